@@ -1,0 +1,55 @@
+"""latentc: compiles Stable Diffusion checkpoints into verified engines for one device.
+
+pipeline = latentc.Pipeline.open("scenes.bundle", "cpu-openvino")
+result = pipeline(latentc.Request(prompt="a lighthouse at sunset", steps=20, seed=1))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compiler.build import build
+    from .core.bundle import Bundle, open_bundle
+    from .core.errors import LatentcError
+    from .core.request import Request, Result
+    from .export.export import export
+    from .pipelines.pipeline import Pipeline
+    from .profiles import Profile, load_profile
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Bundle": ".core.bundle",
+    "LatentcError": ".core.errors",
+    "Pipeline": ".pipelines.pipeline",
+    "Profile": ".profiles",
+    "Request": ".core.request",
+    "Result": ".core.request",
+    "build": ".compiler.build",
+    "export": ".export.export",
+    "load_profile": ".profiles",
+    "open_bundle": ".core.bundle",
+}
+
+__all__ = [
+    "Bundle",
+    "LatentcError",
+    "Pipeline",
+    "Profile",
+    "Request",
+    "Result",
+    "__version__",
+    "build",
+    "export",
+    "load_profile",
+    "open_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `import latentc` costs nothing."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'latentc' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name], "latentc"), name)

@@ -1,0 +1,213 @@
+"""The bundle: what an export leaves, and all that anything downstream reads.
+
+<bundle>/latentc.json               the manifest
+<bundle>/model_index.json           as diffusers writes it
+<bundle>/<part>/model.onnx          graph; weights in model.onnx_data beside it
+<bundle>/tokenizer/, scheduler/     as diffusers writes them
+<bundle>/reference/<name>.npz       fixed inputs, and what PyTorch made of them
+<bundle>/engines/<key>/             artifacts: the compiler's, not the export's
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import ValidationError
+
+from .errors import BundleError
+from .files import sha256
+from .record import Record, complaints
+
+SCHEMA_VERSION = 1
+MANIFEST = "latentc.json"
+
+Dim = int | str
+"""An axis: its size, or the name of a size that is free, as `height`, `8*height` or `height/8`."""
+
+
+class TensorInfo(Record):
+    """An input or output of a part: its name, numpy type and axes."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+class FileInfo(Record):
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+class Part(Record):
+    """One exported graph."""
+
+    path: str
+    opset: int
+    weights: Literal["f32", "f16"]
+    parameters: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    digest: str
+    psnr_db: float
+    """How near the ONNX graph, run as it stands by ONNX Runtime, came to PyTorch."""
+
+    def takes(self, name: str) -> bool:
+        """Whether the graph has an input of this name."""
+        return any(tensor.name == name for tensor in self.inputs)
+
+
+class TextEncoder(Record):
+    """How one text encoder's output becomes the UNet's condition."""
+
+    part: str
+    tokenizer: str
+    embedding: str
+    """The output that is read as the prompt's embedding, [rows, 77, width]."""
+    pooled: str | None = None
+    """The output that is read as the whole prompt's embedding, [rows, width] (SDXL's `text_embeds`)."""
+
+
+class Model(Record):
+    """What the pipeline must know of the model family to draw."""
+
+    text_encoders: tuple[TextEncoder, ...]
+    latent_channels: int
+    downscale: int
+    """Pixels per latent, along each side."""
+    scaling_factor: float
+    default_size: int
+    """Side of the picture the model was made for, in pixels."""
+    time_ids: bool = False
+    guidance_embedding: int | None = None
+    """Width of `timestep_cond`, for models distilled with guidance as an input (LCM)."""
+    zero_empty_negative: bool = False
+    """An empty negative prompt means zeros, not the embedding of nothing (SDXL's `force_zeros_for_empty_prompt`)."""
+
+
+class Source(Record):
+    """Where the bundle came from."""
+
+    kind: str
+    location: str
+    revision: str | None = None
+    random: bool = False
+    """Weights are noise from `new-checkpoint`: good for tests and speed, not for pictures."""
+
+
+class Manifest(Record):
+    """`latentc.json`."""
+
+    schema_version: Literal[1] = 1
+    latentc: str
+    family: str
+    source: Source
+    model: Model
+    parts: dict[str, Part]
+    files: dict[str, FileInfo]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def engines(self) -> Path:
+        """Where artifacts live."""
+        return self.folder / "engines"
+
+    def part(self, name: str) -> Part:
+        """The part of this name; raises `BundleError` where the bundle has none."""
+        try:
+            return self.manifest.parts[name]
+        except KeyError:
+            raise BundleError(
+                f"{self.folder} has no part {name!r}. It has: {', '.join(self.manifest.parts)}."
+            ) from None
+
+    def graph(self, part: str) -> Path:
+        """The part's `model.onnx`."""
+        return self.folder / self.part(part).path
+
+    def json(self, path: str) -> dict[str, Any]:
+        """A JSON file of the bundle, read."""
+        try:
+            return json.loads((self.folder / path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise BundleError(f"{self.folder / path} can't be read ({exc}). Export the checkpoint again.") from exc
+
+    def files(self, part: str) -> dict[str, FileInfo]:
+        """The files that make up a part."""
+        prefix = self.part(part).path.rsplit("/", 1)[0] + "/"
+        return {path: info for path, info in self.manifest.files.items() if path.startswith(prefix)}
+
+
+def open_bundle(folder: Path | str) -> Bundle:
+    """Open a bundle by its manifest; the weights are not read.
+
+    Raises `BundleError` for a missing, damaged or unknown manifest, and for paths that leave the folder.
+    """
+    folder = Path(folder).resolve()
+    path = folder / MANIFEST
+    if not path.is_file():
+        hint = (
+            "It looks like a checkpoint: run `latentc export` on it first."
+            if (folder / "model_index.json").is_file()
+            else "Make one with `latentc export CHECKPOINT -o BUNDLE`."
+        )
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. {hint}")
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"{path} can't be read as JSON ({exc}). Export the checkpoint again.") from exc
+    version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. Export the checkpoint again, or use the latentc that wrote it."
+        )
+    try:
+        manifest = Manifest.model_validate(value)
+    except ValidationError as exc:
+        raise BundleError(f"{path}: {complaints(exc, Manifest)}. Export the checkpoint again.") from exc
+    for name in (*manifest.files, *(part.path for part in manifest.parts.values())):
+        if name not in manifest.files:
+            raise BundleError(f"{path} lists no digest for {name}. Export the checkpoint again.")
+        check_path(folder, name)
+    return Bundle(folder, manifest)
+
+
+def check_path(folder: Path, name: str) -> None:
+    """Refuse a file name that leaves the bundle, or a file that is a link; a missing file passes.
+
+    Source: the four CVEs of ONNX external data (2022-25882, 2024-27318, 2026-34446, 2026-34447).
+    """
+    path = folder / name
+    inside = path.parent.resolve().is_relative_to(folder.resolve())
+    if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
+        raise BundleError(f"{name!r} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
+    if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+        raise BundleError(f"{path} is a link; a bundle holds plain files only. Copy the file itself.")
+
+
+def verify_files(bundle: Bundle, names: list[str]) -> None:
+    """Compare files of a bundle with the manifest; raises `BundleError` naming the first that differs."""
+    for name in names:
+        expected = bundle.manifest.files[name]
+        path = bundle.folder / name
+        check_path(bundle.folder, name)
+        if not path.is_file():
+            raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the bundle whole.")
+        if path.stat().st_size != expected.bytes:
+            raise BundleError(
+                f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. Copy or export it again."
+            )
+        if sha256(path) != expected.sha256:
+            raise BundleError(f"{path} was changed: its SHA-256 isn't the manifest's. Copy or export it again.")

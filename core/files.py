@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import LatentcError
+
+CHUNK_BYTES = 8 << 20
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of a file, read in pieces; `on_bytes` is told how many bytes each piece had."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            digest.update(piece)
+            if on_bytes:
+                on_bytes(len(piece))
+    return digest.hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hex SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old one or the new one, never a part."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        sync(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def fresh_folder(target: Path, error: type[LatentcError]) -> Generator[Path]:
+    """Give a temporary sibling of `target` to fill; it becomes `target` only if the block ends well.
+
+    What an interrupted run of the same target left behind is removed first. Raises `error` where
+    `target` exists already, its parent can't be written, or the disk is full.
+    """
+    if target.exists():
+        raise error(f"{target} exists already. Remove it, or choose another name.")
+    fresh = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+    except OSError as exc:
+        raise error(f"{target.parent} can't be written ({exc.strerror}). Choose a folder that can.") from exc
+    try:
+        yield fresh
+        for path in sorted(fresh.rglob("*")):
+            sync(path)
+        fresh.replace(target)
+        sync(target.parent)
+    except OSError as exc:
+        raise error(
+            f"Writing {target} failed ({exc.strerror or exc}). Free space there or choose another folder."
+        ) from exc
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

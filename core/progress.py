@@ -1,0 +1,12 @@
+"""How long work tells that it goes on; the rooms below `cli/` never print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, float | None], None]
+"""Told the name of what is being done, and the share of it that is done (0 to 1; None: can't be told)."""
+
+
+def quiet(_what: str, _share: float | None = None) -> None:
+    """Tell nobody."""

@@ -1,0 +1,85 @@
+"""What to draw, and what was drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from .errors import RequestError
+from .record import Record, complaints
+from .tensors import Array
+
+MAX_SIDE = 8192
+MAX_COUNT = 64
+
+Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
+
+
+class Request(Record):
+    """A picture to draw. Raises `RequestError` naming each value that is out of range.
+
+    `width` and `height` are pixels, multiples of 8; None is the size the model was made for. `guidance`
+    is the classifier-free guidance scale: above 1 the denoiser sees prompt and negative prompt in one
+    batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
+    `seed` None draws one and the result says which. `scheduler` None takes the checkpoint's own.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: Side | None = None
+    height: Side | None = None
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance: float = Field(default=7.5, ge=0.0, le=100.0, allow_inf_nan=False)
+    guidance_rescale: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    count: int = Field(default=1, ge=1, le=MAX_COUNT)
+    scheduler: str | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_what_is_wrong(cls, value: Any, handler: ModelWrapValidatorHandler[Request]) -> Request:
+        try:
+            return handler(value)
+        except ValidationError as exc:
+            raise RequestError(f"This can't be drawn: {complaints(exc, cls)}.") from exc
+
+    @property
+    def guided(self) -> bool:
+        """Whether the denoiser also sees the negative prompt."""
+        return self.guidance > 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Told to `on_step` after each denoiser call: how far it is, and the latents so far."""
+
+    index: int
+    """Calls finished, from 1."""
+    total: int
+    latents: NDArray[np.float32]
+    """[count, channels, height / 8, width / 8], as the scheduler holds them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures, what was asked, what was done, and how long each stage took."""
+
+    images: NDArray[np.uint8]
+    """[count, height, width, 3], sRGB."""
+    latents: Array
+    """[count, channels, height / 8, width / 8], float32, as the VAE decoder was given them."""
+    request: Request
+    """As asked, with size, seed and scheduler filled in."""
+    seconds: Mapping[str, float]
+    """Wall time by stage: `text_encoder`, `denoiser` (all calls), `vae_decoder`, `host` (all the rest), `total`."""
+    step_seconds: tuple[float, ...]
+    """Wall time of each denoiser call."""
+    engines: Mapping[str, str]
+    """What ran each part, as `openvino 2026.4.1 CPU bf16`."""
+    notices: tuple[str, ...] = field(default=())
+    """What a user should know: a prompt that took several chunks, a size the model wasn't made for."""

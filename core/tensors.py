@@ -1,0 +1,40 @@
+"""Arrays, their names for types, and how far two of them are apart."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Precision = Literal["f32", "bf16", "f16"]
+
+PERFECT_DB = 200.0
+"""What a PSNR is called when two arrays are equal to the bit (the logarithm has no end)."""
+
+
+def psnr_db(reference: Array, other: Array) -> float:
+    """Peak signal-to-noise ratio in dB, with the reference's largest magnitude as the peak.
+
+    20 log10(max|reference| / rmse), the form of Apple's ml-stable-diffusion, so that thresholds can be
+    compared. Returns `PERFECT_DB` for equal arrays and -inf where `other` holds a NaN or an infinity or
+    has another shape.
+    """
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return float("-inf")
+    wide = reference.astype(np.float64)
+    rmse = float(np.sqrt(np.mean((wide - other.astype(np.float64)) ** 2)))
+    peak = float(np.abs(wide).max()) if wide.size else 0.0
+    if rmse == 0.0:
+        return PERFECT_DB
+    if peak == 0.0:
+        return float("-inf")
+    return min(PERFECT_DB, 20.0 * float(np.log10(peak / rmse)))
+
+
+def cosine(reference: Array, other: Array) -> float:
+    """Cosine of the angle between two arrays read as vectors; NaN where `other` isn't finite."""
+    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / scale if scale else float(np.array_equal(a, b))

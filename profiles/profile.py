@@ -1,0 +1,102 @@
+"""A profile: runtime, device, precision, shapes and floors of one target, read strictly from TOML."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import Field, StringConstraints, ValidationError, field_validator
+
+from ..core.errors import ProfileError
+from ..core.record import Record, complaints, suggest
+from ..core.tensors import Precision
+
+FOLDER = Path(__file__).parent
+FLOORS_DB: dict[Precision, float] = {"f32": 60.0, "f16": 35.0, "bf16": 30.0}
+"""Parity floors by precision where a profile states none. 60 and 35 are the usual gates (f32, f16)."""
+
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+Option = bool | int | float | str
+
+
+class Shapes(Record):
+    """Picture sizes to build for."""
+
+    sizes: tuple[Size, ...] = ()
+    """`WIDTHxHEIGHT` in pixels, each a static engine of its own; none: one engine for every size."""
+    images: int = Field(default=1, ge=1, le=64)
+    """Pictures drawn at once, for static sizes."""
+    guided: bool = True
+    """Static sizes are for guidance above 1: the denoiser's batch is twice the pictures."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _multiples_of_eight(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
+        for size in sizes:
+            if any(int(side) % 8 or not 64 <= int(side) <= 8192 for side in size.split("x")):
+                raise ValueError(f"{size}: each side is a multiple of 8 from 64 to 8192")
+        return sizes
+
+
+class Profile(Record):
+    """One target. `name` is the file's name without `.toml`."""
+
+    name: str
+    title: str
+    runtime: str
+    device: str = "CPU"
+    opset: int = Field(default=23, ge=18, le=23)
+    """The ONNX operator set that the runtime is given: 23 (fused attention and group norm) or 18."""
+    precision: dict[str, tuple[Precision, ...]] = Field(default={"default": ("f32",)})
+    """By part or `default`: what to compute in, best first; the first that the device has is taken."""
+    shapes: Shapes = Shapes()
+    parity_db: dict[Precision, float] = Field(default=FLOORS_DB)
+    """PSNR floor against the exported reference, by the precision that was taken."""
+    options: dict[str, Option] = Field(default={})
+    """The runtime's own settings, handed over as they are; it refuses what it doesn't know."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if isinstance(value, str | list):
+            return {"default": [value] if isinstance(value, str) else value}
+        if not isinstance(value, dict):
+            return value
+        wishes = cast("dict[str, Any]", value)
+        return {part: [wish] if isinstance(wish, str) else wish for part, wish in wishes.items()}
+
+    @field_validator("parity_db", mode="after")
+    @classmethod
+    def _fill_floors(cls, floors: dict[Precision, float]) -> dict[Precision, float]:
+        return FLOORS_DB | floors
+
+    def wishes(self, part: str) -> tuple[Precision, ...]:
+        """Precisions for this part, best first."""
+        return self.precision.get(part) or self.precision.get("default") or ("f32",)
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Load a profile by name, or from a `.toml` file of the user's own.
+
+    Raises `ProfileError` for an unknown name, a key that isn't one (with the near name) or a bad value.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file() or (not name.endswith(".toml") and not re.fullmatch(r"[\w.-]+", name)):
+        raise ProfileError(
+            f"There is no profile {name!r}. {suggest(name, profile_names())} A file of your own ends in .toml."
+        )
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ProfileError(f"{path} can't be read as TOML: {exc}.") from exc
+    try:
+        return Profile.model_validate({**value, "name": path.stem})
+    except ValidationError as exc:
+        raise ProfileError(f"{path}: {complaints(exc, Profile)}.") from exc

@@ -1,0 +1,97 @@
+"""What a runtime is: the one contract that every adapter fulfils.
+
+A new runtime is a file beside this one, a line in `RUNTIMES`, an extra in `pyproject.toml` and a profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..core.bundle import Bundle, TensorInfo
+from ..core.progress import Progress
+from ..core.tensors import Array, Precision
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+Option = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A profile as it applies to one part on this machine: nothing left to choose."""
+
+    runtime: str
+    device: str
+    precision: Precision
+    options: Mapping[str, Option]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    shape: Mapping[str, tuple[int, ...]] | None = None
+    """Every input's shape, for a static engine; None where batch, height and width are free."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part to compile."""
+
+    bundle: Bundle
+    part: str
+    graph: Path
+    """The lowered ONNX graph: in the target's precision and shapes. Its weights lie beside it."""
+    target: Target
+
+
+class Engine(Protocol):
+    """A loaded artifact. Safe to call from several threads; calls may wait for one another."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute every output from all inputs. f32 and int64 arrays in, f32 arrays out that the caller owns.
+
+        Raises `ShapeError` where a feed is missing, unknown, or has a shape the engine wasn't built for.
+        """
+        ...
+
+    def bind(self, feeds: Mapping[str, Array]) -> Run:
+        """Fix some inputs, on the device where that pays; the function returned takes the others."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory. The engine can't be used after."""
+        ...
+
+
+class Runtime(Protocol):
+    """An adapter to one library that compiles and runs graphs."""
+
+    reads_onnx: bool
+    """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
+
+    def missing(self, device: str) -> str | None:
+        """None where it works here; else one sentence: why not, and what to install."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that shape the artifact; part of its key."""
+        ...
+
+    def device(self, device: str) -> dict[str, str]:
+        """What of the device shapes the artifact (instruction set, architecture); part of its key."""
+        ...
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """What the device computes in natively, through this runtime."""
+        ...
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """Raise `ProfileError` for an option that it doesn't know, with the near name."""
+        ...
+
+    def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
+        """Compile a part into the empty folder `out`. Raises `CompileError`, with the library's own words."""
+        ...
+
+    def load(self, artifact: Path, target: Target) -> Engine:
+        """Load what `compile` left. Raises `RuntimeMissing` or `CompileError`; never falls back in silence."""
+        ...
