@@ -171,7 +171,8 @@ def open_bundle(folder: Path | str) -> Bundle:
     version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. Export the checkpoint again, or use the latentc that wrote it."
+            f"{path} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. "
+            "Export the checkpoint again, or use the latentc that wrote it."
         )
     try:
         manifest = Manifest.model_validate(value)
@@ -207,7 +208,8 @@ def verify_files(bundle: Bundle, names: list[str]) -> None:
             raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the bundle whole.")
         if path.stat().st_size != expected.bytes:
             raise BundleError(
-                f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. Copy or export it again."
+                f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. "
+                "Copy or export it again."
             )
         if sha256(path) != expected.sha256:
             raise BundleError(f"{path} was changed: its SHA-256 isn't the manifest's. Copy or export it again.")

@@ -1,0 +1,46 @@
+"""Whether the exported graph says what PyTorch said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ParityError, RuntimeMissing
+from ..core.tensors import Array, psnr_db
+
+FLOOR_DB = 60.0
+
+
+def ready() -> None:
+    """Raise `RuntimeMissing` where ONNX Runtime isn't here: better now than after minutes of tracing."""
+    try:
+        import_module("onnxruntime")
+    except ImportError as exc:
+        raise RuntimeMissing(
+            "An export compares each part with PyTorch through ONNX Runtime, which isn't installed. "
+            'Install it: pip install "latentc[export,onnxruntime]".'
+        ) from exc
+
+
+def check(part: str, graph: Path, feeds: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
+    """Worst PSNR over a part's outputs, in dB, of the graph run as it stands: ONNX Runtime, nothing optimized.
+
+    Raises `ParityError` below 60 dB, naming the part and the output.
+    """
+    ort: Any = import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    outputs: list[Array] = session.run(list(reference), dict(feeds))
+    figures = {name: psnr_db(wanted, output) for (name, wanted), output in zip(reference.items(), outputs, strict=True)}
+    worst = min(figures, key=lambda name: figures[name])
+    if figures[worst] < FLOOR_DB:
+        raise ParityError(
+            f"The exported {part} isn't what PyTorch computes: {worst} agrees to {figures[worst]:.1f} dB, and "
+            f"{FLOOR_DB:.0f} dB was expected. Nothing was written; please report the checkpoint."
+        )
+    return figures[worst]

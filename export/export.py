@@ -1,0 +1,174 @@
+"""From a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import gc
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..checkpoints.open import Checkpoint, open_checkpoint
+from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
+from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, open_bundle
+from ..core.errors import BundleError, RuntimeMissing
+from ..core.files import fresh_folder, sha256, sha256_json
+from ..core.progress import Progress, quiet
+from .check import check, ready
+
+if TYPE_CHECKING:
+    import torch
+
+    from .reference import References
+
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+def export(
+    checkpoint: str,
+    folder: Path | str,
+    *,
+    revision: str | None = None,
+    prediction: str | None = None,
+    weights: Literal["f32", "f16"] | None = None,
+    on_progress: Progress = quiet,
+) -> Bundle:
+    """Export a checkpoint to a bundle in `folder`, which must not exist.
+
+    `checkpoint` is what `open_checkpoint` takes. Each part is compared with PyTorch on fixed inputs as it
+    is written. `weights` is what they are stored in, f16 by default where the checkpoint has f16; the
+    graph computes in f32 in both cases. Memory: one part at a time in f32, and what its call needs.
+
+    Raises `CheckpointError`, `CompileError`, `ParityError` below 60 dB, `RuntimeMissing` without torch,
+    `BundleError` where the folder exists or can't be written; then nothing is left.
+    """
+    ready()
+    opened = open_checkpoint(checkpoint, revision=revision, prediction=prediction)
+    try:
+        from .reference import References
+    except ImportError as exc:
+        raise RuntimeMissing(f'Export needs torch and diffusers ({exc}). pip install "latentc[export]"') from exc
+    folder = Path(folder).resolve()
+    with fresh_folder(folder, BundleError) as fresh:
+        references = References(opened)
+        (fresh / "reference").mkdir()
+        parts = _export_parts(opened, references, weights, fresh, on_progress)
+        np.savez(fresh / "reference" / "step.npz", allow_pickle=False, **references.step)
+        _write_configs(opened, fresh)
+        on_progress("digest", None)
+        _write_manifest(opened, parts, fresh)
+    return open_bundle(folder)
+
+
+def _export_parts(
+    checkpoint: Checkpoint, references: References, weights: str | None, fresh: Path, on_progress: Progress
+) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    module: tuple[str, torch.nn.Module] | None = None
+    for spec in part_specs(checkpoint):
+        if module is None or module[0] != spec.component:
+            module = None
+            gc.collect()
+            on_progress(f"{spec.name}: read", None)
+            module = (spec.component, checkpoint.module(spec.component))
+        last = spec.name != "vae_decoder"
+        whole = as_part(checkpoint, spec, module[1])
+        if last:
+            module = None
+        parts[spec.name] = _export_part(checkpoint, spec, whole, references, weights, fresh, on_progress)
+        del whole
+    return parts
+
+
+def _export_part(
+    checkpoint: Checkpoint,
+    spec: PartSpec,
+    module: torch.nn.Module,
+    references: References,
+    weights: str | None,
+    fresh: Path,
+    on_progress: Progress,
+) -> Part:
+    from .trace import OPSET, trace
+    from .weights import parameters, store_half, stored_in, write
+
+    place = fresh / spec.name
+    place.mkdir()
+    on_progress(f"{spec.name}: reference", None)
+    stored = references.take(spec, module)
+    np.savez(fresh / "reference" / f"{spec.name}.npz", allow_pickle=False, **stored)
+    on_progress(f"{spec.name}: trace", None)
+    model = trace(spec, module)
+    kind = weights or stored_in({tensor.dtype for tensor in checkpoint.weights[spec.component].values()})
+    count = parameters(model)
+    if kind == "f16":
+        store_half(model)
+    on_progress(f"{spec.name}: write", None)
+    write(model, place)
+    del model, module
+    gc.collect()
+    on_progress(f"{spec.name}: check", None)
+    feeds = {name[3:]: array for name, array in stored.items() if name.startswith("in.")}
+    outputs = {name[4:]: array for name, array in stored.items() if name.startswith("out.")}
+    figure = check(spec.name, place / "model.onnx", feeds, outputs)
+    return Part(
+        path=f"{spec.name}/model.onnx",
+        opset=OPSET,
+        weights="f16" if kind == "f16" else "f32",
+        parameters=count,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        digest=sha256_json({path.name: sha256(path) for path in sorted(place.iterdir())}),
+        psnr_db=round(figure, 2),
+    )
+
+
+def _write_configs(checkpoint: Checkpoint, fresh: Path) -> None:
+    """What diffusers and optimum look for beside the graphs."""
+    components = {component.name: component for component in checkpoint.family.components}
+    index: dict[str, Any] = dict(checkpoint.model_index)
+    for spec in part_specs(checkpoint):
+        _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component])
+        component = components[spec.component]
+        index[spec.name] = [component.library, component.cls]
+    index.pop("vae", None)
+    for tokenizer in checkpoint.family.tokenizers:
+        (fresh / tokenizer.name).mkdir()
+        for name, content in checkpoint.tokenizer_files(tokenizer.name).items():
+            (fresh / tokenizer.name / name).write_bytes(content)
+    (fresh / "scheduler").mkdir()
+    _write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    _write_json(fresh / "model_index.json", index)
+
+
+def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path) -> None:
+    source = checkpoint.source
+    files = {
+        str(path.relative_to(fresh)): FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
+        for path in sorted(fresh.rglob("*"))
+        if path.is_file()
+    }
+    manifest = Manifest(
+        latentc=__version__,
+        family=checkpoint.family.name,
+        source=Source(kind=source.kind, location=source.location, revision=source.revision, random=source.random),
+        model=model_facts(checkpoint),
+        parts=parts,
+        files=files,
+        versions={name: found for name in LIBRARIES if (found := _version(name))},
+    )
+    _write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,141 @@
+"""From a torch module to an ONNX graph with free batch, height and width."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from ..checkpoints.parts import PartSpec
+from ..core.bundle import TensorInfo
+from ..core.errors import CompileError
+from ..core.shapes import shape_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+OPSET = 23
+"""First operator set with Attention; the compiler lowers it to 18 where a profile asks for that."""
+
+EXAMPLE_SIZES = {"batch": 2, "length": 154, "height": 13, "width": 18}
+"""Odd and unequal on purpose, so that no size is taken for a constant or for another size."""
+
+LIMITS = {"batch": (1, 63), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
+"""Ranges promised to the tracer, in latents for the UNet and the VAE. The graph holds outside them too: 63 is where
+diffusers begins to lay a tensor out anew before it is upsampled, 9 keeps every level of the UNet above one latent."""
+
+ALWAYS_RESIZE = 30
+"""Upsamplings that the UNet is told it has: sizes are then never multiples of their product, so that the traced
+graph takes each size from its skip connection, and every multiple of 8 pixels works."""
+
+
+def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
+    """Trace a part (`as_part`) into an ONNX graph at opset 23; the weights are the module's own memory.
+
+    Raises `CompileError` with the exporter's words.
+    """
+    import torch
+
+    onnx_export = cast("Any", torch.onnx).export
+    sizes, dimensions = _sizes(spec)
+    example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
+    dynamic = tuple(
+        {axis: dimensions[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+        for tensor in spec.inputs
+    )
+    unet = cast("Any", module).model if spec.name == "unet" else None
+    try:
+        with _quiet(), torch.no_grad(), _resizing(unet):
+            exported = torch.export.export(module, example, dynamic_shapes=(dynamic,), strict=False)
+            program = onnx_export(
+                exported,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                verbose=False,
+            )
+    except Exception as exc:
+        raise CompileError(f"torch.onnx can't export {spec.name}: {str(exc).strip().splitlines()[0]}.") from exc
+    model: ir.Model = program.model
+    _label(model.graph.inputs, spec.inputs)
+    _label(model.graph.outputs, spec.outputs)
+    _forget_origin(model)
+    return model
+
+
+def _example(tensor: TensorInfo, sizes: dict[str, int]) -> torch.Tensor:
+    import torch
+
+    shape = shape_of(tensor.shape, sizes)
+    dtype = torch.int64 if tensor.dtype == "int64" else torch.float32
+    return torch.ones(shape, dtype=dtype)
+
+
+def _sizes(spec: PartSpec) -> tuple[dict[str, int], dict[str, Any]]:
+    """An example of each free size, and the tracer's name for it; in pixels where the part takes a picture."""
+    import torch
+
+    sizes: dict[str, int] = dict(EXAMPLE_SIZES)
+    dims: dict[str, Any] = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in LIMITS.items()}
+    if spec.name == "vae_encoder":
+        factor = int(str(spec.outputs[0].shape[2]).split("/")[1])
+        sizes |= {side: factor * sizes[side] for side in ("height", "width")}
+        dims |= {side: factor * dims[side] for side in ("height", "width")}
+    return sizes, dims
+
+
+@contextmanager
+def _resizing(unet: Any) -> Generator[None]:
+    if unet is None:
+        yield
+        return
+    before = unet.num_upsamplers
+    unet.num_upsamplers = ALWAYS_RESIZE
+    try:
+        yield
+    finally:
+        unet.num_upsamplers = before
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """The exporter warns of what can't matter here: no torchvision, symbols it renames."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils._sympy", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _label(values: Any, tensors: tuple[TensorInfo, ...]) -> None:
+    import onnx_ir as ir
+
+    for value, tensor in zip(values, tensors, strict=True):
+        value.name = tensor.name
+        value.shape = ir.Shape(tensor.shape)
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """Drop what says where and when it was traced: the same checkpoint gives the same bytes."""
+    model.doc_string = None
+    model.producer_name = "latentc"
+    model.producer_version = None
+    model.metadata_props.clear()
+    for holder in (model.graph, *model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        holder.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
