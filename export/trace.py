@@ -127,6 +127,8 @@ def _label(values: Any, tensors: tuple[TensorInfo, ...]) -> None:
 
 def _forget_origin(model: ir.Model) -> None:
     """Drop what says where and when it was traced: the same checkpoint gives the same bytes."""
+    import onnx_ir as ir
+
     model.doc_string = None
     model.producer_name = "latentc"
     model.producer_version = None
@@ -139,3 +141,5 @@ def _forget_origin(model: ir.Model) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
             value.doc_string = None
+            if value.shape is not None and not value.is_graph_output():
+                value.shape = ir.Shape([size if isinstance(size, int) else None for size in value.shape])

@@ -60,8 +60,10 @@ class Profile(Record):
     @field_validator("precision", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        if isinstance(value, str | list):
-            return {"default": [value] if isinstance(value, str) else value}
+        if isinstance(value, str):
+            return {"default": [value]}
+        if isinstance(value, list):
+            return {"default": cast("list[Any]", value)}
         if not isinstance(value, dict):
             return value
         wishes = cast("dict[str, Any]", value)

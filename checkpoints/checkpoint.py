@@ -1,0 +1,106 @@
+"""An opened checkpoint: facts, configs, and weights that are read when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..core.errors import CheckpointError
+from .families import Config, Family
+from .modules import build, fill
+from .names import Stored, folder_plan, original_plan, original_prefix
+from .source import Source
+from .stored import stored_bytes
+from .tokenizer import FILES, complete, shipped_files
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that `open_checkpoint` has recognized and checked; no weight is in memory."""
+
+    family: Family
+    source: Source
+    configs: Mapping[str, Config] = field(repr=False)
+    """Config of each component, as diffusers and transformers write them."""
+    scheduler: Config = field(repr=False)
+    model_index: Config = field(repr=False)
+    layout: Literal["diffusers", "original"]
+    weights: Mapping[str, Stored] = field(repr=False)
+    """Stored tensors of each component; in the original layout, under their names there."""
+    folder: Path | None = field(default=None, repr=False)
+    """The folder on this machine, in diffusers' layout."""
+
+    @property
+    def pixels(self) -> int:
+        """Width and height that its UNet's config says it draws: the family's, unless tiny or fine-tuned."""
+        size = self.configs["unet"].get("sample_size")
+        levels = len(self.configs["vae"].get("block_out_channels", ()))
+        return size * 2 ** (levels - 1) if isinstance(size, int) and levels else self.family.pixels
+
+    def module(self, component: str, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """The component with its weights in `dtype` (float32 if None): eval mode, no gradients.
+
+        Memory is about the component's size in `dtype`; weights stored in `dtype` stay mapped from
+        the file. Raises CheckpointError naming the tensor that is missing, unexpected, misshapen,
+        NaN or Inf; RuntimeMissing without torch, diffusers or transformers.
+        """
+        facts = self.family.component(component)
+        config = self.configs[component]
+        module = build(facts, config)
+        if self.layout == "diffusers":
+            plan = folder_plan(self.weights[component], facts.cls)
+        else:
+            plan = original_plan(self.weights[component], self.family, component, config)
+        return fill(module, facts, plan, dtype)
+
+    def tokenizer_files(self, tokenizer: str) -> dict[str, bytes]:
+        """The five files of a tokenizer by name, with those that lack produced.
+
+        `tokenizer.json` is for the `tokenizers` library alone: it gives the ids of transformers'
+        CLIPTokenizer, cut and filled up to the encoder's length with the family's padding token.
+        """
+        facts = self.family.tokenizer(tokenizer)
+        files = shipped_files(facts)
+        if self.folder is not None:
+            place = self.folder / tokenizer
+            names = (*FILES, "added_tokens.json")
+            files = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+        length = self.configs[facts.encoder].get("max_position_embeddings", facts.length)
+        return complete(files, facts, length)
+
+    def digest(self, component: str) -> str:
+        """Sha-256, in hex, of the component's config and of its tensors' names, types and stored bytes.
+
+        The same weights in another layout or type have another digest.
+        """
+        self.family.component(component)
+        config = {key: value for key, value in self.configs[component].items() if not _is_remark(key)}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(self.weights[component].items()):
+            digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+            try:
+                for chunk in stored_bytes(tensor):
+                    digest.update(chunk)
+            except OSError as exc:
+                raise CheckpointError(
+                    f"{tensor.file} can't be read: {exc.strerror or exc}. Is it still there?"
+                ) from exc
+        return digest.hexdigest()
+
+
+def component_tensors(tensors: Stored, family: Family, component: str) -> Stored:
+    """Of a whole original file, the tensors of one component, under their names there."""
+    prefix = original_prefix(family, component)
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _is_remark(key: str) -> bool:
+    """Whether a config key says who wrote it, and nothing about the model."""
+    return key in ("_diffusers_version", "_name_or_path", "transformers_version")

@@ -1,0 +1,279 @@
+"""The families of checkpoints, as rows of data.
+
+A family is a set of model facts: which components a checkpoint holds, how a prompt becomes the
+UNet's input, how the original single-file layout names its tensors, and the published sizes
+(`configs/<family>/*.json`). A new family is a row, its configs, and at most one small function.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.errors import CheckpointError
+
+Config = dict[str, Any]
+
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a checkpoint, and the class that diffusers or transformers has for it."""
+
+    name: str
+    library: Literal["diffusers", "transformers"]
+    cls: str
+
+    @property
+    def stem(self) -> str:
+        """Name of its weight file in a diffusers folder, without the endings."""
+        return "model" if self.library == "transformers" else "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """A tokenizer of the family: whose input ids it makes, and the token it fills up with."""
+
+    name: str
+    encoder: str
+    pad: str
+    length: int = 77
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How prompt embeddings are made.
+
+    The hidden states of `encoders` are concatenated along the last axis, in this order. `last` is
+    `last_hidden_state`, after the final layer norm; `penultimate` is `hidden_states[-2]`, before it.
+    """
+
+    encoders: tuple[str, ...]
+    hidden_state: Literal["last", "penultimate"]
+    pooled: str | None = None
+    """The encoder whose `text_embeds` the UNet takes as well."""
+    time_ids: bool = False
+    """Whether the UNet takes (height, width, top, left, target height, target width) in pixels."""
+    zeros_for_empty: bool = False
+    """Whether an empty negative prompt is all zeros, unless model_index.json says otherwise."""
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """Where the original layout keeps a text encoder: transformers' names, or OpenCLIP's."""
+
+    component: str
+    prefix: str
+    style: Literal["transformers", "openclip"]
+    drops_last_layer: bool = False
+    """The prompt is read one layer before the end, and diffusers leaves the last layer out."""
+
+
+@dataclass(frozen=True, repr=False)
+class Family:
+    """The facts of one family."""
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    pipelines: tuple[str, ...]
+    """Pipeline classes of diffusers that hold these components; the first one is written."""
+    components: tuple[Component, ...]
+    tokenizers: tuple[TokenizerFacts, ...]
+    prompt: Prompt
+    pixels: int
+    """Width and height that it was trained at."""
+    marks: Mapping[str, object]
+    """UNet config keys that tell it from the other families; None stands for absent or false."""
+    texts: tuple[TextLayout, ...]
+    heads: Callable[[list[int]], int | list[int]]
+    """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor tells them."""
+    tiny: Mapping[str, Config]
+    """What a tiny variant changes in the published configs."""
+    epsilon: Mapping[str, Config] | None = None
+    """What the epsilon variant changes, where the published default predicts v."""
+
+    def __repr__(self) -> str:
+        return f"<Family {self.name}>"
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline class of diffusers."""
+        return self.pipelines[0]
+
+    def component(self, name: str) -> Component:
+        """The component called `name`, or a CheckpointError that lists them."""
+        for component in self.components:
+            if component.name == name:
+                return component
+        known = ", ".join(component.name for component in self.components)
+        raise CheckpointError(f"{self.title} has no component {name!r}. It has: {known}.")
+
+    def tokenizer(self, name: str) -> TokenizerFacts:
+        """The tokenizer called `name`, or a CheckpointError that lists them."""
+        for tokenizer in self.tokenizers:
+            if tokenizer.name == name:
+                return tokenizer
+        known = ", ".join(tokenizer.name for tokenizer in self.tokenizers)
+        raise CheckpointError(f"{self.title} has no tokenizer {name!r}. It has: {known}.")
+
+    def config(self, component: str) -> Config:
+        """The published, full-size config of a component, or of the `scheduler`."""
+        return json.loads((_CONFIGS / self.name / f"{component}.json").read_text(encoding="utf-8"))
+
+    def tiny_config(self, component: str) -> Config:
+        """The config of a component's tiny variant: the published one with small overrides."""
+        return self.config(component) | deepcopy(self.tiny.get(component, {}))
+
+
+def eight_heads(widths: list[int]) -> int:
+    """Eight heads at every level, as Stable Diffusion 1 has."""
+    return 8
+
+
+def heads_of_64(widths: list[int]) -> list[int]:
+    """Heads 64 wide, as Stable Diffusion 2 and XL have; two where a level is narrower than 128."""
+    return [text_heads(width) for width in widths]
+
+
+def text_heads(width: int) -> int:
+    """Heads of a CLIP text encoder: each published one has heads 64 wide, and never fewer than two."""
+    return max(2, width // 64)
+
+
+def norm_groups(width: int) -> int:
+    """Groups of the group norms, from the narrowest level: 32, or a quarter of it in a tiny variant."""
+    return 32 if width >= 128 else max(1, width // 4)
+
+
+_TEXT = Component("text_encoder", "transformers", "CLIPTextModel")
+_TEXT_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjection")
+_UNET = Component("unet", "diffusers", "UNet2DConditionModel")
+_VAE = Component("vae", "diffusers", "AutoencoderKL")
+
+_TINY_UNET: Config = {
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 32,
+    "sample_size": 16,
+}
+_TINY_VAE: Config = {
+    "block_out_channels": [16, 16, 32, 32],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 128,
+}
+_TINY_TEXT: Config = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "projection_dim": 32,
+}
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="sd1",
+        title="Stable Diffusion 1",
+        aliases=("sd14", "sd15", "sd1.4", "sd1.5"),
+        pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+        components=(_TEXT, _UNET, _VAE),
+        tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
+        prompt=Prompt(("text_encoder",), "last"),
+        pixels=512,
+        marks={"use_linear_projection": None, "addition_embed_type": None},
+        texts=(TextLayout("text_encoder", "cond_stage_model.transformer.", "transformers"),),
+        heads=eight_heads,
+        tiny={"unet": _TINY_UNET, "vae": _TINY_VAE, "text_encoder": _TINY_TEXT},
+    ),
+    Family(
+        name="sd2",
+        title="Stable Diffusion 2",
+        aliases=("sd20", "sd21", "sd2.0", "sd2.1"),
+        pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+        components=(_TEXT, _UNET, _VAE),
+        tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
+        prompt=Prompt(("text_encoder",), "last"),
+        pixels=768,
+        marks={"use_linear_projection": True, "addition_embed_type": None},
+        texts=(TextLayout("text_encoder", "cond_stage_model.model.", "openclip", drops_last_layer=True),),
+        heads=heads_of_64,
+        tiny={
+            "unet": _TINY_UNET | {"attention_head_dim": [2, 2]},
+            "vae": _TINY_VAE,
+            "text_encoder": _TINY_TEXT,
+        },
+        epsilon={"unet": {"sample_size": 64}, "vae": {"sample_size": 512}},
+    ),
+    Family(
+        name="sdxl",
+        title="Stable Diffusion XL",
+        aliases=("xl", "sdxl10", "sdxl1.0"),
+        pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+        components=(_TEXT, _TEXT_2, _UNET, _VAE),
+        tokenizers=(
+            TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),
+            TokenizerFacts("tokenizer_2", "text_encoder_2", "!"),
+        ),
+        prompt=Prompt(
+            ("text_encoder", "text_encoder_2"),
+            "penultimate",
+            pooled="text_encoder_2",
+            time_ids=True,
+            zeros_for_empty=True,
+        ),
+        pixels=1024,
+        marks={"use_linear_projection": True, "addition_embed_type": "text_time"},
+        texts=(
+            TextLayout("text_encoder", "conditioner.embedders.0.transformer.", "transformers"),
+            TextLayout("text_encoder_2", "conditioner.embedders.1.model.", "openclip"),
+        ),
+        heads=heads_of_64,
+        # Two narrow encoders of different widths: a vocabulary of 49408 is most of the file, and encoders
+        # taken in the wrong order are noticed.
+        tiny={
+            "unet": _TINY_UNET
+            | {
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+                "transformer_layers_per_block": [1, 2],
+                "block_out_channels": [32, 48],
+                "attention_head_dim": [2, 2],
+                "cross_attention_dim": 8 + 16,
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 16 + 6 * 8,
+            },
+            "vae": _TINY_VAE,
+            "text_encoder": _TINY_TEXT | {"hidden_size": 8, "intermediate_size": 32, "projection_dim": 8},
+            "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
+        },
+    ),
+)
+
+
+def find_family(name: str) -> Family:
+    """The family called `name` (or an alias such as `sd15`), or a CheckpointError that lists them."""
+    for family in FAMILIES:
+        if name.lower() in (family.name, *family.aliases):
+            return family
+    known = "; ".join(
+        f"{family.name} ({family.title}; also {', '.join(family.aliases)})" for family in FAMILIES
+    )
+    raise CheckpointError(f"There is no family called {name!r}. The families are: {known}.")
+
+
+def family_of(model_index: Config, unet: Config) -> Family | None:
+    """The family of a diffusers folder, by its pipeline class and its UNet's config."""
+    for family in FAMILIES:
+        marked = all((unet.get(key) or None) == value for key, value in family.marks.items())
+        if model_index.get("_class_name") in family.pipelines and marked:
+            return family
+    return None

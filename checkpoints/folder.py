@@ -1,0 +1,134 @@
+"""Opening a checkpoint in diffusers' layout: a folder with model_index.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from ..core.errors import CheckpointError
+from .checkpoint import Checkpoint
+from .families import Component, Config, Family, family_of
+from .names import Stored
+from .refusals import refuse_pipeline, refuse_unet, supported
+from .source import Source, read_json
+from .stored import PICKLES, read_header
+
+_VARIANTS = ("", ".fp16", ".bf16")
+
+
+def open_folder(folder: Path, source: Source) -> Checkpoint:
+    """The checkpoint in a folder, with every header and offset checked and no weight read.
+
+    Raises CheckpointError for a folder that is incomplete, damaged, pickled or of a kind that isn't supported.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(_no_index(folder))
+    model_index = read_json(folder / "model_index.json")
+    refuse_pipeline(folder, model_index)
+    unet = read_json(folder / "unet" / "config.json")
+    refuse_unet(folder, unet)
+    family = family_of(model_index, unet)
+    if family is None:
+        raise CheckpointError(
+            f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection "
+            f"{unet.get('use_linear_projection')!r}, addition_embed_type {unet.get('addition_embed_type')!r}). {supported()}"
+        )
+    _refuse_refiner(folder, family, model_index)
+    configs = {c.name: read_json(folder / c.name / "config.json") for c in family.components}
+    for component in family.components:
+        _check_class(folder, component, configs[component.name])
+    return Checkpoint(
+        family=family,
+        source=source,
+        configs=configs,
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        model_index=model_index,
+        layout="diffusers",
+        weights={component.name: _weights(folder, component) for component in family.components},
+        folder=folder,
+    )
+
+
+def _no_index(folder: Path) -> str:
+    single = sorted(path.name for path in folder.glob("*.safetensors"))
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if single:
+        return f"{folder} has no model_index.json. For one of its single files, pass {folder / single[0]}."
+    if pickled:
+        return f"{folder} has no model_index.json, only pickles ({pickled[0]}), which are never opened. {_convert()}"
+    return (
+        f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one."
+    )
+
+
+def _convert() -> str:
+    return (
+        "Convert it on a machine where you trust it: "
+        "DiffusionPipeline.from_pretrained(folder, use_safetensors=False).save_pretrained(new_folder)."
+    )
+
+
+def _refuse_refiner(folder: Path, family: Family, model_index: Config) -> None:
+    for component in family.components:
+        entry = model_index.get(component.name)
+        if not isinstance(entry, list) or None in entry:
+            raise CheckpointError(
+                f"{folder} has no {component.name} (a refiner has none, for instance), which every "
+                f"{family.title} checkpoint that latentc opens has. {supported()}"
+            )
+
+
+def _check_class(folder: Path, component: Component, config: Config) -> None:
+    stated = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    # Some exports say CLIPTextModel of an encoder with a projection, or the reverse; the tensors tell in any case.
+    fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
+    if stated is not None and not fits:
+        raise CheckpointError(
+            f"{folder / component.name} holds a {stated}, and a {component.cls} was expected: "
+            "it isn't supported yet. Pass a checkpoint with the plain component."
+        )
+
+
+def _weights(folder: Path, component: Component) -> Stored:
+    place = folder / component.name
+    for variant in _VARIANTS:
+        file = place / f"{component.stem}{variant}.safetensors"
+        if file.is_file():
+            return read_header(file)[0]
+        dotted = variant.removeprefix(".")
+        for index in (f"{file.name}.index.json", f"{component.stem}.safetensors.index.{dotted}.json"):
+            if (place / index).is_file():
+                return _sharded(place / index)
+    there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    pickled = [name for name in there if name.endswith(PICKLES)]
+    expected = f"{component.stem}.safetensors"
+    if pickled:
+        raise CheckpointError(
+            f"{place} holds only a pickle, {pickled[0]}, and {expected} was expected; latentc never opens pickles. "
+            f"{_convert()}"
+        )
+    raise CheckpointError(
+        f"{place} has no weights: {expected} was expected (or its .fp16 or sharded form), and it holds "
+        f"{', '.join(there) or 'nothing'}. Fetch the checkpoint again."
+    )
+
+
+def _sharded(index: Path) -> Stored:
+    advice = "Fetch the checkpoint again."
+    found: Any = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{index} has no weight_map. {advice}")
+    places = cast("dict[str, Any]", found)
+    shards: dict[str, Stored] = {}
+    for name in sorted({str(shard) for shard in places.values()}):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is no .safetensors file beside it. {advice}"
+            )
+        shards[name] = read_header(index.parent / name)[0]
+    for tensor, shard in places.items():
+        if tensor not in shards[str(shard)]:
+            raise CheckpointError(
+                f"{index} says that {shard} holds tensor {tensor!r}, and it doesn't. {advice}"
+            )
+    return {tensor: shards[str(shard)][tensor] for tensor, shard in places.items()}

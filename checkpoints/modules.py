@@ -1,0 +1,151 @@
+"""From a config and a plan to a torch module: built without memory, filled tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import CheckpointError, RuntimeMissing
+from .families import Component, Config
+from .names import Plan, View, fit
+from .stored import FLOATS
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCH_BYTES = 256 << 20
+
+
+def build(component: Component, config: Config) -> torch.nn.Module:
+    """The component's module on the meta device: its structure and shapes, and no memory.
+
+    Raises CheckpointError if its library refuses the config, RuntimeMissing if the library isn't here.
+    """
+    try:
+        import torch
+
+        cls: Any = getattr(import_module(component.library), component.cls)
+    except ImportError as exc:
+        raise RuntimeMissing(
+            f"Opening the {component.name} of a checkpoint needs torch, diffusers and transformers ({exc}). "
+            "Install them with: pip install 'latentc[export]'."
+        ) from exc
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device("meta"):
+            if component.library == "diffusers":
+                return cls.from_config(known)
+            return cls(cls.config_class.from_dict(known))
+    except Exception as exc:  # whatever a library makes of a config that isn't its own
+        raise CheckpointError(
+            f"{component.cls} doesn't accept the config of {component.name}: {exc}. "
+            "Compare it with the config that the checkpoint was published with."
+        ) from exc
+
+
+def fill(
+    module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None
+) -> torch.nn.Module:
+    """Give the module its weights, in `dtype` (float32 if None): in eval mode, without gradients.
+
+    Raises CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or type, or
+    not finite. Tensors stored in `dtype` stay mapped from their file.
+    """
+    import torch
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    plan = fit(plan, wanted)
+    _check(component, wanted, plan)
+    weights: dict[str, torch.Tensor] = {}
+    for batch in _batches(plan):
+        weights |= _read(component, batch, dtype or torch.float32)
+    module.load_state_dict(weights, strict=True, assign=True)
+    _restore_positions(module)
+    return module.eval().requires_grad_(False)
+
+
+def _check(component: Component, wanted: Mapping[str, tuple[int, ...]], plan: Plan) -> None:
+    advice = "Fetch the checkpoint again, or check that its config belongs to its weights."
+    missing, unexpected = sorted(set(wanted) - set(plan)), sorted(set(plan) - set(wanted))
+    if missing:
+        raise CheckpointError(
+            f"{component.name} lacks tensor {missing[0]!r} ({len(missing)} are missing in all). {advice}"
+        )
+    if unexpected:
+        stored = plan[unexpected[0]].stored
+        raise CheckpointError(
+            f"{stored.file} holds tensor {stored.name!r}, which {component.cls} with this config doesn't have "
+            f"({len(unexpected)} in all). {advice}"
+        )
+    for name, view in plan.items():
+        if view.shape != wanted[name]:
+            raise CheckpointError(
+                f"Tensor {view.stored.name!r} of {component.name} has shape {list(view.shape)}, "
+                f"and its config asks for {list(wanted[name])}. {advice}"
+            )
+        if view.stored.dtype not in FLOATS:
+            raise CheckpointError(
+                f"Tensor {view.stored.name!r} of {component.name} is {view.stored.dtype}: quantized checkpoints "
+                "can't be opened. Pass the F16 or F32 one, and choose the precision in the profile."
+            )
+
+
+def _batches(plan: Plan) -> Iterator[Plan]:
+    """The plan in the files' order and in batches: what a batch maps is let go before the next."""
+    batch: Plan = {}
+    for name, view in sorted(plan.items(), key=lambda item: (item[1].stored.file, item[1].stored.begin)):
+        first = next(iter(batch.values()), view).stored
+        if first.file != view.stored.file or view.stored.end - first.begin > _BATCH_BYTES:
+            yield batch
+            batch = {}
+        batch[name] = view
+    if batch:
+        yield batch
+
+
+def _read(component: Component, batch: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    path = next(iter(batch.values())).stored.file
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: _tensor(file, component, view, dtype) for name, view in batch.items()}
+    except CheckpointError:
+        raise
+    except (
+        Exception
+    ) as exc:  # SafetensorError or OSError: the header was sound when the checkpoint was opened
+        raise CheckpointError(
+            f"{path} can't be read: {exc}. Has it changed meanwhile? Open it again."
+        ) from exc
+
+
+def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    tensor: torch.Tensor = file.get_tensor(view.stored.name)
+    for step in view.steps:
+        tensor = tensor.T if step == "T" else tensor[step]
+    tensor = tensor.contiguous().to(dtype)
+    # The sum is not finite if a value isn't: one pass without a copy. Large values may overflow it, so look again.
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+        raise CheckpointError(
+            f"Tensor {view.stored.name!r} of {component.name} in {view.stored.file} holds NaN or Inf (as {dtype}). "
+            "The checkpoint is damaged, or was merged wrongly: fetch it again."
+        )
+    return tensor
+
+
+def _restore_positions(module: torch.nn.Module) -> None:
+    """Buffers that are not stored are still on the meta device: CLIP's position ids, 0, 1, 2..."""
+    import torch
+
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_meta and name == "position_ids":
+                setattr(owner, name, torch.arange(buffer.shape[-1]).expand(1, -1))
+            elif buffer.is_meta:
+                raise CheckpointError(
+                    f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores."
+                )

@@ -1,0 +1,78 @@
+"""Opening a checkpoint by name: a folder, a file, a hub id, or one that ships with the package."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..core.errors import CheckpointError
+from .checkpoint import Checkpoint
+from .families import find_family
+from .folder import open_folder
+from .hub import fetch, is_hub_id
+from .original import open_file
+from .source import Source, read_json
+from .stored import PICKLES
+
+__all__ = ["PREDICTIONS", "SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
+
+SHIPPED: dict[str, Path] = {}
+"""Checkpoints that ship with the package, by name: folders in diffusers' layout."""
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def open_checkpoint(
+    name: str, *, revision: str | None = None, family: str | None = None, prediction: str | None = None
+) -> Checkpoint:
+    """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
+
+    `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
+    or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first.
+
+    `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
+    `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable
+    Diffusion 2 is taken for the 768-pixel one that predicts v, so its 512-pixel base and turbo
+    versions need `prediction="epsilon"`.
+
+    Raises CheckpointError if it isn't there, isn't sound, or isn't supported.
+    """
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise CheckpointError(
+            f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}."
+        )
+    wanted = find_family(family) if family is not None else None
+    opened = _open(name, revision, prediction)
+    if wanted is not None and opened.family != wanted:
+        raise CheckpointError(
+            f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "
+            "Pass the other family, or none: it is recognized."
+        )
+    if prediction is not None:
+        opened = replace(opened, scheduler=opened.scheduler | {"prediction_type": prediction})
+    return opened
+
+
+def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _open_dir(path, Source("folder", str(path.resolve())))
+    if path.is_file():
+        return open_file(path, Source("file", str(path.resolve())), prediction)
+    if name in SHIPPED:
+        return _open_dir(SHIPPED[name], Source("folder", str(SHIPPED[name].resolve())))
+    repository, _, at = name.partition("@")
+    if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
+        folder, commit = fetch(repository, revision or at or None)
+        return _open_dir(folder, Source("hub", repository, commit))
+    shipped = ", ".join(sorted(SHIPPED)) or "none yet"
+    raise CheckpointError(
+        f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name), and not one that ships "
+        f"with latentc ({shipped}). Check the path."
+    )
+
+
+def _open_dir(folder: Path, source: Source) -> Checkpoint:
+    index = folder / "model_index.json"
+    random = index.is_file() and "_latentc_random" in read_json(index)
+    return open_folder(folder, replace(source, random=random))

@@ -1,0 +1,157 @@
+"""Configs of a checkpoint in the original single-file layout, read off its tensors' shapes.
+
+Each starts from the family's published config; what shapes tell (widths, layers, depths) replaces it,
+so tiny and pruned variants open too. What shapes can't tell comes from the family's rules: attention
+heads, groups of the norms, activations. `shapes` are by the tensors' names without their prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..core.errors import CheckpointError
+from .families import Config, Family, TextLayout, norm_groups, text_heads
+from .names import drops_last_layer, openclip_layers
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def unet_config(shapes: Shapes, family: Family) -> Config:
+    """The UNet's config: levels are told by their downsamplers, depths by their transformer blocks."""
+    down = _levels(shapes, "input_blocks")
+    up = _levels(shapes, "output_blocks")
+    layers = {len(level) for level in down} | {len(level) - 1 for level in up}
+    if len(layers) != 1 or len(up) != len(down):
+        raise CheckpointError(
+            f"The UNet's levels have {[len(level) for level in down]} layers on the way down and "
+            f"{[len(level) for level in up]} on the way up; latentc expects as many at each level, and one more "
+            "on the way up. Pass the checkpoint as a diffusers folder, which says its structure."
+        )
+    widths = [_axis(shapes, f"input_blocks.{level[0]}.0.out_layers.3.weight", 0) for level in down]
+    down_depths = [[_depth(shapes, f"input_blocks.{block}.1") for block in level] for level in down]
+    up_depths = [[_depth(shapes, f"output_blocks.{block}.1") for block in level] for level in up]
+    config = family.config("unet") | {
+        "in_channels": _axis(shapes, "input_blocks.0.0.weight", 1),
+        "out_channels": _axis(shapes, "out.2.weight", 0),
+        "block_out_channels": widths,
+        "layers_per_block": layers.pop(),
+        "down_block_types": ["CrossAttnDownBlock2D" if any(d) else "DownBlock2D" for d in down_depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if any(d) else "UpBlock2D" for d in up_depths],
+        "attention_head_dim": family.heads(widths),
+        "norm_num_groups": norm_groups(widths[0]),
+    }
+    config |= _transformers(shapes, down_depths, up_depths)
+    if config.get("addition_embed_type"):
+        projected = _axis(shapes, "label_emb.0.0.weight", 1)
+        config["projection_class_embeddings_input_dim"] = projected
+    return config
+
+
+def vae_config(shapes: Shapes, family: Family) -> Config:
+    """The VAE's config."""
+    blocks = _numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
+    widths = [_axis(shapes, f"encoder.down.{block}.block.0.conv2.weight", 0) for block in blocks]
+    return family.config("vae") | {
+        "in_channels": _axis(shapes, "encoder.conv_in.weight", 1),
+        "out_channels": _axis(shapes, "decoder.conv_out.weight", 0),
+        "latent_channels": _axis(shapes, "decoder.conv_in.weight", 1),
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": len(_numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\.")),
+        "norm_num_groups": norm_groups(min(widths, default=0)),
+    }
+
+
+def text_config(shapes: Shapes, family: Family, text: TextLayout) -> Config:
+    """A text encoder's config."""
+    if text.style == "openclip":
+        names = {"token": "token_embedding.weight", "position": "positional_embedding"}
+        names["hidden"] = "transformer.resblocks.0.mlp.c_fc.weight"
+        layers = openclip_layers(shapes)
+        layers -= drops_last_layer(text, shapes, layers)
+    else:
+        shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+        names = {
+            "token": "embeddings.token_embedding.weight",
+            "position": "embeddings.position_embedding.weight",
+        }
+        names["hidden"] = "encoder.layers.0.mlp.fc1.weight"
+        layers = len(_numbers(shapes, r"encoder\.layers\.(\d+)\."))
+    width = _axis(shapes, names["token"], 1)
+    config = family.config(text.component) | {
+        "vocab_size": _axis(shapes, names["token"], 0),
+        "hidden_size": width,
+        "intermediate_size": _axis(shapes, names["hidden"], 0),
+        "num_hidden_layers": layers,
+        "num_attention_heads": text_heads(width),
+        "max_position_embeddings": _axis(shapes, names["position"], 0),
+    }
+    if family.component(text.component).cls == "CLIPTextModelWithProjection":
+        config["projection_dim"] = _axis(shapes, "text_projection", 1)
+    return config
+
+
+def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) -> Config:
+    """What the pooled text leaves of the UNet's added embedding belongs to the six time ids."""
+    if family.prompt.pooled is None:
+        return {}
+    pooled = texts[family.prompt.pooled]["projection_dim"]
+    return {"addition_time_embed_dim": (unet["projection_class_embeddings_input_dim"] - pooled) // 6}
+
+
+def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) -> Config:
+    keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
+    projection = next((shape for name, shape in shapes.items() if name.endswith(".proj_in.weight")), ())
+    if keys is None:
+        raise CheckpointError(
+            "The UNet has no cross-attention (no tensor '...attn2.to_k.weight'), so it takes no prompt. "
+            "Pass a text-to-image checkpoint."
+        )
+    depths = [level[0] for level in down]
+    middle = _depth(shapes, "middle_block.1")
+    same = down == [[depth] * len(down[0]) for depth in depths]
+    same = same and up == [[depth] * len(up[0]) for depth in reversed(depths)]
+    if not same or middle == 0 or depths[-1] not in (0, middle):
+        raise CheckpointError(
+            f"The UNet's transformers are {down} blocks deep on the way down, {middle} in the middle and {up} on "
+            "the way up; latentc expects one depth per level. Pass the checkpoint as a diffusers folder, which "
+            "says its structure."
+        )
+    found: Config = {
+        "cross_attention_dim": _axis(shapes, keys, 1),
+        "use_linear_projection": len(projection) == 2,
+    }
+    if max(*depths, middle) > 1:
+        found["transformer_layers_per_block"] = [max(1, depth) for depth in depths[:-1]] + [middle]
+    return found
+
+
+def _levels(shapes: Shapes, side: str) -> list[list[int]]:
+    """Numbers of the blocks that hold a resnet, by level; a down- or upsampler ends a level."""
+    levels: list[list[int]] = [[]]
+    ends = set(_numbers(shapes, rf"{side}\.(\d+)\.\d\.(?:op|conv)\.weight$"))
+    for block in _numbers(shapes, rf"{side}\.(\d+)\."):
+        if f"{side}.{block}.0.in_layers.2.weight" in shapes:
+            levels[-1].append(block)
+        if block in ends:
+            levels.append([])
+    return levels
+
+
+def _depth(shapes: Shapes, attention: str) -> int:
+    return len(_numbers(shapes, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\."))
+
+
+def _numbers(shapes: Shapes, pattern: str) -> list[int]:
+    return sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})
+
+
+def _axis(shapes: Shapes, name: str, axis: int) -> int:
+    if len(shapes.get(name, ())) <= axis:
+        raise CheckpointError(
+            f"Tensor '...{name}' is missing or misshapen, so this is not a whole checkpoint in the original "
+            "layout. Fetch it again, or pass the diffusers folder instead."
+        )
+    return shapes[name][axis]

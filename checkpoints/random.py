@@ -1,0 +1,248 @@
+"""Checkpoints of random weights: the structure and the sizes of a family, and pictures of noise.
+
+They serve tests, benchmarks and trials on machines without a network. Every value depends on the
+seed, the component and the tensor's name alone, and comes out the same on any machine: Philox
+(Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") gives integers, and the sum of
+four of 16 bits stands in for a normal variate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import CheckpointError
+from .families import Component, Config, Family, find_family
+from .modules import build
+from .original import model_index
+from .tokenizer import shipped_files
+
+Shape = tuple[int, ...]
+Floats = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+_BLOCK = 9 << 13  # values drawn at once: small enough for the cache, and whole 3x3 kernels
+_STORED = {"f32": ("F32", np.dtype("<f4")), "f16": ("F16", np.dtype("<f2"))}
+_DEFAULT = {"tiny": "f32", "full": "f16"}
+_LIMIT = 1 << 63
+
+
+def new_checkpoint(
+    family: str,
+    size: Literal["tiny", "full"],
+    seed: int,
+    folder: Path,
+    *,
+    dtype: Literal["f32", "f16"] | None = None,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint of random weights in diffusers' layout, labelled as such, and return its folder.
+
+    `family` is a name or alias of the table (`sd1`, `sd15`, `sd21`, `sdxl`...). `full` has the
+    published sizes, `tiny` the same structure in a few MB. `dtype` is f32 for tiny and f16 for full,
+    unless said otherwise. `on_progress(component, bytes written, bytes in all)` is called as it goes.
+    The same arguments give the same bytes. The folder appears only when it is whole.
+
+    Raises CheckpointError for a folder that isn't empty, an unknown argument or a full disk.
+    """
+    facts = find_family(family)
+    stored = _check(size, seed, folder, dtype)
+    configs = {c.name: _config(facts, c, size, stored) for c in facts.components}
+    shapes = {c.name: _shapes(c, configs[c.name]) for c in facts.components}
+    total = (
+        sum(math.prod(shape) for held in shapes.values() for shape in held.values())
+        * _STORED[stored][1].itemsize
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder.parent).free < total * 1.01:
+            raise CheckpointError(
+                f"{folder} needs {total >> 20} MiB and the disk has less. Free some, or pick another."
+            )
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as exc:
+        raise _unwritable(folder, exc) from exc
+    try:
+        _write_facts(facts, partial, size, seed)
+        done = 0
+        for component in facts.components:
+            place = partial / component.name
+            place.mkdir()
+            _write_json(place / "config.json", configs[component.name])
+            for written in _write_weights(place, component, shapes[component.name], stored, seed):
+                done += written
+                if on_progress is not None:
+                    on_progress(component.name, done, total)
+        partial.chmod(0o755)  # mkdtemp's own is private
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except OSError as exc:
+        raise _unwritable(folder, exc) from exc
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check(size: str, seed: int, folder: Path, dtype: str | None) -> str:
+    if size not in _DEFAULT:
+        raise CheckpointError(f"There is no size {size!r}. It is one of: {', '.join(_DEFAULT)}.")
+    if not 0 <= seed < _LIMIT:
+        raise CheckpointError(f"The seed {seed} is out of range. It is a whole number from 0 to 2^63 - 1.")
+    stored = dtype or _DEFAULT[size]
+    if stored not in _STORED:
+        raise CheckpointError(f"There is no dtype {stored!r} here. It is one of: {', '.join(_STORED)}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} exists and isn't empty. Name a new folder, or remove this one first."
+        )
+    return stored
+
+
+def _unwritable(folder: Path, exc: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} can't be written: {exc.strerror or exc}. Nothing is left there; pick another place."
+    )
+
+
+def _config(family: Family, component: Component, size: str, stored: str) -> Config:
+    config = family.config(component.name) if size == "full" else family.tiny_config(component.name)
+    if component.library == "transformers":
+        config["torch_dtype"] = {"f32": "float32", "f16": "float16"}[stored]
+    return config
+
+
+def _shapes(component: Component, config: Config) -> dict[str, Shape]:
+    """Names and shapes of the component's tensors, as published checkpoints have them."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in build(component, config).state_dict().items()}
+    if component.library == "transformers":
+        bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+        shapes = {
+            name if name.startswith("text_projection") else f"text_model.{name}": s
+            for name, s in bare.items()
+        }
+    return dict(sorted(shapes.items()))
+
+
+def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
+    """Everything but the weights: the label, the index, the scheduler and the tokenizers."""
+    scheduler = family.config("scheduler")
+    _write_json(
+        folder / "model_index.json",
+        model_index(family, scheduler)
+        | {"_latentc_random": {"family": family.name, "size": size, "seed": seed}},
+    )
+    (folder / "README.md").write_text(
+        f"# Random noise, not a trained model\n\nThe weights here are random noise (seed {seed}) in the structure of "
+        f"{family.title}, size {size}, written by `latentc`'s `new_checkpoint`. They were trained on nothing, and what "
+        "they draw shows nothing. They are for testing and measuring.\n",
+        encoding="utf-8",
+    )
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    for tokenizer in family.tokenizers:
+        (folder / tokenizer.name).mkdir()
+        for name, content in shipped_files(tokenizer).items():
+            (folder / tokenizer.name / name).write_bytes(content)
+
+
+def _write_json(path: Path, content: Config) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(
+    place: Path, component: Component, shapes: Mapping[str, Shape], stored: str, seed: int
+) -> Iterator[int]:
+    """Write the component's weights a block at a time; yields the bytes of each."""
+    label, dtype = _STORED[stored]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": label, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with (place / f"{component.stem}.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name, shape in shapes.items():
+            for block in _values(seed, component.name, name, shape):
+                file.write(block.astype(dtype).data)
+                yield block.size * dtype.itemsize
+
+
+def _values(seed: int, component: str, name: str, shape: Shape) -> Iterator[Floats]:
+    """The values of one tensor, flat, a block at a time."""
+    key = hashlib.sha256(f"{seed}/{component}/{name}".encode()).digest()
+    philox = np.random.Philox(key=int.from_bytes(key[:16], "little"))
+    mean, std = _scale(component, name, shape)
+    smooth = component == "vae" and name.startswith("decoder.") and shape[2:] == (3, 3)
+    left = math.prod(shape)
+    while left:
+        count = min(left, _BLOCK)
+        values = _normal(philox, count)
+        if smooth:
+            values = _smooth(values)
+        values *= np.float32(std)
+        values += np.float32(mean)
+        yield values
+        left -= count
+
+
+def _normal(philox: np.random.Philox, count: int) -> Floats:
+    """Values of mean 0 and variance 1: the sum of four 16-bit integers, centred and scaled."""
+    raw: NDArray[np.uint64] = philox.random_raw(count).astype("<u8", copy=False)
+    planes = raw.view("<u2").reshape(4, count)
+    values = planes[0].astype(np.int32)
+    for plane in planes[1:]:
+        values += plane
+    return (values - 131070).astype(np.float32) * np.float32(1 / math.sqrt(4 * (65536**2 - 1) / 12))
+
+
+def _smooth(values: Floats) -> Floats:
+    """3x3 kernels that mostly blur, so that a decoder of noise draws blobs and not snow."""
+    blur = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32).reshape(1, 9) / np.float32(16)
+    kernels = values.reshape(-1, 9)
+    return (np.float32(3) * kernels[:, :1] * blur + np.float32(0.4) * kernels).reshape(-1)
+
+
+def _scale(component: str, name: str, shape: Shape) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor: signals keep their size from layer to layer."""
+    for pattern, mean, std in _SCALES:
+        if re.search(pattern, f"{component}.{name}"):
+            return mean, std
+    return 0.0, math.sqrt(_gain(component, name) / math.prod(shape[1:]))
+
+
+def _gain(component: str, name: str) -> float:
+    return next((gain for pattern, gain in _GAINS if re.search(pattern, f"{component}.{name}")), 1.0)
+
+
+# Tensors whose scale isn't that of their inputs: pattern, mean, standard deviation. Norms and biases are a
+# little off one and zero, so that a compiler that drops or swaps them is found out.
+_SCALES = (
+    (r"norm\w*(\.\d+)?\.weight$", 1.0, 0.05),
+    (r"\.bias$", 0.0, 0.02),
+    (r"token_embedding\.weight$", 0.0, 0.5),
+    (r"position_embedding\.weight$", 0.0, 0.1),
+)
+
+# Variance of a layer's output over its input's, where it isn't one: prompts are to be seen in the picture (77
+# tokens average out), predicted noise is to be about as large as noise, and pictures within -1 and 1.
+_GAINS = (
+    (r"^unet\..*\.attn2\.to_q\.weight$", 4.0),
+    (r"^unet\..*\.attn2\.to_v\.weight$", 9.0),
+    (r"^unet\.conv_out\.weight$", 2.0),
+    (r"^vae\.decoder\.conv_out\.weight$", 0.5),
+)

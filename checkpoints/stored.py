@@ -1,0 +1,171 @@
+"""Tensors as they lie in `.safetensors` files: where, of which dtype and shape.
+
+The header is checked here before any library maps the file: a damaged, truncated or disguised file
+is refused with a sentence, and nothing is ever unpickled. Format:
+https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the tensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ..core.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+# First bytes of what is sometimes renamed or downloaded in place of a checkpoint.
+_MAGIC = (
+    (b"PK\x03\x04", "a zip of pickled tensors (a renamed .ckpt or .pt)"),
+    (b"\x80\x02", "a pickle (a renamed .ckpt or .pt)"),
+    (b"\x80\x03", "a pickle (a renamed .ckpt or .pt)"),
+    (b"\x80\x04", "a pickle (a renamed .ckpt or .pt)"),
+    (b"\x80\x05", "a pickle (a renamed .ckpt or .pt)"),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run 'git lfs pull'"),
+    (b"<", "a web page"),
+)
+_CONVERT = (
+    "Pickles can run any code when opened, so latentc never opens one. Get the .safetensors form of the "
+    "checkpoint, or convert it on a machine where you trust it: "
+    "diffusers' save_pretrained(folder, safe_serialization=True)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a `.safetensors` file; `begin` and `end` count bytes from the start of the file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError if the file's name says that it is pickled."""
+    if path.suffix.lower() in PICKLES:
+        raise CheckpointError(
+            f"{path} is a pickle ({path.suffix}), and a .safetensors file was expected. {_CONVERT}"
+        )
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of a `.safetensors` file by name, and its metadata, with every offset checked.
+
+    Raises CheckpointError for anything but a sound safetensors file, naming the tensor if one is at fault.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(64)
+            length = int.from_bytes(head[:8], "little")
+            _check_head(path, head, length, size)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as exc:
+        raise CheckpointError(
+            f"{path} can't be read: {exc.strerror or exc}. Check the path and its permissions."
+        ) from exc
+    header = _parse(path, raw)
+    metadata = cast("dict[str, str]", header.pop("__metadata__", {}))
+    tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_cover(path, tensors, 8 + length, size)
+    return tensors, metadata
+
+
+def stored_bytes(tensor: StoredTensor, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """The tensor's bytes as they are stored, a chunk at a time."""
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.begin)
+        left = tensor.end - tensor.begin
+        while left > 0:
+            chunk = file.read(min(chunk_bytes, left))
+            if not chunk:
+                raise _damaged(tensor.file, f"it ended inside tensor {tensor.name!r}")
+            left -= len(chunk)
+            yield chunk
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a sound .safetensors file: {what}. Download or copy it again, and compare its checksum."
+    )
+
+
+def _check_head(path: Path, head: bytes, length: int, size: int) -> None:
+    if head[8:9] != b"{":  # a sound header always starts so; only then may the first bytes be a length
+        for magic, what in _MAGIC:
+            if head.startswith(magic):
+                advice = f" {_CONVERT}" if "pickle" in what else ""
+                raise CheckpointError(f"{path} is {what}, and a .safetensors file was expected.{advice}")
+    if size < 10:
+        raise _damaged(path, f"it is {size} bytes long")
+    if length > HEADER_LIMIT:
+        raise _damaged(path, f"its header claims {length} bytes, and {HEADER_LIMIT} is the limit")
+    if length > size - 8:
+        raise _damaged(path, f"its header claims {length} bytes and the file has {size}: it is cut short")
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name occurs twice")
+        return found
+
+    try:
+        header = json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as exc:
+        raise _damaged(path, f"its header is not valid JSON ({exc})") from exc
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    return cast("dict[str, Any]", header)
+
+
+def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise _damaged(path, f"tensor {name!r} has no dtype, shape and data_offsets") from exc
+    whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    if not whole or begin > end:
+        raise _damaged(path, f"tensor {name!r} has an impossible shape or offset")
+    if dtype not in _ITEM_BYTES:
+        raise CheckpointError(
+            f"{path} holds tensor {name!r} of dtype {dtype!r}. latentc reads {', '.join(_ITEM_BYTES)}: "
+            "convert the checkpoint to F16 or F32."
+        )
+    if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+        raise _damaged(path, f"tensor {name!r} of {dtype} {list(shape)} can't take {end - begin} bytes")
+    if start + end > size:
+        raise _damaged(
+            path, f"tensor {name!r} ends at byte {start + end} and the file has {size}: it is cut short"
+        )
+    return StoredTensor(path, name, dtype, shape, start + begin, start + end)
+
+
+def _check_cover(path: Path, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
+    """The tensors must lie end to end and fill the file: overlaps and gaps hide data."""
+    at, before = start, "the header"
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin < at:
+            raise _damaged(path, f"tensor {tensor.name!r} overlaps {before!r}")
+        if tensor.begin > at:
+            raise _damaged(path, f"there is a gap before tensor {tensor.name!r}")
+        at, before = tensor.end, tensor.name
+    if at != size:
+        raise _damaged(path, f"{size - at} bytes follow the last tensor")

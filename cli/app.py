@@ -1,0 +1,225 @@
+"""The commands. Rooms are imported inside them: `latentc --help` must be quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    help="Compile Stable Diffusion checkpoints into verified engines for one device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `latentc export`.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, and no progress.")]
+Profiles = Annotated[
+    str,
+    typer.Option("--profile", "-p", help="Names or .toml files of profiles, with commas between (`latentc profiles`)."),
+]
+ProfileName = Annotated[str, typer.Option("--profile", "-p", help="Name or .toml file of a profile.")]
+DEFAULT_PROFILE = "cpu-openvino"
+
+
+@app.callback()
+def _options(
+    _debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Say the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from .. import __version__
+
+        typer.echo(f"latentc {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file, hub id, or a shipped name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="epsilon or v_prediction, for single files of Stable Diffusion 2.")
+    ] = None,
+    weights: Annotated[
+        Literal["f32", "f16"] | None,
+        typer.Option(help="Keep weights in this type; default: as the checkpoint has them."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs, each compared with PyTorch."""
+    from ..export.export import export as run_export
+    from . import show
+    from .progress import shown
+
+    with shown(quiet or as_json) as tell:
+        bundle = run_export(
+            checkpoint, output, revision=revision, prediction=prediction, weights=weights, on_progress=tell
+        )
+    show.bundle(bundle, as_json)
+
+
+@app.command()
+def build(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Compile a bundle's parts for one or more profiles, and compare each engine with the reference."""
+    from ..compiler.build import build as run_build
+    from ..core.bundle import open_bundle
+    from ..profiles import load_profile
+    from . import show
+    from .progress import shown
+
+    opened = open_bundle(bundle)
+    chosen = [load_profile(name) for name in profile.split(",")]
+    with shown(quiet or as_json) as tell:
+        builds = [run_build(opened, one, tell) for one in chosen]
+    show.builds(builds, as_json)
+
+
+@app.command()
+def run(
+    bundle: Folder,
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; more pictures get -1, -2 ...")] = Path(
+        "out.png"
+    ),
+    profile: ProfileName = DEFAULT_PROFILE,
+    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 8.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less: the prompt alone.")] = 7.5,
+    guidance_rescale: Annotated[float, typer.Option(help="0 to 1: against overexposure by high guidance.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Default: a random one, which is told.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures, with seeds from `seed` on.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Such as euler or dpm++2m-karras; default: the checkpoint's.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a prompt with the engines of a profile."""
+    from .draw import draw
+
+    values = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "guidance_rescale": guidance_rescale,
+        "seed": seed,
+        "count": count,
+        "scheduler": scheduler,
+    }
+    draw(bundle, profile, values, size, output, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def why(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, as_json: Json = False) -> None:
+    """Say which engines a profile would find, and what keeps the others from being found."""
+    from ..compiler.build import why as run_why
+    from ..core.bundle import open_bundle
+    from ..profiles import load_profile
+    from . import show
+
+    opened = open_bundle(bundle)
+    show.why([(one, run_why(opened, one)) for one in map(load_profile, profile.split(","))], as_json)
+
+
+@app.command()
+def inspect(bundle: Folder, as_json: Json = False) -> None:
+    """List what a bundle holds: where it came from, its parts, its engines."""
+    from ..compiler.cache import artifacts
+    from ..core.bundle import open_bundle
+    from . import show
+
+    opened = open_bundle(bundle)
+    show.bundle(opened, as_json, artifacts(opened))
+
+
+@app.command()
+def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Compare every file of a bundle and its engines with its digest."""
+    from ..compiler.cache import artifacts
+    from ..compiler.cache import verify as verify_artifact
+    from ..core.bundle import open_bundle, verify_files
+    from . import show
+    from .progress import shown
+
+    opened = open_bundle(bundle)
+    found = artifacts(opened)
+    with shown(quiet or as_json) as tell:
+        for index, name in enumerate(opened.manifest.files):
+            tell("files", index / len(opened.manifest.files))
+            verify_files(opened, [name])
+        for artifact in found:
+            tell(f"engine {artifact.name}", None)
+            verify_artifact(opened, artifact)
+    show.verified(opened, found, as_json)
+
+
+@app.command(name="show")
+def show_picture(
+    picture: Annotated[Path, typer.Argument(help="PNG drawn by latentc or AUTOMATIC1111.")], as_json: Json = False
+) -> None:
+    """Read the request back from a picture."""
+    from ..pipelines.png import read
+    from . import show
+
+    show.picture(read(picture), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has, which runtimes work, and what the others need."""
+    from ..runtimes.diagnose import diagnose
+    from ..runtimes.machine import machine
+    from . import show
+
+    show.doctor(machine(), diagnose(), as_json)
+
+
+@app.command()
+def profiles(as_json: Json = False) -> None:
+    """List the profiles that come with the package."""
+    from ..profiles import load_profile, profile_names
+    from . import show
+
+    show.profiles([load_profile(name) for name in profile_names()], as_json)
+
+
+@app.command()
+def new_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    family: Annotated[str, typer.Option(help="sd15, sd21 or sdxl.")] = "sd15",
+    size: Annotated[Literal["tiny", "full"], typer.Option(help="Tiny: a few MB. Full: the published sizes.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Write a checkpoint of random weights: for tests and speed, not for pictures."""
+    from ..checkpoints.random import new_checkpoint as write
+    from .progress import shown
+
+    with shown(quiet) as tell:
+        write(family, size, seed, folder, on_progress=tell)
+    typer.echo(f"{folder}: {family}, {size}, random weights. Next: latentc export {folder} -o {folder}.bundle")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to work; what is there already is used again.")] = Path("demo"),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Export, build and draw with every runtime that is here, and compare them in one table."""
+    from ..benchmarks.demo import run_demo
+    from . import show
+    from .progress import shown
+
+    with shown(quiet or as_json) as tell:
+        outcome = run_demo(folder, tell)
+    show.demo(outcome, as_json)

@@ -1,0 +1,47 @@
+"""Progress on the terminal: what is being done, and for how long."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from ..core.progress import Progress, quiet
+
+
+@contextmanager
+def shown(silent: bool) -> Generator[Progress]:
+    """Show a bar with the elapsed time for what is going on, and a line for what took over a second and is done.
+
+    All of it goes to standard error. Where that is no terminal only the lines are written.
+    """
+    if silent:
+        yield quiet
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(file=sys.stderr, highlight=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("starting", total=None)
+        current, start = "", time.perf_counter()
+
+        def finish() -> None:
+            seconds = time.perf_counter() - start
+            if current and seconds >= 1:
+                console.print(f"[green]✓[/] {current}  [dim]{seconds:.1f} s[/]")
+
+        def tell(what: str, share: float | None = None) -> None:
+            nonlocal current, start
+            if what != current:
+                finish()
+                current, start = what, time.perf_counter()
+                bars.reset(task, description=what, total=None)
+            if share is not None:
+                bars.update(task, total=1.0, completed=share)
+
+        yield tell
+        finish()

@@ -1,0 +1,235 @@
+"""What the commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..core.bundle import Bundle
+from ..profiles import Profile
+
+if TYPE_CHECKING:
+    from ..benchmarks.demo import Demo
+    from ..compiler.build import Build
+    from ..compiler.cache import Artifact, Miss
+    from ..compiler.targets import Wanted
+    from ..pipelines.png import Shown
+    from ..runtimes.diagnose import RuntimeState
+    from ..runtimes.machine import Machine
+
+
+def emit(value: Any) -> None:
+    """Print a JSON value."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def size(count: float) -> str:
+    """Bytes, as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the one style that all have; columns in `right` hold figures."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None = None) -> None:
+    """A bundle's origin, parts and engines."""
+    manifest = opened.manifest
+    if as_json:
+        engines = {} if artifacts is None else {"engines": [artifact.model_dump() for artifact in artifacts]}
+        emit({"folder": str(opened.folder), **manifest.model_dump(mode="json", exclude={"files"}), **engines})
+        return
+    console = Console()
+    label = ", random weights" if manifest.source.random else ""
+    console.print(f"[bold]{opened.folder}[/]: {manifest.family}{label}, from {manifest.source.location}")
+    parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
+    for name, part in manifest.parts.items():
+        stored = sum(file.bytes for file in opened.files(name).values())
+        parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
+    console.print(parts)
+    if artifacts:
+        _print_engines(console, artifacts)
+    elif artifacts is not None:
+        console.print("No engines yet: latentc build", opened.folder)
+
+
+def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
+    engines = table(
+        None, "engine", "runtime", "device", "precision", "shape", "on disk", "parity", right=("on disk", "parity")
+    )
+    for artifact in artifacts:
+        fields = artifact.fields
+        shape = fields["shape"] if isinstance(fields["shape"], str) else " ".join(map(str, fields["shape"].values()))
+        engines.add_row(
+            artifact.name,
+            fields["runtime"],
+            fields["device"]["name"],
+            fields["precision"],
+            shape,
+            size(artifact.bytes),
+            f"{artifact.parity.psnr_db:.1f} dB",
+        )
+    console.print(engines)
+
+
+def builds(done: Sequence[Build], as_json: bool) -> None:
+    """What a build found and made."""
+    if as_json:
+        emit(
+            [
+                {
+                    "profile": build.profile,
+                    "seconds": round(build.seconds, 3),
+                    "step_psnr_db": build.step_psnr_db,
+                    "engines": [{"hit": one.hit, **one.artifact.model_dump()} for one in build.engines],
+                }
+                for build in done
+            ]
+        )
+        return
+    console = Console()
+    for build in done:
+        fresh = sum(not one.hit for one in build.engines)
+        step = "not compared: no engine has the reference's shape"
+        if build.step_psnr_db is not None:
+            step = f"{build.step_psnr_db:.1f} dB"
+        what = f"{fresh} of {len(build.engines)} engines built" if fresh else "nothing to do, every engine is there"
+        console.print(f"[bold]{build.profile}[/]: {what}, {build.seconds:.1f} s. The whole step agrees to {step}.")
+        made = table(
+            None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")
+        )
+        for one in build.engines:
+            artifact = one.artifact
+            when = "there" if one.hit else f"{artifact.seconds:.1f} s"
+            figure = f"{artifact.parity.psnr_db:.1f} dB"
+            made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
+        console.print(made)
+
+
+def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_json: bool) -> None:
+    """Hits and misses, and the fields that missed."""
+    from ..compiler.cache import Miss, folder_name
+
+    rows: list[dict[str, Any]] = []
+    for profile, engines in found:
+        for want, outcome in engines:
+            row: dict[str, Any] = {
+                "profile": profile.name,
+                "part": want.part,
+                "engine": folder_name(want.part, want.key),
+            }
+            row["hit"] = not isinstance(outcome, Miss)
+            if isinstance(outcome, Miss):
+                row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
+            rows.append(row)
+    if as_json:
+        emit(rows)
+        return
+    for row in rows:
+        if row["hit"]:
+            typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}")
+        elif row["nearest"] is None:
+            typer.echo(f"{row['profile']}: {row['part']} was never built")
+        else:
+            typer.echo(
+                f"{row['profile']}: {row['part']} isn't there; the nearest is {row['nearest']}, which differs in"
+            )
+            for name, (has, wants) in row["differences"].items():
+                typer.echo(f"    {name}: it has {has!r}, wanted is {wants!r}")
+
+
+def verified(opened: Bundle, artifacts: Sequence[Artifact], as_json: bool) -> None:
+    """A bundle whose digests all agree."""
+    if as_json:
+        emit(
+            {
+                "folder": str(opened.folder),
+                "files": len(opened.manifest.files),
+                "engines": len(artifacts),
+                "whole": True,
+            }
+        )
+        return
+    typer.echo(f"{opened.folder}: {len(opened.manifest.files)} files and {len(artifacts)} engines are what they were.")
+
+
+def picture(shown: Shown, as_json: bool) -> None:
+    """The request in a picture."""
+    if as_json:
+        drawing = shown.drawing.model_dump(mode="json") if shown.drawing else None
+        emit({"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing})
+        return
+    typer.echo(shown.text)
+    if shown.drawing:
+        for part, engine in shown.drawing.engines.items():
+            typer.echo(f"{part}: {engine}")
+
+
+def doctor(machine: Machine, states: Sequence[RuntimeState], as_json: bool) -> None:
+    """The machine and its runtimes."""
+    if as_json:
+        emit({"machine": machine.model_dump(), "runtimes": [asdict(state) for state in states]})
+        return
+    console = Console()
+    console.print(machine)
+    for state in states:
+        console.print(state)
+
+
+def profiles(found: Sequence[Profile], as_json: bool) -> None:
+    """Every profile."""
+    if as_json:
+        emit([profile.model_dump() for profile in found])
+        return
+    listed = table(None, "profile", "runtime", "device", "precision", "sizes", "what it is")
+    for profile in found:
+        precision = " ".join(f"{part}={'|'.join(wishes)}" for part, wishes in profile.precision.items())
+        sizes = ", ".join(profile.shapes.sizes) or "every"
+        listed.add_row(
+            profile.name, profile.runtime, profile.device, precision.replace("default=", ""), sizes, profile.title
+        )
+    Console().print(listed)
+
+
+def demo(outcome: Demo, as_json: bool) -> None:
+    """The demo's table, and where its pictures are."""
+    if as_json:
+        emit(asdict(outcome))
+        return
+    console = Console()
+    figures = ("build", "load", "text", "step", "decode", "picture", "memory", "engines", "step parity", "parity")
+    rows = table(None, "profile", *figures, "what ran", right=figures)
+    for row in outcome.rows:
+        seconds = row.seconds
+        step = "" if row.step_psnr_db is None else f"{row.step_psnr_db:.1f} dB"
+        rows.add_row(
+            row.profile,
+            *(f"{value:.1f} s" for value in (row.build_seconds, seconds["load"])),
+            *(f"{1000 * seconds[stage]:.0f} ms" for stage in ("text_encoder", "step", "vae_decoder")),
+            f"{seconds['total']:.2f} s",
+            size(row.peak_bytes),
+            size(row.artifact_bytes),
+            step,
+            f"{row.picture_psnr_db:.1f} dB",
+            row.engine,
+        )
+    console.print(rows)
+    for name, reason in outcome.skipped.items():
+        console.print(f"{name} was left out: {reason}")
+    if outcome.random:
+        console.print("The weights are random: the pictures are texture. What they show is that the runtimes agree.")
+    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.")

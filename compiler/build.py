@@ -1,0 +1,227 @@
+"""Bundle and profile to verified engines: compile what is missing, prove it, keep it, load it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from threading import RLock
+
+from ..core.bundle import Bundle, verify_files
+from ..core.errors import BundleError, ParityError, ShapeError
+from ..core.files import fresh_folder, sha256_json, write_text
+from ..core.progress import Progress, quiet
+from ..profiles import Profile
+from ..runtimes import Engine, Job, Runtime
+from .cache import Artifact, Miss, explain, find, folder_name, locked, read_step, seal, verify
+from .lower import lowered
+from .parity import measure, measure_step, reference
+from .targets import Wanted, wanted
+
+STEP_LOSS_DB = 10.0
+"""How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """One engine of a build."""
+
+    artifact: Artifact
+    hit: bool
+    """It was there already."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build found and made."""
+
+    profile: str
+    engines: tuple[Built, ...]
+    step_psnr_db: float | None
+    """The whole step, teacher-forced; None where no engine was built for the reference's shape."""
+    seconds: float
+
+
+def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet) -> Build:
+    """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
+
+    Raises `ParityError` naming part and figure where an engine is below the profile's floor: nothing of it is kept.
+    Also `CompileError`, `RuntimeMissing`, `ProfileError`, and `BundleError` for a damaged bundle.
+    """
+    start = time.perf_counter()
+    adapter, engines = wanted(bundle, profile)
+    built = tuple(_build_one(bundle, profile, adapter, want, on_progress) for want in engines)
+    step = _prove_step(bundle, profile, built, on_progress)
+    return Build(profile.name, built, step, time.perf_counter() - start)
+
+
+def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, on_progress: Progress) -> Built:
+    if artifact := find(bundle, want.part, want.key):
+        _check_floor(profile, want, artifact.parity.psnr_db)
+        return Built(artifact, hit=True)
+    name = folder_name(want.part, want.key)
+    with locked(bundle, name):
+        if artifact := find(bundle, want.part, want.key):  # another process built it meanwhile
+            _check_floor(profile, want, artifact.parity.psnr_db)
+            return Built(artifact, hit=True)
+        _clear(bundle, name)
+        on_progress(f"{want.part}: read", None)
+        verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
+        with fresh_folder(bundle.engines / name, BundleError) as fresh:
+            start = time.perf_counter()
+            on_progress(f"{want.part}: compile", None)
+            graph = bundle.graph(want.part)
+            if adapter.reads_onnx:
+                with lowered(graph, want.key, profile.opset, want.target.shape) as path:
+                    adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
+            else:
+                adapter.compile(Job(bundle, want.part, graph, want.target), fresh, on_progress)
+            seconds = time.perf_counter() - start
+            on_progress(f"{want.part}: compare", None)
+            engine = adapter.load(fresh, want.target)
+            try:
+                parity = measure(engine, reference(bundle, want.part, want.target.shape))
+            finally:
+                engine.close()
+            _check_floor(profile, want, parity.psnr_db)
+            artifact = seal(fresh, want.part, want.fields, parity, seconds)
+    return Built(artifact, hit=False)
+
+
+def _clear(bundle: Bundle, name: str) -> None:
+    """Remove what stands where an artifact belongs and isn't one."""
+    path = bundle.engines / name
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check_floor(profile: Profile, want: Wanted, psnr_db: float) -> None:
+    floor = profile.parity_db[want.target.precision]
+    if not psnr_db >= floor:
+        raise ParityError(
+            f"{want.part} in {want.target.precision} through {profile.runtime} agrees with the reference to "
+            f"{psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. Nothing was kept. Give {want.part} a "
+            "wider type under [precision], or lower [parity_db] if that is what you want."
+        )
+
+
+def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_progress: Progress) -> float | None:
+    """Compare the whole step, once for each set of engines."""
+    key = sha256_json([engine.artifact.key for engine in built])[:16]
+    figure = read_step(bundle, key)
+    if figure is None:
+        with Engines(bundle, profile) as engines:
+            on_progress("step: compare", None)
+            try:
+                figure = measure_step(bundle, engines.engine)
+            except ShapeError:
+                return None
+        write_text(bundle.engines / f"step-{key}.json", f'{{"psnr_db": {figure}}}\n')
+    floor = min(profile.parity_db[engine.artifact.fields["precision"]] for engine in built) - STEP_LOSS_DB
+    if not figure >= floor:
+        raise ParityError(
+            f"The whole step through profile {profile.name} agrees with the reference to {figure:.1f} dB; "
+            f"{floor:.0f} dB was expected, though each part is within its own floor. Give the unet a wider type under "
+            "[precision]."
+        )
+    return figure
+
+
+def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:
+    """For each engine that a profile asks for: the artifact, or what keeps the nearest one from being it."""
+    _, engines = wanted(bundle, profile)
+    return [(want, find(bundle, want.part, want.key) or explain(bundle, want.part, want.fields)) for want in engines]
+
+
+@dataclass
+class Engines:
+    """The engines of a bundle for one profile, each loaded when it is first asked for. Safe for several threads."""
+
+    bundle: Bundle
+    profile: Profile
+    _adapter: Runtime = field(init=False, repr=False)
+    _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
+    _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
+    _lock: RLock = field(default_factory=RLock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._adapter, self._wanted = wanted(self.bundle, self.profile)
+
+    def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
+        """The engine built for exactly these input shapes, or the one for every shape.
+
+        Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
+        built for other sizes.
+        """
+        candidates = [want for want in self._wanted if want.part == part]
+        fitting = [want for want in candidates if want.target.shape is None or dict(want.target.shape) == dict(shapes)]
+        if not fitting:
+            self.bundle.part(part)
+            profile = self.profile
+            sizes, images = ", ".join(profile.shapes.sizes), profile.shapes.images
+            raise ShapeError(
+                f"{part} was asked for {_shown(shapes)}; profile {profile.name} builds {sizes} ({images} at once, "
+                f"{'with' if profile.shapes.guided else 'without'} guidance). Draw one of those sizes, add this one to "
+                "`sizes` under [shapes], or leave `sizes` out for every size."
+            )
+        return self._load(max(fitting, key=lambda want: want.target.shape is not None))
+
+    def preload(self, parts: Collection[str]) -> None:
+        """Load parts now rather than when they are first asked for; those of several sizes still wait."""
+        for part in parts:
+            candidates = [want for want in self._wanted if want.part == part]
+            if len(candidates) == 1:
+                self._load(candidates[0])
+
+    def _load(self, want: Wanted) -> Engine:
+        with self._lock:
+            if want.key not in self._loaded:
+                artifact = find(self.bundle, want.part, want.key)
+                if artifact is None:
+                    raise BundleError(
+                        f"{want.part} isn't built for profile {self.profile.name}. Run: latentc build "
+                        f"{self.bundle.folder} --profile {self.profile.name}   (`latentc why` says what changed.)"
+                    )
+                self._loaded[want.key] = self._adapter.load(verify(self.bundle, artifact), want.target)
+            return self._loaded[want.key]
+
+    def describe(self) -> dict[str, str]:
+        """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
+        versions = self._adapter.versions()
+        version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
+        return {
+            want.part: " ".join(filter(None, (want.target.runtime, version, want.target.device, want.target.precision)))
+            for want in self._wanted
+        }
+
+    def close(self) -> None:
+        """Give back the engines' memory."""
+        with self._lock:
+            for engine in self._loaded.values():
+                engine.close()
+            self._loaded.clear()
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(bundle: Bundle, profile: Profile) -> Engines:
+    """The engines that a profile has in a bundle; raises as `wanted` does, and `BundleError` where one isn't built."""
+    engines = Engines(bundle, profile)
+    for want, found in why(bundle, profile):
+        if isinstance(found, Miss):
+            raise BundleError(
+                f"{want.part} isn't built for profile {profile.name}. Run: latentc build {bundle.folder} "
+                f"--profile {profile.name}   (`latentc why` says what changed.)"
+            )
+    return engines
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())

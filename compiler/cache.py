@@ -1,0 +1,179 @@
+"""Artifacts on disk: what they are keyed by, how they are found, and why one isn't.
+
+<bundle>/engines/<part>-<key>/key.json    the fields behind the key, digests, parity figures
+<bundle>/engines/<part>-<key>/...         what the runtime wrote
+<bundle>/engines/.locks/                  one lock for each key; the system frees a dead owner's
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock
+
+from ..core.bundle import Bundle, FileInfo
+from ..core.errors import BundleError
+from ..core.files import sha256, sha256_json
+from ..core.record import Record
+
+HEADER = "key.json"
+KEY_LENGTH = 16
+
+Fields = dict[str, Any]
+
+
+class Parity(Record):
+    """How near an engine came to the reference on fixed inputs: worst over its outputs."""
+
+    psnr_db: float
+    cosine: float
+    reference: str
+    """Who made the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
+
+
+class Artifact(Record):
+    """`key.json`: one compiled part."""
+
+    part: str
+    key: str
+    fields: dict[str, Any]
+    files: dict[str, FileInfo]
+    parity: Parity
+    seconds: float
+    """How long compiling took, the comparison left out."""
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
+    def name(self) -> str:
+        """Folder under `engines/`."""
+        return folder_name(self.part, self.key)
+
+
+def key_of(fields: Fields) -> str:
+    """Digest of all that shapes an artifact."""
+    return sha256_json(fields)[:KEY_LENGTH]
+
+
+def folder_name(part: str, key: str) -> str:
+    """Name of an artifact's folder."""
+    return f"{part}-{key}"
+
+
+def find(bundle: Bundle, part: str, key: str) -> Artifact | None:
+    """The artifact of this key, if it is whole; file sizes are compared, contents when it is loaded."""
+    folder = bundle.engines / folder_name(part, key)
+    try:
+        artifact = Artifact.model_validate_json((folder / HEADER).read_bytes())
+        whole = artifact.key == key == key_of(artifact.fields) and all(
+            (folder / name).stat().st_size == info.bytes for name, info in artifact.files.items()
+        )
+    except (OSError, ValueError):
+        return None
+    return artifact if whole else None
+
+
+def artifacts(bundle: Bundle) -> list[Artifact]:
+    """Every whole artifact of a bundle; anything else in the folder is passed over."""
+    found: list[Artifact] = []
+    for path in sorted(bundle.engines.glob(f"*/{HEADER}")):
+        part, _, key = path.parent.name.rpartition("-")
+        artifact = find(bundle, part, key)
+        if artifact is not None:
+            found.append(artifact)
+    return found
+
+
+def verify(bundle: Bundle, artifact: Artifact) -> Path:
+    """The artifact's folder, once every file has its digest; raises `BundleError` naming the one that hasn't."""
+    folder = bundle.engines / artifact.name
+    for name, info in artifact.files.items():
+        path = folder / name
+        if not path.is_file() or path.is_symlink() or path.stat().st_size != info.bytes or sha256(path) != info.sha256:
+            raise BundleError(
+                f"{path} is damaged: it isn't what was built. Remove {folder} and run `latentc build` again."
+            )
+    return folder
+
+
+def seal(folder: Path, artifact_part: str, fields: Fields, parity: Parity, seconds: float) -> Artifact:
+    """Write the header of an artifact whose files are all in `folder`."""
+    files = {
+        str(path.relative_to(folder)): FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    artifact = Artifact(
+        part=artifact_part, key=key_of(fields), fields=fields, files=files, parity=parity, seconds=round(seconds, 3)
+    )
+    (folder / HEADER).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return artifact
+
+
+@contextmanager
+def locked(bundle: Bundle, name: str) -> Generator[None]:
+    """Hold the lock of one artifact. A lock whose owner died is free: the system lets go of it."""
+    locks = bundle.engines / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{name}.lock")
+        lock.acquire()
+    except OSError as exc:
+        raise BundleError(
+            f"{bundle.engines} can't be written ({exc.strerror}). Engines are kept in the bundle."
+        ) from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why there is no artifact: the nearest one, and each field in which it differs as (has, wanted)."""
+
+    nearest: str | None
+    differences: Mapping[str, tuple[object, object]]
+
+
+def explain(bundle: Bundle, part: str, fields: Fields) -> Miss:
+    """Compare wanted fields with those of the part's artifacts; the one with the fewest differences is told."""
+    candidates = [artifact for artifact in artifacts(bundle) if artifact.part == part]
+    wanted = flatten(fields)
+    differing = {artifact.name: _differences(flatten(artifact.fields), wanted) for artifact in candidates}
+    if not differing:
+        return Miss(None, {})
+    nearest = min(differing, key=lambda name: len(differing[name]))
+    return Miss(nearest, differing[nearest])
+
+
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested fields as `versions.openvino: ...`."""
+    flat: dict[str, object] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _differences(has: dict[str, object], wants: dict[str, object]) -> dict[str, tuple[object, object]]:
+    names = sorted(has.keys() | wants.keys())
+    return {name: (has.get(name), wants.get(name)) for name in names if has.get(name) != wants.get(name)}
+
+
+def read_step(bundle: Bundle, key: str) -> float | None:
+    """The recorded figure of the whole step for a set of engines, if it was measured."""
+    try:
+        return float(json.loads((bundle.engines / f"step-{key}.json").read_text(encoding="utf-8"))["psnr_db"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,179 @@
+"""Lowering: from the bundle's portable graph to the one a runtime is given.
+
+Passes take a model, change it in place, and return it. The weights are never touched: the lowered graph lies beside
+the part's own and refers to the same data file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..core.errors import CompileError, RuntimeMissing
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LOWERING_VERSION = 1
+"""Part of every key: raise it when a pass changes what it makes."""
+
+
+@contextmanager
+def lowered(graph: Path, name: str, opset: int, shape: Mapping[str, tuple[int, ...]] | None) -> Generator[Path]:
+    """Give the path of the lowered graph; the part's own where nothing needs lowering.
+
+    The file is gone after the block; one that a killed build left under the same `name` is written over.
+
+    Raises `CompileError` for an operator that opset 18 can't say.
+    """
+    if opset >= 23 and shape is None:
+        yield graph
+        return
+    try:
+        import onnx_ir as ir
+    except ImportError as exc:
+        raise RuntimeMissing(
+            f'Building needs onnx-ir ({exc}). Install the runtime with its extra: pip install "latentc[openvino]".'
+        ) from exc
+    model: ir.Model = cast("Any", ir).load(graph)
+    if shape is not None:
+        fix_shapes(model, shape)
+    if opset < 23:
+        lower_opset(model)
+    path = graph.with_name(f".{name}.onnx")
+    try:
+        cast("Any", ir).save(model, path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Model:
+    """Give every input one shape; what follows from it is left to the runtime to infer."""
+    import onnx_ir as ir
+
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(shape[str(value.name)])
+    for value in model.graph.outputs:
+        value.shape = None
+    return model
+
+
+def lower_opset(model: ir.Model) -> ir.Model:
+    """From opset 23 to 18: Attention, GroupNormalization and Gelu in smaller operators."""
+    expansions: dict[str, Callable[[Tape, ir.Node], ir.Value]] = {
+        "Attention": _attention,
+        "GroupNormalization": _group_norm,
+        "Gelu": _gelu,
+    }
+    for node in list(model.graph):
+        expand = expansions.get(node.op_type)
+        if expand is None or node.domain not in ("", "ai.onnx"):
+            continue
+        tape = Tape(node)
+        _take_place(node, expand(tape, node))
+    model.opset_imports[""] = 18
+    return model
+
+
+class Tape:
+    """Writes nodes before the one that they stand in for."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.node = node
+        self.count = 0
+
+    def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Add an operator; gives its output."""
+        import onnx_ir as ir
+
+        graph = cast("ir.Graph", self.node.graph)
+        self.count += 1
+        node = ir.node(op, inputs, attributes, name=f"{self.node.name}.{self.count}")
+        node.outputs[0].name = f"{self.node.outputs[0].name}.{self.count}"
+        graph.insert_before(self.node, node)
+        return node.outputs[0]
+
+    def constant(self, value: float | list[int] | list[float]) -> ir.Value:
+        """A constant: int64 for integers, f32 for the rest."""
+        import onnx_ir as ir
+
+        whole = isinstance(value, list) and all(isinstance(item, int) for item in value)
+        return self("Constant", value=ir.tensor(np.array(value, dtype=np.int64 if whole else np.float32)))
+
+
+def _take_place(node: ir.Node, value: ir.Value) -> None:
+    import onnx_ir as ir
+
+    old = node.outputs[0]
+    graph = cast("ir.Graph", node.graph)
+    value.shape, value.type = old.shape, old.type
+    cast("Any", ir.convenience).replace_all_uses_with(old, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def _refuse(node: ir.Node, what: str) -> CompileError:
+    return CompileError(
+        f"{node.op_type} {node.name!r} {what}, which opset 18 can't say here. Use opset = 23 in the profile."
+    )
+
+
+def _attention(tape: Tape, node: ir.Node) -> ir.Value:
+    """softmax(q k^T scale + mask) v; q and k are scaled before they meet, as the operator is defined."""
+    query, key, value, mask, *rest = (*node.inputs, None, None)[:7]
+    plain = (
+        len(node.outputs) == 1
+        and not any(rest)
+        and not _attribute(node, "is_causal", 0)
+        and not _attribute(node, "softcap", 0.0)
+        and query is not None
+        and query.shape is not None
+        and len(query.shape) == 4
+    )
+    if not plain:
+        raise _refuse(node, "has a cache, a causal flag or three axes")
+    width = cast("Any", query).shape[3]
+    scale = _attribute(node, "scale", None) or (1 / math.sqrt(width) if isinstance(width, int) else None)
+    if scale is None:
+        raise _refuse(node, "has a head of unknown width")
+    root = tape.constant(math.sqrt(scale))
+    scores = tape("MatMul", tape("Mul", query, root), tape("Transpose", tape("Mul", key, root), perm=[0, 1, 3, 2]))
+    if mask is not None:
+        boolean = mask.type is None or mask.type.dtype.name == "BOOL"
+        add = tape("Where", mask, tape.constant(0.0), tape.constant(-math.inf)) if boolean else mask
+        scores = tape("Add", scores, add)
+    return tape("MatMul", tape("Softmax", scores, axis=-1), value)
+
+
+def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
+    """Groups laid out as instances, normalized, laid back, then scaled and shifted by channel."""
+    sample, scale, bias = node.inputs
+    groups = int(_attribute(node, "num_groups", 0))
+    if sample is None or sample.shape is None:
+        raise _refuse(node, "has a sample of unknown rank")
+    ones, zeros = tape.constant([1.0] * groups), tape.constant([0.0] * groups)
+    grouped = tape("Reshape", sample, tape.constant([0, groups, -1]))
+    normal = tape("InstanceNormalization", grouped, ones, zeros, epsilon=_attribute(node, "epsilon", 1e-5))
+    whole = tape("Reshape", normal, tape("Shape", sample))
+    axes = tape.constant(list(range(1, len(sample.shape) - 1)))
+    scaled = tape("Mul", whole, tape("Unsqueeze", scale, axes))
+    return tape("Add", scaled, tape("Unsqueeze", bias, axes))
+
+
+def _gelu(tape: Tape, node: ir.Node) -> ir.Value:
+    """Half of x (1 + erf(x / sqrt 2)). Source: arXiv 1606.08415."""
+    if _attribute(node, "approximate", "none") != "none":
+        raise _refuse(node, "is approximate")
+    value = node.inputs[0]
+    error = tape("Erf", tape("Mul", value, tape.constant(math.sqrt(0.5))))
+    return tape("Mul", tape("Mul", value, tape.constant(0.5)), tape("Add", error, tape.constant(1.0)))

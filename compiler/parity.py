@@ -1,0 +1,123 @@
+"""How near an engine comes to the exported reference, on fixed inputs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..core.bundle import Bundle
+from ..core.condition import condition
+from ..core.errors import BundleError, RuntimeMissing
+from ..core.files import sha256_json
+from ..core.progress import quiet
+from ..core.tensors import Array, cosine, psnr_db
+from ..runtimes import Engine, Job, Target, runtime
+from .cache import Parity
+
+AT_EXPORT = "PyTorch, at export"
+REFEREES = ("onnxruntime", "openvino")
+"""Runtimes that may run the exported graph where the export stored no reference of a shape."""
+
+Arrays = dict[str, Array]
+
+
+def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
+    """Run an engine on fixed inputs and compare each output."""
+    origin, feeds, expected = reference
+    outputs = engine.run(feeds)
+    return Parity(
+        psnr_db=round(min(psnr_db(wanted, outputs[name]) for name, wanted in expected.items()), 2),
+        cosine=round(min(cosine(wanted, outputs[name]) for name, wanted in expected.items()), 6),
+        reference=origin,
+    )
+
+
+def reference(bundle: Bundle, part: str, shape: Mapping[str, tuple[int, ...]] | None) -> tuple[str, Arrays, Arrays]:
+    """Who made it, the fixed inputs and the expected outputs of a part, at a shape (None: that of the export)."""
+    stored = _arrays(bundle, f"reference/{part}.npz")
+    feeds = {name[3:]: array for name, array in stored.items() if name.startswith("in.")}
+    outputs = {name[4:]: array for name, array in stored.items() if name.startswith("out.")}
+    if shape is None or all(feeds[name].shape == wanted for name, wanted in shape.items()):
+        return AT_EXPORT, feeds, outputs
+    return _referee(bundle, part, {name: _stretched(feeds[name], wanted) for name, wanted in shape.items()})
+
+
+def _stretched(array: Array, shape: tuple[int, ...]) -> Array:
+    """Fixed inputs of another shape: the stored ones, repeated and cut along each axis."""
+    for axis, size in enumerate(shape):
+        repeats = -(-size // array.shape[axis])
+        array = np.concatenate([array] * repeats, axis=axis).take(range(size), axis=axis)
+    return np.ascontiguousarray(array)
+
+
+def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arrays]:
+    """Let a runtime run the exported graph as it stands, in f32 with every shape free; remembered in the bundle."""
+    info = bundle.part(part)
+    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    kept = bundle.engines / f"reference-{part}-{sha256_json([info.digest, shapes])[:16]}.npz"
+    for name in REFEREES:
+        adapter = runtime(name)
+        if adapter.missing("CPU"):
+            continue
+        if not kept.is_file():
+            target = Target(name, "CPU", "f32", {}, info.inputs, info.outputs)
+            scratch = bundle.engines / f".referee-{kept.stem}"
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            try:
+                adapter.compile(Job(bundle, part, bundle.graph(part), target), scratch, quiet)
+                engine = adapter.load(scratch, target)
+                outputs = engine.run(feeds)
+                engine.close()
+                np.savez(scratch / "made.npz", allow_pickle=False, **outputs)
+                (scratch / "made.npz").replace(kept)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return f"{name}, the exported graph in f32", feeds, _load(kept)
+    raise RuntimeMissing(
+        f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
+        'pip install "latentc[onnxruntime]".'
+    )
+
+
+def measure_step(bundle: Bundle, engine: Callable[[str, Mapping[str, tuple[int, ...]]], Engine]) -> float:
+    """Worst PSNR in dB of the next latents over the stored steps, each from the reference's own latents.
+
+    Text encoders, UNet, guidance and one DDIM step are the engines'; so a mistake in wiring shows, and errors
+    don't pile up over steps as they do in a whole picture.
+    """
+    step = _arrays(bundle, "reference/step.npz")
+    encoded: dict[str, dict[str, Array]] = {}
+    for encoder in bundle.manifest.model.text_encoders:
+        ids = step[f"ids.{encoder.part}"]
+        encoded[encoder.part] = engine(encoder.part, {"input_ids": ids.shape}).run({"input_ids": ids})
+    model, figures = bundle.manifest.model, list[float]()
+    for index, (sample, timestep) in enumerate(zip(step["samples"], step["timesteps"], strict=True)):
+        height, width = (side * model.downscale for side in sample.shape[2:])
+        feeds = condition(model, encoded, (height, width))
+        if model.guidance_embedding:
+            feeds["timestep_cond"] = np.zeros((2, model.guidance_embedding), dtype=np.float32)
+        feeds |= {"sample": sample.repeat(2, axis=0), "timestep": np.array([timestep], dtype=np.float32)}
+        unet = engine("unet", {name: array.shape for name, array in feeds.items()})
+        negative, positive = np.split(unet.run(feeds)["out_sample"], 2)
+        guided = negative + float(step["guidance"]) * (positive - negative)
+        following = float(step["keep"][index]) * sample + float(step["gain"][index]) * guided
+        figures.append(psnr_db(step["next"][index], following.astype(np.float32)))
+    return round(min(figures), 2)
+
+
+def _arrays(bundle: Bundle, name: str) -> Arrays:
+    if name not in bundle.manifest.files:
+        raise BundleError(f"{bundle.folder} has no {name}: engines can't be proved. Export the checkpoint again.")
+    return _load(bundle.folder / name)
+
+
+def _load(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError) as exc:
+        raise BundleError(f"{path} can't be read ({exc}). Export the checkpoint again.") from exc

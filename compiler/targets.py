@@ -1,0 +1,113 @@
+"""From a profile to what each part of a bundle is compiled to on this machine, and its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..core.bundle import Bundle
+from ..core.errors import ProfileError, RuntimeMissing
+from ..core.tensors import Precision
+from ..profiles import Profile
+from ..runtimes import Runtime, Target, runtime
+from .cache import Fields, key_of
+from .lower import LOWERING_VERSION
+
+PROMPT_LENGTH = 77
+GUIDED_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One engine that a profile asks for."""
+
+    part: str
+    target: Target
+    fields: Fields
+    """All that shapes the artifact."""
+
+    @property
+    def key(self) -> str:
+        """Digest of the fields."""
+        return key_of(self.fields)
+
+
+def wanted(bundle: Bundle, profile: Profile) -> tuple[Runtime, tuple[Wanted, ...]]:
+    """The adapter, and the engines that a profile asks for of a bundle: each part, at each of its sizes.
+
+    Raises `RuntimeMissing` where the runtime or its device isn't here, `ProfileError` for an option, a part or a
+    precision that it doesn't have.
+    """
+    adapter = runtime(profile.runtime)
+    if reason := adapter.missing(profile.device):
+        raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
+    adapter.check(profile.options)
+    _check_parts(bundle, profile)
+    versions, device = adapter.versions(), adapter.device(profile.device)
+    found: list[Wanted] = []
+    for name, part in bundle.manifest.parts.items():
+        precision = choose(profile, name, adapter.precisions(profile.device))
+        for shape in shapes(bundle, profile, name):
+            target = Target(
+                profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape
+            )
+            fields: Fields = {
+                "part": name,
+                "part digest": part.digest,
+                "runtime": profile.runtime,
+                "versions": versions,
+                "device": {"name": profile.device, **device},
+                "precision": precision,
+                "shape": {key: list(value) for key, value in shape.items()} if shape else "free",
+                "options": dict(profile.options),
+            }
+            if adapter.reads_onnx:
+                fields |= {"opset": profile.opset, "lowering": LOWERING_VERSION}
+            found.append(Wanted(name, target, fields))
+    return adapter, tuple(found)
+
+
+def _check_parts(bundle: Bundle, profile: Profile) -> None:
+    known = {"default", "text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"}
+    for part in profile.precision:
+        if part not in known | bundle.manifest.parts.keys():
+            raise ProfileError(
+                f"Profile {profile.name} gives a precision for {part!r}, which is no part. "
+                f"Parts of this bundle: {', '.join(bundle.manifest.parts)}."
+            )
+
+
+def choose(profile: Profile, part: str, has: tuple[Precision, ...]) -> Precision:
+    """The first precision that the profile wishes for a part and the device has."""
+    for wish in profile.wishes(part):
+        if wish in has:
+            return wish
+    raise ProfileError(
+        f"Profile {profile.name} wants {part} in {' or '.join(profile.wishes(part))}; this {profile.device} has "
+        f"{', '.join(has)} through {profile.runtime}. Add one of those to [precision]."
+    )
+
+
+def shapes(bundle: Bundle, profile: Profile, part: str) -> list[Mapping[str, tuple[int, ...]] | None]:
+    """Input shapes to build a part for; None is the engine for every shape.
+
+    Text encoders have no picture size, so their rows stay free. The UNet sees twice the pictures where guided; the
+    VAE is called with one picture at a time.
+    """
+    sizes = profile.shapes.sizes
+    info = bundle.part(part)
+    if not sizes or info.takes("input_ids"):
+        return [None]
+    built: list[Mapping[str, tuple[int, ...]] | None] = []
+    for size in sizes:
+        width, height = (int(side) for side in size.split("x"))
+        rows = profile.shapes.images * (GUIDED_ROWS if profile.shapes.guided else 1) if part == "unet" else 1
+        scale = 1 if part == "vae_encoder" else bundle.manifest.model.downscale
+        values = {"batch": rows, "height": height // scale, "width": width // scale, "length": PROMPT_LENGTH}
+        built.append(
+            {
+                tensor.name: tuple(dim if isinstance(dim, int) else values[dim] for dim in tensor.shape)
+                for tensor in info.inputs
+            }
+        )
+    return built

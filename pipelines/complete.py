@@ -1,0 +1,89 @@
+"""What a request leaves open, filled in, and what its author should know."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+from ..core.bundle import Manifest, Model
+from ..core.errors import RequestError
+from ..core.request import Request
+from .prompt import Tokens, Vocabulary
+from .schedulers import SCHEDULERS
+from .schedulers.settings import settings
+
+SEEDS = 1 << 32
+"""Seeds that are drawn for a request without one: as many as other tools have."""
+MAX_SEED = (1 << 63) - 1
+
+FAR = 2.0
+"""How many times more or fewer pixels than it was made for a model draws before a notice says so."""
+
+
+def complete(request: Request, model: Model, scheduler: Mapping[str, object]) -> Request:
+    """The request with width, height, seed and scheduler filled in.
+
+    `scheduler` is the checkpoint's own `scheduler_config.json`. Raises `RequestError` for a size that
+    isn't a whole number of latents, and for seeds of later images beyond the largest.
+    """
+    filled = request.model_copy(
+        update={
+            "width": request.width or model.default_size,
+            "height": request.height or model.default_size,
+            "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
+            "scheduler": request.scheduler or own_scheduler(scheduler),
+        }
+    )
+    width, height, seed = size_and_seed(filled)
+    if width % model.downscale or height % model.downscale:
+        raise RequestError(
+            f"{width}x{height} can't be drawn: this model draws sides that are multiples of {model.downscale}."
+        )
+    if seed + filled.count - 1 > MAX_SEED:
+        raise RequestError(
+            f"Seed {seed} leaves no seeds for {filled.count} images; use {MAX_SEED} at most for the last."
+        )
+    return filled
+
+
+def size_and_seed(request: Request) -> tuple[int, int, int]:
+    """Width, height and seed of a completed request."""
+    if request.width is None or request.height is None or request.seed is None:
+        raise RequestError("This request isn't complete: width, height and seed were expected. Draw it first.")
+    return request.width, request.height, request.seed
+
+
+def own_scheduler(config: Mapping[str, object]) -> str | None:
+    """The short name that means what the checkpoint's own config says; None where no name does.
+
+    Raises `ProfileError` for a config that can't be honoured.
+    """
+    known = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
+    for name, sampler in SCHEDULERS.items():
+        if sampler.class_name != config.get("_class_name"):
+            continue
+        said = settings(config, sampler, known, {})
+        if all(getattr(said, key) == value for key, value in sampler.asks.items()):
+            return f"{name}-{said.ramp}" if said.ramp else name
+    return None
+
+
+def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
+    """What the author of a completed request should know before looking at the picture."""
+    told: list[str] = []
+    width, height, _ = size_and_seed(request)
+    if tokens.chunks > 1:
+        counts = " and ".join(str(count) for count in tokens.counts)
+        told.append(
+            f"The prompt took {tokens.chunks} chunks of {vocabulary.room} tokens ({counts} tokens; nothing was cut)."
+        )
+    if request.negative_prompt and not guided:
+        why = "takes guidance as an input" if request.guided else "sees it at a guidance above 1 only"
+        told.append(f"The negative prompt was not used: the model {why}.")
+    made = manifest.model.default_size**2
+    if not made / FAR <= width * height <= made * FAR:
+        side = manifest.model.default_size
+        told.append(f"{width}x{height} is far from {side}x{side}, which the model was made for; expect odd pictures.")
+    if manifest.source.random:
+        told.append("The weights of this checkpoint are random: the picture is noise.")
+    return told

@@ -1,0 +1,47 @@
+"""Classifier-free guidance, its rescaling, and guidance as an input of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..core.tensors import Array
+
+
+def guide(output: Array, guidance: float, rescale: float) -> Array:
+    """Combine what the denoiser answered to [negative, positive] rows, float32 [2 * count, ...], into [count, ...].
+
+    Source: Ho and Salimans, arXiv:2207.12598; the scale is Imagen's w (arXiv:2205.11487).
+    """
+    negative, positive = np.split(output, 2)
+    combined = negative + np.float32(guidance) * (positive - negative)
+    return rescaled(combined, positive, rescale) if rescale > 0 else combined
+
+
+def rescaled(combined: Array, positive: Array, rescale: float) -> Array:
+    """Bring each image's standard deviation back towards that of the answer to the prompt alone.
+
+    `rescale` is phi of section 3.4 of Lin et al., arXiv:2305.08891: 0 keeps `combined`, 1 takes the
+    standard deviation of `positive`. An answer without any deviation is kept.
+    """
+    wanted, found = _deviation(positive), _deviation(combined)
+    factor = np.divide(wanted, found, out=np.ones_like(found), where=found > 0).astype(np.float32)
+    return np.float32(rescale) * (combined * factor) + np.float32(1 - rescale) * combined
+
+
+def guidance_embedding(guidance: float, width: int, rows: int) -> Array:
+    """The guidance scale as a sinusoidal embedding, float32 [rows, width], for models distilled with it as an input.
+
+    What is embedded is (guidance - 1) * 1000. Source: latent consistency models, arXiv:2310.04378.
+    """
+    half = width // 2
+    # All in float32, as diffusers computes it: angles reach thousands of radians, where each rounding shows.
+    decay = np.log(np.float32(10000.0)) / np.float32(half - 1)
+    angles = np.float32(guidance - 1.0) * np.float32(1000.0) * np.exp(np.arange(half, dtype=np.float32) * -decay)
+    row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2, np.float32)])
+    return np.tile(row, (rows, 1))
+
+
+def _deviation(values: Array) -> Array:
+    """Unbiased standard deviation of each image, [count, 1, 1, 1]."""
+    axes = tuple(range(1, values.ndim))
+    return np.std(values, axis=axes, dtype=np.float64, ddof=1, keepdims=True)

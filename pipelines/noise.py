@@ -1,0 +1,68 @@
+"""Noise drawn from the seed, the same on every runtime, device and precision.
+
+Each image has two streams of its own, one for the initial latents and one for what a stochastic
+scheduler adds: image k of a request with seed s is image 0 of a request with seed s + k, however
+many are drawn together, and passing the latents in leaves the second stream as it was.
+
+Values come from numpy's PCG64 and its ziggurat in float32. numpy promises the bits of the first
+and not of the second, so a test holds the first values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import RequestError
+from ..core.tensors import Array
+
+Noise = Callable[[], NDArray[np.float32]]
+
+_INITIAL, _ADDED = 0, 1
+
+
+def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal float32 values of `shape`, [count, channels, height, width]; image k is drawn from seed + k."""
+    return np.stack([_draw(_stream(seed + image, _INITIAL), shape[1:]) for image in range(shape[0])])
+
+
+def added_noise(seed: int, shape: tuple[int, ...]) -> Noise:
+    """A function that gives the next standard normal float32 values of `shape` each time it is called."""
+    streams = [_stream(seed + image, _ADDED) for image in range(shape[0])]
+    return lambda: np.stack([_draw(stream, shape[1:]) for stream in streams])
+
+
+def checked_latents(latents: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The initial latents that a caller passed in; raises `RequestError` for another shape or dtype, or NaN."""
+    if latents.shape != shape or latents.dtype != np.float32:
+        raise RequestError(
+            f"The latents passed in are {latents.dtype} {list(latents.shape)}; this request starts from float32 "
+            f"{list(shape)}: [count, channels, height / 8, width / 8]. Pass those, or none."
+        )
+    if not np.isfinite(latents).all():
+        raise RequestError("The latents passed in hold NaN or infinity. Pass standard normal values, or none.")
+    return latents
+
+
+def checked_noise(noise: Noise, shape: tuple[int, ...]) -> Noise:
+    """The caller's own source of noise; what it gives raises `RequestError` if it has another shape or dtype."""
+
+    def draw() -> NDArray[np.float32]:
+        drawn = noise()
+        if drawn.shape != shape or drawn.dtype != np.float32:
+            raise RequestError(
+                f"The noise passed in gave {drawn.dtype} {list(drawn.shape)}; float32 {list(shape)} was expected."
+            )
+        return drawn
+
+    return draw
+
+
+def _stream(seed: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(purpose,))))
+
+
+def _draw(stream: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return stream.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,36 @@
+"""From latents to pixels, one image at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtimes.base import Run
+from .finite import check_finite
+
+DECODER = "vae_decoder"
+
+
+def decode(run: Run, latents: NDArray[np.float32], engine: str) -> NDArray[np.uint8]:
+    """Decode latents [count, channels, height / 8, width / 8] into sRGB [count, height, width, 3].
+
+    The decoder sees one image at a time: its activations take far more memory than anything before.
+    Raises `NotFiniteError` naming the image that holds NaN or infinity.
+    """
+    images: list[NDArray[np.uint8]] = []
+    for index in range(len(latents)):
+        image = run({"latent_sample": latents[index : index + 1]})["sample"][0]
+        check_finite(image, f"Image {index} of {len(latents)}, as decoded", DECODER, engine)
+        images.append(quantized(image))
+    return np.stack(images)
+
+
+def quantized(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """From [3, height, width] in [-1, 1] to [height, width, 3] in 0 to 255, rounded half to even, as diffusers does."""
+    shares = np.clip(image / 2 + 0.5, 0.0, 1.0)
+    return np.ascontiguousarray((shares * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def is_flat(image: NDArray[np.uint8]) -> bool:
+    """Whether all pixels are one colour."""
+    return bool((image == image[:1, :1]).all())

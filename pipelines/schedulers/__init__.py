@@ -1,0 +1,167 @@
+"""Noise schedulers of diffusion sampling, in numpy: from a checkpoint's configuration to a request's walk.
+
+    schedule(config, steps)                       the checkpoint's own
+    schedule(config, steps, "dpm++2m-karras")     another, on the same training schedule
+
+Each agrees with diffusers' class of the same name step by step: given the same denoiser outputs
+and the same noise, the samples are equal to float32's rounding.
+
+    settings.py    the configuration, checked           betas.py      the training schedule
+    spacing.py     which timesteps the steps fall on     sigmas.py     noise levels and their ramps
+    prediction.py  epsilon, velocity, original           the others    one family of algorithms each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...core.errors import ProfileError, RequestError
+from ...core.record import suggest
+from .ddim import ddim
+from .ddpm import ddpm
+from .dpmsde import dpm_sde
+from .dpmsolver import dpm_solver
+from .euler import euler, euler_ancestral
+from .heun import heun
+from .lcm import lcm
+from .lms import lms
+from .pndm import pndm
+from .protocol import Noise, Schedule
+from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, settings
+from .unipc import unipc
+
+__all__ = ["SCHEDULERS", "Noise", "Sampler", "Schedule", "schedule"]
+
+_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_DPM_SOLVER = (
+    TRAINING | SPACING | SIGMAS | ZERO_SNR
+    | {"solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"}
+    | {"use_lu_lambdas", "lambda_min_clipped", "final_sigmas_type", "variance_type"}
+)  # fmt: skip
+
+SCHEDULERS: dict[str, Sampler] = {
+    "ddim": Sampler(
+        "DDIMScheduler",
+        ddim,
+        TRAINING | SPACING | ZERO_SNR | CLIP | {"set_alpha_to_one"},
+        {"timestep_spacing": "leading", "clip_sample": True},
+    ),
+    "ddpm": Sampler(
+        "DDPMScheduler",
+        ddpm,
+        TRAINING | SPACING | ZERO_SNR | CLIP | {"variance_type"},
+        {"timestep_spacing": "leading", "clip_sample": True, "variance_type": "fixed_small"},
+    ),
+    "pndm": Sampler(
+        "PNDMScheduler",
+        pndm,
+        TRAINING | SPACING | {"skip_prk_steps", "set_alpha_to_one"},
+        {"timestep_spacing": "leading", "set_alpha_to_one": False},
+        predictions=("epsilon", "v_prediction"),
+    ),
+    "lms": Sampler("LMSDiscreteScheduler", lms, TRAINING | SPACING | SIGMAS),
+    "euler": Sampler(
+        "EulerDiscreteScheduler",
+        euler,
+        TRAINING | SPACING | SIGMAS | ZERO_SNR | {"interpolation_type", "timestep_type", "final_sigmas_type"},
+    ),
+    "euler-ancestral": Sampler(
+        "EulerAncestralDiscreteScheduler",
+        euler_ancestral,
+        TRAINING | SPACING | ZERO_SNR,
+        predictions=("epsilon", "v_prediction"),
+    ),
+    "heun": Sampler("HeunDiscreteScheduler", heun, TRAINING | SPACING | SIGMAS | CLIP, _LATENT_BETAS),
+    "dpm++2m": Sampler(
+        "DPMSolverMultistepScheduler",
+        dpm_solver,
+        _DPM_SOLVER,
+        asks={"algorithm_type": "dpmsolver++", "solver_order": 2},
+    ),
+    "dpm++2m-sde": Sampler(
+        "DPMSolverMultistepScheduler",
+        dpm_solver,
+        _DPM_SOLVER,
+        asks={"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
+    ),
+    "dpm++sde": Sampler(
+        "DPMSolverSDEScheduler",
+        dpm_sde,
+        TRAINING | SPACING | SIGMAS,
+        _LATENT_BETAS,
+        predictions=("epsilon", "v_prediction"),
+    ),
+    "unipc": Sampler(
+        "UniPCMultistepScheduler",
+        unipc,
+        TRAINING | SPACING | SIGMAS | ZERO_SNR
+        | {"solver_order", "predict_x0", "solver_type", "lower_order_final", "disable_corrector", "final_sigmas_type"},
+    ),
+    # diffusers' LCM has keys for spacing and for the last alpha, and never reads them: its
+    # timesteps are those it was distilled on.
+    "lcm": Sampler(
+        "LCMScheduler",
+        lcm,
+        TRAINING | ZERO_SNR | CLIP | {"original_inference_steps", "timestep_scaling"},
+        {**_LATENT_BETAS, "beta_schedule": "scaled_linear"},
+    ),
+}  # fmt: skip
+"""Samplers by short name, each of which may be followed by a ramp: `dpm++2m-karras`."""
+
+_KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
+
+
+def schedule(config: Mapping[str, object], steps: int, name: str | None = None, *, eta: float = 0.0) -> Schedule:
+    """Return a fresh schedule of `steps` steps for one request.
+
+    `config` is the checkpoint's `scheduler_config.json`. `name` replaces its algorithm by one
+    of `SCHEDULERS`, with `-karras`, `-exponential`, `-beta` or `-lu` behind it for a ramp of
+    noise levels; what the model was trained on still comes from the config, and keys that only its own
+    class reads are dropped. `eta` is DDIM's, between 0 and 1.
+
+    Raises `ProfileError` for a config that can't be honoured, and `RequestError` for a name, a
+    number of steps or an `eta` that can't be.
+    """
+    if name is None:
+        sampler, asks = _of_class(config), dict[str, object]()
+    else:
+        sampler, asks = _of_name(name)
+    checked = settings(config, sampler, _KNOWN_KEYS, asks)
+    count = checked.num_train_timesteps
+    if not 1 <= steps <= count:
+        raise RequestError(f"{steps} steps can't be taken: the model has {count} timesteps. Use 1 to {count}.")
+    if sampler.build is ddim:
+        if not 0 <= eta <= 1:
+            raise RequestError(f"An eta of {eta} can't be: it says how random DDIM is. Use 0 to 1.")
+        return ddim(checked, steps, eta)
+    if eta != 0:
+        raise RequestError(f"{sampler.class_name} has no eta, and {eta} was given. Leave it out, or use 'ddim'.")
+    return sampler.build(checked, steps)
+
+
+def _of_class(config: Mapping[str, object]) -> Sampler:
+    known = {sampler.class_name: sampler for sampler in SCHEDULERS.values()}
+    name = config.get("_class_name")
+    if not isinstance(name, str) or name not in known:
+        raise ProfileError(
+            f"The scheduler config is of an unknown class, {name!r}. {suggest(str(name), list(known))} "
+            f"Or choose a scheduler by name: {', '.join(SCHEDULERS)}."
+        )
+    return known[name]
+
+
+def _of_name(name: str) -> tuple[Sampler, dict[str, object]]:
+    base, _, ramp = name.rpartition("-")
+    if name in SCHEDULERS:
+        return SCHEDULERS[name], dict(SCHEDULERS[name].asks)
+    if base not in SCHEDULERS or ramp not in RAMPS:
+        raise RequestError(
+            f"There is no scheduler {name!r}. {suggest(base if ramp in RAMPS else name, list(SCHEDULERS))} "
+            f"Behind some, -{', -'.join(RAMPS)} says how noise levels are spaced."
+        )
+    sampler = SCHEDULERS[base]
+    if RAMPS[ramp] not in sampler.keys:
+        able = ", ".join(other for other, row in SCHEDULERS.items() if RAMPS[ramp] in row.keys)
+        raise RequestError(f"{base!r} has no {ramp} noise levels; these have: {able}. Use one, or leave out -{ramp}.")
+    only = {key: key == RAMPS[ramp] for key in RAMPS.values() if key in sampler.keys}
+    return sampler, {**sampler.asks, **only}

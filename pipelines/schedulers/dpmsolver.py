@@ -1,0 +1,169 @@
+"""DPM-Solver and DPM-Solver++, multistep: DPM++ 2M and DPM++ 2M SDE.
+
+Lu et al., arXiv:2206.00927 (which predicts noise) and arXiv:2211.01095 (`++`, the original).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...core.errors import ProfileError
+from .arrays import mixed
+from .prediction import noise_in, original
+from .sigmas import ended, ramped, sigmas_of, timesteps_of, training_sigmas
+from .spacing import spaced_above_end
+
+if TYPE_CHECKING:
+    from .arrays import Array, Table
+    from .protocol import Noise
+    from .settings import Settings
+
+FEW_STEPS = 15  # below as many, the last steps are of lower order where the config asks for it
+
+
+@dataclass
+class DpmSolver:
+    """A walk that keeps the last predictions, as many as the solver's order."""
+
+    timesteps: Array
+    sigmas: list[float]
+    settings: Settings
+    init_noise_sigma: float = 1.0
+    predictions: list[Array] = field(default_factory=list["Array"])
+
+    def scale(self, sample: Array, index: int) -> Array:
+        """Return the sample itself: it has unit variance throughout."""
+        del index
+        return sample
+
+    def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
+        """Integrate the polynomial through the predictions so far, in log-SNR, over the step."""
+        alpha, sigma = alpha_sigma(self.sigmas[index])
+        predict = original if predicts_original(self.settings) else noise_in
+        predicted = predict(self.settings.prediction_type, output, sample, alpha, sigma)
+        self.predictions = [*self.predictions, predicted][-self.settings.solver_order :]
+        order = min(self._order(index), len(self.predictions))
+        levels = self.sigmas[index + 1 - order : index + 2]
+        kept, weights, spread = coefficients(self.settings, levels)
+        terms = [(kept, sample), *zip(weights, differences(self.predictions[-order:], levels), strict=True)]
+        if spread > 0:
+            terms.append((spread, noise()))
+        return mixed(*terms)
+
+    def _order(self, index: int) -> int:
+        left = len(self.timesteps) - index
+        lower = self.settings.lower_order_final and len(self.timesteps) < FEW_STEPS
+        if left == 1 and (lower or self.settings.euler_at_final or self.sigmas[-1] == 0):
+            return 1
+        return min(self.settings.solver_order, 2) if left == 2 and lower else self.settings.solver_order
+
+
+def predicts_original(settings: Settings) -> bool:
+    """Return whether the solver integrates predictions of the original (the `++` ones) or of the noise."""
+    return settings.algorithm_type not in ("dpmsolver", "sde-dpmsolver")
+
+
+def alpha_sigma(level: float) -> tuple[float, float]:
+    """Return the parts of signal and noise in a sample of unit variance at this noise level."""
+    alpha = 1 / math.sqrt(level**2 + 1)
+    return alpha, level * alpha
+
+
+def log_snr(level: float) -> float:
+    """Return half the logarithm of the signal-to-noise ratio at this noise level."""
+    return -math.log(level) if level > 0 else math.inf
+
+
+def differences(predictions: list[Array], levels: list[float]) -> list[Array]:
+    """Return the latest prediction and its first and second derivatives, in units of the step.
+
+    `levels` are those of the predictions and of the step's end.
+    """
+    *known, stop = (log_snr(level) for level in levels)
+    width = stop - known[-1]
+    if len(predictions) == 1:
+        return predictions
+    slopes: list[Array] = [
+        np.float32(width / (after - before)) * (later - earlier)
+        for (before, after), (earlier, later) in zip(pairwise(known), pairwise(predictions), strict=True)
+    ]
+    if len(predictions) == 2:
+        return [predictions[-1], slopes[-1]]
+    turn, span = slopes[1] - slopes[0], known[2] - known[0]
+    return [
+        predictions[-1],
+        mixed((1, slopes[1]), ((known[2] - known[1]) / span, turn)),
+        mixed((width / span, turn)),
+    ]
+
+
+def coefficients(settings: Settings, levels: list[float]) -> tuple[float, list[float], float]:
+    """Return what a step takes of the sample, of each of `differences`, and of fresh noise.
+
+    The four algorithms are one formula in the exponent `h` of the step: its sign says what is
+    predicted, and a stochastic step counts its width in log-SNR twice.
+    """
+    before, after = levels[-2:]
+    width = log_snr(after) - log_snr(before)
+    (alpha, sigma), (alpha_after, sigma_after) = alpha_sigma(before), alpha_sigma(after)
+    stochastic = settings.algorithm_type.startswith("sde-")
+    if predicts_original(settings):
+        kept, scale, h = sigma_after / sigma, alpha_after, -width
+        spread = 0.0
+        if stochastic:
+            kept, h = kept * math.exp(-width), -2 * width
+            spread = sigma_after * math.sqrt(-math.expm1(h))
+    else:
+        kept, scale, h = alpha_after / alpha, sigma_after, width
+        spread = 0.0
+        if stochastic:
+            scale = 2 * sigma_after
+            spread = sigma_after * math.sqrt(math.expm1(2 * h))
+    weights = [-scale * math.expm1(h)]
+    if len(levels) == 3 and settings.solver_type != "heun":
+        weights.append(weights[0] / 2)  # midpoint
+    elif len(levels) > 2:
+        weights.append(-scale * (math.expm1(h) / h - 1) if h else 0.0)
+    if len(levels) > 3:
+        weights.append(-scale * ((math.expm1(h) - h) / h**2 - 0.5) if h else 0.0)
+    return kept, weights, spread
+
+
+def dpm_solver(settings: Settings, steps: int) -> DpmSolver:
+    """Return the schedule of DPM-Solver in the variant that the config names."""
+    _check(settings)
+    table = training_sigmas(settings)
+    # Where hardly any signal is left, log-SNR has no bound, and the config may set one.
+    count = int(np.sum(-np.log(table) >= settings.lambda_min_clipped))
+    ramp = ramped(settings, float(table[-1]), float(table[0]), steps)
+    if ramp is None:
+        timesteps: Table = spaced_above_end(settings, steps, count)
+        sigmas = sigmas_of(timesteps, table)
+    else:
+        sigmas, timesteps = ramp, timesteps_of(ramp, table)
+        if settings.ramp in ("karras", "lu") and settings.beta_schedule != "squaredcos_cap_v2":
+            timesteps = np.round(timesteps)
+    levels = ended(sigmas, float(table[0]) if settings.final_sigmas_type == "sigma_min" else 0.0)
+    return DpmSolver(np.trunc(timesteps).astype(np.float32), levels, settings)
+
+
+def _check(settings: Settings) -> None:
+    if settings.solver_order > 3:
+        raise ProfileError(
+            f"The scheduler config says solver_order = {settings.solver_order}; DPM-Solver has orders 1 to 3. Set 2."
+        )
+    if settings.algorithm_type.startswith("sde-") and settings.solver_order > 2:
+        raise ProfileError(
+            f"The scheduler config pairs {settings.algorithm_type} with solver_order = {settings.solver_order}; "
+            "the stochastic solvers have orders 1 and 2. Set 2."
+        )
+    if not predicts_original(settings) and settings.final_sigmas_type == "zero":
+        raise ProfileError(
+            f"The scheduler config pairs {settings.algorithm_type} with final_sigmas_type 'zero', where no noise "
+            "is left to predict. Set 'sigma_min', or algorithm_type 'dpmsolver++'."
+        )

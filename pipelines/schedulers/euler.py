@@ -1,0 +1,99 @@
+"""Euler's method, plain and ancestral (Karras et al., arXiv:2206.00364; k-diffusion)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .arrays import mixed
+from .betas import linspace
+from .prediction import init_noise_sigma, scaled, slope
+from .sigmas import ended, regraded, sigmas_of, training_sigmas
+from .spacing import spaced
+
+if TYPE_CHECKING:
+    from .arrays import Array, Table
+    from .protocol import Noise
+    from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Euler:
+    """A walk along the tangents of the probability flow; it keeps no history."""
+
+    timesteps: Array
+    sigmas: list[float]
+    init_noise_sigma: float
+    settings: Settings
+
+    def scale(self, sample: Array, index: int) -> Array:
+        """Return the sample at unit variance."""
+        return scaled(sample, self.sigmas[index])
+
+    def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
+        """Follow the tangent to the next noise level."""
+        del noise
+        before, after = self.sigmas[index], self.sigmas[index + 1]
+        tangent = slope(self.settings.prediction_type, output, sample, before)
+        return mixed((1, sample), (after - before, tangent))
+
+
+@dataclass(frozen=True)
+class EulerAncestral:
+    """A walk that goes below the next noise level and adds noise up to it; it keeps no history."""
+
+    timesteps: Array
+    sigmas: list[float]
+    init_noise_sigma: float
+    settings: Settings
+
+    def scale(self, sample: Array, index: int) -> Array:
+        """Return the sample at unit variance."""
+        return scaled(sample, self.sigmas[index])
+
+    def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
+        """Follow the tangent below the next level, then add noise up to it."""
+        before, after = self.sigmas[index], self.sigmas[index + 1]
+        tangent = slope(self.settings.prediction_type, output, sample, before)
+        down, up = ancestral(before, after)
+        terms = [(1.0, sample), (down - before, tangent)]
+        if up > 0:
+            terms.append((up, noise()))
+        return mixed(*terms)
+
+
+def ancestral(before: float, after: float) -> tuple[float, float]:
+    """Return the level to step down to and the noise to add there, which make up the level `after`."""
+    # In float32, as diffusers has it: where the levels are far apart, as after a start without
+    # signal, few digits of their difference are left, and the samples depend on which.
+    high, low = np.float32(before), np.float32(after)
+    up = min(low, np.sqrt(low**2 * (high**2 - low**2) / high**2))
+    return float(np.sqrt(low**2 - up**2)), float(up)
+
+
+def euler(settings: Settings, steps: int) -> Euler:
+    """Return Euler's schedule."""
+    table = training_sigmas(settings)
+    timesteps: Table | Array = spaced(settings, steps).astype(np.float32)
+    if settings.interpolation_type == "log_linear":
+        # One level more than steps: the last step ends at the lowest, not at zero.
+        logarithms = np.log(table)
+        sigmas = np.exp(linspace(logarithms[-1], logarithms[0], steps + 1)).astype(np.float64)
+    else:
+        sigmas = sigmas_of(timesteps, table)
+    sigmas, timesteps = regraded(settings, sigmas, timesteps, table)
+    levels = ended(sigmas, float(table[0]) if settings.final_sigmas_type == "sigma_min" else 0.0)
+    if settings.timestep_type == "continuous" and settings.prediction_type == "v_prediction":
+        timesteps = 0.25 * np.log(np.asarray(levels[:-1]))  # EDM's conditioning
+    first = init_noise_sigma(settings.timestep_spacing, levels[0])
+    return Euler(timesteps.astype(np.float32), levels, first, settings)
+
+
+def euler_ancestral(settings: Settings, steps: int) -> EulerAncestral:
+    """Return ancestral Euler's schedule."""
+    timesteps = spaced(settings, steps).astype(np.float32)
+    levels = ended(sigmas_of(timesteps, training_sigmas(settings)), 0.0)
+    first = init_noise_sigma(settings.timestep_spacing, levels[0])
+    return EulerAncestral(timesteps, levels, first, settings)

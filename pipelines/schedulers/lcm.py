@@ -1,0 +1,76 @@
+"""LCM: few-step sampling of a latent consistency model (Luo et al., arXiv:2310.04378)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...core.errors import ProfileError, RequestError
+from .arrays import mixed
+from .betas import alphas_cumprod
+from .prediction import original, refuse_lost_signal
+
+if TYPE_CHECKING:
+    from .arrays import Array
+    from .protocol import Noise
+    from .settings import Settings
+
+SIGMA_DATA = 0.5
+
+
+@dataclass(frozen=True)
+class Lcm:
+    """A walk that jumps to an original at each step and adds noise again; it keeps no history."""
+
+    timesteps: Array
+    kept: tuple[float, ...]
+    """Signal power left before each step."""
+    settings: Settings
+    init_noise_sigma: float = 1.0
+
+    def scale(self, sample: Array, index: int) -> Array:
+        """Return the sample itself: it has unit variance throughout."""
+        del index
+        return sample
+
+    def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
+        """Take one step of multistep consistency sampling; only the last adds no noise."""
+        before = self.kept[index]
+        start = original(
+            self.settings.prediction_type,
+            output,
+            sample,
+            math.sqrt(before),
+            math.sqrt(1 - before),
+            self.settings.clip,
+        )
+        # The boundary condition: at timestep 0 the sample is its own original.
+        time = float(self.timesteps[index]) * self.settings.timestep_scaling
+        power = time**2 + SIGMA_DATA**2
+        consistent = mixed((time / math.sqrt(power), start), (SIGMA_DATA**2 / power, sample))
+        if index + 1 == len(self.kept):
+            return consistent
+        after = self.kept[index + 1]
+        return mixed((math.sqrt(after), consistent), (math.sqrt(1 - after), noise()))
+
+
+def lcm(settings: Settings, steps: int) -> Lcm:
+    """Return LCM's schedule: some of the timesteps that the model was distilled on."""
+    count, distilled = settings.num_train_timesteps, settings.original_inference_steps
+    if distilled > count:
+        raise ProfileError(
+            f"The scheduler config says original_inference_steps = {distilled}, more than its {count} timesteps. "
+            "Correct either."
+        )
+    if steps > distilled:
+        raise RequestError(
+            f"The model was distilled on {distilled} steps, and {steps} can't be taken. Use 1 to {distilled}."
+        )
+    all_timesteps = np.arange(distilled, 0, -1) * (count // distilled) - 1
+    timesteps = all_timesteps[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(np.int64)]
+    kept = tuple(alphas_cumprod(settings)[timesteps].tolist())
+    refuse_lost_signal(settings.prediction_type, kept)
+    return Lcm(timesteps.astype(np.float32), kept, settings)

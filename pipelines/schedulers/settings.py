@@ -1,0 +1,188 @@
+"""What a checkpoint's `scheduler_config.json` says, checked: honoured or refused, never ignored.
+
+Names and defaults are those of diffusers' schedulers, whose files these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from ...core.errors import ProfileError
+from ...core.record import Record, complaints, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .protocol import Schedule
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Ramp = Literal["karras", "exponential", "beta", "lu"]
+
+RAMPS: dict[Ramp, str] = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+    "lu": "use_lu_lambdas",
+}
+
+
+class Settings(Record, strict=True):
+    """One scheduler's configuration; a key its class doesn't know keeps a default that does nothing."""
+
+    # What the denoiser was trained on.
+    num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0001
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    trained_betas: list[float] | None = None
+    rescale_betas_zero_snr: bool = False
+    prediction_type: Prediction = "epsilon"
+    timestep_type: Literal["discrete", "continuous"] = "discrete"
+
+    # Where on that training schedule the steps fall.
+    timestep_spacing: Literal["linspace", "leading", "trailing"] = "linspace"
+    steps_offset: Annotated[int, Field(ge=0)] = 0
+    interpolation_type: Literal["linear", "log_linear"] = "linear"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    sigma_min: Annotated[float, Field(gt=0)] | None = None
+    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    lambda_min_clipped: float = float("-inf")
+    final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
+    set_alpha_to_one: bool = True
+    original_inference_steps: Annotated[int, Field(ge=1)] = 50
+
+    # How a step is taken.
+    clip_sample: bool = False
+    clip_sample_range: Annotated[float, Field(gt=0)] = 1.0
+    # Without `learned` ones, which no denoiser of latents predicts, and `fixed_large_log`, which is
+    # the logarithm of a variance where diffusers takes its root.
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] | None = None
+    skip_prk_steps: bool = False
+    solver_order: Annotated[int, Field(ge=1)] = 2
+    algorithm_type: Literal["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"] = "dpmsolver++"
+    solver_type: Literal["midpoint", "heun", "bh1", "bh2", "logrho"] = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    predict_x0: bool = True
+    disable_corrector: list[int] = Field(default_factory=list[int])
+    timestep_scaling: float = 10.0
+
+    @property
+    def ramp(self) -> Ramp | None:
+        """The one spacing of noise levels that replaces the timesteps' own, if any."""
+        chosen: list[Ramp] = [ramp for ramp, key in RAMPS.items() if getattr(self, key)]
+        if len(chosen) > 1:
+            keys = ", ".join(RAMPS[ramp] for ramp in chosen)
+            raise ProfileError(f"The scheduler config sets {keys} at once, and only one can be. Set one.")
+        return chosen[0] if chosen else None
+
+    @property
+    def clip(self) -> float | None:
+        """How far from zero a predicted original may lie, if it is bounded at all."""
+        return self.clip_sample_range if self.clip_sample else None
+
+
+TRAINING = frozenset({
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+})  # fmt: skip
+SPACING = frozenset({"timestep_spacing", "steps_offset"})
+# diffusers reads `sigma_min` and `sigma_max` in every class that has these ramps, also in those
+# whose constructor doesn't name them.
+SIGMAS = frozenset({
+    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "sigma_min", "sigma_max",
+})  # fmt: skip
+CLIP = frozenset({"clip_sample", "clip_sample_range"})
+ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
+
+REFUSED = {
+    "thresholding": "dynamic thresholding is made for pixels in [-1, 1], and latents have no such bounds",
+    "use_flow_sigmas": "flow-matching models aren't sampled here",
+    "use_dynamic_shifting": "flow-matching models aren't sampled here",
+    "shift_terminal": "flow-matching models aren't sampled here",
+    "solver_p": "UniPC is sampled with its own predictor only",
+}
+"""Keys whose every value but null, false or empty is refused, and why."""
+
+INERT = frozenset({
+    # They qualify keys that are refused above.
+    "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type",
+    # The noise belongs to the request, which passes it to each step.
+    "noise_sampler_seed",
+})  # fmt: skip
+
+FACTS: dict[str, object] = {"rescale_betas_zero_snr": False, "timestep_type": "discrete"}
+"""Facts of the trained model, with the value that every class can live with."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One way of sampling: a class of diffusers, the keys it reads, and what builds its schedule."""
+
+    class_name: str
+    build: Callable[[Settings, int], Schedule]
+    keys: frozenset[str]
+    defaults: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Where the class's defaults differ from those of `Settings`."""
+    asks: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What choosing it by its short name sets, whatever the checkpoint says."""
+    predictions: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
+
+
+def settings(
+    config: Mapping[str, object], sampler: Sampler, known: frozenset[str], asks: Mapping[str, object]
+) -> Settings:
+    """Return what the config says to this sampler, with `asks` in place of what it says itself.
+
+    Keys of other schedulers are dropped, as diffusers drops them: configs are full of them, since
+    each was once converted from another class (SDXL's Euler config says `skip_prk_steps`). Keys
+    that are in no scheduler's list (`known`), and facts of the model that this sampler has no
+    way to honour, raise `ProfileError`.
+    """
+    unsaid = config.get("_use_default_values", [])  # diffusers lists here the keys that nobody set
+    said = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and not (isinstance(unsaid, list) and key in unsaid)
+    }
+    for key, value in said.items():
+        if key in REFUSED and value:
+            raise ProfileError(
+                f"The scheduler config says {key} = {value!r}, which isn't supported: {REFUSED[key]}. "
+                "Use a checkpoint without it."
+            )
+        if key not in known and key not in REFUSED and key not in INERT:
+            raise ProfileError(
+                f"The scheduler config has an unknown key, {key!r}. {suggest(key, list(known))} Rename or remove it."
+            )
+        if key in FACTS and key not in sampler.keys and value != FACTS[key]:
+            raise ProfileError(
+                f"The model was trained with {key} = {value!r}, which {sampler.class_name} can't honour. "
+                "Choose another scheduler, such as 'euler'."
+            )
+    values = {**sampler.defaults, **{key: said[key] for key in said if key in sampler.keys}, **asks}
+    try:
+        checked = Settings.model_validate(values)
+    except ValidationError as exc:
+        raise ProfileError(f"The scheduler config can't be honoured: {complaints(exc, Settings)}. Correct it.") from exc
+    if checked.prediction_type not in sampler.predictions:
+        raise ProfileError(
+            f"{sampler.class_name} can't sample a model of prediction_type {checked.prediction_type!r}, "
+            f"only {' or '.join(sampler.predictions)}. Choose another scheduler, such as 'ddim'."
+        )
+    return checked
+
+
+def refuse_karras_bounds(settings: Settings) -> None:
+    """Raise `ProfileError` where Karras levels have bounds of their own that diffusers' class ignores."""
+    if settings.ramp == "karras" and (settings.sigma_min is not None or settings.sigma_max is not None):
+        raise ProfileError(
+            "The scheduler config bounds Karras noise levels by sigma_min or sigma_max, which this scheduler "
+            "doesn't know. Choose another, such as 'euler' or 'dpm++2m'."
+        )

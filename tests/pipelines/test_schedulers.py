@@ -1,0 +1,574 @@
+"""The schedulers against diffusers' own: the same denoiser and the same noise, step by step."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from latentc.core.errors import LatentcError, ProfileError, RequestError
+from latentc.pipelines.schedulers import SCHEDULERS, Schedule, schedule
+from latentc.pipelines.schedulers.settings import INERT, REFUSED
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Config = dict[str, object]
+
+SHAPE = (1, 4, 6, 6)
+CHECKPOINTS = ("sd15", "sd21", "sdxl", "turbo", "lcm", "zero-snr")
+TOLERANCE = 1e-5
+MIX = np.random.default_rng(7).normal(size=(4, 4)).astype(np.float32) / 2
+
+LATENT: Config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD15: Config = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    **LATENT,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SD21: Config = {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": "0.8.0",
+    **LATENT,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SDXL: Config = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    **LATENT,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+TURBO: Config = {
+    **SDXL,
+    "timestep_spacing": "trailing",
+    "timestep_type": "discrete",
+    "sigma_max": None,
+    "sigma_min": None,
+}
+LCM: Config = {
+    **SD15,
+    "_class_name": "LCMScheduler",
+    "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+    "original_inference_steps": 50,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "thresholding": False,
+    "timestep_scaling": 10.0,
+    "timestep_spacing": "leading",
+}
+ZERO_SNR: Config = {
+    **SD21,
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+PLAIN: dict[str, Config] = {name: {"_class_name": sampler.class_name} for name, sampler in SCHEDULERS.items()}
+
+
+def said(base: Mapping[str, object], **more: object) -> Config:
+    return {**base, **more}
+
+
+# The published ones and the rest. What each row is: the config, the name that is asked for, and DDIM's eta.
+CASES: dict[str, tuple[Config, str | None, float]] = {
+    "sd15": (SD15, None, 0),
+    "sd21": (SD21, None, 0),
+    "sdxl": (SDXL, None, 0),
+    "turbo": (TURBO, None, 0),
+    "lcm": (LCM, None, 0),
+    "zero-snr": (ZERO_SNR, None, 0),
+    "ddim-plain": (PLAIN["ddim"], None, 0),
+    "ddim-eta-half": (SD21, "ddim", 0.5),
+    "ddim-eta-one": (said(SD15, timestep_spacing="linspace"), "ddim", 1),
+    "ddim-sample": (said(SD21, prediction_type="sample", set_alpha_to_one=True), "ddim", 0),
+    "ddim-clip": (said(SD21, clip_sample=True, clip_sample_range=0.7), "ddim", 0.3),
+    "ddim-zero-snr-eta": (ZERO_SNR, "ddim", 0.7),
+    "ddim-cosine": (said(SD21, beta_schedule="squaredcos_cap_v2", timestep_spacing="linspace"), "ddim", 0),
+    "ddim-betas": (said(SD15, trained_betas=np.geomspace(1e-4, 0.02, 1000).tolist()), "ddim", 0),
+    "ddpm-plain": (PLAIN["ddpm"], None, 0),
+    "ddpm-sd21": (SD21, "ddpm", 0),
+    "ddpm-small-log": (said(SD15, variance_type="fixed_small_log", timestep_spacing="trailing"), "ddpm", 0),
+    "ddpm-large": (said(SD15, variance_type="fixed_large", timestep_spacing="linspace"), "ddpm", 0),
+    "ddpm-zero-snr": (ZERO_SNR, "ddpm", 0),
+    "ddpm-sample-clip": (said(SD15, prediction_type="sample", clip_sample=True), "ddpm", 0),
+    "pndm-plain": (PLAIN["pndm"], None, 0),
+    "pndm-v": (said(SD15, prediction_type="v_prediction", set_alpha_to_one=True), None, 0),
+    "pndm-trailing": (said(SD15, timestep_spacing="trailing"), None, 0),
+    "pndm-linspace": (said(SD15, timestep_spacing="linspace"), None, 0),
+    "pndm-runge-kutta": (said(SD15, skip_prk_steps=False), None, 0),
+    "pndm-runge-kutta-v": (said(SD15, skip_prk_steps=False, prediction_type="v_prediction"), None, 0),
+    "lms-plain": (PLAIN["lms"], None, 0),
+    "lms-sdxl": (SDXL, "lms", 0),
+    "lms-v": (said(SD21, timestep_spacing="trailing"), "lms", 0),
+    "lms-bounds": (said(SDXL, sigma_min=0.05, sigma_max=12.0), "lms-exponential", 0),
+    "lms-karras": (SDXL, "lms-karras", 0),
+    "lms-sample": (said(SD21, prediction_type="sample"), "lms-exponential", 0),
+    "euler-plain": (PLAIN["euler"], None, 0),
+    "euler-sd15": (SD15, "euler", 0),
+    "euler-karras": (SDXL, "euler-karras", 0),
+    "euler-exponential": (SDXL, "euler-exponential", 0),
+    "euler-beta": (said(SD21), "euler-beta", 0),
+    "euler-bounds": (said(SDXL, sigma_min=0.05, sigma_max=12.0, use_karras_sigmas=True), None, 0),
+    "euler-sample": (said(SDXL, prediction_type="sample", final_sigmas_type="sigma_min"), None, 0),
+    "euler-log-linear": (said(SDXL, interpolation_type="log_linear"), None, 0),
+    "euler-log-linear-karras": (said(SDXL, interpolation_type="log_linear", use_karras_sigmas=True), None, 0),
+    "euler-zero-snr": (ZERO_SNR, "euler", 0),
+    "euler-continuous": (
+        said(SDXL, timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True,
+             sigma_min=0.002, sigma_max=120.0), None, 0),
+    "ancestral-plain": (PLAIN["euler-ancestral"], None, 0),
+    "ancestral-sdxl": (SDXL, "euler-ancestral", 0),
+    "ancestral-turbo": (TURBO, "euler-ancestral", 0),
+    "ancestral-v": (SD21, "euler-ancestral", 0),
+    "ancestral-zero-snr": (ZERO_SNR, "euler-ancestral", 0),
+    "heun-plain": (PLAIN["heun"], None, 0),
+    "heun-sdxl": (SDXL, "heun", 0),
+    "heun-v-karras": (SD21, "heun-karras", 0),
+    "heun-clip": (said(SD15, clip_sample=True), "heun-exponential", 0),
+    "heun-bounds": (said(SDXL, sigma_min=0.05, sigma_max=12.0), "heun-karras", 0),
+    "heun-sample": (said(SD15, prediction_type="sample", timestep_spacing="trailing"), "heun-beta", 0),
+    "2m-plain": (PLAIN["dpm++2m"], None, 0),
+    "2m-sd15": (SD15, "dpm++2m", 0),
+    "2m-sd21": (SD21, "dpm++2m", 0),
+    "2m-turbo": (TURBO, "dpm++2m", 0),
+    "2m-karras": (SDXL, "dpm++2m-karras", 0),
+    "2m-bounds": (said(SDXL, sigma_min=0.05, sigma_max=12.0), "dpm++2m-karras", 0),
+    "2m-exponential": (SDXL, "dpm++2m-exponential", 0),
+    "2m-beta": (SDXL, "dpm++2m-beta", 0),
+    "2m-lu": (SDXL, "dpm++2m-lu", 0),
+    "2m-cosine": (
+        said(PLAIN["dpm++2m"], beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1, prediction_type="sample"),
+        None, 0),
+    "2m-cosine-karras": (said(SD21, beta_schedule="squaredcos_cap_v2"), "dpm++2m-karras", 0),
+    "2m-zero-snr": (ZERO_SNR, "dpm++2m", 0),
+    "2m-euler-final": (said(PLAIN["dpm++2m"], **LATENT, euler_at_final=True, lower_order_final=False,
+                            final_sigmas_type="sigma_min"), None, 0),
+    "2m-sigma-min": (said(PLAIN["dpm++2m"], **LATENT, final_sigmas_type="sigma_min", lower_order_final=False,
+                          solver_type="heun"), None, 0),
+    "2m-sigma-min-karras": (said(PLAIN["dpm++2m"], **LATENT, final_sigmas_type="sigma_min"), "dpm++2m-karras", 0),
+    "2m-from-unipc": (said(PLAIN["unipc"], **LATENT, solver_order=3, solver_type="bh2"), "dpm++2m", 0),
+    "1st": (said(PLAIN["dpm++2m"], **LATENT, solver_order=1), None, 0),
+    "3m": (said(PLAIN["dpm++2m"], **LATENT, solver_order=3), None, 0),
+    "3m-v": (said(PLAIN["dpm++2m"], **LATENT, solver_order=3, prediction_type="v_prediction"), None, 0),
+    "deis": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="deis", solver_type="logrho",
+                  final_sigmas_type="sigma_min"), None, 0),
+    "dpm": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"), None, 0),
+    "dpm-heun-v": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="dpmsolver", final_sigmas_type="sigma_min",
+                        solver_type="heun", prediction_type="v_prediction"), None, 0),
+    "dpm-3-sample": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="dpmsolver", final_sigmas_type="sigma_min",
+                          solver_order=3, prediction_type="sample"), None, 0),
+    "dpm-sde": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min"),
+                None, 0),
+    "dpm-sde-heun": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="sde-dpmsolver",
+                          final_sigmas_type="sigma_min", solver_type="heun"), None, 0),
+    "2m-sde": (SDXL, "dpm++2m-sde", 0),
+    "2m-sde-karras": (SD15, "dpm++2m-sde-karras", 0),
+    "2m-sde-v": (SD21, "dpm++2m-sde", 0),
+    "2m-sde-zero-snr": (ZERO_SNR, "dpm++2m-sde", 0),
+    "2m-sde-heun": (said(PLAIN["dpm++2m"], **LATENT, algorithm_type="sde-dpmsolver++", solver_type="heun",
+                         final_sigmas_type="sigma_min"), None, 0),
+    "sde-plain": (PLAIN["dpm++sde"], None, 0),
+    "sde-sdxl": (SDXL, "dpm++sde", 0),
+    "sde-karras": (SD15, "dpm++sde-karras", 0),
+    "sde-v-exponential": (SD21, "dpm++sde-exponential", 0),
+    "sde-turbo": (TURBO, "dpm++sde", 0),
+    "unipc-plain": (PLAIN["unipc"], None, 0),
+    "unipc-sd15": (SD15, "unipc", 0),
+    "unipc-sd21": (SD21, "unipc", 0),
+    "unipc-turbo": (TURBO, "unipc", 0),
+    "unipc-karras": (SDXL, "unipc-karras", 0),
+    "unipc-exponential": (SDXL, "unipc-exponential", 0),
+    "unipc-beta": (SDXL, "unipc-beta", 0),
+    "unipc-zero-snr": (ZERO_SNR, "unipc", 0),
+    "unipc-bh1": (said(PLAIN["unipc"], **LATENT, solver_type="bh1", solver_order=3), None, 0),
+    "unipc-3-v": (said(PLAIN["unipc"], **LATENT, solver_order=3, prediction_type="v_prediction"), None, 0),
+    "unipc-4": (said(PLAIN["unipc"], **LATENT, solver_order=4), None, 0),
+    "unipc-corrector": (said(PLAIN["unipc"], **LATENT, disable_corrector=[0, 2, 3]), None, 0),
+    "unipc-sigma-min": (said(PLAIN["unipc"], **LATENT, final_sigmas_type="sigma_min", use_karras_sigmas=True),
+                        None, 0),
+    "unipc-noise": (said(PLAIN["unipc"], **LATENT, predict_x0=False, lower_order_final=False,
+                         final_sigmas_type="sigma_min"), None, 0),
+    "unipc-noise-v": (said(PLAIN["unipc"], **LATENT, predict_x0=False, final_sigmas_type="sigma_min",
+                           prediction_type="v_prediction"), None, 0),
+    "unipc-noise-sample": (said(PLAIN["unipc"], **LATENT, predict_x0=False, final_sigmas_type="sigma_min",
+                                prediction_type="sample"), None, 0),
+    "lcm-sd15": (SD15, "lcm", 0),
+    "lcm-v-clip": (said(SD21, clip_sample=True, original_inference_steps=100, timestep_scaling=2.0), "lcm", 0),
+    "lcm-zero-snr": (ZERO_SNR, "lcm", 0),
+    "lcm-sample": (said(LCM, prediction_type="sample"), None, 0),
+}  # fmt: skip
+
+
+def denoiser(sample: Array, timestep: float) -> Array:
+    """Answer as a denoiser might: bounded, mixing channels and neighbours, different at each timestep."""
+    mixed = np.einsum("oc,bchw->bohw", MIX, sample) + 0.3 * np.roll(sample, 1, axis=-1)
+    return np.tanh(mixed + np.float32(timestep / 1000)).astype(np.float32)
+
+
+def draws(seed: int = 3) -> Iterator[Array]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.standard_normal(SHAPE, dtype=np.float32)
+
+
+class BrownianPath:
+    """What stands for torchsde: the path over a step's noise levels, from one draw per increment."""
+
+    def __init__(self, *_: object) -> None:
+        self.points: dict[float, Array] = {}
+
+    def __call__(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        high, low = float(before), float(after)
+        if high not in self.points:
+            self.points = {high: np.zeros(SHAPE, np.float32)}
+        reached = min(self.points)
+        self.points[low] = self.points[reached] + np.sqrt(reached - low) * next(BrownianPath.source)
+        increment = self.points[low] - self.points[high]
+        return torch.from_numpy((increment / np.sqrt(high - low)).astype(np.float32))
+
+    source: Iterator[Array] = draws()
+
+
+def their_class(class_name: str) -> Any:
+    if class_name != "DPMSolverSDEScheduler":
+        return getattr(importlib.import_module("diffusers"), class_name)
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    setattr(module, "BrownianTreeNoiseSampler", BrownianPath)  # noqa: B010 - it has no such attribute to type checkers
+    return module.DPMSolverSDEScheduler
+
+
+def theirs(config: Config, name: str | None, steps: int, begin: int = 0) -> Any:
+    """Return diffusers' scheduler for the same config and name, at its first step."""
+    asks: Config = {}
+    class_name = str(config["_class_name"])
+    if name is not None:
+        base, _, ramp = name.rpartition("-")
+        base, ramp = (name, "") if name in SCHEDULERS else (base, ramp)
+        class_name = SCHEDULERS[base].class_name
+        asks = dict(SCHEDULERS[base].asks)
+        if ramp:
+            asks["use_lu_lambdas" if ramp == "lu" else f"use_{ramp}_sigmas"] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' own: of numpy 2, of deprecated algorithm types
+        scheduler = their_class(class_name).from_config(config, **asks)
+        scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler
+
+
+def their_walk(
+    scheduler: Any, sample: Array, eta: float, monkeypatch: pytest.MonkeyPatch, begin: int = 0
+) -> Iterator[tuple[Array, Array]]:
+    """Yield what the denoiser is fed and the sample after each call."""
+    source = draws()
+    monkeypatch.setattr(BrownianPath, "source", source)
+
+    def randn(*_: object, **__: object) -> torch.Tensor:
+        return torch.from_numpy(next(source))
+
+    module = importlib.import_module(type(scheduler).__module__)
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", randn)
+    more = {"eta": eta} if eta else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scipy, on LMS's float32 integrand
+        for timestep in scheduler.timesteps[begin:]:
+            fed = scheduler.scale_model_input(torch.from_numpy(sample), timestep).numpy()
+            output = torch.from_numpy(denoiser(fed, float(np.float32(timestep))))
+            sample = scheduler.step(output, timestep, torch.from_numpy(sample), **more).prev_sample.numpy()
+            yield fed, sample
+
+
+def our_walk(
+    ours: Schedule, sample: Array, noise: Callable[[], Array], begin: int = 0
+) -> Iterator[tuple[Array, Array]]:
+    for index, timestep in list(enumerate(ours.timesteps))[begin:]:
+        fed = ours.scale(sample, index)
+        sample = ours.step(denoiser(fed, float(timestep)), index, sample, noise)
+        yield fed, sample
+
+
+def distance(mine: Array, other: Array) -> float:
+    assert mine.dtype == np.float32
+    assert mine.shape == other.shape
+    return float(np.max(np.abs(mine - other)) / np.max(np.abs(other)))
+
+
+def worst(
+    config: Config, name: str | None, eta: float, steps: int, monkeypatch: pytest.MonkeyPatch, begin: int = 0
+) -> float:
+    reference = theirs(config, name, steps, begin)
+    ours = schedule(config, steps, name, eta=eta)
+    np.testing.assert_allclose(ours.timesteps, reference.timesteps.numpy(), rtol=2e-6)
+    assert ours.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma), rel=1e-6)
+    start = (next(draws(5)) * ours.init_noise_sigma).astype(np.float32)
+    source = draws()
+    pairs = zip(
+        our_walk(ours, start, lambda: next(source), begin),
+        their_walk(reference, start, eta, monkeypatch, begin),
+        strict=True,
+    )
+    return max(
+        max(distance(fed, their_fed), distance(sample, their_sample))
+        for (fed, sample), (their_fed, their_sample) in pairs
+    )
+
+
+# Where float32 leaves fewer digits: diffusers in float32 is as far from diffusers in float64.
+ROUNDING = {"lms-sample": 1e-4, "unipc-noise-sample": 3e-5}
+
+
+def rows() -> Iterator[tuple[str, int]]:
+    for case in CASES:
+        fewest = 4 if case.startswith(("pndm-plain", "pndm-runge")) else 1  # theirs are of Runge-Kutta
+        for steps in (1, 2, 5, 20, 50) if case in CHECKPOINTS else (fewest, 5, 20):
+            yield case, steps
+
+
+@pytest.mark.parametrize(("case", "steps"), list(rows()))
+def test_agrees_with_diffusers(case: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, name, eta = CASES[case]
+    assert worst(config, name, eta, steps, monkeypatch) < ROUNDING.get(case, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["sd21", "ddpm-sd21", "sdxl", "ancestral-turbo", "heun-sdxl", "2m-karras", "3m", "2m-sde", "sde-sdxl",
+     "unipc-sd15", "unipc-bh1", "lcm"],
+)  # fmt: skip
+@pytest.mark.parametrize("begin", [2, 6])
+def test_agrees_with_diffusers_from_the_middle(case: str, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, name, eta = CASES[case]
+    assert worst(config, name, eta, 10, monkeypatch, begin) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["lms", "pndm"])
+def test_first_step_from_the_middle_is_of_first_order(name: str) -> None:
+    # Here diffusers takes weights of an order that it has no history for.
+    ours, plain = schedule(SD15, 10, name), schedule(SD15, 10, "euler" if name == "lms" else "ddim")
+    sample, output = next(draws(1)), next(draws(2))
+    index = 5 if name == "lms" else 4  # PNDM makes its second call twice
+    mine = ours.step(output, 5, sample, no_noise)
+    assert distance(mine, plain.step(output, index, sample, no_noise)) < TOLERANCE
+
+
+def test_pndm_from_its_second_call_waits_for_the_third() -> None:
+    ours = schedule(SD15, 10)
+    sample = next(draws(1))
+    assert ours.timesteps[1] == ours.timesteps[2]
+    np.testing.assert_array_equal(ours.step(next(draws(2)), 1, sample, no_noise), sample)
+
+
+@pytest.mark.parametrize(("name", "config"), [("heun", SDXL), ("dpm++sde", SDXL), ("pndm", PLAIN["pndm"])])
+def test_second_half_of_a_step_cant_come_first(name: str, config: Config) -> None:
+    sample = next(draws())
+    with pytest.raises(RequestError, match="Start at"):
+        schedule(config, 10, name).step(sample, 5, sample, no_noise)
+
+
+def no_noise() -> Array:
+    raise AssertionError("no noise was expected to be drawn")
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_schedules_share_no_state(name: str) -> None:
+    def walk(seed: int) -> Iterator[tuple[Array, Array]]:
+        source = draws(seed)
+        return our_walk(schedule(SD15, 6, name), next(source), lambda: next(source))
+
+    alone = list(walk(1))
+    first, second = walk(1), walk(2)
+    for _, sample in alone:
+        np.testing.assert_array_equal(next(first)[1], sample)
+        next(second)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "eta", "calls", "drawn"),
+    [
+        (SD15, "ddim", 0, 8, 0),
+        (said(SD15, set_alpha_to_one=True), "ddim", 1, 8, 7),
+        (SD15, "ddpm", 0, 8, 7),
+        (said(SD15, variance_type="fixed_large"), "ddpm", 0, 8, 8),  # it ends at timestep 1, not 0
+        (SD15, "pndm", 0, 9, 0),
+        (said(SD15, skip_prk_steps=False), "pndm", 0, 17, 0),
+        (SD15, "lms", 0, 8, 0),
+        (SD15, "euler", 0, 8, 0),
+        (SD15, "euler-ancestral", 0, 8, 7),
+        (SD15, "heun", 0, 15, 0),
+        (SD15, "dpm++2m", 0, 8, 0),
+        (SD15, "dpm++2m-sde", 0, 8, 7),
+        (said(PLAIN["dpm++2m"], final_sigmas_type="sigma_min"), "dpm++2m-sde", 0, 8, 8),
+        (SD15, "dpm++sde", 0, 15, 14),
+        (SD15, "unipc", 0, 8, 0),
+        (SD15, "lcm", 0, 8, 7),
+    ],
+)
+def test_calls_and_draws(config: Config, name: str, eta: float, calls: int, drawn: int) -> None:
+    ours, source, count = schedule(config, 8, name, eta=eta), draws(), 0
+
+    def noise() -> Array:
+        nonlocal count
+        count += 1
+        return next(source)
+
+    walked = list(our_walk(ours, next(source), noise))
+    assert (len(ours.timesteps), len(walked), count) == (calls, calls, drawn)
+    assert ours.timesteps.dtype == np.float32
+    assert all(np.isfinite(sample).all() for _, sample in walked)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm++2m", "unipc"])
+@pytest.mark.parametrize("steps", [61, 103, 1000])
+def test_trailing_has_as_many_timesteps_as_steps(name: str, steps: int) -> None:
+    # diffusers makes 62 of 61, the last at timestep -1.
+    timesteps = schedule(TURBO, steps, name).timesteps
+    assert len(timesteps) == steps
+    assert timesteps[0] == 999
+    assert timesteps[-1] >= 0
+    assert all(before > after for before, after in pairwise(timesteps))
+
+
+def test_config_is_left_as_it_was() -> None:
+    config = said(SDXL)
+    schedule(config, 4, "dpm++2m-karras")
+    assert config == SDXL
+
+
+def test_every_key_of_diffusers_is_known() -> None:
+    known = set(INERT) | set(REFUSED)
+    for sampler in SCHEDULERS.values():
+        known |= sampler.keys
+    for sampler in SCHEDULERS.values():
+        assert set(inspect.signature(their_class(sampler.class_name).__init__).parameters) - {"self"} <= known
+
+
+def test_keys_that_nobody_set_keep_the_defaults() -> None:
+    config = said(SDXL, use_karras_sigmas=True, _use_default_values=["use_karras_sigmas"])
+    np.testing.assert_array_equal(schedule(config, 5).timesteps, schedule(SDXL, 5).timesteps)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestep_spaceing": "leading"}, "unknown key, 'timestep_spaceing'. Did you mean 'timestep_spacing'"),
+        ({"shift": 3.0}, "unknown key, 'shift'. .*Known: algorithm_type, "),
+        ({"_class_name": "EulerDiscretScheduler"}, "Did you mean 'EulerDiscreteScheduler'"),
+        ({"_class_name": "KDPM2DiscreteScheduler"}, "Known: DDIMScheduler, .*by name: ddim, ddpm"),
+        ({"_class_name": None}, "unknown class, None"),
+        ({"thresholding": True}, "thresholding = True, which isn't supported"),
+        ({"use_flow_sigmas": True}, "flow-matching"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule: input should be 'linear', 'scaled_linear'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type: input should be 'epsilon'"),
+        ({"timestep_spacing": "even"}, "timestep_spacing: input should be"),
+        ({"steps_offset": "1"}, "steps_offset: input should be a valid integer"),
+        ({"sigma_min": 0.0}, "sigma_min: input should be greater than 0"),
+        ({"sigma_min": 9.0, "sigma_max": 2.0, "use_karras_sigmas": True}, "from 2 down to 9"),
+        ({"sigma_min": 0.01, "use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}, "down to 0.01, below"),
+        ({"trained_betas": [0.1, 0.2]}, "has 2 trained_betas for 1000 timesteps"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "only one can be"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type: input should be"),
+        ({"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True}, "can't honour"),
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "sample"}, "can't sample"),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "no signal"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 2000}, "original_inference_steps = 2000"),
+        ({"_class_name": "LMSDiscreteScheduler", "use_karras_sigmas": True, "sigma_max": 9.0}, "by sigma_min"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}, "orders 1 to 3"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "final_sigmas_type"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "variance_type": "learned"}, "variance_type: input should be"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            "orders 1 and 2",
+        ),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0 = false"),
+        ({"_class_name": "UniPCMultistepScheduler", "lower_order_final": False}, "lower_order_final = false"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_p": "DDIMScheduler"}, "its own predictor"),
+    ],
+)  # fmt: skip
+def test_config_that_cant_be_honoured(change: Config, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        schedule({**SDXL, **change}, 10)
+
+
+@pytest.mark.parametrize(
+    ("steps", "name", "eta", "message"),
+    [
+        (0, None, 0, "Use 1 to 1000"),
+        (-3, None, 0, "Use 1 to 1000"),
+        (1001, None, 0, "Use 1 to 1000"),
+        (60, "lcm", 0, "distilled on 50 steps"),
+        (3, "pndm", 0, "at least 4"),
+        (1000, "ddim", 0, "begin at timestep 1000"),
+        (1000, "dpm++2m", 0, "too many"),
+        (10, "eulr", 0, "no scheduler 'eulr'. Did you mean 'euler'.*Known: ddim, ddpm"),
+        (10, "dpm2m-karras", 0, "Did you mean 'dpm\\+\\+2m'"),
+        (10, "euler-caras", 0, "Known: ddim, .*-karras, -exponential, -beta, -lu"),
+        (10, "ddim-karras", 0, "'ddim' has no karras noise levels; these have: lms, euler, heun"),
+        (10, "euler-lu", 0, "no lu noise levels"),
+        (10, "ddim", 1.5, "Use 0 to 1"),
+        (10, "euler", 0.5, "has no eta, and 0.5 was given"),
+    ],
+)
+def test_request_that_cant_be_drawn(steps: int, name: str | None, eta: float, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        schedule(said(SDXL, skip_prk_steps=False), steps, name, eta=eta)
+
+
+def test_facts_of_the_model_outlive_a_change_of_scheduler() -> None:
+    continuous = said(SDXL, timestep_type="continuous", prediction_type="v_prediction", sigma_max=120.0)
+    with pytest.raises(LatentcError, match="trained with timestep_type = 'continuous'"):
+        schedule(continuous, 10, "dpm++2m")
+    with pytest.raises(LatentcError, match="trained with rescale_betas_zero_snr = True"):
+        schedule(ZERO_SNR, 10, "pndm")
+
+
+def test_needs_neither_torch_nor_diffusers() -> None:
+    code = f"""
+import sys
+for name in ("torch", "diffusers", "scipy", "transformers"):
+    sys.modules[name] = None
+from latentc.pipelines.schedulers import SCHEDULERS, schedule
+import numpy as np
+sample = np.ones({SHAPE}, np.float32)
+for name in SCHEDULERS:
+    walk = schedule({SD15!r}, 4, name)
+    assert np.isfinite(walk.step(walk.scale(sample, 0), 0, sample, lambda: sample)).all()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)

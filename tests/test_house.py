@@ -1,0 +1,128 @@
+"""The house holds: floors, packages, imports."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "core": 0,
+    "profiles": 1,
+    "checkpoints": 1,
+    "export": 2,
+    "runtimes": 2,
+    "compiler": 3,
+    "pipelines": 4,
+    "benchmarks": 5,
+    "cli": 6,
+}
+APART = {("export", "runtimes"), ("runtimes", "export"), ("profiles", "checkpoints"), ("checkpoints", "profiles")}
+TORCH = {"torch", "diffusers", "transformers"}
+TORCH_ROOMS = {"export", "checkpoints"}
+TORCH_FILES = {"runtimes/torch.py"}
+RUNTIME_NAMES = ("openvino", "onnxruntime", "tensorrt", "migraphx")
+BLOCKED = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino")
+
+
+def sources():
+    return [path for room in FLOORS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def modules():
+    names = ["latentc"]
+    for path in sources():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names.append(".".join(("latentc", *(part for part in parts if part != "__init__"))))
+    return names
+
+
+def imports(path: Path):
+    """Each import of a file as (top name outside the package, or None; room inside it, or None)."""
+    depth = len(path.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], None
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0], None
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield None, name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level < depth, f"{path} climbs out of the package"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_from_lower_floors(path):
+    room = path.relative_to(ROOT).parts[0]
+    for outside, inside in imports(path):
+        assert outside != "latentc", "inside the package imports are relative"
+        if inside in FLOORS:
+            assert FLOORS[inside] < FLOORS[room], f"{room} imports {inside}, which isn't below it"
+            assert (room, inside) not in APART
+        if outside in TORCH:
+            assert room in TORCH_ROOMS or str(path.relative_to(ROOT)) in TORCH_FILES, f"{outside} has no place here"
+
+
+def test_nothing_below_the_command_line_prints():
+    for path in sources():
+        if path.relative_to(ROOT).parts[0] == "cli":
+            continue
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], path
+
+
+def test_no_room_above_the_runtimes_imports_one_by_name():
+    for path in sources():
+        if FLOORS[path.relative_to(ROOT).parts[0]] > FLOORS["runtimes"]:
+            assert not {outside for outside, _ in imports(path)} & set(RUNTIME_NAMES), path
+
+
+def test_the_package_list_is_the_folders():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in sources()}
+    found = {"latentc"} | {".".join(("latentc", *folder.relative_to(ROOT).parts)) for folder in folders}
+    assert sorted(listed) == sorted(found)
+
+
+def test_the_root_holds_no_other_module():
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_commands_stay_thin():
+    for node in ast.parse((ROOT / "cli" / "app.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            body = [statement for statement in node.body if not isinstance(statement, ast.Expr | ast.ImportFrom)]
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 30, node.name
+
+
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+for name in sys.argv[2].split(","):
+    importlib.import_module(name)
+"""
+
+
+@pytest.mark.parametrize("blocked", [*BLOCKED, ",".join(BLOCKED)])
+def test_every_module_imports_without(blocked):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_ALL, blocked, ",".join(modules())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import latentc, sys; print([name for name in ('numpy', 'pydantic', 'typer') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
