@@ -131,7 +131,7 @@ class Family:
         return self.config(component) | deepcopy(self.tiny.get(component, {}))
 
 
-def eight_heads(widths: list[int]) -> int:
+def eight_heads(_widths: list[int]) -> int:
     """Eight heads at every level, as Stable Diffusion 1 has."""
     return 8
 
@@ -184,7 +184,12 @@ FAMILIES: tuple[Family, ...] = (
         name="sd1",
         title="Stable Diffusion 1",
         aliases=("sd14", "sd15", "sd1.4", "sd1.5"),
-        pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+        pipelines=(
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "LatentConsistencyModelPipeline",
+            "LatentConsistencyModelImg2ImgPipeline",
+        ),
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
         prompt=Prompt(("text_encoder",), "last"),
@@ -264,9 +269,7 @@ def find_family(name: str) -> Family:
     for family in FAMILIES:
         if name.lower() in (family.name, *family.aliases):
             return family
-    known = "; ".join(
-        f"{family.name} ({family.title}; also {', '.join(family.aliases)})" for family in FAMILIES
-    )
+    known = "; ".join(f"{family.name} ({family.title}; also {', '.join(family.aliases)})" for family in FAMILIES)
     raise CheckpointError(f"There is no family called {name!r}. The families are: {known}.")
 
 

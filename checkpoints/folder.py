@@ -30,8 +30,9 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
     family = family_of(model_index, unet)
     if family is None:
         raise CheckpointError(
-            f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection "
-            f"{unet.get('use_linear_projection')!r}, addition_embed_type {unet.get('addition_embed_type')!r}). {supported()}"
+            f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection is "
+            f"{unet.get('use_linear_projection')!r}, addition_embed_type {unet.get('addition_embed_type')!r}). "
+            f"{supported()}"
         )
     _refuse_refiner(folder, family, model_index)
     configs = {c.name: read_json(folder / c.name / "config.json") for c in family.components}
@@ -56,9 +57,7 @@ def _no_index(folder: Path) -> str:
         return f"{folder} has no model_index.json. For one of its single files, pass {folder / single[0]}."
     if pickled:
         return f"{folder} has no model_index.json, only pickles ({pickled[0]}), which are never opened. {_convert()}"
-    return (
-        f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one."
-    )
+    return f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one."
 
 
 def _convert() -> str:
@@ -128,7 +127,5 @@ def _sharded(index: Path) -> Stored:
         shards[name] = read_header(index.parent / name)[0]
     for tensor, shard in places.items():
         if tensor not in shards[str(shard)]:
-            raise CheckpointError(
-                f"{index} says that {shard} holds tensor {tensor!r}, and it doesn't. {advice}"
-            )
+            raise CheckpointError(f"{index} says that {shard} holds tensor {tensor!r}, and it doesn't. {advice}")
     return {tensor: shards[str(shard)][tensor] for tensor, shard in places.items()}

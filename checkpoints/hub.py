@@ -25,11 +25,12 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
     Raises CheckpointError if the hub can't be reached and the cache doesn't have it.
     """
     try:
-        import huggingface_hub as hub
+        import huggingface_hub
     except ImportError as exc:
         raise RuntimeMissing(
             f"Fetching {repository} needs huggingface_hub ({exc}). Install it with: pip install 'latentc[export]'."
         ) from exc
+    hub: Any = huggingface_hub
     try:
         info = hub.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
         names = [sibling.rfilename for sibling in info.siblings or ()]
@@ -47,11 +48,8 @@ def wanted(names: Iterable[str]) -> list[str]:
     chosen: list[str] = []
     for name in names:
         folder, _, file = name.rpartition("/")
-        if name == "model_index.json" or (
-            folder in tokenizers | {"scheduler"} and file.endswith((".json", ".txt"))
-        ):
-            chosen.append(name)
-        elif folder in components and file == "config.json":
+        small = folder in {"scheduler", *tokenizers} and file.endswith((".json", ".txt"))
+        if small or name == "model_index.json" or (folder in components and file == "config.json"):
             chosen.append(name)
     for component in sorted(components):
         weights = [name for name in names if name.startswith(f"{component}/") and ".safetensors" in name]
@@ -63,9 +61,7 @@ def wanted(names: Iterable[str]) -> list[str]:
 def _cached(hub: Any, repository: str, revision: str | None, cause: Exception) -> str:
     patterns = ["*.json", "*.txt", "*.safetensors"]
     try:
-        return hub.snapshot_download(
-            repository, revision=revision, allow_patterns=patterns, local_files_only=True
-        )
+        return hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True)
     except Exception:
         at = f"{repository}@{revision}" if revision else repository
         reason = (str(cause).strip().split("\n")[0] or type(cause).__name__).rstrip(".")

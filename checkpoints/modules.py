@@ -44,9 +44,7 @@ def build(component: Component, config: Config) -> torch.nn.Module:
         ) from exc
 
 
-def fill(
-    module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None
-) -> torch.nn.Module:
+def fill(module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None) -> torch.nn.Module:
     """Give the module its weights, in `dtype` (float32 if None): in eval mode, without gradients.
 
     Raises CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or type, or
@@ -105,20 +103,17 @@ def _batches(plan: Plan) -> Iterator[Plan]:
 
 
 def _read(component: Component, batch: Plan, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
+    import safetensors
 
+    library: Any = safetensors
     path = next(iter(batch.values())).stored.file
     try:
-        with safe_open(path, framework="pt") as file:
+        with library.safe_open(path, framework="pt") as file:
             return {name: _tensor(file, component, view, dtype) for name, view in batch.items()}
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as exc:  # SafetensorError or OSError: the header was sound when the checkpoint was opened
-        raise CheckpointError(
-            f"{path} can't be read: {exc}. Has it changed meanwhile? Open it again."
-        ) from exc
+    except Exception as exc:  # SafetensorError or OSError: the header was sound when the checkpoint was opened
+        raise CheckpointError(f"{path} can't be read: {exc}. Has it changed meanwhile? Open it again.") from exc
 
 
 def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> torch.Tensor:
@@ -146,6 +141,4 @@ def _restore_positions(module: torch.nn.Module) -> None:
             if buffer.is_meta and name == "position_ids":
                 setattr(owner, name, torch.arange(buffer.shape[-1]).expand(1, -1))
             elif buffer.is_meta:
-                raise CheckpointError(
-                    f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores."
-                )
+                raise CheckpointError(f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores.")

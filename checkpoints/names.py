@@ -49,10 +49,12 @@ class View:
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def T(self) -> View:  # noqa: N802 - the name that tensors have
+        """With the axes in reverse."""
         return replace(self, shape=self.shape[::-1], steps=(*self.steps, "T"))
 
     def __getitem__(self, index: Index) -> View:
@@ -60,12 +62,15 @@ class View:
         return replace(self, shape=shape, steps=(*self.steps, index))
 
     def contiguous(self) -> View:
+        """Itself: what is read in the end is contiguous."""
         return self
 
     def clone(self) -> View:
+        """Itself: nothing is shared."""
         return self
 
     def detach(self) -> View:
+        """Itself: nothing has gradients."""
         return self
 
 
@@ -125,9 +130,7 @@ def fit(plan: Plan, wanted: Collection[str]) -> Plan:
 
 def openclip_layers(names: Iterable[str]) -> int:
     """Layers of an OpenCLIP text encoder that count, from its tensors' names without prefix, the last one included."""
-    return 1 + max(
-        (int(match[1]) for name in names if (match := re.search(r"\.resblocks\.(\d+)\.", name))), default=-1
-    )
+    return 1 + max((int(match[1]) for name in names if (match := re.search(r"\.resblocks\.(\d+)\.", name))), default=-1)
 
 
 def drops_last_layer(text: TextLayout, names: Collection[str], found: int) -> bool:

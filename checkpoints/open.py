@@ -38,9 +38,7 @@ def open_checkpoint(
     Raises CheckpointError if it isn't there, isn't sound, or isn't supported.
     """
     if prediction is not None and prediction not in PREDICTIONS:
-        raise CheckpointError(
-            f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}."
-        )
+        raise CheckpointError(f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}.")
     wanted = find_family(family) if family is not None else None
     opened = _open(name, revision, prediction)
     if wanted is not None and opened.family != wanted:

@@ -86,9 +86,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
 
 def _reading(checkpoint: Checkpoint, encoder: str) -> TextEncoder:
     prompt = checkpoint.family.prompt
-    tokenizer = next(
-        tokenizer.name for tokenizer in checkpoint.family.tokenizers if tokenizer.encoder == encoder
-    )
+    tokenizer = next(tokenizer.name for tokenizer in checkpoint.family.tokenizers if tokenizer.encoder == encoder)
     layers = checkpoint.configs[encoder]["num_hidden_layers"]
     embedding = "last_hidden_state" if prompt.hidden_state == "last" else f"hidden_states.{layers - 1}"
     pooled = "text_embeds" if prompt.pooled == encoder else None
@@ -101,18 +99,12 @@ def _text_encoder(checkpoint: Checkpoint, encoder: str) -> PartSpec:
     projected = checkpoint.family.component(encoder).cls.endswith("WithProjection")
     outputs = [TensorInfo(name="last_hidden_state", dtype="float32", shape=sequence)]
     if projected:
-        outputs.insert(
-            0, TensorInfo(name="text_embeds", dtype="float32", shape=("batch", config["projection_dim"]))
-        )
+        outputs.insert(0, TensorInfo(name="text_embeds", dtype="float32", shape=("batch", config["projection_dim"])))
     else:
-        outputs.append(
-            TensorInfo(name="pooler_output", dtype="float32", shape=("batch", config["hidden_size"]))
-        )
+        outputs.append(TensorInfo(name="pooler_output", dtype="float32", shape=("batch", config["hidden_size"])))
     if prompt.hidden_state == "penultimate":
         layers = range(config["num_hidden_layers"])
-        outputs += [
-            TensorInfo(name=f"hidden_states.{layer}", dtype="float32", shape=sequence) for layer in layers
-        ]
+        outputs += [TensorInfo(name=f"hidden_states.{layer}", dtype="float32", shape=sequence) for layer in layers]
     ids = TensorInfo(name="input_ids", dtype="int64", shape=("batch", MAX_TOKENS))
     return PartSpec(encoder, encoder, (ids,), tuple(outputs), _call_text_encoder)
 
@@ -145,9 +137,7 @@ def _unet(checkpoint: Checkpoint) -> PartSpec:
         inputs.append(TensorInfo(name="text_embeds", dtype="float32", shape=("batch", pooled)))
         inputs.append(TensorInfo(name="time_ids", dtype="float32", shape=("batch", 6)))
     if config.get("time_cond_proj_dim"):
-        inputs.append(
-            TensorInfo(name="timestep_cond", dtype="float32", shape=("batch", config["time_cond_proj_dim"]))
-        )
+        inputs.append(TensorInfo(name="timestep_cond", dtype="float32", shape=("batch", config["time_cond_proj_dim"])))
     out = TensorInfo(name="out_sample", dtype="float32", shape=latents)
     names = tuple(tensor.name for tensor in inputs)
 
@@ -162,9 +152,7 @@ def _unet(checkpoint: Checkpoint) -> PartSpec:
 def _vae_decoder(checkpoint: Checkpoint) -> PartSpec:
     channels, factor = checkpoint.configs["vae"]["latent_channels"], model_facts(checkpoint).downscale
     latents = TensorInfo(name="latent_sample", dtype="float32", shape=("batch", channels, "height", "width"))
-    image = TensorInfo(
-        name="sample", dtype="float32", shape=("batch", 3, f"{factor}*height", f"{factor}*width")
-    )
+    image = TensorInfo(name="sample", dtype="float32", shape=("batch", 3, f"{factor}*height", f"{factor}*width"))
     return PartSpec("vae_decoder", "vae", (latents,), (image,), _call_vae_decoder)
 
 

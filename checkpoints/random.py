@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -37,6 +36,24 @@ _STORED = {"f32": ("F32", np.dtype("<f4")), "f16": ("F16", np.dtype("<f2"))}
 _DEFAULT = {"tiny": "f32", "full": "f16"}
 _LIMIT = 1 << 63
 
+# Tensors whose scale isn't that of their inputs: pattern, mean, standard deviation. Norms and biases are a
+# little off one and zero, so that a compiler that drops or swaps them is found out.
+_SCALES = (
+    (r"norm\w*(\.\d+)?\.weight$", 1.0, 0.05),
+    (r"\.bias$", 0.0, 0.02),
+    (r"token_embedding\.weight$", 0.0, 0.5),
+    (r"position_embedding\.weight$", 0.0, 0.1),
+)
+
+# Variance of a layer's output over its input's, where it isn't one: prompts are to be seen in the picture (77
+# tokens average out), predicted noise is to be about as large as noise, and pictures within -1 and 1.
+_GAINS = (
+    (r"^unet\..*\.attn2\.to_q\.weight$", 4.0),
+    (r"^unet\..*\.attn2\.to_v\.weight$", 9.0),
+    (r"^unet\.conv_out\.weight$", 2.0),
+    (r"^vae\.decoder\.conv_out\.weight$", 0.5),
+)
+
 
 def new_checkpoint(
     family: str,
@@ -57,13 +74,11 @@ def new_checkpoint(
     Raises CheckpointError for a folder that isn't empty, an unknown argument or a full disk.
     """
     facts = find_family(family)
+    folder = folder.absolute()
     stored = _check(size, seed, folder, dtype)
     configs = {c.name: _config(facts, c, size, stored) for c in facts.components}
     shapes = {c.name: _shapes(c, configs[c.name]) for c in facts.components}
-    total = (
-        sum(math.prod(shape) for held in shapes.values() for shape in held.values())
-        * _STORED[stored][1].itemsize
-    )
+    total = sum(math.prod(shape) for held in shapes.values() for shape in held.values()) * _STORED[stored][1].itemsize
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < total * 1.01:
@@ -87,7 +102,7 @@ def new_checkpoint(
         partial.chmod(0o755)  # mkdtemp's own is private
         if folder.exists():
             folder.rmdir()
-        os.replace(partial, folder)
+        partial.replace(folder)
     except OSError as exc:
         raise _unwritable(folder, exc) from exc
     finally:
@@ -104,9 +119,7 @@ def _check(size: str, seed: int, folder: Path, dtype: str | None) -> str:
     if stored not in _STORED:
         raise CheckpointError(f"There is no dtype {stored!r} here. It is one of: {', '.join(_STORED)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(
-            f"{folder} exists and isn't empty. Name a new folder, or remove this one first."
-        )
+        raise CheckpointError(f"{folder} exists and isn't empty. Name a new folder, or remove this one first.")
     return stored
 
 
@@ -128,10 +141,7 @@ def _shapes(component: Component, config: Config) -> dict[str, Shape]:
     shapes = {name: tuple(tensor.shape) for name, tensor in build(component, config).state_dict().items()}
     if component.library == "transformers":
         bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
-        shapes = {
-            name if name.startswith("text_projection") else f"text_model.{name}": s
-            for name, s in bare.items()
-        }
+        shapes = {name if name.startswith("text_projection") else f"text_model.{name}": s for name, s in bare.items()}
     return dict(sorted(shapes.items()))
 
 
@@ -140,8 +150,7 @@ def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
     scheduler = family.config("scheduler")
     _write_json(
         folder / "model_index.json",
-        model_index(family, scheduler)
-        | {"_latentc_random": {"family": family.name, "size": size, "seed": seed}},
+        model_index(family, scheduler) | {"_latentc_random": {"family": family.name, "size": size, "seed": seed}},
     )
     (folder / "README.md").write_text(
         f"# Random noise, not a trained model\n\nThe weights here are random noise (seed {seed}) in the structure of "
@@ -207,14 +216,18 @@ def _normal(philox: np.random.Philox, count: int) -> Floats:
     values = planes[0].astype(np.int32)
     for plane in planes[1:]:
         values += plane
-    return (values - 131070).astype(np.float32) * np.float32(1 / math.sqrt(4 * (65536**2 - 1) / 12))
+    normal: Floats = (values - 131070).astype(np.float32)
+    normal *= np.float32(1 / math.sqrt(4 * (65536**2 - 1) / 12))
+    return normal
 
 
 def _smooth(values: Floats) -> Floats:
     """3x3 kernels that mostly blur, so that a decoder of noise draws blobs and not snow."""
-    blur = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32).reshape(1, 9) / np.float32(16)
+    blur = (3 * np.outer([1, 2, 1], [1, 2, 1]).reshape(1, 9) / 16).astype(np.float32)
     kernels = values.reshape(-1, 9)
-    return (np.float32(3) * kernels[:, :1] * blur + np.float32(0.4) * kernels).reshape(-1)
+    mixed: Floats = kernels[:, :1] * blur
+    mixed += np.float32(0.4) * kernels
+    return mixed.reshape(-1)
 
 
 def _scale(component: str, name: str, shape: Shape) -> tuple[float, float]:
@@ -227,22 +240,3 @@ def _scale(component: str, name: str, shape: Shape) -> tuple[float, float]:
 
 def _gain(component: str, name: str) -> float:
     return next((gain for pattern, gain in _GAINS if re.search(pattern, f"{component}.{name}")), 1.0)
-
-
-# Tensors whose scale isn't that of their inputs: pattern, mean, standard deviation. Norms and biases are a
-# little off one and zero, so that a compiler that drops or swaps them is found out.
-_SCALES = (
-    (r"norm\w*(\.\d+)?\.weight$", 1.0, 0.05),
-    (r"\.bias$", 0.0, 0.02),
-    (r"token_embedding\.weight$", 0.0, 0.5),
-    (r"position_embedding\.weight$", 0.0, 0.1),
-)
-
-# Variance of a layer's output over its input's, where it isn't one: prompts are to be seen in the picture (77
-# tokens average out), predicted noise is to be about as large as noise, and pictures within -1 and 1.
-_GAINS = (
-    (r"^unet\..*\.attn2\.to_q\.weight$", 4.0),
-    (r"^unet\..*\.attn2\.to_v\.weight$", 9.0),
-    (r"^unet\.conv_out\.weight$", 2.0),
-    (r"^vae\.decoder\.conv_out\.weight$", 0.5),
-)

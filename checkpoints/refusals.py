@@ -23,7 +23,6 @@ _PIPELINES = (
     ("InstructPix2Pix", "an instruct-pix2pix checkpoint"),
     ("Upscale", "an upscaler"),
     ("Depth2Img", "a depth-to-image checkpoint"),
-    ("LatentConsistency", "a latent consistency (LCM) checkpoint"),
     ("StableDiffusion3", "a Stable Diffusion 3 checkpoint"),
     ("Flux", "a Flux checkpoint"),
     ("Kandinsky", "a Kandinsky checkpoint"),
@@ -59,9 +58,7 @@ _FILES: tuple[tuple[str, Callable[[Collection[str]], bool]], ...] = (
     ),
     (
         "a text encoder or tokenizer's weights alone",
-        lambda names: all(
-            name.startswith(("text_model.", "vision_model.", "text_projection")) for name in names
-        ),
+        lambda names: all(name.startswith(("text_model.", "vision_model.", "text_projection")) for name in names),
     ),
     (
         "a VAE alone",
@@ -94,15 +91,11 @@ def refuse_pipeline(where: object, model_index: Config) -> None:
 
 
 def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
-    """Raise CheckpointError if the UNet takes more than latents, a timestep and prompt embeddings."""
+    """Raise CheckpointError if the UNet takes more than latents, a timestep, prompt embeddings and guidance."""
     channels = unet.get("in_channels", 4)
     if channels != 4:
         what = _CHANNELS.get(channels) if isinstance(channels, int) else None
         raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {channels} input channels)")
-    if unet.get("time_cond_proj_dim"):
-        raise _unsupported(
-            where, "a latent consistency (LCM) checkpoint (its UNet takes the guidance as an input)"
-        )
     for key in ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds"):
         if unet.get(key):
             raise _unsupported(where, f"of an unknown kind (its UNet has {key} = {unet[key]!r})")

@@ -29,9 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or a CheckpointError that names the file."""
     try:
         if path.stat().st_size > JSON_LIMIT:
-            raise CheckpointError(
-                f"{path} is larger than {JSON_LIMIT} bytes, so it is no config. Fetch it again."
-            )
+            raise CheckpointError(f"{path} is larger than {JSON_LIMIT} bytes, so it is no config. Fetch it again.")
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise CheckpointError(
@@ -42,7 +40,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path} is not valid JSON ({exc}). Fetch it again.") from exc
     if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(found).__name__}, and a JSON object was expected. Fetch it again."
-        )
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, and a JSON object was expected. Fetch it again.")
     return cast("dict[str, Any]", found)

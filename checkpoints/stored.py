@@ -58,9 +58,7 @@ class StoredTensor:
 def refuse_pickle(path: Path) -> None:
     """Raise CheckpointError if the file's name says that it is pickled."""
     if path.suffix.lower() in PICKLES:
-        raise CheckpointError(
-            f"{path} is a pickle ({path.suffix}), and a .safetensors file was expected. {_CONVERT}"
-        )
+        raise CheckpointError(f"{path} is a pickle ({path.suffix}), and a .safetensors file was expected. {_CONVERT}")
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -152,9 +150,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTe
     if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
         raise _damaged(path, f"tensor {name!r} of {dtype} {list(shape)} can't take {end - begin} bytes")
     if start + end > size:
-        raise _damaged(
-            path, f"tensor {name!r} ends at byte {start + end} and the file has {size}: it is cut short"
-        )
+        raise _damaged(path, f"tensor {name!r} ends at byte {start + end} and the file has {size}: it is cut short")
     return StoredTensor(path, name, dtype, shape, start + begin, start + end)
 
 

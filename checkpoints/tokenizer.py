@@ -36,16 +36,13 @@ def clip_vocabulary() -> Mapping[str, int]:
     letters = _byte_letters()
     words = [letter + "</w>" for letter in letters]
     merged = [merge.replace(" ", "") for merge in clip_merges()]
-    return {token: id for id, token in enumerate([*letters, *words, *merged, START, END])}
+    return {token: number for number, token in enumerate([*letters, *words, *merged, START, END])}
 
 
 def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
     """The files of a tokenizer in the form that transformers reads, all but `tokenizer.json`."""
-    tokens: dict[str, Any] = {"bos_token": _token(START), "eos_token": _token(END)}
-    tokens |= {"pad_token": facts.pad, "unk_token": _token(END)}
-    typed = {
-        key: {"__type": "AddedToken"} | token for key, token in tokens.items() if isinstance(token, dict)
-    }
+    special = {"bos_token": _token(START), "eos_token": _token(END), "unk_token": _token(END)}
+    typed = {key: {"__type": "AddedToken", **token} for key, token in special.items()}
     config: dict[str, Any] = {
         "add_prefix_space": False,
         "do_lower_case": True,
@@ -56,8 +53,8 @@ def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
     return {
         "vocab.json": _json(clip_vocabulary()),
         "merges.txt": ("#version: 0.2\n" + "\n".join(clip_merges()) + "\n").encode(),
-        "tokenizer_config.json": _json(config | tokens | typed, indent=2),
-        "special_tokens_map.json": _json(tokens, indent=2),
+        "tokenizer_config.json": _json({**config, **typed, "pad_token": facts.pad}, indent=2),
+        "special_tokens_map.json": _json({**special, "pad_token": facts.pad}, indent=2),
     }
 
 
@@ -93,29 +90,29 @@ def complete(files: Mapping[str, bytes], facts: TokenizerFacts, length: int) -> 
 
 def _load(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
     try:
-        from transformers import CLIPTokenizer
+        import transformers
     except ImportError as exc:
         raise RuntimeMissing(
-            f"Reading a checkpoint's tokenizer needs transformers ({exc}). Install it with: pip install 'latentc[export]'."
+            f"Reading a checkpoint's tokenizer needs transformers ({exc}). "
+            "Install it with: pip install 'latentc[export]'."
         ) from exc
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
         raise CheckpointError(
             f"The checkpoint's {facts.name} has neither vocab.json and merges.txt nor tokenizer.json (it has: "
             f"{', '.join(sorted(files)) or 'nothing'}). Fetch the checkpoint again."
         )
+    library: Any = transformers
     with tempfile.TemporaryDirectory(prefix="latentc-tokenizer-") as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         try:
-            loaded: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            loaded = library.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as exc:  # whatever the library makes of damaged files
             raise CheckpointError(
                 f"The files of the checkpoint's {facts.name} don't make a CLIP tokenizer: {exc}. Fetch them again."
             ) from exc
     if loaded.pad_token_id is None:
-        raise CheckpointError(
-            f"The checkpoint's {facts.name} has no padding token; {facts.pad!r} was expected."
-        )
+        raise CheckpointError(f"The checkpoint's {facts.name} has no padding token; {facts.pad!r} was expected.")
     return loaded
 
 

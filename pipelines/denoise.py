@@ -17,8 +17,7 @@ from ..core.tensors import Array
 from ..runtimes.base import Run
 from .finite import check_finite
 from .guidance import guidance_embedding, guide
-from .noise import Noise
-from .schedulers import Schedule
+from .schedulers import Noise, Schedule
 
 DENOISER = "unet"
 

@@ -22,5 +22,5 @@ def check_finite(array: Array, what: str, part: str, engine: str) -> None:
         raise NotFiniteError(
             f"{what}: {wrong} of {array.size} values are NaN or infinite, and finite numbers were expected. "
             f'{part} ran on {engine}; set {part} = "f32" under [precision] in the profile and build again. '
-            "If it is f32 already, run `latentc verify`, and try a lower guidance or another scheduler."
+            "If it is f32 already, try a lower guidance or another scheduler."
         )

@@ -10,15 +10,12 @@ and not of the second, so a test holds the first values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import RequestError
 from ..core.tensors import Array
-
-Noise = Callable[[], NDArray[np.float32]]
+from .schedulers import Noise
 
 _INITIAL, _ADDED = 0, 1
 

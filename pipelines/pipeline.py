@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compiler.build import load
 from ..core.bundle import Bundle, open_bundle
 from ..core.request import Request, Result
 from ..core.tensors import Array
@@ -18,10 +19,10 @@ from ..profiles import Profile, load_profile
 from .complete import complete, notices, size_and_seed
 from .denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
 from .engines import Engines
-from .noise import Noise, added_noise, checked_latents, checked_noise, initial_noise
+from .noise import added_noise, checked_latents, checked_noise, initial_noise
 from .pixels import DECODER, decode, is_flat
 from .prompt import encode, load_vocabularies, tokenize
-from .schedulers import schedule
+from .schedulers import Noise, schedule
 
 SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -42,8 +43,6 @@ class Pipeline:
 
         Raises `BundleError`, `ProfileError`, and what the compiler raises for engines that aren't built.
         """
-        from ..compiler.build import load  # it can build, too, and drawing with given engines needs none of that
-
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
         return cls(opened, load(opened, chosen), chosen)

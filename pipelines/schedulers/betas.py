@@ -56,7 +56,8 @@ def _betas(settings: Settings) -> Array:
         case "squaredcos_cap_v2":  # arXiv:2102.09672
             times = np.arange(count + 1) / count
             kept = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
-            return np.minimum(1 - kept[1:] / kept[:-1], 0.999).astype(np.float32)
+            betas: Array = np.minimum(1 - kept[1:] / kept[:-1], 0.999).astype(np.float32)
+            return betas
 
 
 def _product(alphas: Array) -> Array:

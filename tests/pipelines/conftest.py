@@ -172,9 +172,15 @@ def xl_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return _bundle(tmp_path_factory.mktemp("xl"), "sdxl", model)
 
 
+@pytest.fixture(scope="session")
+def shared_engines() -> NumpyEngines:
+    return NumpyEngines({})
+
+
 @pytest.fixture
-def engines() -> NumpyEngines:
-    return NumpyEngines(
+def engines(shared_engines: NumpyEngines) -> NumpyEngines:
+    """Fresh engines, under pipelines that read their tokenizers once for all tests."""
+    shared_engines.__init__(
         {
             "text_encoder": text_encoder(8, pooled=False),
             "text_encoder_2": text_encoder(12, pooled=True),
@@ -182,13 +188,20 @@ def engines() -> NumpyEngines:
             "vae_decoder": vae_decoder,
         }
     )
+    return shared_engines
+
+
+@pytest.fixture(scope="session")
+def _pipelines(sd_bundle: Bundle, xl_bundle: Bundle, shared_engines: NumpyEngines) -> tuple[Pipeline, Pipeline]:
+    profile = load_profile("null")
+    return Pipeline(sd_bundle, shared_engines, profile), Pipeline(xl_bundle, shared_engines, profile)
 
 
 @pytest.fixture
-def pipeline(sd_bundle: Bundle, engines: NumpyEngines) -> Pipeline:
-    return Pipeline(sd_bundle, engines, load_profile("null"))
+def pipeline(_pipelines: tuple[Pipeline, Pipeline], engines: NumpyEngines) -> Pipeline:
+    return _pipelines[0]
 
 
 @pytest.fixture
-def xl_pipeline(xl_bundle: Bundle, engines: NumpyEngines) -> Pipeline:
-    return Pipeline(xl_bundle, engines, load_profile("null"))
+def xl_pipeline(_pipelines: tuple[Pipeline, Pipeline], engines: NumpyEngines) -> Pipeline:
+    return _pipelines[1]

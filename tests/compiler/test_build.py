@@ -1,0 +1,263 @@
+"""Builds: keys, hits and misses, floors, damage, and several at once."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from latentc.compiler.build import Engines, build, load, why
+from latentc.compiler.cache import Miss, artifacts, verify
+from latentc.core.bundle import open_bundle
+from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
+from latentc.profiles import load_profile
+
+NULL = load_profile("null")
+OPENVINO = load_profile("cpu-openvino-f32")
+ONNXRUNTIME = load_profile("cpu-onnxruntime")
+
+
+def of(profile, **changes):
+    return profile.model_copy(update=changes)
+
+
+def static(profile, *sizes, **changes):
+    return of(profile, shapes=profile.shapes.model_copy(update={"sizes": sizes, **changes}))
+
+
+def test_a_second_build_finds_everything(own_bundle):
+    opened = own_bundle()
+    first, second = build(opened, NULL), build(opened, NULL)
+    assert [one.hit for one in first.engines] == [False] * 4
+    assert [one.hit for one in second.engines] == [True] * 4
+    assert first.step_psnr_db == second.step_psnr_db
+    assert sorted(path.name for path in opened.engines.iterdir() if path.is_dir()) == sorted(
+        [".locks", *(one.artifact.name for one in first.engines)]
+    )
+
+
+def test_a_second_build_is_quick_and_imports_no_torch(own_bundle):
+    opened = own_bundle()
+    build(opened, OPENVINO)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from latentc.compiler.build import build; from latentc.core.bundle import open_bundle\n"
+        "from latentc.profiles import load_profile\n"
+        f"done = build(open_bundle({str(opened.folder)!r}), load_profile('cpu-openvino-f32'))\n"
+        "assert all(one.hit for one in done.engines)\n"
+        "print(done.seconds)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 20
+
+
+def test_new_weights_rebuild_that_part_only(own_bundle, edit_manifest):
+    opened = own_bundle()
+    build(opened, NULL)
+
+    def new_unet(value):
+        value["parts"]["unet"]["digest"] = "f" * 64
+
+    edit_manifest(opened, new_unet)
+    changed = open_bundle(opened.folder)
+    differences = {want.part: found for want, found in why(changed, NULL) if isinstance(found, Miss)}
+    assert list(differences) == ["unet"]
+    assert list(differences["unet"].differences) == ["part digest"]
+    assert [one.hit for one in build(changed, NULL).engines] == [True, False, True, True]
+
+
+def test_why_names_the_fields_that_missed(own_bundle):
+    opened = own_bundle()
+    never = [found for _, found in why(opened, NULL)]
+    assert all(isinstance(found, Miss) and found.nearest is None for found in never)
+    built = build(opened, NULL)
+    other = static(of(NULL, precision={"default": ("f16",)}), "128x128")
+    found = {want.part: outcome for want, outcome in why(opened, other)}
+    assert found["text_encoder"].differences == {"precision": ("f32", "f16")}
+    assert found["unet"].nearest == built.engines[1].artifact.name
+    assert {"precision", "shape"} <= set(found["unet"].differences)
+
+
+def test_damaged_weights_are_found_before_anything_is_compiled(own_bundle):
+    opened = own_bundle()
+    data = opened.folder / "unet" / "model.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[5000] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(BundleError, match="onnx_data was changed"):
+        build(opened, NULL)
+    assert [artifact.part for artifact in artifacts(opened)] == ["text_encoder"]
+
+
+def test_an_engine_below_the_floor_is_not_kept(own_bundle):
+    opened = own_bundle()
+    strict = of(NULL, parity_db=NULL.parity_db | {"f32": 50.0})
+    with pytest.raises(ParityError, match=r"text_encoder in f32 through null agrees .* asks for 50 dB"):
+        build(opened, strict)
+    assert artifacts(opened) == []
+    assert not [path for path in opened.engines.iterdir() if path.name != ".locks"]
+    build(opened, NULL)
+    with pytest.raises(ParityError, match="text_encoder"):
+        build(opened, strict)
+
+
+def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
+    """A graph whose digest is right and whose arithmetic isn't: what a broken export or runtime would leave."""
+    opened = own_bundle()
+    import onnx_ir as ir
+    from latentc.core.files import sha256
+
+    graph = opened.graph("vae_decoder")
+    model = ir.load(graph)
+    name, value = next(
+        (name, value) for name, value in model.graph.initializers.items() if name.endswith("conv_out.bias")
+    )
+    value.const_value = ir.tensor(value.const_value.numpy() + 0.25, name=name)
+    ir.save(model, graph)
+
+    def accept(manifest):
+        manifest["files"]["vae_decoder/model.onnx"] = {"sha256": sha256(graph), "bytes": graph.stat().st_size}
+
+    edit_manifest(opened, accept)
+    with pytest.raises(ParityError, match="vae_decoder in f32 through openvino"):
+        build(open_bundle(opened.folder), OPENVINO)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "folder", "header"])
+def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
+    opened = own_bundle()
+    built = build(opened, NULL)
+    folder = opened.engines / built.engines[1].artifact.name
+    name = next(iter(built.engines[1].artifact.files))
+    content = (folder / name).read_bytes()
+    if damage == "truncate":
+        (folder / name).write_bytes(content[:-1])
+    elif damage == "empty":
+        (folder / name).write_bytes(b"")
+    elif damage == "flip":
+        (folder / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    elif damage == "folder":
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    else:
+        (folder / "key.json").write_text("{")
+    if damage == "flip":  # of the right size: only its digest tells
+        with pytest.raises(BundleError, match="is damaged"), Engines(opened, NULL) as engines:
+            engines.preload(["unet"])
+        with pytest.raises(BundleError, match="is damaged"):
+            verify(opened, built.engines[1].artifact)
+    else:
+        with pytest.raises(BundleError, match="unet isn't built"):
+            load(opened, NULL)
+        assert [one.hit for one in build(opened, NULL).engines] == [True, False, True, True]
+
+
+def test_garbage_among_the_engines_is_passed_over(own_bundle):
+    opened = own_bundle()
+    built = build(opened, NULL)
+    (opened.engines / "garbage").touch()
+    (opened.engines / "unet-0123").mkdir()
+    (opened.engines / "unet-0123" / "key.json").write_text(json.dumps({"part": "unet"}))
+    target = opened.engines / built.engines[1].artifact.name
+    shutil.rmtree(target)
+    target.touch()
+    assert len(artifacts(opened)) == 3
+    assert not build(opened, NULL).engines[1].hit
+    assert len(artifacts(opened)) == 4
+
+
+def test_unbuilt_and_unknown_are_said(own_bundle):
+    opened = own_bundle()
+    with pytest.raises(BundleError, match=r"latentc build .* --profile null"):
+        load(opened, NULL)
+    with pytest.raises(ProfileError, match="no runtime 'tensorrt'"):
+        build(opened, of(NULL, runtime="tensorrt"))
+    with pytest.raises(ProfileError, match="'unit', which is no part"):
+        build(opened, of(NULL, precision={"unit": ("f32",)}))
+    with pytest.raises(RuntimeMissing, match="GPU"):
+        build(opened, of(OPENVINO, device="GPU"))
+    with pytest.raises(ProfileError, match=r"wants text_encoder in f16; this CPU has f32"):
+        build(opened, of(ONNXRUNTIME, precision={"default": ("f16",)}))
+
+
+def _build(folder, results):
+    results.put([one.hit for one in build(open_bundle(folder), NULL).engines])
+
+
+def test_of_several_builds_at_once_one_builds(own_bundle):
+    opened = own_bundle()
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=_build, args=(opened.folder, results)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    hits = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert [sum(not hit[part] for hit in hits) for part in range(4)] == [1, 1, 1, 1]
+
+
+def _hold(folder, name, ready):
+    from latentc.compiler.cache import locked
+
+    with locked(open_bundle(folder), name):
+        ready.set()
+        time.sleep(600)
+
+
+def test_a_dead_owners_lock_is_free(own_bundle):
+    opened = own_bundle()
+    name = folder_of_unet(opened)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    owner = context.Process(target=_hold, args=(opened.folder, name, ready))
+    owner.start()
+    assert ready.wait(60)
+    done = threading.Event()
+    builder = threading.Thread(target=lambda: (build(opened, NULL), done.set()))
+    builder.start()
+    assert not done.wait(1.0), "the lock wasn't respected"
+    os.kill(owner.pid, 9)
+    owner.join()
+    assert done.wait(60)
+    builder.join()
+
+
+def folder_of_unet(opened):
+    from latentc.compiler.cache import folder_name
+
+    return next(folder_name(want.part, want.key) for want, _ in why(opened, NULL) if want.part == "unet")
+
+
+@pytest.mark.parametrize("profile", [OPENVINO, ONNXRUNTIME], ids=lambda profile: profile.name)
+def test_static_sizes_are_built_proved_and_kept_apart(own_bundle, profile):
+    opened = own_bundle()
+    sized = static(profile, "128x128", "192x64")
+    built = build(opened, sized)
+    assert sorted(one.artifact.part for one in built.engines) == sorted(
+        ["text_encoder"] + 2 * ["unet", "vae_decoder", "vae_encoder"]
+    )
+    assert {one.artifact.parity.reference for one in built.engines} == {
+        "PyTorch, at export",
+        "onnxruntime, the exported graph in f32",
+    }
+    assert all(one.artifact.parity.psnr_db > 60 for one in built.engines)
+    assert built.step_psnr_db > 60
+    with load(opened, sized) as engines:
+        decoder = engines.engine("vae_decoder", {"latent_sample": (1, 4, 8, 24)})
+        out = decoder.run({"latent_sample": np.zeros((1, 4, 8, 24), dtype=np.float32)})
+        assert out["sample"].shape == (1, 3, 64, 192)
+        with pytest.raises(ShapeError, match="builds 128x128, 192x64"):
+            engines.engine("vae_decoder", {"latent_sample": (1, 4, 8, 8)})
+
+
+def test_a_moved_bundle_keeps_its_engines(own_bundle, tmp_path):
+    opened = own_bundle()
+    build(opened, NULL)
+    moved = shutil.copytree(opened.folder, tmp_path / "elsewhere")
+    assert all(one.hit for one in build(open_bundle(moved), NULL).engines)

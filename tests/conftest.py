@@ -1,0 +1,76 @@
+"""Tiny checkpoints and their bundles, made once for a whole run and shared by its workers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from latentc.checkpoints.random import new_checkpoint
+from latentc.core.bundle import Bundle, open_bundle
+from latentc.export.export import export
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, worker_id) -> Path:
+    """A folder that all workers of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shared):
+    """`checkpoint(family)`: the folder of a tiny random checkpoint. Don't change it."""
+
+    def make(family: str) -> Path:
+        folder = shared / f"{family}-checkpoint"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                new_checkpoint(family, "tiny", 1, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(shared, checkpoint):
+    """`bundle(family)`: the exported tiny checkpoint. Don't change it; engines may be built in it."""
+
+    def make(family: str) -> Bundle:
+        folder = shared / f"{family}.bundle"
+        source = checkpoint(family)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                export(str(source), folder)
+        return open_bundle(folder)
+
+    return make
+
+
+@pytest.fixture
+def own_bundle(bundle, tmp_path):
+    """`own_bundle(family)`: a copy without engines, to change at will."""
+
+    def make(family: str = "sd1") -> Bundle:
+        folder = tmp_path / "own.bundle"
+        shutil.copytree(bundle(family).folder, folder, ignore=shutil.ignore_patterns("engines"))
+        return open_bundle(folder)
+
+    return make
+
+
+@pytest.fixture
+def edit_manifest():
+    """`edit_manifest(bundle, function)`: change the manifest's JSON."""
+
+    def edit(opened: Bundle, change) -> None:
+        path = opened.folder / "latentc.json"
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return edit

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from latentc.core.bundle import TensorInfo
+from latentc.core.errors import BundleError, RequestError, ShapeError
+from latentc.core.files import fresh_folder, sha256_json, write_text
+from latentc.core.request import Request
+from latentc.core.shapes import shape_of, sizes_of
+from latentc.core.tensors import PERFECT_DB, cosine, psnr_db
+
+
+def test_psnr_is_apples():
+    reference = np.array([0.0, 2.0, -4.0, 1.0], dtype=np.float32)
+    assert psnr_db(reference, reference + 0.4) == pytest.approx(20.0, abs=1e-4)
+    assert psnr_db(reference, reference) == PERFECT_DB
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_psnr_of_what_is_not_finite_is_the_worst(bad):
+    reference = np.ones(4, dtype=np.float32)
+    assert psnr_db(reference, np.array([1, 1, bad, 1], dtype=np.float32)) == -np.inf
+    assert psnr_db(reference, np.ones(5, dtype=np.float32)) == -np.inf
+    assert psnr_db(np.zeros(4), reference) == -np.inf
+
+
+def test_cosine():
+    assert cosine(np.array([1.0, 0]), np.array([0, 1.0])) == 0
+    assert cosine(np.array([1.0, 1]), np.array([3.0, 3])) == pytest.approx(1)
+    assert cosine(np.zeros(2), np.zeros(2)) == 1
+
+
+INPUTS = (
+    TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width")),
+    TensorInfo(name="context", dtype="float32", shape=("batch", "length", 8)),
+)
+
+
+def test_free_sizes_are_read_off_the_inputs():
+    sizes = sizes_of(INPUTS, {"sample": (2, 4, 9, 10), "context": (2, 77, 8)})
+    assert sizes == {"batch": 2, "height": 9, "width": 10, "length": 77}
+    assert shape_of(("batch", 3, "8*height", "width/2"), sizes) == (2, 3, 72, 5)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"sample": (2, 4, 9, 10)},
+        {"sample": (2, 4, 9, 10), "context": (2, 77, 8), "more": (1,)},
+        {"sample": (2, 4, 9, 10), "context": (3, 77, 8)},
+        {"sample": (2, 5, 9, 10), "context": (2, 77, 8)},
+        {"sample": (2, 4, 9), "context": (2, 77, 8)},
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(ShapeError):
+        sizes_of(INPUTS, shapes)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"width": 100}, "width: input should be a multiple of 8"),
+        ({"height": 65536}, "height: input should be less than or equal to 8192"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 10**9}, "steps"),
+        ({"guidance": float("nan")}, "guidance: input should be a finite number"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"count": 0}, "count"),
+        ({"stepss": 3}, "did you mean 'steps'"),
+    ],
+)
+def test_requests_out_of_range_name_the_field(values, says):
+    with pytest.raises(RequestError, match=says):
+        Request(prompt="x", **values)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "made"
+
+    def interrupted():
+        with fresh_folder(target, BundleError) as fresh:
+            (fresh / "part").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".made.tmp").mkdir()
+    (tmp_path / ".made.tmp" / "left by a killed run").touch()
+    with fresh_folder(target, BundleError) as fresh:
+        (fresh / "part").write_text("x")
+    assert [path.name for path in target.iterdir()] == ["part"]
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(BundleError, match="exists already"), fresh_folder(target, BundleError):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="can't be written"), fresh_folder(tmp_path / "file" / "made", BundleError):
+        pass
+
+
+def test_text_is_replaced_whole(tmp_path):
+    write_text(tmp_path / "note", "one")
+    write_text(tmp_path / "note", "two")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["two"]
+
+
+def test_the_digest_of_json_does_not_depend_on_order():
+    assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json({"b": [1, 2], "a": 1})
+    assert sha256_json({"a": 1}) != sha256_json({"a": 2})

@@ -1,0 +1,136 @@
+"""What an export leaves, and what it refuses."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from latentc.checkpoints.open import open_checkpoint
+from latentc.checkpoints.parts import as_part, part_spec
+from latentc.checkpoints.random import new_checkpoint
+from latentc.core.errors import BundleError, CheckpointError, ParityError
+from latentc.export import reference
+from latentc.export.export import export as run_export
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_part_is_what_pytorch_computes(bundle, family):
+    manifest = bundle(family).manifest
+    assert manifest.family == family
+    for part in manifest.parts.values():
+        assert part.psnr_db >= 100
+        assert part.weights == "f32"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_free(bundle, checkpoint, family):
+    """At sizes that no example had: one latent row more or less than any multiple, other batches, longer prompts."""
+    import onnxruntime as ort
+
+    opened = open_checkpoint(str(checkpoint(family)))
+    random = np.random.default_rng(0)
+    for name in ("unet", "vae_decoder", "vae_encoder"):
+        spec = part_spec(opened, name)
+        module = as_part(opened, spec)
+        session = ort.InferenceSession(str(bundle(family).graph(name)), providers=["CPUExecutionProvider"])
+        for batch, height, width, length in ((1, 16, 16, 77), (3, 17, 9, 231)):
+            scale = 8 if name == "vae_encoder" else 1
+            sizes = {"batch": batch, "height": height * scale, "width": width * scale, "length": length}
+            feeds = {
+                tensor.name: random.standard_normal([sizes.get(dim, dim) for dim in tensor.shape]).astype(np.float32)
+                for tensor in spec.inputs
+            }
+            expected = reference.run(module, spec, feeds)
+            found = session.run(list(expected), feeds)
+            for (output, wanted), got in zip(expected.items(), found, strict=True):
+                assert got.shape == wanted.shape
+                assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max(), (name, output)
+
+
+def test_the_layout_is_diffusers_and_optimums(bundle):
+    opened = bundle("sdxl")
+    index = opened.json("model_index.json")
+    assert index["_class_name"] == "StableDiffusionXLPipeline"
+    for part in ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"):
+        assert part in index
+        assert (opened.folder / part / "model.onnx").is_file()
+        assert (opened.folder / part / "config.json").is_file()
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (opened.folder / "tokenizer_2" / name).is_file()
+    assert (opened.folder / "scheduler" / "scheduler_config.json").is_file()
+    unet = ir.load(opened.graph("unet"))
+    assert [value.name for value in unet.graph.inputs] == [
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "text_embeds",
+        "time_ids",
+    ]
+    assert [value.name for value in unet.graph.outputs] == ["out_sample"]
+
+
+def test_every_file_has_a_digest(bundle):
+    opened = bundle("sd1")
+    files = {str(path.relative_to(opened.folder)) for path in opened.folder.rglob("*") if path.is_file()}
+    files = {name for name in files if not name.startswith("engines/")}
+    assert files == set(opened.manifest.files) | {"latentc.json"}
+    assert {"torch", "diffusers", "onnx", "onnxruntime"} <= opened.manifest.versions.keys()
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(bundle, checkpoint, tmp_path):
+    again = run_export(str(checkpoint("sd1")), tmp_path / "again")
+    assert again.manifest.files == bundle("sd1").manifest.files
+    assert again.manifest.parts == bundle("sd1").manifest.parts
+
+
+def test_half_weights_stay_half_and_compute_in_f32(checkpoint, tmp_path):
+    new_checkpoint("sd1", "tiny", 1, tmp_path / "half", dtype="f16")
+    stages = []
+    opened = run_export(str(tmp_path / "half"), tmp_path / "out", on_progress=lambda what, share: stages.append(what))
+    assert {part.weights for part in opened.manifest.parts.values()} == {"f16"}
+    assert all(part.psnr_db > 100 for part in opened.manifest.parts.values())
+    unet = ir.load(opened.graph("unet"))
+    kinds = {
+        value.const_value.dtype.name for value in unet.graph.initializers.values() if value.const_value.nbytes > 1024
+    }
+    assert kinds == {"FLOAT16"}
+    assert {value.dtype.name for value in unet.graph.inputs} == {"FLOAT"}
+    assert stages[0] == "text_encoder: read"
+    assert "unet: check" in stages
+
+
+def test_an_export_that_differs_names_the_part_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    taken = reference.References.take
+
+    def wrong(self, spec, module):
+        stored = taken(self, spec, module)
+        if spec.name == "text_encoder":
+            stored["out.last_hidden_state"] = stored["out.last_hidden_state"] * 1.01
+        return stored
+
+    monkeypatch.setattr(reference.References, "take", wrong)
+    with pytest.raises(ParityError, match=r"exported text_encoder .* last_hidden_state agrees to 4\d\.\d dB"):
+        run_export(str(checkpoint("sd1")), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusals_come_before_any_work(checkpoint, tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(BundleError, match="exists already"):
+        run_export(str(checkpoint("sd1")), tmp_path / "taken")
+    with pytest.raises(CheckpointError):
+        run_export(str(tmp_path / "nowhere"), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_the_manifest_is_json_that_others_can_read(bundle):
+    value = json.loads((bundle("sd1").folder / "latentc.json").read_text())
+    assert value["schema_version"] == 1
+    assert value["parts"]["unet"]["inputs"][0] == {
+        "name": "sample",
+        "dtype": "float32",
+        "shape": ["batch", 4, "height", "width"],
+    }

@@ -1,0 +1,57 @@
+import pytest
+from latentc.core.errors import ProfileError
+from latentc.profiles import load_profile, profile_names
+
+HEAD = 'title = "x"\nruntime = "openvino"\n'
+
+
+def own(tmp_path, text):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    return load_profile(str(path))
+
+
+def test_every_shipped_profile_loads():
+    assert {"cpu-openvino", "cpu-openvino-f32", "cpu-onnxruntime", "torch-f32"} <= set(profile_names())
+    for name in profile_names():
+        assert load_profile(name).name == name
+
+
+def test_precision_is_a_list_of_wishes_by_part(tmp_path):
+    profile = own(tmp_path, HEAD + '[precision]\ndefault = ["bf16", "f32"]\nvae_decoder = "f32"\n')
+    assert profile.wishes("unet") == ("bf16", "f32")
+    assert profile.wishes("vae_decoder") == ("f32",)
+    assert own(tmp_path, HEAD + 'precision = "f16"\n').wishes("unet") == ("f16",)
+
+
+def test_floors_that_are_not_given_are_filled_in(tmp_path):
+    assert own(tmp_path, HEAD + "[parity_db]\nbf16 = 42\n").parity_db == {"f32": 60.0, "f16": 35.0, "bf16": 42.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (HEAD + "devise = 'GPU'\n", "unknown key 'devise': did you mean 'device'"),
+        (HEAD + "[shapes]\nsize = ['512x512']\n", "did you mean 'sizes'"),
+        (HEAD + "[shapes]\nsizes = ['512x500']\n", "multiple of 8"),
+        (HEAD + "[shapes]\nsizes = ['512']\n", "shapes.sizes.0"),
+        (HEAD + "precision = 'fp16'\n", "'f32', 'bf16' or 'f16'"),
+        (HEAD + "opset = 17\n", "opset"),
+        ("runtime = 'openvino'\n", "title: field required"),
+        ("title = ", "can't be read as TOML"),
+    ],
+)
+def test_a_bad_profile_says_what_is_wrong(tmp_path, text, says):
+    with pytest.raises(ProfileError, match=says):
+        own(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["cpu-openvin", "../cpu-openvino", "nowhere.toml", ""])
+def test_an_unknown_profile_lists_the_known_ones(name):
+    with pytest.raises(ProfileError, match="cpu-onnxruntime"):
+        load_profile(name)
+
+
+def test_a_slip_of_the_pen_is_suggested():
+    with pytest.raises(ProfileError, match="Did you mean 'cpu-openvino'"):
+        load_profile("cpu-openvin")
