@@ -42,6 +42,9 @@ def unet_config(shapes: Shapes, family: Family) -> Config:
         "norm_num_groups": norm_groups(widths[0]),
     }
     config |= _transformers(shapes, down_depths, up_depths)
+    linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
+    if linear != bool(config.get("use_linear_projection")):
+        config["use_linear_projection"] = linear
     if config.get("addition_embed_type"):
         projected = _axis(shapes, "label_emb.0.0.weight", 1)
         config["projection_class_embeddings_input_dim"] = projected
@@ -103,7 +106,6 @@ def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) 
 
 def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) -> Config:
     keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
-    projection = next((shape for name, shape in shapes.items() if name.endswith(".proj_in.weight")), ())
     if keys is None:
         raise CheckpointError(
             "The UNet has no cross-attention (no tensor '...attn2.to_k.weight'), so it takes no prompt. "
@@ -119,10 +121,7 @@ def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) ->
             "the way up; latentc expects one depth per level. Pass the checkpoint as a diffusers folder, which "
             "says its structure."
         )
-    found: Config = {
-        "cross_attention_dim": _axis(shapes, keys, 1),
-        "use_linear_projection": len(projection) == 2,
-    }
+    found: Config = {"cross_attention_dim": _axis(shapes, keys, 1)}
     if max(*depths, middle) > 1:
         found["transformer_layers_per_block"] = [max(1, depth) for depth in depths[:-1]] + [middle]
     return found

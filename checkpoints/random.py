@@ -14,7 +14,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import CheckpointError
+from ..core.progress import Progress, quiet
 from .families import Component, Config, Family, find_family
 from .modules import build
 from .original import model_index
@@ -29,7 +30,6 @@ from .tokenizer import shipped_files
 
 Shape = tuple[int, ...]
 Floats = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
 
 _BLOCK = 9 << 13  # values drawn at once: small enough for the cache, and whole 3x3 kernels
 _STORED = {"f32": ("F32", np.dtype("<f4")), "f16": ("F16", np.dtype("<f2"))}
@@ -62,13 +62,13 @@ def new_checkpoint(
     folder: Path,
     *,
     dtype: Literal["f32", "f16"] | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = quiet,
 ) -> Path:
     """Write a checkpoint of random weights in diffusers' layout, labelled as such, and return its folder.
 
     `family` is a name or alias of the table (`sd1`, `sd15`, `sd21`, `sdxl`...). `full` has the
     published sizes, `tiny` the same structure in a few MB. `dtype` is f32 for tiny and f16 for full,
-    unless said otherwise. `on_progress(component, bytes written, bytes in all)` is called as it goes.
+    unless said otherwise.
     The same arguments give the same bytes. The folder appears only when it is whole.
 
     Raises CheckpointError for a folder that isn't empty, an unknown argument or a full disk.
@@ -97,8 +97,7 @@ def new_checkpoint(
             _write_json(place / "config.json", configs[component.name])
             for written in _write_weights(place, component, shapes[component.name], stored, seed):
                 done += written
-                if on_progress is not None:
-                    on_progress(component.name, done, total)
+                on_progress(component.name, done / total)
         partial.chmod(0o755)  # mkdtemp's own is private
         if folder.exists():
             folder.rmdir()

@@ -25,21 +25,18 @@ _ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
-# First bytes of what is sometimes renamed or downloaded in place of a checkpoint.
-_MAGIC = (
-    (b"PK\x03\x04", "a zip of pickled tensors (a renamed .ckpt or .pt)"),
-    (b"\x80\x02", "a pickle (a renamed .ckpt or .pt)"),
-    (b"\x80\x03", "a pickle (a renamed .ckpt or .pt)"),
-    (b"\x80\x04", "a pickle (a renamed .ckpt or .pt)"),
-    (b"\x80\x05", "a pickle (a renamed .ckpt or .pt)"),
-    (b"GGUF", "a GGUF file"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run 'git lfs pull'"),
-    (b"<", "a web page"),
-)
 _CONVERT = (
     "Pickles can run any code when opened, so latentc never opens one. Get the .safetensors form of the "
     "checkpoint, or convert it on a machine where you trust it: "
     "diffusers' save_pretrained(folder, safe_serialization=True)."
+)
+# First bytes of what is sometimes renamed or downloaded in place of a checkpoint: what it is, and what to do.
+_MAGIC = (
+    (b"PK\x03\x04", "a zip of pickled tensors (a renamed .ckpt or .pt)", _CONVERT),
+    *((bytes((0x80, protocol)), "a pickle (a renamed .ckpt or .pt)", _CONVERT) for protocol in range(2, 6)),
+    (b"GGUF", "a GGUF file", "Get the .safetensors form of the checkpoint."),
+    (b"version https://git-lfs", "a Git LFS pointer", "Run 'git lfs pull' in its folder to get the file itself."),
+    (b"<", "a web page", "Download it again; the site may want you to log in."),
 )
 
 
@@ -106,10 +103,9 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 def _check_head(path: Path, head: bytes, length: int, size: int) -> None:
     if head[8:9] != b"{":  # a sound header always starts so; only then may the first bytes be a length
-        for magic, what in _MAGIC:
+        for magic, what, advice in _MAGIC:
             if head.startswith(magic):
-                advice = f" {_CONVERT}" if "pickle" in what else ""
-                raise CheckpointError(f"{path} is {what}, and a .safetensors file was expected.{advice}")
+                raise CheckpointError(f"{path} is {what}, and a .safetensors file was expected. {advice}")
     if size < 10:
         raise _damaged(path, f"it is {size} bytes long")
     if length > HEADER_LIMIT:
@@ -142,7 +138,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTe
     whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if not whole or begin > end:
         raise _damaged(path, f"tensor {name!r} has an impossible shape or offset")
-    if dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise CheckpointError(
             f"{path} holds tensor {name!r} of dtype {dtype!r}. latentc reads {', '.join(_ITEM_BYTES)}: "
             "convert the checkpoint to F16 or F32."

@@ -211,8 +211,11 @@ class Engines:
         self.close()
 
 
-def load(bundle: Bundle, profile: Profile) -> Engines:
-    """The engines that a profile has in a bundle; raises as `wanted` does, and `BundleError` where one isn't built."""
+def load(bundle: Bundle, profile: Profile, parts: Collection[str] = ()) -> Engines:
+    """The engines that a profile has in a bundle, those of `parts` loaded now rather than when first asked for.
+
+    Raises as `wanted` does, and `BundleError` where an engine isn't built or is damaged.
+    """
     engines = Engines(bundle, profile)
     for want, found in why(bundle, profile):
         if isinstance(found, Miss):
@@ -220,6 +223,7 @@ def load(bundle: Bundle, profile: Profile) -> Engines:
                 f"{want.part} isn't built for profile {profile.name}. Run: latentc build {bundle.folder} "
                 f"--profile {profile.name}   (`latentc why` says what changed.)"
             )
+    engines.preload(parts)
     return engines
 
 

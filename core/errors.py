@@ -9,6 +9,7 @@
     ├── CompileError      a runtime refused the graph
     ├── ShapeError        no engine was built for the shape
     ├── ParityError       an engine or an export doesn't match its reference
+    ├── NotFiniteError    a part computed NaN or infinity
     └── CancelledError    the caller asked to stop
 
 Every message says what happened, what was expected and what to do next. Exceptions of other
@@ -52,6 +53,10 @@ class ShapeError(LatentcError):
 
 class ParityError(LatentcError):
     """An engine or an export doesn't match its reference."""
+
+
+class NotFiniteError(LatentcError):
+    """A part computed NaN or infinity."""
 
 
 class CancelledError(LatentcError):

@@ -20,8 +20,6 @@ from ..core.progress import Progress, quiet
 from .check import check, ready
 
 if TYPE_CHECKING:
-    import torch
-
     from .reference import References
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -66,27 +64,15 @@ def export(
 def _export_parts(
     checkpoint: Checkpoint, references: References, weights: str | None, fresh: Path, on_progress: Progress
 ) -> dict[str, Part]:
-    parts: dict[str, Part] = {}
-    module: tuple[str, torch.nn.Module] | None = None
-    for spec in part_specs(checkpoint):
-        if module is None or module[0] != spec.component:
-            module = None
-            gc.collect()
-            on_progress(f"{spec.name}: read", None)
-            module = (spec.component, checkpoint.module(spec.component))
-        last = spec.name != "vae_decoder"
-        whole = as_part(checkpoint, spec, module[1])
-        if last:
-            module = None
-        parts[spec.name] = _export_part(checkpoint, spec, whole, references, weights, fresh, on_progress)
-        del whole
-    return parts
+    return {
+        spec.name: _export_part(checkpoint, spec, references, weights, fresh, on_progress)
+        for spec in part_specs(checkpoint)
+    }
 
 
 def _export_part(
     checkpoint: Checkpoint,
     spec: PartSpec,
-    module: torch.nn.Module,
     references: References,
     weights: str | None,
     fresh: Path,
@@ -97,6 +83,8 @@ def _export_part(
 
     place = fresh / spec.name
     place.mkdir()
+    on_progress(f"{spec.name}: read", None)
+    module = as_part(checkpoint, spec)
     on_progress(f"{spec.name}: reference", None)
     stored = references.take(spec, module)
     np.savez(fresh / "reference" / f"{spec.name}.npz", allow_pickle=False, **stored)
@@ -108,7 +96,7 @@ def _export_part(
         store_half(model)
     on_progress(f"{spec.name}: write", None)
     write(model, place)
-    del model, module
+    del model, module  # the comparison below needs their memory
     gc.collect()
     on_progress(f"{spec.name}: check", None)
     feeds = {name[3:]: array for name, array in stored.items() if name.startswith("in.")}

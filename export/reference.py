@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..checkpoints.open import Checkpoint
 
 SEED = 20261122
-MAX_PIXELS = 512
-"""References are drawn at the model's own size, up to this: larger ones cost minutes and prove no more."""
+MAX_PIXELS = 256
+"""References are drawn at the model's own size, up to this: larger ones cost minutes and show no other fault."""
 
 PROMPTS = ("", "a photograph of an astronaut riding a horse")
 GUIDANCE = 7.5

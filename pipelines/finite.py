@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core.errors import LatentcError
+from ..core.errors import NotFiniteError
 from ..core.tensors import Array
-
-
-class NotFiniteError(LatentcError):
-    """A part computed NaN or infinity."""
 
 
 def check_finite(array: Array, what: str, part: str, engine: str) -> None:

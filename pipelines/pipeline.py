@@ -45,7 +45,8 @@ class Pipeline:
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
-        return cls(opened, load(opened, chosen), chosen)
+        encoders = (encoder.part for encoder in opened.manifest.model.text_encoders)
+        return cls(opened, load(opened, chosen, (*encoders, DENOISER, DECODER)), chosen)
 
     def __enter__(self) -> Pipeline:
         return self

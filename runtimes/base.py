@@ -49,12 +49,13 @@ class Engine(Protocol):
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute every output from all inputs. f32 and int64 arrays in, f32 arrays out that the caller owns.
 
-        Raises `ShapeError` where a feed is missing, unknown, or has a shape the engine wasn't built for.
+        Raises `ShapeError` where a feed is missing, unknown, or has a type or a shape the engine wasn't built for,
+        and `RuntimeMissing` after `close`.
         """
         ...
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
-        """Fix some inputs, on the device where that pays; the function returned takes the others."""
+        """Fix some inputs as they are now, on the device where that pays; the function returned takes the others."""
         ...
 
     def close(self) -> None:
@@ -67,6 +68,10 @@ class Runtime(Protocol):
 
     reads_onnx: bool
     """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
+
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
+        ...
 
     def missing(self, device: str) -> str | None:
         """None where it works here; else one sentence: why not, and what to install."""

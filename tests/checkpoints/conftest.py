@@ -131,7 +131,9 @@ def original(family: str, tensors, configs):
         named = openclip(text)
         last = configs["text_encoder"]["num_hidden_layers"] - 1
         mark, width = f"resblocks.{last}.", configs["text_encoder"]["hidden_size"]
-        named |= {k.replace(mark, f"resblocks.{last + 1}."): torch.full_like(t, 7) for k, t in named.items() if mark in k}
+        named |= {
+            k.replace(mark, f"resblocks.{last + 1}."): torch.full_like(t, 7) for k, t in named.items() if mark in k
+        }
         named["text_projection"] = torch.ones(width, width)
         found |= {f"cond_stage_model.model.{name}": tensor for name, tensor in named.items()}
     else:

@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from latentc.core.errors import CancelledError, RequestError, ShapeError
+from latentc.core.errors import CancelledError, NotFiniteError, RequestError, ShapeError
 from latentc.core.request import Request
 from latentc.pipelines.complete import own_scheduler
-from latentc.pipelines.finite import NotFiniteError
 from latentc.pipelines.guidance import guidance_embedding
 from latentc.pipelines.noise import initial_noise
 from latentc.pipelines.pipeline import Pipeline

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from latentc.core.bundle import Bundle
 from latentc.core.condition import condition
-from latentc.core.errors import BundleError, RequestError
-from latentc.pipelines.finite import NotFiniteError
+from latentc.core.errors import BundleError, NotFiniteError, RequestError
 from latentc.pipelines.prompt import MAX_CHUNKS, encode, load_vocabularies, tokenize
 
 PROMPTS = [

@@ -1,0 +1,34 @@
+"""The border to other libraries: their exceptions become ours, in their own words."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from ..core.errors import LatentcError
+
+LONGEST = 400
+
+
+@contextmanager
+def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]:
+    """Raise `error` in place of whatever another library raises in the block; our own errors pass.
+
+    The message is `what`, the library's first line that says something, and `advice`.
+    """
+    try:
+        yield
+    except LatentcError:
+        raise
+    except Exception as exc:
+        raise error(f"{what}: {first_line(exc).rstrip('.')}. {advice}") from exc
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of an exception that says what is wrong; where in the source it was raised is left out.
+
+    OpenVINO puts `Exception from file.cpp:1:` and `Check 'x' failed at file.cpp:1:` above its words.
+    """
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    words = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    return (words or lines or [type(exc).__name__])[0][:LONGEST]

@@ -1,0 +1,71 @@
+"""Engines whose inputs and outputs lie in the host's memory: feeds checked, one call at a time, closed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+
+from ..core.errors import RuntimeMissing, ShapeError
+from ..core.shapes import sizes_of
+from ..core.tensors import Array
+from .base import Run, Target
+
+Call = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
+"""Computes the outputs from checked feeds and the value of each free size."""
+
+
+def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
+    """The value of each free size; raises `ShapeError` for feeds that don't fit the target."""
+    sizes = sizes_of(target.inputs, {name: array.shape for name, array in feeds.items()})
+    for tensor in target.inputs:
+        array = feeds[tensor.name]
+        if array.dtype != tensor.dtype:
+            raise ShapeError(f"{tensor.name!r} is {array.dtype}; it must be {tensor.dtype}. Convert it first.")
+        if target.shape is not None and array.shape != target.shape[tensor.name]:
+            raise ShapeError(
+                f"{tensor.name!r} has shape {list(array.shape)}; this engine was built for "
+                f"{list(target.shape[tensor.name])} only. Build one for that size, or one for every size."
+            )
+    for name, size in sizes.items():
+        if size < 1:
+            raise ShapeError(f"{name} is {size}; it must be 1 or more.")
+    return sizes
+
+
+class HostEngine:
+    """An engine around one function; fulfils `Engine`. `release` frees what the function held."""
+
+    def __init__(self, target: Target, call: Call, release: Callable[[], None] | None = None) -> None:
+        self.target = target
+        self._call: Call | None = call
+        self._release = release
+        self._lock = Lock()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `Engine.run`; threads take turns."""
+        sizes = check_feeds(self.target, feeds)
+        with self._lock:
+            if self._call is None:
+                raise RuntimeMissing("This engine was closed, and its memory given back. Load it again to run it.")
+            return self._call(feeds, sizes)
+
+    def bind(self, feeds: Mapping[str, Array]) -> Run:
+        """As `Engine.bind`: the arrays are copied; on the host nothing else is to be gained."""
+        fixed = {name: array.copy() for name, array in feeds.items()}
+        known = tuple(tensor for tensor in self.target.inputs if tensor.name in fixed)
+        sizes_of(known, {name: array.shape for name, array in fixed.items()})
+
+        def run(others: Mapping[str, Array]) -> dict[str, Array]:
+            if twice := sorted(fixed.keys() & others.keys()):
+                raise ShapeError(f"{twice} were bound already. Feed the other inputs only.")
+            return self.run({**fixed, **others})
+
+        return run
+
+    def close(self) -> None:
+        """As `Engine.close`; waits for a call that is under way."""
+        with self._lock:
+            self._call = None
+            release, self._release = self._release, None
+            if release is not None:
+                release()

@@ -1,0 +1,67 @@
+"""The runtime that does nothing: right names, right shapes, all zeros. It measures what everything else costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import ProfileError
+from ..core.progress import Progress
+from ..core.shapes import shape_of
+from ..core.tensors import Array, Precision
+from .base import Engine, Job, Option, Target
+from .host import HostEngine
+from .stamp import check_stamp, write_stamp
+
+VERSIONS = {"null": "1"}
+
+
+class Null:
+    """Always there, on any device, in any precision."""
+
+    reads_onnx = False
+
+    def devices(self) -> tuple[str, ...]:
+        """CPU stands for whatever runs Python."""
+        return ("CPU",)
+
+    def missing(self, device: str) -> str | None:
+        """Never missing."""
+        del device
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Of the artifact's form: there is no library."""
+        return VERSIONS
+
+    def device(self, device: str) -> dict[str, str]:
+        """Nothing of the device shapes the artifact."""
+        del device
+        return {}
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """All: zero is zero."""
+        del device
+        return ("f32", "bf16", "f16")
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """It has no options."""
+        for name in options:
+            raise ProfileError(f"The null runtime has no option {name!r}, nor any other. Remove it from [options].")
+
+    def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
+        """Write the stamp."""
+        on_progress(f"{job.part}: compile", 1.0)
+        write_stamp(out, job, VERSIONS, {})
+
+    def load(self, artifact: Path, target: Target) -> Engine:
+        """An engine that answers with zeros."""
+        check_stamp(artifact, target, VERSIONS, {})
+
+        def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+            del feeds
+            return {tensor.name: np.zeros(shape_of(tensor.shape, sizes), np.float32) for tensor in target.outputs}
+
+        return HostEngine(target, call)
