@@ -41,8 +41,8 @@ class Checkpoint:
     def pixels(self) -> int:
         """Width and height that its UNet's config says it draws: the family's, unless tiny or fine-tuned."""
         size = self.configs["unet"].get("sample_size")
-        levels = len(self.configs["vae"].get("block_out_channels", ()))
-        return size * 2 ** (levels - 1) if isinstance(size, int) and levels else self.family.pixels
+        downscale = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+        return size * downscale if isinstance(size, int) else self.family.pixels
 
     def module(self, component: str, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """The component with its weights in `dtype` (float32 if None): eval mode, no gradients.

@@ -15,6 +15,14 @@ from .stored import PICKLES, read_header
 
 _VARIANTS = ("", ".fp16", ".bf16")
 
+# Keys that published configs have never left out. Others may be missing: the libraries have defaults for them.
+_REQUIRED: dict[str, dict[str, type]] = {
+    "UNet2DConditionModel": {"block_out_channels": list, "cross_attention_dim": int},
+    "AutoencoderKL": {"block_out_channels": list, "latent_channels": int},
+    "CLIPTextModel": {"hidden_size": int, "num_hidden_layers": int},
+    "CLIPTextModelWithProjection": {"hidden_size": int, "num_hidden_layers": int, "projection_dim": int},
+}
+
 
 def open_folder(folder: Path, source: Source) -> Checkpoint:
     """The checkpoint in a folder, with every header and offset checked and no weight read.
@@ -37,7 +45,7 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
     _refuse_refiner(folder, family, model_index)
     configs = {c.name: read_json(folder / c.name / "config.json") for c in family.components}
     for component in family.components:
-        _check_class(folder, component, configs[component.name])
+        _check_config(folder, component, configs[component.name])
     return Checkpoint(
         family=family,
         source=source,
@@ -77,8 +85,12 @@ def _refuse_refiner(folder: Path, family: Family, model_index: Config) -> None:
             )
 
 
-def _check_class(folder: Path, component: Component, config: Config) -> None:
-    stated = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+def _check_config(folder: Path, component: Component, config: Config) -> None:
+    """The class must be the family's, and what every later stage reads must be there."""
+    architectures = config.get("architectures")
+    stated = config.get("_class_name") or (
+        architectures[0] if isinstance(architectures, list) and architectures else None
+    )
     # Some exports say CLIPTextModel of an encoder with a projection, or the reverse; the tensors tell in any case.
     fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
     if stated is not None and not fits:
@@ -86,6 +98,12 @@ def _check_class(folder: Path, component: Component, config: Config) -> None:
             f"{folder / component.name} holds a {stated}, and a {component.cls} was expected: "
             "it isn't supported yet. Pass a checkpoint with the plain component."
         )
+    for key, kind in _REQUIRED[component.cls].items():
+        if type(config.get(key)) is not kind:
+            raise CheckpointError(
+                f"{folder / component.name / 'config.json'} says {key} = {config.get(key)!r}, and {kind.__name__} was "
+                "expected. Compare it with the config that the checkpoint was published with."
+            )
 
 
 def _weights(folder: Path, component: Component) -> Stored:

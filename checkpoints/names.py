@@ -173,9 +173,9 @@ def _converted(function: str, *args: Any, **kwargs: Any) -> Plan:
     convert: Callable[..., dict[str, Any]] = getattr(single_file_utils, function)
     try:
         return {name: view for name, view in convert(*args, **kwargs).items() if view is not None}
-    except (KeyError, AttributeError, IndexError) as exc:
+    except (KeyError, AttributeError, IndexError, ValueError, TypeError) as exc:
         raise CheckpointError(
-            f"The checkpoint can't be converted to diffusers' names ({exc!r} is missing). "
+            f"The checkpoint can't be converted to diffusers' names ({exc!r}). "
             "It may be incomplete: fetch it again, or pass the diffusers folder instead."
         ) from exc
 

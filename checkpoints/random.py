@@ -68,7 +68,7 @@ def new_checkpoint(
 
     `family` is a name or alias of the table (`sd1`, `sd15`, `sd21`, `sdxl`...). `full` has the
     published sizes, `tiny` the same structure in a few MB. `dtype` is f32 for tiny and f16 for full,
-    unless said otherwise.
+    unless said otherwise. `on_progress` is told the component and the share of all bytes written.
     The same arguments give the same bytes. The folder appears only when it is whole.
 
     Raises CheckpointError for a folder that isn't empty, an unknown argument or a full disk.

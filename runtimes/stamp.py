@@ -53,7 +53,9 @@ def check_stamp(artifact: Path, target: Target, versions: Mapping[str, str], dev
     try:
         stamp = Stamp.model_validate_json(path.read_bytes())
     except OSError as exc:
-        raise CompileError(f"{artifact} holds no engine: {path.name} can't be read ({exc.strerror}). {REBUILD}") from exc
+        raise CompileError(
+            f"{artifact} holds no engine: {path.name} can't be read ({exc.strerror}). {REBUILD}"
+        ) from exc
     except ValidationError as exc:
         raise CompileError(f"{path} is damaged: {complaints(exc, Stamp)}. {REBUILD}") from exc
     wanted = {

@@ -31,7 +31,7 @@ NASTY = [
     "\x00\x01\x7f null and control",
     "\u200bzero\u200dwidth\ufeff",
     "İstanbul ẞtraße ǅ",
-    "𝔉𝔞𝔫𝔠𝔶 𝒯ℯ𝓍𝓉 ①②③",
+    "\U0001d509\U0001d51e\U0001d52b\U0001d520\U0001d536 ①②③",
     "a" * 500,
     "supercalifragilisticexpialidocious " * 40,
     "word " * 75,

@@ -1,13 +1,9 @@
 """Builds: keys, hits and misses, floors, damage, and several at once."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -185,47 +181,46 @@ def test_unbuilt_and_unknown_are_said(own_bundle):
         build(opened, of(ONNXRUNTIME, precision={"default": ("f16",)}))
 
 
-def _build(folder, results):
-    results.put([one.hit for one in build(open_bundle(folder), NULL).engines])
+BUILD = """
+import json, sys
+from latentc.compiler.build import build
+from latentc.core.bundle import open_bundle
+from latentc.profiles import load_profile
+built = build(open_bundle(sys.argv[1]), load_profile("null"))
+print(json.dumps([one.hit for one in built.engines]))
+"""
+
+HOLD = """
+import sys, time
+from latentc.compiler.cache import locked
+from latentc.core.bundle import open_bundle
+with locked(open_bundle(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def started(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 
 def test_of_several_builds_at_once_one_builds(own_bundle):
     opened = own_bundle()
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_build, args=(opened.folder, results)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    hits = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
+    builders = [started(BUILD, opened.folder) for _ in range(4)]
+    hits = [json.loads(builder.communicate(timeout=120)[0]) for builder in builders]
     assert [sum(not hit[part] for hit in hits) for part in range(4)] == [1, 1, 1, 1]
-
-
-def _hold(folder, name, ready):
-    from latentc.compiler.cache import locked
-
-    with locked(open_bundle(folder), name):
-        ready.set()
-        time.sleep(600)
 
 
 def test_a_dead_owners_lock_is_free(own_bundle):
     opened = own_bundle()
-    name = folder_of_unet(opened)
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    owner = context.Process(target=_hold, args=(opened.folder, name, ready))
-    owner.start()
-    assert ready.wait(60)
-    done = threading.Event()
-    builder = threading.Thread(target=lambda: (build(opened, NULL), done.set()))
-    builder.start()
-    assert not done.wait(1.0), "the lock wasn't respected"
-    os.kill(owner.pid, 9)
-    owner.join()
-    assert done.wait(60)
-    builder.join()
+    owner = started(HOLD, opened.folder, folder_of_unet(opened))
+    assert owner.stdout.readline() == "held\n"
+    builder = started(BUILD, opened.folder)
+    with pytest.raises(subprocess.TimeoutExpired):
+        builder.wait(timeout=3)  # it waits for the lock
+    owner.kill()
+    owner.communicate()
+    assert json.loads(builder.communicate(timeout=120)[0]) == [False] * 4
 
 
 def folder_of_unet(opened):

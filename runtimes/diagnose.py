@@ -1,0 +1,43 @@
+"""Which runtimes work here, and what the others need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.errors import LatentcError
+from ..core.tensors import Precision
+from . import RUNTIMES, runtime
+
+DEFAULT_DEVICE = "CPU"
+
+
+@dataclass(frozen=True)
+class RuntimeState:
+    """One runtime on this machine."""
+
+    name: str
+    works: bool
+    """On one device at least."""
+    versions: dict[str, str]
+    devices: dict[str, tuple[Precision, ...]]
+    """Each device, and what it computes in."""
+    missing: str | None
+    """Why it doesn't work, and what to install."""
+
+
+def diagnose() -> tuple[RuntimeState, ...]:
+    """Try every runtime; none of them makes this fail."""
+    return tuple(_state(name) for name in RUNTIMES)
+
+
+def _state(name: str) -> RuntimeState:
+    adapter = runtime(name)
+    devices = adapter.devices()
+    if not devices:
+        reason = adapter.missing(DEFAULT_DEVICE) or "It finds no device here."
+        return RuntimeState(name, works=False, versions={}, devices={}, missing=reason)
+    try:
+        precisions = {device: adapter.precisions(device) for device in devices}
+        return RuntimeState(name, works=True, versions=adapter.versions(), devices=precisions, missing=None)
+    except LatentcError as exc:
+        return RuntimeState(name, works=False, versions={}, devices={}, missing=str(exc))

@@ -1,0 +1,267 @@
+"""What this machine is, as far as it can be seen without any runtime: read from the system, nothing is loaded.
+
+Linux tells all of it. Elsewhere what isn't known is None or empty, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from ..core.record import Record
+
+ROOT = Path("/")
+
+INSTRUCTIONS = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni",
+    "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16",
+    "neon", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme",
+)  # fmt: skip
+"""Instruction sets that decide which kernels a library takes, by Linux's names."""
+
+VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+"""PCI vendors of GPUs."""
+
+NVIDIA_FIELDS = "name,memory.total,driver_version,compute_cap"
+
+
+class Gpu(Record):
+    """One GPU, as the system names it."""
+
+    name: str
+    vendor: str
+    architecture: str | None = None
+    """`sm_90`, `gfx942`."""
+    memory_bytes: int | None = None
+    driver: str | None = None
+    """Name and version of the kernel's driver."""
+
+
+class Machine(Record):
+    """One machine."""
+
+    system: str
+    architecture: str
+    libc: str | None
+    python: str
+    cpu: str
+    vendor: str
+    cores: int
+    """Cores that this process may use: affinity and the container's quota are respected."""
+    instructions: tuple[str, ...]
+    """Those of `INSTRUCTIONS` that the CPU has."""
+    memory_bytes: int | None
+    """Memory that this process may use: the machine's, or the container's limit."""
+    available_bytes: int | None
+    """What of it is free now."""
+    gpus: tuple[Gpu, ...]
+
+
+def machine(root: Path = ROOT) -> Machine:
+    """Look at this machine, now; `root` is where `/proc` and `/sys` are looked for."""
+    info = _cpu_info(root)
+    libc = " ".join(platform.libc_ver()).strip()
+    memory, available = _memory(root)
+    return Machine(
+        system=f"{platform.system()} {platform.release()}",
+        architecture=platform.machine(),
+        libc=libc or None,
+        python=platform.python_version(),
+        cpu=_cpu_name(info),
+        vendor=info.get("vendor_id") or info.get("CPU implementer") or _sysctl("machdep.cpu.vendor") or "unknown",
+        cores=_cores(root),
+        instructions=instructions(root),
+        memory_bytes=memory,
+        available_bytes=available,
+        gpus=tuple(_gpus(root)),
+    )
+
+
+@cache
+def instructions(root: Path = ROOT) -> tuple[str, ...]:
+    """Those of `INSTRUCTIONS` that the CPU has."""
+    info = _cpu_info(root)
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    if "asimd" in flags:
+        flags.add("neon")
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        flags |= {"neon", "asimdhp", "asimddp"}
+        flags |= {name for name in ("bf16", "i8mm") if _sysctl(f"hw.optional.arm.FEAT_{name.upper()}") == "1"}
+    return tuple(name for name in INSTRUCTIONS if name in flags)
+
+
+def _cpu_info(root: Path) -> dict[str, str]:
+    """The first processor of `/proc/cpuinfo`."""
+    first = (_read(root / "proc/cpuinfo") or "").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _cpu_name(info: dict[str, str]) -> str:
+    if "CPU part" in info:
+        return f"Arm implementer {info.get('CPU implementer', '?')} part {info['CPU part']}"
+    return info.get("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor() or "unknown"
+
+
+def _cores(root: Path) -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    quotas = [quota for folder in _cgroups(root) if (quota := _quota(folder)) is not None]
+    return max(1, min([usable, *(int(quota) for quota in quotas)]))
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores that a control group may use, where it is limited."""
+    values = (_read(folder / "cpu.max") or "").split()
+    if not values:
+        values = [_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    numbers = [_number(value) for value in values]
+    if len(numbers) == 2 and numbers[0] and numbers[1] and numbers[0] > 0:
+        return numbers[0] / numbers[1]
+    return None
+
+
+def _memory(root: Path) -> tuple[int | None, int | None]:
+    """Memory in all, and available, in bytes."""
+    pairs = (line.partition(":") for line in (_read(root / "proc/meminfo") or "").splitlines())
+    info = {key: 1024 * (_number(value.split()[0]) or 0) for key, _, value in pairs if value.split()}
+    total = info.get("MemTotal") or _number(_sysctl("hw.memsize") or "")
+    available = info.get("MemAvailable")
+    for folder in _cgroups(root):
+        limit = _number(_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or "")
+        used = _number(_read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or "")
+        if limit is not None and total is not None and limit < total:
+            total = limit
+            if used is not None and available is not None:
+                available = min(available, max(0, limit - used))
+    return total, available
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """Folders of this process's control groups, each with its parents; both versions."""
+    tree = root / "sys/fs/cgroup"
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers not in ("", "cpu,cpuacct", "cpu", "memory"):
+            continue
+        base = tree / controllers if controllers else tree
+        inside = base / path.lstrip("/")
+        yield base
+        while inside != base and inside.is_relative_to(base):
+            yield inside
+            inside = inside.parent
+
+
+def _gpus(root: Path) -> Iterator[Gpu]:
+    yield from _nvidia(root)
+    yield from _amd(root)
+    for card in _cards(root):
+        if card.vendor not in ("NVIDIA", "AMD"):  # the two were found with more to say
+            yield card
+
+
+def _nvidia(root: Path) -> Iterator[Gpu]:
+    """By nvidia-smi where it answers, else by what the driver writes under `/proc`."""
+    told = _run("nvidia-smi", f"--query-gpu={NVIDIA_FIELDS}", "--format=csv,noheader,nounits") if root == ROOT else None
+    if told:
+        for row in csv.reader(told.splitlines(), skipinitialspace=True):
+            if len(row) == NVIDIA_FIELDS.count(",") + 1:
+                name, mebibytes, driver, capability = (value.strip() for value in row)
+                size = _number(mebibytes)
+                yield Gpu(
+                    name=name,
+                    vendor="NVIDIA",
+                    architecture=f"sm_{capability.replace('.', '')}" if capability[:1].isdigit() else None,
+                    memory_bytes=None if size is None else size << 20,
+                    driver=f"nvidia {driver}",
+                )
+        return
+    version = re.search(r"Kernel Module\D*([\d.]+)", _read(root / "proc/driver/nvidia/version") or "")
+    for path in _glob(root / "proc/driver/nvidia/gpus", "*/information"):
+        name = re.search(r"^Model:\s*(.+)$", _read(path) or "", re.MULTILINE)
+        yield Gpu(
+            name=name[1].strip() if name else "unknown",
+            vendor="NVIDIA",
+            driver=f"nvidia {version[1]}" if version else "nvidia",
+        )
+
+
+def _amd(root: Path) -> Iterator[Gpu]:
+    """By the compute driver's topology; nodes without SIMDs are CPUs."""
+    version = _read(root / "sys/module/amdgpu/version")
+    for path in _glob(root / "sys/class/kfd/kfd/topology/nodes", "*/properties"):
+        pairs = (line.split() for line in (_read(path) or "").splitlines())
+        properties = {pair[0]: _number(pair[1]) or 0 for pair in pairs if len(pair) == 2}
+        if not properties.get("simd_count"):
+            continue
+        banks = [_read(bank) or "" for bank in _glob(path.parent / "mem_banks", "*/properties")]
+        sizes = [int(found[1]) for bank in banks if (found := re.search(r"^size_in_bytes (\d+)$", bank, re.MULTILINE))]
+        target = properties.get("gfx_target_version", 0)
+        yield Gpu(
+            name=_read(path.parent / "name") or "unknown",
+            vendor="AMD",
+            architecture=_gfx(target) if target else None,
+            memory_bytes=sum(sizes) or None,
+            driver=f"amdgpu {version}" if version else "amdgpu",
+        )
+
+
+def _gfx(target: int) -> str:
+    """90402 is gfx942, 110001 is gfx1101: the stepping is one hexadecimal digit."""
+    return f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}"
+
+
+def _cards(root: Path) -> Iterator[Gpu]:
+    """What the kernel's display drivers have, of known vendors."""
+    for path in _glob(root / "sys/class/drm", "card*/device/vendor"):
+        vendor = VENDORS.get(_read(path) or "")
+        if vendor is not None:
+            kernel = re.search(r"^DRIVER=(.+)$", _read(path.parent / "uevent") or "", re.MULTILINE)
+            device = _read(path.parent / "device") or "unknown"
+            yield Gpu(name=f"PCI device {device}", vendor=vendor, driver=kernel[1] if kernel else None)
+
+
+def _read(path: Path) -> str | None:
+    """A small file of the system's, or None."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _run(*command: str) -> str | None:
+    """What a command says, or None."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def _sysctl(name: str) -> str | None:
+    """A value of macOS's."""
+    return _run("sysctl", "-n", name) if platform.system() == "Darwin" else None

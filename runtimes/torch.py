@@ -1,0 +1,171 @@
+"""The reference: the checkpoint's own modules, run by PyTorch. It is what the export was compared with.
+
+An artifact is `source.json`: where the checkpoint is. The bundle's graphs aren't read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
+from ..core.progress import Progress
+from ..core.record import Record, complaints
+from ..core.tensors import Array, Precision
+from .base import Engine, Job, Option, Target
+from .border import border, first_line
+from .host import HostEngine
+from .stamp import REBUILD, check_stamp, write_stamp
+
+if TYPE_CHECKING:
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.parts import PartSpec
+
+SOURCE = "source.json"
+INSTALL = 'Install it with: pip install "latentc[export]".'
+LIBRARIES = ("torch", "diffusers", "transformers")
+DTYPES: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+class Reference(Record):
+    """`source.json`: the checkpoint behind a part."""
+
+    location: str
+    """Folder or file on this machine; of a hub id, the folder it was fetched to."""
+    family: str
+    part: str
+    digest: str
+    """Of the component's config and stored weights."""
+
+
+class Torch:
+    """The adapter."""
+
+    reads_onnx = False
+
+    def devices(self) -> tuple[str, ...]:
+        """The CPU."""
+        return ("CPU",) if self.missing("CPU") is None else ()
+
+    def missing(self, device: str) -> str | None:
+        """A library that isn't there or can't be loaded, or another device than the CPU."""
+        try:
+            import_module("torch")
+        except Exception as exc:  # its libraries, where they don't fit, raise OSError and more
+            return f"PyTorch can't be loaded here ({first_line(exc)}). {INSTALL}"
+        if absent := [name for name in LIBRARIES if find_spec(name) is None]:
+            return f"The reference needs {' and '.join(absent)} too. {INSTALL}"
+        return None if device == "CPU" else f"The reference runs on the CPU only, not on {device}."
+
+    def versions(self) -> dict[str, str]:
+        """Of PyTorch, diffusers and transformers."""
+        with border(RuntimeMissing, "The reference can't be run", INSTALL):
+            return {name: metadata.version(name) for name in LIBRARIES}
+
+    def device(self, device: str) -> dict[str, str]:
+        """Nothing of the device shapes the artifact."""
+        del device
+        return {}
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """All; PyTorch has kernels for each."""
+        del device
+        return ("f32", "bf16", "f16")
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """It has no options."""
+        for name in options:
+            raise ProfileError(f"The torch runtime has no option {name!r}, nor any other. Remove it from [options].")
+
+    def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
+        """Note where the checkpoint is, and the digest of its weights."""
+        self._require(job.target)
+        manifest = job.bundle.manifest
+        on_progress(f"{job.part}: read the checkpoint", None)
+        checkpoint = _open(manifest.source.location, manifest.source.revision, manifest.family)
+        reference = Reference(
+            location=str(checkpoint.folder or checkpoint.source.location),
+            family=manifest.family,
+            part=job.part,
+            digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
+        )
+        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_stamp(out, job, self.versions(), {})
+
+    def load(self, artifact: Path, target: Target) -> Engine:
+        """Open the checkpoint and load the component. Raises `CheckpointError` where it moved or was changed."""
+        self._require(target)
+        check_stamp(artifact, target, self.versions(), {})
+        try:
+            reference = Reference.model_validate_json((artifact / SOURCE).read_bytes())
+        except ValidationError as exc:
+            raise CompileError(f"{artifact / SOURCE} is damaged: {complaints(exc, Reference)}. {REBUILD}") from exc
+        if not Path(reference.location).exists():
+            raise CheckpointError(
+                f"The torch runtime runs the checkpoint itself, and {reference.location} isn't there any more. "
+                "Put it back, or export the checkpoint from where it is now."
+            )
+        checkpoint = _open(reference.location, None, reference.family)
+        spec = _spec(checkpoint, reference.part, target)
+        if checkpoint.digest(spec.component) != reference.digest:
+            raise CheckpointError(
+                f"{spec.component} of {reference.location} isn't what this engine was built from. {REBUILD}"
+            )
+        return _engine(checkpoint, spec, target)
+
+    def _require(self, target: Target) -> None:
+        if reason := self.missing(target.device):
+            raise RuntimeMissing(reason)
+
+
+def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
+    import torch
+
+    from ..checkpoints.parts import as_part
+
+    dtype: torch.dtype = getattr(torch, DTYPES[target.precision])
+    inputs = tuple(tensor.name for tensor in spec.inputs)
+    outputs = tuple(tensor.name for tensor in spec.outputs)
+    part: Any = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
+
+    def taken(array: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(np.array(array))  # pyright: ignore[reportUnknownMemberType]
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        del sizes
+        with (
+            border(CompileError, "PyTorch failed while computing", "Is there memory enough for this size?"),
+            torch.inference_mode(),
+        ):
+            results: tuple[torch.Tensor, ...] = part(*(taken(feeds[name]) for name in inputs))
+            # A copy: a module may answer with its own buffer, or with a view of another output.
+            return {name: result.float().numpy().copy() for name, result in zip(outputs, results, strict=True)}
+
+    return HostEngine(target, call)
+
+
+def _open(location: str, revision: str | None, family: str) -> Checkpoint:
+    from ..checkpoints.open import open_checkpoint
+
+    return open_checkpoint(location, revision=revision, family=family)
+
+
+def _spec(checkpoint: Checkpoint, part: str, target: Target) -> PartSpec:
+    """The part with the target's outputs; raises `CheckpointError` where the checkpoint takes other inputs."""
+    from ..checkpoints.parts import part_spec
+
+    spec = part_spec(checkpoint, part)
+    if {tensor.name for tensor in spec.inputs} != {tensor.name for tensor in target.inputs}:
+        raise CheckpointError(
+            f"{part} of the checkpoint takes {', '.join(tensor.name for tensor in spec.inputs)}; the bundle says "
+            f"{', '.join(tensor.name for tensor in target.inputs)}. Export the checkpoint again."
+        )
+    return replace(spec, outputs=target.outputs)

@@ -1,0 +1,268 @@
+"""What every runtime must do: one set of tests for all of them."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.shapes import shape_of, sizes_of
+from latentc.runtimes import RUNTIMES, runtime
+
+TOLERANCE = 1e-4  # of f32, for values around one
+
+graph_readers = pytest.mark.parametrize("case", ["openvino", "onnxruntime"], indirect=True)
+with_a_library = pytest.mark.parametrize("case", ["openvino", "onnxruntime", "torch"], indirect=True)
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 8, 6), (1, 10, 12)])
+def test_outputs_are_right(case, engine, batch, height, width):
+    feeds = case.feeds(batch, height, width)
+    outputs = engine.run(feeds)
+    sizes = sizes_of(case.target.inputs, {name: array.shape for name, array in feeds.items()})
+    assert {name: array.shape for name, array in outputs.items()} == {
+        tensor.name: shape_of(tensor.shape, sizes) for tensor in case.target.outputs
+    }
+    assert {array.dtype for array in outputs.values()} == {np.dtype(np.float32)}
+    if case.expected is None:
+        assert not any(array.any() for array in outputs.values())
+    else:
+        for name, wanted in case.expected(feeds).items():
+            np.testing.assert_allclose(outputs[name], wanted, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_outputs_belong_to_the_caller(case, engine):
+    first = engine.run(case.feeds())
+    kept = {name: array.copy() for name, array in first.items()}
+    for array in first.values():
+        array.fill(7.0)
+    assert same(engine.run(case.feeds()), kept)
+    for array in first.values():
+        assert (array == 7.0).all()
+
+
+def test_inputs_stay_the_callers(case, engine):
+    feeds = case.feeds()
+    outputs = engine.run(feeds)
+    kept = {name: array.copy() for name, array in outputs.items()}
+    assert same(feeds, case.feeds())
+    for array in feeds.values():
+        array.fill(0.0)
+    assert same(outputs, kept)
+
+
+def test_any_memory_layout_will_do(case, engine):
+    feeds = case.feeds()
+    locked = {name: array.copy() for name, array in feeds.items()}
+    for array in locked.values():
+        array.flags.writeable = False
+    strided = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in feeds.items()}
+    assert not strided["sample"].flags.c_contiguous
+    expected = engine.run(feeds)
+    assert same(engine.run(locked), expected)
+    assert same(engine.run(strided), expected)
+
+
+def test_bound_inputs_need_not_be_fed(case, engine):
+    feeds = case.feeds()
+    expected = engine.run(feeds)
+    context = feeds.pop("encoder_hidden_states")
+    run = engine.bind({"encoder_hidden_states": context})
+    context.fill(0.0)  # bound as it was
+    assert same(run(feeds), expected)
+    assert same(run(feeds), expected)
+    with pytest.raises(ShapeError, match=r"encoder_hidden_states.* bound already"):
+        run({**feeds, "encoder_hidden_states": context})
+    with pytest.raises(ShapeError, match="missing"):
+        run({"sample": feeds["sample"]})
+    with pytest.raises(ShapeError, match="prompt"):
+        engine.bind({"prompt": context})
+    with pytest.raises(ShapeError, match="timestep"):
+        engine.bind({"timestep": np.zeros(2, np.float32)})
+
+
+def test_eight_threads_get_the_same_bytes(case, engine):
+    feeds = [case.feeds(seed=seed) for seed in range(4)]
+    expected = [engine.run(one) for one in feeds]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(engine.run, feeds * 4))
+    assert all(same(outputs, expected[index % 4]) for index, outputs in enumerate(found))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestep": None}, r"missing: \['timestep'\]"),
+        ({"tmestep": np.zeros(1, np.float32)}, r"unknown: \['tmestep'\]"),
+        ({"sample": np.zeros((2, 5, 8, 6), np.float32)}, "'sample' has shape"),
+        ({"sample": np.zeros((2, 4, 8), np.float32)}, "'sample' has shape"),
+        ({"sample": np.zeros((3, 4, 8, 6), np.float32)}, "'encoder_hidden_states' has shape"),
+        ({"sample": np.zeros((2, 4, 0, 6), np.float32)}, "height is 0"),
+        ({"sample": np.zeros((2, 4, 8, 6), np.float64)}, "'sample' is float64; it must be float32"),
+        ({"timestep": np.array([500])}, "'timestep' is int64"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_refused(case, engine, change, message):
+    feeds = {name: array for name, array in {**case.feeds(), **change}.items() if array is not None}
+    with pytest.raises(ShapeError, match=message):
+        engine.run(feeds)
+    engine.run(case.feeds())
+
+
+def test_a_static_engine_refuses_other_shapes(case, tmp_path):
+    feeds = case.feeds(2, 8, 8)
+    changes = case.static(tmp_path / "out", feeds)
+    engine = case.load(tmp_path / "out", **changes)
+    if case.expected is not None:
+        for name, wanted in case.expected(feeds).items():
+            np.testing.assert_allclose(engine.run(feeds)[name], wanted, rtol=0, atol=TOLERANCE)
+    with pytest.raises(ShapeError, match=r"built for \[2, 4, 8, 8\] only"):
+        engine.run(case.feeds(2, 8, 16))
+    engine.close()
+    with pytest.raises(CompileError, match="built for shape"):
+        case.load(tmp_path / "out")
+
+
+def test_a_closed_engine_says_so(case):
+    engine = case.load()
+    run = engine.bind({"timestep": np.array([321.0], np.float32)})
+    feeds = case.feeds()
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeMissing, match="closed"):
+        engine.run(feeds)
+    feeds.pop("timestep")
+    with pytest.raises(RuntimeMissing, match="closed"):
+        run(feeds)
+
+
+def test_two_engines_of_one_artifact(case):
+    first, second = case.load(), case.load()
+    expected = first.run(case.feeds())
+    first.close()
+    assert same(second.run(case.feeds()), expected)
+    second.close()
+
+
+def test_an_artifact_stands_alone_and_can_move(case, engine, tmp_path):
+    shutil.copytree(case.artifact, tmp_path / "moved")
+    moved = case.load(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved")  # what is loaded stays whole
+    assert same(moved.run(case.feeds()), engine.run(case.feeds()))
+    moved.close()
+
+
+def test_options_are_strict(case):
+    case.adapter.check({})
+    known = {"openvino": "INFERENCE_NUM_THREADS", "onnxruntime": "intra_op_num_threads"}.get(case.target.runtime)
+    slip = f"{known}x" if known else "threads"
+    with pytest.raises(ProfileError, match=f"Did you mean '{known}'" if known else "no option 'threads'"):
+        case.adapter.check({slip: 1})
+    if known:
+        case.adapter.check({known: 1})
+        with pytest.raises(ProfileError, match=known):
+            case.adapter.check({known: "several"})
+
+
+def damages(folder):
+    """Ways to break each file of an artifact."""
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        yield f"{path.name} truncated", path.name, content[: len(content) // 2]
+        yield f"{path.name} empty", path.name, b""
+        yield f"{path.name} gone", path.name, None
+        if path.name != "engine.data":  # other weights of the same size are weights
+            yield f"{path.name} junk", path.name, b"\x07" * len(content)
+
+
+def test_a_damaged_artifact_is_refused(case, tmp_path):
+    for index, (what, name, content) in enumerate(damages(case.artifact)):
+        broken = tmp_path / str(index)
+        shutil.copytree(case.artifact, broken)
+        if content is None:
+            (broken / name).unlink()
+        else:
+            (broken / name).write_bytes(content)
+        with pytest.raises(CompileError) as caught:
+            case.load(broken)
+        assert str(broken) in str(caught.value), what
+        assert "latentc build" in str(caught.value), what
+
+
+def test_no_artifact_at_all(case, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(CompileError, match="holds no engine"):
+            case.load(folder)
+
+
+def test_an_artifact_of_another_precision_is_refused(case):
+    with pytest.raises(CompileError, match="precision f32; here it is bf16|doesn't compute in bf16"):
+        case.load(precision="bf16")
+
+
+@with_a_library
+def test_an_artifact_of_another_version_or_device_is_refused(case, monkeypatch):
+    kind = type(case.adapter)
+    monkeypatch.setattr(kind, "versions", lambda self: {"library": "0.1"})
+    with pytest.raises(CompileError, match=r"built for versions .*; here it is library 0\.1"):
+        case.load()
+    monkeypatch.undo()
+    if not case.adapter.reads_onnx:
+        return
+    monkeypatch.setattr(kind, "device", lambda self, device: {"instructions": "6502"})
+    with pytest.raises(CompileError, match=r"built for device name CPU.*; here it is name CPU, instructions 6502"):
+        case.load()
+
+
+@graph_readers
+def test_a_broken_graph_is_refused_in_the_librarys_words(case, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"this is no graph" * 10)
+    with pytest.raises(CompileError, match="refuses unet on CPU: .*opset = 18") as caught:
+        case.compile(tmp_path / "out", tmp_path / "model.onnx")
+    assert caught.value.__cause__ is not None
+    assert "\n" not in str(caught.value)
+
+
+@with_a_library
+def test_a_device_that_is_not_there(case, tmp_path):
+    assert "NPU" in (case.adapter.missing("NPU") or "")
+    with pytest.raises(RuntimeMissing, match="NPU"):
+        case.compile(tmp_path / "out", device="NPU")
+    with pytest.raises(RuntimeMissing, match="NPU"):
+        case.load(device="NPU")
+
+
+@graph_readers
+def test_a_graph_with_other_names_is_refused(case, tmp_path):
+    renamed = (*case.target.outputs, case.target.outputs[0].model_copy(update={"name": "noise"}))
+    case.compile(tmp_path / "out", outputs=renamed)
+    with pytest.raises(CompileError, match="noise"):
+        case.load(tmp_path / "out", outputs=renamed)
+
+
+def test_only_the_outputs_asked_for(case, engine):
+    one = case.target.outputs[:1]
+    narrow = case.load(outputs=one)
+    expected = engine.run(case.feeds())
+    assert same(narrow.run(case.feeds()), {one[0].name: expected[one[0].name]})
+    narrow.close()
+
+
+def test_every_runtime_answers_what_the_compiler_asks(case):
+    adapter = case.adapter
+    assert "CPU" in adapter.devices()
+    assert adapter.missing("CPU") is None
+    assert "f32" in adapter.precisions("CPU")
+    assert case.target.runtime in adapter.versions()
+    assert all(isinstance(value, str) for value in {**adapter.versions(), **adapter.device("CPU")}.values())
+
+
+def test_an_unknown_runtime_is_refused():
+    with pytest.raises(ProfileError, match="Did you mean 'openvino'"):
+        runtime("openvin")
+    assert set(RUNTIMES) == {"openvino", "onnxruntime", "torch", "null"}

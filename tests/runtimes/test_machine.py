@@ -1,0 +1,184 @@
+"""Facts of a machine, from made-up `/proc` and `/sys` trees as well as this one."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+from latentc.runtimes import RUNTIMES
+from latentc.runtimes import machine as module
+from latentc.runtimes.diagnose import RuntimeState, diagnose
+from latentc.runtimes.machine import Machine, machine
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """`tree({path: content})`: a root with these files."""
+
+    def make(files):
+        for name, content in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return tmp_path
+
+    return make
+
+
+def test_this_machine():
+    here = machine()
+    assert here.cores >= 1
+    assert here.python == platform.python_version()
+    assert Machine.model_validate_json(here.model_dump_json()) == here
+    if sys.platform == "linux":
+        assert here.memory_bytes is not None
+        assert here.available_bytes is not None
+        assert 0 < here.available_bytes <= here.memory_bytes
+
+
+def test_nothing_is_known_of_an_empty_system(tmp_path):
+    empty = machine(tmp_path)
+    assert (empty.instructions, empty.gpus) == ((), ())
+    assert empty.memory_bytes is None or platform.system() == "Darwin"
+
+
+def test_an_intel_server(tree):
+    root = tree(
+        {
+            "proc/cpuinfo": "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) 8480+\n"
+            "flags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni avx512_fp16 amx_bf16 amx_int8\n\nprocessor\t: 1\n",
+            "proc/meminfo": "MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:   600 kB\n",
+        }
+    )
+    found = machine(root)
+    assert (found.cpu, found.vendor) == ("Intel(R) Xeon(R) 8480+", "GenuineIntel")
+    assert found.instructions == (
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "amx_int8",
+        "amx_bf16",
+    )
+    assert (found.memory_bytes, found.available_bytes) == (1000 << 10, 600 << 10)
+
+
+def test_an_arm_server(tree):
+    root = tree(
+        {
+            "proc/cpuinfo": "processor : 0\nFeatures : fp asimd asimdhp asimddp i8mm bf16 sve\nCPU implementer : 0x41\n"
+            "CPU part : 0xd4f\n\n"
+        }
+    )
+    found = machine(root)
+    assert found.cpu == "Arm implementer 0x41 part 0xd4f"
+    assert found.instructions == ("neon", "asimdhp", "asimddp", "bf16", "i8mm", "sve")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "proc/self/cgroup": "0::/pod/box\n",
+            "sys/fs/cgroup/pod/cpu.max": "150000 100000\n",
+            "sys/fs/cgroup/pod/box/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/pod/box/memory.max": "409600\n",
+            "sys/fs/cgroup/pod/box/memory.current": "102400\n",
+        },
+        {
+            "proc/self/cgroup": "5:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/x\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "100000\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "409600\n",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "102400\n",
+        },
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_containers_limits(tree, files):
+    found = machine(tree(files | {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 600 kB\n"}))
+    assert found.cores == 1
+    assert (found.memory_bytes, found.available_bytes) == (409600, 307200)
+
+
+def test_gpus_as_the_kernel_tells_them(tree):
+    nodes = "sys/class/kfd/kfd/topology/nodes"
+    root = tree(
+        {
+            "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue\nGCC: 12\n",
+            "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA H200\nIRQ: 1\n",
+            f"{nodes}/0/properties": "cpu_cores_count 8\nsimd_count 0\n",
+            f"{nodes}/1/properties": "simd_count 1216\ngfx_target_version 90402\n",
+            f"{nodes}/1/name": "aqua_vanjaram\n",
+            f"{nodes}/1/mem_banks/0/properties": "heap_type 1\nsize_in_bytes 205000000000\n",
+            f"{nodes}/2/properties": "simd_count 64\ngfx_target_version 90010\n",
+            "sys/module/amdgpu/version": "6.10.5\n",
+            "sys/class/drm/card0/device/vendor": "0x8086\n",
+            "sys/class/drm/card0/device/device": "0x56a0\n",
+            "sys/class/drm/card0/device/uevent": "DRIVER=i915\nPCI_ID=8086:56A0\n",
+            "sys/class/drm/card1/device/vendor": "0x1002\n",
+            "sys/class/drm/card2/device/vendor": "0x1a03\n",
+        }
+    )
+    nvidia, amd, older, intel = machine(root).gpus
+    assert (nvidia.name, nvidia.vendor, nvidia.driver) == ("NVIDIA H200", "NVIDIA", "nvidia 580.95.05")
+    assert (amd.architecture, amd.memory_bytes, amd.driver) == ("gfx942", 205_000_000_000, "amdgpu 6.10.5")
+    assert older.architecture == "gfx90a"
+    assert (intel.name, intel.vendor, intel.driver) == ("PCI device 0x56a0", "Intel", "i915")
+
+
+def test_gpus_as_nvidia_smi_tells_them(monkeypatch):
+    said = "NVIDIA H200, 143771, 580.95.05, 9.0\nNVIDIA RTX 4090, [N/A], 580.95.05, [N/A]"
+    monkeypatch.setattr(module, "_run", lambda *command: said if command[0] == "nvidia-smi" else None)
+    first, second = list(module._nvidia(module.ROOT))
+    assert (first.name, first.architecture, first.memory_bytes) == ("NVIDIA H200", "sm_90", 143771 << 20)
+    assert (second.architecture, second.memory_bytes) == (None, None)
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_other_systems_do_not_fail(monkeypatch, tmp_path, system):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    module._sysctl.cache_clear()
+    found = machine(tmp_path)
+    module._sysctl.cache_clear()
+    assert found.cores >= 1
+    assert ("neon" in found.instructions) == (system == "Darwin")
+
+
+def test_every_runtime_is_diagnosed():
+    states = diagnose()
+    assert [state.name for state in states] == list(RUNTIMES)
+    for state in states:
+        assert isinstance(state, RuntimeState)
+        assert state.works == bool(state.devices) == (state.missing is None)
+    assert states[-1].works
+
+
+BARE = """
+import sys
+for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino"):
+    sys.modules[name] = None
+from importlib import import_module
+from pathlib import Path
+import latentc.runtimes
+for path in Path(latentc.runtimes.__file__).parent.glob("*.py"):
+    import_module(f"latentc.runtimes.{path.stem}")
+from latentc.runtimes.diagnose import diagnose
+for state in diagnose():
+    print(state.name, state.works, state.missing)
+"""
+
+
+def test_without_any_library_each_says_what_to_install():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    openvino, onnxruntime, torch, null = done.stdout.splitlines()
+    assert 'pip install "latentc[openvino]"' in openvino
+    assert 'pip install "latentc[onnxruntime]"' in onnxruntime
+    assert 'pip install "latentc[export]"' in torch
+    assert null == "null True None"

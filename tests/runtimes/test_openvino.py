@@ -1,0 +1,119 @@
+"""OpenVINO: precision above all, which a blob forgets."""
+
+import io
+
+import numpy as np
+import pytest
+from latentc.core.errors import CompileError, ProfileError
+from latentc.runtimes.openvino import OpenVINO, _Pipe
+
+
+@pytest.fixture
+def case(make_case):
+    return make_case("openvino")
+
+
+def errors(case, engine):
+    feeds = case.feeds()
+    outputs = engine.run(feeds)
+    return max(np.abs(outputs[name] - wanted).max() for name, wanted in case.expected(feeds).items())
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
+def test_a_precision_survives_loading(case, tmp_path, precision):
+    if precision not in case.adapter.precisions("CPU"):
+        pytest.skip(f"this CPU has no {precision}")
+    case.compile(tmp_path / "out", precision=precision)
+    engine = case.load(tmp_path / "out", precision=precision)
+    assert (errors(case, engine) < 1e-4) == (precision == "f32")
+    assert errors(case, engine) < 0.2
+    engine.close()
+
+
+def test_only_the_precisions_that_the_cpu_has_are_listed(case, monkeypatch):
+    import latentc.runtimes.openvino as module
+
+    monkeypatch.setattr(module, "_capabilities", lambda device: ("WINOGRAD", "FP32", "INT8", "BF16"))
+    assert case.adapter.precisions("CPU") == ("f32", "bf16")
+
+
+def test_another_precision_than_asked_for_is_refused(case, tmp_path, monkeypatch):
+    """What a CPU without FP16 does: it is asked for f16 and takes bf16."""
+    import latentc.runtimes.openvino as module
+
+    config = module._config
+    monkeypatch.setattr(module, "_config", lambda target: config(target) | {"INFERENCE_PRECISION_HINT": "f32"})
+    with pytest.raises(CompileError, match=r"was to be computed in bf16 on CPU, and OpenVINO takes f32"):
+        case.compile(tmp_path / "out", precision="bf16")
+
+
+def test_a_blob_of_another_openvino_is_refused_in_its_words(case, tmp_path):
+    """The stamp would notice first; this is the library's own check, behind it."""
+    case.compile(tmp_path / "out")
+    blob = tmp_path / "out" / "engine.blob"
+    version = case.adapter.versions()["openvino"].encode()
+    blob.write_bytes(blob.read_bytes().replace(version, b"2" * len(version)))
+    with pytest.raises(CompileError, match=r"built for a different runtime configuration.*Build it again"):
+        case.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"NUM_STREAM": 1}, "Did you mean 'NUM_STREAMS'"),
+        ({"INFERENCE_PRECISION_HINT": "f16"}, r"it is the profile's \[precision\]"),
+        ({"CACHE_DIR": "/tmp"}, "latentc keeps engines itself"),
+        ({"SUPPORTED_PROPERTIES": "all"}, "no option 'SUPPORTED_PROPERTIES'"),
+        ({"SCHEDULING_CORE_TYPE": "BEST"}, "refuses SCHEDULING_CORE_TYPE = 'BEST'"),
+    ],
+)
+def test_options_that_it_refuses(case, options, message):
+    with pytest.raises(ProfileError, match=message):
+        case.adapter.check(options)
+
+
+def test_options_reach_the_engine(case, tmp_path):
+    options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "THROUGHPUT"}
+    case.adapter.check(options)
+    case.compile(tmp_path / "out", options=options)
+    engine = case.load(tmp_path / "out", options=options)
+    compiled = engine._call.__self__.compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert str(compiled.get_property("PERFORMANCE_HINT")).endswith("THROUGHPUT")
+    assert errors(case, engine) < 1e-4
+    engine.close()
+
+
+@pytest.mark.parametrize("device", ["AUTO", "AUTO:CPU", "HETERO:CPU,GPU", "MULTI:CPU", "BATCH:CPU"])
+def test_devices_that_pick_by_themselves_are_refused(device):
+    assert "picks a device by itself" in (OpenVINO().missing(device) or "")
+
+
+def test_a_missing_driver_is_named():
+    if any(device.startswith("GPU") for device in OpenVINO().devices()):
+        pytest.skip("this machine has an Intel GPU")
+    assert "intel-opencl-icd" in (OpenVINO().missing("GPU") or "")
+    assert "finds no GPU.1 here; it has: CPU" in (OpenVINO().missing("GPU.1") or "")
+
+
+def test_a_full_disk_is_said(case, tmp_path, monkeypatch):
+    """The library writes through Python; what the file raises must come out as ours."""
+
+    def full(self, piece):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_Pipe, "write", full)
+    with pytest.raises(CompileError, match=r"engine.blob can't be written: .*No space left on device"):
+        case.compile(tmp_path / "out")
+
+
+def test_the_pipe_holds_nothing(tmp_path):
+    with (tmp_path / "file").open("w+b") as file:
+        pipe = _Pipe(file)
+        assert isinstance(pipe, io.BytesIO)
+        pipe.write(b"0123456789")
+        pipe.seek(2)
+        pipe.write(b"ab")
+        assert pipe.tell() == 4
+        assert pipe.getvalue() == b""
+    assert (tmp_path / "file").read_bytes() == b"01ab456789"

@@ -1,0 +1,111 @@
+"""The reference: the part's own tensor names, and a checkpoint that must be the one it was built from."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from latentc.core.bundle import Bundle
+from latentc.core.errors import CheckpointError, CompileError
+from latentc.core.progress import quiet
+from latentc.runtimes import Job, Target, runtime
+
+
+@pytest.fixture(scope="module")
+def torch():
+    if reason := runtime("torch").missing("CPU"):
+        pytest.skip(reason)
+    return runtime("torch")
+
+
+@pytest.fixture
+def build(torch, checkpoint, make_case, tmp_path):
+    """`build(family, part)`: compile a part of a tiny checkpoint; gives its target and artifact."""
+    from latentc.checkpoints.open import open_checkpoint
+    from latentc.checkpoints.parts import part_spec
+
+    def make(family, part, source=None, **changes):
+        folder = source or checkpoint(family)
+        spec = part_spec(open_checkpoint(str(folder)), part)
+        target = replace(Target("torch", "CPU", "f32", {}, spec.inputs, spec.outputs), **changes)
+        out = tmp_path / f"{family}-{part}"
+        out.mkdir()
+        torch.compile(Job(bundle_of(make_case, family, folder), part, tmp_path, target), out, quiet)
+        return target, out
+
+    return make
+
+
+def bundle_of(make_case, family, folder) -> Bundle:
+    bundle = make_case("torch").bundle
+    source = bundle.manifest.source.model_copy(update={"location": str(folder)})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"family": family, "source": source}))
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "outputs"),
+    [
+        ("sd1", "text_encoder", {"last_hidden_state": (1, 77, 32), "pooler_output": (1, 32)}),
+        ("sdxl", "text_encoder_2", {"text_embeds": (1, 24), "hidden_states.1": (1, 77, 24)}),
+        ("sdxl", "unet", {"out_sample": (1, 4, 16, 24)}),
+        ("sd1", "vae_decoder", {"sample": (1, 3, 128, 192)}),
+        ("sd1", "vae_encoder", {"latent_parameters": (1, 8, 2, 3)}),
+    ],
+)
+def test_every_part_has_its_tensor_names(torch, build, family, part, outputs):
+    target, artifact = build(family, part)
+    sizes = {"batch": 1, "height": 16, "width": 24, "length": 77}
+    feeds = {
+        tensor.name: np.ones([sizes.get(dim, dim) for dim in tensor.shape], tensor.dtype) for tensor in target.inputs
+    }
+    engine = torch.load(artifact, target)
+    found = engine.run(feeds)
+    engine.close()
+    assert outputs.items() <= {name: array.shape for name, array in found.items()}.items()
+    assert list(found) == [tensor.name for tensor in target.outputs]
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in found.values())
+
+
+def test_narrower_types_are_what_they_say(torch, build, make_case):
+    case = make_case("torch")
+    feeds = case.feeds()
+    exact = case.expected(feeds)["out_sample"]
+    target, artifact = build("sd1", "unet", precision="bf16")
+    engine = torch.load(artifact, target)
+    found = engine.run(feeds)["out_sample"]
+    engine.close()
+    assert found.dtype == np.float32
+    assert 1e-4 < np.abs(found - exact).max() < 0.3
+
+
+def test_a_checkpoint_that_moved_is_named(torch, build, checkpoint, tmp_path):
+    shutil.copytree(checkpoint("sd1"), tmp_path / "mine")
+    target, artifact = build("sd1", "unet", tmp_path / "mine")
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"mine isn't there any more\. Put it back, or export"):
+        torch.load(artifact, target)
+
+
+def test_a_checkpoint_that_was_changed_is_named(torch, build, checkpoint, tmp_path):
+    shutil.copytree(checkpoint("sd1"), tmp_path / "mine")
+    target, artifact = build("sd1", "unet", tmp_path / "mine")
+    weights = tmp_path / "mine" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="isn't what this engine was built from"):
+        torch.load(artifact, target)
+
+
+def test_a_bundle_of_another_model_is_refused(build, make_case):
+    inputs = make_case("torch").target.inputs[:2]
+    with pytest.raises(CheckpointError, match="the bundle says sample, timestep"):
+        build("sd1", "unet", inputs=inputs)
+
+
+def test_a_damaged_note_is_refused(torch, build):
+    target, artifact = build("sd1", "unet")
+    content = (artifact / "source.json").read_text()
+    (artifact / "source.json").write_text(content.replace('"digest"', '"digset"'))
+    with pytest.raises(CompileError, match=r"unknown key 'digset': did you mean 'digest'"):
+        torch.load(artifact, target)
