@@ -17,7 +17,7 @@ _VARIANTS = ("", ".fp16", ".bf16")
 
 # Keys that published configs have never left out. Others may be missing: the libraries have defaults for them.
 _REQUIRED: dict[str, dict[str, type]] = {
-    "UNet2DConditionModel": {"block_out_channels": list, "cross_attention_dim": int},
+    "UNet2DConditionModel": {"in_channels": int, "block_out_channels": list, "cross_attention_dim": int},
     "AutoencoderKL": {"block_out_channels": list, "latent_channels": int},
     "CLIPTextModel": {"hidden_size": int, "num_hidden_layers": int},
     "CLIPTextModelWithProjection": {"hidden_size": int, "num_hidden_layers": int, "projection_dim": int},
@@ -87,13 +87,11 @@ def _refuse_refiner(folder: Path, family: Family, model_index: Config) -> None:
 
 def _check_config(folder: Path, component: Component, config: Config) -> None:
     """The class must be the family's, and what every later stage reads must be there."""
-    architectures = config.get("architectures")
-    stated = config.get("_class_name") or (
-        architectures[0] if isinstance(architectures, list) and architectures else None
-    )
+    named: Any = config.get("architectures")
+    stated: Any = config.get("_class_name") or (cast("list[Any]", named)[0] if named and type(named) is list else named)
     # Some exports say CLIPTextModel of an encoder with a projection, or the reverse; the tensors tell in any case.
     fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
-    if stated is not None and not fits:
+    if stated and not fits:
         raise CheckpointError(
             f"{folder / component.name} holds a {stated}, and a {component.cls} was expected: "
             "it isn't supported yet. Pass a checkpoint with the plain component."

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.bundle import Bundle
+from ..core.tensors import PERFECT_DB
 from ..profiles import Profile
 
 if TYPE_CHECKING:
@@ -69,15 +70,19 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
 
 def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
     engines = table(
-        None, "engine", "runtime", "device", "precision", "shape", "on disk", "parity", right=("on disk", "parity")
+        None, "engine of", "key", "runtime", "precision", "shape", "on disk", "parity", right=("on disk", "parity")
     )
     for artifact in artifacts:
         fields = artifact.fields
-        shape = fields["shape"] if isinstance(fields["shape"], str) else " ".join(map(str, fields["shape"].values()))
+        shape = (
+            fields["shape"]
+            if isinstance(fields["shape"], str)
+            else " ".join(map(str, next(iter(fields["shape"].values()))))
+        )
         engines.add_row(
-            artifact.name,
-            fields["runtime"],
-            fields["device"]["name"],
+            artifact.part,
+            artifact.key[:8],
+            f"{fields['runtime']} {fields['device']['name']}",
             fields["precision"],
             shape,
             size(artifact.bytes),
@@ -184,10 +189,24 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], as_json: bool) -> N
     if as_json:
         emit({"machine": machine.model_dump(), "runtimes": [asdict(state) for state in states]})
         return
-    console = Console()
-    console.print(machine)
+    console = Console(highlight=False)
+    facts = table(None, "machine", "")
+    facts.add_row("system", f"{machine.system}, {machine.libc}, Python {machine.python}")
+    facts.add_row("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}")
+    facts.add_row("instructions", " ".join(machine.instructions))
+    facts.add_row("memory", f"{size(machine.memory_bytes)}, {size(machine.available_bytes)} of it free")
+    for gpu in machine.gpus:
+        facts.add_row("GPU", str(gpu))
+    if not machine.gpus:
+        facts.add_row("GPU", "none found")
+    console.print(facts, "")
+    found = table(None, "runtime", "", "what it has, or what it lacks")
     for state in states:
-        console.print(state)
+        has = "; ".join(f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items())
+        versions = " ".join(f"{name} {version}" for name, version in state.versions.items())
+        mark = "[green]works[/]" if state.works else "[red]no[/]"
+        found.add_row(state.name, mark, f"{versions}; {has}" if state.works else state.missing)
+    console.print(found)
 
 
 def profiles(found: Sequence[Profile], as_json: bool) -> None:
@@ -195,13 +214,11 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     if as_json:
         emit([profile.model_dump() for profile in found])
         return
-    listed = table(None, "profile", "runtime", "device", "precision", "sizes", "what it is")
+    listed = table(None, "profile", "runtime", "precision", "sizes", "what it is")
     for profile in found:
-        precision = " ".join(f"{part}={'|'.join(wishes)}" for part, wishes in profile.precision.items())
+        precision = ", ".join(" or ".join(wishes) for wishes in dict.fromkeys(profile.precision.values()))
         sizes = ", ".join(profile.shapes.sizes) or "every"
-        listed.add_row(
-            profile.name, profile.runtime, profile.device, precision.replace("default=", ""), sizes, profile.title
-        )
+        listed.add_row(profile.name, f"{profile.runtime} {profile.device}", precision, sizes, profile.title)
     Console().print(listed)
 
 
@@ -210,24 +227,27 @@ def demo(outcome: Demo, as_json: bool) -> None:
     if as_json:
         emit(asdict(outcome))
         return
-    console = Console()
-    figures = ("build", "load", "text", "step", "decode", "picture", "memory", "engines", "step parity", "parity")
-    rows = table(None, "profile", *figures, "what ran", right=figures)
+    console = Console(highlight=False)
+    figures = ("build s", "load s", "text s", "step s", "decode s", "all s", "memory", "step dB", "picture dB")
+    rows = table(None, "profile", *figures, right=figures)
     for row in outcome.rows:
         seconds = row.seconds
-        step = "" if row.step_psnr_db is None else f"{row.step_psnr_db:.1f} dB"
+        stages = (seconds[stage] for stage in ("load", "text_encoder", "step", "vae_decoder", "total"))
+        step = "" if row.step_psnr_db is None else f"{row.step_psnr_db:.0f}"
         rows.add_row(
             row.profile,
-            *(f"{value:.1f} s" for value in (row.build_seconds, seconds["load"])),
-            *(f"{1000 * seconds[stage]:.0f} ms" for stage in ("text_encoder", "step", "vae_decoder")),
-            f"{seconds['total']:.2f} s",
+            f"{row.build_seconds:.1f}",
+            *(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in stages),
             size(row.peak_bytes),
-            size(row.artifact_bytes),
             step,
-            f"{row.picture_psnr_db:.1f} dB",
-            row.engine,
+            f"{row.picture_psnr_db:.0f}",
         )
     console.print(rows)
+    console.print(
+        "Seconds: building the engines, loading them, text encoders, one denoiser call, decoding, the whole picture.\n"
+        "Memory: the most that the drawing process held. dB: nearness to PyTorch of one step from the same latents, and\n"
+        f"of the finished picture; {PERFECT_DB:.0f} is equal to the bit."
+    )
     for name, reason in outcome.skipped.items():
         console.print(f"{name} was left out: {reason}")
     if outcome.random:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from ..core.errors import LatentcError
 
 LONGEST = 400
+ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 @contextmanager
@@ -25,10 +27,14 @@ def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line of an exception that says what is wrong; where in the source it was raised is left out.
+    """The first line of an exception that says what is wrong, with the next if it ends in a colon.
 
-    OpenVINO puts `Exception from file.cpp:1:` and `Check 'x' failed at file.cpp:1:` above its words.
+    Left out is where in the source it was raised. OpenVINO puts `Exception from file.cpp:1:` and `Check 'x' failed at
+    file.cpp:1:` above its words, ONNX Runtime `[ONNXRuntimeError] : 1 : FAIL : ` before them, once for every function
+    that they came through.
     """
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     words = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
-    return (words or lines or [type(exc).__name__])[0][:LONGEST]
+    said = words or lines or [type(exc).__name__]
+    line = " ".join(said[:2]) if said[0].endswith(":") else said[0]
+    return ORT_CODE.sub("", line)[:LONGEST]

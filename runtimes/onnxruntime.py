@@ -142,7 +142,7 @@ class ONNXRuntime:
                 "session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)
             )
         on_progress(f"{job.part}: optimize", None)
-        advice = "Try opset = 18 in the profile; if that fails too, the library's words say what it lacks."
+        advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
             _session(job.graph, options, target)
         write_stamp(out, job, self.versions(), self.device(target.device))

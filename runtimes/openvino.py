@@ -117,7 +117,10 @@ class OpenVINO:
             border(CompileError, f"{out / BLOB} can't be written", "Free space there, or choose another folder."),
             (out / BLOB).open("w+b") as file,
         ):
-            compiled.export_model(_Pipe(file))
+            pipe = _Pipe(file)
+            compiled.export_model(pipe)
+            if pipe.failure is not None:
+                raise pipe.failure
         write_stamp(out, job, self.versions(), self.device(target.device))
 
     def load(self, artifact: Path, target: Target) -> Engine:
@@ -138,9 +141,15 @@ class _Pipe(io.BytesIO):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file = file
+        self.failure: OSError | None = None
+        """The library takes no notice of a piece that couldn't be written."""
 
     def write(self, piece: Any) -> int:
-        return self._file.write(piece)
+        try:
+            return self._file.write(piece)
+        except OSError as exc:
+            self.failure = self.failure or exc
+            raise
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)

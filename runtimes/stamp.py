@@ -1,7 +1,7 @@
 """`engine.json`: what an artifact is, so that it is refused in words where it doesn't belong.
 
 The libraries notice less than one would think: OpenVINO loads a graph that was compiled in f16 and calls it f32,
-ONNX Runtime maps weights that were packed for another CPU.
+ONNX Runtime takes a graph whose layouts were chosen for another CPU.
 """
 
 from __future__ import annotations

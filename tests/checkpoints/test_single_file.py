@@ -8,6 +8,7 @@ import pytest
 import torch
 from latentc.checkpoints import find_family, open_checkpoint
 from latentc.checkpoints.modules import build
+from latentc.checkpoints.names import fit, original_plan
 from latentc.core.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 
@@ -64,6 +65,10 @@ def test_a_file_of_full_size_has_the_published_configs(family, as_original, tmp_
     assert opened.family.name == family
     assert opened.configs == configs
     assert opened.pixels == facts.pixels
+    for component in facts.components:
+        wanted = {name: tuple(t.shape) for name, t in build(component, configs[component.name]).state_dict().items()}
+        plan = original_plan(opened.weights[component.name], facts, component.name, configs[component.name])
+        assert {name: view.shape for name, view in fit(plan, wanted).items()} == wanted
 
 
 def test_stable_diffusion_2_is_taken_for_v_prediction_unless_told(single_file):
