@@ -30,7 +30,7 @@ def draw(
     """Open a pipeline, draw one request, save the pictures, and say what it took."""
     from .progress import shown
 
-    request = Request(**values, **parse_size(size))
+    request = Request.model_validate({**values, **parse_size(size)})
     if output.suffix.lower() != ".png":
         raise RequestError(f"{output} doesn't end in .png, the one format that carries the request.")
     with shown(quiet or as_json) as tell:
@@ -50,7 +50,7 @@ def draw(
 
             paths = save(result, pipeline.bundle, output)
     seconds |= result.seconds
-    record = {
+    record: dict[str, Any] = {
         "files": [str(path) for path in paths],
         "request": result.request.model_dump(),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},

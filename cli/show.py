@@ -43,7 +43,8 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table in the one style that all have; columns in `right` hold figures."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        first = column == columns[0]
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=first)
     return made
 
 
@@ -194,9 +195,9 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], as_json: bool) -> N
     facts.add_row("system", f"{machine.system}, {machine.libc}, Python {machine.python}")
     facts.add_row("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}")
     facts.add_row("instructions", " ".join(machine.instructions))
-    facts.add_row("memory", f"{size(machine.memory_bytes)}, {size(machine.available_bytes)} of it free")
+    facts.add_row("memory", f"{size(machine.memory_bytes or 0)}, {size(machine.available_bytes or 0)} of it free")
     for gpu in machine.gpus:
-        facts.add_row("GPU", str(gpu))
+        facts.add_row("GPU", " ".join(str(fact) for fact in gpu.model_dump().values() if fact is not None))
     if not machine.gpus:
         facts.add_row("GPU", "none found")
     console.print(facts, "")
@@ -228,7 +229,7 @@ def demo(outcome: Demo, as_json: bool) -> None:
         emit(asdict(outcome))
         return
     console = Console(highlight=False)
-    figures = ("build s", "load s", "text s", "step s", "decode s", "all s", "memory", "step dB", "picture dB")
+    figures = ("build", "load", "text", "step", "decode", "all", "memory", "step dB", "all dB")
     rows = table(None, "profile", *figures, right=figures)
     for row in outcome.rows:
         seconds = row.seconds
@@ -244,9 +245,9 @@ def demo(outcome: Demo, as_json: bool) -> None:
         )
     console.print(rows)
     console.print(
-        "Seconds: building the engines, loading them, text encoders, one denoiser call, decoding, the whole picture.\n"
-        "Memory: the most that the drawing process held. dB: nearness to PyTorch of one step from the same latents, and\n"
-        f"of the finished picture; {PERFECT_DB:.0f} is equal to the bit."
+        "Seconds to build the engines, to load them, for the text encoders, one denoiser call, decoding, the whole "
+        "picture. Memory: the most that the drawing process held. dB: how near to PyTorch is one step from the same "
+        f"latents, and the whole picture; {PERFECT_DB:.0f} is equal to the bit."
     )
     for name, reason in outcome.skipped.items():
         console.print(f"{name} was left out: {reason}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .world import Sky
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+"""f32 on the canvas; what is laid on it may be wider."""
 RGB = tuple[float, float, float]
 
 

@@ -24,6 +24,10 @@ class Lie(NamedTuple):
     """How high the land's silhouette rises; a low sun stands above it."""
     ground: tuple[float, float]
     water: tuple[float, float] | None = None
+    shore: float = 1.0
+    """Where the water ends, toward the front."""
+    bank: float = 0.0
+    """Where the water begins, if what stands on the ground is mirrored in it."""
     islets: bool = False
     """The ground is water: what stands on the ground brings an islet."""
 
@@ -33,12 +37,12 @@ LIES: dict[Place, Lie] = {
     "sea": Lie(0.56, 0.55, (0.68, 0.80), (0.70, 0.90), islets=True),
     "desert": Lie(0.58, 0.50, (0.76, 0.90)),
     "mountains": Lie(0.66, 0.32, (0.78, 0.91)),
-    "city": Lie(0.64, 0.36, (0.87, 0.95), (0.73, 0.78)),
+    "city": Lie(0.64, 0.36, (0.87, 0.95), (0.73, 0.78), shore=0.82),
     "forest": Lie(0.66, 0.34, (0.79, 0.91)),
-    "lake": Lie(0.56, 0.42, (0.585, 0.605), (0.74, 0.84)),
+    "lake": Lie(0.56, 0.42, (0.585, 0.605), (0.74, 0.84), bank=0.61),
     "canyon": Lie(0.64, 0.36, (0.77, 0.91)),
     "lavender field": Lie(0.56, 0.47, (0.70, 0.86)),
-    "beach": Lie(0.52, 0.51, (0.74, 0.90), (0.58, 0.61)),
+    "beach": Lie(0.52, 0.51, (0.74, 0.90), (0.58, 0.61), shore=0.65),
 }
 
 
@@ -187,8 +191,8 @@ def _mesas(canvas: Canvas, name: str, top: float, rise: float, far: float, pitch
     at = np.floor(layer).astype(np.int64) % len(bands)
     soft = ramp((layer - np.floor(layer)).astype(np.float32), 0.75, 1.0)[..., None]
     colour = inks[at] + (inks[(at + 1) % len(bands)] - inks[at]) * soft
-    cracks = noise(canvas, name + " cracks", 5, 22, 2)[rows]
-    facing = np.clip(np.gradient(line) * canvas.unit * 0.25, -0.2, 0.2)
+    cracks = noise(canvas, name + " cracks", 14, 14, 2)[rows]
+    facing = np.clip(np.gradient(shelf) * canvas.unit * 0.02, -0.16, 0.16)
     lay(canvas, colour * (1 + 0.045 * cracks - facing)[..., None], alpha, rows)
 
 
@@ -214,8 +218,10 @@ def _beach(canvas: Canvas, horizon: float, spot: Point | None) -> None:
     share = ramp(canvas.y[rows] - edge, 0.05, 0.35)[..., None]
     ground = land_colour(canvas.air, sand) + (land_colour(canvas.air, near) - land_colour(canvas.air, sand)) * share
     lay(canvas, ground, alpha * ramp(canvas.y[rows] - edge, 0.02, 0.06), rows)
-    foam = np.exp(-(((canvas.y - edge + 0.004) / 0.007) ** 2)) + 0.5 * np.exp(-(((canvas.y - edge + 0.03) / 0.005) ** 2))
-    shine(canvas, land_ink(canvas.air, (255, 255, 255)), 0.9 * foam.astype(np.float32))
+    foam = np.exp(-(((canvas.y - edge + 0.004) / 0.007) ** 2)) + 0.5 * np.exp(
+        -(((canvas.y - edge + 0.03) / 0.005) ** 2)
+    )
+    shine(canvas, land_ink(canvas.air, (255, 255, 255)), 0.9 * foam)
     specks(canvas, "shells", horizon + 0.24, 30, [(252, 240, 220), (214, 160, 120), (246, 190, 170)], 0.005)
 
 

@@ -40,7 +40,7 @@ def _paint(scene: Scene, size: Size, seed: int) -> tuple[NDArray[np.uint8], dict
     shining = where if scene.light in SHINING else None
     paint_sky(canvas, scene.sky, scene.light, where, LIES[scene.place].horizon * canvas.height)
     paint_place(canvas, scene.place, shining)
-    seen = {thing.kind: np.zeros((height, width), np.float32) for thing in scene.things}
+    seen: dict[Kind, Floats] = {thing.kind: np.zeros((height, width), np.float32) for thing in scene.things}
     for actor in actors:
         _perform(canvas, scene, actor, shining, seen)
     paint_weather(canvas, scene.sky)
@@ -55,9 +55,9 @@ def _perform(canvas: Canvas, scene: Scene, actor: Actor, shining: Point | None, 
     brush = _sprite(canvas, actor, side, islet)
     drawn = shrunk(brush)
     if stands == "water" or islet:
-        _mirror(canvas, drawn, brush.corner, actor.y, 0.5)
-    elif stands == "ground" and scene.place == "lake":
-        _mirror(canvas, drawn, brush.corner, 0.612 * canvas.height, 0.45)
+        _mirror(canvas, drawn, brush.corner, actor.y + (0.02 if islet else 0.0), lie.shore * canvas.height)
+    elif stands == "ground" and lie.bank:
+        _mirror(canvas, drawn, brush.corner, lie.bank * canvas.height, lie.shore * canvas.height)
     if stands == "ground" and not islet:
         _shadow(canvas, actor, shining)
     press(canvas, drawn, brush.corner)
@@ -85,7 +85,11 @@ def _sprite(canvas: Canvas, actor: Actor, side: int, islet: bool) -> Brush:
 
 def _islet(canvas: Canvas, brush: Brush, actor: Actor) -> None:
     reach, unit = (actor.half + 0.09) / actor.tall, 0.05 / actor.tall
-    for wide, high, colour in ((1.0, 1.0, (150, 128, 100)), (0.94, 0.80, (176, 152, 112)), (0.78, 0.62, (112, 158, 84))):
+    for wide, high, colour in (
+        (1.0, 1.0, (150, 128, 100)),
+        (0.94, 0.80, (176, 152, 112)),
+        (0.78, 0.62, (112, 158, 84)),
+    ):
         ink = land_ink(canvas.air, colour)
         brush.pie(0.0, -0.7 * unit, reach * wide, 1.6 * unit * high, 180, 360, ink)
 
@@ -101,11 +105,12 @@ def _shadow(canvas: Canvas, actor: Actor, shining: Point | None) -> None:
     canvas.pixels[rows] *= (1.0 - dark.astype(np.float32))[..., None]
 
 
-def _mirror(canvas: Canvas, drawn: Floats, corner: tuple[int, int], line: float, opacity: float) -> None:
-    """Lay a thing's image upside down on the water below a line."""
+def _mirror(canvas: Canvas, drawn: Floats, corner: tuple[int, int], line: float, end: float) -> None:
+    """Lay a thing's image upside down on the water between a line and the water's near end."""
     left, top = corner
     first = round(line * canvas.unit)
-    rows = np.arange(first, min(canvas.pixels.shape[0], 2 * first - top))
+    last: int = min(canvas.pixels.shape[0], 2 * first - top, round(end * canvas.unit))
+    rows = np.arange(first, last, dtype=np.int64)
     sources = 2 * first - 1 - rows - top
     keep = (sources >= 0) & (sources < drawn.shape[0])
     rows, sources = rows[keep], sources[keep]
@@ -116,7 +121,7 @@ def _mirror(canvas: Canvas, drawn: Floats, corner: tuple[int, int], line: float,
     columns = np.rint(np.arange(drawn.shape[1]) + sway[:, None]).astype(np.int64)
     inside = (columns >= 0) & (columns < drawn.shape[1])
     image = drawn[sources[:, None], np.clip(columns, 0, drawn.shape[1] - 1)] * inside[..., None]
-    fade = (opacity * np.exp(-deep * 3.0)).astype(np.float32)[:, None, None]
+    fade = (0.5 * np.exp(-deep * 3.0)).astype(np.float32)[:, None, None]
     part = canvas.pixels[rows[0] : rows[-1] + 1, left : left + drawn.shape[1]]
     part += fade * (0.92 * image[..., :3] - part * (image[..., 3:] / 255.0))
 

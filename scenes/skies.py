@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import hypot
 
 import numpy as np
 
-from .air import RGB, Floats, mix
+from .air import RGB, mix
 from .brush import Point, open_brush, stamp
 from .canvas import Canvas, blend, glow, lay, noise, ramp, shine, waves
 from .world import Light, Sky
@@ -22,7 +23,7 @@ def paint_sky(canvas: Canvas, sky: Sky, light: Light, spot: Point, horizon: floa
     ]
     canvas.pixels[:] = blend(stops, canvas.y / horizon)
     if air.dark:
-        _stars(canvas, STARS[light], horizon)
+        _stars(canvas, STARS[light], spot, horizon)
     if light == "stars" and sky == "night":
         _milky_way(canvas)
     CLOUDS[sky](canvas, horizon)
@@ -129,16 +130,19 @@ LIGHTS: dict[Light, Callable[[Canvas, Point, float], None]] = {
 }
 
 
-def _stars(canvas: Canvas, number: int, horizon: float) -> None:
+def _stars(canvas: Canvas, number: int, spot: Point, horizon: float) -> None:
     rng = canvas.rng("stars")
     wide = int(number * max(1.0, canvas.width))
     brush = open_brush(canvas, (-canvas.width / 2, 0, canvas.width / 2, horizon))
-    for x, y, size, warm in rng.random((wide, 4)):
+    for across, down, size, warm in rng.random((wide, 4)):
+        x, y = (across - 0.5) * canvas.width, down**1.2 * horizon * 0.96
+        if hypot(x - spot[0], y - spot[1]) < 0.14:
+            continue
         radius = 0.0025 + 0.0045 * size**4
         ink = (255, 244 + 8 * warm, 226 + 29 * warm)
-        brush.ellipse((x - 0.5) * canvas.width, y**1.2 * horizon * 0.96, radius, radius, ink)
+        brush.ellipse(x, y, radius, radius, ink)
         if size > 0.95:
-            glow(canvas, (x - 0.5) * canvas.width, y**1.2 * horizon * 0.96, 0.016, (220, 230, 255), 0.8)
+            glow(canvas, x, y, 0.016, (220, 230, 255), 0.8)
     stamp(canvas, brush, 0.95)
 
 
@@ -203,7 +207,8 @@ def _veil(canvas: Canvas, horizon: float) -> None:
 def _billows(canvas: Canvas, horizon: float) -> None:
     bright, shade = (np.array(colour, np.float32) for colour in canvas.air.clouds)
     shape = noise(canvas, "billows", 5, 4, 4)
-    above = np.roll(shape, max(1, canvas.unit // 28), axis=0)
+    lift = max(1, canvas.unit // 28)
+    above = np.concatenate((np.repeat(shape[:1], lift, axis=0), shape[:-lift]))
     share = ramp(shape - 0.55 * above + 0.3 * (canvas.y / horizon), -0.45, 0.75)[..., None]
     alpha = ramp(shape + 1.15 - 1.5 * canvas.y / horizon, -0.15, 0.75)
     lay(canvas, shade + (bright - shade) * share, alpha * 0.85)
@@ -250,5 +255,3 @@ def _snow(canvas: Canvas) -> None:
 
 
 WEATHER: dict[Sky, Callable[[Canvas], None]] = {"storm": _rain, "snowfall": _snow}
-
-

@@ -51,4 +51,3 @@ def _tower(
             left = x + wide * (column + 0.28) / columns
             height = top + 0.014 + row * 0.024
             brush.rectangle(left, height, left + 0.5 * wide / columns, height + 0.012, mix(pane, ink, far * 0.5))
-

@@ -22,8 +22,9 @@ def paint_water(
     depth = np.clip((y - top) / (canvas.height - top), 0.0, 1.0)
     ripple = _ripple(canvas, top, rows)
     image = reflection(canvas, top, rows, 0.012 * ripple * (0.3 + 2.2 * depth))
-    own = land_colour(canvas.air, far, 0.25) + (land_colour(canvas.air, near) - land_colour(canvas.air, far, 0.25)) * (
-        ramp(depth, 0.0, 0.8)[..., None]
+    own = (
+        land_colour(canvas.air, far, 0.25)
+        + (land_colour(canvas.air, near) - land_colour(canvas.air, far, 0.25)) * (ramp(depth, 0.0, 0.8)[..., None])
     )
     share = (mirror * (1.0 - 0.45 * depth))[..., None]
     colour = own + (image - own) * share
@@ -38,7 +39,7 @@ def reflection(canvas: Canvas, top: float, rows: slice, sway: Floats) -> Floats:
     height, width = canvas.pixels.shape[:2]
     mirrored = np.rint((2 * top - canvas.y[rows] + 0.8 * sway) * canvas.unit - 0.5)
     lines = np.clip(mirrored, 0, min(height - 1, max(0, int(top * canvas.unit) - 1))).astype(np.int64)
-    columns = np.clip(np.rint(np.arange(width) + sway * canvas.unit), 0, width - 1).astype(np.int64)
+    columns = np.clip(np.rint(np.arange(width, dtype=np.float32) + sway * canvas.unit), 0, width - 1).astype(np.int64)
     return canvas.pixels[lines, columns]
 
 
@@ -57,4 +58,6 @@ def _path(canvas: Canvas, top: float, rows: slice, spot: Point, ripple: Floats) 
     deep = canvas.y[rows] - top
     wide = 0.035 + 0.22 * deep
     beam = np.exp(-(((canvas.x - np.float32(spot[0])) / wide) ** 2))
-    shine(canvas, canvas.air.light, (0.62 * beam * ramp(ripple, -0.25, 0.75) * (1 - 0.7 * deep)).astype(np.float32), rows)
+    shine(
+        canvas, canvas.air.light, (0.62 * beam * ramp(ripple, -0.25, 0.75) * (1 - 0.7 * deep)).astype(np.float32), rows
+    )

@@ -17,9 +17,7 @@ from pydantic import model_validator
 
 from ..core.record import Record
 
-Place = Literal[
-    "meadow", "sea", "desert", "mountains", "city", "forest", "lake", "canyon", "lavender field", "beach"
-]
+Place = Literal["meadow", "sea", "desert", "mountains", "city", "forest", "lake", "canyon", "lavender field", "beach"]
 Sky = Literal["day", "sunset", "night", "storm", "dawn", "aurora", "snowfall"]
 Light = Literal["sun", "full moon", "crescent moon", "stars", "rainbow", "lightning", "none"]
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "white"]
@@ -46,6 +44,8 @@ Split = Literal["train", "held-out", "any"]
 T = TypeVar("T")
 
 PLACES: tuple[Place, ...] = get_args(Place)
+SKIES: tuple[Sky, ...] = get_args(Sky)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 LIGHTS: dict[Sky, tuple[Light, ...]] = {
     "day": ("sun", "rainbow", "none"),
@@ -69,6 +69,7 @@ COLOURS: dict[Colour, tuple[int, int, int]] = {
 }
 """What each colour is called in daylight, sRGB."""
 
+NAMES: tuple[Colour, ...] = get_args(Colour)
 SIZES: tuple[Size, ...] = ("small", "large")
 POSITIONS: tuple[Position, ...] = ("left", "centre", "right")
 COUNTS: tuple[Count, ...] = (1, 2, 3)
@@ -212,9 +213,9 @@ COUNT_WEIGHTS = (0.54, 0.26, 0.20)
 
 
 def _draw(rng: np.random.Generator) -> Scene:
-    place = _one(rng, tuple(PLACES))
-    sky = _one(rng, tuple(LIGHTS))
-    light = _one(rng, LIGHTS[sky])
+    place: Place = _one(rng, PLACES)
+    sky: Sky = _one(rng, SKIES)
+    light: Light = _one(rng, LIGHTS[sky])
     kinds = kinds_of(place)
     number = int(rng.choice(len(NUMBER_OF_KINDS), p=NUMBER_OF_KINDS))
     chosen: list[int] = rng.permutation(len(kinds))[:number].tolist()
@@ -223,7 +224,7 @@ def _draw(rng: np.random.Generator) -> Scene:
         things = tuple(
             Thing(
                 kind=kinds[kind],
-                colour=_one(rng, tuple(COLOURS)),
+                colour=_one(rng, NAMES),
                 size=_one(rng, SIZES),
                 count=COUNTS[int(rng.choice(len(COUNTS), p=COUNT_WEIGHTS))],
                 position=POSITIONS[position],

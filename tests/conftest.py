@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
 from latentc.checkpoints.random import new_checkpoint
 from latentc.core.bundle import Bundle, open_bundle
 from latentc.export.export import export

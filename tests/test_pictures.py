@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from latentc.compiler.build import build
 from latentc.core.errors import CancelledError
 from latentc.core.request import Request

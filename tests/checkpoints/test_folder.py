@@ -7,10 +7,11 @@ from importlib import import_module
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.hub import is_hub_id, wanted
 from latentc.core.errors import CheckpointError
-from safetensors.torch import load_file, save_file
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 UNET = "unet/diffusion_pytorch_model"

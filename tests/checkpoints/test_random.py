@@ -9,9 +9,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+
 from latentc.checkpoints import find_family, new_checkpoint, open_checkpoint
 from latentc.core.errors import CheckpointError
-from tokenizers import Tokenizer
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 

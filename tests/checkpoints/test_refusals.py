@@ -6,9 +6,10 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from latentc.checkpoints import open_checkpoint
 from latentc.core.errors import CheckpointError
-from safetensors.torch import load_file, save_file
 
 
 class Bomb:

@@ -6,11 +6,12 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from latentc.checkpoints import find_family, open_checkpoint
 from latentc.checkpoints.modules import build
 from latentc.checkpoints.names import fit, original_plan
 from latentc.core.errors import CheckpointError
-from safetensors.torch import load_file, save_file
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 # What tensors don't tell, and what no module is built from.

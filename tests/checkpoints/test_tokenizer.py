@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
 from latentc.checkpoints import find_family, open_checkpoint
 from latentc.checkpoints.tokenizer import FILES, clip_merges, clip_vocabulary
 from latentc.core.errors import CheckpointError
-from tokenizers import Tokenizer
-from transformers import CLIPTokenizer
 
 NASTY = [
     "",

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from latentc.compiler.build import Engines, build, load, why
 from latentc.compiler.cache import Miss, artifacts, verify
 from latentc.core.bundle import open_bundle
@@ -106,6 +107,7 @@ def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
     """A graph whose digest is right and whose arithmetic isn't: what a broken export or runtime would leave."""
     opened = own_bundle()
     import onnx_ir as ir
+
     from latentc.core.files import sha256
 
     graph = opened.graph("vae_decoder")

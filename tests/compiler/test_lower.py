@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from latentc.compiler.build import build
 from latentc.compiler.lower import fix_shapes, lower_opset, lowered
 from latentc.core.errors import CompileError

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+
 from latentc.core.bundle import open_bundle, verify_files
 from latentc.core.errors import BundleError
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from latentc.core.bundle import TensorInfo
 from latentc.core.errors import BundleError, RequestError, ShapeError
 from latentc.core.files import fresh_folder, sha256_json, write_text

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_spec
 from latentc.checkpoints.random import new_checkpoint

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from latentc.checkpoints.families import TokenizerFacts, find_family
 from latentc.checkpoints.tokenizer import complete, shipped_files
 from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder

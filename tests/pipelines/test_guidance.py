@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from latentc.pipelines.guidance import guidance_embedding, guide, rescaled
 
 

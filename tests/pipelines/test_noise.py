@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from latentc.core.errors import RequestError
 from latentc.pipelines.noise import added_noise, checked_latents, checked_noise, initial_noise
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from latentc.core.errors import CancelledError, NotFiniteError, RequestError, ShapeError
 from latentc.core.request import Request
 from latentc.pipelines.complete import own_scheduler

@@ -7,12 +7,13 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from latentc.core.errors import RequestError
 from latentc.core.request import Request, Result
 from latentc.pipelines import a1111
 from latentc.pipelines.png import Drawing, read, save
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 NASTY = [
     "a lighthouse at sunset",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from latentc.core.bundle import Bundle
 from latentc.core.condition import condition
 from latentc.core.errors import BundleError, NotFiniteError, RequestError

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from latentc.core.errors import LatentcError, ProfileError, RequestError
 from latentc.pipelines.schedulers import SCHEDULERS, Schedule, schedule
 from latentc.pipelines.schedulers.settings import INERT, REFUSED
-from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Config = dict[str, object]

@@ -1,4 +1,5 @@
 import pytest
+
 from latentc.core.errors import ProfileError
 from latentc.profiles import load_profile, profile_names
 

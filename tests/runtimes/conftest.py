@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Job, Target, runtime

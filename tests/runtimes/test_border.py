@@ -1,6 +1,7 @@
 """Other libraries' exceptions come out as ours, in one line that says something."""
 
 import pytest
+
 from latentc.core.errors import CompileError, ShapeError
 from latentc.runtimes.border import border, first_line
 

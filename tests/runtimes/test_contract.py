@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.shapes import shape_of, sizes_of
 from latentc.runtimes import RUNTIMES, runtime

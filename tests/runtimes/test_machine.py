@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from latentc.runtimes import RUNTIMES
 from latentc.runtimes import machine as module
 from latentc.runtimes.diagnose import RuntimeState, diagnose

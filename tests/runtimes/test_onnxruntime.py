@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.onnxruntime import ONNXRuntime

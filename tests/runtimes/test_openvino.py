@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from latentc.core.errors import CompileError, ProfileError
 from latentc.runtimes.openvino import OpenVINO, _Pipe
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from latentc.core.bundle import Bundle
 from latentc.core.errors import CheckpointError, CompileError
 from latentc.core.progress import quiet

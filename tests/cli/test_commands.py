@@ -1,0 +1,143 @@
+"""The command as its users run it: a process, its output, its exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from latentc.benchmarks.demo import PROFILES, run_demo
+from latentc.cli.draw import parse_size
+from latentc.cli.progress import shown
+from latentc.core.errors import RequestError
+
+
+def latentc(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "latentc", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    done = latentc("--help")
+    assert done.returncode == 0
+    for command in (
+        "export", "build", "run", "why", "inspect", "verify", "show", "doctor", "profiles", "new-checkpoint", "demo",
+    ):  # fmt: skip
+        assert f" {command} " in done.stdout
+    code = (
+        "import sys\nfrom latentc.cli.app import app\n"
+        "print([name for name in ('numpy', 'pydantic', 'openvino', 'torch', 'PIL') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
+    folder = bundle("sd1").folder
+    built = json.loads(latentc("build", folder, "--profile", "null,cpu-onnxruntime", "--json").stdout)
+    assert [build["profile"] for build in built] == ["null", "cpu-onnxruntime"]
+    again = latentc("build", folder, "--profile", "cpu-onnxruntime")
+    assert "nothing to do" in again.stdout
+    picture = tmp_path / "deep" / "cat.png"
+    picture.parent.mkdir()
+    done = latentc(
+        "run", folder, "a cat, sitting", "-o", picture, "-p", "cpu-onnxruntime", "--negative", "dog", "--size", "64x72",
+        "--steps", 3, "--seed", 5, "--count", 2, "--scheduler", "euler", "--json",
+    )  # fmt: skip
+    record = json.loads(done.stdout)
+    assert record["files"] == [str(picture), str(picture.with_name("cat-1.png"))]
+    assert record["seconds"].keys() == {"load", "text_encoder", "denoiser", "vae_decoder", "host", "total"}
+    assert len(record["step_seconds"]) == 3
+    assert record["peak_bytes"] > 50_000_000
+    assert record["engines"]["unet"].startswith("onnxruntime ")
+    shown_back = json.loads(latentc("show", picture, "--json").stdout)["request"]
+    assert shown_back["negative_prompt"] == "dog"
+    assert (shown_back["width"], shown_back["height"], shown_back["seed"]) == (64, 72, 5)
+    assert "a cat, sitting" in latentc("show", picture).stdout
+
+
+def test_what_is_in_a_bundle(bundle):
+    folder = bundle("sd1").folder
+    latentc("build", folder, "--profile", "null", "--quiet")
+    assert "random weights" in latentc("inspect", folder).stdout
+    listed = json.loads(latentc("inspect", folder, "--json").stdout)
+    assert "null" in {engine["fields"]["runtime"] for engine in listed["engines"]}
+    assert json.loads(latentc("verify", folder, "--json").stdout)["whole"]
+    assert "unet is there" in latentc("why", folder, "--profile", "null").stdout
+    rows = json.loads(latentc("why", folder, "--profile", "null", "--json").stdout)
+    assert [row["hit"] for row in rows] == [True] * 4
+
+
+def test_doctor_and_profiles():
+    said = json.loads(latentc("doctor", "--json").stdout)
+    assert said["machine"]["cores"] >= 1
+    assert {state["name"] for state in said["runtimes"]} == {"openvino", "onnxruntime", "torch", "null"}
+    assert "memory" in latentc("doctor").stdout
+    names = [profile["name"] for profile in json.loads(latentc("profiles", "--json").stdout)]
+    assert "cpu-openvino" in names
+    assert all(name in latentc("profiles").stdout for name in names)
+
+
+def test_new_checkpoint_and_export(tmp_path):
+    done = latentc("new-checkpoint", tmp_path / "new", "--family", "sd21", "--seed", 3)
+    assert done.returncode == 0
+    assert "Next: latentc export" in done.stdout
+    assert latentc("new-checkpoint", tmp_path / "new").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["build", "nowhere"], 1, "is not a bundle"),
+        (["export", "nowhere", "-o", "out"], 1, "There is no checkpoint 'nowhere'"),
+        (["export", "nowhere"], 2, "Missing option"),
+        (["run", "BUNDLE", "x", "--size", "100"], 1, "WIDTHxHEIGHT"),
+        (["run", "BUNDLE", "x", "--size", "100x100"], 1, "multiple of 8"),
+        (["run", "BUNDLE", "x", "--steps", "0"], 1, "steps"),
+        (["run", "BUNDLE", "x", "--profile", "cpu-openvin"], 1, "Did you mean 'cpu-openvino'"),
+        (["run", "BUNDLE", "x", "--output", "x.jpg"], 1, "doesn't end in .png"),
+        (["show", "nowhere.png"], 1, "can't be read"),
+        (["new-checkpoint", "out", "--family", "sd9"], 1, "no family"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(bundle, arguments, code, says):
+    done = latentc(*(bundle("sd1").folder if argument == "BUNDLE" else argument for argument in arguments))
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert code == 2 or len(done.stderr.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_trace():
+    assert "Traceback" in latentc("--debug", "build", "nowhere").stderr
+
+
+@pytest.mark.parametrize("size", ["512", "512x", "x", "axb", "5 x 5", "-8x8", "8x8x8"])
+def test_a_size_is_two_numbers(size):
+    with pytest.raises(RequestError, match="is no size"):
+        parse_size(size)
+
+
+def test_what_is_done_in_under_a_second_is_not_told(capsys):
+    with shown(silent=False) as tell:
+        tell("one", None)
+        tell("two", 0.5)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_demo_compares_every_runtime(bundle, tmp_path):
+    import shutil
+
+    shutil.copytree(bundle("sd1").folder, tmp_path / "demo.bundle")
+    told = []
+    outcome = run_demo(tmp_path, lambda what, share: told.append(what))
+    assert [row.profile for row in outcome.rows] == list(PROFILES)
+    assert outcome.rows[0].picture_psnr_db == 200
+    for row in outcome.rows[1:]:
+        assert row.picture_psnr_db > (60 if "f32" in row.profile or "onnx" in row.profile else 20)
+        assert row.peak_bytes < outcome.rows[0].peak_bytes, "an engine needs less memory than torch"
+        assert row.seconds["step"] > 0
+    assert outcome.sheet.is_file()
+    assert outcome.random
+    assert "torch-f32: draw" in told
