@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import CheckpointError
+from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from .families import Component, Config, Family, find_family
 from .modules import build
@@ -75,41 +74,24 @@ def new_checkpoint(
     """
     facts = find_family(family)
     folder = folder.absolute()
-    stored = _check(size, seed, folder, dtype)
+    stored = _check(size, seed, dtype)
     configs = {c.name: _config(facts, c, size, stored) for c in facts.components}
     shapes = {c.name: _shapes(c, configs[c.name]) for c in facts.components}
     total = sum(math.prod(shape) for held in shapes.values() for shape in held.values()) * _STORED[stored][1].itemsize
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < total * 1.01:
-            raise CheckpointError(
-                f"{folder} needs {total >> 20} MiB and the disk has less. Free some, or pick another."
-            )
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    except OSError as exc:
-        raise _unwritable(folder, exc) from exc
-    try:
-        _write_facts(facts, partial, size, seed)
+    with fresh_folder(folder, CheckpointError, total) as fresh:
+        _write_facts(facts, fresh, size, seed)
         done = 0
         for component in facts.components:
-            place = partial / component.name
+            place = fresh / component.name
             place.mkdir()
             _write_json(place / "config.json", configs[component.name])
             for written in _write_weights(place, component, shapes[component.name], stored, seed):
                 done += written
                 on_progress(component.name, done / total)
-        partial.chmod(0o755)  # mkdtemp's own is private
-        if folder.exists():
-            folder.rmdir()
-        partial.replace(folder)
-    except OSError as exc:
-        raise _unwritable(folder, exc) from exc
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _check(size: str, seed: int, folder: Path, dtype: str | None) -> str:
+def _check(size: str, seed: int, dtype: str | None) -> str:
     if size not in _DEFAULT:
         raise CheckpointError(f"There is no size {size!r}. It is one of: {', '.join(_DEFAULT)}.")
     if not 0 <= seed < _LIMIT:
@@ -117,15 +99,7 @@ def _check(size: str, seed: int, folder: Path, dtype: str | None) -> str:
     stored = dtype or _DEFAULT[size]
     if stored not in _STORED:
         raise CheckpointError(f"There is no dtype {stored!r} here. It is one of: {', '.join(_STORED)}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and isn't empty. Name a new folder, or remove this one first.")
     return stored
-
-
-def _unwritable(folder: Path, exc: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{folder} can't be written: {exc.strerror or exc}. Nothing is left there; pick another place."
-    )
 
 
 def _config(family: Family, component: Component, size: str, stored: str) -> Config:

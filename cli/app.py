@@ -46,10 +46,6 @@ def export(
     prediction: Annotated[
         str | None, typer.Option(help="epsilon or v_prediction, for single files of Stable Diffusion 2.")
     ] = None,
-    weights: Annotated[
-        Literal["f32", "f16"] | None,
-        typer.Option(help="Keep weights in this type; default: as the checkpoint has them."),
-    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -59,9 +55,7 @@ def export(
     from .progress import shown
 
     with shown(quiet or as_json) as tell:
-        bundle = run_export(
-            checkpoint, output, revision=revision, prediction=prediction, weights=weights, on_progress=tell
-        )
+        bundle = run_export(checkpoint, output, revision=revision, prediction=prediction, on_progress=tell)
     show.bundle(bundle, as_json)
 
 

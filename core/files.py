@@ -53,21 +53,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def fresh_folder(target: Path, error: type[LatentcError]) -> Generator[Path]:
+def fresh_folder(target: Path, error: type[LatentcError], needed_bytes: int = 0) -> Generator[Path]:
     """Give a temporary sibling of `target` to fill; it becomes `target` only if the block ends well.
 
-    What an interrupted run of the same target left behind is removed first. Raises `error` where
-    `target` exists already, its parent can't be written, or the disk is full.
+    What an interrupted run of the same target left behind is removed first. Raises `error` where `target` exists
+    and isn't an empty folder, its parent can't be written, or the disk is full or has less than `needed_bytes` free.
     """
-    if target.exists():
-        raise error(f"{target} exists already. Remove it, or choose another name.")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise error(f"{target} exists already, and isn't empty. Remove it, or choose another name.")
     fresh = target.with_name(f".{target.name}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
+        free = shutil.disk_usage(fresh).free
     except OSError as exc:
         raise error(f"{target.parent} can't be written ({exc.strerror}). Choose a folder that can.") from exc
+    if free < needed_bytes:
+        fresh.rmdir()
+        raise error(
+            f"{target} needs {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB is free there. Free some, or choose "
+            "another folder."
+        )
     try:
         yield fresh
         for path in sorted(fresh.rglob("*")):

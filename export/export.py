@@ -6,7 +6,7 @@ import gc
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,14 +31,13 @@ def export(
     *,
     revision: str | None = None,
     prediction: str | None = None,
-    weights: Literal["f32", "f16"] | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
     `checkpoint` is what `open_checkpoint` takes. Each part is compared with PyTorch on fixed inputs as it
-    is written. `weights` is what they are stored in, f16 by default where the checkpoint has f16; the
-    graph computes in f32 in both cases. Memory: one part at a time in f32, and what its call needs.
+    is written. Weights are kept in f16 where the checkpoint has them so, else in f32; the graph computes in f32.
+    Memory: one part at a time as it is kept, and what its call needs.
 
     Raises `CheckpointError`, `CompileError`, `ParityError` below 60 dB, `RuntimeMissing` without torch,
     `BundleError` where the folder exists or can't be written; then nothing is left.
@@ -50,10 +49,11 @@ def export(
     except ImportError as exc:
         raise RuntimeMissing(f'Export needs torch and diffusers ({exc}). pip install "latentc[export]"') from exc
     folder = Path(folder).resolve()
-    with fresh_folder(folder, BundleError) as fresh:
+    stored = sum(_bytes(opened, component.name) for component in opened.family.components)
+    with fresh_folder(folder, BundleError, stored) as fresh:
         references = References(opened)
         (fresh / "reference").mkdir()
-        parts = _export_parts(opened, references, weights, fresh, on_progress)
+        parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
         np.savez(fresh / "reference" / "step.npz", allow_pickle=False, **references.step)
         _write_configs(opened, fresh)
         on_progress("digest", None)
@@ -61,38 +61,33 @@ def export(
     return open_bundle(folder)
 
 
-def _export_parts(
-    checkpoint: Checkpoint, references: References, weights: str | None, fresh: Path, on_progress: Progress
-) -> dict[str, Part]:
-    return {
-        spec.name: _export_part(checkpoint, spec, references, weights, fresh, on_progress)
-        for spec in part_specs(checkpoint)
-    }
-
-
 def _export_part(
     checkpoint: Checkpoint,
     spec: PartSpec,
     references: References,
-    weights: str | None,
     fresh: Path,
     on_progress: Progress,
 ) -> Part:
+    import torch
+
     from .trace import OPSET, trace
-    from .weights import parameters, store_half, stored_in, write
+    from .weights import halves, is_half, parameters, plain_names, store_half, write
 
     place = fresh / spec.name
     place.mkdir()
     on_progress(f"{spec.name}: read", None)
-    module = as_part(checkpoint, spec)
+    half = is_half({tensor.dtype for tensor in checkpoint.weights[spec.component].values()})
+    component = checkpoint.module(spec.component, dtype=torch.float16 if half else torch.float32)
+    module = as_part(checkpoint, spec, halves(component) if half else component)
+    del component
     on_progress(f"{spec.name}: reference", None)
     stored = references.take(spec, module)
     np.savez(fresh / "reference" / f"{spec.name}.npz", allow_pickle=False, **stored)
     on_progress(f"{spec.name}: trace", None)
     model = trace(spec, module)
-    kind = weights or stored_in({tensor.dtype for tensor in checkpoint.weights[spec.component].values()})
     count = parameters(model)
-    if kind == "f16":
+    if half:
+        plain_names(model)
         store_half(model)
     on_progress(f"{spec.name}: write", None)
     write(model, place)
@@ -105,13 +100,17 @@ def _export_part(
     return Part(
         path=f"{spec.name}/model.onnx",
         opset=OPSET,
-        weights="f16" if kind == "f16" else "f32",
+        weights="f16" if half else "f32",
         parameters=count,
         inputs=spec.inputs,
         outputs=spec.outputs,
         digest=sha256_json({path.name: sha256(path) for path in sorted(place.iterdir())}),
         psnr_db=round(figure, 2),
     )
+
+
+def _bytes(checkpoint: Checkpoint, component: str) -> int:
+    return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
 def _write_configs(checkpoint: Checkpoint, fresh: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
 
 DATA = "model.onnx_data"
 INLINE_BYTES = 1024
@@ -16,10 +17,7 @@ INLINE_BYTES = 1024
 
 
 def store_half(model: ir.Model) -> None:
-    """Keep every large f32 weight as f16, cast to f32 where it is used: the arithmetic stays f32.
-
-    For checkpoints published in f16 nothing is lost, and the bundle is half as large.
-    """
+    """Keep as f16 what the exporter folded to f32 of a model whose weights are f16: nothing is lost."""
     import onnx_ir as ir
 
     graph = model.graph
@@ -61,6 +59,32 @@ def parameters(model: ir.Model) -> int:
     return sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def stored_in(dtypes: set[str]) -> Literal["f16", "f32"]:
-    """What a bundle keeps weights in, by the types the checkpoint has them in (safetensors' names)."""
-    return "f16" if dtypes == {"F16"} else "f32"
+def halves(module: torch.nn.Module) -> torch.nn.Module:
+    """Let a module whose parameters are f16 compute in f32: each is widened when it is used, and forgotten after.
+
+    So a large model needs its f16 weights, mapped from the file, and one layer in f32; and the traced graph says the
+    same: an f16 weight, cast to f32 where it is used.
+    """
+    import torch
+    from torch.nn.utils import parametrize
+
+    class Widen(torch.nn.Module):
+        def forward(self, half: torch.Tensor) -> torch.Tensor:
+            return half.float()
+
+    for owner in list(module.modules()):
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if parameter.dtype == torch.float16:
+                parametrize.register_parametrization(owner, name, Widen(), unsafe=True)
+    return module.eval()
+
+
+def is_half(dtypes: set[str]) -> bool:
+    """Whether a checkpoint that has tensors of these types (safetensors' names) has all its weights in f16."""
+    return {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))} == {"F16"}
+
+
+def plain_names(model: ir.Model) -> None:
+    """Give widened weights the names that the checkpoint has."""
+    for value in list(model.graph.initializers.values()):
+        value.name = str(value.name).replace("parametrizations.", "").removesuffix(".original")

@@ -62,7 +62,7 @@ AIRS: dict[Sky, Air] = {
         horizon=(62, 82, 140),
         haze=(50, 68, 122),
         light=(236, 240, 255),
-        tint=(0.30, 0.36, 0.56),
+        tint=(0.36, 0.41, 0.60),
         clouds=((70, 84, 132), (30, 40, 80)),
         dark=True,
     ),
@@ -104,8 +104,8 @@ AIRS: dict[Sky, Air] = {
         light=(255, 255, 255),
         tint=(0.80, 0.87, 0.97),
         clouds=((196, 208, 224), (118, 136, 168)),
-        haze_strength=0.8,
-        frost=0.42,
+        haze_strength=0.72,
+        frost=0.38,
     ),
 }
 
@@ -122,7 +122,7 @@ def land_colour(air: Air, colour: RGB, far: float = 0.0) -> Floats:
 
 def thing_colour(air: Air, colour: RGB) -> RGB:
     """A thing's colour under this sky: tinted less than the land, so that it can still be named."""
-    red, green, blue = (value * (0.5 + 0.5 * tint) for value, tint in zip(colour, air.tint, strict=True))
+    red, green, blue = (value * (0.58 + 0.42 * tint) for value, tint in zip(colour, air.tint, strict=True))
     return red, green, blue
 
 

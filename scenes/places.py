@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .air import RGB, land_colour, land_ink
+from .air import RGB, land_colour, land_ink, mix
 from .brush import Point, open_brush, stamp
 from .canvas import CRAGS, Canvas, below, crags, land, lay, mist, noise, ramp, shine, waves
 from .skyline import paint_skyline
@@ -82,11 +82,41 @@ def specks(canvas: Canvas, name: str, top: float, number: int, inks: list[RGB], 
     stamp(canvas, brush, 0.92)
 
 
+def tufts(canvas: Canvas, top: float, number: int, colour: RGB) -> None:
+    """Blades of grass in threes, taller toward the front."""
+    rng = canvas.rng("tufts")
+    inks = land_ink(canvas.air, colour), land_ink(canvas.air, mix(colour, (255, 255, 170), 0.28))
+    brush = open_brush(canvas, (-canvas.width / 2, top - 0.03, canvas.width / 2, canvas.height))
+    for x, y, turn in rng.random((round(number * canvas.width), 3)):
+        near = y**0.8
+        left, foot = (x - 0.5) * canvas.width, top + (canvas.height - top) * near
+        tall = 0.012 + 0.030 * near
+        for lean in (-0.5, 0.0, 0.5):
+            tip = left + (lean + 0.3 * (turn - 0.5)) * tall, foot - tall * (1 - 0.3 * abs(lean))
+            brush.polygon([(left - 0.10 * tall, foot), tip, (left + 0.10 * tall, foot)], inks[int(2 * turn)])
+    stamp(canvas, brush, 0.8)
+
+
+def _path(canvas: Canvas, top: float) -> None:
+    """A trodden path that winds toward the hills."""
+    rng = canvas.rng("path")
+    rows = canvas.rows(top)
+    depth = np.clip((canvas.y[rows] - top) / (canvas.height - top), 0.0, 1.0)
+    start, swing, turn = rng.uniform(-0.3, 0.3), rng.uniform(0.08, 0.16), rng.uniform(0, 6.3)
+    middle = start * canvas.width * (1 - 0.3 * depth) + swing * np.sin(turn + 4.2 * np.sqrt(depth)) * (0.3 + depth)
+    wide = 0.008 + 0.075 * depth
+    edge = 0.012 * noise(canvas, "path edge", 24, 24)[rows] * (0.2 + depth)
+    alpha = ramp((wide + edge - np.abs(canvas.x - middle)) / (0.006 + 0.012 * depth), -0.5, 0.5)
+    lay(canvas, land_colour(canvas.air, (214, 190, 138)), 0.85 * alpha * ramp(depth, 0.0, 0.06), rows)
+
+
 def _meadow(canvas: Canvas, horizon: float, _spot: Point | None) -> None:
     hills(canvas, "far", horizon - 0.06, 0.045, 0.7, (92, 138, 150), 0.72)
     hills(canvas, "middle", horizon - 0.02, 0.035, 0.9, (92, 150, 96), 0.45)
     hills(canvas, "near", horizon + 0.03, 0.03, 0.6, (104, 168, 78), 0.2)
     floor(canvas, "meadow", horizon + 0.09, 0.02, (138, 190, 84), (74, 146, 58))
+    _path(canvas, horizon + 0.10)
+    tufts(canvas, horizon + 0.12, 70, (74, 140, 52))
     specks(canvas, "flowers", horizon + 0.13, 90, [(255, 255, 250), (252, 226, 96), (240, 128, 150)], 0.006)
 
 
@@ -146,6 +176,8 @@ def _massif(
     lit = ramp(np.interp(shift, CRAGS, slope).astype(np.float32) + 0.012 * rough, -0.012, 0.012)[..., None]
     bare = [land_colour(canvas.air, colour, far) for colour in rock]
     white = [land_colour(canvas.air, colour, far * 0.8) for colour in ((158, 182, 222), (253, 254, 255))]
+    if canvas.air.dark:
+        white[1] += (np.array(canvas.air.light, np.float32) - white[1]) * 0.30 * (1 - far)
     height = top + 1.0 * rise - canvas.y[rows]
     cap = ramp(height + 0.05 * rough, 2 * rise - snow - 0.018, 2 * rise - snow + 0.018)[..., None]
     stone = bare[0] + (bare[1] - bare[0]) * lit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .air import AIRS, Floats, land_ink
+from .air import AIRS, RGB, Floats, land_ink
 from .brush import Brush, Point, open_brush, press, shrunk
 from .canvas import Canvas, glow, open_canvas, ramp, shine
 from .places import LIES, paint_place
@@ -14,11 +14,11 @@ from .stage import SHINING, Actor, arrange, spot
 from .things import SHAPES, inks
 from .world import HABITS, Kind, Scene
 
-Size = int | tuple[int, int]
+Extent = int | tuple[int, int]
 """The side of a square, or (width, height), in pixels."""
 
 
-def render(scene: Scene, size: Size, seed: int) -> NDArray[np.uint8]:
+def render(scene: Scene, size: Extent, seed: int) -> NDArray[np.uint8]:
     """The scene's picture, sRGB [height, width, 3].
 
     The seed draws what the scene leaves open: the run of the hills, the clouds, where exactly a thing
@@ -27,12 +27,12 @@ def render(scene: Scene, size: Size, seed: int) -> NDArray[np.uint8]:
     return _paint(scene, size, seed)[0]
 
 
-def masks(scene: Scene, size: Size, seed: int) -> dict[Kind, Floats]:
+def masks(scene: Scene, size: Extent, seed: int) -> dict[Kind, Floats]:
     """Where each kind of thing is seen in that picture: the share of each pixel, [height, width]."""
     return _paint(scene, size, seed)[1]
 
 
-def _paint(scene: Scene, size: Size, seed: int) -> tuple[NDArray[np.uint8], dict[Kind, Floats]]:
+def _paint(scene: Scene, size: Extent, seed: int) -> tuple[NDArray[np.uint8], dict[Kind, Floats]]:
     width, height = (size, size) if isinstance(size, int) else size
     canvas = open_canvas(width, height, seed, AIRS[scene.sky])
     actors = arrange(canvas, scene)
@@ -84,14 +84,17 @@ def _sprite(canvas: Canvas, actor: Actor, side: int, islet: bool) -> Brush:
 
 
 def _islet(canvas: Canvas, brush: Brush, actor: Actor) -> None:
-    reach, unit = (actor.half + 0.09) / actor.tall, 0.05 / actor.tall
-    for wide, high, colour in (
-        (1.0, 1.0, (150, 128, 100)),
-        (0.94, 0.80, (176, 152, 112)),
-        (0.78, 0.62, (112, 158, 84)),
-    ):
-        ink = land_ink(canvas.air, colour)
-        brush.pie(0.0, -0.7 * unit, reach * wide, 1.6 * unit * high, 180, 360, ink)
+    reach, unit = (actor.half + 0.08) / actor.tall, 0.05 / actor.tall
+    for wide, high, colour in ISLET:
+        brush.pie(0.0, -0.5 * unit, reach * wide, unit * high, 180, 360, land_ink(canvas.air, colour))
+
+
+ISLET: tuple[tuple[float, float, RGB], ...] = (
+    (1.0, 0.9, (104, 92, 88)),
+    (0.97, 1.2, (128, 112, 100)),
+    (0.86, 1.3, (112, 150, 84)),
+)
+"""Wet rock, dry rock, grass: width, height, colour."""
 
 
 def _shadow(canvas: Canvas, actor: Actor, shining: Point | None) -> None:
@@ -118,7 +121,7 @@ def _mirror(canvas: Canvas, drawn: Floats, corner: tuple[int, int], line: float,
         return
     deep = (rows + 0.5) / canvas.unit - line
     sway = 0.010 * np.sin(150 * np.sqrt(deep + 0.02)) * (0.3 + 3 * deep) * canvas.unit
-    columns = np.rint(np.arange(drawn.shape[1]) + sway[:, None]).astype(np.int64)
+    columns = np.rint(np.arange(drawn.shape[1], dtype=np.float32) + sway[:, None]).astype(np.int64)
     inside = (columns >= 0) & (columns < drawn.shape[1])
     image = drawn[sources[:, None], np.clip(columns, 0, drawn.shape[1] - 1)] * inside[..., None]
     fade = (0.5 * np.exp(-deep * 3.0)).astype(np.float32)[:, None, None]

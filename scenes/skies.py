@@ -26,7 +26,7 @@ def paint_sky(canvas: Canvas, sky: Sky, light: Light, spot: Point, horizon: floa
         _stars(canvas, STARS[light], spot, horizon)
     if light == "stars" and sky == "night":
         _milky_way(canvas)
-    CLOUDS[sky](canvas, horizon)
+    CLOUDS[sky](canvas, spot, horizon)
     LIGHTS[light](canvas, spot, horizon)
 
 
@@ -153,7 +153,7 @@ def _milky_way(canvas: Canvas) -> None:
     shine(canvas, (168, 170, 232), 0.30 * np.clip(band, 0.0, 1.0).astype(np.float32))
 
 
-def _aurora(canvas: Canvas, horizon: float) -> None:
+def _aurora(canvas: Canvas, _spot: Point, horizon: float) -> None:
     rng = canvas.rng("aurora")
     stops = [(0.0, (90, 255, 170)), (0.45, (60, 214, 190)), (1.0, (170, 90, 230))]
     colours = [(at, np.array(colour, np.float32)) for at, colour in stops]
@@ -170,7 +170,7 @@ def _aurora(canvas: Canvas, horizon: float) -> None:
 # Clouds
 
 
-def _puffs(canvas: Canvas, horizon: float) -> None:
+def _puffs(canvas: Canvas, spot: Point, horizon: float) -> None:
     rng = canvas.rng("clouds")
     bright, shade = (np.array(colour, np.float32) for colour in canvas.air.clouds)
     for i in range(round(3 * max(1.0, canvas.width))):
@@ -179,6 +179,8 @@ def _puffs(canvas: Canvas, horizon: float) -> None:
         size = rng.uniform(0.7, 1.25) * (1.15 - 0.6 * y / horizon)
         blobs = [(-0.11, 0.0, 0.05), (-0.045, -0.025, 0.068), (0.03, -0.035, 0.075), (0.10, -0.005, 0.055)]
         jittered = [(dx + rng.uniform(-0.02, 0.02), dy, r * rng.uniform(0.85, 1.15)) for dx, dy, r in blobs]
+        if abs(x - spot[0]) < 0.17 * size + 0.05 and abs(y - spot[1]) < 0.16:
+            y = spot[1] + 0.16 if spot[1] + 0.16 < 0.75 * horizon else spot[1] - 0.16
         rows = canvas.rows(y - 0.16 * size, y + 0.08 * size)
         dx, dy = (canvas.x - np.float32(x)) / size, (canvas.y[rows] - np.float32(y)) / size
         body = sum(
@@ -190,7 +192,7 @@ def _puffs(canvas: Canvas, horizon: float) -> None:
         lay(canvas, bright + (shade - bright) * share, alpha * 0.94, rows)
 
 
-def _streaks(canvas: Canvas, horizon: float) -> None:
+def _streaks(canvas: Canvas, _spot: Point, horizon: float) -> None:
     bright, shade = (np.array(colour, np.float32) for colour in canvas.air.clouds)
     thick = noise(canvas, "streaks", 9, 2, 3)
     alpha = ramp(thick, 0.08, 0.85) * ramp(canvas.y, 0.02, 0.16) * ramp(-canvas.y, -horizon * 0.99, -horizon * 0.7)
@@ -198,13 +200,13 @@ def _streaks(canvas: Canvas, horizon: float) -> None:
     lay(canvas, shade + (bright - shade) * low, alpha * 0.72)
 
 
-def _veil(canvas: Canvas, horizon: float) -> None:
+def _veil(canvas: Canvas, _spot: Point, horizon: float) -> None:
     bright, _ = (np.array(colour, np.float32) for colour in canvas.air.clouds)
     alpha = ramp(noise(canvas, "veil", 7, 2, 2), 0.15, 1.1) * ramp(-canvas.y, -horizon, -horizon * 0.6)
     lay(canvas, bright, alpha * 0.5)
 
 
-def _billows(canvas: Canvas, horizon: float) -> None:
+def _billows(canvas: Canvas, _spot: Point, horizon: float) -> None:
     bright, shade = (np.array(colour, np.float32) for colour in canvas.air.clouds)
     shape = noise(canvas, "billows", 5, 4, 4)
     lift = max(1, canvas.unit // 28)
@@ -214,13 +216,13 @@ def _billows(canvas: Canvas, horizon: float) -> None:
     lay(canvas, shade + (bright - shade) * share, alpha * 0.85)
 
 
-def _grey(canvas: Canvas, horizon: float) -> None:
+def _grey(canvas: Canvas, _spot: Point, horizon: float) -> None:
     bright, shade = (np.array(colour, np.float32) for colour in canvas.air.clouds)
     shape = noise(canvas, "grey", 5, 3, 3)
     lay(canvas, shade + (bright - shade) * ramp(shape, -0.6, 0.6)[..., None], 0.45 * ramp(-canvas.y, -horizon, -0.1))
 
 
-CLOUDS: dict[Sky, Callable[[Canvas, float], None]] = {
+CLOUDS: dict[Sky, Callable[[Canvas, Point, float], None]] = {
     "day": _puffs,
     "sunset": _streaks,
     "night": _veil,

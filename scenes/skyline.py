@@ -9,7 +9,7 @@ from .brush import Brush, open_brush, stamp
 from .canvas import Canvas, glow
 
 LAMPS: tuple[RGB, ...] = ((255, 214, 130), (255, 190, 96), (255, 236, 180))
-WALLS: tuple[RGB, ...] = ((118, 132, 158), (146, 138, 150), (104, 120, 150), (160, 150, 146))
+WALLS: tuple[RGB, ...] = ((96, 112, 146), (128, 118, 136), (84, 102, 140), (142, 128, 128))
 
 
 def paint_skyline(canvas: Canvas, base: float) -> None:

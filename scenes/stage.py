@@ -13,6 +13,9 @@ from .things import SHAPES, SMALL
 from .world import HABITS, Colour, Kind, Light, Scene, Sky, Thing
 
 MARGIN = 0.03
+ROOM = {"left": 0.70, "centre": 0.94, "right": 0.70}
+"""How wide a group may be there, of the picture's width."""
+
 FROM_CENTRE = {"left": -0.29, "centre": 0.0, "right": 0.29}
 
 
@@ -37,14 +40,16 @@ def arrange(canvas: Canvas, scene: Scene) -> tuple[Actor, ...]:
     rng = canvas.rng("stage")
     lie = LIES[scene.place]
     groups = [_group(canvas, rng, thing, lie) for thing in scene.things]
+    groups = [
+        _fitted(group, ROOM[thing.position] * canvas.width) for thing, group in zip(scene.things, groups, strict=True)
+    ]
     needs = [_need(group) for group in groups]
     fit = min(1.0, (canvas.width - 2 * MARGIN) / max(sum(needs), 1e-6))
-    groups = [[replace(actor, tall=actor.tall * fit) for actor in group] for group in groups]
-    centres = _apart(canvas, [need * fit for need in needs], [thing.position for thing in scene.things], rng)
+    groups = [_fitted(group, need * fit) for need, group in zip(needs, groups, strict=True)]
+    needs = [need * fit for need in needs]
+    centres = _apart(canvas, needs, [thing.position for thing in scene.things], rng)
     actors = [
-        replace(actor, x=centre + actor.x * fit)
-        for centre, group in zip(centres, groups, strict=True)
-        for actor in group
+        replace(actor, x=centre + actor.x) for centre, group in zip(centres, groups, strict=True) for actor in group
     ]
     return tuple(sorted(actors, key=lambda actor: actor.y))
 
@@ -72,8 +77,14 @@ def _group(canvas: Canvas, rng: np.random.Generator, thing: Thing, lie: Lie) -> 
     return actors
 
 
+def _fitted(group: list[Actor], room: float) -> list[Actor]:
+    """The group, shrunk where it is wider than there is room."""
+    fit = min(1.0, room / _need(group))
+    return [replace(actor, x=actor.x * fit, tall=actor.tall * fit) for actor in group]
+
+
 def _need(group: list[Actor]) -> float:
-    return 2 * max(abs(actor.x) + actor.half for actor in group) + 0.02
+    return 2 * max(abs(actor.x) + actor.half for actor in group)
 
 
 def _apart(canvas: Canvas, needs: list[float], positions: list[str], rng: np.random.Generator) -> list[float]:

@@ -22,10 +22,13 @@ def paint_water(
     depth = np.clip((y - top) / (canvas.height - top), 0.0, 1.0)
     ripple = _ripple(canvas, top, rows)
     image = reflection(canvas, top, rows, 0.012 * ripple * (0.3 + 2.2 * depth))
-    own = (
-        land_colour(canvas.air, far, 0.25)
-        + (land_colour(canvas.air, near) - land_colour(canvas.air, far, 0.25)) * (ramp(depth, 0.0, 0.8)[..., None])
-    )
+    # Water has little colour of its own: far off it takes the low sky's, nearby the high sky's.
+    low, high = (np.array(colour, np.float32) for colour in (canvas.air.horizon, canvas.air.zenith))
+    own_far = land_colour(canvas.air, far)
+    own_far += (low - own_far) * 0.38
+    own_near = land_colour(canvas.air, near)
+    own_near += (high - own_near) * 0.34
+    own = own_far + (own_near - own_far) * ramp(depth, 0.0, 0.8)[..., None]
     share = (mirror * (1.0 - 0.45 * depth))[..., None]
     colour = own + (image - own) * share
     colour = colour * (1.0 + 0.075 * (ripple * (0.35 + depth))[..., None])

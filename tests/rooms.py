@@ -3,7 +3,19 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("core", "checkpoints", "profiles", "export", "runtimes", "compiler", "pipelines", "benchmarks", "cli", "tests")
+ROOMS = (
+    "core",
+    "profiles",
+    "checkpoints",
+    "scenes",
+    "export",
+    "runtimes",
+    "compiler",
+    "pipelines",
+    "benchmarks",
+    "cli",
+    "tests",
+)
 
 
 def code_lines(path: Path) -> int:

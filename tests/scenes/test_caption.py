@@ -7,10 +7,10 @@ from latentc.scenes.world import COLOURS, Scene, Thing, sample
 
 
 def texts():
-    for seed in range(1500):
+    for seed in range(700):
         scene = sample(seed, "any")
         yield scene, describe(scene, seed)
-    for seed in range(200):
+    for seed in range(150):
         yield sample(seed), None
 
 
