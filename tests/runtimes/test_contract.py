@@ -267,3 +267,10 @@ def test_an_unknown_runtime_is_refused():
     with pytest.raises(ProfileError, match="Did you mean 'openvino'"):
         runtime("openvin")
     assert set(RUNTIMES) == {"openvino", "onnxruntime", "torch", "null"}
+
+
+def test_a_forgotten_engine_does_no_harm(case, engine):
+    forgotten = case.load()
+    expected = forgotten.run(case.feeds())
+    del forgotten
+    assert same(engine.run(case.feeds()), expected)
