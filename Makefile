@@ -18,13 +18,13 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/python tests/rooms.py
 
-# torch first: a plain index would otherwise give the CUDA build's dependencies to a machine without a GPU.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; say PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/latentc
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; say PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
+	@echo "Installing into $(VENV): about 2 GB, a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/latentc
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

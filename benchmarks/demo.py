@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import Build, build
 from ..core.bundle import Bundle, open_bundle
-from ..core.errors import LatentcError
+from ..core.errors import LatentcError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.tensors import Array, psnr_db
 from ..export.export import export
@@ -79,6 +79,8 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
         record = _draw(bundle, name, folder / f"{name}.png")
         pictures[name] = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
         rows.append(_row(name, built, record, pictures))
+    if not pictures:
+        raise RuntimeMissing(f"No runtime works here: {' '.join(skipped.values())}")
     sheet = folder / "sheet.png"
     _sheet(pictures).save(sheet)
     return Demo(bundle.folder, sheet, tuple(rows), skipped, bundle.manifest.source.random)
@@ -101,7 +103,7 @@ def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
         command += [name, str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LatentcError(f"Drawing with {profile} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise LatentcError(f"Drawing with {profile} failed with code {done.returncode}. {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 

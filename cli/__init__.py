@@ -11,8 +11,9 @@ def main() -> None:
     from .app import app
 
     debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(prog_name="latentc")
+        app(arguments, prog_name="latentc")
     except LatentcError as exc:
         if debug:
             raise

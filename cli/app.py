@@ -40,7 +40,9 @@ def _options(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Diffusers folder, .safetensors file, hub id, or a shipped name.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Diffusers folder, .safetensors file in the original layout, or hub id.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     prediction: Annotated[
@@ -138,13 +140,14 @@ def inspect(bundle: Folder, as_json: Json = False) -> None:
 @app.command()
 def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Compare every file of a bundle and its engines with its digest."""
-    from ..compiler.cache import artifacts
+    from ..compiler.cache import artifacts, check_whole
     from ..compiler.cache import verify as verify_artifact
     from ..core.bundle import open_bundle, verify_files
     from . import show
     from .progress import shown
 
     opened = open_bundle(bundle)
+    check_whole(opened)
     found = artifacts(opened)
     with shown(quiet or as_json) as tell:
         for index, name in enumerate(opened.manifest.files):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..core.bundle import Bundle
@@ -57,7 +58,9 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
         return
     console = Console()
     label = ", random weights" if manifest.source.random else ""
-    console.print(f"[bold]{opened.folder}[/]: {manifest.family}{label}, from {manifest.source.location}")
+    console.print(
+        f"[bold]{escape(str(opened.folder))}[/]: {manifest.family}{label}, from {escape(manifest.source.location)}"
+    )
     parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
@@ -66,7 +69,7 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
     if artifacts:
         _print_engines(console, artifacts)
     elif artifacts is not None:
-        console.print("No engines yet: latentc build", opened.folder)
+        console.print(f"No engines yet: latentc build {opened.folder}", markup=False)
 
 
 def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
@@ -114,7 +117,9 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         if build.step_psnr_db is not None:
             step = f"{build.step_psnr_db:.1f} dB"
         what = f"{fresh} of {len(build.engines)} engines built" if fresh else "nothing to do, every engine is there"
-        console.print(f"[bold]{build.profile}[/]: {what}, {build.seconds:.1f} s. The whole step agrees to {step}.")
+        console.print(
+            f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. The whole step agrees to {step}."
+        )
         made = table(
             None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")
         )
@@ -206,7 +211,7 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], as_json: bool) -> N
         has = "; ".join(f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items())
         versions = " ".join(f"{name} {version}" for name, version in state.versions.items())
         mark = "[green]works[/]" if state.works else "[red]no[/]"
-        found.add_row(state.name, mark, f"{versions}; {has}" if state.works else state.missing)
+        found.add_row(state.name, mark, f"{versions}; {has}" if state.works else escape(state.missing or ""))
     console.print(found)
 
 
@@ -250,7 +255,7 @@ def demo(outcome: Demo, as_json: bool) -> None:
         f"latents, and the whole picture; {PERFECT_DB:.0f} is equal to the bit."
     )
     for name, reason in outcome.skipped.items():
-        console.print(f"{name} was left out: {reason}")
+        console.print(f"{name} was left out: {reason}", markup=False)
     if outcome.random:
         console.print("The weights are random: the pictures are texture. What they show is that the runtimes agree.")
-    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.")
+    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)

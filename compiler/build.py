@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from threading import RLock
 
 from ..core.bundle import Bundle, verify_files
-from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.files import fresh_folder, sha256_json, write_text
+from ..core.errors import BundleError, ParityError, RuntimeMissing, ShapeError
+from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
 from ..runtimes import Engine, Job, Runtime
-from .cache import Artifact, Miss, explain, find, folder_name, locked, read_step, seal, verify
+from .cache import Artifact, Miss, explain, find, folder_name, locked, read_step, seal, step_key, verify
 from .lower import lowered
-from .parity import measure, measure_step, reference
+from .parity import measure, measure_step, reference, step_shapes
 from .targets import Wanted, wanted
 
 STEP_LOSS_DB = 10.0
@@ -61,6 +61,7 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
         _check_floor(profile, want, artifact.parity.psnr_db)
         return Built(artifact, hit=True)
     name = folder_name(want.part, want.key)
+    on_progress(f"{want.part}: wait for another build", None)
     with locked(bundle, name):
         if artifact := find(bundle, want.part, want.key):  # another process built it meanwhile
             _check_floor(profile, want, artifact.parity.psnr_db)
@@ -92,10 +93,13 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
 def _clear(bundle: Bundle, name: str) -> None:
     """Remove what stands where an artifact belongs and isn't one."""
     path = bundle.engines / name
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise BundleError(f"{path} is damaged and can't be removed ({exc.strerror}). Remove it by hand.") from exc
 
 
 def _check_floor(profile: Profile, want: Wanted, psnr_db: float) -> None:
@@ -103,31 +107,38 @@ def _check_floor(profile: Profile, want: Wanted, psnr_db: float) -> None:
     if not psnr_db >= floor:
         raise ParityError(
             f"{want.part} in {want.target.precision} through {profile.runtime} agrees with the reference to "
-            f"{psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. Nothing was kept. Give {want.part} a "
+            f"{psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. It won't be used. Give {want.part} a "
             "wider type under [precision], or lower [parity_db] if that is what you want."
         )
 
 
 def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_progress: Progress) -> float | None:
     """Compare the whole step, once for each set of engines."""
-    key = sha256_json([engine.artifact.key for engine in built])[:16]
+    key = step_key([engine.artifact for engine in built])
     figure = read_step(bundle, key)
     if figure is None:
         with Engines(bundle, profile) as engines:
             on_progress("step: compare", None)
             try:
-                figure = measure_step(bundle, engines.engine)
+                used = {part: engines.engine(part, shapes) for part, shapes in step_shapes(bundle).items()}
             except ShapeError:
-                return None
+                return None  # static engines, none of them of the reference's size: each was compared at its own
+            figure = measure_step(bundle, used)
         write_text(bundle.engines / f"step-{key}.json", f'{{"psnr_db": {figure}}}\n')
-    floor = min(profile.parity_db[engine.artifact.fields["precision"]] for engine in built) - STEP_LOSS_DB
+    _check_step(profile, [one.artifact for one in built], figure)
+    return figure
+
+
+def _check_step(profile: Profile, artifacts: list[Artifact], figure: float) -> None:
+    """Hold the whole step to the floor of the parts that make it, less what guidance may multiply."""
+    floors = [profile.parity_db[one.fields["precision"]] for one in artifacts if not one.part.startswith("vae")]
+    floor = min(floors) - STEP_LOSS_DB
     if not figure >= floor:
         raise ParityError(
             f"The whole step through profile {profile.name} agrees with the reference to {figure:.1f} dB; "
-            f"{floor:.0f} dB was expected, though each part is within its own floor. Give the unet a wider type under "
-            "[precision]."
+            f"{floor:.0f} dB was expected, though each part is within its own floor. It won't be used. Give the unet a "
+            "wider type under [precision]."
         )
-    return figure
 
 
 def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:
@@ -145,6 +156,7 @@ class Engines:
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
+    _closed: bool = field(default=False, init=False, repr=False)
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -163,11 +175,28 @@ class Engines:
             profile = self.profile
             sizes, images = ", ".join(profile.shapes.sizes), profile.shapes.images
             raise ShapeError(
-                f"{part} was asked for {_shown(shapes)}; profile {profile.name} builds {sizes} ({images} at once, "
-                f"{'with' if profile.shapes.guided else 'without'} guidance). Draw one of those sizes, add this one to "
-                "`sizes` under [shapes], or leave `sizes` out for every size."
+                f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
+                f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "
+                "Draw within that, change [shapes], or leave `sizes` out for every size, count and length."
             )
         return self._load(max(fitting, key=lambda want: want.target.shape is not None))
+
+    def check(self) -> None:
+        """Raise `BundleError` where an engine isn't built, `ParityError` where one is below the profile's floor."""
+        found = [self._artifact(want) for want in self._wanted]
+        for want, artifact in zip(self._wanted, found, strict=True):
+            _check_floor(self.profile, want, artifact.parity.psnr_db)
+        figure = read_step(self.bundle, step_key(found))
+        if figure is not None:
+            _check_step(self.profile, found, figure)
+
+    def _artifact(self, want: Wanted) -> Artifact:
+        if artifact := find(self.bundle, want.part, want.key):
+            return artifact
+        raise BundleError(
+            f"{want.part} isn't built for profile {self.profile.name}. Run: latentc build {self.bundle.folder} "
+            f"--profile {self.profile.name}   (`latentc why` says what changed.)"
+        )
 
     def preload(self, parts: Collection[str]) -> None:
         """Load parts now rather than when they are first asked for; those of several sizes still wait."""
@@ -178,13 +207,10 @@ class Engines:
 
     def _load(self, want: Wanted) -> Engine:
         with self._lock:
+            if self._closed:
+                raise RuntimeMissing("These engines were closed, and their memory given back. Open the bundle again.")
             if want.key not in self._loaded:
-                artifact = find(self.bundle, want.part, want.key)
-                if artifact is None:
-                    raise BundleError(
-                        f"{want.part} isn't built for profile {self.profile.name}. Run: latentc build "
-                        f"{self.bundle.folder} --profile {self.profile.name}   (`latentc why` says what changed.)"
-                    )
+                artifact = self._artifact(want)
                 self._loaded[want.key] = self._adapter.load(verify(self.bundle, artifact), want.target)
             return self._loaded[want.key]
 
@@ -200,6 +226,7 @@ class Engines:
     def close(self) -> None:
         """Give back the engines' memory."""
         with self._lock:
+            self._closed = True
             for engine in self._loaded.values():
                 engine.close()
             self._loaded.clear()
@@ -214,16 +241,16 @@ class Engines:
 def load(bundle: Bundle, profile: Profile, parts: Collection[str] = ()) -> Engines:
     """The engines that a profile has in a bundle, those of `parts` loaded now rather than when first asked for.
 
-    Raises as `wanted` does, and `BundleError` where an engine isn't built or is damaged.
+    Raises as `wanted` does, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one was
+    built for a laxer profile than this.
     """
     engines = Engines(bundle, profile)
-    for want, found in why(bundle, profile):
-        if isinstance(found, Miss):
-            raise BundleError(
-                f"{want.part} isn't built for profile {profile.name}. Run: latentc build {bundle.folder} "
-                f"--profile {profile.name}   (`latentc why` says what changed.)"
-            )
-    engines.preload(parts)
+    engines.check()
+    try:
+        engines.preload(parts)
+    except BaseException:
+        engines.close()
+        raise
     return engines
 
 

@@ -171,6 +171,19 @@ def _differences(has: dict[str, object], wants: dict[str, object]) -> dict[str, 
     return {name: (has.get(name), wants.get(name)) for name in names if has.get(name) != wants.get(name)}
 
 
+def step_key(artifacts: list[Artifact]) -> str:
+    """Digest of a set of engines that draw together."""
+    return sha256_json([artifact.key for artifact in artifacts])[:KEY_LENGTH]
+
+
+def check_whole(bundle: Bundle) -> None:
+    """Raise `BundleError` naming a folder where an artifact should be and isn't whole."""
+    whole = {artifact.name for artifact in artifacts(bundle)}
+    for path in sorted(bundle.engines.glob("*-*")):
+        if path.suffix not in (".json", ".npz") and not path.name.startswith(".") and path.name not in whole:
+            raise BundleError(f"{path} is damaged: it isn't an engine as it was built. Remove it, and build again.")
+
+
 def read_step(bundle: Bundle, key: str) -> float | None:
     """The recorded figure of the whole step for a set of engines, if it was measured."""
     try:

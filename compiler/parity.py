@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,18 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.condition import condition
 from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import sha256_json
+from ..core.files import sha256_json, sync
 from ..core.progress import quiet
 from ..core.tensors import Array, cosine, psnr_db
-from ..runtimes import Engine, Job, Target, runtime
-from .cache import Parity
+from ..runtimes import Engine, Job, Runtime, Target, runtime
+from .cache import Parity, locked
 
 AT_EXPORT = "PyTorch, at export"
-REFEREES = ("onnxruntime", "openvino")
-"""Runtimes that may run the exported graph where the export stored no reference of a shape."""
+REFEREES: dict[str, dict[str, bool | int | float | str]] = {
+    "onnxruntime": {"graph_optimization_level": "off"},
+    "openvino": {},
+}
+"""Runtimes that may run the exported graph where the export stored no reference of a shape, and their options."""
 
 Arrays = dict[str, Array]
 
@@ -54,36 +57,60 @@ def _stretched(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arrays]:
-    """Let a runtime run the exported graph as it stands, in f32 with every shape free; remembered in the bundle."""
+    """Let a runtime run the exported graph as it stands, in f32 with every shape free; remembered in the bundle.
+
+    Of the runtimes that can, the first: its graph optimizations are off where it has such a switch.
+    """
     info = bundle.part(part)
     shapes = {name: list(array.shape) for name, array in feeds.items()}
-    kept = bundle.engines / f"reference-{part}-{sha256_json([info.digest, shapes])[:16]}.npz"
-    for name in REFEREES:
+    for name, options in REFEREES.items():
         adapter = runtime(name)
         if adapter.missing("CPU"):
             continue
-        if not kept.is_file():
-            target = Target(name, "CPU", "f32", {}, info.inputs, info.outputs)
-            scratch = bundle.engines / f".referee-{kept.stem}"
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            try:
-                adapter.compile(Job(bundle, part, bundle.graph(part), target), scratch, quiet)
-                engine = adapter.load(scratch, target)
-                outputs = engine.run(feeds)
-                engine.close()
-                np.savez(scratch / "made.npz", allow_pickle=False, **outputs)
-                (scratch / "made.npz").replace(kept)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        return f"{name}, the exported graph in f32", feeds, _load(kept)
+        origin = f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32"
+        kept = bundle.engines / f"reference-{part}-{sha256_json([info.digest, shapes, origin])[:16]}.npz"
+        target = Target(name, "CPU", "f32", options, info.inputs, info.outputs)
+        with locked(bundle, kept.stem):
+            if not kept.is_file():
+                _remember(adapter, Job(bundle, part, bundle.graph(part), target), feeds, kept)
+        return origin, feeds, _load(kept)
     raise RuntimeMissing(
         f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
         'pip install "latentc[onnxruntime]".'
     )
 
 
-def measure_step(bundle: Bundle, engine: Callable[[str, Mapping[str, tuple[int, ...]]], Engine]) -> float:
+def _remember(adapter: Runtime, job: Job, feeds: Arrays, kept: Path) -> None:
+    scratch = kept.with_name(f".{kept.stem}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        adapter.compile(job, scratch, quiet)
+        engine = adapter.load(scratch, job.target)
+        try:
+            outputs = engine.run(feeds)
+        finally:
+            engine.close()
+        np.savez(scratch / "made.npz", allow_pickle=False, **outputs)
+        sync(scratch / "made.npz")
+        (scratch / "made.npz").replace(kept)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def step_shapes(bundle: Bundle) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of the inputs of each part that the stored step needs."""
+    step = _arrays(bundle, "reference/step.npz")
+    shapes = {
+        encoder.part: {"input_ids": step[f"ids.{encoder.part}"].shape}
+        for encoder in bundle.manifest.model.text_encoders
+    }
+    unet = _arrays(bundle, "reference/unet.npz")
+    shapes["unet"] = {name[3:]: array.shape for name, array in unet.items() if name.startswith("in.")}
+    return shapes
+
+
+def measure_step(bundle: Bundle, engines: Mapping[str, Engine]) -> float:
     """Worst PSNR in dB of the next latents over the stored steps, each from the reference's own latents.
 
     Text encoders, UNet, guidance and one DDIM step are the engines'; so a mistake in wiring shows, and errors
@@ -93,7 +120,7 @@ def measure_step(bundle: Bundle, engine: Callable[[str, Mapping[str, tuple[int, 
     encoded: dict[str, dict[str, Array]] = {}
     for encoder in bundle.manifest.model.text_encoders:
         ids = step[f"ids.{encoder.part}"]
-        encoded[encoder.part] = engine(encoder.part, {"input_ids": ids.shape}).run({"input_ids": ids})
+        encoded[encoder.part] = engines[encoder.part].run({"input_ids": ids})
     model, figures = bundle.manifest.model, list[float]()
     for index, (sample, timestep) in enumerate(zip(step["samples"], step["timesteps"], strict=True)):
         height, width = (side * model.downscale for side in sample.shape[2:])
@@ -101,8 +128,7 @@ def measure_step(bundle: Bundle, engine: Callable[[str, Mapping[str, tuple[int, 
         if model.guidance_embedding:
             feeds["timestep_cond"] = np.zeros((2, model.guidance_embedding), dtype=np.float32)
         feeds |= {"sample": sample.repeat(2, axis=0), "timestep": np.array([timestep], dtype=np.float32)}
-        unet = engine("unet", {name: array.shape for name, array in feeds.items()})
-        negative, positive = np.split(unet.run(feeds)["out_sample"], 2)
+        negative, positive = np.split(engines["unet"].run(feeds)["out_sample"], 2)
         guided = negative + float(step["guidance"]) * (positive - negative)
         following = float(step["keep"][index]) * sample + float(step["gain"][index]) * guided
         figures.append(psnr_db(step["next"][index], following.astype(np.float32)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..core.bundle import Bundle
+from ..core.bundle import PARTS, Bundle
 from ..core.errors import ProfileError, RuntimeMissing
+from ..core.record import suggest
 from ..core.tensors import Precision
 from ..profiles import Profile
 from ..runtimes import Runtime, Target, runtime
@@ -42,7 +43,7 @@ def wanted(bundle: Bundle, profile: Profile) -> tuple[Runtime, tuple[Wanted, ...
     if reason := adapter.missing(profile.device):
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
     adapter.check(profile.options)
-    _check_parts(bundle, profile)
+    _check_parts(profile)
     versions, device = adapter.versions(), adapter.device(profile.device)
     found: list[Wanted] = []
     for name, part in bundle.manifest.parts.items():
@@ -67,13 +68,11 @@ def wanted(bundle: Bundle, profile: Profile) -> tuple[Runtime, tuple[Wanted, ...
     return adapter, tuple(found)
 
 
-def _check_parts(bundle: Bundle, profile: Profile) -> None:
-    known = {"default", "text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"}
+def _check_parts(profile: Profile) -> None:
     for part in profile.precision:
-        if part not in known | bundle.manifest.parts.keys():
+        if part not in ("default", *PARTS):
             raise ProfileError(
-                f"Profile {profile.name} gives a precision for {part!r}, which is no part. "
-                f"Parts of this bundle: {', '.join(bundle.manifest.parts)}."
+                f"Profile {profile.name} gives a precision for {part!r}, which is no part. {suggest(part, list(PARTS))}"
             )
 
 

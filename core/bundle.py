@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,11 +19,12 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from .errors import BundleError
-from .files import sha256
+from .files import sha256, sha256_json
 from .record import Record, complaints
 
 SCHEMA_VERSION = 1
 MANIFEST = "latentc.json"
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 
 Dim = int | str
 """An axis: its size, or the name of a size that is free, as `height`, `8*height` or `height/8`."""
@@ -178,11 +180,22 @@ def open_bundle(folder: Path | str) -> Bundle:
         manifest = Manifest.model_validate(value)
     except ValidationError as exc:
         raise BundleError(f"{path}: {complaints(exc, Manifest)}. Export the checkpoint again.") from exc
-    for name in (*manifest.files, *(part.path for part in manifest.parts.values())):
-        if name not in manifest.files:
-            raise BundleError(f"{path} lists no digest for {name}. Export the checkpoint again.")
+    bundle = Bundle(folder, manifest)
+    for name in manifest.files:
         check_path(folder, name)
-    return Bundle(folder, manifest)
+    for name, part in manifest.parts.items():
+        if name not in PARTS or part.path not in manifest.files:
+            raise BundleError(f"{path} has a part {name!r} at {part.path!r}, and no such file. Export it again.")
+        if part.digest != digest(bundle.files(name)):
+            raise BundleError(f"{path}: the digest of {name} isn't that of its files. Export the checkpoint again.")
+    for encoder in manifest.model.text_encoders:
+        check_path(folder, encoder.tokenizer)
+    return bundle
+
+
+def digest(files: Mapping[str, FileInfo]) -> str:
+    """The digest of a part: of the names and digests of its graph and its weights."""
+    return sha256_json({name: info.sha256 for name, info in files.items() if "/model.onnx" in name})
 
 
 def check_path(folder: Path, name: str) -> None:
@@ -201,7 +214,9 @@ def check_path(folder: Path, name: str) -> None:
 def verify_files(bundle: Bundle, names: list[str]) -> None:
     """Compare files of a bundle with the manifest; raises `BundleError` naming the first that differs."""
     for name in names:
-        expected = bundle.manifest.files[name]
+        expected = bundle.manifest.files.get(name)
+        if expected is None:
+            raise BundleError(f"{bundle.folder} has no {name} in its manifest. Export the checkpoint again.")
         path = bundle.folder / name
         check_path(bundle.folder, name)
         if not path.is_file():

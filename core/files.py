@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .errors import LatentcError
 
 CHUNK_BYTES = 8 << 20
@@ -62,8 +64,24 @@ def fresh_folder(target: Path, error: type[LatentcError], needed_bytes: int = 0)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise error(f"{target} exists already, and isn't empty. Remove it, or choose another name.")
     fresh = target.with_name(f".{target.name}.tmp")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise error(f"{target} is being written by another process. Wait for it, or choose another name.") from None
+    except OSError as exc:
+        raise error(f"{target.parent} can't be written ({exc.strerror}). Choose a folder that can.") from exc
+    try:
+        yield from _filled(target, fresh, error, needed_bytes)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: int) -> Generator[Path]:
+    """As `fresh_folder`, by the one process that holds the lock."""
+    try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         free = shutil.disk_usage(fresh).free

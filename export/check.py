@@ -11,17 +11,19 @@ from ..core.errors import ParityError, RuntimeMissing
 from ..core.tensors import Array, psnr_db
 
 FLOOR_DB = 60.0
+NEEDED = ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript", "onnxruntime")
 
 
 def ready() -> None:
-    """Raise `RuntimeMissing` where ONNX Runtime isn't here: better now than after minutes of tracing."""
-    try:
-        import_module("onnxruntime")
-    except ImportError as exc:
-        raise RuntimeMissing(
-            "An export compares each part with PyTorch through ONNX Runtime, which isn't installed. "
-            'Install it: pip install "latentc[export,onnxruntime]".'
-        ) from exc
+    """Raise `RuntimeMissing` where a library that an export needs isn't here: better now than after minutes."""
+    for name in NEEDED:
+        try:
+            import_module(name)
+        except ImportError as exc:
+            raise RuntimeMissing(
+                f"An export traces PyTorch's modules and compares each with ONNX Runtime; {name} can't be imported "
+                f'({exc}). Install what is missing: pip install "latentc[export,onnxruntime]".'
+            ) from exc
 
 
 def check(part: str, graph: Path, feeds: Mapping[str, Array], reference: Mapping[str, Array]) -> float:

@@ -13,9 +13,9 @@ import numpy as np
 from .. import __version__
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
-from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, open_bundle
-from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import fresh_folder, sha256, sha256_json
+from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, digest, open_bundle
+from ..core.errors import BundleError
+from ..core.files import fresh_folder, sha256
 from ..core.progress import Progress, quiet
 from .check import check, ready
 
@@ -43,11 +43,9 @@ def export(
     `BundleError` where the folder exists or can't be written; then nothing is left.
     """
     ready()
+    from .reference import References
+
     opened = open_checkpoint(checkpoint, revision=revision, prediction=prediction)
-    try:
-        from .reference import References
-    except ImportError as exc:
-        raise RuntimeMissing(f'Export needs torch and diffusers ({exc}). pip install "latentc[export]"') from exc
     folder = Path(folder).resolve()
     stored = sum(_bytes(opened, component.name) for component in opened.family.components)
     with fresh_folder(folder, BundleError, stored) as fresh:
@@ -104,7 +102,7 @@ def _export_part(
         parameters=count,
         inputs=spec.inputs,
         outputs=spec.outputs,
-        digest=sha256_json({path.name: sha256(path) for path in sorted(place.iterdir())}),
+        digest=digest({f"{spec.name}/{path.name}": _info(path) for path in sorted(place.iterdir())}),
         psnr_db=round(figure, 2),
     )
 
@@ -133,11 +131,7 @@ def _write_configs(checkpoint: Checkpoint, fresh: Path) -> None:
 
 def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path) -> None:
     source = checkpoint.source
-    files = {
-        str(path.relative_to(fresh)): FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
-        for path in sorted(fresh.rglob("*"))
-        if path.is_file()
-    }
+    files = {str(path.relative_to(fresh)): _info(path) for path in sorted(fresh.rglob("*")) if path.is_file()}
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,
@@ -148,6 +142,10 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
         versions={name: found for name in LIBRARIES if (found := _version(name))},
     )
     _write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _info(path: Path) -> FileInfo:
+    return FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -59,7 +59,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
                 verbose=False,
             )
     except Exception as exc:
-        raise CompileError(f"torch.onnx can't export {spec.name}: {str(exc).strip().splitlines()[0]}.") from exc
+        raise CompileError(f"torch.onnx can't export {spec.name}: {str(exc).strip() or type(exc).__name__}.") from exc
     model: ir.Model = program.model
     _label(model.graph.inputs, spec.inputs)
     _label(model.graph.outputs, spec.outputs)

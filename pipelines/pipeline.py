@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.build import load
-from ..core.bundle import Bundle, open_bundle
+from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.request import Request, Result
 from ..core.tensors import Array
 from ..profiles import Profile, load_profile
@@ -25,6 +25,8 @@ from .prompt import encode, load_vocabularies, tokenize
 from .schedulers import Noise, schedule
 
 SCHEDULER = "scheduler/scheduler_config.json"
+SMALL = ("scheduler", "tokenizer", "tokenizer_2")
+"""Folders whose files decide the picture, and are read by the pipeline itself."""
 
 
 class Pipeline:
@@ -45,6 +47,7 @@ class Pipeline:
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+        verify_files(opened, [name for name in opened.manifest.files if name.split("/")[0] in SMALL])
         encoders = (encoder.part for encoder in opened.manifest.model.text_encoders)
         return cls(opened, load(opened, chosen, (*encoders, DENOISER, DECODER)), chosen)
 

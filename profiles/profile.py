@@ -49,7 +49,7 @@ class Profile(Record):
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)
     """The ONNX operator set that the runtime is given: 23 (fused attention and group norm) or 18."""
-    precision: dict[str, tuple[Precision, ...]] = Field(default={"default": ("f32",)})
+    precision: dict[str, Annotated[tuple[Precision, ...], Field(min_length=1)]] = Field(default={"default": ("f32",)})
     """By part or `default`: what to compute in, best first; the first that the device has is taken."""
     shapes: Shapes = Shapes()
     parity_db: dict[Precision, float] = Field(default=FLOORS_DB)
@@ -98,6 +98,8 @@ def load_profile(name: str) -> Profile:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ProfileError(f"{path} can't be read as TOML: {exc}.") from exc
+    if "name" in value:
+        raise ProfileError(f"{path}: unknown key 'name': a profile's name is its file's, here {path.stem!r}.")
     try:
         return Profile.model_validate({**value, "name": path.stem})
     except ValidationError as exc:

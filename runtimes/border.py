@@ -16,7 +16,7 @@ ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]:
     """Raise `error` in place of whatever another library raises in the block; our own errors pass.
 
-    The message is `what`, the library's first line that says something, and `advice`.
+    The message is `what`, the library's lines that say something, and `advice`.
     """
     try:
         yield
@@ -27,14 +27,13 @@ def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line of an exception that says what is wrong, with the next if it ends in a colon.
+    """What an exception says is wrong, in one line.
 
     Left out is where in the source it was raised. OpenVINO puts `Exception from file.cpp:1:` and `Check 'x' failed at
     file.cpp:1:` above its words, ONNX Runtime `[ONNXRuntimeError] : 1 : FAIL : ` before them, once for every function
     that they came through.
     """
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    words = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    words = [line for line in lines if not line.startswith(("Exception from ", "Check '", "Summary:"))]
     said = words or lines or [type(exc).__name__]
-    line = " ".join(said[:2]) if said[0].endswith(":") else said[0]
-    return ORT_CODE.sub("", line)[:LONGEST]
+    return " ".join(dict.fromkeys(ORT_CODE.sub("", line) for line in said))[:LONGEST]

@@ -153,7 +153,8 @@ def _of_class(config: Mapping[str, object]) -> Sampler:
 def _of_name(name: str) -> tuple[Sampler, dict[str, object]]:
     base, _, ramp = name.rpartition("-")
     if name in SCHEDULERS:
-        return SCHEDULERS[name], dict(SCHEDULERS[name].asks)
+        plain = {key: False for key in RAMPS.values() if key in SCHEDULERS[name].keys}
+        return SCHEDULERS[name], {**SCHEDULERS[name].asks, **plain}
     if base not in SCHEDULERS or ramp not in RAMPS:
         raise RequestError(
             f"There is no scheduler {name!r}. {suggest(base if ramp in RAMPS else name, list(SCHEDULERS))} "

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from latentc.compiler.build import Engines, build, load, why
-from latentc.compiler.cache import Miss, artifacts, verify
-from latentc.core.bundle import open_bundle
+from latentc.compiler.cache import Miss, artifacts, check_whole, verify
+from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.files import sha256
 from latentc.profiles import load_profile
 
 NULL = load_profile("null")
@@ -38,7 +40,7 @@ def test_a_second_build_finds_everything(own_bundle):
     )
 
 
-def test_a_second_build_is_quick_and_imports_no_torch(own_bundle):
+def test_a_second_build_needs_no_torch(own_bundle):
     opened = own_bundle()
     build(opened, OPENVINO)
     code = (
@@ -47,18 +49,23 @@ def test_a_second_build_is_quick_and_imports_no_torch(own_bundle):
         "from latentc.profiles import load_profile\n"
         f"done = build(open_bundle({str(opened.folder)!r}), load_profile('cpu-openvino-f32'))\n"
         "assert all(one.hit for one in done.engines)\n"
-        "print(done.seconds)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 20
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_new_weights_rebuild_that_part_only(own_bundle, edit_manifest):
     opened = own_bundle()
     build(opened, NULL)
 
+    data = opened.folder / "unet" / "model.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1  # the last bit of a weight
+    data.write_bytes(content)
+
     def new_unet(value):
-        value["parts"]["unet"]["digest"] = "f" * 64
+        value["files"]["unet/model.onnx_data"]["sha256"] = sha256(data)
+        files = {name: FileInfo(**info) for name, info in value["files"].items() if name.startswith("unet/")}
+        value["parts"]["unet"]["digest"] = digest(files)
 
     edit_manifest(opened, new_unet)
     changed = open_bundle(opened.folder)
@@ -101,14 +108,30 @@ def test_an_engine_below_the_floor_is_not_kept(own_bundle):
     build(opened, NULL)
     with pytest.raises(ParityError, match="text_encoder"):
         build(opened, strict)
+    with pytest.raises(ParityError, match="text_encoder"):  # what a laxer profile left isn't drawn with either
+        load(opened, strict)
+
+
+def test_a_wiring_mistake_fails_the_step(own_bundle, edit_manifest):
+    opened = own_bundle()
+    edit_manifest(opened, lambda value: value["model"].update(time_ids=True))
+    with pytest.raises(ShapeError, match="time_ids"):
+        build(open_bundle(opened.folder), NULL)
+
+
+def test_closed_engines_stay_closed(own_bundle):
+    opened = own_bundle()
+    build(opened, NULL)
+    engines = load(opened, NULL)
+    engines.close()
+    with pytest.raises(RuntimeMissing, match="were closed"):
+        engines.engine("unet", {})
 
 
 def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
     """A graph whose digest is right and whose arithmetic isn't: what a broken export or runtime would leave."""
     opened = own_bundle()
     import onnx_ir as ir
-
-    from latentc.core.files import sha256
 
     graph = opened.graph("vae_decoder")
     model = ir.load(graph)
@@ -120,6 +143,8 @@ def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
 
     def accept(manifest):
         manifest["files"]["vae_decoder/model.onnx"] = {"sha256": sha256(graph), "bytes": graph.stat().st_size}
+        files = {name: FileInfo(**info) for name, info in manifest["files"].items() if name.startswith("vae_decoder/")}
+        manifest["parts"]["vae_decoder"]["digest"] = digest(files)
 
     edit_manifest(opened, accept)
     with pytest.raises(ParityError, match="vae_decoder in f32 through openvino"):
@@ -152,6 +177,8 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     else:
         with pytest.raises(BundleError, match="unet isn't built"):
             load(opened, NULL)
+        with pytest.raises(BundleError, match="is damaged"):
+            check_whole(opened)
         assert [one.hit for one in build(opened, NULL).engines] == [True, False, True, True]
 
 
@@ -186,7 +213,8 @@ def test_unbuilt_and_unknown_are_said(own_bundle):
 BUILD = """
 import json, sys
 from latentc.compiler.build import build
-from latentc.core.bundle import open_bundle
+from latentc.core.bundle import FileInfo, digest, open_bundle
+from latentc.core.files import sha256
 from latentc.profiles import load_profile
 built = build(open_bundle(sys.argv[1]), load_profile("null"))
 print(json.dumps([one.hit for one in built.engines]))
@@ -195,7 +223,7 @@ print(json.dumps([one.hit for one in built.engines]))
 HOLD = """
 import sys, time
 from latentc.compiler.cache import locked
-from latentc.core.bundle import open_bundle
+from latentc.core.bundle import FileInfo, digest, open_bundle
 with locked(open_bundle(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)
@@ -241,7 +269,7 @@ def test_static_sizes_are_built_proved_and_kept_apart(own_bundle, profile):
     )
     assert {one.artifact.parity.reference for one in built.engines} == {
         "PyTorch, at export",
-        "onnxruntime, the exported graph in f32",
+        f"onnxruntime {onnxruntime.__version__}, the exported graph in f32",
     }
     assert all(one.artifact.parity.psnr_db > 60 for one in built.engines)
     assert built.step_psnr_db > 60

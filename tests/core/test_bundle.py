@@ -31,7 +31,10 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         (lambda value: value.update(famly="sd1"), "did you mean 'family'"),
         (lambda value: value["files"].update({"../x": {"sha256": "0", "bytes": 1}}), "leads out of"),
         (lambda value: value["files"].update({"/etc/passwd": {"sha256": "0", "bytes": 1}}), "leads out of"),
-        (lambda value: value["files"].pop("unet/model.onnx"), "lists no digest"),
+        (lambda value: value["files"].pop("unet/model.onnx"), "has a part 'unet'"),
+        (lambda value: value["parts"].update({"../../x": value["parts"]["unet"]}), "has a part '../../x'"),
+        (lambda value: value["parts"]["unet"].update(digest="0"), "digest of unet isn't"),
+        (lambda value: value["model"]["text_encoders"][0].update(tokenizer="../x"), "leads out of"),
     ],
 )
 def test_a_damaged_manifest_says_what_is_wrong(own_bundle, edit_manifest, change, says):

@@ -96,6 +96,27 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         pass
 
 
+def test_one_process_fills_a_folder_at_a_time(tmp_path):
+    target = tmp_path / "made"
+
+    def twice():
+        with fresh_folder(target, BundleError):
+            pass
+
+    with fresh_folder(target, BundleError) as fresh:
+        (fresh / "part").write_text("x")
+        with pytest.raises(BundleError, match="by another process"):
+            twice()
+    assert [path.name for path in target.iterdir()] == ["part"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_needs_room(tmp_path):
+    with pytest.raises(BundleError, match="is free there"), fresh_folder(tmp_path / "made", BundleError, 1 << 60):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match="can't be written"), fresh_folder(tmp_path / "file" / "made", BundleError):

@@ -574,3 +574,10 @@ for name in SCHEDULERS:
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+
+
+def test_a_plain_name_has_no_ramp_and_a_ramp_is_asked_for():
+    config = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True, "beta_schedule": "scaled_linear"}
+    own, plain, karras = (schedule(config, 5, name).timesteps for name in (None, "dpm++2m", "dpm++2m-karras"))
+    assert np.array_equal(own, karras)
+    assert not np.array_equal(plain, karras)

@@ -38,6 +38,8 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         (HEAD + "[shapes]\nsizes = ['512']\n", "shapes.sizes.0"),
         (HEAD + "precision = 'fp16'\n", "'f32', 'bf16' or 'f16'"),
         (HEAD + "opset = 17\n", "opset"),
+        (HEAD + "precision = []\n", "at least 1 item"),
+        (HEAD + 'name = "x"\n', "unknown key 'name'"),
         ("runtime = 'openvino'\n", "title: field required"),
         ("title = ", "can't be read as TOML"),
     ],

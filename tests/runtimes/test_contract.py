@@ -266,7 +266,7 @@ def test_every_runtime_answers_what_the_compiler_asks(case):
 def test_an_unknown_runtime_is_refused():
     with pytest.raises(ProfileError, match="Did you mean 'openvino'"):
         runtime("openvin")
-    assert set(RUNTIMES) == {"openvino", "onnxruntime", "torch", "null"}
+    assert set(RUNTIMES) >= {"openvino", "onnxruntime", "torch", "null"}
 
 
 def test_a_forgotten_engine_does_no_harm(case, engine):
