@@ -61,8 +61,7 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
         _check_floor(profile, want, artifact.parity.psnr_db)
         return Built(artifact, hit=True)
     name = folder_name(want.part, want.key)
-    on_progress(f"{want.part}: wait for another build", None)
-    with locked(bundle, name):
+    with locked(bundle, name, on_progress):
         if artifact := find(bundle, want.part, want.key):  # another process built it meanwhile
             _check_floor(profile, want, artifact.parity.psnr_db)
             return Built(artifact, hit=True)

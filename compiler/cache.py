@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..core.bundle import Bundle, FileInfo
 from ..core.errors import BundleError
 from ..core.files import sha256, sha256_json
+from ..core.progress import Progress, quiet
 from ..core.record import Record
 
 HEADER = "key.json"
@@ -119,13 +120,17 @@ def seal(folder: Path, artifact_part: str, fields: Fields, parity: Parity, secon
 
 
 @contextmanager
-def locked(bundle: Bundle, name: str) -> Generator[None]:
-    """Hold the lock of one artifact. A lock whose owner died is free: the system lets go of it."""
+def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generator[None]:
+    """Hold the lock of one artifact, and tell if that means waiting. The system frees a dead owner's lock."""
     locks = bundle.engines / ".locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{name}.lock")
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            on_progress(f"{name}: another process is at it", None)
+            lock.acquire()
     except OSError as exc:
         raise BundleError(
             f"{bundle.engines} can't be written ({exc.strerror}). Engines are kept in the bundle."

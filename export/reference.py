@@ -74,14 +74,11 @@ class References:
         self.step: dict[str, Array] = {}
 
     def feeds(self, spec: PartSpec) -> dict[str, Array]:
-        """The fixed inputs of a part."""
+        """The fixed inputs of a text encoder or of a half of the VAE."""
         if spec.name in self.checkpoint.family.prompt.encoders:
             return {"input_ids": token_ids(self.checkpoint, spec.name)}
         height, width = reference_latents(self.checkpoint)
         normal = self.random.standard_normal
-        if spec.name == "unet":
-            sample = normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
-            return self._unet_feeds(sample.repeat(2, axis=0), self._schedule()[0][0])
         if spec.name == "vae_decoder":
             latents = normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
             return {"latent_sample": (latents / self.facts.scaling_factor).astype(np.float32)}
@@ -90,25 +87,27 @@ class References:
         return {"sample": coarse.repeat(factor, axis=2).repeat(factor, axis=3)}
 
     def take(self, spec: PartSpec, module: torch.nn.Module) -> dict[str, Array]:
-        """Run a part on its fixed inputs, and the step where it is the UNet; what is to be stored."""
+        """Run a part on its fixed inputs; what is to be stored. The UNet's are those of the step's first call."""
+        if spec.name == "unet":
+            return self._take_step(spec, module)
         feeds = self.feeds(spec)
         outputs = run(module, spec, feeds)
         if spec.name in self.checkpoint.family.prompt.encoders:
             self.encoded[spec.name] = {"input_ids": feeds["input_ids"], **outputs}
-        if spec.name == "unet":
-            self._take_step(spec, module)
         return pack(feeds, outputs)
 
-    def _take_step(self, spec: PartSpec, module: torch.nn.Module) -> None:
+    def _take_step(self, spec: PartSpec, module: torch.nn.Module) -> dict[str, Array]:
         schedule = self._schedule()
+        first: dict[str, Array] = {}
         samples: list[Array] = []
         following: list[Array] = []
         height, width = reference_latents(self.checkpoint)
         for timestep, keep, gain in schedule:
             sample = self.random.standard_normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
-            negative, positive = np.split(
-                run(module, spec, self._unet_feeds(sample.repeat(2, axis=0), timestep))["out_sample"], 2
-            )
+            feeds = self._unet_feeds(sample.repeat(2, axis=0), timestep)
+            outputs = run(module, spec, feeds)
+            first = first or pack(feeds, outputs)
+            negative, positive = np.split(outputs["out_sample"], 2)
             guided = negative + GUIDANCE * (positive - negative)
             samples.append(sample)
             following.append(keep * sample + gain * guided)
@@ -121,6 +120,7 @@ class References:
             "guidance": np.array(GUIDANCE),
             **{f"ids.{encoder}": arrays["input_ids"] for encoder, arrays in self.encoded.items()},
         }
+        return first
 
     def _unet_feeds(self, sample: Array, timestep: float) -> dict[str, Array]:
         height, width = (side * self.facts.downscale for side in sample.shape[2:])
