@@ -28,7 +28,7 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
         import huggingface_hub
     except ImportError as exc:
         raise RuntimeMissing(
-            f"Fetching {repository} needs huggingface_hub ({exc}). Install it with: pip install 'latentc[export]'."
+            f"Fetching {repository} needs huggingface_hub ({exc}). Install it with: pip install '.[export]'."
         ) from exc
     hub: Any = huggingface_hub
     try:

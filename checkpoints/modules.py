@@ -29,7 +29,7 @@ def build(component: Component, config: Config) -> torch.nn.Module:
     except ImportError as exc:
         raise RuntimeMissing(
             f"Opening the {component.name} of a checkpoint needs torch, diffusers and transformers ({exc}). "
-            "Install them with: pip install 'latentc[export]'."
+            "Install them with: pip install '.[export]'."
         ) from exc
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     try:

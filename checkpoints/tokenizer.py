@@ -93,8 +93,7 @@ def _load(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
         import transformers
     except ImportError as exc:
         raise RuntimeMissing(
-            f"Reading a checkpoint's tokenizer needs transformers ({exc}). "
-            "Install it with: pip install 'latentc[export]'."
+            f"Reading a checkpoint's tokenizer needs transformers ({exc}). Install it with: pip install '.[export]'."
         ) from exc
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
         raise CheckpointError(

@@ -143,6 +143,7 @@ def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_js
                 "part": want.part,
                 "engine": folder_name(want.part, want.key),
             }
+            row["runtime"] = want.target.runtime
             row["hit"] = not isinstance(outcome, Miss)
             if isinstance(outcome, Miss):
                 row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
@@ -154,7 +155,7 @@ def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_js
         if row["hit"]:
             typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}")
         elif row["nearest"] is None:
-            typer.echo(f"{row['profile']}: {row['part']} was never built")
+            typer.echo(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")
         else:
             typer.echo(
                 f"{row['profile']}: {row['part']} isn't there; the nearest is {row['nearest']}, which differs in"

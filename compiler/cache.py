@@ -150,8 +150,8 @@ class Miss:
 
 
 def explain(bundle: Bundle, part: str, fields: Fields) -> Miss:
-    """Compare wanted fields with those of the part's artifacts; the one with the fewest differences is told."""
-    candidates = [artifact for artifact in artifacts(bundle) if artifact.part == part]
+    """Compare wanted fields with the artifacts that the runtime has of the part; the nearest one is told."""
+    candidates = [one for one in artifacts(bundle) if one.part == part and one.fields["runtime"] == fields["runtime"]]
     wanted = flatten(fields)
     differing = {artifact.name: _differences(flatten(artifact.fields), wanted) for artifact in candidates}
     if not differing:

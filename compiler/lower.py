@@ -38,7 +38,7 @@ def lowered(graph: Path, name: str, opset: int, shape: Mapping[str, tuple[int, .
         import onnx_ir as ir
     except ImportError as exc:
         raise RuntimeMissing(
-            f'Building needs onnx-ir ({exc}). Install the runtime with its extra: pip install "latentc[openvino]".'
+            f'Building needs onnx-ir ({exc}). Install the runtime with its extra: pip install ".[openvino]".'
         ) from exc
     model: ir.Model = cast("Any", ir).load(graph)
     if shape is not None:

@@ -76,7 +76,7 @@ def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arr
         return origin, feeds, _load(kept)
     raise RuntimeMissing(
         f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
-        'pip install "latentc[onnxruntime]".'
+        'pip install ".[onnxruntime]".'
     )
 
 

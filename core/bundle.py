@@ -159,6 +159,10 @@ def open_bundle(folder: Path | str) -> Bundle:
     """
     folder = Path(folder).resolve()
     path = folder / MANIFEST
+    if not folder.exists():
+        raise BundleError(
+            f"There is no folder {folder}. Check the path; `latentc export CHECKPOINT -o BUNDLE` makes one."
+        )
     if not path.is_file():
         hint = (
             "It looks like a checkpoint: run `latentc export` on it first."

@@ -22,7 +22,7 @@ def ready() -> None:
         except ImportError as exc:
             raise RuntimeMissing(
                 f"An export traces PyTorch's modules and compares each with ONNX Runtime; {name} can't be imported "
-                f'({exc}). Install what is missing: pip install "latentc[export,onnxruntime]".'
+                f'({exc}). Install what is missing: pip install ".[export,onnxruntime]".'
             ) from exc
 
 

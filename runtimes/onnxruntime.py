@@ -33,7 +33,7 @@ GRAPH, DATA = "engine.onnx", "engine.data"
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
 
-INSTALL = 'Install it with: pip install "latentc[onnxruntime]".'
+INSTALL = 'Install it with: pip install ".[onnxruntime]".'
 
 PROVIDERS = {"CPU": "CPUExecutionProvider"}
 """Devices, and what runs on them."""
@@ -221,7 +221,7 @@ def _damage(what: str) -> str:
     names = " ".join(_flavours()) or "onnxruntime"
     return (
         f"ONNX Runtime {what}. All its flavours unpack into one folder, and the last one wins; installed: {has}. "
-        f'Keep one: pip uninstall -y {names} && pip install "latentc[onnxruntime]".'
+        f'Keep one: pip uninstall -y {names} && pip install ".[onnxruntime]".'
     )
 
 

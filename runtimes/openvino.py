@@ -28,7 +28,7 @@ from .stamp import REBUILD, check_stamp, write_stamp
 
 BLOB = "engine.blob"
 ASK = "Are the device and its driver there?"
-INSTALL = 'Install it with: pip install "latentc[openvino]".'
+INSTALL = 'Install it with: pip install ".[openvino]".'
 
 CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Our precisions, and what a device calls them in OPTIMIZATION_CAPABILITIES."""

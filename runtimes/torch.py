@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..checkpoints.parts import PartSpec
 
 SOURCE = "source.json"
-INSTALL = 'Install it with: pip install "latentc[export]".'
+INSTALL = 'Install it with: pip install ".[export]".'
 LIBRARIES = ("torch", "diffusers", "transformers")
 DTYPES: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 

@@ -170,7 +170,7 @@ for name in sys.argv[1:]:
         try:
             call()
         except RuntimeMissing as error:
-            assert "latentc[export]" in str(error)
+            assert ".[export]" in str(error)
         else:
             raise AssertionError
 """

@@ -19,6 +19,8 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
     with pytest.raises(BundleError, match="run `latentc export` on it first"):
         open_bundle(checkpoint("sd1"))
     with pytest.raises(BundleError, match="is not a bundle"):
+        open_bundle(tmp_path)
+    with pytest.raises(BundleError, match="There is no folder"):
         open_bundle(tmp_path / "nowhere")
 
 

@@ -179,7 +179,7 @@ def test_without_any_library_each_says_what_to_install():
     )
     assert done.returncode == 0, done.stderr
     openvino, onnxruntime, torch, null = done.stdout.splitlines()
-    assert 'pip install "latentc[openvino]"' in openvino
-    assert 'pip install "latentc[onnxruntime]"' in onnxruntime
-    assert 'pip install "latentc[export]"' in torch
+    assert 'pip install ".[openvino]"' in openvino
+    assert 'pip install ".[onnxruntime]"' in onnxruntime
+    assert 'pip install ".[export]"' in torch
     assert null == "null True None"
