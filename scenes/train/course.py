@@ -1,0 +1,184 @@
+"""A course of training: seeded, logged, and resumable to the step.
+
+What a step learns from depends on the seed and the step's number alone, so a course that was broken
+off and taken up again sees the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("latentc.scenes.train")
+
+Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
+"""From the model and the step's number to what is minimized, and figures for the log."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one model is trained: matrices and kernels by Muon, the rest by AdamW.
+
+    Rates are reached after `warm_up` steps, kept, and let down to zero over the last `cool_down` steps.
+    """
+
+    name: str
+    steps: int
+    matrix_rate: float
+    other_rate: float
+    warm_up: int
+    cool_down: int
+    ema: float
+    """How much of the averaged weights is kept at each step, once there were enough steps."""
+    save_every: int
+    weight_decay: float = 0.0
+
+
+class Optimizer:
+    """Muon (Jordan, 2024; torch.optim.Muon) for what multiplies, AdamW for embeddings, biases and norms.
+
+    Muon takes matrices alone; a kernel is one with a row for each output channel. On the autoencoder
+    it came in 250 steps to where AdamW was after 1000.
+    """
+
+    def __init__(self, model: nn.Module, course: Course) -> None:
+        embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._kernels = [p for p in parameters if p.ndim > 1 and id(p) not in embedded]
+        self._matrices = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self._kernels]
+        others = [p for p in parameters if p.ndim < 2 or id(p) in embedded]
+        decay = course.weight_decay
+        self._muon = torch.optim.Muon(
+            self._matrices, lr=course.matrix_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self._adam = torch.optim.AdamW(others, lr=course.other_rate, betas=(0.9, 0.99), weight_decay=decay)
+        self._groups = [
+            (group, float(group["lr"])) for part in (self._muon, self._adam) for group in part.param_groups
+        ]
+
+    def step(self, share: float) -> None:
+        """One step at this share of the rates; the gradients are used up."""
+        for group, rate in self._groups:
+            group["lr"] = share * rate
+        for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
+        for part in (self._muon, self._adam):
+            part.step()
+            part.zero_grad(set_to_none=True)
+        for kernel in self._kernels:
+            kernel.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on with the next step."""
+        return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._muon.load_state_dict(state["muon"])
+        self._adam.load_state_dict(state["adam"])
+
+
+def share_at(course: Course, step: int) -> float:
+    """The share of its full learning rates at a step."""
+    return min(1.0, (step + 1) / course.warm_up, (course.steps - step) / max(1, course.cool_down))
+
+
+def run_course(
+    course: Course, model: nn.Module, loss: Loss, folder: Path, show: Callable[[nn.Module, int], Mapping[str, float]]
+) -> nn.Module:
+    """Train `model` up to `course.steps`, going on from what `folder` holds; returns it with averaged weights.
+
+    `show` is called with the averaged model at each save, and its figures are logged; it may write
+    sample sheets into the folder. The log is `log.jsonl`: step, seconds of training so far, loss.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_warm_ema(course.ema))
+    optimizer = Optimizer(model, course)
+    step, seconds = _load(folder, model, averaged, optimizer)
+    log.info("%s: from step %d to %d, %.0f s trained so far", course.name, step, course.steps, seconds)
+    totals: dict[str, float] = {}
+    since, counted = time.perf_counter(), step
+    while step < course.steps:
+        torch.manual_seed(step)
+        value, figures = loss(model, step)
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"{course.name}: the loss is {value.item()} at step {step}. Lower the rate.")
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(share_at(course, step))
+        averaged.update_parameters(model)
+        step += 1
+        for key, figure in {"loss": value.item(), **figures}.items():
+            totals[key] = totals.get(key, 0.0) + figure
+        if step % 100 == 0 or step == course.steps:
+            now = time.perf_counter()
+            seconds += now - since
+            line = {key: round(total / (step - counted), 6) for key, total in totals.items()}
+            speed = (step - counted) / (now - since)
+            _tell(folder, {"step": step, "seconds": round(seconds, 1), "steps_per_second": round(speed, 3), **line})
+            totals, since, counted = {}, now, step
+        if step % course.save_every == 0 or step == course.steps:
+            _save(folder, model, averaged, optimizer, step, seconds)
+            _tell(folder, {"step": step, **show(averaged.module, step)})
+            since = time.perf_counter()
+    return averaged.module
+
+
+def _warm_ema(keep: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """An average that forgets its beginnings: keeps at most (1 + n) / (10 + n) after n steps."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averaged, current, 1.0 - min(keep, (1 + n) / (10 + n)))
+
+    return update
+
+
+def _tell(folder: Path, line: Mapping[str, float]) -> None:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    log.info("%s %s", folder.name, ", ".join(f"{key} {value:g}" for key, value in line.items()))
+
+
+def _save(
+    folder: Path, model: nn.Module, averaged: nn.Module, optimizer: Optimizer, step: int, seconds: float
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "seconds": seconds,
+    }
+    written = folder / "state.part"
+    torch.save(state, written)
+    written.rename(folder / "state.pt")
+
+
+def _load(
+    folder: Path, model: nn.Module, averaged: nn.Module, optimizer: Optimizer
+) -> tuple[int, float]:
+    if not (folder / "state.pt").exists():
+        return 0, 0.0
+    state = torch.load(folder / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    averaged.load_state_dict(state["averaged"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seconds"]
+
+
+def trained(model: nn.Module, folder: Path) -> nn.Module:
+    """The model with the averaged weights that `folder` holds."""
+    if not (folder / "state.pt").exists():
+        raise FileNotFoundError(f"{folder} holds no training state. Train {folder.name} first.")
+    state = torch.load(folder / "state.pt", weights_only=True)["averaged"]
+    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items() if key != "n_averaged"})
+    return model.eval()
