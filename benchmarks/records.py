@@ -1,0 +1,345 @@
+"""One measurement, one JSON line: what was run, on what, every raw sample, and what the number leaves out.
+
+A file of results is lines of `Measurement`, from one run of `latentc bench` or several. Lines of one run share `run`:
+their processes were called in turn, so they may be compared. A configuration that failed is a line with `error`.
+Seconds are wall time, bytes are bytes. What can't be known is absent, never zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from ..core.bundle import Bundle
+from ..core.errors import LatentcError
+from ..core.record import Record, complaints
+from ..profiles import Profile
+from ..runtimes.machine import Machine
+
+SCHEMA_VERSION = 1
+
+Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
+"""What a sample times: all text encoders of a draw, one denoiser call, the decoding of all its images, all the rest
+of the draw (tokens, noise, guidance, scheduler, pixels), and the whole draw from request to pixels."""
+
+STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
+
+Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference", "clip_score", "scene_score", "frechet_distance"]
+"""How finished pictures are compared with the reference's, or judged alone (`clip_score`, `scene_score`)."""
+
+DOUBT = 20
+"""One in so many intervals misses the true median: 95 % confidence."""
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Line(Record):
+    """A part of a line. NaN and infinity, which JSON hasn't, are written as strings and read back."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Draw(Line):
+    """The seconds of one draw: from the request to `batch` finished pictures."""
+
+    text_encoder: Seconds
+    denoiser: tuple[Seconds, ...]
+    """Each call, in order. Some schedulers call more often than they have steps."""
+    vae_decoder: Seconds
+    host: float
+    """`total` less the other three."""
+    total: Seconds
+    joules: float | None = None
+    """What the machine's CPU packages took meanwhile, whatever else they did."""
+
+
+class Startup(Line):
+    """What is paid before the first draw, once per machine (`build`) or per process (the rest)."""
+
+    build_seconds: Seconds | None = None
+    """Compiling, or the baseline's own export: when it was done, which may have been an earlier run."""
+    build_reused: bool = False
+    """The engines were there already."""
+    import_seconds: Seconds | None = None
+    load_seconds: Seconds | None = None
+    engine_bytes: int | None = None
+    """On disk, of all parts."""
+
+
+class Memory(Line):
+    """Resident memory of the process tree. Pages that processes share are counted in each of them."""
+
+    before_bytes: int
+    """After its libraries were imported, before anything was loaded."""
+    load_peak_bytes: int
+    """The most while loading."""
+    loaded_bytes: int
+    """After loading."""
+    run_peak_bytes: int
+    """The most while drawing."""
+    peak_bytes: int
+    """The most of its whole life, imports included."""
+    vram_peak_bytes: int | None = None
+    """The most GPU memory that the processes held."""
+
+
+class Work(Line):
+    """How much a stage computes."""
+
+    flops: float
+    """Floating-point operations of what one sample times: a multiplication and an addition are two."""
+    ceiling_tflops: float | None = None
+    """What a large matrix product reached on this machine, in the stage's precision."""
+
+
+class PartParity(Line):
+    """How near one part comes to the reference, on fixed inputs."""
+
+    psnr_db: float
+    cosine: float
+
+
+class Figure(Line):
+    """A metric over the pictures of a suite."""
+
+    median: float
+    worst: float
+    floor: float | None = None
+    """The reference against itself, with another number of threads: differences below it mean nothing."""
+
+
+class Parity(Line):
+    """What the speed costs in likeness to the reference, from the engines that were timed."""
+
+    reference: str
+    """Who made the reference, as `PyTorch, at export`."""
+    parts: dict[str, PartParity] = Field(default={})
+    step_psnr_db: float | None = None
+    """One whole step, from the reference's own latents: the worst of the stored ones."""
+    forced_psnr_db: tuple[float, ...] = ()
+    """The denoiser alone at several timesteps, fed the reference's latents."""
+    suite: str | None = None
+    """Name and version of the prompts and seeds behind `pictures`."""
+    pictures: dict[Metric, Figure] = Field(default={})
+    faults: tuple[str, ...] = ()
+    """Pictures of NaN, black ones and flat ones, by prompt and seed."""
+
+
+class Setting(Line):
+    """What was drawn."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    batch: int
+    """Pictures of one draw."""
+    steps: int
+    guidance: float
+    """Above 1 the denoiser's batch is twice `batch`."""
+    seed: int
+
+
+class Subject(Line):
+    """What drew it."""
+
+    kind: Literal["profile", "baseline"]
+    name: str
+    """Of the profile, or of the baseline as `--against` takes it."""
+    engines: dict[str, str] = Field(default={})
+    """What ran each part, as `openvino 2026.4.1 CPU bf16`; empty where it failed before that was known."""
+    scheduler: str | None = None
+    versions: dict[str, str] = Field(default={})
+    """Of Python and the libraries in its process."""
+    profile: Profile | None = None
+    """The whole profile; None for baselines that aren't latentc's."""
+
+
+class Model(Line):
+    """The bundle that was drawn with, or whose checkpoint a baseline drew with."""
+
+    name: str
+    family: str
+    random: bool
+    """Its weights are noise: the pictures mean nothing, the seconds do."""
+    parameters: dict[str, int]
+    digests: dict[str, str]
+    latentc: str
+    """The version that exported it."""
+
+
+class Measurement(Line):
+    """One configuration: a subject at one size, batch and number of steps on one machine."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    """Shared by the rows that were measured in turn."""
+    time: str
+    """When the run started: ISO 8601, UTC."""
+    latentc: str
+    commit: str | None = None
+    """Of latentc's source, where it is a git checkout; with `-dirty` where that was changed."""
+    machine: Machine
+    load_average: float | None = None
+    """Processes that wanted a core when the run started: above 0.5 something else was at work."""
+    model: Model
+    subject: Subject
+    setting: Setting
+    startup: Startup = Startup()
+    first: Draw | None = None
+    """The first draw of the process: some libraries compile in it."""
+    warmup: tuple[Draw, ...] = ()
+    draws: tuple[Draw, ...] = ()
+    """The measured draws, in order; none where it failed before."""
+    stable: bool | None = None
+    """Whether the rule of `stability` holds for `total`; None where nothing was measured."""
+    stability: str | None = None
+    """The rule, and what was found."""
+    memory: Memory | None = None
+    work: dict[Stage, Work] | None = None
+    parity: Parity | None = None
+    pictures: tuple[str, ...] = ()
+    """Files of the first draw's pictures, relative to the file of results."""
+    error: str | None = None
+    """Why there is no measurement, or why it broke off; the rest of the row is what was known by then."""
+    leaves_out: tuple[str, ...] = ()
+    """What the figures don't hold, in sentences."""
+
+    def samples(self, stage: Stage) -> tuple[float, ...]:
+        """Every measured sample of a stage, in seconds: one for each draw, of the denoiser one for each call."""
+        if stage == "denoiser":
+            return tuple(seconds for draw in self.draws for seconds in draw.denoiser)
+        return tuple(getattr(draw, stage) for draw in self.draws)
+
+    def summary(self, stage: Stage) -> Summary | None:
+        """Median, percentiles and spread of a stage; None without samples."""
+        samples = self.samples(stage)
+        return summarize(samples) if samples else None
+
+    @property
+    def joules(self) -> Summary | None:
+        """Energy of a draw in joules; None where the machine doesn't tell."""
+        samples = [draw.joules for draw in self.draws if draw.joules is not None]
+        return summarize(samples) if samples else None
+
+    def tflops(self, stage: Stage) -> float | None:
+        """Achieved TFLOP/s of a stage at its median; None where its work wasn't counted."""
+        work, found = (self.work or {}).get(stage), self.summary(stage)
+        return work.flops / found.median / 1e12 if work and found and found.median > 0 else None
+
+    def ceiling_share(self, stage: Stage) -> float | None:
+        """Achieved TFLOP/s over what a matrix product reached; None where either is missing."""
+        work, achieved = (self.work or {}).get(stage), self.tflops(stage)
+        return achieved / work.ceiling_tflops if work and achieved and work.ceiling_tflops else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What samples come to, in their unit."""
+
+    count: int
+    median: float
+    p90: float
+    p99: float
+    """Near the largest where there are fewer than a hundred samples."""
+    minimum: float
+    maximum: float
+    interval: tuple[float, float]
+    """Where the true median lies with 95 % confidence; of fewer than six samples, from the least to the largest."""
+
+    @property
+    def spread(self) -> float:
+        """Half the interval over the median: 0.02 reads as plus or minus 2 %."""
+        low, high = self.interval
+        return (high - low) / 2 / self.median if self.median > 0 else 0.0
+
+
+def summarize(samples: Sequence[float]) -> Summary:
+    """Summarize one or more samples.
+
+    Percentiles are interpolated between neighbours. The interval is the order statistics' own, free of any
+    distribution. Source: Hoefler and Belli, Scientific Benchmarking of Parallel Computing Systems, SC 2015, 4.2.2.
+    """
+    ordered = sorted(samples)
+    low = _interval_rank(len(ordered))
+    return Summary(
+        count=len(ordered),
+        median=median(ordered),
+        p90=_percentile(ordered, 0.90),
+        p99=_percentile(ordered, 0.99),
+        minimum=ordered[0],
+        maximum=ordered[-1],
+        interval=(ordered[low], ordered[-1 - low]),
+    )
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def _interval_rank(count: int) -> int:
+    """How many samples lie outside the median's interval on each side: by the binomial of `count` tosses, in wholes."""
+    outside, term, tail = 0, 1, 1
+    while 2 * tail * DOUBT <= 2**count and outside < (count - 1) // 2:
+        outside += 1
+        term = term * (count - outside + 1) // outside
+        tail += term
+    return max(0, outside - 1)
+
+
+def model_of(bundle: Bundle) -> Model:
+    """What a row says of a bundle: its folder's name, and nothing else of where it lies."""
+    manifest = bundle.manifest
+    return Model(
+        name=bundle.folder.name,
+        family=manifest.family,
+        random=manifest.source.random,
+        parameters={name: part.parameters for name, part in manifest.parts.items()},
+        digests={name: part.digest for name, part in manifest.parts.items()},
+        latentc=manifest.latentc,
+    )
+
+
+def append_records(path: Path, rows: Iterable[Measurement]) -> None:
+    """Add lines to a file of results. Raises `LatentcError` where it can't be written."""
+    text = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as exc:
+        raise LatentcError(f"{path} can't be written ({exc.strerror}). Choose a file that can.") from exc
+
+
+def read_records(path: Path) -> list[Measurement]:
+    """The lines of a file of results. Raises `LatentcError` naming the line that can't be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise LatentcError(f"{path} can't be read ({exc}). `latentc bench -o FILE` writes one.") from exc
+    return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read(path: Path, number: int, line: str) -> Measurement:
+    try:
+        value: Any = json.loads(line)
+    except ValueError as exc:
+        raise LatentcError(f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote?") from exc
+    version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise LatentcError(
+            f"{path}:{number} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. "
+            "Read it with the latentc that wrote it, or measure again."
+        )
+    try:
+        return Measurement.model_validate_json(line)
+    except ValidationError as exc:
+        raise LatentcError(f"{path}:{number}: {complaints(exc, Measurement)}. Measure again.") from exc
