@@ -117,11 +117,10 @@ def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_p
     figure = read_step(bundle, key)
     if figure is None:
         with Engines(bundle, profile) as engines:
+            if not engines.take_step():
+                return None
             on_progress("step: compare", None)
-            try:
-                used = {part: engines.engine(part, shapes) for part, shapes in step_shapes(bundle).items()}
-            except ShapeError:
-                return None  # static engines, none of them of the reference's size: each was compared at its own
+            used = {part: engines.engine(part, shapes) for part, shapes in step_shapes(bundle).items()}
             figure = measure_step(bundle, used)
         write_text(bundle.engines / f"step-{key}.json", f'{{"psnr_db": {figure}}}\n')
     _check_step(profile, [one.artifact for one in built], figure)
@@ -167,8 +166,7 @@ class Engines:
         Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
         built for other sizes.
         """
-        candidates = [want for want in self._wanted if want.part == part]
-        fitting = [want for want in candidates if want.target.shape is None or dict(want.target.shape) == dict(shapes)]
+        fitting = self._fitting(part, shapes)
         if not fitting:
             self.bundle.part(part)
             profile = self.profile
@@ -180,14 +178,30 @@ class Engines:
             )
         return self._load(max(fitting, key=lambda want: want.target.shape is not None))
 
+    def _fitting(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Wanted]:
+        candidates = [want for want in self._wanted if want.part == part]
+        return [want for want in candidates if want.target.shape is None or dict(want.target.shape) == dict(shapes)]
+
+    def take_step(self) -> bool:
+        """Whether they take the stored step; static engines of other sizes don't: each is compared at its own."""
+        return all(self._fitting(part, shapes) for part, shapes in step_shapes(self.bundle).items())
+
     def check(self) -> None:
-        """Raise `BundleError` where an engine isn't built, `ParityError` where one is below the profile's floor."""
+        """Raise `BundleError` where an engine isn't built or the whole step wasn't compared, and `ParityError`
+        where one is below the profile's floor.
+        """
         found = [self._artifact(want) for want in self._wanted]
         for want, artifact in zip(self._wanted, found, strict=True):
             _check_floor(self.profile, want, artifact.parity.psnr_db)
         figure = read_step(self.bundle, step_key(found))
         if figure is not None:
             _check_step(self.profile, found, figure)
+        elif self.take_step():
+            raise BundleError(
+                f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
+                f"the reference: the build didn't finish. Run: latentc build {self.bundle.folder} "
+                f"--profile {self.profile.name}"
+            )
 
     def _artifact(self, want: Wanted) -> Artifact:
         if artifact := find(self.bundle, want.part, want.key):

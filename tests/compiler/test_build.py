@@ -40,6 +40,17 @@ def test_a_second_build_finds_everything(own_bundle):
     )
 
 
+def test_engines_whose_step_was_never_compared_are_refused(own_bundle):
+    opened = own_bundle()
+    build(opened, NULL)
+    (step,) = opened.engines.glob("step-*.json")
+    step.unlink()
+    with pytest.raises(BundleError, match="the build didn't finish"):
+        load(opened, NULL)
+    build(opened, NULL)
+    load(opened, NULL).close()
+
+
 def test_a_second_build_needs_no_torch(own_bundle):
     opened = own_bundle()
     build(opened, OPENVINO)
