@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from . import world
 from .world import HABITS, Count, Kind, Light, Place, Position, Scene, Size, Sky, Thing
 
 T = TypeVar("T")
@@ -102,6 +103,18 @@ class Described:
 
     text: str
     said: frozenset[str]
+
+
+WHOLE: dict[str, tuple[str, ...]] = {"place": world.PLACES, "sky": world.SKIES, "light": tuple(LIGHTS)}
+"""Attributes of a whole scene and their values."""
+
+EACH: dict[str, tuple[str, ...]] = {
+    "count": tuple(COUNT_WORDS.values()),
+    "colour": world.NAMES,
+    "size": world.SIZES,
+    "position": world.POSITIONS,
+}
+"""Attributes of each kind of thing and their values."""
 
 
 def attributes(scene: Scene) -> dict[str, str]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..caption import COUNT_WORDS, Described, attributes
-from ..world import KINDS, LIGHTS, NAMES, PLACES, POSITIONS, SIZES, SKIES
+from ..caption import EACH, WHOLE, Described, attributes
+from ..world import KINDS
 from .course import Course, run_course, trained
 from .pictures import EXAMINED, scene_of
 from .vae import COUNT
@@ -23,14 +23,6 @@ from .words import LENGTH, Words, described
 
 WIDTH = 128
 BATCH = 64
-LIGHT_NAMES = sorted({light for lights in LIGHTS.values() for light in lights})
-WHOLE: dict[str, tuple[str, ...]] = {"place": PLACES, "sky": SKIES, "light": tuple(LIGHT_NAMES)}
-EACH: dict[str, tuple[str, ...]] = {
-    "count": tuple(COUNT_WORDS.values()),
-    "colour": NAMES,
-    "size": SIZES,
-    "position": POSITIONS,
-}
 UNSAID = 0
 
 

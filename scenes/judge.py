@@ -1,0 +1,92 @@
+"""What a picture of the world shows, read by a small classifier, and two measures from that.
+
+The classifier is `judge.onnx`, trained on the renderer's pictures alone. Whoever has a runtime runs
+it: `image` float32 [n, 3, 128, 128] within 0 and 1 to logits by attribute, and to `features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .caption import EACH, WHOLE
+from .world import KINDS
+
+JUDGE = Path(__file__).parent / "judge.onnx"
+SIDE = 128
+ABSENT = 0
+"""The class of `count` for a kind that isn't there; others are how many."""
+
+Pixels = NDArray[np.uint8]
+Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]
+"""Runs the judge: from `image` to its outputs by name."""
+
+
+def prepare(images: Pixels) -> NDArray[np.float32]:
+    """From pictures uint8 [n, h, w, 3] to `image`: scaled to 128 pixels (box filter down, bicubic up)."""
+    small = [picture if picture.shape[:2] == (SIDE, SIDE) else _resized(picture) for picture in images]
+    return np.stack(small).astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
+
+
+def _resized(picture: Pixels) -> Pixels:
+    how = Image.Resampling.BOX if picture.shape[0] > SIDE else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), how))
+
+
+def attributes_of(outputs: Mapping[str, NDArray[np.float32]]) -> list[dict[str, str]]:
+    """What each picture shows, in the words of `caption.attributes`."""
+    found: list[dict[str, str]] = []
+    for i in range(len(outputs["place"])):
+        read = {name: values[int(outputs[name][i].argmax())] for name, values in WHOLE.items()}
+        for k, kind in enumerate(KINDS):
+            count = int(outputs["count"][i, k].argmax())
+            if count == ABSENT:
+                continue
+            read[f"{kind}.count"] = EACH["count"][count - 1]
+            for name in ("colour", "size", "position"):
+                read[f"{kind}.{name}"] = EACH[name][int(outputs[name][i, k].argmax())]
+        found.append(read)
+    return found
+
+
+def scene_score(read: Sequence[Mapping[str, str]], said: Sequence[Mapping[str, str]]) -> float:
+    """The share of what captions say that their pictures show, over all pictures: 0 to 1.
+
+    `said` are the attributes that each caption tells, of those that the judge reads reliably.
+    A stand-in for a CLIP score.
+    """
+    hits = [picture.get(key) == value for picture, told in zip(read, said, strict=True) for key, value in told.items()]
+    return sum(hits) / max(1, len(hits))
+
+
+def scores_by_attribute(
+    read: Sequence[Mapping[str, str]], said: Sequence[Mapping[str, str]], names: Collection[str] = (*WHOLE, *EACH)
+) -> dict[str, float]:
+    """`scene_score` of each attribute by itself, `count` of all kinds together and so on; without what nobody said."""
+    scores: dict[str, float] = {}
+    for name in names:
+        told = [{key: value for key, value in one.items() if key.split(".")[-1] == name} for one in said]
+        if any(told):
+            scores[name] = scene_score(read, told)
+    return scores
+
+
+def frechet_distance(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """The Fréchet distance between Gaussians fitted to two sets of features, each [n, d] with n > d.
+
+    As in Heusel et al. (2017, arXiv:1706.08500), on the judge's features: a stand-in for FID.
+    Raises ValueError for too few pictures to fit a Gaussian.
+    """
+    for features in (found, wanted):
+        if len(features) <= features.shape[1]:
+            raise ValueError(f"{len(features)} pictures are too few; more than {features.shape[1]} are needed.")
+    means = [features.mean(axis=0, dtype=np.float64) for features in (found, wanted)]
+    spreads = [np.cov(features.astype(np.float64), rowvar=False) for features in (found, wanted)]
+    values, vectors = np.linalg.eigh(spreads[0])
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ spreads[1] @ root).clip(0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(spreads[0]) + np.trace(spreads[1]) - 2 * shared)
