@@ -1,0 +1,177 @@
+"""The line between the harness and a process under measure: one JSON value a line, an order in, an answer out.
+
+An order is `{"verb": ..., "what": {...}}`; an answer is `{"ok": {...}}` or `{"error": "..."}`. Only the standard
+library and `core.errors` are imported here: subjects also run where no library of latentc's is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any, Protocol
+
+from ..core.errors import LatentcError
+
+LONGEST = 400
+
+BOOT = """
+import importlib.util, runpy, sys
+root, module = sys.argv[1:3]
+spec = importlib.util.spec_from_file_location("latentc", root + "/__init__.py", submodule_search_locations=[root])
+sys.modules["latentc"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["latentc"])
+runpy.run_module("latentc." + module, run_name="__main__")
+"""
+"""Runs a module of latentc under a Python that latentc isn't installed in."""
+
+
+def command(python: Path, module: str) -> list[str]:
+    """The command line that runs `latentc.<module>` under some Python of 3.11 or later."""
+    return [str(python), "-P", "-c", BOOT, str(Path(__file__).parent.parent), module]
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a process is to measure: said with `open`, `build` and `load`."""
+
+    bundle: str
+    checkpoint: str
+    """Folder in diffusers' layout, behind the bundle; empty where there is none."""
+    models: str
+    """Folder for what a baseline exports; it lasts, so that the next run finds it."""
+    profile: dict[str, Any] | None
+    width: int
+    height: int
+    batch: int
+    guided: bool
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to draw."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    batch: int
+    steps: int
+    guidance: float
+    seed: int
+    latents: str
+    """`.npy` of the initial latents that the seed means: [batch, channels, height / 8, width / 8] f32."""
+    keep: str | None = None
+    """Write the pictures beside this path: PATH-0.png, PATH-1.png ..."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Its libraries are imported."""
+
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What is to be loaded is on disk."""
+
+    seconds: float | None = None
+    reused: bool = False
+    bytes: int | None = None
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    """PSNR in dB and cosine of each part against the reference, where the build compares."""
+    step_psnr_db: float | None = None
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """It can draw."""
+
+    seconds: float
+    engines: dict[str, str]
+    """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
+    scheduler: str
+    """Class name, as diffusers has it."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The seconds of one draw."""
+
+    text_encoder: float
+    denoiser: tuple[float, ...]
+    vae_decoder: float
+    total: float
+    pictures: tuple[str, ...] = ()
+
+
+class Subject(Protocol):
+    """What is measured, inside its process. Each method may raise whatever it likes: that is a row with its reason."""
+
+    def open(self, brief: Brief) -> Opened:
+        """Import what is needed."""
+        ...
+
+    def build(self, brief: Brief) -> Built:
+        """Make what `load` loads, unless it is there. Asked of a process that is closed after."""
+        ...
+
+    def load(self, brief: Brief) -> Loaded:
+        """Make ready to draw."""
+        ...
+
+    def draw(self, wish: Wish) -> Drawn:
+        """Draw once."""
+        ...
+
+
+def serve_subject(subject: Subject) -> None:
+    """Answer the harness until it hangs up."""
+    serve(
+        {
+            "open": lambda what: subject.open(Brief(**what)),
+            "build": lambda what: subject.build(Brief(**what)),
+            "load": lambda what: subject.load(Brief(**what)),
+            "draw": lambda what: subject.draw(Wish(**what)),
+        }
+    )
+
+
+def serve(verbs: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+    """Read orders from standard input and answer each with what its verb's function returns, a dataclass.
+
+    Standard output is the line's alone: what libraries print there goes to standard error. When the harness hangs up
+    or dies the process ends at once, even in the middle of an order.
+    """
+    orders: Queue[str] = Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            orders.put(line)
+        os._exit(0)
+
+    Thread(target=read, daemon=True).start()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        while True:
+            order = json.loads(orders.get())
+            try:
+                answer = {"ok": asdict(verbs[order["verb"]](order["what"]))}
+            except Exception as exc:
+                answer = {"error": reason(exc)}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+
+def reason(exc: BaseException) -> str:
+    """An exception in one line: our own in their words, others with their type."""
+    words = " ".join(str(exc).split())[:LONGEST]
+    return words if isinstance(exc, LatentcError) else f"{type(exc).__name__}: {words}" if words else type(exc).__name__

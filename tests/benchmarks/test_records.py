@@ -1,0 +1,129 @@
+"""What a line of results holds, and what is computed from its samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentc.benchmarks import records
+from latentc.benchmarks.records import (
+    Draw,
+    Figure,
+    Measurement,
+    Parity,
+    Setting,
+    Subject,
+    Work,
+    append_records,
+    model_of,
+    read_records,
+    summarize,
+)
+from latentc.core.errors import LatentcError
+from latentc.profiles import load_profile
+from latentc.runtimes.machine import machine
+
+
+def draw(total, steps=(0.25, 0.5), joules=None):
+    rest = total - sum(steps) - 0.1
+    return Draw(text_encoder=0.05, denoiser=steps, vae_decoder=0.05, host=rest, total=total, joules=joules)
+
+
+@pytest.fixture
+def measurement(bundle):
+    setting = Setting(prompt="a", negative_prompt="", width=64, height=64, batch=1, steps=2, guidance=7.5, seed=1)
+    return Measurement(
+        run="r",
+        time="2026-11-22T00:00:00+00:00",
+        latentc="0.1.0",
+        machine=machine(),
+        model=model_of(bundle("sd1")),
+        subject=Subject(kind="profile", name="null", profile=load_profile("cpu-openvino")),
+        setting=setting,
+        draws=(draw(1.0), draw(1.5), draw(1.25)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(1, 1, 1), (3, 1, 3), (6, 1, 6), (9, 2, 8), (10, 2, 9), (20, 6, 15), (100, 40, 61)]
+)
+def test_the_interval_of_the_median_is_that_of_the_tables(count, low, high):
+    """Ranks from Conover, Practical Nonparametric Statistics, and from the binomial itself."""
+    assert summarize(list(range(1, count + 1))).interval == (low, high)
+
+
+def test_many_samples_are_summarized():
+    found = summarize([float(value) for value in range(4001)])
+    assert (found.count, found.median, found.p90, found.p99, found.minimum, found.maximum) == (
+        4001, 2000, 3600, 3960, 0, 4000,
+    )  # fmt: skip
+    assert found.spread == pytest.approx(1.96 * 4001**0.5 / 2 / 2000, rel=0.05)
+
+
+def test_samples_are_by_stage_and_raw(measurement):
+    assert measurement.samples("denoiser") == (0.25, 0.5) * 3
+    assert measurement.summary("total").median == 1.25
+    assert measurement.summary("denoiser").count == 6
+    assert measurement.joules is None
+    assert measurement.model_copy(update={"draws": ()}).summary("total") is None
+
+
+def test_energy_is_summarized_where_there_is_any(measurement):
+    assert measurement.model_copy(update={"draws": (draw(1, joules=3.0), draw(1, joules=5.0))}).joules.median == 4
+
+
+def test_achieved_rate_and_its_share_of_the_ceiling(measurement):
+    work = {"denoiser": Work(flops=3.75e11, ceiling_tflops=2.0), "total": Work(flops=2.5e12)}
+    counted = measurement.model_copy(update={"work": work})
+    assert counted.tflops("denoiser") == pytest.approx(1.0)
+    assert counted.ceiling_share("denoiser") == pytest.approx(0.5)
+    assert counted.tflops("total") == pytest.approx(2.0)
+    assert counted.ceiling_share("total") is None
+    assert counted.tflops("vae_decoder") is None
+    assert measurement.tflops("denoiser") is None
+
+
+def test_a_line_reads_back_as_it_was(measurement, tmp_path):
+    parity = Parity(
+        reference="PyTorch, at export",
+        step_psnr_db=float("-inf"),
+        pictures={"psnr_db": Figure(median=40, worst=float("-inf"), floor=90), "ssim": Figure(median=0.9, worst=0.8)},
+    )
+    row = measurement.model_copy(update={"parity": parity, "error": "broke"})
+    path = tmp_path / "deep" / "results.jsonl"
+    append_records(path, [measurement])
+    append_records(path, [row])
+    assert read_records(path) == [measurement, row]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "memory" not in lines[0], "what isn't known is absent"
+    assert "joules" not in lines[0]["draws"][0]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "results.jsonl:1 is no JSON"),
+        ('{"schema_version": 2}', "has schema version 2; this latentc reads 1"),
+        ("[]", "has schema version None"),
+        ('{"schema_version": 1, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
+    ],
+)
+def test_a_line_that_cant_be_read_is_named(tmp_path, line, says):
+    path = tmp_path / "results.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(LatentcError, match="measure again|Measure again|Was the run") as caught:
+        read_records(path)
+    assert says in str(caught.value)
+
+
+def test_no_file_and_no_place_for_one_are_said(tmp_path):
+    with pytest.raises(LatentcError, match="can't be read"):
+        read_records(tmp_path / "none.jsonl")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LatentcError, match="can't be written"):
+        append_records(tmp_path / "file" / "results.jsonl", [])
+
+
+def test_the_schema_in_the_repository_is_that_of_the_code():
+    kept = json.loads(Path(records.__file__).with_name("records.schema.json").read_text())
+    assert kept == Measurement.model_json_schema(mode="serialization")
