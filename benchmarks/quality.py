@@ -40,7 +40,7 @@ class Figures:
     """Structural similarity, mean over pixels and channels; 1 for equal pictures."""
     flip: float
     """LDR-FLIP, mean over pixels: 0 for equal pictures, 1 at most."""
-    mean_difference: float
+    mean_absolute_difference: float
     """Mean absolute difference of the values, 0 to 255."""
 
 
@@ -62,7 +62,7 @@ def compare(reference: Array, other: Array) -> Figures:
         psnr_db=picture_psnr_db(reference, other),
         ssim=ssim(reference, other),
         flip=flip(reference, other),
-        mean_difference=mean_difference(reference, other),
+        mean_absolute_difference=mean_absolute_difference(reference, other),
     )
 
 
@@ -77,7 +77,7 @@ def picture_psnr_db(reference: Array, other: Array) -> float:
     return min(PERFECT_DB, 20 * math.log10(PEAK / rmse)) if rmse else PERFECT_DB
 
 
-def mean_difference(reference: Array, other: Array) -> float:
+def mean_absolute_difference(reference: Array, other: Array) -> float:
     """Mean absolute difference of the values, 0 to 255."""
     wide, mine = _pictures(reference, other)
     return float(np.abs(wide - mine).mean())

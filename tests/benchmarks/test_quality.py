@@ -12,7 +12,7 @@ from latentc.benchmarks.quality import (
     compare,
     faults,
     flip,
-    mean_difference,
+    mean_absolute_difference,
     picture_psnr_db,
     ssim,
     summarize,
@@ -36,7 +36,9 @@ def noisy(picture, deviation):
 
 
 def test_a_picture_is_equal_to_itself(picture):
-    assert compare(picture, picture.copy()) == Figures(psnr_db=PERFECT_DB, ssim=1.0, flip=0.0, mean_difference=0.0)
+    assert compare(picture, picture.copy()) == Figures(
+        psnr_db=PERFECT_DB, ssim=1.0, flip=0.0, mean_absolute_difference=0.0
+    )
 
 
 def test_every_figure_falls_as_noise_grows(picture):
@@ -45,16 +47,16 @@ def test_every_figure_falls_as_noise_grows(picture):
         assert near.psnr_db > far.psnr_db
         assert near.ssim > far.ssim
         assert near.flip < far.flip
-        assert near.mean_difference < far.mean_difference
+        assert near.mean_absolute_difference < far.mean_absolute_difference
 
 
 def test_psnr_and_difference_by_hand(picture):
     base = np.full((16, 16, 3), 40, np.uint8)
     assert picture_psnr_db(base, base + np.uint8(3)) == pytest.approx(20 * math.log10(255 / 3))
-    assert mean_difference(base, base - np.uint8(3)) == 3
+    assert mean_absolute_difference(base, base - np.uint8(3)) == 3
     one = base.copy()
     one[0, 0, 0] += 96
-    assert mean_difference(base, one) == pytest.approx(96 / base.size)
+    assert mean_absolute_difference(base, one) == pytest.approx(96 / base.size)
     assert picture_psnr_db(base, one) == pytest.approx(10 * math.log10(255**2 * base.size / 96**2))
     # the peak is white, however dark the picture: unlike a tensor's
     assert picture_psnr_db(base // 10, base // 10 + np.uint8(3)) == picture_psnr_db(base, base + np.uint8(3))
@@ -111,7 +113,7 @@ def test_inputs_are_left_alone(picture):
     assert (other == before[1]).all()
 
 
-@pytest.mark.parametrize("metric", [picture_psnr_db, ssim, flip, mean_difference])
+@pytest.mark.parametrize("metric", [picture_psnr_db, ssim, flip, mean_absolute_difference])
 def test_what_isn_t_a_pair_of_pictures_is_refused(picture, metric):
     for other in (picture[:-1], picture.astype(np.float32), picture[..., :1], picture[None]):
         with pytest.raises(ParityError):
@@ -148,21 +150,21 @@ def test_faults_by_name(picture):
 
 def test_the_worst_is_each_figure_s_own_worst():
     many = [
-        Figures(psnr_db=30.0, ssim=0.9, flip=0.3, mean_difference=1.0),
-        Figures(psnr_db=40.0, ssim=0.5, flip=0.1, mean_difference=5.0),
-        Figures(psnr_db=50.0, ssim=0.8, flip=0.2, mean_difference=3.0),
+        Figures(psnr_db=30.0, ssim=0.9, flip=0.3, mean_absolute_difference=1.0),
+        Figures(psnr_db=40.0, ssim=0.5, flip=0.1, mean_absolute_difference=5.0),
+        Figures(psnr_db=50.0, ssim=0.8, flip=0.2, mean_absolute_difference=3.0),
     ]
     found = summarize(many)
-    assert found.worst == Figures(psnr_db=30.0, ssim=0.5, flip=0.3, mean_difference=5.0)
-    assert found.median == Figures(psnr_db=40.0, ssim=0.8, flip=0.2, mean_difference=3.0)
+    assert found.worst == Figures(psnr_db=30.0, ssim=0.5, flip=0.3, mean_absolute_difference=5.0)
+    assert found.median == Figures(psnr_db=40.0, ssim=0.8, flip=0.2, mean_absolute_difference=3.0)
     assert found.pictures == 3
     with pytest.raises(ParityError):
         summarize([])
 
 
 def test_a_nan_isn_t_averaged_away():
-    sound = Figures(psnr_db=30.0, ssim=0.9, flip=0.3, mean_difference=1.0)
-    broken = Figures(psnr_db=math.nan, ssim=math.nan, flip=math.nan, mean_difference=math.nan)
+    sound = Figures(psnr_db=30.0, ssim=0.9, flip=0.3, mean_absolute_difference=1.0)
+    broken = Figures(psnr_db=math.nan, ssim=math.nan, flip=math.nan, mean_absolute_difference=math.nan)
     with np.errstate(invalid="ignore"):
         worst = summarize([sound, broken, sound]).worst
     assert math.isnan(worst.psnr_db)
