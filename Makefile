@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check peers clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -24,6 +24,28 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/latentc
+	@touch $@
+
+# Environments of their own for what `latentc bench --against` compares with: about 5 GB.
+PEERS := $(VENV)/peers
+INTEL := openvino==2026.4.1 nncf==3.4.0 huggingface_hub==1.21.0 torch==2.13.0 transformers==5.5.4
+
+peers: $(PEERS)/intel/.ready $(PEERS)/onnx/.ready
+
+# optimum-intel asks for torchvision, which it doesn't need here and which breaks with CPU builds of torch: hence no deps.
+$(PEERS)/intel/.ready: $(READY)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps $(INTEL) optimum-intel==2.2.0 optimum==2.3.0 diffusers==0.39.0
+	$(@D)/bin/python -m pip install --quiet $(INTEL) setuptools "requests<3,>=2.33" "openvino-tokenizers==2026.4.1.*" \
+		"numpy<2.5" packaging pyyaml regex "tokenizers>=0.22,<=0.23.0" "typer<0.26,>=0.20" safetensors tqdm \
+		importlib_metadata filelock "httpx<1" Pillow "click>=8.4" fsspec "hf-xet<2" typing-extensions openvino-telemetry \
+		"networkx<=3.6.1" "ninja<1.14" psutil "pydot<=4.0.1" rich scikit-learn scipy tabulate sympy jinja2 accelerate
+	@touch $@
+
+$(PEERS)/onnx/.ready: $(READY)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0 optimum-onnx==0.1.0 optimum==2.1.0 transformers==4.57.6 \
+		diffusers==0.39.0 huggingface_hub==0.36.2 onnx==1.23.2 onnxruntime==1.31.1 accelerate
 	@touch $@
 
 clean:

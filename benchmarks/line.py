@@ -50,6 +50,8 @@ class Brief:
     height: int
     batch: int
     guided: bool
+    ceiling: bool
+    """Also measure how fast matrices are multiplied, when building."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Built:
     """PSNR in dB and cosine of each part against the reference, where the build compares."""
     step_psnr_db: float | None = None
     reference: str = ""
+    ceiling_tflops: dict[str, float] = field(default_factory=dict[str, float])
+    """What a matrix product reached, by the part whose precision it was done in."""
 
 
 @dataclass(frozen=True)

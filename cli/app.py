@@ -207,6 +207,49 @@ def new_checkpoint(
 
 
 @app.command()
+def bench(
+    bundle: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to add the measurements to.")],
+    profile: Profiles = DEFAULT_PROFILE,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="Baselines, with commas between: torch-eager, torch-compile, diffusers, and with `make peers` "
+            "optimum-openvino, optimum-onnxruntime."
+        ),
+    ] = "",
+    size: Annotated[str | None, typer.Option(help="Sides or WIDTHxHEIGHTs in pixels: 512,768. Default: own.")] = None,
+    batch: Annotated[str, typer.Option(help="Pictures drawn at once: 1,2.")] = "1",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less: the prompt alone.")] = 7.5,
+    repeat: Annotated[int, typer.Option(help="Draws at least; up to 3 times as many until times are stable.")] = 6,
+    ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
+    peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure profiles and baselines: each in a process of its own, all of them in turn."""
+    from ..benchmarks.bench import Plan
+    from ..profiles import load_profile
+    from .bench import measure, parse_batches, parse_sizes
+
+    plan = Plan(
+        profiles=tuple(map(load_profile, profile.split(","))),
+        baselines=tuple(filter(None, against.split(","))),
+        sizes=parse_sizes(size),
+        batches=parse_batches(batch),
+        steps=steps,
+        repeat=repeat,
+        guidance=guidance,
+        ceiling=ceiling,
+        keep=keep,
+        peers=peers,
+    )
+    measure(bundle, plan, output, quiet=quiet, as_json=as_json)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to work; what is there already is used again.")] = Path("demo"),
     quiet: Quiet = False,

@@ -1,6 +1,7 @@
 """The reference: the checkpoint's own modules, run by PyTorch. It is what the export was compared with.
 
-An artifact is `source.json`: where the checkpoint is. The bundle's graphs aren't read.
+An artifact is `source.json`: where the checkpoint is. The bundle's graphs aren't read. With the option `compile`, the
+modules go through `torch.compile`: a baseline for `latentc bench`, paid for at the first call of each process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
-from ..core.record import Record, complaints
+from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array, Precision
 from .base import Engine, Job, Option, Target
 from .border import border, first_line
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..checkpoints.parts import PartSpec
 
 SOURCE = "source.json"
+COMPILE = "compile"
 INSTALL = 'Install it with: pip install ".[export]".'
 LIBRARIES = ("torch", "diffusers", "transformers")
 DTYPES: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -80,9 +82,12 @@ class Torch:
         return ("f32", "bf16", "f16")
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """It has no options."""
-        for name in options:
-            raise ProfileError(f"The torch runtime has no option {name!r}, nor any other. Remove it from [options].")
+        """`compile`: true or false."""
+        for name, value in options.items():
+            if name != COMPILE:
+                raise ProfileError(f"The torch runtime has no option {name!r}. {suggest(name, [COMPILE])}")
+            if not isinstance(value, bool):
+                raise ProfileError(f"{name} is {value!r}; it must be true or false. Correct it under [options].")
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Note where the checkpoint is, and the digest of its weights."""
@@ -134,6 +139,8 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     part: Any = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
+    if target.options.get(COMPILE):
+        part = torch.compile(part)  # pyright: ignore[reportUnknownMemberType]
 
     def taken(array: Array) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array))  # pyright: ignore[reportUnknownMemberType]

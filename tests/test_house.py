@@ -25,6 +25,9 @@ APART = {("export", "runtimes"), ("runtimes", "export"), ("profiles", "checkpoin
 TORCH = {"torch", "diffusers", "transformers"}
 TORCH_ROOMS = {"export", "checkpoints"}
 TORCH_FILES = {"runtimes/torch.py"}
+PROGRAMS = "benchmarks/subjects"
+"""The baselines of `latentc bench`: programs that are run in processes of their own, often under another library's
+environment, and imported by nobody. They exist to run PyTorch, and nothing needs them to run a bundle."""
 RUNTIME_NAMES = ("openvino", "onnxruntime", "tensorrt", "migraphx")
 BLOCKED = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino")
 
@@ -67,7 +70,19 @@ def test_a_room_imports_only_from_lower_floors(path):
             assert FLOORS[inside] < FLOORS[room], f"{room} imports {inside}, which isn't below it"
             assert (room, inside) not in APART
         if outside in TORCH:
-            assert room in TORCH_ROOMS or str(path.relative_to(ROOT)) in TORCH_FILES, f"{outside} has no place here"
+            place = str(path.relative_to(ROOT))
+            assert room in TORCH_ROOMS or place in TORCH_FILES or path.is_relative_to(ROOT / PROGRAMS), (
+                f"{outside} has no place here"
+            )
+
+
+def test_the_baselines_are_imported_by_nobody():
+    for path in sources():
+        if not path.is_relative_to(ROOT / PROGRAMS):
+            nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+            for node in nodes:
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert "subjects" not in names, f"{path} imports a program of {PROGRAMS}"
 
 
 def test_nothing_below_the_command_line_prints():

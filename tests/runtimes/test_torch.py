@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from latentc.core.bundle import Bundle
-from latentc.core.errors import CheckpointError, CompileError
+from latentc.core.errors import CheckpointError, CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.core.shapes import shape_of
+from latentc.core.tensors import psnr_db
 from latentc.runtimes import Job, Target, runtime
 
 
@@ -80,6 +81,27 @@ def test_narrower_types_are_what_they_say(torch, build, make_case):
     engine.close()
     assert found.dtype == np.float32
     assert 1e-4 < np.abs(found - exact).max() < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_modules_compute_the_same(torch, build):
+    feeds = {"input_ids": np.arange(77, dtype=np.int64)[None]}
+    target, artifact = build("sd1", "text_encoder")
+    exact = torch.load(artifact, target).run(feeds)
+    compiled = replace(target, options={"compile": True})
+    found = torch.load(artifact, compiled).run(feeds)
+    assert all(psnr_db(array, found[name]) > 100 for name, array in exact.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"compil": True}, "Did you mean 'compile'"), ({"compile": 1}, "true or")]
+)
+def test_its_one_option_is_strict(torch, options, says):
+    torch.check({"compile": False})
+    with pytest.raises(ProfileError, match=says):
+        torch.check(options)
 
 
 def test_a_checkpoint_that_moved_is_named(torch, build, checkpoint, tmp_path):

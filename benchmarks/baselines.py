@@ -1,0 +1,69 @@
+"""What profiles are measured against: each a program in `subjects/`, in its own environment where it needs one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import RequestError, RuntimeMissing
+from ..core.record import suggest
+from ..profiles import Profile
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One baseline."""
+
+    name: str
+    module: str
+    environment: str | None = None
+    """Folder of the peers' environments that it runs in; None: latentc's own."""
+    profile: Profile | None = None
+    """For those that are PyTorch under latentc's pipeline."""
+    leaves_out: tuple[str, ...] = ()
+
+
+PROFILE_MODULE = "benchmarks.subjects.profile"
+EAGER = Profile(name="torch-eager", title="PyTorch as it is, f32, under latentc's pipeline", runtime="torch")
+COMPILED = Profile(
+    name="torch-compile",
+    title="torch.compile, f32, under latentc's pipeline",
+    runtime="torch",
+    options={"compile": True},
+)
+OWN_LOOP = "Its own pipeline draws: tokens, scheduler and pixels are its own too."
+
+BASELINES = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("torch-eager", PROFILE_MODULE, profile=EAGER),
+        Baseline("torch-compile", PROFILE_MODULE, profile=COMPILED),
+        Baseline("diffusers", "benchmarks.subjects.diffusers", leaves_out=(OWN_LOOP, "The safety checker is off.")),
+        Baseline("optimum-openvino", "benchmarks.subjects.optimum_openvino", "intel", leaves_out=(OWN_LOOP,)),
+        Baseline("optimum-onnxruntime", "benchmarks.subjects.optimum_onnxruntime", "onnx", leaves_out=(OWN_LOOP,)),
+    )
+}
+
+
+def find_baseline(name: str) -> Baseline:
+    """The baseline of this name; raises `RequestError` for an unknown one."""
+    if name not in BASELINES:
+        raise RequestError(f"There is no baseline {name!r}. {suggest(name, list(BASELINES))}")
+    return BASELINES[name]
+
+
+def peers_folder() -> Path:
+    """Where `make peers` puts the environments of other libraries' versions: beside what latentc runs in."""
+    return Path(sys.prefix) / "peers"
+
+
+def python_of(baseline: Baseline, peers: Path) -> Path:
+    """The Python that a baseline runs under; raises `RuntimeMissing` where its environment isn't there."""
+    if baseline.environment is None:
+        return Path(sys.executable)
+    python = peers / baseline.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        raise RuntimeMissing(f"{baseline.name} has no environment here. Make it with: make peers.")
+    return python

@@ -1,0 +1,43 @@
+"""One draw through a pipeline with diffusers' way of being called: diffusers' own, and those made after it."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from ..line import Drawn, Wish
+from .clock import Clock
+
+
+def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Drawn:
+    """Draw a wish to 8-bit pictures; the initial latents are given, so that all draw the same."""
+    import numpy as np
+    import torch
+
+    latents = torch.from_numpy(np.load(wish.latents))  # pyright: ignore[reportUnknownMemberType]
+    clock.clear()
+    start = perf_counter()
+    images = pipeline(
+        prompt=wish.prompt,
+        negative_prompt=wish.negative_prompt,
+        width=wish.width,
+        height=wish.height,
+        num_images_per_prompt=wish.batch,
+        num_inference_steps=wish.steps,
+        guidance_scale=wish.guidance,
+        latents=latents,
+        output_type="pil",
+    ).images
+    total = perf_counter() - start
+    pictures: tuple[str, ...] = ()
+    if wish.keep is not None:
+        pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+        for image, path in zip(images, pictures, strict=True):
+            image.save(path)
+    return Drawn(
+        text_encoder=sum(clock.calls("text_encoder")),
+        denoiser=clock.calls("denoiser"),
+        vae_decoder=sum(clock.calls("vae_decoder")),
+        total=total,
+        pictures=pictures,
+    )

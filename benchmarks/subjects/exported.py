@@ -1,0 +1,42 @@
+"""What a baseline exported from a checkpoint, kept for the next run, with how long that took."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+
+from ..line import Built
+
+STAMP = "latentc-baseline.json"
+
+
+def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Built:
+    """What `export` writes into a folder: as it is there, if these versions wrote it, else anew.
+
+    `folder` is the checkpoint's alone. It appears whole or not at all.
+    """
+    versions = {name: metadata.version(name) for name in libraries}
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stamp = {}
+    if stamp.get("versions") == versions:
+        return Built(stamp["seconds"], reused=True, bytes=_bytes(folder))
+    fresh = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    start = perf_counter()
+    export(fresh)
+    seconds = perf_counter() - start
+    (fresh / STAMP).write_text(json.dumps({"versions": versions, "seconds": seconds}), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.replace(folder)
+    return Built(seconds, bytes=_bytes(folder))
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,108 @@
+"""A profile of latentc's. The PyTorch baselines run through it too, as profiles of the torch runtime."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+
+if TYPE_CHECKING:
+    from ...core.tensors import Precision
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+class ProfileSubject:
+    """Opens, builds and draws through `Pipeline`."""
+
+    def open(self, brief: Brief) -> Opened:
+        """Import the pipeline, the runtime and its library."""
+        start = perf_counter()
+        import numpy as np
+
+        from ... import __version__
+        from ...pipelines.pipeline import Pipeline
+        from ...profiles import Profile
+        from ...runtimes import runtime
+
+        self._pipeline_class = Pipeline
+        self._profile = Profile.model_validate(brief.profile)
+        adapter = runtime(self._profile.runtime)
+        adapter.missing(self._profile.device)  # loads the library; a reason is told by `load`
+        seconds = perf_counter() - start
+        own = {"latentc": __version__, "python": platform.python_version(), "numpy": np.__version__}
+        missing = adapter.missing(self._profile.device)
+        return Opened(seconds, own if missing else own | adapter.versions())
+
+    def build(self, brief: Brief) -> Built:
+        """As `latentc build`; the seconds are those of the build that made the engines."""
+        from ...compiler.build import build
+        from ...core.bundle import open_bundle
+
+        made = build(open_bundle(brief.bundle), self._profile)
+        artifacts = [one.artifact for one in made.engines]
+        precisions: dict[str, Precision] = {artifact.part: artifact.fields["precision"] for artifact in artifacts}
+        return Built(
+            seconds=sum(artifact.seconds for artifact in artifacts),
+            reused=all(one.hit for one in made.engines),
+            bytes=sum(artifact.bytes for artifact in artifacts),
+            parts={artifact.part: (artifact.parity.psnr_db, artifact.parity.cosine) for artifact in artifacts},
+            step_psnr_db=made.step_psnr_db,
+            reference="; ".join(dict.fromkeys(artifact.parity.reference for artifact in artifacts)),
+            ceiling_tflops=self._ceilings(precisions) if brief.ceiling else {},
+        )
+
+    def _ceilings(self, precisions: Mapping[str, Precision]) -> dict[str, float]:
+        """What a matrix product reaches in each part's precision; empty for runtimes that compile no graphs."""
+        from ..ceiling import measure_ceiling
+
+        found = {kind: measure_ceiling(self._profile, kind) for kind in dict.fromkeys(precisions.values())}
+        reached = {part: found[kind] for part, kind in precisions.items()}
+        return {part: ceiling.tflops for part, ceiling in reached.items() if ceiling is not None}
+
+    def load(self, brief: Brief) -> Loaded:
+        """Open the pipeline with the engines that it draws with."""
+        from ...compiler.build import Engines
+
+        start = perf_counter()
+        self._pipeline = self._pipeline_class.open(brief.bundle, self._profile)
+        seconds = perf_counter() - start
+        bundle = self._pipeline.bundle
+        drawing = {
+            part: engine for part, engine in Engines(bundle, self._profile).describe().items() if part != "vae_encoder"
+        }
+        return Loaded(seconds, drawing, str(bundle.json(SCHEDULER).get("_class_name")))
+
+    def draw(self, wish: Wish) -> Drawn:
+        """As `latentc run`, up to the pixels; the noise comes from the seed."""
+        from ...core.request import Request
+
+        result = self._pipeline(
+            Request(
+                prompt=wish.prompt,
+                negative_prompt=wish.negative_prompt,
+                width=wish.width,
+                height=wish.height,
+                count=wish.batch,
+                steps=wish.steps,
+                guidance=wish.guidance,
+                seed=wish.seed,
+            )
+        )
+        pictures: tuple[str, ...] = ()
+        if wish.keep is not None:
+            from PIL import Image
+
+            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+            for image, path in zip(result.images, pictures, strict=True):
+                Image.fromarray(image).save(Path(path))
+        seconds = result.seconds
+        return Drawn(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
+
+
+if __name__ == "__main__":
+    serve_subject(ProfileSubject())

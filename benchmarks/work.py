@@ -1,0 +1,40 @@
+"""How much each stage of a draw computes: what turns its seconds into a rate."""
+
+from __future__ import annotations
+
+from ..core.bundle import Bundle
+from ..pipelines.denoise import DENOISER
+from ..pipelines.pixels import DECODER
+from ..pipelines.prompt import LENGTH
+from .flops import Shape, count_flops
+from .records import Setting, Stage, Work
+
+
+def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
+    """FLOP of the text encoders of one draw, of one denoiser call, and of the decoding of all its images.
+
+    Counted on the bundle's graphs, for a prompt of one chunk and, where guided, a negative one. Raises what
+    `count_flops` raises.
+    """
+    model = bundle.manifest.model
+    guided = setting.guidance > 1 and model.guidance_embedding is None
+    zeros = model.zero_empty_negative and not setting.negative_prompt
+    height, width = setting.height // model.downscale, setting.width // model.downscale
+    prompts = 2 if guided and not zeros else 1
+    encoders = sum(_count(bundle, encoder.part, {"batch": prompts}) for encoder in model.text_encoders)
+    rows = setting.batch * (2 if guided else 1)
+    denoiser = _count(bundle, DENOISER, {"batch": rows, "height": height, "width": width, "length": LENGTH})
+    decoder = setting.batch * _count(bundle, DECODER, {"batch": 1, "height": height, "width": width})
+    return {
+        "text_encoder": Work(flops=encoders),
+        "denoiser": Work(flops=denoiser),
+        "vae_decoder": Work(flops=decoder),
+    }
+
+
+def _count(bundle: Bundle, part: str, sizes: dict[str, int]) -> float:
+    shapes: dict[str, Shape] = {
+        tensor.name: tuple(dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape)
+        for tensor in bundle.part(part).inputs
+    }
+    return float(count_flops(bundle.graph(part), shapes).total)

@@ -1,0 +1,100 @@
+"""Measuring from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from ..benchmarks.bench import Plan, bench
+from ..benchmarks.records import Measurement
+from ..core.bundle import open_bundle
+from ..core.errors import RequestError
+from .progress import shown
+from .show import size as bytes_shown
+from .show import table
+
+FIGURES = ("load", "first", "text", "step", "decode", "host", "all", "spread", "memory")
+
+
+def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
+    """`512,768x512` as widths and heights; raises `RequestError` for anything else."""
+    found: list[tuple[int, int]] = []
+    for size in sizes.split(",") if sizes else ():
+        width, _, height = size.partition("x")
+        height = height or width
+        if not (width.isdecimal() and height.isdecimal()) or size.endswith("x"):
+            raise RequestError(f"{size!r} is no size. Write a side or WIDTHxHEIGHT in pixels, as 512 or 768x512.")
+        found.append((int(width), int(height)))
+    return tuple(found)
+
+
+def parse_batches(batches: str) -> tuple[int, ...]:
+    """`1,2` as numbers; raises `RequestError` for anything else."""
+    found = batches.split(",")
+    if not all(batch.isdecimal() and int(batch) > 0 for batch in found):
+        raise RequestError(f"{batches!r} are no batches. Write how many pictures to draw at once, as 1,2.")
+    return tuple(map(int, found))
+
+
+def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
+    """Run a plan, and say what was measured."""
+    if plan.repeat < 1:
+        raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
+    opened = open_bundle(folder)
+    with shown(quiet or as_json) as tell:
+        rows = bench(opened, plan, output, tell)
+    if as_json:
+        typer.echo(json.dumps([row.model_dump(mode="json", exclude_none=True) for row in rows], ensure_ascii=False))
+        return
+    print_rows(rows, output)
+
+
+def print_rows(rows: Sequence[Measurement], output: Path) -> None:
+    """A line for each measurement, then what went wrong."""
+    console = Console(highlight=False)
+    listed = table(None, "subject", "size", *FIGURES, right=FIGURES)
+    for row in rows:
+        setting = row.setting
+        size = f"{setting.width}x{setting.height}" + (f" x{setting.batch}" if setting.batch > 1 else "")
+        listed.add_row(row.subject.name, size, *_figures(row))
+    console.print(listed)
+    console.print(
+        "Medians in seconds: to load, the first draw, then of the measured ones the text encoders, one denoiser call, "
+        "decoding, all the rest, the whole draw. Spread: half the 95 % interval of that median. Memory: the most that "
+        "the process held. null does no work: what it takes is latentc's own."
+    )
+    for row in rows:
+        if row.error is not None:
+            console.print(f"{row.subject.name} failed: {row.error}", markup=False)
+        elif not row.stable:
+            console.print(f"{row.subject.name} isn't stable: {row.stability}.", markup=False)
+    load = rows[0].load_average if rows else None
+    if load is not None and load > BUSY:
+        console.print(f"{load:.1f} processes wanted a core when it began: something else was at work here.")
+    console.print(f"Every sample is in {output}.", markup=False)
+
+
+BUSY = 0.5
+
+
+def _figures(row: Measurement) -> list[str]:
+    seconds = [row.startup.load_seconds, row.first.total if row.first else None]
+    for stage in ("text_encoder", "denoiser", "vae_decoder", "host", "total"):
+        found = row.summary(stage)
+        seconds.append(found.median if found else None)
+    whole = row.summary("total")
+    return [
+        *(_seconds(value) for value in seconds),
+        f"{whole.spread:.0%}" + ("" if row.stable else " !") if whole else "",
+        bytes_shown(row.memory.peak_bytes) if row.memory else "",
+    ]
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"

@@ -1,0 +1,244 @@
+"""Runs of the harness over a tiny bundle. Times are never judged here: the machine is shared."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentc.benchmarks.baselines import BASELINES, python_of
+from latentc.benchmarks.bench import PATIENCE, REPEAT, Plan, bench, judge
+from latentc.benchmarks.records import Draw, read_records
+from latentc.benchmarks.subjects.clock import Clock
+from latentc.benchmarks.subjects.exported import STAMP, exported
+from latentc.benchmarks.work import count_work
+from latentc.cli.bench import parse_batches, parse_sizes
+from latentc.core.errors import RequestError, RuntimeMissing
+from latentc.core.tensors import psnr_db
+from latentc.profiles import Profile, load_profile
+
+SMALL = {"sizes": ((64, 64),), "steps": 2, "repeat": 1, "ceiling": False}
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results.jsonl"
+
+
+def test_every_setting_is_a_line(bundle, results):
+    plan = Plan((load_profile("null"),), sizes=((64, 64), (72, 64)), batches=(1, 2), steps=2, repeat=1)
+    rows = bench(bundle("sd1"), plan, results)
+    assert read_records(results) == rows
+    settings = [(row.setting.width, row.setting.height, row.setting.batch) for row in rows]
+    assert settings == [(64, 64, 1), (64, 64, 2), (72, 64, 1), (72, 64, 2)]
+    for row in rows:
+        assert row.error is None
+        assert 1 <= len(row.draws) <= PATIENCE
+        assert {len(draw.denoiser) for draw in (row.first, *row.warmup, *row.draws)} == {3}, "PNDM calls once more"
+        for draw in row.draws:
+            assert draw.total == pytest.approx(
+                draw.text_encoder + sum(draw.denoiser) + draw.vae_decoder + draw.host, abs=1e-9
+            )
+        assert row.stable is False
+        assert "are needed to tell" in row.stability
+        assert row.subject.engines.keys() == {"text_encoder", "unet", "vae_decoder"}
+        assert row.subject.scheduler == "PNDMScheduler"
+        assert row.subject.versions.keys() >= {"latentc", "python", "numpy", "null"}
+        assert row.startup.load_seconds > 0
+        assert row.startup.import_seconds > 0
+    assert len({row.run for row in rows}) == 1
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(np.float64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_is_split(bundle, results):
+    memory = bench(bundle("sd1"), Plan((load_profile("null"),), **SMALL), results)[0].memory
+    assert 1e7 < memory.before_bytes < memory.load_peak_bytes <= memory.peak_bytes
+    assert memory.loaded_bytes <= memory.load_peak_bytes
+    assert memory.loaded_bytes <= memory.run_peak_bytes <= memory.peak_bytes
+
+
+def test_configurations_are_drawn_in_turn(bundle, results):
+    told = []
+    twice = (load_profile("null"), load_profile("null").model_copy(update={"name": "again"}))
+    bench(bundle("sd1"), Plan(twice, sizes=((64, 64),), steps=1, repeat=2), results, lambda what, _: told.append(what))
+    rounds = [what for what in told if what.startswith("round")]
+    assert rounds[:4] == ["round 1: null", "round 1: again", "round 2: null", "round 2: again"]
+    assert len(rounds) % 2 == 0
+
+
+def test_what_fails_is_a_line_with_its_reason(bundle, results, tmp_path):
+    profiles = (
+        Profile(name="elsewhere", title="", runtime="openvino", device="NPU"),
+        load_profile("null"),
+        Profile(name="static", title="", runtime="null", shapes={"sizes": ["128x128"]}, parity_db={"f32": 0}),
+    )
+    plan = Plan(profiles, ("optimum-openvino",), peers=tmp_path, **SMALL)
+    rows = {row.subject.name: row for row in bench(bundle("sd1"), plan, results)}
+    assert "elsewhere can't be used here" in rows["elsewhere"].error
+    assert rows["elsewhere"].draws == ()
+    assert rows["elsewhere"].stable is None
+    assert rows["null"].error is None
+    assert "builds 128x128" in rows["static"].error
+    assert rows["static"].startup.load_seconds > 0, "what was known by then is kept"
+    assert "make peers" in rows["optimum-openvino"].error
+    assert rows["optimum-openvino"].subject.kind == "baseline"
+    assert len(read_records(results)) == 4
+
+
+def test_the_own_cost_is_always_measured(bundle, results):
+    profile = Profile(name="mine", title="", runtime="null", parity_db={"f32": 0})
+    assert [row.subject.name for row in bench(bundle("sd1"), Plan((profile,), **SMALL), results)] == ["null", "mine"]
+
+
+def test_what_cant_be_is_refused_before_anything_runs(bundle, results):
+    null = (load_profile("null"),)
+    for plan, says in (
+        (Plan(null, ("torch-eeger",)), "Did you mean 'torch-eager'"),
+        (Plan(null, sizes=((100, 100),)), "multiple of 8"),
+        (Plan(null, steps=0), "steps"),
+        (Plan(null, batches=(1000,)), "count"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            bench(bundle("sd1"), plan, results)
+    assert not results.exists()
+
+
+def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
+    opened = bundle("sd1")
+    row = bench(opened, Plan((load_profile("cpu-onnxruntime"),), keep=tmp_path / "kept", **SMALL), results)[1]
+    assert row.error is None
+    assert row.parity.step_psnr_db > 60
+    assert row.parity.parts["unet"].psnr_db > 60
+    assert row.subject.engines["text_encoder"].startswith("onnxruntime ")
+    assert row.startup.engine_bytes > 0
+    assert row.work.keys() == {"text_encoder", "denoiser", "vae_decoder"}
+    twice = count_work(opened, row.setting.model_copy(update={"batch": 2}))
+    alone = count_work(opened, row.setting.model_copy(update={"guidance": 1.0}))
+    assert twice["denoiser"].flops == 2 * row.work["denoiser"].flops == 4 * alone["denoiser"].flops
+    assert twice["vae_decoder"].flops == 2 * row.work["vae_decoder"].flops == 2 * alone["vae_decoder"].flops
+    assert twice["text_encoder"].flops == row.work["text_encoder"].flops
+    assert row.tflops("denoiser") > 0
+    assert pixels(results.parent / row.pictures[0]).shape == (64, 64, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_torch_baselines_draw_the_same_picture(bundle, results, tmp_path, family):
+    plan = Plan(
+        (load_profile("cpu-onnxruntime"),), ("torch-eager", "diffusers"), batches=(2,), keep=tmp_path / "kept", **SMALL
+    )
+    rows = bench(bundle(family), plan, results)
+    assert [row.error for row in rows] == [None] * 4
+    pictures = [[pixels(tmp_path / path) for path in row.pictures] for row in rows]
+    for row, drawn in zip(rows[2:], pictures[2:], strict=True):
+        assert row.subject.kind == "baseline"
+        assert [len(draw.denoiser) for draw in row.draws] == [len(draw.denoiser) for draw in rows[1].draws]
+        for mine, theirs in zip(pictures[1], drawn, strict=True):
+            assert psnr_db(mine, theirs) > 45
+    assert rows[3].subject.engines["unet"].startswith("torch ")
+    assert not np.array_equal(*pictures[1]), "the pictures of a batch have seeds of their own"
+
+
+def draws(*totals):
+    return [Draw(text_encoder=0, denoiser=(total,), vae_decoder=0, host=0, total=total) for total in totals]
+
+
+@pytest.mark.parametrize(
+    ("totals", "stable", "says"),
+    [
+        ((1.0,) * (REPEAT - 1), False, "5 draws; 6 are needed"),
+        ((1.0,) * REPEAT, True, "within 0.0% with 95 % confidence (at most 5%), halves differ by 0.0%"),
+        ((1.0, 1.02, 0.98, 1.01, 0.99, 1.0), True, "within 2.0%"),
+        ((1.0, 1.2, 0.8, 1.1, 0.9, 1.0), False, "within 20.0%"),
+        ((1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0), True, "within 0.0%"),
+        ((1.0, 1.01, 1.02, 1.06, 1.07, 1.08), False, "halves differ by 5.8%"),
+        ((0.0,) * REPEAT, True, "within 0.0%"),
+    ],
+)
+def test_the_rule_of_stability(totals, stable, says):
+    found = judge(draws(*totals))
+    assert found[0] is stable
+    assert says in found[1]
+
+
+def test_a_clock_times_methods_by_stage():
+    class Owner:
+        def work(self, value, *, more):
+            return value + more
+
+    owner, clock = Owner(), Clock()
+    clock.watch(owner, "work", "denoiser")
+    assert owner.work(1, more=2) == 3
+    assert owner.work(2, more=2) == 4
+    assert len(clock.calls("denoiser")) == 2
+    clock.clear()
+    with pytest.raises(ValueError, match="denoiser was never called"):
+        clock.calls("denoiser")
+
+
+def test_an_export_is_kept_while_the_versions_are_the_same(tmp_path):
+    runs = []
+
+    def export(folder):
+        runs.append(folder)
+        (folder / "model.bin").write_bytes(b"1234")
+
+    folder = tmp_path / "deep" / "models"
+    first = exported(folder, ["numpy"], export)
+    again = exported(folder, ["numpy"], export)
+    assert (first.reused, again.reused, len(runs)) == (False, True, 1)
+    assert again.seconds == first.seconds
+    assert again.bytes == sum(path.stat().st_size for path in folder.iterdir())
+    stamp = json.loads((folder / STAMP).read_text())
+    (folder / STAMP).write_text(json.dumps(stamp | {"versions": {"numpy": "1.0"}}))
+    assert not exported(folder, ["numpy"], export).reused
+    with pytest.raises(OSError, match="full"):
+        exported(tmp_path / "broken", ["numpy"], lambda folder: (_ for _ in ()).throw(OSError("full")))
+    assert not (tmp_path / "broken").exists()
+
+
+def test_baselines_have_their_own_environments(tmp_path):
+    assert python_of(BASELINES["diffusers"], tmp_path).samefile(sys.executable)
+    with pytest.raises(RuntimeMissing, match="optimum-onnxruntime has no environment here"):
+        python_of(BASELINES["optimum-onnxruntime"], tmp_path)
+
+
+def test_the_command_writes_lines_and_a_table(own_bundle, results):
+    folder = own_bundle("sd1").folder
+    options = ["-p", "null", "--size", "64,72x64", "--batch", "1", "--steps", "1", "--repeat", "1", "-o", str(results)]
+    command = [sys.executable, "-m", "latentc", "bench", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "72x64" in done.stdout
+    assert "null isn't stable" in done.stdout
+    assert len(read_records(results)) == 2
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert [row["subject"]["name"] for row in json.loads(done.stdout)] == ["null", "null"]
+    assert len(read_records(results)) == 4, "lines are added"
+    shutil.rmtree(folder)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "There is no folder" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["", "512,", "512x", "x512", "axb", "1x2x3"])
+def test_sizes_are_sides_or_widths_and_heights(size):
+    assert parse_sizes("512,768x512") == ((512, 512), (768, 512))
+    assert parse_sizes(None) == ()
+    if size:
+        with pytest.raises(RequestError, match="is no size"):
+            parse_sizes(size)
+
+
+@pytest.mark.parametrize("batches", ["", "0", "1,", "a", "-1"])
+def test_batches_are_numbers(batches):
+    assert parse_batches("1,2") == (1, 2)
+    with pytest.raises(RequestError, match="are no batches"):
+        parse_batches(batches)
