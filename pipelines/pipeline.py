@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,15 @@ class Pipeline:
     def close(self) -> None:
         """Give back the engines' memory. The pipeline can't be used after."""
         self._engines.close()
+
+    def through(self, wrap: Callable[[Engines], Engines]) -> Self:
+        """The same pipeline over what `wrap` makes of its engines: to record them, or to stand in for them.
+
+        Both share the engines' memory: closing one closes the other.
+        """
+        other = copy(self)
+        other._engines = wrap(self._engines)
+        return other
 
     def __call__(
         self,

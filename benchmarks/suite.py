@@ -1,0 +1,323 @@
+"""The suite: fixed prompts and seeds that every engine draws, and how near it must come to the reference.
+
+The reference's side is made once (`make_references`), in a process of its own if need be, and kept in a file; an
+engine's side is measured against it (`measure`), so that never both are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..compiler.targets import choose
+from ..core.bundle import Bundle
+from ..core.errors import BundleError, NotFiniteError
+from ..core.files import sha256_json, sync
+from ..core.progress import Progress, quiet
+from ..core.request import Request
+from ..core.tensors import Array, Precision
+from ..pipelines.denoise import DENOISER
+from ..pipelines.noise import initial_noise
+from ..pipelines.pipeline import Pipeline
+from ..runtimes import runtime
+from .forced import Call, Forced, Recording, force, record
+from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts and seeds. A change of any of them is another version."""
+
+    name: str
+    version: int
+    prompts: tuple[tuple[str, str], ...]
+    """Prompt and negative prompt."""
+    seeds: tuple[int, ...]
+    steps: int = 20
+    guidance: float = 7.5
+
+    @property
+    def title(self) -> str:
+        """Name and version, as `general 1`."""
+        return f"{self.name} {self.version}"
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the pictures."""
+        return sha256_json(asdict(self))
+
+
+SUITE = Suite(
+    name="general",
+    version=1,
+    prompts=(
+        ("a lighthouse on a cliff, sunset, long exposure", "blurry, text"),
+        ("a portrait of an old fisherman, oil painting", ""),
+        ("two red apples and a blue bowl on a wooden table", "fruit flies"),
+        ("a street at night in the rain, neon signs, reflections", ""),
+        ("a white cat asleep on a white sheet, high key photograph", "dark"),
+        ("a black horse in a dark stable, low key photograph", ""),
+        ("a map of an imaginary island, ink on parchment, fine lines", "photograph"),
+        ("a field of sunflowers under a clear sky, wide angle", ""),
+    ),
+    seeds=(7, 20261122),
+)
+"""Bright and dark, fine and flat, with a negative prompt and without; each within one chunk of tokens."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the reference drew, and how."""
+
+    suite: Suite
+    engines: Mapping[str, str]
+    """What ran each part, as `torch 2.13.0 CPU f32`."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    recording: Recording
+    """The first request of the suite, call by call."""
+    images: tuple[NDArray[np.uint8], ...]
+    """Of each request of the suite, [height, width, 3]."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the suite against the reference's."""
+
+    prompt: str
+    seed: int
+    figures: Figures | None
+    """None where there is no picture."""
+    faults: tuple[str, ...]
+    """As `quality.faults`; `not finite` where the pipeline refused to draw NaN or infinity; `reference ...`."""
+
+
+@dataclass(frozen=True)
+class SuiteParity:
+    """How near an engine came to the reference over a suite."""
+
+    suite: str
+    reference: str
+    """What ran the reference's denoiser."""
+    precision: Precision
+    """What the engine's denoiser was computed in."""
+    forced: Forced
+    pictures: tuple[Picture, ...]
+    summary: Summary | None
+    """Over the pictures that there are; None where there is none."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Every fault with its prompt and seed."""
+        return tuple(f"{fault}: {each.prompt!r}, seed {each.seed}" for each in self.pictures for fault in each.faults)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an engine must reach in one precision, at the worst of its calls and pictures."""
+
+    host_psnr_db: float
+    """Of what host code feeds the parts. It computes in f32 whatever the engines do; 100 dB is f32's rounding."""
+    denoiser_psnr_db: float
+    """Of each teacher-forced call of the denoiser."""
+    pictures: Figures
+    """Of finished pictures: looser, because errors pile up over the steps."""
+
+
+GATES: dict[Precision, Gate] = {
+    "f32": Gate(100.0, 90.0, Figures(psnr_db=45.0, ssim=0.99, flip=0.05, mean_absolute_difference=1.0)),
+    "f16": Gate(100.0, 35.0, Figures(psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0)),
+    "bf16": Gate(100.0, 25.0, Figures(psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0)),
+}
+"""The default gates, set from what tiny checkpoints of random weights reach at worst, with room below:
+
+precision  denoiser dB  picture dB   SSIM    FLIP   difference
+f32        126          81           1.0000  0.001  0.01
+f16         62          55           0.9994  0.018  0.2
+bf16        29          33           0.984   0.18   4.0
+
+At full size, with random weights, two runtimes in f32 agree to 2.6e-6 (112 dB). The floor in f32 is high, because a
+weight that is off by a twentieth can leave 62 dB; the one in bf16 is low, because rounding alone comes near it. So in
+bf16 a mistake in one weight that is smaller than that rounding goes unseen. Trained models were not measured yet.
+"""
+
+
+@dataclass(frozen=True)
+class _Wish:
+    request: Request
+    latents: Array = field(repr=False)
+
+
+def requests(suite: Suite, size: tuple[int, int] | None = None) -> tuple[Request, ...]:
+    """The suite's requests: each prompt with each seed. `size` is width and height; None is the model's own."""
+    width, height = size or (None, None)
+    return tuple(
+        Request(
+            prompt=prompt,
+            negative_prompt=negative,
+            width=width,
+            height=height,
+            steps=suite.steps,
+            guidance=suite.guidance,
+            seed=seed,
+        )
+        for prompt, negative in suite.prompts
+        for seed in suite.seeds
+    )
+
+
+def make_references(
+    pipeline: Pipeline, suite: Suite = SUITE, size: tuple[int, int] | None = None, on_progress: Progress = quiet
+) -> References:
+    """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises."""
+    side = pipeline.bundle.manifest.model.default_size
+    size = size or (side, side)
+    wishes = _wishes(pipeline.bundle, suite, size)
+    recording = record(pipeline, wishes[0].request, wishes[0].latents)
+    images: list[NDArray[np.uint8]] = []
+    engines: Mapping[str, str] = {}
+    for index, wish in enumerate(wishes):
+        on_progress("references", index / len(wishes))
+        result = pipeline(wish.request, latents=wish.latents)
+        images.append(result.images[0])
+        engines = result.engines
+    return References(suite, dict(engines), size, recording, tuple(images))
+
+
+def measure(pipeline: Pipeline, references: References, on_progress: Progress = quiet) -> SuiteParity:
+    """Draw the suite with an engine and compare: teacher-forced call by call, and whole pictures.
+
+    Raises what drawing raises, but for NaN and infinity, which are faults of their picture; `RuntimeMissing`
+    where a metric's library isn't here.
+    """
+    profile, suite = pipeline.profile, references.suite
+    on_progress("teacher-forced", None)
+    forced = force(pipeline, references.recording)
+    wishes = _wishes(pipeline.bundle, suite, references.size)
+    pictures: list[Picture] = []
+    for index, (wish, wanted) in enumerate(zip(wishes, references.images, strict=True)):
+        on_progress("pictures", index / len(wishes))
+        pictures.append(_picture(pipeline, wish, wanted))
+    figures = [each.figures for each in pictures if each.figures is not None]
+    return SuiteParity(
+        suite=suite.title,
+        reference=references.engines.get(DENOISER, "unknown"),
+        precision=choose(profile, DENOISER, runtime(profile.runtime).precisions(profile.device)),
+        forced=forced,
+        pictures=tuple(pictures),
+        summary=summarize(figures) if figures else None,
+    )
+
+
+def failures(parity: SuiteParity, gate: Gate | None = None) -> tuple[str, ...]:
+    """What is below the gate, a sentence for each; nothing where all is well.
+
+    `gate` None takes the default one of the engine's precision. A NaN is below every gate.
+    """
+    floor = gate or GATES[parity.precision]
+    forced, said = parity.forced, list[str]()
+    if not forced.host_psnr_db >= floor.host_psnr_db:
+        said.append(
+            f"Host code departs from the reference's: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
+            f"{floor.host_psnr_db:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
+        )
+    worst = min(forced.denoiser_psnr_db, default=float("-inf"))
+    if not worst >= floor.denoiser_psnr_db:
+        said.append(
+            f"The denoiser in {parity.precision}, from the reference's own latents, agrees to {worst:.1f} dB at worst; "
+            f"{floor.denoiser_psnr_db:.0f} dB was expected."
+        )
+    said += [f"A picture is at fault: {fault}." for fault in parity.faults]
+    if parity.summary is None:
+        said.append("There is no picture to compare.")
+        return tuple(said)
+    found, wanted = asdict(parity.summary.worst), asdict(floor.pictures)
+    for name, bound in wanted.items():
+        near = found[name] >= bound if name in HIGHER_IS_NEARER else found[name] <= bound
+        if not near:
+            said.append(f"The worst picture's {name} is {found[name]:.4g}; {bound:g} was expected.")
+    return tuple(said)
+
+
+def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path:
+    """Where references of a bundle are kept: another suite, size or weights have another name."""
+    parts = {name: part.digest for name, part in bundle.manifest.parts.items()}
+    key = sha256_json([suite.digest, parts, size, bundle.manifest.model.model_dump(mode="json")])[:16]
+    return bundle.engines / f"suite-{suite.name}-{suite.version}-{size[0]}x{size[1]}-{key}.npz"
+
+
+def save_references(path: Path, references: References) -> None:
+    """Write references to one `.npz` file, which appears whole or not at all."""
+    recording = references.recording
+    about = {
+        "suite": asdict(references.suite),
+        "engines": dict(references.engines),
+        "size": references.size,
+        "request": recording.request.model_dump(mode="json"),
+        "calls": [[call.part, sorted(call.feeds), sorted(call.outputs)] for call in recording.calls],
+    }
+    arrays: dict[str, Array] = {"about": np.array(json.dumps(about)), "latents": recording.latents}
+    arrays |= {f"image.{index}": image for index, image in enumerate(references.images)}
+    for index, call in enumerate(recording.calls):
+        arrays |= {f"{index}.in.{name}": array for name, array in call.feeds.items()}
+        arrays |= {f"{index}.out.{name}": array for name, array in call.outputs.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}")
+    try:
+        with fresh.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        sync(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def load_references(path: Path) -> References:
+    """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays: dict[str, Array] = {name: file[name] for name in file.files}
+        about: dict[str, Any] = json.loads(str(arrays["about"]))
+        suite: dict[str, Any] = about["suite"]
+        calls = tuple(
+            Call(
+                part,
+                {name: arrays[f"{index}.in.{name}"] for name in feeds},
+                {name: arrays[f"{index}.out.{name}"] for name in outputs},
+            )
+            for index, (part, feeds, outputs) in enumerate(about["calls"])
+        )
+        prompts = tuple((str(prompt), str(negative)) for prompt, negative in suite["prompts"])
+        seeds = tuple(suite["seeds"])
+        read = Suite(suite["name"], suite["version"], prompts, seeds, suite["steps"], suite["guidance"])
+        images = tuple(arrays[f"image.{index}"] for index in range(len(prompts) * len(read.seeds)))
+        width, height = about["size"]
+        recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls)
+        return References(read, about["engines"], (width, height), recording, images)
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as exc:
+        raise BundleError(f"{path} holds no references of a suite ({exc}). Remove it, and make them again.") from exc
+
+
+def _wishes(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> list[_Wish]:
+    """Requests with the noise that both sides begin with."""
+    model = bundle.manifest.model
+    width, height = size
+    shape = (1, model.latent_channels, height // model.downscale, width // model.downscale)
+    return [_Wish(request, initial_noise(request.seed or 0, shape)) for request in requests(suite, size)]
+
+
+def _picture(pipeline: Pipeline, wish: _Wish, wanted: NDArray[np.uint8]) -> Picture:
+    of_reference = tuple(f"reference {fault}" for fault in faults(wanted))
+    prompt, seed = wish.request.prompt, wish.request.seed or 0
+    try:
+        image = pipeline(wish.request, latents=wish.latents).images[0]
+    except NotFiniteError:
+        return Picture(prompt, seed, None, ("not finite", *of_reference))
+    return Picture(prompt, seed, compare(wanted, image), (*faults(image), *of_reference))
