@@ -282,7 +282,7 @@ def save_references(path: Path, references: References) -> None:
 def load_references(path: Path) -> References:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays: dict[str, Array] = {name: file[name] for name in file.files}
         about: dict[str, Any] = json.loads(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
