@@ -35,7 +35,8 @@ peers: $(PEERS)/intel/.ready $(PEERS)/onnx/.ready
 # optimum-intel asks for torchvision, which it doesn't need here and which breaks with CPU builds of torch: hence no deps.
 $(PEERS)/intel/.ready: $(READY)
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --no-deps $(INTEL) optimum-intel==2.2.0 optimum==2.3.0 diffusers==0.39.0
+	$(@D)/bin/python -m pip install --quiet --no-deps $(INTEL) optimum-intel==2.2.0 optimum==2.3.0 diffusers==0.39.0 \
+		"openvino-genai==2026.4.1.*"
 	$(@D)/bin/python -m pip install --quiet $(INTEL) setuptools "requests<3,>=2.33" "openvino-tokenizers==2026.4.1.*" \
 		"numpy<2.5" packaging pyyaml regex "tokenizers>=0.22,<=0.23.0" "typer<0.26,>=0.20" safetensors tqdm \
 		importlib_metadata filelock "httpx<1" Pillow "click>=8.4" fsspec "hf-xet<2" typing-extensions openvino-telemetry \

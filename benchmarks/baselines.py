@@ -43,6 +43,16 @@ BASELINES = {
         Baseline("diffusers", "benchmarks.subjects.diffusers", leaves_out=(OWN_LOOP, "The safety checker is off.")),
         Baseline("optimum-openvino", "benchmarks.subjects.optimum_openvino", "intel", leaves_out=(OWN_LOOP,)),
         Baseline("optimum-onnxruntime", "benchmarks.subjects.optimum_onnxruntime", "onnx", leaves_out=(OWN_LOOP,)),
+        Baseline(
+            "openvino-genai",
+            "benchmarks.subjects.openvino_genai",
+            "intel",
+            leaves_out=(
+                OWN_LOOP,
+                "Stages are timed by itself, text encoders and decoding to the millisecond.",
+                "It doesn't say which precision it computes in: it is OpenVINO's choice for the device.",
+            ),
+        ),
     )
 }
 

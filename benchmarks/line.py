@@ -49,7 +49,7 @@ class Brief:
     width: int
     height: int
     batch: int
-    guided: bool
+    guidance: float
     ceiling: bool
     """Also measure how fast matrices are multiplied, when building."""
 

@@ -81,7 +81,7 @@ class Memory(Line):
     loaded_bytes: int
     """After loading."""
     run_peak_bytes: int
-    """The most while drawing."""
+    """The most in the first draw and the warm-up; in the measured ones nobody looks."""
     peak_bytes: int
     """The most of its whole life, imports included."""
     vram_peak_bytes: int | None = None
@@ -187,6 +187,8 @@ class Measurement(Line):
     machine: Machine
     load_average: float | None = None
     """Processes that wanted a core when the run started: above 0.5 something else was at work."""
+    environment: dict[str, str] = Field(default={})
+    """Variables that were set and change how many threads libraries start, and where."""
     model: Model
     subject: Subject
     setting: Setting

@@ -215,7 +215,7 @@ def bench(
         str,
         typer.Option(
             help="Baselines, with commas between: torch-eager, torch-compile, diffusers, and with `make peers` "
-            "optimum-openvino, optimum-onnxruntime."
+            "optimum-openvino, optimum-onnxruntime, openvino-genai."
         ),
     ] = "",
     size: Annotated[str | None, typer.Option(help="Sides or WIDTHxHEIGHTs in pixels: 512,768. Default: own.")] = None,

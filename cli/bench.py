@@ -13,7 +13,7 @@ from ..benchmarks.bench import Plan, bench
 from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
-from .progress import shown
+from ..core.progress import quiet as silent
 from .show import size as bytes_shown
 from .show import table
 
@@ -45,12 +45,17 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
     if plan.repeat < 1:
         raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
     opened = open_bundle(folder)
-    with shown(quiet or as_json) as tell:
-        rows = bench(opened, plan, output, tell)
+    rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
         typer.echo(json.dumps([row.model_dump(mode="json", exclude_none=True) for row in rows], ensure_ascii=False))
         return
     print_rows(rows, output)
+
+
+def _say(what: str, share: float | None) -> None:
+    """A line to standard error. No bar: what moves would take its share of the cores that are measured."""
+    del share
+    typer.echo(what, err=True)
 
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from ..line import Built
 
@@ -20,10 +22,9 @@ def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], No
     `folder` is the checkpoint's alone. It appears whole or not at all.
     """
     versions = {name: metadata.version(name) for name in libraries}
-    try:
+    stamp: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # there is none, or it is damaged
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        stamp = {}
     if stamp.get("versions") == versions:
         return Built(stamp["seconds"], reused=True, bytes=_bytes(folder))
     fresh = folder.with_name(f".{folder.name}.tmp")

@@ -43,7 +43,7 @@ class OptimumOpenVINO:
         """Read, reshape to the one size (where guided, as it reshapes for guidance alone) and compile."""
         start = perf_counter()
         pipeline = self._class.from_pretrained(brief.models, compile=False, local_files_only=True)
-        if brief.guided:
+        if brief.guidance > 1:
             pipeline.reshape(1, brief.height, brief.width, num_images_per_prompt=brief.batch)
         pipeline.compile()
         pipeline.set_progress_bar_config(disable=True)
