@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import typer
@@ -17,7 +18,10 @@ from ..core.progress import quiet as silent
 from .show import size as bytes_shown
 from .show import table
 
-FIGURES = ("load", "first", "text", "step", "decode", "host", "all", "spread", "memory")
+BUSY = 0.5
+"""Processes that want a core, beside which times mean little."""
+
+FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory")
 
 
 def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
@@ -61,16 +65,18 @@ def _say(what: str, share: float | None) -> None:
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     """A line for each measurement, then what went wrong."""
     console = Console(highlight=False)
-    listed = table(None, "subject", "size", *FIGURES, right=FIGURES)
-    for row in rows:
-        setting = row.setting
-        size = f"{setting.width}x{setting.height}" + (f" x{setting.batch}" if setting.batch > 1 else "")
-        listed.add_row(row.subject.name, size, *_figures(row))
-    console.print(listed)
+    for setting, same in groupby(rows, key=lambda row: row.setting):
+        batch = f", {setting.batch} at once" if setting.batch > 1 else ""
+        listed = table(
+            f"{setting.width}x{setting.height}{batch}, {setting.steps} steps", "subject", *FIGURES, right=FIGURES
+        )
+        for row in same:
+            listed.add_row(row.subject.name, *_figures(row))
+        console.print(listed)
     console.print(
         "Medians in seconds: to load, the first draw, then of the measured ones the text encoders, one denoiser call, "
-        "decoding, all the rest, the whole draw. Spread: half the 95 % interval of that median. Memory: the most that "
-        "the process held. null does no work: what it takes is latentc's own."
+        "decoding, all the rest, the whole draw. ±: half the 95 % interval of that median. Memory: the most that the "
+        "process held. null does no work: what it takes is latentc's own."
     )
     for row in rows:
         if row.error is not None:
@@ -83,9 +89,6 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     console.print(f"Every sample is in {output}.", markup=False)
 
 
-BUSY = 0.5
-
-
 def _figures(row: Measurement) -> list[str]:
     seconds = [row.startup.load_seconds, row.first.total if row.first else None]
     for stage in ("text_encoder", "denoiser", "vae_decoder", "host", "total"):
@@ -94,7 +97,7 @@ def _figures(row: Measurement) -> list[str]:
     whole = row.summary("total")
     return [
         *(_seconds(value) for value in seconds),
-        f"{whole.spread:.0%}" + ("" if row.stable else " !") if whole else "",
+        f"{whole.spread:.0%}" if whole else "",
         bytes_shown(row.memory.peak_bytes) if row.memory else "",
     ]
 
@@ -102,4 +105,4 @@ def _figures(row: Measurement) -> list[str]:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"

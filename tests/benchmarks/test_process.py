@@ -52,6 +52,16 @@ def test_one_that_doesnt_answer_is_stopped(sampler):
         sampler.ask("stop", {}, 0.01)
 
 
+NAP = "import time; from latentc.benchmarks.line import serve; serve({'nap': lambda what: time.sleep(600)})"
+
+
+def test_a_process_ends_with_its_harness_even_in_the_middle_of_an_order():
+    with subprocess.Popen([PYTHON, "-c", NAP], stdin=subprocess.PIPE, text=True) as process:
+        process.stdin.write('{"verb": "nap", "what": {}}\n')
+        process.stdin.close()
+        assert process.wait(120) == 0
+
+
 def test_a_python_that_isnt_there(tmp_path):
     with pytest.raises(LatentcError, match="can't be run"):
         Process(tmp_path / "python", "benchmarks.sampler")
