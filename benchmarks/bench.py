@@ -113,6 +113,7 @@ class Contender:
     brief: Brief
     wish: Wish
     leaves_out: tuple[str, ...]
+    environment: dict[str, str]
     process: Process | None = None
     startup: Startup = field(default_factory=Startup)
     parity: Parity | None = None
@@ -226,6 +227,7 @@ def _contenders(
                 brief=brief,
                 wish=wish,
                 leaves_out=one.leaves_out,
+                environment={one.cache: str(scratch / one.name)} if one.cache else {},
             )
         )
         if one.profile is None:
@@ -278,7 +280,7 @@ def _measure(contenders: Sequence[Contender], repeat: int, on_progress: Progress
 def _build(contender: Contender, on_progress: Progress) -> None:
     """In a process that does nothing else, so that what building takes isn't counted as drawing."""
     on_progress(f"{contender.subject.name}: build", None)
-    with Process(contender.python(), contender.module) as process:
+    with Process(contender.python(), contender.module, contender.environment) as process:
         process.ask("open", asdict(contender.brief), TIMEOUT_SECONDS)
         built = Built(**process.ask("build", asdict(contender.brief), TIMEOUT_SECONDS))
     contender.startup = Startup(build_seconds=built.seconds, build_reused=built.reused, engine_bytes=built.bytes)
@@ -291,7 +293,9 @@ def _build(contender: Contender, on_progress: Progress) -> None:
 def _start(contender: Contender, stack: ExitStack, sampler: Process, on_progress: Progress) -> None:
     """Import, load, draw for the first time, warm up: with the memory watched."""
     on_progress(f"{contender.subject.name}: load", None)
-    contender.process = process = stack.enter_context(Process(contender.python(), contender.module))
+    contender.process = process = stack.enter_context(
+        Process(contender.python(), contender.module, contender.environment)
+    )
     opened = Opened(**process.ask("open", asdict(contender.brief), TIMEOUT_SECONDS))
     contender.subject = contender.subject.model_copy(update={"versions": opened.versions})
     before = _held(sampler, "watch", contender)["now"]

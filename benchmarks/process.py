@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
@@ -19,9 +21,12 @@ GRACE_SECONDS = 10.0
 
 
 class Process:
-    """A process that answers orders. It ends with the `with` block, whatever happens in it."""
+    """A process that answers orders. It ends with the `with` block, whatever happens in it.
 
-    def __init__(self, python: Path, module: str) -> None:
+    `environment` is added to what it inherits.
+    """
+
+    def __init__(self, python: Path, module: str, environment: Mapping[str, str] | None = None) -> None:
         self.module = module
         self._complaints = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         try:
@@ -30,6 +35,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
+                env={**os.environ, **(environment or {})},
                 encoding="utf-8",
             )
         except OSError as exc:
