@@ -25,9 +25,10 @@ APART = {("export", "runtimes"), ("runtimes", "export"), ("profiles", "checkpoin
 TORCH = {"torch", "diffusers", "transformers"}
 TORCH_ROOMS = {"export", "checkpoints"}
 TORCH_FILES = {"runtimes/torch.py"}
-PROGRAMS = "benchmarks/subjects"
-"""The baselines of `latentc bench`: programs that are run in processes of their own, often under another library's
-environment, and imported by nobody. They exist to run PyTorch, and nothing needs them to run a bundle."""
+PROGRAMS = ("benchmarks/subjects", "scenes/train")
+"""Programs that are run in processes of their own and imported by nobody: the baselines of `latentc bench`, often under
+another library's environment, and the training of `scenes`. They exist to run PyTorch, and nothing needs them to run a
+bundle."""
 RUNTIME_NAMES = ("openvino", "onnxruntime", "tensorrt", "migraphx")
 BLOCKED = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino")
 
@@ -36,9 +37,15 @@ def sources():
     return [path for room in FLOORS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
+def is_program(path: Path) -> bool:
+    return any(path.is_relative_to(ROOT / program) for program in PROGRAMS)
+
+
 def modules():
     names = ["latentc"]
     for path in sources():
+        if path.is_relative_to(ROOT / "scenes/train"):
+            continue  # imports PyTorch from its first line
         parts = path.relative_to(ROOT).with_suffix("").parts
         names.append(".".join(("latentc", *(part for part in parts if part != "__init__"))))
     return names
@@ -71,18 +78,16 @@ def test_a_room_imports_only_from_lower_floors(path):
             assert (room, inside) not in APART
         if outside in TORCH:
             place = str(path.relative_to(ROOT))
-            assert room in TORCH_ROOMS or place in TORCH_FILES or path.is_relative_to(ROOT / PROGRAMS), (
-                f"{outside} has no place here"
-            )
+            assert room in TORCH_ROOMS or place in TORCH_FILES or is_program(path), f"{outside} has no place here"
 
 
-def test_the_baselines_are_imported_by_nobody():
+def test_programs_are_imported_by_nobody():
     for path in sources():
-        if not path.is_relative_to(ROOT / PROGRAMS):
+        if not is_program(path):
             nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
             for node in nodes:
-                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-                assert "subjects" not in names, f"{path} imports a program of {PROGRAMS}"
+                names = {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+                assert not names & {"subjects", "train"}, f"{path} imports one of {PROGRAMS}"
 
 
 def test_nothing_below_the_command_line_prints():
@@ -95,7 +100,7 @@ def test_nothing_below_the_command_line_prints():
 
 def test_no_room_above_the_runtimes_imports_one_by_name():
     for path in sources():
-        if FLOORS[path.relative_to(ROOT).parts[0]] > FLOORS["runtimes"]:
+        if FLOORS[path.relative_to(ROOT).parts[0]] > FLOORS["runtimes"] and not is_program(path):
             assert not {outside for outside, _ in imports(path)} & set(RUNTIME_NAMES), path
 
 

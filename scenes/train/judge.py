@@ -138,13 +138,11 @@ def train(folder: Path, steps: int) -> nn.Module:
         rng = np.random.default_rng((3, step))
         numbers: list[int] = rng.integers(pictures.count, size=BATCH).tolist()
         mirrored = [bool(value) for value in rng.random(BATCH) < 0.5]
-        images = [
-            pictures[number][:, :: -1 if mirror else 1] for number, mirror in zip(numbers, mirrored, strict=True)
-        ]
+        images = [pictures[number][:, :: -1 if mirror else 1] for number, mirror in zip(numbers, mirrored, strict=True)]
         image = _worn(torch.stack([_image(picture) for picture in images]))
         return _loss(model.train()(image.contiguous(memory_format=torch.channels_last)), numbers, mirrored)
 
-    def show(model: nn.Module, step: int) -> Mapping[str, float]:
+    def show(model: nn.Module, _step: int) -> Mapping[str, float]:
         model.eval()
         with torch.no_grad():
             parts = [model(part) for part in seen.split(64)]

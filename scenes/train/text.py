@@ -113,7 +113,7 @@ def train(folder: Path, steps: int) -> nn.Module:
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
         return _loss(model, words, torch.randint(COUNT, (BATCH,)).tolist(), step)
 
-    def show(model: nn.Module, step: int) -> Mapping[str, float]:
+    def show(model: nn.Module, _step: int) -> Mapping[str, float]:
         with torch.no_grad():
             return {"read": _loss(model, words, list(range(EXAMINED, EXAMINED + 512)), 0)[1]["read"]}
 

@@ -40,7 +40,7 @@ FREE = 1000
 def course(steps: int) -> Course:
     """Its course: 3.5 steps a second on two cores of 2023."""
     return Course(
-        "vae", steps, matrix_rate=1e-2, other_rate=2e-3, warm_up=50, cool_down=steps // 3, ema=0.998, save_every=500
+        "vae", steps, matrix_rate=1e-2, other_rate=2e-3, warm_up=50, cool_down=steps // 3, ema=0.998, save_every=250
     )
 
 

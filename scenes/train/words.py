@@ -58,6 +58,7 @@ class Words:
             (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
             lines = "\n".join(["#version: 0.2", *merges]) + "\n"
             (folder / "merges.txt").write_text(lines, encoding="utf-8")
+        self.folder = folder
         self.vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]]
         tokenizer = Tokenizer(models.BPE(self.vocabulary, merges, end_of_word_suffix="</w>"))
