@@ -10,10 +10,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -31,14 +32,16 @@ from ..pipelines.noise import initial_noise
 from ..pipelines.pixels import DECODER
 from ..profiles import Profile, load_profile
 from ..runtimes.machine import machine
-from .baselines import PROFILE_MODULE, Baseline, find_baseline, peers_folder, python_of
+from .baselines import EAGER, PROFILE_MODULE, Baseline, find_baseline, peers_folder, python_of
 from .energy import joules, read_counters
-from .line import Brief, Built, Drawn, Loaded, Opened, Wish
+from .line import Brief, Built, Drawn, Likeness, Loaded, Opened, Wish
 from .process import Process
 from .records import (
     Draw,
+    Figure,
     Measurement,
     Memory,
+    Metric,
     Parity,
     PartParity,
     Setting,
@@ -50,6 +53,7 @@ from .records import (
     model_of,
     summarize,
 )
+from .suite import SUITE, references_path
 from .work import count_work
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -101,6 +105,8 @@ class Plan:
     """Folder for the first draw's pictures; None: they aren't kept."""
     peers: Path | None = None
     """Folder of the peers' environments; None: `peers_folder()`."""
+    suite: bool = False
+    """After the timed draws, draw the suite too and compare it with PyTorch's."""
 
 
 @dataclass
@@ -154,7 +160,8 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     for setting in settings:
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
             contenders = _contenders(bundle, plan, setting, profiles, baselines, Path(scratch))
-            _measure(contenders, plan.repeat, on_progress)
+            compare = partial(_compare, bundle, setting) if plan.suite else None
+            _measure(contenders, plan.repeat, compare, on_progress)
         work, uncounted = _work(bundle, setting)
         measured = [_row(contender, setting, work, uncounted, common, output.parent) for contender in contenders]
         append_records(output, measured)
@@ -250,8 +257,11 @@ def _checkpoint_folder(bundle: Bundle) -> str:
     return str(folder)
 
 
-def _measure(contenders: Sequence[Contender], repeat: int, on_progress: Progress) -> None:
-    """Build, start and warm up one after the other; then draw in turn until stable."""
+Compare = Callable[[Sequence[Contender], Progress], None]
+
+
+def _measure(contenders: Sequence[Contender], repeat: int, compare: Compare | None, on_progress: Progress) -> None:
+    """Build, start and warm up one after the other; draw in turn until stable; then compare pictures, if asked."""
     with ExitStack() as stack:
         sampler = stack.enter_context(Process(Path(sys.executable), "benchmarks.sampler"))
         for contender in contenders:
@@ -275,6 +285,61 @@ def _measure(contenders: Sequence[Contender], repeat: int, on_progress: Progress
                 with _reason(contender):
                     peak = _held(sampler, "peak", contender)["peak"]
                     contender.memory = contender.memory.model_copy(update={"peak_bytes": peak})
+        if compare is not None:
+            compare([contender for contender in contenders if contender.error is None], on_progress)
+
+
+def _compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
+    """Have the engines that were timed draw the suite, and hold it against the reference's."""
+    drawing = [one for one in contenders if one.brief.profile and one.subject.name != OWN_COST]
+    if not drawing:
+        return
+    path = references_path(bundle, SUITE, (setting.width, setting.height))
+    try:
+        floor = _refer(drawing[0].brief, path, on_progress)
+    except LatentcError as exc:
+        for contender in drawing:
+            contender.leaves_out += (f"Likeness of pictures: the reference couldn't be drawn. {exc}",)
+        return
+    for contender in drawing:
+        assert contender.process is not None
+        on_progress(f"{contender.subject.name}: compare", None)
+        with _reason(contender):
+            found = Likeness(**contender.process.ask("compare", {"path": str(path)}, TIMEOUT_SECONDS))
+            known = contender.parity or Parity(reference=found.reference)
+            contender.parity = Parity.model_validate(known.model_dump() | _likeness(found, floor))
+
+
+def _refer(brief: Brief, path: Path, on_progress: Progress) -> Likeness:
+    """Draw the reference's side of the suite unless it is there; how far is it from itself with one thread?"""
+    on_progress("reference: draw the suite", None)
+    if not path.exists():
+        size = {"width": brief.width, "height": brief.height}
+        _ask_torch(brief, "refer", {"path": str(path), **size}, {})
+    return Likeness(**_ask_torch(brief, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"}))
+
+
+def _ask_torch(brief: Brief, verb: str, what: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """Have PyTorch answer, in a process of its own."""
+    torch = asdict(replace(brief, profile=EAGER.model_dump(mode="json"), ceiling=False))
+    with Process(Path(sys.executable), PROFILE_MODULE, environment) as process:
+        for step in ("open", "build", "load"):
+            process.ask(step, torch, TIMEOUT_SECONDS)
+        return process.ask(verb, what, TIMEOUT_SECONDS)
+
+
+def _likeness(found: Likeness, floor: Likeness) -> dict[str, Any]:
+    """What the suite tells, as `Parity` has it."""
+    return {
+        "suite": f"{found.suite}, against {found.reference}",
+        "forced_psnr_db": found.forced_psnr_db,
+        "pictures": {
+            cast("Metric", metric): Figure(median=median, worst=worst, floor=floor.pictures[metric][1])
+            for metric, (median, worst) in found.pictures.items()
+        },
+        "faults": found.faults,
+        "failures": found.failures,
+    }
 
 
 def _build(contender: Contender, on_progress: Progress) -> None:

@@ -117,6 +117,28 @@ class Drawn:
     pictures: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Referred:
+    """The reference's side of the suite is on disk."""
+
+    engines: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near it came to the reference over the suite."""
+
+    reference: str
+    """What ran the reference's denoiser."""
+    suite: str
+    forced_psnr_db: tuple[float, ...]
+    pictures: dict[str, tuple[float, float]]
+    """Median and worst by metric."""
+    faults: tuple[str, ...]
+    failures: tuple[str, ...]
+    """What is below the default gate of its precision."""
+
+
 class Subject(Protocol):
     """What is measured, inside its process. Each method may raise whatever it likes: that is a row with its reason."""
 
@@ -137,19 +159,22 @@ class Subject(Protocol):
         ...
 
 
-def serve_subject(subject: Subject) -> None:
-    """Answer the harness until it hangs up."""
-    serve(
-        {
-            "open": lambda what: subject.open(Brief(**what)),
-            "build": lambda what: subject.build(Brief(**what)),
-            "load": lambda what: subject.load(Brief(**what)),
-            "draw": lambda what: subject.draw(Wish(**what)),
-        }
-    )
+Verbs = Mapping[str, Callable[[dict[str, Any]], Any]]
+"""What each order calls; it returns a dataclass."""
 
 
-def serve(verbs: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+def serve_subject(subject: Subject, others: Verbs | None = None) -> None:
+    """Answer the harness until it hangs up, to `others` too."""
+    verbs: Verbs = {
+        "open": lambda what: subject.open(Brief(**what)),
+        "build": lambda what: subject.build(Brief(**what)),
+        "load": lambda what: subject.load(Brief(**what)),
+        "draw": lambda what: subject.draw(Wish(**what)),
+    }
+    serve({**verbs, **(others or {})})
+
+
+def serve(verbs: Verbs) -> None:
     """Read orders from standard input and answer each with what its verb's function returns, a dataclass.
 
     Standard output is the line's alone: what libraries print there goes to standard error. When the harness hangs up

@@ -128,6 +128,8 @@ class Parity(Line):
     pictures: dict[Metric, Figure] = Field(default={})
     faults: tuple[str, ...] = ()
     """Pictures of NaN, black ones and flat ones, by prompt and seed."""
+    failures: tuple[str, ...] = ()
+    """What is below the default gate of the denoiser's precision, in sentences."""
 
 
 class Setting(Line):

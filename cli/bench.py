@@ -21,7 +21,7 @@ from .show import table
 BUSY = 0.5
 """Processes that want a core, beside which times mean little."""
 
-FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory")
+FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory", "step dB", "worst dB")
 
 
 def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
@@ -76,13 +76,16 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     console.print(
         "Medians in seconds: to load, the first draw, then of the measured ones the text encoders, one denoiser call, "
         "decoding, all the rest, the whole draw. ±: half the 95 % interval of that median. Memory: the most that the "
-        "process held. null does no work: what it takes is latentc's own."
+        "process held. Step dB: one denoising step against PyTorch's, from the same latents; worst dB: the worst "
+        "finished picture of the suite (--suite). null does no work: what it takes is latentc's own."
     )
     for row in rows:
         if row.error is not None:
             console.print(f"{row.subject.name} failed: {row.error}", markup=False)
         elif not row.stable:
             console.print(f"{row.subject.name} isn't stable: {row.stability}.", markup=False)
+        for failure in row.parity.failures if row.parity else ():
+            console.print(f"{row.subject.name} departs from the reference: {failure}", markup=False)
     load = rows[0].load_average if rows else None
     if load is not None and load > BUSY:
         console.print(f"{load:.1f} processes wanted a core when it began: something else was at work here.")
@@ -99,7 +102,15 @@ def _figures(row: Measurement) -> list[str]:
         *(_seconds(value) for value in seconds),
         f"{whole.spread:.0%}" if whole else "",
         bytes_shown(row.memory.peak_bytes) if row.memory else "",
+        *_likeness(row),
     ]
+
+
+def _likeness(row: Measurement) -> tuple[str, str]:
+    parity = row.parity
+    step = parity.step_psnr_db if parity else None
+    worst = parity.pictures.get("psnr_db") if parity else None
+    return ("" if step is None else f"{step:.0f}", "" if worst is None else f"{worst.worst:.0f}")
 
 
 def _seconds(value: float | None) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Wish, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
@@ -103,6 +104,39 @@ class ProfileSubject:
         seconds = result.seconds
         return Drawn(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
 
+    def refer(self, path: str, size: tuple[int, int]) -> Referred:
+        """Draw the suite as the reference, into a file that others are compared with."""
+        from ..suite import make_references, save_references
+
+        made = make_references(self._pipeline, size=size)
+        save_references(Path(path), made)
+        return Referred(dict(made.engines))
+
+    def compare(self, path: str) -> Likeness:
+        """Draw the suite, and compare it with the reference's in that file."""
+        from ..suite import failures, load_references, measure
+
+        found = measure(self._pipeline, load_references(Path(path)))
+        pictures: dict[str, tuple[float, float]] = {}
+        if found.summary is not None:
+            median, worst = asdict(found.summary.median), asdict(found.summary.worst)
+            pictures = {metric: (median[metric], worst[metric]) for metric in median}
+        return Likeness(
+            reference=found.reference,
+            suite=found.suite,
+            forced_psnr_db=found.forced.denoiser_psnr_db,
+            pictures=pictures,
+            faults=found.faults,
+            failures=failures(found),
+        )
+
 
 if __name__ == "__main__":
-    serve_subject(ProfileSubject())
+    subject = ProfileSubject()
+    serve_subject(
+        subject,
+        {
+            "refer": lambda what: subject.refer(what["path"], (what["width"], what["height"])),
+            "compare": lambda what: subject.compare(what["path"]),
+        },
+    )

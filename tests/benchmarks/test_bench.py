@@ -14,6 +14,7 @@ from latentc.benchmarks.bench import PATIENCE, REPEAT, Plan, bench, judge
 from latentc.benchmarks.records import Draw, read_records
 from latentc.benchmarks.subjects.clock import Clock
 from latentc.benchmarks.subjects.exported import STAMP, exported
+from latentc.benchmarks.suite import SUITE
 from latentc.benchmarks.work import count_work
 from latentc.cli.bench import parse_batches, parse_sizes
 from latentc.core.errors import RequestError, RuntimeMissing
@@ -127,6 +128,23 @@ def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
     assert twice["text_encoder"].flops == row.work["text_encoder"].flops
     assert row.tflops("denoiser") > 0
     assert pixels(results.parent / row.pictures[0]).shape == (64, 64, 3)
+
+
+@pytest.mark.slow
+def test_the_engines_that_were_timed_draw_the_suite(bundle, results):
+    plan = Plan((load_profile("cpu-onnxruntime"),), suite=True, **SMALL)
+    null, row = bench(bundle("sd1"), plan, results)
+    assert null.parity.suite is None, "null draws nothing that could be compared"
+    assert row.parity.suite.startswith(f"{SUITE.title}, against torch ")
+    assert len(row.parity.forced_psnr_db) == 21, "PNDM calls once more"
+    assert min(row.parity.forced_psnr_db) > 90
+    figures = row.parity.pictures
+    assert figures.keys() == {"psnr_db", "ssim", "flip", "mean_absolute_difference"}
+    assert figures["psnr_db"].median >= figures["psnr_db"].worst > 45
+    assert figures["psnr_db"].floor > 45
+    assert row.parity.faults == row.parity.failures == ()
+    assert row.parity.step_psnr_db > 60, "what the build measured stays"
+    assert read_records(results) == [null, row]
 
 
 @pytest.mark.slow
