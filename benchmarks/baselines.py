@@ -46,7 +46,7 @@ BASELINES = {
             "torch-compile",
             PROFILE_MODULE,
             profile=COMPILED,
-            leaves_out=("Compiling: it is done when the build compares, and the first draw finds it in a cache.",),
+            leaves_out=("Compiling: it is in the first draw.",),
             cache="TORCHINDUCTOR_CACHE_DIR",
         ),
         Baseline("diffusers", "benchmarks.subjects.diffusers", leaves_out=(OWN_LOOP, "The safety checker is off.")),

@@ -29,6 +29,7 @@ from ..core.request import Request
 from ..pipelines.complete import complete
 from ..pipelines.denoise import DENOISER
 from ..pipelines.noise import initial_noise
+from ..pipelines.pipeline import SCHEDULER
 from ..pipelines.pixels import DECODER
 from ..profiles import Profile, load_profile
 from ..runtimes.machine import machine
@@ -56,7 +57,6 @@ from .records import (
 from .suite import SUITE, references_path
 from .work import count_work
 
-SCHEDULER = "scheduler/scheduler_config.json"
 OWN_COST = "null"
 """The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
 
@@ -297,9 +297,11 @@ def _compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], 
     path = references_path(bundle, SUITE, (setting.width, setting.height))
     try:
         floor = _refer(drawing[0].brief, path, on_progress)
-    except LatentcError as exc:
+    except LatentcError as exc:  # what can't be compared has failed, whatever the reason
         for contender in drawing:
-            contender.leaves_out += (f"Likeness of pictures: the reference couldn't be drawn. {exc}",)
+            known = contender.parity or Parity(reference="")
+            failure = f"The suite couldn't be compared: {exc}"
+            contender.parity = known.model_copy(update={"suite": SUITE.title, "failures": (failure,)})
         return
     for contender in drawing:
         assert contender.process is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -178,14 +179,14 @@ def serve(verbs: Verbs) -> None:
     """Read orders from standard input and answer each with what its verb's function returns, a dataclass.
 
     Standard output is the line's alone: what libraries print there goes to standard error. When the harness hangs up
-    or dies the process ends at once, even in the middle of an order.
+    or dies the process and what it started end at once, even in the middle of an order.
     """
     orders: Queue[str] = Queue()
 
     def read() -> None:
         for line in sys.stdin:
             orders.put(line)
-        os._exit(0)
+        _end()
 
     Thread(target=read, daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
@@ -198,6 +199,13 @@ def serve(verbs: Verbs) -> None:
                 answer = {"error": reason(exc)}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
+
+
+def _end() -> None:
+    """End at once, with whatever this process started, where it leads a group of its own."""
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def reason(exc: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
                 env={**os.environ, **(environment or {})},
+                start_new_session=True,  # so that what it starts ends with it
                 encoding="utf-8",
             )
         except OSError as exc:
@@ -62,7 +64,7 @@ class Process:
         except BrokenPipeError:
             line = ""
         except Empty:
-            self._popen.kill()
+            self._kill()
             raise LatentcError(f"It didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped.") from None
         if not line:
             raise LatentcError(f"Its process {self._end()} while it was asked to {verb}.{self._last_words()}")
@@ -72,16 +74,22 @@ class Process:
         return answer["ok"]
 
     def close(self) -> None:
-        """Hang up, and wait until it has ended; one that doesn't is killed."""
+        """Hang up, and wait until it has ended; what is left of it then is killed."""
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):  # it ended before
             self._popen.stdin.close()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._popen.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+        self._kill()
         self._complaints.close()
+
+    def _kill(self) -> None:
+        """End it and whatever it started."""
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):  # all ended
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.kill()
+        self._popen.wait()
 
     def __enter__(self) -> Process:
         return self

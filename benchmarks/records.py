@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, cast
@@ -221,9 +221,18 @@ class Measurement(Line):
         return tuple(getattr(draw, stage) for draw in self.draws)
 
     def summary(self, stage: Stage) -> Summary | None:
-        """Median, percentiles and spread of a stage; None without samples."""
+        """Median, percentiles and spread of a stage; None without samples.
+
+        Calls of one draw are no independent samples: the denoiser's interval is that of its medians by draw.
+        """
         samples = self.samples(stage)
-        return summarize(samples) if samples else None
+        if not samples:
+            return None
+        found = summarize(samples)
+        if stage != "denoiser":
+            return found
+        by_draw = summarize([median(draw.denoiser) for draw in self.draws if draw.denoiser])
+        return replace(found, interval=by_draw.interval)
 
     @property
     def joules(self) -> Summary | None:

@@ -6,6 +6,7 @@ peak between two samples is missed; those of its children are sampled.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -49,11 +50,9 @@ def status_bytes(pid: int, field: str) -> int | None:
 def children(pid: int) -> list[int]:
     """Processes that the threads of a process started, and that live."""
     found: list[int] = []
-    try:
-        for thread in (PROC / str(pid) / "task").iterdir():
-            found += [int(child) for child in (thread / "children").read_text(encoding="ascii").split()]
-    except OSError:  # a thread ended meanwhile, or the kernel doesn't tell
-        pass
+    for tell in (PROC / str(pid) / "task").glob("*/children"):
+        with suppress(OSError):  # a thread ended meanwhile
+            found += [int(child) for child in tell.read_text(encoding="ascii").split()]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..core.bundle import Bundle
+from ..core.shapes import shape_of
 from ..pipelines.denoise import DENOISER
 from ..pipelines.pixels import DECODER
 from ..pipelines.prompt import LENGTH
@@ -33,8 +34,5 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
 
 
 def _count(bundle: Bundle, part: str, sizes: dict[str, int]) -> float:
-    shapes: dict[str, Shape] = {
-        tensor.name: tuple(dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape)
-        for tensor in bundle.part(part).inputs
-    }
+    shapes: dict[str, Shape] = {tensor.name: shape_of(tensor.shape, sizes) for tensor in bundle.part(part).inputs}
     return float(count_flops(bundle.graph(part), shapes).total)

@@ -224,6 +224,7 @@ def bench(
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less: the prompt alone.")] = 7.5,
     repeat: Annotated[int, typer.Option(help="Draws at least; up to 3 times as many until times are stable.")] = 6,
     ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
+    suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
     peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
     quiet: Quiet = False,
@@ -245,8 +246,34 @@ def bench(
         ceiling=ceiling,
         keep=keep,
         peers=peers,
+        suite=suite,
     )
     measure(bundle, plan, output, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Files that `latentc bench` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("report"),
+    as_json: Json = False,
+) -> None:
+    """Write measurements as one HTML page, and as Markdown for a README."""
+    from .report import report as write
+
+    write(results, output, as_json)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="File that `latentc bench` wrote before.")],
+    new: Annotated[Path, typer.Argument(help="File that it wrote after.")],
+    effect: Annotated[float, typer.Option(min=0, help="Least change of seconds that counts, as a share.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Say what got slower, larger or less like the reference beyond the noise; exit 1 if something did."""
+    from .report import compare as tell
+
+    tell(old, new, effect, as_json)
 
 
 @app.command()

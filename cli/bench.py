@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -51,7 +50,7 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
     opened = open_bundle(folder)
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
-        typer.echo(json.dumps([row.model_dump(mode="json", exclude_none=True) for row in rows], ensure_ascii=False))
+        typer.echo(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
         return
     print_rows(rows, output)
 

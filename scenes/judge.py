@@ -1,7 +1,8 @@
 """What a picture of the world shows, read by a small classifier, and two measures from that.
 
-The classifier is `judge.onnx`, trained on the renderer's pictures alone. Whoever has a runtime runs
-it: `image` float32 [n, 3, 128, 128] within 0 and 1 to logits by attribute, and to `features`.
+The classifier is `judge.onnx`, trained on the renderer's pictures alone by `scenes/train/judge.py`; the repository has
+none yet. Whoever has a runtime runs it: `image` float32 [n, 3, 128, 128] within 0 and 1 to logits by attribute, and to
+`features`.
 """
 
 from __future__ import annotations

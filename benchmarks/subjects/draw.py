@@ -19,7 +19,7 @@ def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Drawn:
     start = perf_counter()
     images = pipeline(
         prompt=wish.prompt,
-        negative_prompt=wish.negative_prompt,
+        negative_prompt=wish.negative_prompt or None,  # XL takes zeros for None alone, as latentc does for none
         width=wish.width,
         height=wish.height,
         num_images_per_prompt=wish.batch,

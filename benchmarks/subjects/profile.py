@@ -14,8 +14,6 @@ from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Wish
 if TYPE_CHECKING:
     from ...core.tensors import Precision
 
-SCHEDULER = "scheduler/scheduler_config.json"
-
 
 class ProfileSubject:
     """Opens, builds and draws through `Pipeline`."""
@@ -68,6 +66,7 @@ class ProfileSubject:
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline with the engines that it draws with."""
         from ...compiler.build import Engines
+        from ...pipelines.pipeline import SCHEDULER
 
         start = perf_counter()
         self._pipeline = self._pipeline_class.open(brief.bundle, self._profile)

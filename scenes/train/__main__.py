@@ -6,18 +6,27 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..judge import JUDGE
+
 
 def main() -> None:
-    """Train one part of the checkpoint, going on from where the last run stopped."""
+    """Train one part, going on from where the last run stopped; or save them all as the checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m latentc.scenes.train", description=main.__doc__)
-    parser.add_argument("part", choices=["vae", "text", "unet"])
+    parser.add_argument("part", choices=["vae", "text", "unet", "judge", "save"])
     parser.add_argument("--state", type=Path, required=True, help="folder of pictures, training state, log and sheets")
-    parser.add_argument("--steps", type=int, required=True, help="train up to this step, counted from the very first")
+    parser.add_argument("--steps", type=int, default=0, help="train up to this step, counted from the very first")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    from . import text, unet, vae
+    from . import judge, save, text, unet, vae
 
-    {"vae": vae, "text": text, "unet": unet}[arguments.part].train(arguments.state, arguments.steps)
+    if arguments.part == "save":
+        save.save(arguments.state, save.CHECKPOINT)
+        if (arguments.state / "judge").exists():
+            save.save_judge(arguments.state, JUDGE)
+        return
+    if arguments.steps < 1:
+        parser.error("--steps says up to which step to train")
+    {"vae": vae, "text": text, "unet": unet, "judge": judge}[arguments.part].train(arguments.state, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -160,9 +160,10 @@ def run_course(
             _tell(folder, {"step": step, "seconds": round(seconds, 1), "steps_per_second": round(speed, 3), **line})
             totals, since, counted = {}, now, step
         if step % course.save_every == 0 or step == course.steps:
-            _save(folder, model, averaged, optimizer, step, seconds)
+            paused = time.perf_counter()
+            _save(folder, model, averaged, optimizer, step, seconds + paused - since)
             _tell(folder, {"step": step, **show(averaged.module, step)})
-            since = time.perf_counter()
+            since += time.perf_counter() - paused
     return averaged.module
 
 

@@ -130,7 +130,7 @@ def train(folder: Path, steps: int) -> nn.Module:
     """Train the judge and return it."""
     pictures = Pictures(folder, SIDE, COUNT, "any")
     torch.manual_seed(0)
-    model = Judge().to(memory_format=torch.channels_last)
+    model = Judge()
     examined = [EXAMINED + i for i in range(1024)]
     seen = torch.stack([_image(picture_of(number, SIDE, "any")) for number in examined])
 

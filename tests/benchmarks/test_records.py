@@ -64,6 +64,7 @@ def test_samples_are_by_stage_and_raw(measurement):
     assert measurement.samples("denoiser") == (0.25, 0.5) * 3
     assert measurement.summary("total").median == 1.25
     assert measurement.summary("denoiser").count == 6
+    assert measurement.summary("denoiser").interval == (0.375, 0.375), "calls of one draw aren't independent"
     assert measurement.joules is None
     assert measurement.model_copy(update={"draws": ()}).summary("total") is None
 

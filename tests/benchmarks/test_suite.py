@@ -189,9 +189,7 @@ def perturb(bundle, change, name="mid_block.attentions.0.proj_in.weight"):
     import onnx
 
     graph = onnx.load(bundle.graph("unet"), load_external_data=False)
-    tensor = next(
-        each for each in graph.graph.initializer if each.name.endswith("mid_block.attentions.0.proj_in.weight")
-    )
+    tensor = next(each for each in graph.graph.initializer if each.name.endswith(name))
     place = {entry.key: entry.value for entry in tensor.external_data}
     begin, end = int(place["offset"]), int(place["offset"]) + int(place["length"])
     data = bundle.folder / "unet" / "model.onnx_data"

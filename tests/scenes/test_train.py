@@ -21,7 +21,8 @@ def course(steps):
 
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 5), nn.Linear(5, 1))
+    last = (nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 1, 2), nn.Flatten())
+    return nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4), *last)
 
 
 def loss(model, step):
@@ -32,7 +33,7 @@ def loss(model, step):
 
 
 def run(steps, folder):
-    return run_course(course(steps), model(), loss, folder, lambda model, step: {"weight": model[2].bias.item()})
+    return run_course(course(steps), model(), loss, folder, lambda model, step: {"weight": model[3].bias.item()})
 
 
 def test_a_course_taken_up_again_ends_where_one_in_a_single_go_does(tmp_path):
@@ -57,7 +58,7 @@ def test_what_was_trained_is_loaded_averaged(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_course(tmp_path):
     with pytest.raises(FloatingPointError, match="at step 0"):
-        run_course(course(3), model(), lambda model, step: (model[2].bias.sum() / 0, {}), tmp_path, lambda *_: {})
+        run_course(course(3), model(), lambda model, step: (model[3].bias.sum() / 0, {}), tmp_path, lambda *_: {})
 
 
 def test_rates_rise_stay_and_fall():
