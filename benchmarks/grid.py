@@ -1,0 +1,73 @@
+"""Pictures that were drawn, side by side: a reference, and beside it each engine with its amplified difference."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .reading import AXES, Section
+from .records import Measurement
+
+AMPLIFIED = 10
+"""How many times differences from the reference are shown."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One subject's first picture, as PNG in base64."""
+
+    name: str
+    picture: str
+    difference: str | None
+    """None for the reference itself, and where the sizes differ."""
+    mean_absolute_difference: float | None
+    """Of the values, 0 to 255."""
+
+
+def cells(section: Section) -> list[Cell]:
+    """The reference's cell and then the others'; none where fewer than two pictures can be read.
+
+    The row that is nearest to the parity's reference stands for it, as the reference's own picture isn't in a record.
+    """
+    drawn = [(row, picture) for row in section.engines if (picture := _first(row.pictures)) is not None]
+    if len(drawn) < 2:
+        return []
+    reference, wanted = max(drawn, key=lambda one: _nearness(one[0]))
+    others = [_cell(row.subject.name, picture, wanted) for row, picture in drawn if row is not reference]
+    return [Cell(reference.subject.name, _encoded(wanted), None, None), *others]
+
+
+def _nearness(row: Measurement) -> tuple[float, ...]:
+    """For `max`: by the axes of parity, the strictest first; what hasn't a figure is furthest."""
+    found = (axis.of(row) for axis in AXES)
+    return tuple(value if value is not None and not math.isnan(value) else -math.inf for value in found)
+
+
+def _first(paths: Sequence[str]) -> NDArray[np.uint8] | None:
+    """The first picture; None where there is none that can be read as PNG."""
+    try:
+        with Image.open(paths[0], formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except (IndexError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _cell(name: str, picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Cell:
+    if picture.shape != reference.shape:
+        return Cell(name, _encoded(picture), None, None)
+    apart = np.abs(picture.astype(np.int16) - reference)
+    loud = np.clip(apart * AMPLIFIED, 0, 255).astype(np.uint8)
+    return Cell(name, _encoded(picture), _encoded(loud), float(apart.mean()))
+
+
+def _encoded(picture: NDArray[np.uint8]) -> str:
+    stream = BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,0 +1,97 @@
+"""Measurements as Markdown: a table for a README, and what must stand beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from .reading import (
+    UNSTABLE,
+    Section,
+    by_text,
+    bytes_shown,
+    failure,
+    figure,
+    idle,
+    machine_title,
+    picture_psnr,
+    rival,
+    setting_title,
+    shown_name,
+    speedup,
+    step_psnr,
+)
+from .records import Measurement
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """A table for each section, then what failed, what wasn't stable, and where it was measured."""
+    return "\n\n".join(block for section in sections for block in _section(section)) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    first, against = section.first, rival(section)
+    columns = ["whole draw, s", "one step, s", "TFLOP/s", "memory", "one step, dB", "worst picture, dB"]
+    if against is not None:
+        columns.insert(1, f"x {plain(against.subject.name)}")
+    random = ", random weights" if first.model.random else ""
+    title = f"### {plain(first.model.name)}, {setting_title(first.setting)}{random}"
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    lines += [_line(row, against, len(columns)) for row in section.rows]
+    load = first.load_average
+    where = [
+        f"On {plain(machine_title(first.machine))}",
+        f"{plain(first.machine.system)}",
+        f"latentc {plain(first.latentc)}" + (f" at {plain(first.commit[:12])}" if first.commit else ""),
+        plain(first.time),
+        *([f"load {load:.1f} before"] if load is not None else []),
+    ]
+    told = [title, "\n".join(lines), NOTE, "; ".join(where) + "."]
+    failed = [f"- {plain(row.subject.name)} failed: {plain(why)}" for row in section.rows if (why := failure(row))]
+    shaky = [
+        f"- {plain(shown_name(row))} wasn't stable: {plain(row.stability or 'not judged')}."
+        for row in section.measured
+        if not row.stable
+    ]
+    engines = by_text((engine, row.subject.name) for row in section.measured for engine in row.subject.engines.values())
+    ran = [f"- {plain(', '.join(names))}: {plain(engine)}" for engine, names in engines]
+    omitted = by_text((sentence, row.subject.name) for row in section.rows for sentence in row.leaves_out)
+    everybody = len({row.subject.name for row in section.rows})
+    out = [f"- {plain(text)}{_whose(names, everybody)}" for text, names in omitted]
+    lists = [failed + shaky, ran and ["What ran:", "", *ran], out and ["What the numbers leave out:", "", *out]]
+    return told + ["\n".join(items) for items in lists if items]
+
+
+NOTE = (
+    "Medians of the measured draws; one step is one denoiser call. Memory is the most that the process held. dB: how "
+    f"near to the reference, higher is nearer. {UNSTABLE} marks times that weren't stable."
+)
+
+
+def _line(row: Measurement, against: Measurement | None, columns: int) -> str:
+    whole, step = row.summary("total"), row.summary("denoiser")
+    if failure(row) is not None or whole is None:
+        return f"| {plain(row.subject.name)} | failed |" + " |" * (columns - 1)
+    values = [
+        f"{figure(whole.median)} ± {whole.spread:.0%}",
+        figure(step.median if step else None),
+        figure(row.tflops("denoiser")),
+        bytes_shown(row.memory.peak_bytes if row.memory else None),
+        "" if idle(row) else figure(step_psnr(row)),
+        "" if idle(row) else figure(picture_psnr(row)),
+    ]
+    if against is not None:
+        values.insert(1, "" if idle(row) else figure(speedup(row, against), 2))
+    return f"| {plain(shown_name(row))} | {' | '.join(values)} |"
+
+
+def _whose(names: Sequence[str], everybody: int) -> str:
+    return "" if len(names) == everybody else f" ({plain(', '.join(names))})"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown takes as it stands, on one line."""
+    return SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))

@@ -1,0 +1,457 @@
+"""One HTML page of measurements, whole in itself: no script, no network, pictures and drawings inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import median
+from typing import Literal
+
+from .charts import Bar, Strip, bars, pareto, strips
+from .grid import AMPLIFIED, Cell, cells
+from .markup import Html, join, tag
+from .reading import (
+    UNSTABLE,
+    Section,
+    axis_of,
+    by_text,
+    bytes_shown,
+    failure,
+    figure,
+    forced_psnr,
+    front,
+    idle,
+    machine_title,
+    part_psnr,
+    percent,
+    points,
+    rival,
+    seconds_shown,
+    setting_title,
+    shown_name,
+    speedup,
+    step_psnr,
+)
+from .records import STAGES, Measurement, Metric, Stage
+from .style import STYLE
+
+STAGE_NAMES: dict[Stage, str] = {
+    "text_encoder": "text",
+    "denoiser": "denoiser",
+    "vae_decoder": "decode",
+    "host": "host",
+    "total": "whole draw",
+}
+METRIC_NAMES: dict[Metric, str] = {
+    "psnr_db": "PSNR dB",
+    "ssim": "SSIM",
+    "flip": "FLIP",
+    "mean_absolute_difference": "difference",
+    "clip_score": "CLIP",
+    "scene_score": "scene score",
+    "frechet_distance": "Fréchet",
+}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What the page may load: nothing from anywhere."""
+
+Column = tuple[str, Callable[[Measurement], str]]
+
+
+def page(sections: Sequence[Section], title: str) -> str:
+    """The whole page, as text."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html(STYLE)),
+    )
+    rows = [row for section in sections for row in section.rows]
+    failed = sum(failure(row) is not None for row in rows)
+    count = f"{len(rows)} configuration{'s' if len(rows) > 1 else ''}, {failed} failed"
+    body = [
+        tag("header", tag("h1", title), tag("p", f"{count}. Measured with latentc bench.", class_="soft")),
+        _overview(sections) if len(sections) > 1 else Html(),
+        *(_section(section, index) for index, section in enumerate(sections, 1)),
+    ]
+    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *body)), lang="en") + "\n"
+
+
+def stage_seconds(row: Measurement, stage: Stage) -> float | None:
+    """The median of a stage within one draw: all calls of the denoiser together."""
+    if stage == "denoiser":
+        return median(sum(draw.denoiser) for draw in row.draws) if row.draws else None
+    found = row.summary(stage)
+    return found.median if found else None
+
+
+def _overview(sections: Sequence[Section]) -> Html:
+    """By machine and profile: everything on one sheet, before the sections tell each."""
+    lines: list[Html] = []
+    for index, section in enumerate(sections, 1):
+        row = section.first
+        link = tag("a", f"{row.model.name}, {setting_title(row.setting)}", href=f"#s{index}")
+        where = tag("span", f"{machine_title(row.machine)}; {row.time}", class_="soft")
+        lines.append(tag("tr", tag("th", link, " ", where, colspan=5, scope="rowgroup", class_="group")))
+        lines += [_overview_line(row) for row in section.rows]
+    names = ("", "whole draw, s", "one step, s", "memory", "one step, dB")
+    body = tag("tbody", *lines)
+    return tag(
+        "section",
+        tag("h2", "By machine and profile"),
+        tag("p", "Only what stands under one heading was measured in turn and may be compared.", class_="soft"),
+        tag("div", tag("table", _head(names), body), class_="scroll"),
+    )
+
+
+def _overview_line(row: Measurement) -> Html:
+    whole, step = row.summary("total"), row.summary("denoiser")
+    if failure(row) is not None or whole is None:
+        return tag("tr", _name(row), tag("td", "failed", colspan=4, class_="bad"))
+    values = (
+        figure(whole.median),
+        figure(step.median if step else None),
+        bytes_shown(row.memory.peak_bytes if row.memory else None),
+        figure(step_psnr(row)),
+    )
+    return tag("tr", _name(row), *(tag("td", value) for value in values))
+
+
+def _section(section: Section, index: int) -> Html:
+    first = section.first
+    random = " Its weights are random: the pictures mean nothing, the seconds do." if first.model.random else ""
+    told = f"{machine_title(first.machine)}; {first.time}; guidance {first.setting.guidance:g}.{random}"
+    head = tag(
+        "div",
+        tag("h2", f"{first.model.name}, {setting_title(first.setting)}"),
+        tag("p", told, class_="soft"),
+        _gist(section),
+    )
+    pieces = [head, _failures(section)]
+    if section.measured:
+        pieces += [_seconds_table(section), _unstable(section), _drawings(section), *_tables(section)]
+    pieces += [_grid(cells(section)), _omissions(section), _provenance(section)]
+    return tag("section", *pieces, id=f"s{index}")
+
+
+def _gist(section: Section) -> Html:
+    """The one sentence for those who read no table."""
+    if not section.engines:
+        return Html()
+    fastest, against = section.engines[0], rival(section)
+    whole = stage_seconds(fastest, "total") or 0.0
+    said = f" draws in {seconds_shown(whole)}"
+    ratio = speedup(fastest, against)
+    if against is not None and against is not fastest and ratio is not None:
+        said += f", {figure(ratio, 2)} times as fast as {against.subject.name}"
+    psnr_db = step_psnr(fastest)
+    if psnr_db is not None:
+        said += f", one step agreeing with the reference to {figure(psnr_db)} dB"
+    return tag("p", tag("b", fastest.subject.name), said + ".", class_="gist")
+
+
+def _failures(section: Section) -> Html:
+    failed = [(row.subject.name, reason) for row in section.rows if (reason := failure(row)) is not None]
+    items = [tag("li", tag("b", name), f": {reason}") for name, reason in failed]
+    return tag("div", tag("h3", "Failed"), tag("ul", *items), class_="note bad") if items else Html()
+
+
+def _unstable(section: Section) -> Html:
+    rows = [row for row in section.measured if not row.stable]
+    items = [tag("li", tag("b", row.subject.name), f": {row.stability or 'not judged'}") for row in rows]
+    told = f"{UNSTABLE} Not stable: don't build on these times"
+    return tag("details", tag("summary", told), tag("ul", *items), class_="note") if items else Html()
+
+
+def _seconds_table(section: Section) -> Html:
+    against = rival(section)
+    columns: list[Column] = [
+        ("whole draw", lambda row: figure(stage_seconds(row, "total"))),
+        ("±", lambda row: percent(_summary(row, "total", "spread"))),
+        ("p90", lambda row: figure(_summary(row, "total", "p90"))),
+        ("p99", lambda row: figure(_summary(row, "total", "p99"))),
+        ("text", lambda row: figure(_summary(row, "text_encoder", "median"))),
+        ("one step", lambda row: figure(_summary(row, "denoiser", "median"))),
+        ("decode", lambda row: figure(_summary(row, "vae_decoder", "median"))),
+        ("host", lambda row: figure(_summary(row, "host", "median"))),
+        ("draws", lambda row: str(len(row.draws))),
+    ]
+    if against is not None:
+        ratio: Column = (f"x {against.subject.name}", lambda row: "" if idle(row) else figure(speedup(row, against), 2))
+        columns.insert(2, ratio)
+    said = (
+        "Medians. ± is half the 95 % interval of the median. Host is all of a draw that is neither text encoder, "
+        "denoiser nor decoder. "
+    )
+    said += f"x {against.subject.name}: how many times as fast as the fastest baseline. " if against else ""
+    said += "What does no work shows what latentc itself takes." if any(map(idle, section.rows)) else ""
+    return join(tag("h3", "Seconds"), _table(section.rows, columns), tag("p", said, class_="soft small"))
+
+
+def _tables(section: Section) -> list[Html]:
+    """Rate, start and memory, parity."""
+    return [
+        *_titled("Rate", section, _rate_columns(), RATE_NOTE),
+        *_titled("Start and memory", section, _start_columns(), START_NOTE),
+        *_titled("Parity", section, _parity_columns(section), PARITY_NOTE),
+    ]
+
+
+RATE_NOTE = (
+    "TFLOP/s: the graph's floating-point operations over the stage's median, and its share of what a large matrix "
+    "product reached here in the same precision."
+)
+START_NOTE = (
+    "Seconds and bytes. Build: once per machine. Memory: resident, of the process and its children; the peak is of "
+    "its whole life. Energy: of the CPU packages, in joules a draw."
+)
+PARITY_NOTE = (
+    "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
+    "the denoiser's worst teacher-forced call. Pictures: median, and worst in brackets, over the suite; the floor is "
+    "the reference against itself."
+)
+
+
+def _rate_columns() -> list[Column]:
+    found: list[Column] = []
+    for stage in STAGES[:3]:
+        found.append((f"{STAGE_NAMES[stage]} TFLOP/s", partial(_rate, stage)))
+        found.append(("of ceiling", partial(_share, stage)))
+    return found
+
+
+def _rate(stage: Stage, row: Measurement) -> str:
+    return figure(row.tflops(stage))
+
+
+def _share(stage: Stage, row: Measurement) -> str:
+    return percent(row.ceiling_share(stage))
+
+
+def _start_columns() -> list[Column]:
+    return [
+        ("build", lambda row: figure(row.startup.build_seconds) + (" reused" if row.startup.build_reused else "")),
+        ("import", lambda row: figure(row.startup.import_seconds)),
+        ("load", lambda row: figure(row.startup.load_seconds)),
+        ("first draw", lambda row: figure(row.first.total if row.first else None)),
+        ("engines", lambda row: bytes_shown(row.startup.engine_bytes)),
+        ("before", lambda row: bytes_shown(row.memory.before_bytes if row.memory else None)),
+        ("loaded", lambda row: bytes_shown(row.memory.loaded_bytes if row.memory else None)),
+        ("peak", lambda row: bytes_shown(row.memory.peak_bytes if row.memory else None)),
+        ("GPU peak", lambda row: bytes_shown(row.memory.vram_peak_bytes if row.memory else None)),
+        ("J", lambda row: figure(row.joules.median if row.joules else None)),
+    ]
+
+
+def _parity_columns(section: Section) -> list[Column]:
+    found: list[Column] = [
+        ("worst part", lambda row: figure(part_psnr(row))),
+        ("one step", lambda row: figure(step_psnr(row))),
+        ("forced", lambda row: figure(forced_psnr(row))),
+    ]
+    metrics: dict[Metric, None] = {
+        metric: None for row in section.measured if row.parity for metric in row.parity.pictures
+    }
+    found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
+    found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
+    return found
+
+
+def _likeness(metric: Metric, row: Measurement) -> str:
+    found = row.parity.pictures.get(metric) if row.parity else None
+    if found is None:
+        return ""
+    floor = f", floor {figure(found.floor)}" if found.floor is not None else ""
+    return f"{figure(found.median)} ({figure(found.worst)}{floor})"
+
+
+def _titled(title: str, section: Section, columns: Sequence[Column], note: str) -> list[Html]:
+    """A table under its title; columns in which no row has anything are left out, and so is an empty table."""
+    rows = [row for row in section.measured if not (idle(row) and title != "Start and memory")]
+    told = [(name, read) for name, read in columns if any(read(row) for row in rows)]
+    return [tag("h3", title), _table(rows, told), tag("p", note, class_="soft small")] if told else []
+
+
+def _table(rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
+    """A line for each row; what failed has no figures."""
+    lines: list[Html] = []
+    for row in rows:
+        if failure(row) is None:
+            cells_of = [tag("td", read(row)) for _, read in columns]
+        else:
+            cells_of = [tag("td", "failed", colspan=len(columns), class_="bad")]
+        lines.append(tag("tr", _name(row), *cells_of))
+    table = tag("table", _head(["", *(name for name, _ in columns)]), tag("tbody", *lines))
+    return tag("div", table, class_="scroll")
+
+
+def _head(names: Sequence[str]) -> Html:
+    return tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
+
+
+def _name(row: Measurement) -> Html:
+    kind = "idle" if idle(row) else "own" if row.subject.kind == "profile" else "other"
+    return tag("th", tag("span", class_=f"key {kind}"), shown_name(row), scope="row")
+
+
+def _drawings(section: Section) -> Html:
+    """Every drawing that the rows have figures for."""
+    rows, axis = section.engines, axis_of(section.engines)
+    if not rows:
+        return Html()
+    spots = points(rows, axis)
+    best = ", ".join(point.name for point in front(spots))
+    said = f" The stair is the front: nothing here is both faster and nearer than {best}." if best else ""
+    shapes = join(_key("own", "profile of latentc"), _key("other", "baseline"))
+    picture = pareto(spots, axis.name if axis else "", "Seconds against parity")
+    stages = bars([_stage_bar(row) for row in rows], "Time by stage")
+    drawn = [
+        _figure("Seconds against parity", shapes, picture, said, wide=True),
+        _figure("Time by stage", _keys(STAGE_KEYS), stages, STAGE_NOTE),
+    ]
+    held = [bar for row in rows if (bar := _memory_bar(row)) is not None]
+    if held:
+        drawn.append(_figure("Memory", _keys(MEMORY_KEYS), bars(held, "Memory"), MEMORY_NOTE))
+    draws = [Strip(shown_name(row), tuple((draw.total,) for draw in row.draws)) for row in rows]
+    steps = [Strip(shown_name(row), tuple(draw.denoiser for draw in row.draws)) for row in rows]
+    steps = [strip for strip in steps if strip.samples]
+    drawn.append(_figure("Every draw", Html(), strips(draws, "Every draw"), STRIP_NOTE))
+    if steps:
+        drawn.append(_figure("Every denoiser call", Html(), strips(steps, "Every denoiser call"), STRIP_NOTE))
+    return tag("div", *drawn, class_="drawings")
+
+
+STAGE_KEYS = {"text_encoder": "text encoder", "denoiser": "denoiser", "vae_decoder": "decoder", "host": "host"}
+STAGE_NOTE = "Medians of each stage of one draw; they needn't add up to the whole draw's."
+MEMORY_KEYS = {"before": "before loading", "load": "after loading", "run": "drawing"}
+MEMORY_NOTE = "Each piece is what came on top. The stroke is the peak while loading; the figure, the peak of all."
+STRIP_NOTE = (
+    "Across: how far from the median; down: in the order of drawing. The band is the median's 95 % interval, a ring "
+    "lies further out than is drawn."
+)
+
+
+def _stage_bar(row: Measurement) -> Bar:
+    pieces: list[tuple[str, float, str]] = []
+    for stage in STAGES[:4]:
+        seconds = max(stage_seconds(row, stage) or 0.0, 0.0)
+        pieces.append((f"s-{stage}", seconds, f"{STAGE_NAMES[stage]}: {seconds_shown(seconds)}"))
+    return Bar(shown_name(row), seconds_shown(stage_seconds(row, "total") or 0.0), tuple(pieces))
+
+
+def _memory_bar(row: Measurement) -> Bar | None:
+    held = row.memory
+    if held is None:
+        return None
+    loaded = max(held.loaded_bytes - held.before_bytes, 0)
+    run = max(held.run_peak_bytes - held.before_bytes - loaded, 0)
+    pieces = (
+        ("s-before", float(held.before_bytes), f"before loading: {bytes_shown(held.before_bytes)}"),
+        ("s-load", float(loaded), f"loading added {bytes_shown(loaded)}"),
+        ("s-run", float(run), f"drawing added {bytes_shown(run)}"),
+    )
+    marks = ((float(held.load_peak_bytes), f"peak while loading: {bytes_shown(held.load_peak_bytes)}"),)
+    return Bar(row.subject.name, bytes_shown(held.peak_bytes), pieces, marks)
+
+
+def _keys(names: Mapping[str, str]) -> Html:
+    return join(*(_key(f"s-{kind}", name) for kind, name in names.items()))
+
+
+def _key(kind: str, name: str) -> Html:
+    return tag("span", tag("span", class_=f"key {kind}"), name, class_="pair")
+
+
+def _figure(title: str, keys: Html, drawing: Html, note: str, wide: bool = False) -> Html:
+    told = tag("p", keys, class_="keys") if keys else Html()
+    return tag("figure", tag("h3", title), told, drawing, tag("figcaption", note), class_="wide" if wide else None)
+
+
+def _grid(found: Sequence[Cell]) -> Html:
+    if not found:
+        return Html()
+    shown = [_cell(cell, index == 0) for index, cell in enumerate(found)]
+    note = (
+        f"The first picture of each. {found[0].name} is nearest to the reference and stands for it; differences from "
+        f"it are shown {AMPLIFIED} times larger."
+    )
+    return join(tag("h3", "Pictures"), tag("p", note, class_="soft small"), tag("div", *shown, class_="grid"))
+
+
+def _cell(cell: Cell, reference: bool) -> Html:
+    images = [_image(cell.picture, cell.name)]
+    told = "reference" if reference else "another size"
+    if cell.difference is not None:
+        images.append(_image(cell.difference, f"{cell.name}, difference x {AMPLIFIED}"))
+        told = f"differs by {figure(cell.mean_absolute_difference, 2)} of 255 on average"
+    return tag("figure", tag("div", *images, class_="pair-of"), tag("figcaption", tag("b", cell.name), f": {told}"))
+
+
+def _image(picture: str, alt: str) -> Html:
+    return tag("img", src=f"data:image/png;base64,{picture}", alt=alt)
+
+
+def _omissions(section: Section) -> Html:
+    """What the figures don't hold, each sentence once."""
+    told = by_text((sentence, row.subject.name) for row in section.rows for sentence in row.leaves_out)
+    items = [tag("li", text, _whose(names, section)) for text, names in told]
+    return join(tag("h3", "What the numbers leave out"), tag("ul", *items, class_="small")) if items else Html()
+
+
+def _whose(names: Sequence[str], section: Section) -> Html:
+    everybody = len(names) == len({row.subject.name for row in section.rows})
+    return Html() if everybody else tag("span", f" {', '.join(names)}", class_="soft")
+
+
+def _provenance(section: Section) -> Html:
+    """The machine, and every version."""
+    first, machine = section.first, section.first.machine
+    gpus = ["; ".join(str(value) for value in gpu.model_dump().values() if value is not None) for gpu in machine.gpus]
+    facts = [
+        ("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}"),
+        ("instructions", " ".join(machine.instructions)),
+        *(("GPU", gpu) for gpu in gpus),
+        ("memory", f"{bytes_shown(machine.memory_bytes)}, {bytes_shown(machine.available_bytes)} of it free"),
+        ("system", ", ".join(filter(None, (machine.system, machine.libc, f"Python {machine.python}")))),
+        ("load before", figure(first.load_average, 2)),
+        ("environment", " ".join(f"{name}={value}" for name, value in first.environment.items())),
+        ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
+        ("run", f"{first.run}, {first.time}"),
+        ("model", f"{first.model.name}, {first.model.family}, exported by latentc {first.model.latentc}"),
+        ("parts", ", ".join(f"{name} {digest[:12]}" for name, digest in first.model.digests.items())),
+        ("prompt", f"{first.setting.prompt!r}, seed {first.setting.seed}"),
+    ]
+    pairs = [piece for name, value in facts if value for piece in (tag("dt", name), tag("dd", value))]
+    libraries = by_text(
+        (f"{name} {version}", row.subject.name)
+        for row in section.rows
+        for name, version in row.subject.versions.items()
+    )
+    versions = [tag("li", text, _whose(names, section)) for text, names in sorted(libraries)]
+    subjects = [_subject(row) for row in section.rows]
+    return tag(
+        "details",
+        tag("summary", "Machine and versions"),
+        tag("dl", *pairs),
+        tag("h3", "Libraries"),
+        tag("ul", *versions, class_="small columns"),
+        tag("h3", "Subjects"),
+        *subjects,
+    )
+
+
+def _subject(row: Measurement) -> Html:
+    """What ran each part, and the whole profile."""
+    engines = [tag("li", f"{part}: {engine}") for part, engine in row.subject.engines.items()]
+    scheduler = [tag("li", f"scheduler: {row.subject.scheduler}")] if row.subject.scheduler else []
+    kept = row.subject.profile.model_dump(mode="json", exclude_none=True) if row.subject.profile else None
+    profile = [tag("pre", json.dumps(kept, indent=1, ensure_ascii=False))] if kept else []
+    return join(tag("h4", row.subject.name), tag("ul", *engines, *scheduler, class_="small"), *profile)
+
+
+def _summary(row: Measurement, stage: Stage, field: Literal["median", "p90", "p99", "spread"]) -> float | None:
+    found = row.summary(stage)
+    return getattr(found, field) if found else None

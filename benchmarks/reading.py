@@ -1,0 +1,237 @@
+"""What a reader wants of measurements: which may be held against each other, in what order, and in what words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import LatentcError
+from ..runtimes.machine import Machine
+from .records import Measurement, Setting, read_records
+
+UNSTABLE = "≈"
+"""Stands behind the name of a row whose time wasn't stable."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of one run at one setting: they were called in turn, so they may be compared. Fastest first."""
+
+    rows: tuple[Measurement, ...]
+    """What did no work is last; what failed comes before it."""
+
+    @property
+    def first(self) -> Measurement:
+        """The row to ask for what all of them share: machine, model, setting, run, time."""
+        return self.rows[0]
+
+    @property
+    def measured(self) -> tuple[Measurement, ...]:
+        """Those that did not fail, the empty runtime among them."""
+        return tuple(row for row in self.rows if failure(row) is None)
+
+    @property
+    def engines(self) -> tuple[Measurement, ...]:
+        """Those that did not fail and did work."""
+        return tuple(row for row in self.measured if not idle(row))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A figure of parity that rows of one section have in common."""
+
+    name: str
+    of: Callable[[Measurement], float | None]
+    """In dB, higher is nearer; None where a row hasn't one."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row in the picture of seconds against parity."""
+
+    name: str
+    seconds: float
+    """Median of the whole draw."""
+    interval: tuple[float, float]
+    psnr_db: float | None
+    """None where it isn't known, or isn't a number."""
+    own: bool
+    """A profile of latentc's, not a baseline."""
+
+
+def gather(paths: Sequence[Path]) -> list[Measurement]:
+    """The lines of all files, each once, with the places of their pictures made findable from here.
+
+    Raises `LatentcError` for a file that is damaged or empty.
+    """
+    found: dict[str, Measurement] = {}
+    for path in paths:
+        rows = read_records(path)
+        if not rows:
+            raise LatentcError(f"{path} holds no measurement. `latentc bench BUNDLE -o {path}` adds some.")
+        for row in rows:
+            pictures = tuple(str(path.parent / picture) for picture in row.pictures)
+            found.setdefault(row.model_dump_json(), row.model_copy(update={"pictures": pictures}))
+    return list(found.values())
+
+
+def sections(rows: Iterable[Measurement]) -> list[Section]:
+    """Rows that may be compared, together; in the order in which they were measured."""
+    groups: dict[str, list[Measurement]] = {}
+    for row in rows:
+        key = (row.run, machine_title(row.machine), row.model.model_dump_json(), row.setting.model_dump_json())
+        groups.setdefault("\n".join(key), []).append(row)
+    ordered = sorted(groups.values(), key=lambda group: group[0].time)
+    return [Section(tuple(sorted(group, key=_place))) for group in ordered]
+
+
+def _place(row: Measurement) -> tuple[int, float]:
+    whole = row.summary("total")
+    return (2 if idle(row) else 1 if failure(row) else 0, whole.median if whole else 0.0)
+
+
+def failure(row: Measurement) -> str | None:
+    """Why there is no figure to read from a row; None where there are some."""
+    if row.error is not None:
+        return row.error
+    return None if row.draws else "It has no measured draw, and no reason."
+
+
+def idle(row: Measurement) -> bool:
+    """Whether it is the profile that does no work, whose seconds are latentc's own cost."""
+    return row.subject.profile is not None and row.subject.profile.runtime == "null"
+
+
+def shown_name(row: Measurement) -> str:
+    """A subject's name, marked where its time wasn't stable."""
+    return row.subject.name + (f" {UNSTABLE}" if row.draws and not row.stable else "")
+
+
+def machine_title(machine: Machine) -> str:
+    """What makes a machine another one to a reader: its CPU, cores and GPUs."""
+    gpus = "".join(f", {gpu.name}" for gpu in machine.gpus)
+    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    return f"{machine.cpu}, {cores}{gpus}"
+
+
+def setting_title(setting: Setting) -> str:
+    """Size, batch and steps."""
+    batch = f", {setting.batch} at once" if setting.batch > 1 else ""
+    return f"{setting.width}x{setting.height}{batch}, {setting.steps} steps"
+
+
+def step_psnr(row: Measurement) -> float | None:
+    """One whole step, from the reference's own latents."""
+    return row.parity.step_psnr_db if row.parity else None
+
+
+def forced_psnr(row: Measurement) -> float | None:
+    """The worst of the denoiser's teacher-forced calls."""
+    return min(row.parity.forced_psnr_db, default=None) if row.parity else None
+
+
+def picture_psnr(row: Measurement) -> float | None:
+    """The worst picture of the suite."""
+    found = row.parity.pictures.get("psnr_db") if row.parity else None
+    return found.worst if found else None
+
+
+def part_psnr(row: Measurement) -> float | None:
+    """The worst part."""
+    return min((part.psnr_db for part in row.parity.parts.values()), default=None) if row.parity else None
+
+
+AXES = (
+    Axis("worst picture, PSNR in dB", picture_psnr),
+    Axis("one step, PSNR in dB", step_psnr),
+    Axis("worst part, PSNR in dB", part_psnr),
+)
+"""What parity is read by: the nearest to what people see that most rows have."""
+
+
+def axis_of(rows: Sequence[Measurement]) -> Axis | None:
+    """The axis that most rows have, the first of them; None where no row has any."""
+    counts = [sum(_finite(axis.of(row)) is not None for row in rows) for axis in AXES]
+    return AXES[counts.index(max(counts))] if any(counts) else None
+
+
+def points(rows: Sequence[Measurement], axis: Axis | None) -> list[Point]:
+    """A point for each row that has seconds."""
+    found: list[Point] = []
+    for row in rows:
+        if whole := row.summary("total"):
+            psnr_db = _finite(axis.of(row)) if axis else None
+            own = row.subject.kind == "profile"
+            found.append(Point(shown_name(row), whole.median, whole.interval, psnr_db, own))
+    return found
+
+
+def front(candidates: Iterable[Point]) -> list[Point]:
+    """Those that nothing else beats in both: no other is as fast and nearer, or as near and faster. Fastest first."""
+    known = [(point.seconds, -point.psnr_db, point) for point in candidates if point.psnr_db is not None]
+    best, kept = math.inf, list[Point]()
+    for _, distance, point in sorted(known, key=lambda one: one[:2]):
+        if distance < best:
+            best = distance
+            kept.append(point)
+    return kept
+
+
+def rival(section: Section) -> Measurement | None:
+    """The fastest baseline, to hold the others against."""
+    return next((row for row in section.engines if row.subject.kind == "baseline"), None)
+
+
+def speedup(row: Measurement, against: Measurement | None) -> float | None:
+    """How many times faster a whole draw is; None where there is nothing to hold it against."""
+    mine, theirs = row.summary("total"), against.summary("total") if against else None
+    return theirs.median / mine.median if mine and theirs and mine.median > 0 else None
+
+
+def by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
+    """What several subjects have in common, once: each text with the names that it holds for."""
+    found: dict[str, dict[str, None]] = {}
+    for text, name in pairs:
+        found.setdefault(text, {})[name] = None
+    return [(text, tuple(names)) for text, names in found.items()]
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number to so many digits that count; empty where there is none."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "-∞" if value < 0 else "∞"
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(0, decimals)}f}"
+
+
+def seconds_shown(value: float) -> str:
+    """Seconds with their unit."""
+    if value < 0.001:
+        return f"{figure(1e6 * value)} µs"
+    return f"{figure(1e3 * value)} ms" if value < 1 else f"{figure(value)} s"
+
+
+def bytes_shown(value: float | None) -> str:
+    """Bytes with their unit, by thousands; empty where there are none."""
+    if value is None:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def percent(value: float | None) -> str:
+    """A share as percent; empty where there is none."""
+    return "" if value is None else f"{value:.1%}" if abs(value) < 0.1 else f"{value:.0%}"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,42 @@
+"""Files of results as a page to read (`index.html`) and as Markdown for a README (`report.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import LatentcError
+from ..core.files import write_text
+from .markdown import markdown
+from .page import page
+from .reading import gather, sections
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and of how much."""
+
+    page: Path
+    markdown: Path
+    rows: int
+    sections: int
+
+
+def report(results: Sequence[Path], folder: Path) -> Report:
+    """Write `index.html` and `report.md` into `folder`, over what an earlier report left there.
+
+    Raises `LatentcError` for results that are damaged or empty, and where the folder can't be written.
+    """
+    rows = gather(results)
+    found = sections(rows)
+    made = Report(folder / "index.html", folder / "report.md", len(rows), len(found))
+    names = dict.fromkeys(section.first.model.name for section in found)
+    texts = {made.page: page(found, f"Measurements of {', '.join(names)}"), made.markdown: markdown(found)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            write_text(path, text)
+    except OSError as exc:
+        raise LatentcError(f"{folder} can't be written ({exc.strerror}). Choose a folder that can.") from exc
+    return made

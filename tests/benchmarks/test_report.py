@@ -1,0 +1,203 @@
+"""What a report says of measurements made by hand."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentc.benchmarks.charts import Bar, Strip, bars, pareto, strips
+from latentc.benchmarks.markup import Html, join, tag
+from latentc.benchmarks.reading import Point, axis_of, front, points, sections
+from latentc.benchmarks.records import Figure, Memory, Parity, append_records
+from latentc.benchmarks.report import report
+from latentc.core.errors import LatentcError
+
+VOID = {"meta", "img", "br"}
+CALM = (2.0, 2.01, 2.02, 2.0, 2.01, 2.02)
+
+
+class Nesting(HTMLParser):
+    """Fails on an element that isn't closed where it should be."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.sources = [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def told(tmp_path, *rows):
+    append_records(tmp_path / "results.jsonl", rows)
+    made = report([tmp_path / "results.jsonl"], tmp_path / "report")
+    page = made.page.read_text()
+    nesting = Nesting()
+    nesting.feed(page)
+    assert not nesting.open
+    return page, made.markdown.read_text(), nesting
+
+
+def test_a_page_holds_everything_and_loads_nothing(measured, tmp_path):
+    page, text, nesting = told(
+        tmp_path,
+        measured("cpu-openvino", CALM, 33.0),
+        measured("torch-eager", [4 * seconds for seconds in CALM], 120.0, kind="baseline", runtime="torch"),
+        measured("diffusers", [], kind="baseline", error="It has no weights."),
+        measured("cpu-shaky", (3.0, 9.0), 40.0, stable=False, stability="2 draws"),
+        measured("null", (0.001,) * 6, runtime="null"),
+    )
+    for said in (
+        "4.0 times as fast as torch-eager",
+        "It has no weights.",
+        "cpu-shaky ≈",
+        "2 draws",
+        "Writing PNG files.",
+        "Handmade CPU @ 2.5GHz, 2 cores",
+        "openvino 1.2.3",
+        "OMP_NUM_THREADS=2",
+        "c0ffee",
+        "Time by stage",
+        "Memory",
+        "Every denoiser call",
+        "one step, PSNR in dB",
+    ):
+        assert said in page, said
+    assert "script" not in nesting.seen
+    assert "Pictures</h3>" not in page
+    assert nesting.sources == []
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "| cpu-openvino | 2.01 ± 0% | 4.0 |" in text
+    assert "| diffusers | failed |" in text
+    assert "- diffusers failed: It has no weights." in text
+    assert "- cpu-shaky ≈ wasn't stable: 2 draws." in text
+
+
+def test_what_records_say_is_never_markup(measured, tmp_path):
+    evil = '"><script>alert(1)</script><img src=x onerror=y>|`'
+    row = measured(evil, CALM, 30.0, leaves_out=(evil,), stable=False, stability=evil)
+    page, text, nesting = told(tmp_path, row, measured("other" + evil, [], error=evil))
+    assert "script" not in nesting.seen
+    assert "img" not in nesting.seen
+    assert "<script" not in text
+    assert "&lt;script&gt;" in page
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    bars_of = [line.replace("\\|", "").count("|") for line in lines]
+    assert len(lines) == 3
+    assert len(set(bars_of)) == 1, "a name adds no column"
+
+
+def test_markup_escapes_what_is_not_markup():
+    assert tag("a", "<b>", tag("i", "&"), href='"') == '<a href="&quot;">&lt;b&gt;<i>&amp;</i></a>'
+    assert (
+        tag("rect", x=1.23456, stroke_width=2, fill=None, class_="k")
+        == '<rect x="1.23" stroke-width="2" class="k"></rect>'
+    )
+    assert isinstance(join("<"), Html)
+
+
+def point(name, seconds, psnr_db):
+    return Point(name, seconds, (seconds, seconds), psnr_db, own=True)
+
+
+def test_the_front_is_what_nothing_beats():
+    fast, near, beaten, slow = point("fast", 1, 20), point("near", 3, 90), point("beaten", 4, 80), point("slow", 9, 120)
+    same, worse_tie, unknown = point("same", 3, 85), point("tie", 9, 120), point("unknown", 0.5, None)
+    assert front([slow, worse_tie, beaten, unknown, same, near, fast]) == [fast, near, slow]
+    assert front([unknown]) == []
+
+
+def test_parity_that_is_no_number_is_not_known(measured):
+    broken = measured("broken", CALM, 1.0, parity=Parity(reference="r", step_psnr_db=float("-inf")))
+    fine = measured("fine", CALM, 60.0)
+    axis = axis_of([broken, fine])
+    assert [spot.psnr_db for spot in points([broken, fine], axis)] == [None, 60.0]
+    assert axis_of([broken]) is None
+    pictures = Parity(reference="r", step_psnr_db=30.0, pictures={"psnr_db": Figure(median=25, worst=20)})
+    assert axis_of([measured("p", CALM, parity=pictures)]).name.startswith("worst picture")
+
+
+@pytest.mark.parametrize("values", [[(0.0, None)], [(1.0, 30.0)], [(1e-3, 30.0), (50.0, 200.0)], [(1.0, 5.0)] * 2])
+def test_the_front_is_drawn_for_any_values(values):
+    drawn = pareto([point(f"n{index}", *value) for index, value in enumerate(values)], "dB", "what")
+    assert drawn.count("<circle") == len(values)
+    assert "nan" not in drawn
+
+
+def test_bars_and_strips_are_drawn_for_any_values():
+    assert bars([Bar("none", "0", (("k", 0.0, "t"),))], "what").count("<rect") == 1
+    half = bars([Bar("a", "2", (("k", 2.0, "t"),)), Bar("b", "1", (("k", 1.0, "t"),))], "what")
+    assert 'width="50%"' in half
+    drawn = strips([Strip("a", ((1.0,), (1.1, 5.0))), Strip("zero", ((0.0,),))], "what")
+    assert drawn.count("<circle") == 3
+    assert drawn.count("dot ring") == 1
+    assert "zero" not in drawn
+
+
+def test_rows_are_apart_where_they_were_not_measured_in_turn(measured, tmp_path):
+    rows = [
+        measured("a", CALM),
+        measured("b", CALM, run="run-2", time="2026-11-23T00:00:00+00:00"),
+        measured("c", (1.0,)),
+    ]
+    assert [[row.subject.name for row in section.rows] for section in sections(rows)] == [["c", "a"], ["b"]]
+    page, _, nesting = told(tmp_path, *rows)
+    assert "By machine and profile" in page
+    assert nesting.sources == ["#s1", "#s2"]
+
+
+def test_a_row_twice_is_read_once(measured, tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_records(path, [measured("a", CALM)])
+    assert report([path, path], tmp_path / "report").rows == 1
+
+
+def test_pictures_are_beside_their_difference(measured, tmp_path):
+    for name, value in (("reference", 100), ("mine", 103)):
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.png").write_text("<svg onload=alert(1)>")
+    page, _, nesting = told(
+        tmp_path,
+        measured("mine", CALM, 30.0, pictures=("mine.png",)),
+        measured("torch-eager", (9.0,), 130.0, kind="baseline", pictures=("reference.png",)),
+        measured("bad", CALM, 30.0, pictures=("bad.png",)),
+        measured("gone", CALM, 30.0, pictures=("gone.png",)),
+    )
+    assert len(nesting.sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in nesting.sources)
+    assert "torch-eager</b>: reference" in page
+    assert "differs by 3.0 of 255" in page
+
+
+def test_what_is_not_known_is_left_out(measured, tmp_path):
+    bare = {"memory": None, "work": None, "first": None, "commit": None, "load_average": None}
+    page, text, _ = told(tmp_path, measured("bare", (1.0,), **bare))
+    assert "Rate" not in page
+    assert "Parity</h3>" not in page
+    assert "bare" in text
+    held = Memory(before_bytes=9, load_peak_bytes=5, loaded_bytes=4, run_peak_bytes=3, peak_bytes=9)
+    assert 'width="-' not in told(tmp_path, measured("odd", (1.0,), memory=held))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "holds no measurement"), ("{", "is no JSON"), ("{}", "schema version")]
+)
+def test_a_file_without_measurements_is_said(tmp_path, text, says):
+    path = tmp_path / "results.jsonl"
+    path.write_text(text)
+    with pytest.raises(LatentcError, match=says):
+        report([path], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_that_cant_be_written_is_said(measured, tmp_path):
+    append_records(tmp_path / "results.jsonl", [measured("a", CALM)])
+    with pytest.raises(LatentcError, match="can't be written"):
+        report([tmp_path / "results.jsonl"], tmp_path / "results.jsonl")
