@@ -1,0 +1,280 @@
+"""What got worse between two files of results: the rule that a build server can stand on.
+
+Rows are the same where machine (CPU, cores, GPUs), model, subject and setting are; rows of several runs are pooled.
+
+*Seconds.* One sample a draw: of the denoiser the median of its calls, which aren't independent. Something is slower
+where the 95 % intervals of the two medians don't overlap, free of any distribution (Hoefler and Belli, Scientific
+Benchmarking of Parallel Computing Systems, SC 2015, 4.2), and the medians differ by at least `EFFECT` of the old one,
+1 % of the whole draw and 1 ms. Intervals that don't overlap are a stricter test than 5 % (Schenker and Gentleman, On
+Judging the Significance of Differences by Examining the Overlap Between Confidence Intervals, 2001), which leaves room
+for the many comparisons in one file. The least effect stands for what no draw shows: that a process started again has
+other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 4 samples on
+each side even 3 slower than 3 others happens by chance one time in ten, so nothing is said (rank test, two-sided).
+
+*Memory.* One sample: the peak, worse where it grew by 5 % and 8 MB.
+
+*Parity.* The same engine gives the same figures, but for the order in which its threads add. Worse is 1 dB (12 % more
+error), or as `LIMITS` has it, in the median or the worst; above `ROUNDING_DB` it is f32's rounding, and within the
+reference's own floor it is noise. A figure that turned NaN, is no longer measured, or a fault that is new, is worse.
+
+*Failures.* A row that failed and did not before is worse. Loading, building and the first draw are single samples of
+unknown noise: they are told where they changed by a quarter, and count for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from ..core.errors import LatentcError
+from .reading import bytes_shown, failure, figure, gather, machine_title, seconds_shown, setting_title
+from .records import STAGES, Measurement, Metric, Stage, Summary, summarize
+
+EFFECT = 0.05
+"""Least change of seconds that counts, as a share: as far as a stable median may spread."""
+SHARE_OF_DRAW = 0.01
+LEAST_SECONDS = 0.001
+FEWEST = 4
+MEMORY_SHARE, MEMORY_BYTES = 0.05, 8_000_000
+ROUNDING_DB = 100.0
+LEAST_DB = 1.0
+SINGLE_SHARE, SINGLE_SECONDS = 0.25, 0.1
+
+Verdict = Literal["worse", "better", "note"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much a metric of pictures must change to count."""
+
+    higher_is_nearer: bool
+    least: float
+    share: float = 0.0
+    """Of the old figure; the larger of both holds."""
+
+
+LIMITS: dict[Metric, Limit] = {
+    "psnr_db": Limit(True, LEAST_DB),
+    "ssim": Limit(True, 0.005),
+    "flip": Limit(False, 0.005),
+    "mean_absolute_difference": Limit(False, 0.25),
+    "clip_score": Limit(True, 0.0, 0.02),
+    "scene_score": Limit(True, 0.02),
+    "frechet_distance": Limit(False, 0.0, 0.05),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that isn't as it was."""
+
+    row: str
+    what: str
+    verdict: Verdict
+    told: str
+    """Old and new, in words."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two files say of each other."""
+
+    compared: int
+    """Rows in both."""
+    changes: tuple[Change, ...]
+    only_old: tuple[str, ...]
+    only_new: tuple[str, ...]
+
+    @property
+    def worse(self) -> tuple[Change, ...]:
+        """Those that a build server should stop at."""
+        return tuple(change for change in self.changes if change.verdict == "worse")
+
+
+def compare_files(old: Path, new: Path, effect: float = EFFECT) -> Comparison:
+    """Compare two files of results.
+
+    Raises `LatentcError` for a file that is damaged or empty, and where the two have no row in common.
+    """
+    found = compare(gather([old]), gather([new]), effect)
+    if not found.compared:
+        raise LatentcError(
+            f"{old} and {new} have no configuration in common: {'; '.join(found.only_old)} against "
+            f"{'; '.join(found.only_new)}. Measure the same profiles and sizes on the same machine."
+        )
+    return found
+
+
+def compare(old: Iterable[Measurement], new: Iterable[Measurement], effect: float = EFFECT) -> Comparison:
+    """Compare rows: see this module's own words for the rule."""
+    before, after = _by_key(old), _by_key(new)
+    both = [key for key in before if key in after]
+    changes = chain.from_iterable(_changes(key[0], before[key], after[key], effect) for key in both)
+    return Comparison(
+        compared=len(both),
+        changes=tuple(changes),
+        only_old=tuple(", ".join(key) for key in before if key not in after),
+        only_new=tuple(", ".join(key) for key in after if key not in before),
+    )
+
+
+def _by_key(rows: Iterable[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
+    """Rows that measured the same thing, under what tells it from others: a title, and the rest of the setting."""
+    found: dict[tuple[str, str], list[Measurement]] = {}
+    for row in rows:
+        setting = row.setting
+        title = f"{row.subject.name}, {row.model.name}, {setting_title(setting)}, {machine_title(row.machine)}"
+        prompts = repr(setting.prompt) + (f" without {setting.negative_prompt!r}" if setting.negative_prompt else "")
+        rest = f"{prompts}, guidance {setting.guidance:g}, seed {setting.seed}"
+        found.setdefault((title, rest), []).append(row)
+    return found
+
+
+def _changes(title: str, old: Sequence[Measurement], new: Sequence[Measurement], effect: float) -> list[Change]:
+    """Everything that isn't as it was in one row."""
+    reasons = [reason for row in new if (reason := failure(row)) is not None]
+    old, was_sound = [row for row in old if failure(row) is None], all(failure(row) is None for row in old)
+    new = [row for row in new if failure(row) is None]
+    changes: list[Change] = []
+    if reasons:
+        verdict: Verdict = "worse" if was_sound else "note"
+        changes.append(Change(title, "failed", verdict, ("" if was_sound else "as before: ") + reasons[0]))
+    elif not old:
+        changes.append(Change(title, "failed", "better", "it works now"))
+    if old and new:
+        told = [*_seconds(old, new, effect), *_memory(old, new), *_parity(old, new), *_asides(old, new)]
+        changes += [Change(title, what, verdict, text) for what, verdict, text in told]
+    return changes
+
+
+Told = tuple[str, Verdict, str]
+"""What changed, whether it counts, and the words."""
+
+
+def _samples(rows: Sequence[Measurement], stage: Stage) -> list[float]:
+    """A sample for each draw."""
+    if stage == "denoiser":
+        return [median(draw.denoiser) for row in rows for draw in row.draws if draw.denoiser]
+    return [seconds for row in rows for seconds in row.samples(stage)]
+
+
+def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: float) -> Iterable[Told]:
+    whole = median(_samples(old, "total"))
+    for stage in STAGES:
+        mine, theirs = _samples(old, stage), _samples(new, stage)
+        if min(len(mine), len(theirs)) < FEWEST:
+            if stage == "total":
+                yield stage, "note", f"{len(mine)} and {len(theirs)} draws: too few to tell; {FEWEST} are needed"
+            continue
+        before, after = summarize(mine), summarize(theirs)
+        least = max(effect * before.median, SHARE_OF_DRAW * whole, LEAST_SECONDS)
+        text = f"{seconds_shown(before.median)} to {seconds_shown(after.median)}{_ratio(before, after)}"
+        if after.interval[0] > before.interval[1] and after.median - before.median >= least:
+            yield stage, "worse", text
+        elif after.interval[1] < before.interval[0] and before.median - after.median >= least:
+            yield stage, "better", text
+
+
+def _ratio(before: Summary, after: Summary) -> str:
+    return f", {after.median / before.median - 1:+.1%}" if before.median > 0 else ""
+
+
+def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
+    sides = [[row.memory for row in rows if row.memory is not None] for rows in (old, new)]
+    for what, field in (("peak memory", "peak_bytes"), ("peak GPU memory", "vram_peak_bytes")):
+        before, after = ([value for held in side if (value := getattr(held, field)) is not None] for side in sides)
+        if before and not after:
+            yield what, "note", "no longer measured"
+        if before and after:
+            was, now = median(before), median(after)
+            if abs(now - was) >= max(MEMORY_SHARE * was, MEMORY_BYTES):
+                yield what, "worse" if now > was else "better", f"{bytes_shown(was)} to {bytes_shown(now)}"
+
+
+def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
+    before, after = _figures(old), _figures(new)
+    for name, (was, limit, _) in before.items():
+        if name not in after:
+            yield name, "worse", f"{figure(was)}, and no longer measured"
+            continue
+        now, _, floor = after[name]
+        verdict = _judge(was, now, limit, floor)
+        if verdict is not None:
+            yield name, verdict, f"{figure(was, 4)} to {figure(now, 4)}"
+    faults = [{fault for row in rows if row.parity for fault in row.parity.faults} for rows in (old, new)]
+    for fault in sorted(faults[1] - faults[0]):
+        yield "fault", "worse", fault
+
+
+def _figures(rows: Sequence[Measurement]) -> dict[str, tuple[float, Limit, float | None]]:
+    """Every figure of parity with its limit and its floor; of several rows the worst."""
+    found: dict[str, tuple[float, Limit, float | None]] = {}
+
+    def add(name: str, value: float | None, limit: Limit, floor: float | None = None) -> None:
+        if value is None:
+            return
+        if name in found:
+            values = (value, found[name][0])
+            value = math.nan if any(map(math.isnan, values)) else (min if limit.higher_is_nearer else max)(values)
+        found[name] = (value, limit, floor)
+
+    for row in rows:
+        if row.parity is None:
+            continue
+        decibels = LIMITS["psnr_db"]
+        for part, likeness in row.parity.parts.items():
+            add(f"{part}, PSNR dB", likeness.psnr_db, decibels, ROUNDING_DB)
+        add("one step, PSNR dB", row.parity.step_psnr_db, decibels, ROUNDING_DB)
+        add("teacher-forced, PSNR dB", min(row.parity.forced_psnr_db, default=None), decibels, ROUNDING_DB)
+        for metric, over in row.parity.pictures.items():
+            floor = over.floor if metric != "psnr_db" else min(over.floor or ROUNDING_DB, ROUNDING_DB)
+            add(f"median picture, {metric}", over.median, LIMITS[metric], floor)
+            add(f"worst picture, {metric}", over.worst, LIMITS[metric], floor)
+    return found
+
+
+def _judge(was: float, now: float, limit: Limit, floor: float | None) -> Verdict | None:
+    if math.isnan(was) or math.isnan(now):
+        return None if math.isnan(was) and math.isnan(now) else "worse" if math.isnan(now) else "better"
+    if was == now:
+        return None
+    sign = 1 if limit.higher_is_nearer else -1
+    if floor is not None and min(sign * was, sign * now) >= sign * floor:
+        return None
+    least = max(limit.least, limit.share * abs(was)) if math.isfinite(was) else 0.0
+    change = sign * (now - was)
+    return None if abs(change) < least else "better" if change > 0 else "worse"
+
+
+def _asides(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
+    """What counts for nothing, and may explain the rest."""
+    if any(row.stable is False for row in new):
+        yield "stability", "note", "not stable" + (" before either" if any(row.stable is False for row in old) else "")
+    for what, field in (("build", "build_seconds"), ("import", "import_seconds"), ("load", "load_seconds")):
+        yield from _single(what, *([getattr(row.startup, field) for row in rows] for rows in (old, new)))
+    yield from _single("first draw", *([row.first.total if row.first else None for row in rows] for rows in (old, new)))
+    before, after = ({name: v for row in rows for name, v in row.subject.versions.items()} for rows in (old, new))
+    moved = [
+        f"{name} {before.get(name, 'none')} to {version}"
+        for name, version in after.items()
+        if before.get(name) != version
+    ]
+    if moved:
+        yield "versions", "note", ", ".join(moved)
+    if old[-1].subject.profile != new[-1].subject.profile:
+        yield "profile", "note", "its settings aren't what they were"
+    if old[-1].model.digests != new[-1].model.digests:
+        yield "bundle", "note", "its parts aren't what they were"
+
+
+def _single(what: str, old: Sequence[float | None], new: Sequence[float | None]) -> Iterable[Told]:
+    before, after = ([value for value in values if value is not None] for values in (old, new))
+    if before and after:
+        was, now = median(before), median(after)
+        if abs(now - was) >= max(SINGLE_SHARE * was, SINGLE_SECONDS):
+            yield what, "note", f"{seconds_shown(was)} to {seconds_shown(now)}, one sample"
