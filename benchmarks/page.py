@@ -44,7 +44,7 @@ STAGE_NAMES: dict[Stage, str] = {
     "total": "whole draw",
 }
 METRIC_NAMES: dict[Metric, str] = {
-    "psnr_db": "PSNR dB",
+    "psnr_db": "pictures: PSNR dB",
     "ssim": "SSIM",
     "flip": "FLIP",
     "mean_absolute_difference": "difference",
@@ -115,7 +115,7 @@ def _overview_line(row: Measurement) -> Html:
         figure(whole.median),
         figure(step.median if step else None),
         bytes_shown(row.memory.peak_bytes if row.memory else None),
-        figure(step_psnr(row)),
+        "" if idle(row) else figure(step_psnr(row)),
     )
     return tag("tr", _name(row), *(tag("td", value) for value in values))
 
@@ -210,8 +210,8 @@ START_NOTE = (
 )
 PARITY_NOTE = (
     "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
-    "the denoiser's worst teacher-forced call. Pictures: median, and worst in brackets, over the suite; the floor is "
-    "the reference against itself."
+    "the denoiser's worst teacher-forced call. Pictures: the suite's median, in brackets its worst and, behind a "
+    "semicolon, the reference against itself. What isn't here has no parity on record."
 )
 
 
@@ -264,14 +264,15 @@ def _likeness(metric: Metric, row: Measurement) -> str:
     found = row.parity.pictures.get(metric) if row.parity else None
     if found is None:
         return ""
-    floor = f", floor {figure(found.floor)}" if found.floor is not None else ""
+    floor = f"; {figure(found.floor)}" if found.floor is not None else ""
     return f"{figure(found.median)} ({figure(found.worst)}{floor})"
 
 
 def _titled(title: str, section: Section, columns: Sequence[Column], note: str) -> list[Html]:
-    """A table under its title; columns in which no row has anything are left out, and so is an empty table."""
+    """A table under its title; columns and rows that hold nothing are left out, and so is an empty table."""
     rows = [row for row in section.measured if not (idle(row) and title != "Start and memory")]
     told = [(name, read) for name, read in columns if any(read(row) for row in rows)]
+    rows = [row for row in rows if any(read(row) for _, read in told)]
     return [tag("h3", title), _table(rows, told), tag("p", note, class_="soft small")] if told else []
 
 
