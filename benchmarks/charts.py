@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from .markup import Html, number, tag
 from .reading import Point, figure, front, seconds_shown
@@ -101,8 +102,9 @@ def strips(rows: Sequence[Strip], what: str) -> Html:
     top = 0.0
     for row, found in known:
         height = max(18.0, min(7.0 * len(row.draws), 60.0))
-        start, end = (place(edge / found.median - 1) for edge in found.interval)
-        said = tag("title", f"95 % interval of the median: {' to '.join(map(seconds_shown, found.interval))}")
+        interval = summarize([median(draw) for draw in row.draws if draw]).interval  # calls aren't independent
+        start, end = (place(edge / found.median - 1) for edge in interval)
+        said = tag("title", f"95 % interval of the median: {' to '.join(map(seconds_shown, interval))}")
         drawn += _heading(row.name, f"median {seconds_shown(found.median)}", top)
         band: dict[str, str | float] = {"x": _across(start), "y": top + 19, "width": _across(end - start)}
         drawn.append(tag("rect", said, height=height + 4, class_="interval", **band))

@@ -51,6 +51,12 @@ def _section(section: Section) -> list[str]:
     ]
     told = [title, "\n".join(lines), NOTE, "; ".join(where) + "."]
     failed = [f"- {plain(row.subject.name)} failed: {plain(why)}" for row in section.rows if (why := failure(row))]
+    failed += [
+        f"- {plain(row.subject.name)} is below the gate of parity: {plain(text)}"
+        for row in section.engines
+        if row.parity
+        for text in row.parity.failures
+    ]
     shaky = [
         f"- {plain(shown_name(row))} wasn't stable: {plain(row.stability or 'not judged')}."
         for row in section.measured

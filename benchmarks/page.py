@@ -130,7 +130,7 @@ def _section(section: Section, index: int) -> Html:
         tag("p", told, class_="soft"),
         _gist(section),
     )
-    pieces = [head, _failures(section)]
+    pieces = [head, _failures(section), _gate(section)]
     if section.measured:
         pieces += [_seconds_table(section), _unstable(section), _drawings(section), *_tables(section)]
     pieces += [_grid(cells(section)), _omissions(section), _provenance(section)]
@@ -157,6 +157,13 @@ def _failures(section: Section) -> Html:
     failed = [(row.subject.name, reason) for row in section.rows if (reason := failure(row)) is not None]
     items = [tag("li", tag("b", name), f": {reason}") for name, reason in failed]
     return tag("div", tag("h3", "Failed"), tag("ul", *items), class_="note bad") if items else Html()
+
+
+def _gate(section: Section) -> Html:
+    """What isn't near enough to the reference, by the bench's own gate."""
+    said = [(row.subject.name, text) for row in section.engines if row.parity for text in row.parity.failures]
+    items = [tag("li", tag("b", name), f": {text}") for name, text in said]
+    return tag("div", tag("h3", "Below the gate of parity"), tag("ul", *items), class_="note bad") if items else Html()
 
 
 def _unstable(section: Section) -> Html:

@@ -93,6 +93,13 @@ def test_pictures_have_their_own_limits_and_floor(measured):
     assert verdicts(row(0.01), row(0.01, faults=("black: 'x', seed 1",))) == {"fault": "worse"}
 
 
+def test_a_gate_that_was_reached_before(measured):
+    near, far = (measured("a", OLD, parity=Parity(reference="r", failures=said)) for said in ((), ("20 dB is below.",)))
+    assert verdicts(near, far) == {"gate": "worse"}
+    assert verdicts(far, far) == {"gate": "note"}
+    assert verdicts(far, near) == {}
+
+
 def test_parity_that_is_no_longer_measured_is_worse(measured):
     assert set(verdicts(measured("a", OLD, 40.0), measured("a", OLD)).values()) == {"worse"}
 

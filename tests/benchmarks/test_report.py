@@ -176,6 +176,13 @@ def test_pictures_are_beside_their_difference(measured, tmp_path):
     assert "differs by 3.0 of 255" in page
 
 
+def test_what_is_below_the_gate_is_told(measured, tmp_path):
+    parity = Parity(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
+    for text in told(tmp_path, measured("far", CALM, parity=parity))[:2]:
+        assert "elow the gate of parity" in text
+        assert "The denoiser agrees to 9 dB." in text
+
+
 def test_what_is_not_known_is_left_out(measured, tmp_path):
     bare = {"memory": None, "work": None, "first": None, "commit": None, "load_average": None}
     page, text, _ = told(tmp_path, measured("bare", (1.0,), **bare))
