@@ -15,8 +15,8 @@ each side even 3 slower than 3 others happens by chance one time in ten, so noth
 
 *Parity.* The same engine gives the same figures, but for the order in which its threads add. Worse is 1 dB (12 % more
 error), or as `LIMITS` has it, in the median or the worst; above `ROUNDING_DB` it is f32's rounding, and within the
-reference's own floor it is noise. A figure that turned NaN, is no longer measured, a fault that is new, or the gate missed that was
-reached before, is worse.
+reference's own floor it is noise. A figure that turned NaN, is no longer measured, a fault that is new, or the
+gate missed that was reached before, is worse.
 
 *Failures.* A row that failed and did not before is worse. Loading, building and the first draw are single samples of
 unknown noise: they are told where they changed by a quarter, and count for nothing.
