@@ -38,7 +38,9 @@ class OpenVINOGenAI:
         def export(folder: Path) -> None:
             order = ("--model", brief.checkpoint, "--task", "text-to-image", "--weight-format", "fp16", str(folder))
             program = (sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino")
-            done = subprocess.run([*program, *order], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*program, *order], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
 
