@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checkpoints.random import new_checkpoint
 from ..compiler.build import Build, build
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
@@ -24,8 +23,12 @@ from ..runtimes import runtime
 
 REFERENCE = "torch-f32"
 PROFILES = (REFERENCE, "cpu-openvino-f32", "cpu-openvino", "cpu-onnxruntime")
-PROMPT = "a lighthouse on a cliff, sunset, long exposure"
-SIZE, STEPS, SEED = 256, 20, 7
+CHECKPOINT = "scenes"
+PROMPT = "a red lighthouse on the left and a white boat on the open sea at sunset"
+SIZE, STEPS, GUIDANCE, SEED = 128, 20, 4.0, 7
+SHOWN = 2
+"""How many times larger the sheet shows the pictures."""
+
 AMPLIFIED = 50
 """How many times the sheet shows the difference from the reference."""
 
@@ -57,7 +60,6 @@ class Demo:
     rows: tuple[Row, ...]
     skipped: dict[str, str]
     """Profiles that can't run here, and why."""
-    random: bool
 
 
 def run_demo(folder: Path, on_progress: Progress) -> Demo:
@@ -83,22 +85,23 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
         raise RuntimeMissing(f"No runtime works here: {' '.join(skipped.values())}")
     sheet = folder / "sheet.png"
     _sheet(pictures).save(sheet)
-    return Demo(bundle.folder, sheet, tuple(rows), skipped, bundle.manifest.source.random)
+    return Demo(bundle.folder, sheet, tuple(rows), skipped)
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
-    target = folder / "demo.bundle"
-    if target.exists():
-        return open_bundle(target)
-    checkpoint = folder / "checkpoint"
-    if not checkpoint.exists():
-        new_checkpoint("sd15", "tiny", SEED, checkpoint, on_progress=on_progress)
-    return export(str(checkpoint), target, on_progress=on_progress)
+    target = folder / f"{CHECKPOINT}.bundle"
+    return open_bundle(target) if target.exists() else export(CHECKPOINT, target, on_progress=on_progress)
 
 
 def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "latentc", "run", str(bundle.folder), PROMPT, "--profile", profile, "--json"]
-    options = {"--output": picture, "--size": f"{SIZE}x{SIZE}", "--steps": STEPS, "--seed": SEED}
+    options = {
+        "--output": picture,
+        "--size": f"{SIZE}x{SIZE}",
+        "--steps": STEPS,
+        "--guidance": GUIDANCE,
+        "--seed": SEED,
+    }
     for name, value in options.items():
         command += [name, str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,7 +126,7 @@ def _row(name: str, built: Build, record: dict[str, Any], pictures: dict[str, Ar
 
 def _sheet(pictures: dict[str, Array]) -> Image.Image:
     """The pictures side by side, and below each its difference from the reference, amplified."""
-    gap, label, side = 12, 30, SIZE
+    gap, label, side = 12, 30, SIZE * SHOWN
     font = ImageFont.load_default(size=14)
     sheet = Image.new("RGB", (gap + len(pictures) * (side + gap), 2 * (side + label) + gap), "white")
     pen = ImageDraw.Draw(sheet)
@@ -132,7 +135,11 @@ def _sheet(pictures: dict[str, Array]) -> Image.Image:
         left = gap + column * (side + gap)
         difference = np.clip(np.abs(picture.astype(np.int16) - reference) * AMPLIFIED, 0, 255).astype(np.uint8)
         pen.text((left, 8), name, fill="black", font=font)
-        sheet.paste(Image.fromarray(picture), (left, label))
+        sheet.paste(_enlarged(picture), (left, label))
         pen.text((left, label + side + 8), f"difference x {AMPLIFIED}", fill="#555", font=font)
-        sheet.paste(Image.fromarray(difference), (left, 2 * label + side))
+        sheet.paste(_enlarged(difference), (left, 2 * label + side))
     return sheet
+
+
+def _enlarged(picture: Array) -> Image.Image:
+    return Image.fromarray(picture).resize((SIZE * SHOWN, SIZE * SHOWN), Image.Resampling.LANCZOS)

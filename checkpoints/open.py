@@ -16,7 +16,7 @@ from .stored import PICKLES
 
 __all__ = ["PREDICTIONS", "SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
 
-SHIPPED: dict[str, Path] = {}
+SHIPPED: dict[str, Path] = {"scenes": Path(__file__).parent.parent / "scenes" / "checkpoint"}
 """Checkpoints that ship with the package, by name: folders in diffusers' layout."""
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -28,7 +28,7 @@ def open_checkpoint(
     """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
 
     `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
-    or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first.
+    or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first; for a name in `SHIPPED`, if it is a checkpoint.
 
     `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
     `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable
@@ -53,20 +53,19 @@ def open_checkpoint(
 
 def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint:
     path = Path(name).expanduser()
+    if name in SHIPPED and not (path / "model_index.json").is_file():  # latentc's own checkout has a folder `scenes`
+        return _open_dir(SHIPPED[name], Source("shipped", name))
     if path.is_dir():
         return _open_dir(path, Source("folder", str(path.resolve())))
     if path.is_file():
         return open_file(path, Source("file", str(path.resolve())), prediction)
-    if name in SHIPPED:
-        return _open_dir(SHIPPED[name], Source("folder", str(SHIPPED[name].resolve())))
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
         folder, commit = fetch(repository, revision or at or None)
         return _open_dir(folder, Source("hub", repository, commit))
-    shipped = ", ".join(sorted(SHIPPED)) or "none yet"
     raise CheckpointError(
         f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name), and not one that ships "
-        f"with latentc ({shipped}). Check the path."
+        f"with latentc ({', '.join(SHIPPED)}). Check the path."
     )
 
 

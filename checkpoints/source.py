@@ -16,9 +16,9 @@ JSON_LIMIT = 64_000_000  # a shard index or a tokenizer is a few MB
 class Source:
     """Where a checkpoint came from."""
 
-    kind: Literal["folder", "file", "hub"]
+    kind: Literal["folder", "file", "hub", "shipped"]
     location: str
-    """Absolute path, or hub id."""
+    """Absolute path, hub id, or the name that ships with the package."""
     revision: str | None = None
     """Commit on the hub."""
     random: bool = False

@@ -257,6 +257,4 @@ def demo(outcome: Demo, as_json: bool) -> None:
     )
     for name, reason in outcome.skipped.items():
         console.print(f"{name} was left out: {reason}", markup=False)
-    if outcome.random:
-        console.print("The weights are random: the pictures are texture. What they show is that the runtimes agree.")
     console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
 from latentc.core.bundle import Bundle, open_bundle
 from latentc.export.export import export
@@ -39,11 +40,11 @@ def checkpoint(shared):
 
 @pytest.fixture(scope="session")
 def bundle(shared, checkpoint):
-    """`bundle(family)`: the exported tiny checkpoint. Don't change it; engines may be built in it."""
+    """`bundle(family)`: the exported tiny checkpoint, or `scenes`. Don't change it; engines may be built in it."""
 
     def make(family: str) -> Bundle:
         folder = shared / f"{family}.bundle"
-        source = checkpoint(family)
+        source = family if family in SHIPPED else checkpoint(family)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 export(str(source), folder)
