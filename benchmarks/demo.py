@@ -24,7 +24,7 @@ from ..runtimes import runtime
 REFERENCE = "torch-f32"
 PROFILES = (REFERENCE, "cpu-openvino-f32", "cpu-openvino", "cpu-onnxruntime")
 CHECKPOINT = "scenes"
-PROMPT = "a red lighthouse on the left and a white boat on the open sea at sunset"
+PROMPT = "two red hot-air balloons above a meadow on a clear day"
 SIZE, STEPS, GUIDANCE, SEED = 128, 20, 4.0, 7
 SHOWN = 2
 """How many times larger the sheet shows the pictures."""

@@ -28,7 +28,8 @@ def open_checkpoint(
     """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
 
     `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
-    or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first; for a name in `SHIPPED`, if it is a checkpoint.
+    or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first; for a name in
+    `SHIPPED`, if it is a checkpoint.
 
     `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
     `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable

@@ -4,6 +4,9 @@ What a step learns from depends on the seed and the step's number alone, so a co
 off and taken up again sees the same batches in the same order.
 """
 
+# torch's own hints are partly unknown:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import json
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger("latentc.scenes.train")
 
-Loss = Callable[[nn.Module, int], tuple[Tensor, Mapping[str, float]]]
+Loss = Callable[[Any, int], tuple[Tensor, Mapping[str, float]]]
 """From the model and the step's number to what is minimized, and figures for the log."""
 
 
@@ -126,7 +129,7 @@ def share_at(course: Course, step: int) -> float:
 
 
 def run_course(
-    course: Course, model: nn.Module, loss: Loss, folder: Path, show: Callable[[nn.Module, int], Mapping[str, float]]
+    course: Course, model: nn.Module, loss: Loss, folder: Path, show: Callable[[Any, int], Mapping[str, float]]
 ) -> nn.Module:
     """Train `model` up to `course.steps`, going on from what `folder` holds; returns it with averaged weights.
 
@@ -167,12 +170,14 @@ def run_course(
     return averaged.module
 
 
-def _warm_ema(keep: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _warm_ema(keep: float) -> Callable[[Any, Any, Any], None]:
     """An average that forgets its beginnings: keeps at most (1 + n) / (10 + n) after n steps."""
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Any, current: Any, count: Any) -> None:
         n = int(count)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(keep, (1 + n) / (10 + n)))
+        share = 1.0 - min(keep, (1 + n) / (10 + n))
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value, share)
 
     return update
 

@@ -1,5 +1,8 @@
 """The judge: a classifier that reads a picture's attributes, trained on rendered pictures alone."""
 
+# torch's own hints are partly unknown:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -52,13 +55,16 @@ class Judge(nn.Module):
     what is there is read from the features under the map.
     """
 
+    places: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         a, b, c, d = WIDTHS
         self.fine = nn.Sequential(_down(3, a), _down(a, b), Block(b), Block(b), _down(b, c), Block(c), Block(c))
         self.coarse = nn.Sequential(_down(c, d), Block(d))
-        self.maps = nn.Conv2d(c, len(KINDS), 1)
-        nn.init.constant_(self.maps.bias, -6)  # a cell is mostly empty
+        maps: Any = nn.Conv2d(c, len(KINDS), 1)
+        nn.init.constant_(maps.bias, -6)  # a cell is mostly empty
+        self.maps = maps
         self.kinds = nn.Parameter(0.1 * torch.randn(len(KINDS), 16))
         self.things = nn.Sequential(nn.Linear(c + 6 + 16, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
         self.whole = nn.ModuleDict({name: nn.Linear(2 * d, len(values)) for name, values in WHOLE.items()})
@@ -94,7 +100,7 @@ def labels(number: int, mirrored: bool) -> tuple[dict[str, Any], Tensor]:
     scene = scene_of(number, "any")
     truth = attributes(scene)
     if mirrored:
-        swapped = dict(zip(POSITIONS, reversed(POSITIONS), strict=True))
+        swapped: dict[str, str] = dict(zip(POSITIONS, reversed(POSITIONS), strict=True))
         truth |= {key: swapped[value] for key, value in truth.items() if key.endswith(".position")}
     wanted: dict[str, Any] = {name: values.index(truth[name]) for name, values in WHOLE.items()}
     for name, values in EACH.items():
@@ -134,7 +140,7 @@ def train(folder: Path, steps: int) -> nn.Module:
     examined = [EXAMINED + i for i in range(1024)]
     seen = torch.stack([_image(picture_of(number, SIDE, "any")) for number in examined])
 
-    def loss(model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(model: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         rng = np.random.default_rng((3, step))
         numbers: list[int] = rng.integers(pictures.count, size=BATCH).tolist()
         mirrored = [bool(value) for value in rng.random(BATCH) < 0.5]
@@ -142,7 +148,7 @@ def train(folder: Path, steps: int) -> nn.Module:
         image = _worn(torch.stack([_image(picture) for picture in images]))
         return _loss(model.train()(image.contiguous(memory_format=torch.channels_last)), numbers, mirrored)
 
-    def show(model: nn.Module, _step: int) -> Mapping[str, float]:
+    def show(model: Any, _step: int) -> Mapping[str, float]:
         model.eval()
         with torch.no_grad():
             parts = [model(part) for part in seen.split(64)]

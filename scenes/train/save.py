@@ -1,5 +1,8 @@
 """The trained parts as one checkpoint in diffusers' layout, f16, and the judge as ONNX."""
 
+# torch's own hints are partly unknown:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import json
@@ -62,7 +65,7 @@ def save_judge(state: Path, path: Path) -> None:
             return tuple(outputs[name] for name in names)
 
     batch = torch.export.Dim("batch", min=1, max=1024)
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         Told().eval(), (torch.rand(2, 3, judge.SIDE, judge.SIDE),), input_names=["image"], output_names=names,
         dynamo=True, dynamic_shapes={"image": {0: batch}}, opset_version=18, optimize=True, verbose=False,
     )  # fmt: skip

@@ -1,5 +1,8 @@
 """The denoiser and its text encoder, trained together on the autoencoder's latents."""
 
+# torch's own hints are partly unknown:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -104,10 +108,10 @@ def train(folder: Path, steps: int) -> nn.Module:
     torch.manual_seed(0)
     model = Denoiser(text.load(folder, words), _quiet(UNet2DConditionModel(**CONFIG)))
 
-    def loss(model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(model: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         return _loss(model, latents, words, kept, step)
 
-    def show(model: nn.Module, step: int) -> Mapping[str, float]:
+    def show(model: Any, step: int) -> Mapping[str, float]:
         captions = [full_caption(sample(EXAMINED + i, "any")) for i in range(24)]
         drawn = draw(model, decoder, words, captions, scale)
         Image.fromarray(_sheet(drawn, 8)).save(folder / "unet" / f"sheet-{step:06}.png")
@@ -124,10 +128,10 @@ def load(folder: Path, words: Words) -> Denoiser:
 
 
 def draw(
-    model: nn.Module, decoder: Any, words: Words, captions: list[str], scale: float, steps: int = 20
+    model: Any, decoder: Any, words: Words, captions: list[str], scale: float, steps: int = 20
 ) -> list[NDArray[np.uint8]]:
     """Pictures of the captions by DPM++ 2M with guidance."""
-    scheduler = DPMSolverMultistepScheduler(**SCHEDULER)
+    scheduler: Any = DPMSolverMultistepScheduler(**SCHEDULER)
     scheduler.set_timesteps(steps)
     ids = torch.tensor(words.ids([""] * len(captions) + captions))
     noise = torch.Generator().manual_seed(0)
@@ -152,9 +156,7 @@ def _quiet(unet: Any) -> Any:
     return unet
 
 
-def _loss(
-    model: nn.Module, latents: Tensor, words: Words, kept: Tensor, step: int
-) -> tuple[Tensor, Mapping[str, float]]:
+def _loss(model: Any, latents: Tensor, words: Words, kept: Tensor, step: int) -> tuple[Tensor, Mapping[str, float]]:
     numbers: list[int] = torch.randint(len(latents), (BATCH,)).tolist()
     captions = [described(number, step + 1).text for number in numbers]
     captions = ["" if dropped else caption for caption, dropped in zip(captions, _dropped(), strict=True)]

@@ -1,5 +1,8 @@
 """The autoencoder: pictures to latents an eighth as wide, and back."""
 
+# torch's own hints are partly unknown:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -51,10 +54,10 @@ def train(folder: Path, steps: int) -> nn.Module:
     model = _begun(AutoencoderKL(**CONFIG))
     seen = torch.stack([to_tensor(picture_of(EXAMINED + i, SIDE, "any")) for i in range(64)])
 
-    def loss(model: nn.Module, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(model: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         return _loss(model, _batch(pictures, step), KL_WEIGHT * (0.01 if step < FREE else 1.0))
 
-    def show(model: nn.Module, step: int) -> Mapping[str, float]:
+    def show(model: Any, step: int) -> Mapping[str, float]:
         with torch.no_grad():
             found = model.decode(model.encode(seen).latent_dist.mode()).sample
         _sheet(folder / "vae" / f"sheet-{step:06}.png", seen[:16], found[:16])
@@ -107,7 +110,7 @@ def _batch(pictures: Pictures, step: int) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def _loss(model: nn.Module, batch: Tensor, kl_weight: float) -> tuple[Tensor, Mapping[str, float]]:
+def _loss(model: Any, batch: Tensor, kl_weight: float) -> tuple[Tensor, Mapping[str, float]]:
     latent = model.encode(batch).latent_dist
     error = model.decode(latent.sample()).sample - batch
     squared, kl = error.square().mean(), latent.kl().mean() / latent.mean[0].numel()

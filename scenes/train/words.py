@@ -1,5 +1,8 @@
 """Words: the tokenizer, made from the captions' own words, and captions to learn from."""
 
+# tokenizers' own hints are partly unknown:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import json
@@ -60,7 +63,10 @@ class Words:
             (folder / "merges.txt").write_text(lines, encoding="utf-8")
         self.folder = folder
         self.vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]]
+        merges = [
+            (line.split(" ")[0], line.split(" ")[1])
+            for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]
+        ]
         tokenizer = Tokenizer(models.BPE(self.vocabulary, merges, end_of_word_suffix="</w>"))
         tokenizer.normalizer = _normalizer()
         tokenizer.pre_tokenizer = _splitter()
