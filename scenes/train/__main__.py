@@ -19,14 +19,17 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     from . import judge, save, text, unet, vae
 
-    if arguments.part == "save":
-        save.save(arguments.state, save.CHECKPOINT)
-        if (arguments.state / "judge").exists():
-            save.save_judge(arguments.state, JUDGE)
-        return
-    if arguments.steps < 1:
+    if arguments.part != "save" and arguments.steps < 1:
         parser.error("--steps says up to which step to train")
-    {"vae": vae, "text": text, "unet": unet, "judge": judge}[arguments.part].train(arguments.state, arguments.steps)
+    try:
+        if arguments.part == "save":
+            save.save(arguments.state, save.CHECKPOINT)
+            if (arguments.state / "judge").exists():
+                save.save_judge(arguments.state, JUDGE)
+            return
+        {"vae": vae, "text": text, "unet": unet, "judge": judge}[arguments.part].train(arguments.state, arguments.steps)
+    except FileNotFoundError as exc:  # a part that needs another one first
+        parser.error(str(exc))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ INDEX: dict[str, Any] = {
 
 def save(state: Path, folder: Path) -> None:
     """Write the checkpoint as trained so far; the model card beside it is left as it is."""
+    decoder = vae.load(state)
     words = Words(state / "tokenizer")
-    denoiser, decoder = unet.load(state, words), vae.load(state)
+    denoiser = unet.load(state, words)
     scale = unet.latents_of(state)[1]
     encoder = denoiser.encoder
     tensors = {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}

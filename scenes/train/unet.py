@@ -78,7 +78,8 @@ def latents_of(folder: Path) -> tuple[Tensor, float]:
     """
     kept = folder / "latents.pt"
     if not kept.exists():
-        pictures, model = Pictures(folder, vae.SIDE, vae.COUNT), vae.load(folder)
+        model = vae.load(folder)
+        pictures = Pictures(folder, vae.SIDE, vae.COUNT)
         found: list[Tensor] = []
         with torch.no_grad():
             for first in range(0, pictures.count, 32):
