@@ -16,15 +16,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from .. import __version__
 from ..compiler.targets import choose
-from ..core.bundle import Bundle, Manifest, Model, Source, TensorInfo
+from ..core.bundle import TensorInfo
 from ..core.errors import RuntimeMissing
-from ..core.progress import quiet
 from ..core.tensors import Array, Precision
 from ..pipelines.denoise import DENOISER
 from ..profiles import Profile
-from ..runtimes import Engine, Job, Target, runtime
+from ..runtimes import Engine, Target, runtime
+from .bare import bare_engine
 
 SIZES = (1024, 2048, 4096, 8192)
 """Sides of the matrices, tried in turn for as long as the rate still grows."""
@@ -118,11 +117,7 @@ def product_engine(profile: Profile, precision: Precision, size: int, folder: Pa
         outputs=(TensorInfo(name="rows", dtype="float32", shape=(size,)),),
         shape={"x": (size, size)},
     )
-    adapter = runtime(profile.runtime)
-    out = folder / "engine"
-    out.mkdir()
-    adapter.compile(Job(_no_bundle(folder), DENOISER, graph, target), out, quiet)
-    return adapter.load(out, target)
+    return bare_engine(graph, target, folder)
 
 
 def write_product(path: Path, size: int) -> None:
@@ -175,13 +170,3 @@ def _time(engine: Engine, size: int, clock: Callable[[], float]) -> tuple[float,
         run({})
         seconds.append(clock() - started)
     return tuple(seconds)
-
-
-def _no_bundle(folder: Path) -> Bundle:
-    """A bundle of no parts: a job names one, and a runtime that compiles graphs has no need of it."""
-    model = Model(text_encoders=(), latent_channels=1, downscale=1, scaling_factor=1.0, default_size=1)
-    source = Source(kind="made", location="ceiling", random=True)
-    return Bundle(
-        folder,
-        Manifest(latentc=__version__, family="none", source=source, model=model, parts={}, files={}, versions={}),
-    )

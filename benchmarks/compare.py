@@ -64,10 +64,9 @@ LIMITS: dict[Metric, Limit] = {
     "ssim": Limit(True, 0.005),
     "flip": Limit(False, 0.005),
     "mean_absolute_difference": Limit(False, 0.25),
-    "clip_score": Limit(True, 0.0, 0.02),
-    "scene_score": Limit(True, 0.02),
-    "frechet_distance": Limit(False, 0.0, 0.05),
 }
+SCORE, DISTANCE = Limit(True, 0.02), Limit(False, 0.0, 0.05)
+"""Of what pictures of captions mean."""
 
 
 @dataclass(frozen=True)
@@ -234,11 +233,16 @@ def _figures(rows: Sequence[Measurement]) -> dict[str, tuple[float, Limit, float
         for part, likeness in row.parity.parts.items():
             add(f"{part}, PSNR dB", likeness.psnr_db, decibels, ROUNDING_DB)
         add("one step, PSNR dB", row.parity.step_psnr_db, decibels, ROUNDING_DB)
-        add("teacher-forced, PSNR dB", min(row.parity.forced_psnr_db, default=None), decibels, ROUNDING_DB)
+        for part, calls in row.parity.forced_psnr_db.items():
+            add(f"{part} teacher-forced, PSNR dB", min(calls, default=None), decibels, ROUNDING_DB)
+        add("host code, PSNR dB", row.parity.host_psnr_db, decibels, ROUNDING_DB)
         for metric, over in row.parity.pictures.items():
             floor = over.floor if metric != "psnr_db" else min(over.floor or ROUNDING_DB, ROUNDING_DB)
             add(f"median picture, {metric}", over.median, LIMITS[metric], floor)
             add(f"worst picture, {metric}", over.worst, LIMITS[metric], floor)
+        if row.parity.meaning is not None:
+            add("scene score", row.parity.meaning.scene_score, SCORE)
+            add("Fréchet distance", row.parity.meaning.frechet_distance, DISTANCE)
     return found
 
 

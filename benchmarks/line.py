@@ -122,8 +122,6 @@ class Drawn:
 class Referred:
     """The reference's side of the suite is on disk."""
 
-    engines: dict[str, str]
-
 
 @dataclass(frozen=True)
 class Likeness:
@@ -132,12 +130,24 @@ class Likeness:
     reference: str
     """What ran the reference's denoiser."""
     suite: str
-    forced_psnr_db: tuple[float, ...]
+    forced_psnr_db: dict[str, tuple[float, ...]]
+    """Each call of each part."""
+    host_psnr_db: float
     pictures: dict[str, tuple[float, float]]
     """Median and worst by metric."""
     faults: tuple[str, ...]
     failures: tuple[str, ...]
     """What is below the default gate of its precision."""
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What its pictures of captions show."""
+
+    captions: int
+    scene_score: float
+    held_out_score: float | None
+    frechet_distance: float | None
 
 
 class Subject(Protocol):

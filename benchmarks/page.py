@@ -48,9 +48,6 @@ METRIC_NAMES: dict[Metric, str] = {
     "ssim": "SSIM",
     "flip": "FLIP",
     "mean_absolute_difference": "difference",
-    "clip_score": "CLIP",
-    "scene_score": "scene score",
-    "frechet_distance": "Fréchet",
 }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What the page may load: nothing from anywhere."""
@@ -218,7 +215,8 @@ START_NOTE = (
 PARITY_NOTE = (
     "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
     "the denoiser's worst teacher-forced call. Pictures: the suite's median, in brackets its worst and, behind a "
-    "semicolon, the reference against itself. What isn't here has no parity on record."
+    "semicolon, the reference against itself. Scene score: the share of what captions say that the pictures show; "
+    "Fréchet: their distance from rendered scenes, lower is nearer. What isn't here has no parity on record."
 )
 
 
@@ -263,6 +261,10 @@ def _parity_columns(section: Section) -> list[Column]:
         metric: None for row in section.measured if row.parity for metric in row.parity.pictures
     }
     found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
+    found += [
+        ("scene score", lambda row: figure(_meaning(row, "scene_score"))),
+        ("Fréchet", lambda row: figure(_meaning(row, "frechet_distance"))),
+    ]
     found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
     return found
 
@@ -273,6 +275,10 @@ def _likeness(metric: Metric, row: Measurement) -> str:
         return ""
     floor = f"; {figure(found.floor)}" if found.floor is not None else ""
     return f"{figure(found.median)} ({figure(found.worst)}{floor})"
+
+
+def _meaning(row: Measurement, field: Literal["scene_score", "frechet_distance"]) -> float | None:
+    return getattr(row.parity.meaning, field) if row.parity and row.parity.meaning else None
 
 
 def _titled(title: str, section: Section, columns: Sequence[Column], note: str) -> list[Html]:

@@ -28,7 +28,7 @@ class Process:
     """
 
     def __init__(self, python: Path, module: str, environment: Mapping[str, str] | None = None) -> None:
-        self.module = module
+        self._module = module
         self._complaints = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         try:
             self._popen = subprocess.Popen(
@@ -65,9 +65,14 @@ class Process:
             line = ""
         except Empty:
             self._kill()
-            raise LatentcError(f"It didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped.") from None
+            raise LatentcError(
+                f"{self._module} didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped. Measure a "
+                "smaller size or fewer steps."
+            ) from None
         if not line:
-            raise LatentcError(f"Its process {self._end()} while it was asked to {verb}.{self._last_words()}")
+            raise LatentcError(
+                f"The process of {self._module} {self._end()} while it was asked to {verb}.{self._last_words()}"
+            )
         answer = cast("dict[str, Any]", json.loads(line))
         if "error" in answer:
             raise LatentcError(str(answer["error"]))

@@ -113,14 +113,8 @@ def flip(reference: Array, other: Array) -> float:
 
 
 def faults(array: Array) -> tuple[str, ...]:
-    """What is wrong with a picture or a float array, by name; nothing for one that is sound.
-
-    Floats: `nan`, `inf`. Pictures, uint8: `black` (no value above `BLACK`), `flat` (all pixels one colour).
-    """
-    if np.issubdtype(array.dtype, np.floating):
-        found = {"nan": bool(np.isnan(array).any()), "inf": bool(np.isinf(array).any())}
-    else:
-        found = {"black": bool((array <= BLACK).all()), "flat": is_flat(array)}
+    """What is wrong with a picture by name: `black` (no value above `BLACK`), `flat` (all pixels one colour)."""
+    found = {"black": bool((array <= BLACK).all()), "flat": is_flat(array)}
     return tuple(name for name, there in found.items() if there)
 
 

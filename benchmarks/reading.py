@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import LatentcError
+from ..pipelines.denoise import DENOISER
 from ..runtimes.machine import Machine
 from .records import Measurement, Setting, read_records
 
@@ -129,7 +130,7 @@ def step_psnr(row: Measurement) -> float | None:
 
 def forced_psnr(row: Measurement) -> float | None:
     """The worst of the denoiser's teacher-forced calls."""
-    return min(row.parity.forced_psnr_db, default=None) if row.parity else None
+    return min(row.parity.forced_psnr_db.get(DENOISER, ()), default=None) if row.parity else None
 
 
 def picture_psnr(row: Measurement) -> float | None:

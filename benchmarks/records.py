@@ -30,8 +30,8 @@ of the draw (tokens, noise, guidance, scheduler, pixels), and the whole draw fro
 
 STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
 
-Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference", "clip_score", "scene_score", "frechet_distance"]
-"""How finished pictures are compared with the reference's, or judged alone (`clip_score`, `scene_score`)."""
+Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
+"""How finished pictures are compared with the reference's."""
 
 DOUBT = 20
 """One in so many intervals misses the true median: 95 % confidence."""
@@ -113,6 +113,18 @@ class Figure(Line):
     """The reference against itself, with another number of threads: differences below it mean nothing."""
 
 
+class Meaning(Line):
+    """What pictures of captions that training never saw show, by the judge of `scenes`."""
+
+    captions: int
+    scene_score: float
+    """The share of what the captions say that the pictures show: 0 to 1."""
+    held_out_score: float | None = None
+    """Of the captions with a pair that training never showed."""
+    frechet_distance: float | None = None
+    """From rendered scenes, on the judge's features; absent of too few pictures to tell."""
+
+
 class Parity(Line):
     """What the speed costs in likeness to the reference, from the engines that were timed."""
 
@@ -121,8 +133,10 @@ class Parity(Line):
     parts: dict[str, PartParity] = Field(default={})
     step_psnr_db: float | None = None
     """One whole step, from the reference's own latents: the worst of the stored ones."""
-    forced_psnr_db: tuple[float, ...] = ()
-    """The denoiser alone at several timesteps, fed the reference's latents."""
+    forced_psnr_db: dict[str, tuple[float, ...]] = Field(default={})
+    """Each call of each part in one drawing of the suite, fed what the reference's was; the denoiser by timestep."""
+    host_psnr_db: float | None = None
+    """What host code fed the parts in that drawing, at worst: it computes in f32 whatever the engines do."""
     suite: str | None = None
     """Name and version of the prompts and seeds behind `pictures`."""
     pictures: dict[Metric, Figure] = Field(default={})
@@ -130,6 +144,7 @@ class Parity(Line):
     """Pictures of NaN, black ones and flat ones, by prompt and seed."""
     failures: tuple[str, ...] = ()
     """What is below the default gate of the denoiser's precision, in sentences."""
+    meaning: Meaning | None = None
 
 
 class Setting(Line):

@@ -1,7 +1,7 @@
-"""Resident memory of a tree of processes, sampled by a process that sleeps unless something is watched.
+"""Resident and GPU memory of a tree of processes, sampled by a process that sleeps unless something is watched.
 
-On Linux only. The peak of the first process is the kernel's own (`VmHWM`, set back when a watch begins), so that no
-peak between two samples is missed; those of its children are sampled.
+Resident memory on Linux only. The peak of the first process is the kernel's own (`VmHWM`, set back when a watch
+begins), so that no peak between two samples is missed; those of its children, and all of the GPU's, are sampled.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from .line import serve
+from .vram import askers, vram_bytes
 
 INTERVAL_SECONDS = 0.02
 PROC = Path("/proc")
@@ -25,6 +26,8 @@ class Held:
     now: int | None
     peak: int | None
     """Since the watch began; of `peak`, since the process began."""
+    vram_peak: int | None = None
+    """The most GPU memory that was seen, over the same time; None where no driver tells it."""
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -32,7 +35,12 @@ def resident_bytes(pid: int) -> int | None:
     own = status_bytes(pid, "VmRSS")
     if own is None:
         return None
-    return own + sum(resident_bytes(child) or 0 for child in children(pid))
+    return own + sum(status_bytes(each, "VmRSS") or 0 for each in tree(pid)[1:])
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    return [pid, *(below for child in children(pid) for below in tree(child))]
 
 
 def status_bytes(pid: int, field: str) -> int | None:
@@ -70,8 +78,11 @@ class Sampler:
 
     def __init__(self) -> None:
         self._lives: dict[int, int] = {}
+        self._vram_lives: dict[int, int] = {}
+        self._askers = askers()
         self._watched: int | None = None
         self._peak = 0
+        self._vram_peak: int | None = None
         self._exact = False
         self._lock = Lock()
         self._awake = Event()
@@ -83,7 +94,7 @@ class Sampler:
         with self._lock:
             self._remember(pid, status_bytes(pid, "VmHWM"))
             self._exact = reset_peak(pid)
-            self._watched, self._peak = pid, now or 0
+            self._watched, self._peak, self._vram_peak = pid, now or 0, None
         self._awake.set()
         return Held(now, now)
 
@@ -93,23 +104,32 @@ class Sampler:
         with self._lock:
             pid, self._watched = self._watched, None
             now = None if pid is None else resident_bytes(pid)
+            if pid is not None:
+                self._see_vram(pid)
             if pid is None or now is None:
                 return Held(None, None)
             highest = status_bytes(pid, "VmHWM") if self._exact else None
             peak = max(self._peak, now, highest or 0)
             self._remember(pid, peak)
-            return Held(now, peak)
+            return Held(now, peak, self._vram_peak)
 
     def peak(self, pid: int) -> Held:
         """The most that a process held in its life, as far as it was seen."""
         now = resident_bytes(pid)
         self._remember(pid, status_bytes(pid, "VmHWM"))
         self._remember(pid, now)
-        return Held(now, self._lives.get(pid))
+        self._see_vram(pid)
+        return Held(now, self._lives.get(pid), self._vram_lives.get(pid))
 
     def _remember(self, pid: int, peak: int | None) -> None:
         if peak is not None:
             self._lives[pid] = max(self._lives.get(pid, 0), peak)
+
+    def _see_vram(self, pid: int) -> None:
+        held = vram_bytes(tree(pid), self._askers) if self._askers else None
+        if held is not None:
+            self._vram_peak = max(self._vram_peak or 0, held)
+            self._vram_lives[pid] = max(self._vram_lives.get(pid, 0), held)
 
     def _sample(self) -> None:
         pause = Event()
@@ -118,6 +138,7 @@ class Sampler:
             with self._lock:
                 if self._watched is not None:
                     self._peak = max(self._peak, resident_bytes(self._watched) or 0)
+                    self._see_vram(self._watched)
             pause.wait(INTERVAL_SECONDS)
 
 

@@ -125,8 +125,8 @@ class Gate:
 
     host_psnr_db: float
     """Of what host code feeds the parts. It computes in f32 whatever the engines do; 100 dB is f32's rounding."""
-    denoiser_psnr_db: float
-    """Of each teacher-forced call of the denoiser."""
+    part_psnr_db: float
+    """Of each teacher-forced call of a part."""
     pictures: Figures
     """Of finished pictures: looser, because errors pile up over the steps."""
 
@@ -228,12 +228,13 @@ def failures(parity: SuiteParity, gate: Gate | None = None) -> tuple[str, ...]:
             f"Host code departs from the reference's: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
             f"{floor.host_psnr_db:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
         )
-    worst = min(forced.denoiser_psnr_db, default=float("-inf"))
-    if not worst >= floor.denoiser_psnr_db:
-        said.append(
-            f"The denoiser in {parity.precision}, from the reference's own latents, agrees to {worst:.1f} dB at worst; "
-            f"{floor.denoiser_psnr_db:.0f} dB was expected."
-        )
+    for part in (DENOISER, *sorted(forced.parts_psnr_db.keys() - {DENOISER})):
+        worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))
+        if not worst >= floor.part_psnr_db:
+            said.append(
+                f"{part} in {parity.precision}, fed what the reference's was, agrees to {worst:.1f} dB at worst; "
+                f"{floor.part_psnr_db:.0f} dB was expected."
+            )
     said += [f"A picture is at fault: {fault}." for fault in parity.faults]
     if parity.summary is None:
         said.append("There is no picture to compare.")

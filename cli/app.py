@@ -225,13 +225,14 @@ def bench(
     repeat: Annotated[int, typer.Option(help="Draws at least; up to 3 times as many until times are stable.")] = 6,
     ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
     suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
+    captions: Annotated[int, typer.Option(min=0, help="With `scenes`: also draw so many captions and read them.")] = 0,
     keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
     peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure profiles and baselines: each in a process of its own, all of them in turn."""
-    from ..benchmarks.bench import Plan
+    from ..benchmarks.plan import Plan
     from ..profiles import load_profile
     from .bench import measure, parse_batches, parse_sizes
 
@@ -247,8 +248,29 @@ def bench(
         keep=keep,
         peers=peers,
         suite=suite,
+        captions=captions,
     )
     measure(bundle, plan, output, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def score(
+    bundle: Folder,
+    profile: ProfileName = DEFAULT_PROFILE,
+    captions: Annotated[int, typer.Option(help="Captions to draw that training never saw.")] = 500,
+    guidance: Annotated[str, typer.Option(help="Guidance scales, with commas between: 2,4.")] = "4",
+    nights: Annotated[int, typer.Option(help="Captions without a sky to draw without and with a negative prompt.")] = 0,
+    sheet: Annotated[Path | None, typer.Option(help="Picture file: 32 captions drawn with the last guidance.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file of what was found.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Say how much of what captions ask for the pictures of `scenes` show."""
+    from .score import parse_guidances
+    from .score import score as tell
+
+    guidances = parse_guidances(guidance)
+    tell(bundle, profile, captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from ..benchmarks.bench import Plan, bench
+from ..benchmarks.bench import bench
+from ..benchmarks.plan import Plan
 from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -20,7 +21,7 @@ from .show import table
 BUSY = 0.5
 """Processes that want a core, beside which times mean little."""
 
-FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory", "step dB", "worst dB")
+FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory", "step dB", "worst dB", "score")
 
 
 def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
@@ -76,7 +77,8 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         "Medians in seconds: to load, the first draw, then of the measured ones the text encoders, one denoiser call, "
         "decoding, all the rest, the whole draw. ±: half the 95 % interval of that median. Memory: the most that the "
         "process held. Step dB: one denoising step against PyTorch's, from the same latents; worst dB: the worst "
-        "finished picture of the suite (--suite). null does no work: what it takes is latentc's own."
+        "finished picture of the suite (--suite). Score: how much of what captions say the pictures show (--captions). "
+        "null does no work: what it takes is latentc's own."
     )
     for row in rows:
         if row.error is not None:
@@ -105,11 +107,16 @@ def _figures(row: Measurement) -> list[str]:
     ]
 
 
-def _likeness(row: Measurement) -> tuple[str, str]:
+def _likeness(row: Measurement) -> tuple[str, str, str]:
     parity = row.parity
     step = parity.step_psnr_db if parity else None
     worst = parity.pictures.get("psnr_db") if parity else None
-    return ("" if step is None else f"{step:.0f}", "" if worst is None else f"{worst.worst:.0f}")
+    meaning = parity.meaning if parity else None
+    return (
+        "" if step is None else f"{step:.0f}",
+        "" if worst is None else f"{worst.worst:.0f}",
+        "" if meaning is None else f"{meaning.scene_score:.3f}",
+    )
 
 
 def _seconds(value: float | None) -> str:

@@ -65,6 +65,10 @@ class Pipeline:
         """Give back the engines' memory. The pipeline can't be used after."""
         self._engines.close()
 
+    def describe(self) -> dict[str, str]:
+        """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
+        return self._engines.describe()
+
     def through(self, wrap: Callable[[Engines], Engines]) -> Self:
         """The same pipeline over what `wrap` makes of its engines: to record them, or to stand in for them.
 

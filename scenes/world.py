@@ -206,6 +206,9 @@ def sample(seed: int | np.random.Generator, split: Split = "train") -> Scene:
             return scene
 
 
+EXAMINED = 1 << 40
+"""Where the seeds of scenes kept for examination begin; training stays far below."""
+
 NUMBER_OF_KINDS = (0.06, 0.38, 0.36, 0.20)
 """How often a picture has no thing, one kind, two, three."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Wish, serve_subject
+from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Understood, Wish, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
@@ -107,9 +107,8 @@ class ProfileSubject:
         """Draw the suite as the reference, into a file that others are compared with."""
         from ..suite import make_references, save_references
 
-        made = make_references(self._pipeline, size=size)
-        save_references(Path(path), made)
-        return Referred(dict(made.engines))
+        save_references(Path(path), make_references(self._pipeline, size=size))
+        return Referred()
 
     def compare(self, path: str) -> Likeness:
         """Draw the suite, and compare it with the reference's in that file."""
@@ -123,11 +122,23 @@ class ProfileSubject:
         return Likeness(
             reference=found.reference,
             suite=found.suite,
-            forced_psnr_db=found.forced.denoiser_psnr_db,
+            forced_psnr_db=dict(found.forced.parts_psnr_db),
+            host_psnr_db=found.forced.host_psnr_db,
             pictures=pictures,
             faults=found.faults,
             failures=failures(found),
         )
+
+    def understand(self, captions: int, guidance: float, steps: int) -> Understood:
+        """Draw captions that training never saw, and have the judge of `scenes` read the pictures."""
+        from ..meaning import captions as chosen
+        from ..meaning import draw_captions, meaning_of, open_judge, read, reference_features
+
+        asked = chosen(captions)
+        with open_judge() as judge:
+            found = read(judge, draw_captions(self._pipeline, asked, guidance, steps))
+            meaning = meaning_of(found, asked, reference_features(judge))
+        return Understood(captions, meaning.scene_score, meaning.held_out_score, meaning.frechet_distance)
 
 
 if __name__ == "__main__":
@@ -137,5 +148,6 @@ if __name__ == "__main__":
         {
             "refer": lambda what: subject.refer(what["path"], (what["width"], what["height"])),
             "compare": lambda what: subject.compare(what["path"]),
+            "understand": lambda what: subject.understand(**what),
         },
     )

@@ -19,9 +19,9 @@ from ..canvas import open_canvas
 from ..caption import EACH, WHOLE, attributes
 from ..judge import ABSENT, SIDE
 from ..stage import arrange
-from ..world import KINDS, POSITIONS
+from ..world import EXAMINED, KINDS, POSITIONS
 from .course import Course, run_course, trained
-from .pictures import EXAMINED, Pictures, picture_of, scene_of
+from .pictures import Pictures, picture_of, scene_of
 
 COUNT = 40960
 BATCH = 32

@@ -13,8 +13,6 @@ from ..render import render
 from ..world import Scene, Split, sample
 
 SHARD = 2048
-EXAMINED = 1 << 40
-"""Where the seeds of pictures kept for examination begin; training stays far below."""
 
 
 def scene_of(number: int, split: Split = "train") -> Scene:

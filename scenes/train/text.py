@@ -18,9 +18,9 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..caption import EACH, WHOLE, Described, attributes
-from ..world import KINDS
+from ..world import EXAMINED, KINDS
 from .course import Course, run_course, trained
-from .pictures import EXAMINED, scene_of
+from .pictures import scene_of
 from .vae import COUNT
 from .words import LENGTH, Words, described
 

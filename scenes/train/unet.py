@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..caption import full_caption
-from ..world import sample
+from ..world import EXAMINED, sample
 from . import text, vae
 from .course import Course, run_course, trained
-from .pictures import EXAMINED, Pictures
+from .pictures import Pictures
 from .words import Words, described
 
 CONFIG: dict[str, Any] = {

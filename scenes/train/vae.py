@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ..world import EXAMINED
 from .course import Course, run_course, trained
-from .pictures import EXAMINED, Pictures, picture_of
+from .pictures import Pictures, picture_of
 
 SIDE = 128
 CROP = 64
@@ -33,7 +34,7 @@ CONFIG: dict[str, Any] = {
     "sample_size": SIDE,
 }
 COUNT = 40960
-KL_WEIGHT = 1e-4
+KL_WEIGHT = 2e-4
 """How much latents that say less count; a hundredth of it while colours are still being learned."""
 
 FREE = 1000
@@ -115,7 +116,7 @@ def _loss(model: Any, batch: Tensor, kl_weight: float) -> tuple[Tensor, Mapping[
     error = model.decode(latent.sample()).sample - batch
     squared, kl = error.square().mean(), latent.kl().mean() / latent.mean[0].numel()
     figures = {"squared": squared.item(), "kl": kl.item(), "spread": latent.std.mean().item()}
-    return 2 * squared + error.abs().mean() + kl_weight * kl, figures
+    return 10 * squared + error.abs().mean() + kl_weight * kl, figures
 
 
 def _sheet(path: Path, wanted: Tensor, found: Tensor) -> None:

@@ -23,12 +23,12 @@ def sampler():
 
 
 def test_an_order_is_answered_and_a_refusal_is_an_error(sampler):
-    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None}
+    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None, "vram_peak": None}
     with pytest.raises(LatentcError, match="KeyError: 'pid'"):
         sampler.ask("watch", {}, 60)
     with pytest.raises(LatentcError, match="KeyError: 'dance'"):
         sampler.ask("dance", {}, 60)
-    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None}, "it goes on after"
+    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None, "vram_peak": None}, "it goes on after"
 
 
 def test_how_a_process_ended_is_said():
@@ -48,7 +48,7 @@ def test_how_a_process_ended_is_said():
 
 def test_one_that_doesnt_answer_is_stopped(sampler):
     subprocess.run(["kill", "-STOP", str(sampler.pid)], check=True)
-    with pytest.raises(LatentcError, match="didn't answer to 'stop' in 0 s, and was stopped"):
+    with pytest.raises(LatentcError, match="benchmarks.sampler didn't answer to 'stop' in 0 s, and was stopped"):
         sampler.ask("stop", {}, 0.01)
 
 

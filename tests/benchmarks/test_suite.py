@@ -30,7 +30,7 @@ from latentc.core.tensors import PERFECT_DB
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 
-SMALL = replace(SUITE, prompts=SUITE.prompts[:2], seeds=SUITE.seeds[:1])
+SMALL = replace(SUITE, prompts=SUITE.prompts[:2], seeds=SUITE.seeds[:1], steps=6)
 SIZE = (64, 64)
 ENGINES = {"f32": "cpu-onnxruntime", "bf16": "cpu-openvino"}
 
@@ -118,7 +118,7 @@ def test_swapped_halves_fail(engine, references):
         return {"out_sample": np.concatenate([positive, negative])}
 
     _, said = verdict(engine.through(lambda engines: Tapped(engines, swapped)), references("sd1"))
-    assert "The denoiser" in said
+    assert "unet in" in said
     assert "worst picture's psnr_db" in said
 
 
@@ -172,7 +172,7 @@ def test_one_wrong_weight_tensor_fails(own_bundle, references, engine_name):
     broken = own_bundle("sd1")
     perturb(broken, lambda values: np.random.default_rng(0).permutation(values))
     with opened(open_bundle(broken.folder), engine_name) as pipeline:
-        assert "The denoiser" in verdict(pipeline, references("sd1"))[1]
+        assert "unet in" in verdict(pipeline, references("sd1"))[1]
 
 
 @pytest.mark.parametrize("tensor", ["mid_block.attentions.0.proj_in.weight", "mid_block.resnets.0.conv1.weight"])
@@ -181,7 +181,7 @@ def test_one_weight_tensor_off_by_a_twentieth_fails_in_f32(own_bundle, reference
     broken = own_bundle("sd1")
     perturb(broken, lambda values: values * np.float32(1.05), tensor)
     with opened(open_bundle(broken.folder), "cpu-onnxruntime") as pipeline:
-        assert "The denoiser" in verdict(pipeline, references("sd1"))[1]
+        assert "unet in" in verdict(pipeline, references("sd1"))[1]
 
 
 def perturb(bundle, change, name="mid_block.attentions.0.proj_in.weight"):
@@ -264,6 +264,7 @@ def test_every_bound_is_held_alone(passing):
         replace(passing.forced, parts_psnr_db={"unet": (89.0, 95.0)}),
         replace(passing.forced, parts_psnr_db={}),
         replace(passing.forced, parts_psnr_db={"unet": (float("nan"),)}),
+        replace(passing.forced, parts_psnr_db={"unet": (95.0,), "vae_decoder": (89.0,)}),
     ):
         assert len(failures(replace(passing, forced=forced))) == 1
 

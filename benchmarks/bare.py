@@ -1,0 +1,30 @@
+"""Graphs that are part of no bundle, compiled as a bundle's are: what the ceiling multiplies, and the judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import __version__
+from ..core.bundle import Bundle, Manifest, Model, Source
+from ..core.progress import quiet
+from ..pipelines.denoise import DENOISER
+from ..runtimes import Engine, Job, Target, runtime
+
+
+def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
+    """Compile an ONNX graph into `folder` through the target's runtime, and load it. Raises what either raises."""
+    adapter = runtime(target.runtime)
+    out = folder / "engine"
+    out.mkdir()
+    adapter.compile(Job(_no_bundle(folder), DENOISER, graph, target), out, quiet)
+    return adapter.load(out, target)
+
+
+def _no_bundle(folder: Path) -> Bundle:
+    """A bundle of no parts: a job names one, and a runtime that compiles graphs has no need of it."""
+    model = Model(text_encoders=(), latent_channels=1, downscale=1, scaling_factor=1.0, default_size=1)
+    source = Source(kind="made", location="none", random=True)
+    return Bundle(
+        folder,
+        Manifest(latentc=__version__, family="none", source=source, model=model, parts={}, files={}, versions={}),
+    )

@@ -1,0 +1,132 @@
+"""One subject at one setting, while it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoints.open import open_checkpoint
+from ..core.bundle import Bundle
+from ..core.errors import CheckpointError, LatentcError
+from ..core.files import sha256_json
+from ..pipelines.noise import initial_noise
+from ..profiles import Profile
+from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
+from .line import Brief, Wish
+from .plan import Plan
+from .process import Process
+from .records import Draw, Memory, Parity, Setting, Startup, Subject
+
+OWN_COST = "null"
+"""The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
+
+TIMEOUT_SECONDS = 3600.0
+
+
+@dataclass
+class Contender:
+    """One subject at one setting, while it is measured."""
+
+    subject: Subject
+    python: Callable[[], Path]
+    module: str
+    brief: Brief
+    wish: Wish
+    leaves_out: tuple[str, ...]
+    environment: dict[str, str]
+    process: Process | None = None
+    startup: Startup = field(default_factory=Startup)
+    parity: Parity | None = None
+    ceiling_tflops: dict[str, float] = field(default_factory=dict[str, float])
+    first: Draw | None = None
+    warmup: list[Draw] = field(default_factory=list[Draw])
+    draws: list[Draw] = field(default_factory=list[Draw])
+    memory: Memory | None = None
+    pictures: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def contenders_of(
+    bundle: Bundle,
+    plan: Plan,
+    setting: Setting,
+    profiles: Sequence[Profile],
+    baselines: Sequence[Baseline],
+    scratch: Path,
+) -> list[Contender]:
+    """One for each profile, then each baseline; those whose checkpoint is gone have failed already.
+
+    Their common initial latents are written into `scratch`, where the compile caches of baselines go too.
+    """
+    model = bundle.manifest.model
+    latents = scratch / "latents.npy"
+    height, width = setting.height // model.downscale, setting.width // model.downscale
+    np.save(latents, initial_noise(setting.seed, (setting.batch, model.latent_channels, height, width)))
+    own = [Baseline(profile.name, PROFILE_MODULE, profile=profile) for profile in profiles]
+    peers = plan.peers or peers_folder()
+    digest = sha256_json([part.digest for part in bundle.manifest.parts.values()])[:16]
+    found: list[Contender] = []
+    for index, one in enumerate([*own, *baselines]):
+        name = f"{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
+        brief = Brief(
+            bundle=str(bundle.folder),
+            checkpoint="",
+            models=str(peers / "models" / f"{digest}-{one.name}"),
+            profile=one.profile.model_dump(mode="json") if one.profile else None,
+            width=setting.width,
+            height=setting.height,
+            batch=setting.batch,
+            guidance=setting.guidance,
+            ceiling=plan.ceiling,
+        )
+        drawing = setting.model_dump()
+        wish = Wish(**drawing, latents=str(latents), keep=str(plan.keep / name) if plan.keep else None)
+        kind = "profile" if index < len(own) else "baseline"
+        found.append(
+            Contender(
+                subject=Subject(kind=kind, name=one.name, profile=one.profile),
+                python=lambda one=one: python_of(one, peers),
+                module=one.module,
+                brief=brief,
+                wish=wish,
+                leaves_out=one.leaves_out,
+                environment={one.cache: str(scratch / one.name)} if one.cache else {},
+            )
+        )
+        if one.profile is None:
+            with reason(found[-1]):
+                found[-1].brief = replace(brief, checkpoint=_checkpoint_folder(bundle))
+    if plan.keep:
+        plan.keep.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def _checkpoint_folder(bundle: Bundle) -> str:
+    """The folder that the bundle was exported from; raises `CheckpointError` where it was none, or is gone."""
+    source = bundle.manifest.source
+    folder = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family).folder
+    if folder is None:
+        raise CheckpointError(
+            f"{source.location} is a single file, and this baseline opens diffusers folders. Convert it to one, and "
+            "export that."
+        )
+    return str(folder)
+
+
+@contextmanager
+def reason(contender: Contender) -> Generator[None]:
+    """What fails in the block is the contender's error, and the end of its process; the others go on."""
+    try:
+        yield
+    except LatentcError as exc:
+        contender.error = str(exc)
+    except (TypeError, ValueError) as exc:  # an answer that isn't one
+        contender.error = f"{contender.module} gave an answer that can't be read: {exc}"
+    finally:
+        if contender.error is not None and contender.process is not None:
+            contender.process.close()
+            contender.process = None

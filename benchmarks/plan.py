@@ -1,0 +1,75 @@
+"""What to measure: every profile and baseline, at every size and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from ..core.bundle import Bundle
+from ..core.request import Request
+from ..pipelines.complete import complete
+from ..pipelines.pipeline import SCHEDULER
+from ..profiles import Profile
+from .records import Setting
+
+PROMPT = "a lighthouse on a cliff, sunset, long exposure"
+SEED = 7
+REPEAT = 6
+"""Fewest draws whose median has an interval of 95 % confidence."""
+PATIENCE = 3
+"""So many times what was asked is drawn at most, until every time is stable."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    profiles: tuple[Profile, ...]
+    baselines: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height in pixels; none: the size that the model was made for."""
+    batches: tuple[int, ...] = (1,)
+    steps: int = 20
+    repeat: int = REPEAT
+    """Measured draws at least; up to `PATIENCE` times as many until the times are stable."""
+    prompt: str = PROMPT
+    guidance: float = 7.5
+    seed: int = SEED
+    ceiling: bool = True
+    """Also measure matrix products through each profile's runtime: some seconds each."""
+    keep: Path | None = None
+    """Folder for the first draw's pictures; None: they aren't kept."""
+    peers: Path | None = None
+    """Folder of the peers' environments; None: `peers_folder()`."""
+    suite: bool = False
+    """After the timed draws, draw the suite too and compare it with PyTorch's."""
+    captions: int = 0
+    """After them, draw so many captions of the world of `scenes` and have its judge read the pictures."""
+
+
+def settings_of(bundle: Bundle, plan: Plan) -> Generator[Setting]:
+    """Every size with every batch. Raises `RequestError` for what the model can't draw."""
+    side = bundle.manifest.model.default_size
+    for (width, height), batch in product(plan.sizes or ((side, side),), plan.batches):
+        request = Request(
+            prompt=plan.prompt,
+            width=width,
+            height=height,
+            count=batch,
+            steps=plan.steps,
+            guidance=plan.guidance,
+            seed=plan.seed,
+        )
+        complete(request, bundle.manifest.model, bundle.json(SCHEDULER))
+        yield Setting(
+            prompt=plan.prompt,
+            negative_prompt=request.negative_prompt,
+            width=width,
+            height=height,
+            batch=batch,
+            steps=plan.steps,
+            guidance=plan.guidance,
+            seed=plan.seed,
+        )

@@ -1,0 +1,98 @@
+"""What the engines that were timed make of the suite, held against PyTorch; and of captions, read by the judge."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+from ..core.bundle import Bundle
+from ..core.errors import LatentcError
+from ..core.files import write_text
+from ..core.progress import Progress
+from .baselines import EAGER, PROFILE_MODULE
+from .contender import OWN_COST, TIMEOUT_SECONDS, Contender, reason
+from .line import Brief, Likeness, Understood
+from .process import Process
+from .records import Figure, Meaning, Metric, Parity, Setting
+from .suite import SUITE, references_path
+
+
+def compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
+    """Have the engines draw the suite, and hold it against the reference's."""
+    drawing = _engines(contenders)
+    if not drawing:
+        return
+    path = references_path(bundle, SUITE, (setting.width, setting.height))
+    try:
+        floor = _refer(drawing[0].brief, path, on_progress)
+    except LatentcError as exc:  # what can't be compared has failed, whatever the reason
+        for contender in drawing:
+            failure = f"The suite couldn't be compared: {exc}"
+            contender.parity = _known(contender).model_copy(update={"suite": SUITE.title, "failures": (failure,)})
+        return
+    for contender in drawing:
+        assert contender.process is not None
+        on_progress(f"{contender.subject.name}: compare", None)
+        with reason(contender):
+            found = Likeness(**contender.process.ask("compare", {"path": str(path)}, TIMEOUT_SECONDS))
+            contender.parity = Parity.model_validate(_known(contender, found).model_dump() | _likeness(found, floor))
+
+
+def understand(captions: int, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
+    """Have the engines draw captions of the world of `scenes`, and its judge read the pictures."""
+    for contender in _engines(contenders):
+        assert contender.process is not None
+        on_progress(f"{contender.subject.name}: {captions} captions", None)
+        what = {"captions": captions, "guidance": setting.guidance, "steps": setting.steps}
+        with reason(contender):
+            found = Understood(**contender.process.ask("understand", what, TIMEOUT_SECONDS))
+            contender.parity = _known(contender).model_copy(update={"meaning": Meaning(**asdict(found))})
+
+
+def _engines(contenders: Sequence[Contender]) -> list[Contender]:
+    return [one for one in contenders if one.brief.profile and one.subject.name != OWN_COST]
+
+
+def _known(contender: Contender, found: Likeness | None = None) -> Parity:
+    return contender.parity or Parity(reference=found.reference if found else "")
+
+
+def _refer(brief: Brief, path: Path, on_progress: Progress) -> Likeness:
+    """Draw the reference's side of the suite; how far is it from itself with one thread? Both are kept."""
+    on_progress("reference: draw the suite", None)
+    if not path.exists():
+        size = {"width": brief.width, "height": brief.height}
+        _ask_torch(brief, "refer", {"path": str(path), **size}, {})
+    kept = path.with_suffix(".floor.json")
+    if not kept.exists() or kept.stat().st_mtime < path.stat().st_mtime:
+        on_progress("reference: draw the suite with one thread", None)
+        write_text(kept, json.dumps(_ask_torch(brief, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"})))
+    return Likeness(**json.loads(kept.read_text(encoding="utf-8")))
+
+
+def _ask_torch(brief: Brief, verb: str, what: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """Have PyTorch answer, in a process of its own."""
+    torch = asdict(replace(brief, profile=EAGER.model_dump(mode="json"), ceiling=False))
+    with Process(Path(sys.executable), PROFILE_MODULE, environment) as process:
+        for step in ("open", "build", "load"):
+            process.ask(step, torch, TIMEOUT_SECONDS)
+        return process.ask(verb, what, TIMEOUT_SECONDS)
+
+
+def _likeness(found: Likeness, floor: Likeness) -> dict[str, Any]:
+    """What the suite tells, as `Parity` has it."""
+    return {
+        "suite": f"{found.suite}, against {found.reference}",
+        "forced_psnr_db": found.forced_psnr_db,
+        "host_psnr_db": found.host_psnr_db,
+        "pictures": {
+            cast("Metric", metric): Figure(median=median, worst=worst, floor=floor.pictures[metric][1])
+            for metric, (median, worst) in found.pictures.items()
+        },
+        "faults": found.faults,
+        "failures": found.failures,
+    }

@@ -1,0 +1,91 @@
+"""A contender's measurements as a line of the results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ..core.bundle import Bundle
+from ..core.errors import LatentcError
+from ..pipelines.denoise import DENOISER
+from ..pipelines.pixels import DECODER
+from .contender import Contender
+from .records import Measurement, Setting, Stage, Work
+from .stability import stability_of
+from .work import count_work
+
+LEAVES_OUT = (
+    "Starting Python, importing, building and loading: they are under `startup`.",
+    "The first draw and the warm-up: they are apart.",
+    "Writing PNG files.",
+)
+COUNTED = "Of the FLOP: activations, normalization, softmax and whatever else takes a few operations for each number."
+STAGE_PARTS: dict[Stage, str] = {"text_encoder": "text_encoder", "denoiser": DENOISER, "vae_decoder": DECODER}
+"""The part whose precision a stage is computed in."""
+
+
+def row_of(
+    contender: Contender,
+    setting: Setting,
+    work: dict[Stage, Work] | None,
+    uncounted: tuple[str, ...],
+    common: dict[str, Any],
+    folder: Path,
+) -> Measurement:
+    """The line; `common` is what the lines of a run share, and pictures are named as seen from `folder`."""
+    stable, stability = stability_of(contender.draws) if contender.draws else (None, None)
+    leaves_out = [*LEAVES_OUT, *uncounted, *contender.leaves_out]
+    ceilings = {stage: contender.ceiling_tflops.get(part) for stage, part in STAGE_PARTS.items()}
+    if work is not None:
+        work = {stage: one.model_copy(update={"ceiling_tflops": ceilings.get(stage)}) for stage, one in work.items()}
+    if contender.draws and contender.draws[0].joules is None:
+        leaves_out.append("Energy: this machine has no counters, or they can't be read.")
+    if contender.draws and contender.memory is None:
+        leaves_out.append("Memory: it is read from /proc, which this system hasn't.")
+    if common["machine"].gpus and not (contender.memory and contender.memory.vram_peak_bytes):
+        leaves_out.append("GPU memory: no driver's library told it of this process (nvidia-ml-py, amdsmi).")
+    return Measurement(
+        **common,
+        subject=contender.subject,
+        setting=setting,
+        startup=contender.startup,
+        first=contender.first,
+        warmup=tuple(contender.warmup),
+        draws=tuple(contender.draws),
+        stable=stable,
+        stability=stability,
+        memory=contender.memory,
+        work=work if contender.draws else None,
+        parity=contender.parity,
+        pictures=tuple(os.path.relpath(picture, folder) for picture in contender.pictures),
+        error=contender.error,
+        leaves_out=tuple(leaves_out),
+    )
+
+
+def work_of(bundle: Bundle, setting: Setting) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
+    """The work of each stage, or None and why it couldn't be counted."""
+    try:
+        return count_work(bundle, setting), (COUNTED,)
+    except LatentcError as exc:
+        return None, (f"FLOP: they couldn't be counted. {exc}",)
+
+
+def commit() -> str | None:
+    """The commit of latentc's source, where that is a git checkout; with `-dirty` where it was changed."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,85 @@
+"""Telling how well pictures show what their captions ask for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from ..benchmarks.meaning import Meaning, captions, draw_captions
+from ..benchmarks.score import NEGATIVE, Scores, sheet
+from ..benchmarks.score import score as run_score
+from ..core.errors import RequestError
+from ..core.files import write_text
+from ..pipelines.pipeline import Pipeline
+from ..scenes.caption import EACH, WHOLE
+from .progress import shown
+from .show import table
+
+NAMES = (*WHOLE, *EACH)
+SHEET = 32
+
+
+def parse_guidances(guidances: str) -> list[float]:
+    """`2,4.5` as numbers; raises `RequestError` for anything else."""
+    try:
+        return [float(guidance) for guidance in guidances.split(",")]
+    except ValueError:
+        raise RequestError(f"{guidances!r} are no guidances. Write numbers with commas between, as 2,4.5.") from None
+
+
+def score(
+    bundle: Path,
+    profile: str,
+    count: int,
+    guidances: list[float],
+    nights: int,
+    drawn: Path | None,
+    output: Path | None,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Score a bundle, write what was asked for, and say what was found."""
+    with shown(quiet or as_json) as tell, Pipeline.open(bundle, profile) as pipeline:
+        found = run_score(pipeline, count, guidances, nights=nights, on_progress=tell)
+        if drawn:
+            asked = captions(SHEET)
+            sheet(draw_captions(pipeline, asked, guidances[-1], on_progress=tell), asked).save(drawn, quality=90)
+    text = json.dumps(TypeAdapter(Scores).dump_python(found, mode="json"), indent=2)
+    if output:
+        write_text(output, text + "\n")
+    if as_json:
+        typer.echo(text)
+        return
+    _print(found)
+
+
+def _print(found: Scores) -> None:
+    console = Console(highlight=False)
+    columns = ("all", "unseen pairs", *NAMES, "Fréchet")
+    made = table(f"{found.captions} held-out captions, {found.steps} steps", "pictures", *columns, right=columns)
+    made.add_row("rendered", *_cells(found.ceiling))
+    for guidance, meaning in found.drawn.items():
+        made.add_row(f"guidance {guidance:g}", *_cells(meaning))
+        made.add_row("  shuffled", *_cells(found.floor[guidance]), style="dim")
+    console.print(made)
+    if found.nights:
+        console.print(
+            f"{found.nights.captions} captions without a sky: {found.nights.without:.0%} at night, "
+            f"{found.nights.unwanted:.0%} with the negative prompt {NEGATIVE!r}."
+        )
+
+
+def _cells(meaning: Meaning) -> list[str]:
+    whole = asdict(meaning)
+    shares = [whole["scene_score"], whole["held_out_score"], *(meaning.by_attribute.get(name) for name in NAMES)]
+    distance = meaning.frechet_distance
+    return [
+        *("" if share is None else f"{share:.3f}" for share in shares),
+        "" if distance is None else f"{distance:.2f}",
+    ]
