@@ -18,7 +18,7 @@ from .contender import OWN_COST, TIMEOUT_SECONDS, Contender, reason
 from .line import Brief, Likeness, Understood
 from .process import Process
 from .records import Figure, Meaning, Metric, Parity, Setting
-from .suite import SUITE, references_path
+from .suite import references_path, suite_for
 
 
 def compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
@@ -26,13 +26,14 @@ def compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], o
     drawing = _engines(contenders)
     if not drawing:
         return
-    path = references_path(bundle, SUITE, (setting.width, setting.height))
+    suite = suite_for(bundle)
+    path = references_path(bundle, suite, (setting.width, setting.height))
     try:
         floor = _refer(drawing[0].brief, path, on_progress)
     except LatentcError as exc:  # what can't be compared has failed, whatever the reason
         for contender in drawing:
             failure = f"The suite couldn't be compared: {exc}"
-            contender.parity = _known(contender).model_copy(update={"suite": SUITE.title, "failures": (failure,)})
+            contender.parity = _known(contender).model_copy(update={"suite": suite.title, "failures": (failure,)})
         return
     for contender in drawing:
         assert contender.process is not None

@@ -71,6 +71,30 @@ SUITE = Suite(
 )
 """Bright and dark, fine and flat, with a negative prompt and without; each within one chunk of tokens."""
 
+SCENES = Suite(
+    name="scenes",
+    version=1,
+    prompts=(
+        ("two small red houses on the left in a meadow at sunset", ""),
+        ("a large white lighthouse by the open sea at night, with a full moon", "a storm"),
+        ("three yellow hot-air balloons above snowy mountains on a clear day", ""),
+        ("a purple castle in a red canyon under a pink morning sky", "a blue sky"),
+        ("a blue boat on the open sea in a thunderstorm", ""),
+        ("an orange tent in a forest while snow is falling", "a car"),
+        ("a green cactus and a red car in the desert under a starry sky", ""),
+        ("rows of lavender by day, with a rainbow", ""),
+    ),
+    seeds=(7, 20261122),
+    guidance=4.0,
+)
+"""The same of the world of `scenes`, for the checkpoint that knows no other."""
+
+
+def suite_for(bundle: Bundle) -> Suite:
+    """The suite that a bundle is asked to draw."""
+    shipped = bundle.manifest.source.kind == "shipped" and bundle.manifest.source.location == SCENES.name
+    return SCENES if shipped else SUITE
+
 
 @dataclass(frozen=True)
 class References:
@@ -174,9 +198,16 @@ def requests(suite: Suite, size: tuple[int, int] | None = None) -> tuple[Request
 
 
 def make_references(
-    pipeline: Pipeline, suite: Suite = SUITE, size: tuple[int, int] | None = None, on_progress: Progress = quiet
+    pipeline: Pipeline,
+    suite: Suite | None = None,
+    size: tuple[int, int] | None = None,
+    on_progress: Progress = quiet,
 ) -> References:
-    """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises."""
+    """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises.
+
+    None is the bundle's own suite, and the model's own size.
+    """
+    suite = suite or suite_for(pipeline.bundle)
     side = pipeline.bundle.manifest.model.default_size
     size = size or (side, side)
     wishes = _wishes(pipeline.bundle, suite, size)

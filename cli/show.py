@@ -73,9 +73,8 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
 
 
 def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
-    engines = table(
-        None, "engine of", "key", "runtime", "precision", "shape", "on disk", "parity", right=("on disk", "parity")
-    )
+    columns = ("engine of", "key", "runtime", "precision", "shape", "on disk", "parity", "here")
+    engines = table(None, *columns, right=("on disk", "parity"))
     for artifact in artifacts:
         fields = artifact.fields
         shape = (
@@ -90,9 +89,36 @@ def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
             fields["precision"],
             shape,
             size(artifact.bytes),
-            f"{artifact.parity.psnr_db:.1f} dB",
+            _parity(artifact),
+            "no" if _refusal(artifact) else "yes",
         )
     console.print(engines)
+    refused = dict.fromkeys(
+        f"{artifact.fields['runtime']} {artifact.fields['device']['name']} doesn't load here: {reason}"
+        for artifact in artifacts
+        if (reason := _refusal(artifact))
+    )
+    for line in refused:
+        console.print(line, markup=False, highlight=False)
+
+
+def _parity(artifact: Artifact) -> str:
+    return f"{'graph ' if artifact.parity.graph_run_by else ''}{artifact.parity.psnr_db:.1f} dB"
+
+
+def _refusal(artifact: Artifact) -> str | None:
+    """Why an engine wouldn't load on this machine; None where it would."""
+    from ..runtimes import runtime
+
+    fields = artifact.fields
+    adapter, name = runtime(fields["runtime"]), fields["device"]["name"]
+    if reason := adapter.missing(name):
+        return reason
+    if {"name": name, **adapter.device(name)} != fields["device"]:
+        return "It was built for another device of this name."
+    if adapter.versions() != fields["versions"]:
+        return f"It was built by version {' '.join(fields['versions'].values())}."
+    return None
 
 
 def builds(done: Sequence[Build], as_json: bool) -> None:
@@ -113,20 +139,21 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
     console = Console()
     for build in done:
         fresh = sum(not one.hit for one in build.engines)
-        step = "not compared: no engine has the reference's shape"
+        graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
+        step = "The whole step wasn't compared: no engine has the reference's shape."
         if build.step_psnr_db is not None:
-            step = f"{build.step_psnr_db:.1f} dB"
+            step = f"The whole step agrees to {build.step_psnr_db:.1f} dB."
+        elif graphs:
+            step = f"Its device isn't here: parity is the lowered graph's, run by {', '.join(sorted(graphs))}."
         what = f"{fresh} of {len(build.engines)} engines built" if fresh else "nothing to do, every engine is there"
-        console.print(
-            f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. The whole step agrees to {step}."
-        )
+        console.print(f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. {step}")
         made = table(
             None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")
         )
         for one in build.engines:
             artifact = one.artifact
             when = "there" if one.hit else f"{artifact.seconds:.1f} s"
-            figure = f"{artifact.parity.psnr_db:.1f} dB"
+            figure = _parity(artifact)
             made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
         console.print(made)
 
@@ -221,12 +248,16 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     if as_json:
         emit([profile.model_dump() for profile in found])
         return
-    listed = table(None, "profile", "runtime", "precision", "sizes", "what it is")
+    listed = table(None, "profile", "proof", "runtime", "precision", "sizes", "what it is")
     for profile in found:
         precision = ", ".join(" or ".join(wishes) for wishes in dict.fromkeys(profile.precision.values()))
         sizes = ", ".join(profile.shapes.sizes) or "every"
-        listed.add_row(profile.name, f"{profile.runtime} {profile.device}", precision, sizes, profile.title)
-    Console().print(listed)
+        listed.add_row(
+            profile.name, profile.proof, f"{profile.runtime} {profile.device}", precision, sizes, profile.title
+        )
+    console = Console()
+    console.print(listed)
+    console.print("Proof: run on such a device, built for it without one, or only written.")
 
 
 def demo(outcome: Demo, as_json: bool) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import RLock
 
 from ..core.bundle import Bundle, verify_files
@@ -14,9 +17,22 @@ from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
 from ..runtimes import Engine, Job, Runtime
-from .cache import Artifact, Miss, explain, find, folder_name, locked, read_step, seal, step_key, verify
+from .cache import (
+    Artifact,
+    Miss,
+    Parity,
+    explain,
+    find,
+    folder_name,
+    locked,
+    read_step,
+    reprove,
+    seal,
+    step_key,
+    verify,
+)
 from .lower import lowered
-from .parity import measure, measure_step, reference, step_shapes
+from .parity import measure, measure_graph, measure_step, reference, step_shapes
 from .targets import Wanted, wanted
 
 STEP_LOSS_DB = 10.0
@@ -46,23 +62,31 @@ class Build:
 def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet) -> Build:
     """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
 
+    Where the device isn't here and the compiler can do without, the lowered graph is compared instead, run on the CPU.
+    The same build on the device then compares the engines, without compiling them again.
+
     Raises `ParityError` naming part and figure where an engine is below the profile's floor: nothing of it is kept.
     Also `CompileError`, `RuntimeMissing`, `ProfileError`, and `BundleError` for a damaged bundle.
     """
     start = time.perf_counter()
-    adapter, engines = wanted(bundle, profile)
+    adapter, engines = wanted(bundle, profile, to_run=False)
     built = tuple(_build_one(bundle, profile, adapter, want, on_progress) for want in engines)
-    step = _prove_step(bundle, profile, built, on_progress)
+    here = adapter.missing(profile.device) is None
+    step = _prove_step(bundle, profile, built, on_progress) if here else None
     return Build(profile.name, built, step, time.perf_counter() - start)
 
 
 def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, on_progress: Progress) -> Built:
-    if artifact := find(bundle, want.part, want.key):
+    here = adapter.missing(profile.device) is None
+    if (artifact := find(bundle, want.part, want.key)) and not (here and artifact.parity.graph_run_by):
         _check_floor(profile, want, artifact.parity.psnr_db)
         return Built(artifact, hit=True)
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
-        if artifact := find(bundle, want.part, want.key):  # another process built it meanwhile
+        if artifact := find(bundle, want.part, want.key):  # made meanwhile, or without its device
+            if here and artifact.parity.graph_run_by:
+                on_progress(f"{want.part}: compare", None)
+                artifact = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
             _check_floor(profile, want, artifact.parity.psnr_db)
             return Built(artifact, hit=True)
         _clear(bundle, name)
@@ -71,22 +95,38 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
             on_progress(f"{want.part}: compile", None)
-            graph = bundle.graph(want.part)
-            if adapter.reads_onnx:
-                with lowered(graph, want.key, profile.opset, want.target.shape) as path:
-                    adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
-            else:
-                adapter.compile(Job(bundle, want.part, graph, want.target), fresh, on_progress)
-            seconds = time.perf_counter() - start
-            on_progress(f"{want.part}: compare", None)
-            engine = adapter.load(fresh, want.target)
-            try:
-                parity = measure(engine, reference(bundle, want.part, want.target.shape))
-            finally:
-                engine.close()
+            with _lowered(bundle, profile, adapter, want) as path:
+                adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
+                seconds = time.perf_counter() - start
+                on_progress(f"{want.part}: compare", None)
+                if here:
+                    parity = _compare(bundle, adapter, want, fresh)
+                else:
+                    parity = measure_graph(bundle, want.part, path, want.target)
             _check_floor(profile, want, parity.psnr_db)
             artifact = seal(fresh, want.part, want.fields, parity, seconds)
     return Built(artifact, hit=False)
+
+
+@contextmanager
+def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -> Generator[Path]:
+    """The graph that the runtime is given."""
+    graph, target = bundle.graph(want.part), want.target
+    if not adapter.reads_onnx:
+        yield graph
+        return
+    half = adapter.typed and target.precision == "f16"
+    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=adapter.needs_shapes) as path:
+        yield path
+
+
+def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> Parity:
+    """Load an engine, and hold it against the reference."""
+    engine = adapter.load(artifact, want.target)
+    try:
+        return measure(engine, reference(bundle, want.part, want.target.shape))
+    finally:
+        engine.close()
 
 
 def _clear(bundle: Bundle, name: str) -> None:
@@ -104,10 +144,16 @@ def _clear(bundle: Bundle, name: str) -> None:
 def _check_floor(profile: Profile, want: Wanted, psnr_db: float) -> None:
     floor = profile.parity_db[want.target.precision]
     if not psnr_db >= floor:
+        what = f"{want.part} in {want.target.precision} through {profile.runtime}"
+        if not math.isfinite(psnr_db):
+            raise ParityError(
+                f"{what} answers NaN or infinity: something in it is larger than {want.target.precision} holds. It won't "
+                f"be used. Give {want.part} a wider type under [precision]."
+            )
         raise ParityError(
-            f"{want.part} in {want.target.precision} through {profile.runtime} agrees with the reference to "
-            f"{psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. It won't be used. Give {want.part} a "
-            "wider type under [precision], or lower [parity_db] if that is what you want."
+            f"{what} agrees with the reference to {psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. It "
+            f"won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] if that is what you "
+            "want."
         )
 
 
@@ -141,7 +187,7 @@ def _check_step(profile: Profile, artifacts: list[Artifact], figure: float) -> N
 
 def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:
     """For each engine that a profile asks for: the artifact, or what keeps the nearest one from being it."""
-    _, engines = wanted(bundle, profile)
+    _, engines = wanted(bundle, profile, to_run=False)
     return [(want, find(bundle, want.part, want.key) or explain(bundle, want.part, want.fields)) for want in engines]
 
 
@@ -158,7 +204,7 @@ class Engines:
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapter, self._wanted = wanted(self.bundle, self.profile)
+        self._adapter, self._wanted = wanted(self.bundle, self.profile, to_run=True)
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
         """The engine built for exactly these input shapes, or the one for every shape.
@@ -192,6 +238,12 @@ class Engines:
         """
         found = [self._artifact(want) for want in self._wanted]
         for want, artifact in zip(self._wanted, found, strict=True):
+            if artifact.parity.graph_run_by:
+                raise BundleError(
+                    f"{want.part} was built for profile {self.profile.name} on a machine without its device, and its "
+                    f"engine was never compared with the reference. Run here: latentc build {self.bundle.folder} "
+                    f"--profile {self.profile.name}   (it compiles nothing again)"
+                )
             _check_floor(self.profile, want, artifact.parity.psnr_db)
         figure = read_step(self.bundle, step_key(found))
         if figure is not None:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..core.bundle import Bundle, FileInfo
 from ..core.errors import BundleError
-from ..core.files import sha256, sha256_json
+from ..core.files import sha256, sha256_json, write_text
 from ..core.progress import Progress, quiet
 from ..core.record import Record
 
@@ -35,6 +35,8 @@ class Parity(Record):
     cosine: float
     reference: str
     """Who made the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
+    graph_run_by: str | None = None
+    """The engine's device wasn't here: this is the parity of the lowered graph, run on the CPU by this runtime."""
 
 
 class Artifact(Record):
@@ -117,6 +119,13 @@ def seal(folder: Path, artifact_part: str, fields: Fields, parity: Parity, secon
     )
     (folder / HEADER).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return artifact
+
+
+def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:
+    """Write a newer comparison into an artifact's header."""
+    known = artifact.model_copy(update={"parity": parity})
+    write_text(bundle.engines / artifact.name / HEADER, known.model_dump_json(indent=2) + "\n")
+    return known
 
 
 @contextmanager

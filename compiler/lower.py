@@ -1,7 +1,7 @@
 """Lowering: from the bundle's portable graph to the one a runtime is given.
 
-Passes take a model, change it in place, and return it. The weights are never touched: the lowered graph lies beside
-the part's own and refers to the same data file.
+Passes take a model, change it in place, and return it. The lowered graph lies beside the part's own and refers to the
+same data file; weights that a pass makes anew lie in the graph, or, where they are many, in a file of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
+from .half import to_half
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,16 +23,28 @@ if TYPE_CHECKING:
 LOWERING_VERSION = 1
 """Part of every key: raise it when a pass changes what it makes."""
 
+INLINE_BYTES = 512 * 2**20
+"""New weights above this are written to a file of their own: a graph ends at 2 GB."""
+
 
 @contextmanager
-def lowered(graph: Path, name: str, opset: int, shape: Mapping[str, tuple[int, ...]] | None) -> Generator[Path]:
+def lowered(
+    graph: Path,
+    name: str,
+    opset: int,
+    shape: Mapping[str, tuple[int, ...]] | None,
+    *,
+    half: bool = False,
+    folded: bool = False,
+) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
-    The file is gone after the block; one that a killed build left under the same `name` is written over.
+    `half` computes in f16 what bears it. `folded` works out what follows from the shapes, as far as they are fixed.
+    The files are gone after the block; those that a killed build left under the same `name` are written over.
 
-    Raises `CompileError` for an operator that opset 18 can't say.
+    Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
-    if opset >= 23 and shape is None:
+    if opset >= 23 and shape is None and not half and not folded:
         yield graph
         return
     try:
@@ -45,12 +58,20 @@ def lowered(graph: Path, name: str, opset: int, shape: Mapping[str, tuple[int, .
         fix_shapes(model, shape)
     if opset < 23:
         lower_opset(model)
+    if folded:
+        fold(model)
+    if half:
+        to_half(model)
     path = graph.with_name(f".{name}.onnx")
+    weights = path.with_name(f"{path.name}_data")
+    fresh = [value.const_value for value in model.graph.initializers.values()]
+    many = sum(tensor.nbytes for tensor in fresh if tensor and not hasattr(tensor, "location")) > INLINE_BYTES
     try:
-        cast("Any", ir).save(model, path)
+        cast("Any", ir).save(model, path, external_data=weights.name if many else None)
         yield path
     finally:
         path.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
 
 
 def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Model:
@@ -61,6 +82,21 @@ def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Mode
         value.shape = ir.Shape(shape[str(value.name)])
     for value in model.graph.outputs:
         value.shape = None
+    return model
+
+
+def fold(model: ir.Model) -> ir.Model:
+    """Work out what follows from fixed shapes, and write down the shape of every value.
+
+    Raises `RuntimeMissing` without onnxscript.
+    """
+    try:
+        from onnxscript import optimizer
+    except ImportError as exc:
+        raise RuntimeMissing(
+            f'Building for this runtime needs onnxscript ({exc}). Install it with: pip install ".[iree]".'
+        ) from exc
+    cast("Any", optimizer).optimize(model)
     return model
 
 
@@ -96,6 +132,7 @@ class Tape:
         self.count += 1
         node = ir.node(op, inputs, attributes, name=f"{self.node.name}.{self.count}")
         node.outputs[0].name = f"{self.node.outputs[0].name}.{self.count}"
+        node.outputs[0].type = _type_of(op, inputs, attributes)
         graph.insert_before(self.node, node)
         return node.outputs[0]
 
@@ -105,6 +142,18 @@ class Tape:
 
         whole = isinstance(value, list) and all(isinstance(item, int) for item in value)
         return self("Constant", value=ir.tensor(np.array(value, dtype=np.int64 if whole else np.float32)))
+
+
+def _type_of(op: str, inputs: tuple[ir.Value | None, ...], attributes: dict[str, Any]) -> ir.TypeProtocol | None:
+    """The type of an operator's output, of the operators used here: that of what it computes with."""
+    import onnx_ir as ir
+
+    if op == "Shape":
+        return ir.TensorType(ir.DataType.INT64)
+    if op == "Constant":
+        return ir.TensorType(attributes["value"].dtype)
+    first = inputs[-1] if op == "Where" else inputs[0]
+    return None if first is None else first.type
 
 
 def _take_place(node: ir.Node, value: ir.Value) -> None:

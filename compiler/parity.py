@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,9 @@ REFEREES: dict[str, dict[str, bool | int | float | str]] = {
 }
 """Runtimes that may run the exported graph where the export stored no reference of a shape, and their options."""
 
+GRAPH_REFEREES = ("iree",)
+"""Runtimes that compute a typed graph as it stands: ONNX Runtime's CPU widens f16, and would find no overflow."""
+
 Arrays = dict[str, Array]
 
 
@@ -36,6 +41,30 @@ def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
         cosine=round(min(cosine(wanted, outputs[name]) for name, wanted in expected.items()), 6),
         reference=origin,
     )
+
+
+def measure_graph(bundle: Bundle, part: str, graph: Path, target: Target) -> Parity:
+    """Run the graph that an absent device's engine was compiled from, in its own types, and compare each output.
+
+    Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
+    """
+    here = [name for name in GRAPH_REFEREES if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU"))]
+    if not here:
+        raise RuntimeMissing(
+            f"{target.device} isn't here, so {part} has to be proved on the CPU, in its own types. That takes "
+            f'{" or ".join(GRAPH_REFEREES)}: pip install ".[{GRAPH_REFEREES[0]}]".'
+        )
+    adapter = runtime(here[0])
+    on_cpu = replace(target, runtime=here[0], device="CPU", options={})
+    with tempfile.TemporaryDirectory(prefix="latentc-graph-") as scratch:
+        adapter.compile(Job(bundle, part, graph, on_cpu), Path(scratch), quiet)
+        engine = adapter.load(Path(scratch), on_cpu)
+        try:
+            found = measure(engine, reference(bundle, part, target.shape))
+        finally:
+            engine.close()
+    version = " ".join(adapter.versions().values())
+    return found.model_copy(update={"graph_run_by": f"{here[0]} {version} CPU"})
 
 
 def reference(bundle: Bundle, part: str, shape: Mapping[str, tuple[int, ...]] | None) -> tuple[str, Arrays, Arrays]:

@@ -9,7 +9,7 @@ from ..core.bundle import PARTS, Bundle
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import suggest
 from ..core.tensors import Precision
-from ..profiles import Profile
+from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
 from .cache import Fields, key_of
 from .lower import LOWERING_VERSION
@@ -33,17 +33,28 @@ class Wanted:
         return key_of(self.fields)
 
 
-def wanted(bundle: Bundle, profile: Profile) -> tuple[Runtime, tuple[Wanted, ...]]:
+def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, tuple[Wanted, ...]]:
     """The adapter, and the engines that a profile asks for of a bundle: each part, at each of its sizes.
 
-    Raises `RuntimeMissing` where the runtime or its device isn't here, `ProfileError` for an option, a part or a
-    precision that it doesn't have.
+    `to_run` asks for the device, which some compilers can do without. Raises `RuntimeMissing` where the runtime or its
+    device isn't here, `ProfileError` for an option, a part or a precision that it doesn't have, or sizes that it needs.
     """
     adapter = runtime(profile.runtime)
-    if reason := adapter.missing(profile.device):
+    reason = adapter.missing(profile.device) if to_run else adapter.unbuildable(profile.device)
+    if reason:
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
     adapter.check(profile.options)
     _check_parts(profile)
+    if adapter.reads_onnx and profile.opset > adapter.newest_opset:
+        raise ProfileError(
+            f"Profile {profile.name} asks for opset {profile.opset}, and {profile.runtime} takes no newer one than "
+            f"{adapter.newest_opset}. Write opset = {adapter.newest_opset}."
+        )
+    if adapter.needs_shapes and not profile.shapes.sizes:
+        raise ProfileError(
+            f"Profile {profile.name} is for every size, and {profile.runtime} compiles for fixed ones only. Give it "
+            'some, as: [shapes] sizes = ["512x512"], or "own".'
+        )
     versions, device = adapter.versions(), adapter.device(profile.device)
     found: list[Wanted] = []
     for name, part in bundle.manifest.parts.items():
@@ -99,7 +110,8 @@ def shapes(bundle: Bundle, profile: Profile, part: str) -> list[Mapping[str, tup
         return [None]
     built: list[Mapping[str, tuple[int, ...]] | None] = []
     for size in sizes:
-        width, height = (int(side) for side in size.split("x"))
+        own = bundle.manifest.model.default_size
+        width, height = (own, own) if size == OWN else (int(side) for side in size.split("x"))
         rows = profile.shapes.images * (GUIDED_ROWS if profile.shapes.guided else 1) if part == "unet" else 1
         scale = 1 if part == "vae_encoder" else bundle.manifest.model.downscale
         values = {"batch": rows, "height": height // scale, "width": width // scale, "length": PROMPT_LENGTH}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
@@ -17,7 +17,10 @@ FOLDER = Path(__file__).parent
 FLOORS_DB: dict[Precision, float] = {"f32": 60.0, "f16": 35.0, "bf16": 30.0}
 """Parity floors by precision where a profile states none. 60 and 35 are the usual gates (f32, f16)."""
 
-Size = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+OWN = "own"
+"""As a size: the one that the model was made for."""
+
+Size = Annotated[str, StringConstraints(pattern=rf"^([1-9]\d*x[1-9]\d*|{OWN})$")]
 Option = bool | int | float | str
 
 
@@ -25,7 +28,7 @@ class Shapes(Record):
     """Picture sizes to build for."""
 
     sizes: tuple[Size, ...] = ()
-    """`WIDTHxHEIGHT` in pixels, each a static engine of its own; none: one engine for every size."""
+    """`WIDTHxHEIGHT` in pixels, or `own`, each a static engine of its own; none: one engine for every size."""
     images: int = Field(default=1, ge=1, le=64)
     """Pictures drawn at once, for static sizes."""
     guided: bool = True
@@ -35,7 +38,7 @@ class Shapes(Record):
     @classmethod
     def _multiples_of_eight(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
         for size in sizes:
-            if any(int(side) % 8 or not 64 <= int(side) <= 8192 for side in size.split("x")):
+            if size != OWN and any(int(side) % 8 or not 64 <= int(side) <= 8192 for side in size.split("x")):
                 raise ValueError(f"{size}: each side is a multiple of 8 from 64 to 8192")
         return sizes
 
@@ -45,6 +48,8 @@ class Profile(Record):
 
     name: str
     title: str
+    proof: Literal["run", "built", "written"] = "written"
+    """How far it was tried: run on its device, built for it on another machine, or written by its documentation."""
     runtime: str
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)

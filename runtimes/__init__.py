@@ -11,6 +11,7 @@ from .base import Engine, Job, Run, Runtime, Target
 RUNTIMES = {
     "openvino": ".openvino:OpenVINO",
     "onnxruntime": ".onnxruntime:ONNXRuntime",
+    "iree": ".iree:IREE",
     "torch": ".torch:Torch",
     "null": ".null:Null",
 }

@@ -68,6 +68,12 @@ class Runtime(Protocol):
 
     reads_onnx: bool
     """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
+    newest_opset: int
+    """The newest ONNX operator set that it is given whole."""
+    typed: bool
+    """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
+    needs_shapes: bool
+    """Whether it compiles parts that draw for fixed sizes only, and wants what follows from them written out."""
 
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
@@ -75,6 +81,10 @@ class Runtime(Protocol):
 
     def missing(self, device: str) -> str | None:
         """None where it works here; else one sentence: why not, and what to install."""
+        ...
+
+    def unbuildable(self, device: str) -> str | None:
+        """None where it can compile for a device here, which need not be here; else one sentence as `missing`'s."""
         ...
 
     def versions(self) -> dict[str, str]:

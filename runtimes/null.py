@@ -22,6 +22,9 @@ class Null:
     """Always there, on any device, in any precision."""
 
     reads_onnx = False
+    newest_opset = 23
+    typed = False
+    needs_shapes = False
 
     def devices(self) -> tuple[str, ...]:
         """CPU stands for whatever runs Python."""
@@ -31,6 +34,10 @@ class Null:
         """Never missing."""
         del device
         return None
+
+    def unbuildable(self, device: str) -> str | None:
+        """It compiles where it runs."""
+        return self.missing(device)
 
     def versions(self) -> dict[str, str]:
         """Of the artifact's form: there is no library."""

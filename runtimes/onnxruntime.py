@@ -76,6 +76,9 @@ class ONNXRuntime:
     """The adapter."""
 
     reads_onnx = True
+    newest_opset = 23
+    typed = False
+    needs_shapes = False
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has."""
@@ -96,6 +99,10 @@ class ONNXRuntime:
         if PROVIDERS[device] not in has:
             return f"This ONNX Runtime has no {PROVIDERS[device]}; it has: {', '.join(has)}. {INSTALL}"
         return None
+
+    def unbuildable(self, device: str) -> str | None:
+        """It compiles where it runs."""
+        return self.missing(device)
 
     def versions(self) -> dict[str, str]:
         """The library's version, and the flavour's name where it isn't the plain one."""

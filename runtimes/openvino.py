@@ -56,6 +56,9 @@ class OpenVINO:
     """The adapter."""
 
     reads_onnx = True
+    newest_opset = 23
+    typed = False
+    needs_shapes = False
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""
@@ -79,6 +82,10 @@ class OpenVINO:
             return None
         hint = f" {DRIVERS[kind]}" if kind in DRIVERS else ""
         return f"OpenVINO finds no {device} here; it has: {', '.join(has) or 'no device at all'}.{hint}"
+
+    def unbuildable(self, device: str) -> str | None:
+        """It compiles where it runs."""
+        return self.missing(device)
 
     def versions(self) -> dict[str, str]:
         """The library's version."""

@@ -51,6 +51,9 @@ class Torch:
     """The adapter."""
 
     reads_onnx = False
+    newest_opset = 23
+    typed = False
+    needs_shapes = False
 
     def devices(self) -> tuple[str, ...]:
         """The CPU."""
@@ -65,6 +68,10 @@ class Torch:
         if absent := [name for name in LIBRARIES if find_spec(name) is None]:
             return f"The reference needs {' and '.join(absent)} too. {INSTALL}"
         return None if device == "CPU" else f"The reference runs on the CPU only, not on {device}."
+
+    def unbuildable(self, device: str) -> str | None:
+        """It compiles where it runs."""
+        return self.missing(device)
 
     def versions(self) -> dict[str, str]:
         """Of PyTorch, diffusers and transformers."""

@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
-from latentc.core.bundle import Bundle, open_bundle
+from latentc.core.bundle import Bundle, FileInfo, digest, open_bundle
+from latentc.core.files import sha256
 from latentc.export.export import export
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -76,3 +78,28 @@ def edit_manifest():
         path.write_text(json.dumps(value))
 
     return edit
+
+
+@pytest.fixture
+def perturb():
+    """`perturb(bundle, part, name, change)`: change one f32 weight of a part, and make the manifest agree."""
+
+    def change_one(bundle: Bundle, part: str, name: str, change) -> None:
+        import onnx
+
+        graph = onnx.load(bundle.graph(part), load_external_data=False)
+        tensor = next(each for each in graph.graph.initializer if each.name.endswith(name))
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        begin, end = int(place["offset"]), int(place["offset"]) + int(place["length"])
+        data = bundle.folder / part / "model.onnx_data"
+        content = bytearray(data.read_bytes())
+        values = np.frombuffer(bytes(content[begin:end]), np.float32)
+        content[begin:end] = change(values).astype(np.float32).tobytes()
+        data.write_bytes(content)
+        manifest = json.loads((bundle.folder / "latentc.json").read_text())
+        manifest["files"][f"{part}/model.onnx_data"]["sha256"] = sha256(data)
+        files = {name: FileInfo(**info) for name, info in manifest["files"].items() if name.startswith(f"{part}/")}
+        manifest["parts"][part]["digest"] = digest(files)
+        (bundle.folder / "latentc.json").write_text(json.dumps(manifest))
+
+    return change_one

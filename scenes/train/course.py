@@ -43,6 +43,8 @@ class Course:
     """How much of the averaged weights is kept at each step, once there were enough steps."""
     save_every: int
     weight_decay: float = 0.0
+    """Of matrices and kernels, times their rate. Before a norm nothing else keeps them from growing, and where the
+    stream beside a residual branch grows, the branch falls silent."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -96,18 +98,18 @@ class Optimizer:
         self._kernels = [p for p in parameters if p.ndim > 1 and id(p) not in embedded]
         self._matrices = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self._kernels]
         others = [p for p in parameters if p.ndim < 2 or id(p) in embedded]
-        decay = course.weight_decay
-        self._muon = Muon(self._matrices, lr=course.matrix_rate, weight_decay=decay)
-        self._adam = torch.optim.AdamW(others, lr=course.other_rate, betas=(0.9, 0.99), weight_decay=decay)
-        self._groups = [(group, float(group["lr"])) for part in (self._muon, self._adam) for group in part.param_groups]
+        muon = Muon(self._matrices, lr=course.matrix_rate, weight_decay=course.weight_decay)
+        adam = torch.optim.AdamW(others, lr=course.other_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self._course, self._parts = course, {"muon": muon, "adam": adam}
 
     def step(self, share: float) -> None:
         """One step at this share of the rates; the gradients are used up."""
-        for group, rate in self._groups:
-            group["lr"] = share * rate
+        rates = {"muon": self._course.matrix_rate, "adam": self._course.other_rate}
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
-        for part in (self._muon, self._adam):
+        for name, part in self._parts.items():
+            for group in part.param_groups:
+                group["lr"] = share * rates[name]
             part.step()
             part.zero_grad(set_to_none=True)
         for kernel in self._kernels:
@@ -115,12 +117,15 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on with the next step."""
-        return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
+        return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._muon.load_state_dict(state["muon"])
-        self._adam.load_state_dict(state["adam"])
+        """Go on from there, with the rates and the decay of the course that is on now."""
+        for name, part in self._parts.items():
+            decays = [group["weight_decay"] for group in part.param_groups]
+            part.load_state_dict(state[name])
+            for group, decay in zip(part.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
 
 
 def share_at(course: Course, step: int) -> float:

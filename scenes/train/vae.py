@@ -44,8 +44,9 @@ FREE = 1000
 def course(steps: int) -> Course:
     """Its course: 3.5 steps a second on two cores of 2023."""
     return Course(
-        "vae", steps, matrix_rate=1e-2, other_rate=2e-3, warm_up=50, cool_down=steps // 3, ema=0.998, save_every=250
-    )
+        "vae", steps, matrix_rate=2e-3, other_rate=1e-3, warm_up=50, cool_down=steps // 3, ema=0.998, save_every=250,
+        weight_decay=0.3,
+    )  # fmt: skip
 
 
 def train(folder: Path, steps: int) -> nn.Module:

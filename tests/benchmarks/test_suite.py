@@ -1,7 +1,6 @@
 """The parity suite and its gate: what must pass passes, and each deliberate mistake fails by name."""
 
 import hashlib
-import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from latentc.benchmarks.forced import Forced, Tapped, force, record
 from latentc.benchmarks.quality import Figures, Summary
 from latentc.benchmarks.suite import (
     GATES,
+    SCENES,
     SUITE,
     Picture,
     SuiteParity,
@@ -21,17 +21,18 @@ from latentc.benchmarks.suite import (
     references_path,
     requests,
     save_references,
+    suite_for,
 )
 from latentc.compiler.build import build
-from latentc.core.bundle import Bundle, FileInfo, digest, open_bundle
+from latentc.core.bundle import Bundle, open_bundle
 from latentc.core.errors import BundleError
-from latentc.core.files import sha256
 from latentc.core.tensors import PERFECT_DB
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 
 SMALL = replace(SUITE, prompts=SUITE.prompts[:2], seeds=SUITE.seeds[:1], steps=6)
 SIZE = (64, 64)
+MIDDLE = "mid_block.attentions.0.proj_in.weight"
 ENGINES = {"f32": "cpu-onnxruntime", "bf16": "cpu-openvino"}
 
 
@@ -167,41 +168,21 @@ def test_a_wrong_vae_scale_fails(engine, references):
 
 
 @pytest.mark.parametrize("engine_name", ENGINES.values())
-def test_one_wrong_weight_tensor_fails(own_bundle, references, engine_name):
+def test_one_wrong_weight_tensor_fails(own_bundle, perturb, references, engine_name):
     """The values of one tensor of about two hundred in another order, as after a wrong transposition."""
     broken = own_bundle("sd1")
-    perturb(broken, lambda values: np.random.default_rng(0).permutation(values))
+    perturb(broken, "unet", MIDDLE, lambda values: np.random.default_rng(0).permutation(values))
     with opened(open_bundle(broken.folder), engine_name) as pipeline:
         assert "unet in" in verdict(pipeline, references("sd1"))[1]
 
 
-@pytest.mark.parametrize("tensor", ["mid_block.attentions.0.proj_in.weight", "mid_block.resnets.0.conv1.weight"])
-def test_one_weight_tensor_off_by_a_twentieth_fails_in_f32(own_bundle, references, tensor):
+@pytest.mark.parametrize("tensor", [MIDDLE, "mid_block.resnets.0.conv1.weight"])
+def test_one_weight_tensor_off_by_a_twentieth_fails_in_f32(own_bundle, perturb, references, tensor):
     """In bf16 it is less than what rounding does: there no gate can tell, and this one doesn't say it can."""
     broken = own_bundle("sd1")
-    perturb(broken, lambda values: values * np.float32(1.05), tensor)
+    perturb(broken, "unet", tensor, lambda values: values * np.float32(1.05))
     with opened(open_bundle(broken.folder), "cpu-onnxruntime") as pipeline:
         assert "unet in" in verdict(pipeline, references("sd1"))[1]
-
-
-def perturb(bundle, change, name="mid_block.attentions.0.proj_in.weight"):
-    """Change one weight in the middle of the UNet, and make the manifest agree."""
-    import onnx
-
-    graph = onnx.load(bundle.graph("unet"), load_external_data=False)
-    tensor = next(each for each in graph.graph.initializer if each.name.endswith(name))
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    begin, end = int(place["offset"]), int(place["offset"]) + int(place["length"])
-    data = bundle.folder / "unet" / "model.onnx_data"
-    content = bytearray(data.read_bytes())
-    values = np.frombuffer(bytes(content[begin:end]), np.float32)
-    content[begin:end] = change(values).astype(np.float32).tobytes()
-    data.write_bytes(content)
-    manifest = json.loads((bundle.folder / "latentc.json").read_text())
-    manifest["files"]["unet/model.onnx_data"]["sha256"] = sha256(data)
-    files = {name: FileInfo(**info) for name, info in manifest["files"].items() if name.startswith("unet/")}
-    manifest["parts"]["unet"]["digest"] = digest(files)
-    (bundle.folder / "latentc.json").write_text(json.dumps(manifest))
 
 
 # Pictures that are none.
@@ -272,13 +253,19 @@ def test_every_bound_is_held_alone(passing):
 # The suite itself, and its references on disk.
 
 
-def test_the_suite_is_the_version_it_says():
+@pytest.mark.parametrize(("suite", "kept"), [(SUITE, (1, "ec92ce13610c5f0c")), (SCENES, (1, "d1feb2ce976e2ba7"))])
+def test_a_suite_is_the_version_it_says(suite, kept):
     """Who changes prompts, seeds or settings raises the version, and then writes its digest here."""
-    assert len(SUITE.prompts) >= 8
-    assert len(SUITE.seeds) >= 2
-    drawn = [(each.prompt, each.negative_prompt, each.seed, each.steps, each.guidance) for each in requests(SUITE)]
-    assert len(set(drawn)) == len(SUITE.prompts) * len(SUITE.seeds)
-    assert (SUITE.version, hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]) == (1, "ec92ce13610c5f0c")
+    assert len(suite.prompts) >= 8
+    assert len(suite.seeds) >= 2
+    drawn = [(each.prompt, each.negative_prompt, each.seed, each.steps, each.guidance) for each in requests(suite)]
+    assert len(set(drawn)) == len(suite.prompts) * len(suite.seeds)
+    assert (suite.version, hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]) == kept
+
+
+def test_scenes_is_asked_for_what_it_knows(bundle):
+    assert suite_for(bundle("sd1")) == SUITE
+    assert suite_for(bundle("scenes")) == SCENES
 
 
 def test_references_come_back_as_they_were(references, tmp_path):

@@ -14,9 +14,21 @@ from latentc.scenes.train.pictures import Pictures, picture_of, scene_of
 from latentc.scenes.train.words import END, LENGTH, START, Words, described
 from latentc.scenes.world import KINDS
 
+COOL = 6
+
 
 def course(steps):
-    return Course("line", steps, matrix_rate=0.01, other_rate=0.01, warm_up=2, cool_down=0, ema=0.9, save_every=3)
+    return Course(
+        "line",
+        steps,
+        matrix_rate=0.01,
+        other_rate=0.01,
+        warm_up=2,
+        cool_down=COOL,
+        ema=0.9,
+        save_every=3,
+        weight_decay=0.1,
+    )
 
 
 def model():

@@ -1,0 +1,165 @@
+"""From f32 to f16, in the graph itself: for runtimes that compute in the types they are given.
+
+What loses more than rounding stays in f32: sums of many terms (norms, softmax), powers and exponentials, and whatever
+leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the fast ones). Inputs and
+outputs keep their f32. Where the checkpoint's weights are f16 they are used as they lie in the bundle's file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..core.errors import CompileError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+NARROW = frozenset(
+    {
+        *("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "Add", "Sub", "Mul", "Div", "Neg", "Relu", "Sigmoid"),
+        *("Tanh", "Gelu", "Erf", "Concat", "Transpose", "Reshape", "Flatten", "Split", "Slice", "Expand", "Squeeze"),
+        *("Unsqueeze", "Gather", "GatherND", "Resize", "Pad", "Identity", "Where", "Max", "Min"),
+        *("GroupNormalization", "LayerNormalization"),
+    }
+)
+"""Operators computed in f16. The two norms take f16 and sum in f32 by themselves (`stash_type`); all others, as Softmax
+or InstanceNormalization, stay in f32."""
+
+PHASES = frozenset({"Sin", "Cos"})
+SCALES = {"Resize": (0,), "Pad": (0, 2)}
+"""Operators that have f32 inputs which aren't of the picture: the inputs that are."""
+
+LARGEST = float(np.finfo(np.float16).max)
+F32 = 1
+"""ONNX's number for float32, as `softmax_precision` takes it."""
+
+
+def to_half(model: ir.Model) -> ir.Model:
+    """Compute in f16 what bears it; the graph's inputs and outputs stay as they are.
+
+    Raises `CompileError` for a weight that f16 can't hold.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    _Narrowing(model.graph).run()
+    cast("Any", RemoveUnusedNodesPass())(model)
+    return model
+
+
+class _Narrowing:
+    """One walk over a graph, in order: every value has its f16 twin, its f32 twin, or both."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.narrow: dict[ir.Value, ir.Value] = {}
+        self.wide: dict[ir.Value, ir.Value] = {}
+
+    def run(self) -> None:
+        kept = self._leading_to_phases()
+        for node in list(self.graph):
+            if node.op_type == "Cast" and self._widens(node):
+                self.narrow[node.outputs[0]] = cast("Any", node.inputs[0])
+            elif node.op_type in NARROW and node not in kept and _is_f32(node.outputs[0]):
+                self._narrow(node)
+            else:
+                self._widen(node)
+        for index, value in enumerate(self.graph.outputs):
+            if value in self.wide or _is_f16(value):
+                self._restore(index, value)
+
+    def _leading_to_phases(self) -> set[ir.Node]:
+        """The nodes that a sine or cosine is computed from."""
+        found: set[ir.Node] = set()
+        waiting = [node for node in self.graph if node.op_type in PHASES]
+        while waiting:
+            for value in waiting.pop().inputs:
+                before = value.producer() if value is not None else None
+                if before is not None and before not in found:
+                    found.add(before)
+                    waiting.append(before)
+        return found
+
+    def _widens(self, node: ir.Node) -> bool:
+        value = node.inputs[0]
+        return value is not None and _is_f16(value) and _is_f32(node.outputs[0])
+
+    def _narrow(self, node: ir.Node) -> None:
+        import onnx_ir as ir
+
+        for index, value in enumerate(node.inputs):
+            if value is not None and _is_f32(value) and index in SCALES.get(node.op_type, (index,)):
+                node.replace_input_with(index, self._f16(value, node))
+        if node.op_type == "Attention":
+            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", F32)
+        for output in node.outputs:
+            if _is_f32(output):
+                output.type = ir.TensorType(ir.DataType.FLOAT16)
+
+    def _widen(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and _is_f16(value) and value.producer() is not None:
+                node.replace_input_with(index, self._f32(value))
+
+    def _f16(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        """The f16 twin of an f32 value: a weight's own, or a cast."""
+        import onnx_ir as ir
+
+        if value not in self.narrow:
+            weight = value.const_value if value.is_initializer() else None
+            if weight is not None:
+                self.narrow[value] = self._weight(value, weight.numpy())
+            else:
+                self.narrow[value] = self._cast(value, ir.DataType.FLOAT16, before, after=value.producer())
+        return self.narrow[value]
+
+    def _weight(self, value: ir.Value, values: Any) -> ir.Value:
+        import onnx_ir as ir
+
+        if np.isfinite(values).all() and np.abs(values).max(initial=0.0) > LARGEST:
+            raise CompileError(
+                f"The weight {value.name} holds {np.abs(values).max():.3g}, and f16 ends at {LARGEST:.0f}. Ask for "
+                "f32 for this part under [precision]."
+            )
+        tensor = ir.tensor(values.astype(np.float16), name=f"{value.name}.f16")
+        twin = ir.Value(
+            name=tensor.name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16), const_value=tensor
+        )
+        self.graph.register_initializer(twin)
+        return twin
+
+    def _f32(self, value: ir.Value) -> ir.Value:
+        import onnx_ir as ir
+
+        if value not in self.wide:
+            producer = cast("ir.Node", value.producer())
+            self.wide[value] = self._cast(value, ir.DataType.FLOAT, producer, after=producer)
+        return self.wide[value]
+
+    def _cast(self, value: ir.Value, kind: ir.DataType, before: ir.Node, after: ir.Node | None) -> ir.Value:
+        """A cast behind the value's producer, or, of an input of the graph, before its first use."""
+        import onnx_ir as ir
+
+        node = ir.node("Cast", [value], {"to": int(kind)}, name=f"{value.name}.{kind.name.lower()}")
+        node.outputs[0].name = node.name
+        node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(kind)
+        if after is not None:
+            self.graph.insert_after(after, node)
+        else:
+            self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def _restore(self, index: int, value: ir.Value) -> None:
+        """Give an output of the graph its f32 and its name again."""
+        wide = self._f32(value)
+        wide.name, value.name = value.name, f"{value.name}.f16"
+        self.graph.outputs[index] = wide
+
+
+def _is_f32(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.name == "FLOAT"
+
+
+def _is_f16(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.name == "FLOAT16"

@@ -1,0 +1,197 @@
+"""IREE: a compiler that needs no device, for AMD's GPUs and the CPU.
+
+An artifact is `engine.vmfb`, the program, and `weights.irpa`, its weights as they lie in the graph: f16 stays f16. A
+graph is imported at opset 18 (3.13 doesn't know ONNX's Attention) with every height and width fixed: with free ones the
+program answers NaN. A text encoder's free rows are fine.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.progress import Progress
+from ..core.record import suggest
+from ..core.tensors import Array, Precision
+from .base import Engine, Job, Option, Target
+from .border import border, first_line
+from .host import HostEngine
+from .machine import instructions, machine
+from .stamp import REBUILD, check_stamp, write_stamp
+
+PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
+SCOPE = "model"
+INLINE_NUMBERS = 64
+"""Weights of fewer numbers stay in the program."""
+
+INSTALL = 'Install it with: pip install ".[iree]".'
+CPU = "CPU"
+HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
+"""AMD architectures that it compiles for: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
+OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", "O3")}
+"""Options, and the values that they take."""
+
+
+class IREE:
+    """The adapter."""
+
+    reads_onnx = True
+    newest_opset = 18
+    typed = True
+    needs_shapes = True
+
+    def devices(self) -> tuple[str, ...]:
+        """The CPU, and AMD GPUs that are here."""
+        return tuple(device for device in (CPU, *HIP) if self.missing(device) is None)
+
+    def missing(self, device: str) -> str | None:
+        """The runtime that isn't installed, an unknown device, or one that isn't here."""
+        try:
+            runtime = _runtime()
+        except ImportError as exc:
+            return f"IREE's runtime isn't installed here ({first_line(exc)}). {INSTALL}"
+        if reason := _unknown(device):
+            return reason
+        if device == CPU:
+            return None
+        has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
+        if device not in has:
+            return f"There is no {device} here; AMD GPUs found: {', '.join(has) or 'none'}."
+        try:
+            runtime.get_driver("hip").query_available_devices()
+        except Exception as exc:  # whatever the driver says
+            return f"ROCm's driver can't be used ({first_line(exc)}). Install ROCm."
+        return None
+
+    def unbuildable(self, device: str) -> str | None:
+        """The compiler that isn't installed, or an unknown device; the device itself needn't be here."""
+        try:
+            import_module("iree.compiler")
+        except ImportError as exc:
+            return f"IREE's compiler isn't installed here ({first_line(exc)}). {INSTALL}"
+        return _unknown(device)
+
+    def versions(self) -> dict[str, str]:
+        """Of compiler and runtime, which are released together."""
+        with border(RuntimeMissing, "IREE can't be loaded", INSTALL):
+            return {"iree": metadata.version("iree-base-runtime")}
+
+    def device(self, device: str) -> dict[str, str]:
+        """The GPU's architecture, which is its name; of a CPU the instruction sets."""
+        if device != CPU:
+            return {}
+        return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """f32 and f16, everywhere: it computes in what the graph says."""
+        return () if _unknown(device) else PRECISIONS
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """`optimization_level`."""
+        for name, value in options.items():
+            if name not in OPTIONS:
+                raise ProfileError(f"IREE has no option {name!r} here. {suggest(name, list(OPTIONS))}")
+            if value not in OPTIONS[name]:
+                raise ProfileError(f"{name} is {value!r}; it must be one of: {', '.join(OPTIONS[name])}.")
+
+    def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
+        """Import, and compile for the device, which needn't be here. The importer's file is removed after."""
+        target = job.target
+        if reason := self.unbuildable(target.device):
+            raise RuntimeMissing(reason)
+        imported = out / "imported.mlir"
+        on_progress(f"{job.part}: import", None)
+        _call(
+            f"IREE can't import {job.part}",
+            *("iree.compiler.tools.import_onnx", job.graph, "-o", imported, "--externalize-params"),
+            *("--params-scope", SCOPE, "--num-elements-threshold", INLINE_NUMBERS, "--save-params-to", out / WEIGHTS),
+        )
+        on_progress(f"{job.part}: compile", None)
+        level = target.options.get("optimization_level")
+        flags = [*_flags(target.device), *([f"--iree-opt-level={level}"] if level else [])]
+        _call(
+            f"IREE can't compile {job.part} for {target.device}",
+            *("iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
+        )
+        imported.unlink()
+        write_stamp(out, job, self.versions(), self.device(target.device))
+
+    def load(self, artifact: Path, target: Target) -> Engine:
+        """Map the program and its weights onto the device."""
+        if reason := self.missing(target.device):
+            raise RuntimeMissing(reason)
+        check_stamp(artifact, target, self.versions(), self.device(target.device))
+        loaded = _Loaded(artifact, target)
+        return HostEngine(target, loaded.call, loaded.release)
+
+
+class _Loaded:
+    """What one engine holds."""
+
+    def __init__(self, artifact: Path, target: Target) -> None:
+        runtime = _runtime()
+        with border(CompileError, f"IREE can't load {artifact}", REBUILD):
+            config = runtime.Config("local-task" if target.device == CPU else "hip")
+            weights = runtime.ParameterIndex()
+            if (artifact / WEIGHTS).exists():
+                weights.load(str(artifact / WEIGHTS))
+            parameters = runtime.create_io_parameters_module(config.vm_instance, weights.create_provider(SCOPE))
+            program = runtime.VmModule.mmap(config.vm_instance, str(artifact / PROGRAM))
+            context = runtime.SystemContext(config=config)
+            context.add_vm_modules([parameters, program])
+            (entry,) = (name for name in program.function_names if not name.startswith("__") and "$" not in name)
+            self._function: Any = context.modules[program.name][entry]
+        self._inputs = [tensor.name for tensor in target.inputs]
+        self._outputs = [tensor.name for tensor in target.outputs]
+
+    def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """The program's inputs and outputs have an order and no names: the graph's own."""
+        del sizes
+        with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
+            found: Any = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
+            outputs = found if isinstance(found, tuple | list) else (found,)
+            arrays = [np.array(output.to_host(), dtype=np.float32) for output in outputs]
+        return dict(zip(self._outputs, arrays, strict=True))
+
+    def release(self) -> None:
+        """Let go of the program and what it holds."""
+        self._function = None
+
+
+def _flags(device: str) -> tuple[str, ...]:
+    if device == CPU:
+        local = ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu")
+        return (*local, "--iree-llvmcpu-target-cpu=host")
+    return ("--iree-hal-target-device=hip", f"--iree-rocm-target={device}")
+
+
+def _unknown(device: str) -> str | None:
+    if device == CPU or device in HIP:
+        return None
+    return f"latentc drives no {device} through IREE. {suggest(device, [CPU, *HIP])}"
+
+
+def _call(what: str, module: str, *arguments: object) -> None:
+    """Run one of IREE's programs; raises `CompileError` with the first thing that it complains of."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
+        raise CompileError(f"{what}: {said[:400]}. Try another precision, or another runtime.")
+
+
+@cache
+def _runtime() -> Any:
+    return import_module("iree.runtime")

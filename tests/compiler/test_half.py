@@ -1,0 +1,198 @@
+"""Lowering to f16: what is narrowed, what stays wide, and that the proof sees what f16 can't hold."""
+
+import numpy as np
+import pytest
+
+from latentc.compiler.build import build
+from latentc.compiler.cache import reprove
+from latentc.compiler.half import to_half
+from latentc.compiler.lower import lower_opset, lowered
+from latentc.core.bundle import open_bundle
+from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing
+from latentc.core.tensors import psnr_db
+from latentc.pipelines.pipeline import Pipeline
+from latentc.profiles import load_profile
+from latentc.runtimes import runtime
+
+onnx = pytest.importorskip("onnx")
+ir = pytest.importorskip("onnx_ir")
+iree = pytest.mark.skipif(runtime("iree").missing("CPU") is not None, reason=str(runtime("iree").missing("CPU")))
+
+
+def graph_of(nodes, weights=(), opset=23, outputs=("y",), width=4):
+    """A graph from `x` [2, width] f32 to `outputs`."""
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    made = helper.make_graph(
+        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, width])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, None]) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return ir.from_proto(shape_inference.infer_shapes(model))
+
+
+def run(model, x):
+    from onnx.reference import ReferenceEvaluator
+
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    return ReferenceEvaluator(proto).run(None, {"x": x})
+
+
+def types(model):
+    """What each operator answers in, casts left out."""
+    return [(node.op_type, node.outputs[0].dtype.name) for node in model.graph if node.op_type != "Cast"]
+
+
+X = np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 4)
+W = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+
+
+def test_products_are_narrow_and_softmax_is_wide():
+    nodes = [("MatMul", ["x", "w"], ["a"]), ("Softmax", ["a"], ["b"], {"axis": -1}), ("MatMul", ["b", "w"], ["y"])]
+    model = graph_of(nodes, [("w", W)])
+    wanted = run(model, X)[0]
+    half = to_half(model)
+    assert types(half) == [("MatMul", "FLOAT16"), ("Softmax", "FLOAT"), ("MatMul", "FLOAT16")]
+    assert [(value.name, value.dtype.name) for value in half.graph.outputs] == [("y", "FLOAT")]
+    (found,) = run(half, X)
+    assert found.dtype == np.float32
+    assert 50 < psnr_db(wanted, found) < 100, "f16 was computed, not f32"
+    assert [value.dtype.name for value in half.graph.initializers.values()] == ["FLOAT16"], "one weight, used twice"
+
+
+def test_what_leads_to_a_sine_stays_wide():
+    """At 999 times a frequency f16 is off by a quarter, and a sine by as much."""
+    nodes = [
+        ("Mul", ["x", "w"], ["phase"]),
+        ("Sin", ["phase"], ["sine"]),
+        ("Cos", ["phase"], ["cosine"]),
+        ("Add", ["sine", "cosine"], ["y"]),
+    ]
+    model = graph_of(nodes, [("w", np.float32([1.0, 0.87, 0.5, 0.1]))])
+    x = np.full((2, 4), 999.0, np.float32)
+    wanted = run(model, x)[0]
+    half = to_half(model)
+    assert types(half) == [("Mul", "FLOAT"), ("Sin", "FLOAT"), ("Cos", "FLOAT"), ("Add", "FLOAT16")]
+    np.testing.assert_allclose(run(half, x)[0], wanted, atol=2e-3)
+
+
+def test_weights_that_are_f16_already_are_used_as_they_lie():
+    nodes = [("Cast", ["w"], ["wide"], {"to": 1}), ("MatMul", ["x", "wide"], ["y"])]
+    half = to_half(graph_of(nodes, [("w", W.astype(np.float16))]))
+    assert [node.op_type for node in half.graph] == ["Cast", "MatMul", "Cast"], "of the input, and of the output"
+    assert half.graph[1].inputs[1].name == "w"
+
+
+def test_a_weight_that_f16_can_t_hold_is_refused():
+    big = W.copy()
+    big[0, 0] = 1e5
+    with pytest.raises(CompileError, match=r"The weight w holds 1e\+05, and f16 ends at 65504"):
+        to_half(graph_of([("MatMul", ["x", "w"], ["y"])], [("w", big)]))
+
+
+def test_an_input_that_is_an_output_and_two_outputs():
+    nodes = [("Add", ["x", "w"], ["y"]), ("Mul", ["y", "y"], ["z"])]
+    model = graph_of(nodes, [("w", np.float32([1, 2, 3, 4]))], outputs=("y", "z"))
+    wanted = run(model, X)
+    half = to_half(model)
+    assert [value.name for value in half.graph.outputs] == ["y", "z"]
+    for one, other in zip(wanted, run(half, X), strict=True):
+        assert other.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=2e-3)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+@pytest.mark.parametrize("opset", [18, 23])
+def test_every_part_is_a_valid_graph_in_f16(bundle, part, opset):
+    model = ir.load(bundle("sd1").graph(part))
+    if opset == 18:
+        lower_opset(model)
+    half = to_half(model)
+    narrow = [node for node in half.graph if node.op_type in ("Conv", "MatMul", "Gemm")]
+    assert narrow
+    assert {node.outputs[0].dtype.name for node in narrow} == {"FLOAT16"}
+    assert all(node.outputs[0].dtype is not None for node in half.graph), "types are known after lowering too"
+    assert {value.dtype.name for value in half.graph.outputs} == {"FLOAT"}
+
+
+def test_many_new_weights_are_written_to_a_file_of_their_own(bundle, monkeypatch):
+    monkeypatch.setattr("latentc.compiler.lower.INLINE_BYTES", 1000)
+    graph = bundle("sd1").graph("unet")
+    before = sorted(graph.parent.iterdir())
+    with lowered(graph, "many", 23, None, half=True) as path:
+        assert path.with_name(f"{path.name}_data").stat().st_size > 1000
+        onnx.checker.check_model(str(path))
+    assert sorted(graph.parent.iterdir()) == before
+
+
+# Built where the device isn't, by IREE.
+
+
+@iree
+def test_an_engine_for_a_gpu_is_built_and_proved_without_it(own_bundle):
+    opened = own_bundle("scenes")
+    profile = load_profile("rx-7900-xtx")
+    made = build(opened, profile)
+    assert made.step_psnr_db is None, "the engines themselves can't be run here"
+    unet = next(one.artifact for one in made.engines if one.artifact.part == "unet")
+    assert unet.parity.graph_run_by.startswith("iree ")
+    assert unet.parity.graph_run_by.endswith(" CPU")
+    assert 50 < unet.parity.psnr_db < 100, "f16 was computed, not f32"
+    program = (opened.engines / unet.name / "engine.vmfb").read_bytes()
+    start = program.index(b"\x7fELF")
+    assert int.from_bytes(program[start + 18 : start + 20], "little") == 224, "EM_AMDGPU"
+    assert program[start + 48] == 0x41, "gfx1100, LLVM's EF_AMDGPU_MACH"
+    assert all(one.hit for one in build(opened, profile).engines)
+    with pytest.raises(RuntimeMissing, match="There is no gfx1100 here"):
+        Pipeline.open(opened, profile)
+
+
+@iree
+def test_a_graph_that_overflows_in_f16_is_not_kept(own_bundle, perturb):
+    """Each weight is one that f16 holds; what they make of a latent isn't."""
+    opened = own_bundle("sd1")
+    perturb(opened, "vae_decoder", "decoder.conv_in.weight", lambda values: values * np.float32(1e5))
+    profile = load_profile("mi300x").model_copy(update={"precision": {"default": ("f32",), "vae_decoder": ("f16",)}})
+    with pytest.raises(ParityError, match="vae_decoder in f16 through iree answers NaN or infinity"):
+        build(open_bundle(opened.folder), profile)
+
+
+@iree
+def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle, monkeypatch):
+    """The CPU's, as if the CPU hadn't been there when it was built."""
+    from latentc.runtimes.iree import IREE
+
+    opened, profile = own_bundle("sd1"), load_profile("cpu-iree")
+    missing = IREE.missing
+    absent = {"now": True}
+
+    def away(self, device):
+        return "There is no CPU here." if absent["now"] else missing(self, device)
+
+    monkeypatch.setattr(IREE, "missing", away)
+    with pytest.raises(RuntimeMissing, match="has to be proved on the CPU"):
+        build(opened, profile)
+    absent["now"] = False
+    made = build(opened, profile)
+    first = made.engines[0].artifact
+    reprove(opened, first, first.parity.model_copy(update={"graph_run_by": "iree 1 CPU"}))
+    with pytest.raises(BundleError, match="it compiles nothing again"):
+        Pipeline.open(opened, profile)
+    again = build(opened, profile)
+    assert all(one.hit for one in again.engines)
+    assert again.engines[0].artifact.parity == first.parity
+    Pipeline.open(opened, profile).close()
+
+
+def test_what_a_runtime_needs_of_a_profile_is_said(bundle):
+    profile = load_profile("cpu-iree")
+    if runtime("iree").unbuildable("CPU"):
+        pytest.skip("IREE isn't here")
+    with pytest.raises(ProfileError, match="Write opset = 18"):
+        build(bundle("sd1"), profile.model_copy(update={"opset": 23}))
+    with pytest.raises(ProfileError, match="compiles for fixed ones only"):
+        build(bundle("sd1"), profile.model_copy(update={"shapes": type(profile.shapes)()}))
