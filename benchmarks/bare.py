@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import __version__
+from ..compiler.lower import lowered
 from ..core.bundle import Bundle, Manifest, Model, Source
 from ..core.progress import quiet
 from ..pipelines.denoise import DENOISER
@@ -12,11 +13,17 @@ from ..runtimes import Engine, Job, Target, runtime
 
 
 def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
-    """Compile an ONNX graph into `folder` through the target's runtime, and load it. Raises what either raises."""
+    """Lower an ONNX graph, compile it into `folder` through the target's runtime, and load it.
+
+    Raises what any of the three raises.
+    """
     adapter = runtime(target.runtime)
     out = folder / "engine"
     out.mkdir()
-    adapter.compile(Job(_no_bundle(folder), DENOISER, graph, target), out, quiet)
+    half = adapter.typed and target.precision == "f16"
+    opset, folded = adapter.newest_opset, adapter.needs_shapes
+    with lowered(graph, "bare", opset, target.shape, half=half, folded=folded) as path:
+        adapter.compile(Job(_no_bundle(folder), DENOISER, path, target), out, quiet)
     return adapter.load(out, target)
 
 

@@ -23,6 +23,7 @@ from .baselines import find_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Contender, contenders_of, reason
 from .energy import joules, read_counters
 from .line import Built, Drawn, Loaded, Opened
+from .meaning import require_judge
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
 from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
@@ -40,13 +41,15 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
 
     What can't be measured is a line with its reason. Lines are written as soon as all of one size and batch are
     measured. Raises `RequestError` for a baseline or a setting that can't be, before anything is run, and
-    `LatentcError` where `output` can't be written.
+    `LatentcError` where `output` can't be written, or captions are asked for and there is no judge.
     """
     baselines = [find_baseline(name) for name in plan.baselines]
     profiles = list(plan.profiles)
     if all(profile.name != OWN_COST for profile in profiles):
         profiles.insert(0, load_profile(OWN_COST))
     settings = list(settings_of(bundle, plan))
+    if plan.captions:
+        require_judge()
     append_records(output, [])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     common: dict[str, Any] = {
@@ -64,7 +67,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
             contenders = contenders_of(bundle, plan, setting, profiles, baselines, Path(scratch))
             afterwards: list[Afterwards] = [partial(compare, bundle, setting)] if plan.suite else []
-            if plan.captions:
+            if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
                 afterwards.append(partial(understand, plan.captions, setting))
             _measure(contenders, plan.repeat, afterwards, on_progress)
         work, uncounted = work_of(bundle, setting)

@@ -145,6 +145,7 @@ def write_product(path: Path, size: int) -> None:
             numpy_helper.from_array(weight(size), "weight"),
             numpy_helper.from_array(np.array([1], dtype=np.int64), "axes"),
         ],
+        value_info=[make.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in names[1:]],
     )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
     cast("Any", onnx).save(model, str(path), save_as_external_data=True, location=f"{path.name}_data")

@@ -118,14 +118,21 @@ def render_captions(asked: Sequence[Caption]) -> Pixels:
     return np.stack([render(caption.scene, SIDE, caption.number) for caption in asked])
 
 
+def require_judge(path: Path = JUDGE) -> None:
+    """Raise `LatentcError` where there is no judge."""
+    if not path.is_file():
+        raise LatentcError(
+            f"{path} isn't there. Train it: python -m latentc.scenes.train judge --state FOLDER --steps N, then save."
+        )
+
+
 @contextmanager
 def open_judge(path: Path = JUDGE, runtimes: Sequence[str] = tuple(REFEREES)) -> Generator[Run]:
     """The judge, run on the CPU in f32 by the first of these runtimes that is here.
 
     Raises `LatentcError` where there is no judge, `RuntimeMissing` where nothing can run it.
     """
-    if not path.is_file():
-        raise LatentcError(f"{path} isn't there: this installation has no judge. Install latentc again, whole.")
+    require_judge(path)
     here = [name for name in runtimes if runtime(name).missing("CPU") is None]
     if not here:
         raise RuntimeMissing(

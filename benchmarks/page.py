@@ -261,10 +261,8 @@ def _parity_columns(section: Section) -> list[Column]:
         metric: None for row in section.measured if row.parity for metric in row.parity.pictures
     }
     found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
-    found += [
-        ("scene score", lambda row: figure(_meaning(row, "scene_score"))),
-        ("Fréchet", lambda row: figure(_meaning(row, "frechet_distance"))),
-    ]
+    found.append(("scene score", partial(_meaning, "scene_score")))
+    found.append(("Fréchet", partial(_meaning, "frechet_distance")))
     found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
     return found
 
@@ -277,8 +275,8 @@ def _likeness(metric: Metric, row: Measurement) -> str:
     return f"{figure(found.median)} ({figure(found.worst)}{floor})"
 
 
-def _meaning(row: Measurement, field: Literal["scene_score", "frechet_distance"]) -> float | None:
-    return getattr(row.parity.meaning, field) if row.parity and row.parity.meaning else None
+def _meaning(field: Literal["scene_score", "frechet_distance"], row: Measurement) -> str:
+    return figure(getattr(row.parity.meaning, field)) if row.parity and row.parity.meaning else ""
 
 
 def _titled(title: str, section: Section, columns: Sequence[Column], note: str) -> list[Html]:

@@ -22,7 +22,7 @@ from ..core.record import Record, complaints
 from ..profiles import Profile
 from ..runtimes.machine import Machine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
 """What a sample times: all text encoders of a draw, one denoiser call, the decoding of all its images, all the rest
@@ -193,7 +193,7 @@ class Model(Line):
 class Measurement(Line):
     """One configuration: a subject at one size, batch and number of steps on one machine."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run: str
     """Shared by the rows that were measured in turn."""
     time: str

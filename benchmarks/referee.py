@@ -49,9 +49,13 @@ def understand(captions: int, setting: Setting, contenders: Sequence[Contender],
         assert contender.process is not None
         on_progress(f"{contender.subject.name}: {captions} captions", None)
         what = {"captions": captions, "guidance": setting.guidance, "steps": setting.steps}
-        with reason(contender):
+        known = _known(contender)
+        try:
             found = Understood(**contender.process.ask("understand", what, TIMEOUT_SECONDS))
-            contender.parity = _known(contender).model_copy(update={"meaning": Meaning(**asdict(found))})
+            contender.parity = known.model_copy(update={"meaning": Meaning(**asdict(found))})
+        except LatentcError as exc:  # the times stand, whatever the pictures
+            failures = (*known.failures, f"Captions couldn't be drawn and read: {exc}")
+            contender.parity = known.model_copy(update={"failures": failures})
 
 
 def _engines(contenders: Sequence[Contender]) -> list[Contender]:

@@ -27,7 +27,7 @@ class Held:
     peak: int | None
     """Since the watch began; of `peak`, since the process began."""
     vram_peak: int | None = None
-    """The most GPU memory that was seen, over the same time; None where no driver tells it."""
+    """Of `peak`: the most GPU memory that was seen since the process began; None where no driver tells it."""
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -82,7 +82,6 @@ class Sampler:
         self._askers = askers()
         self._watched: int | None = None
         self._peak = 0
-        self._vram_peak: int | None = None
         self._exact = False
         self._lock = Lock()
         self._awake = Event()
@@ -94,7 +93,7 @@ class Sampler:
         with self._lock:
             self._remember(pid, status_bytes(pid, "VmHWM"))
             self._exact = reset_peak(pid)
-            self._watched, self._peak, self._vram_peak = pid, now or 0, None
+            self._watched, self._peak = pid, now or 0
         self._awake.set()
         return Held(now, now)
 
@@ -111,7 +110,7 @@ class Sampler:
             highest = status_bytes(pid, "VmHWM") if self._exact else None
             peak = max(self._peak, now, highest or 0)
             self._remember(pid, peak)
-            return Held(now, peak, self._vram_peak)
+            return Held(now, peak)
 
     def peak(self, pid: int) -> Held:
         """The most that a process held in its life, as far as it was seen."""
@@ -128,7 +127,6 @@ class Sampler:
     def _see_vram(self, pid: int) -> None:
         held = vram_bytes(tree(pid), self._askers) if self._askers else None
         if held is not None:
-            self._vram_peak = max(self._vram_peak or 0, held)
             self._vram_lives[pid] = max(self._vram_lives.get(pid, 0), held)
 
     def _sample(self) -> None:

@@ -130,8 +130,8 @@ class SuiteParity:
     suite: str
     reference: str
     """What ran the reference's denoiser."""
-    precision: Precision
-    """What the engine's denoiser was computed in."""
+    precisions: Mapping[str, Precision]
+    """What each part was computed in."""
     forced: Forced
     pictures: tuple[Picture, ...]
     summary: Summary | None
@@ -232,6 +232,7 @@ def measure(pipeline: Pipeline, references: References, on_progress: Progress = 
     on_progress("teacher-forced", None)
     forced = force(pipeline, references.recording)
     wishes = _wishes(pipeline.bundle, suite, references.size)
+    has = runtime(profile.runtime).precisions(profile.device)
     pictures: list[Picture] = []
     for index, (wish, wanted) in enumerate(zip(wishes, references.images, strict=True)):
         on_progress("pictures", index / len(wishes))
@@ -240,7 +241,7 @@ def measure(pipeline: Pipeline, references: References, on_progress: Progress = 
     return SuiteParity(
         suite=suite.title,
         reference=references.engines.get(DENOISER, "unknown"),
-        precision=choose(profile, DENOISER, runtime(profile.runtime).precisions(profile.device)),
+        precisions={part: choose(profile, part, has) for part in forced.parts_psnr_db},
         forced=forced,
         pictures=tuple(pictures),
         summary=summarize(figures) if figures else None,
@@ -250,9 +251,9 @@ def measure(pipeline: Pipeline, references: References, on_progress: Progress = 
 def failures(parity: SuiteParity, gate: Gate | None = None) -> tuple[str, ...]:
     """What is below the gate, a sentence for each; nothing where all is well.
 
-    `gate` None takes the default one of the engine's precision. A NaN is below every gate.
+    `gate` None takes the default one of each part's precision, for the rest of the denoiser's. A NaN is below any.
     """
-    floor = gate or GATES[parity.precision]
+    floor = gate or GATES[parity.precisions.get(DENOISER, "f32")]
     forced, said = parity.forced, list[str]()
     if not forced.host_psnr_db >= floor.host_psnr_db:
         said.append(
@@ -260,18 +261,20 @@ def failures(parity: SuiteParity, gate: Gate | None = None) -> tuple[str, ...]:
             f"{floor.host_psnr_db:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
         )
     for part in (DENOISER, *sorted(forced.parts_psnr_db.keys() - {DENOISER})):
+        precision = parity.precisions.get(part, "f32")
+        wanted = (gate or GATES[precision]).part_psnr_db
         worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))
-        if not worst >= floor.part_psnr_db:
+        if not worst >= wanted:
             said.append(
-                f"{part} in {parity.precision}, fed what the reference's was, agrees to {worst:.1f} dB at worst; "
-                f"{floor.part_psnr_db:.0f} dB was expected."
+                f"{part} in {precision}, fed what the reference's was, agrees to {worst:.1f} dB at worst; "
+                f"{wanted:.0f} dB was expected."
             )
     said += [f"A picture is at fault: {fault}." for fault in parity.faults]
     if parity.summary is None:
         said.append("There is no picture to compare.")
         return tuple(said)
-    found, wanted = asdict(parity.summary.worst), asdict(floor.pictures)
-    for name, bound in wanted.items():
+    found = asdict(parity.summary.worst)
+    for name, bound in asdict(floor.pictures).items():
         near = found[name] >= bound if name in HIGHER_IS_NEARER else found[name] <= bound
         if not near:
             said.append(f"The worst picture's {name} is {found[name]:.4g}; {bound:g} was expected.")

@@ -172,12 +172,13 @@ def show_picture(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine has, which runtimes work, and what the others need."""
-    from ..runtimes.diagnose import diagnose
+    """Say what this machine has, which runtimes work, what the others need, and which profile to take."""
+    from ..runtimes.diagnose import advise, diagnose
     from ..runtimes.machine import machine
     from . import show
 
-    show.doctor(machine(), diagnose(), as_json)
+    here = machine()
+    show.doctor(here, diagnose(), advise(here), as_json)
 
 
 @app.command()
@@ -257,9 +258,9 @@ def bench(
 def score(
     bundle: Folder,
     profile: ProfileName = DEFAULT_PROFILE,
-    captions: Annotated[int, typer.Option(help="Captions to draw that training never saw.")] = 500,
+    captions: Annotated[int, typer.Option(min=1, help="Captions to draw that training never saw.")] = 500,
     guidance: Annotated[str, typer.Option(help="Guidance scales, with commas between: 2,4.")] = "4",
-    nights: Annotated[int, typer.Option(help="Captions without a sky to draw without and with a negative prompt.")] = 0,
+    nights: Annotated[int, typer.Option(min=0, help="Captions without a sky to draw without and with a negative.")] = 0,
     sheet: Annotated[Path | None, typer.Option(help="Picture file: 32 captions drawn with the last guidance.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file of what was found.")] = None,
     quiet: Quiet = False,

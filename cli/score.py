@@ -22,6 +22,7 @@ from .show import table
 
 NAMES = (*WHOLE, *EACH)
 SHEET = 32
+FORMATS = (".png", ".jpg", ".webp")
 
 
 def parse_guidances(guidances: str) -> list[float]:
@@ -45,14 +46,19 @@ def score(
     as_json: bool,
 ) -> None:
     """Score a bundle, write what was asked for, and say what was found."""
+    for path in filter(None, (drawn, output)):
+        if not path.parent.is_dir():
+            raise RequestError(f"{path.parent} is no folder. Make it, or write elsewhere.")
+    if drawn and drawn.suffix.lower() not in FORMATS:
+        raise RequestError(f"{drawn} must end in one of: {', '.join(FORMATS)}.")
     with shown(quiet or as_json) as tell, Pipeline.open(bundle, profile) as pipeline:
         found = run_score(pipeline, count, guidances, nights=nights, on_progress=tell)
+        text = json.dumps(TypeAdapter(Scores).dump_python(found, mode="json"), indent=2)
+        if output:
+            write_text(output, text + "\n")
         if drawn:
             asked = captions(SHEET)
             sheet(draw_captions(pipeline, asked, guidances[-1], on_progress=tell), asked).save(drawn, quality=90)
-    text = json.dumps(TypeAdapter(Scores).dump_python(found, mode="json"), indent=2)
-    if output:
-        write_text(output, text + "\n")
     if as_json:
         typer.echo(text)
         return

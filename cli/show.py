@@ -15,6 +15,7 @@ from rich.table import Table
 from ..core.bundle import Bundle
 from ..core.tensors import PERFECT_DB
 from ..profiles import Profile
+from ..runtimes.base import MEMORY
 
 if TYPE_CHECKING:
     from ..benchmarks.demo import Demo
@@ -67,14 +68,14 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
     if artifacts:
-        _print_engines(console, artifacts)
+        _print_engines(console, opened, artifacts)
     elif artifacts is not None:
         console.print(f"No engines yet: latentc build {opened.folder}", markup=False)
 
 
-def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
-    columns = ("engine of", "key", "runtime", "precision", "shape", "on disk", "parity", "here")
-    engines = table(None, *columns, right=("on disk", "parity"))
+def _print_engines(console: Console, opened: Bundle, artifacts: Sequence[Artifact]) -> None:
+    columns = ("engine of", "key", "runtime", "precision", "shape", "on disk", "on device", "parity", "here")
+    engines = table(None, *columns, right=("on disk", "on device", "parity"))
     for artifact in artifacts:
         fields = artifact.fields
         shape = (
@@ -89,6 +90,7 @@ def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
             fields["precision"],
             shape,
             size(artifact.bytes),
+            _on_device(opened, artifact),
             _parity(artifact),
             "no" if _refusal(artifact) else "yes",
         )
@@ -100,6 +102,12 @@ def _print_engines(console: Console, artifacts: Sequence[Artifact]) -> None:
     )
     for line in refused:
         console.print(line, markup=False, highlight=False)
+
+
+def _on_device(opened: Bundle, artifact: Artifact) -> str:
+    """What the compiler says that weights and activations take of the device's memory, where it says so."""
+    path = opened.engines / artifact.name / MEMORY
+    return size(sum(json.loads(path.read_text(encoding="utf-8")).values())) if path.is_file() else ""
 
 
 def _parity(artifact: Artifact) -> str:
@@ -218,10 +226,11 @@ def picture(shown: Shown, as_json: bool) -> None:
             typer.echo(f"{part}: {engine}")
 
 
-def doctor(machine: Machine, states: Sequence[RuntimeState], as_json: bool) -> None:
-    """The machine and its runtimes."""
+def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | None, as_json: bool) -> None:
+    """The machine, its runtimes, and the profile to take."""
     if as_json:
-        emit({"machine": machine.model_dump(), "runtimes": [asdict(state) for state in states]})
+        name = advised.name if advised else None
+        emit({"machine": machine.model_dump(), "runtimes": [asdict(state) for state in states], "profile": name})
         return
     console = Console(highlight=False)
     facts = table(None, "machine", "")
@@ -240,7 +249,11 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], as_json: bool) -> N
         versions = " ".join(f"{name} {version}" for name, version in state.versions.items())
         mark = "[green]works[/]" if state.works else "[red]no[/]"
         found.add_row(state.name, mark, f"{versions}; {has}" if state.works else escape(state.missing or ""))
-    console.print(found)
+    console.print(found, "")
+    if advised:
+        console.print(f"Take --profile {advised.name}: {advised.title}.", markup=False)
+    else:
+        console.print("No profile works here yet: install a runtime.")
 
 
 def profiles(found: Sequence[Profile], as_json: bool) -> None:

@@ -62,7 +62,7 @@ class Build:
 def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet) -> Build:
     """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
 
-    Where the device isn't here and the compiler can do without, the lowered graph is compared instead, run on the CPU.
+    Where the device isn't here and the compiler can do without, the graph is compared instead, run on the CPU.
     The same build on the device then compares the engines, without compiling them again.
 
     Raises `ParityError` naming part and figure where an engine is below the profile's floor: nothing of it is kept.
@@ -86,24 +86,29 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or without its device
             if here and artifact.parity.graph_run_by:
                 on_progress(f"{want.part}: compare", None)
-                artifact = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
+                parity = _compare(bundle, adapter, want, verify(bundle, artifact))
+                _check_floor(profile, want, parity.psnr_db)
+                artifact = reprove(bundle, artifact, parity)
             _check_floor(profile, want, artifact.parity.psnr_db)
             return Built(artifact, hit=True)
         _clear(bundle, name)
         on_progress(f"{want.part}: read", None)
         verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
+        parity: Parity | None = None
+        if not here:  # before compiling, which takes longer
+            on_progress(f"{want.part}: compare its graph", None)
+            parity = measure_graph(bundle, want.part, want.target)
+            _check_floor(profile, want, parity.psnr_db)
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
             on_progress(f"{want.part}: compile", None)
             with _lowered(bundle, profile, adapter, want) as path:
                 adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
                 seconds = time.perf_counter() - start
+            if parity is None:
                 on_progress(f"{want.part}: compare", None)
-                if here:
-                    parity = _compare(bundle, adapter, want, fresh)
-                else:
-                    parity = measure_graph(bundle, want.part, path, want.target)
-            _check_floor(profile, want, parity.psnr_db)
+                parity = _compare(bundle, adapter, want, fresh)
+                _check_floor(profile, want, parity.psnr_db)
             artifact = seal(fresh, want.part, want.fields, parity, seconds)
     return Built(artifact, hit=False)
 
@@ -147,8 +152,8 @@ def _check_floor(profile: Profile, want: Wanted, psnr_db: float) -> None:
         what = f"{want.part} in {want.target.precision} through {profile.runtime}"
         if not math.isfinite(psnr_db):
             raise ParityError(
-                f"{what} answers NaN or infinity: something in it is larger than {want.target.precision} holds. It won't "
-                f"be used. Give {want.part} a wider type under [precision]."
+                f"{what} answers NaN or infinity: something in it is larger than {want.target.precision} holds. It "
+                f"won't be used. Give {want.part} a wider type under [precision]."
             )
         raise ParityError(
             f"{what} agrees with the reference to {psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. It "

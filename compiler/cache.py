@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict
 
 from ..core.bundle import Bundle, FileInfo
 from ..core.errors import BundleError
@@ -31,12 +32,14 @@ Fields = dict[str, Any]
 class Parity(Record):
     """How near an engine came to the reference on fixed inputs: worst over its outputs."""
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     psnr_db: float
     cosine: float
     reference: str
     """Who made the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
     graph_run_by: str | None = None
-    """The engine's device wasn't here: this is the parity of the lowered graph, run on the CPU by this runtime."""
+    """The engine's device wasn't here: this is the parity of its graph, run on the CPU by this runtime."""
 
 
 class Artifact(Record):

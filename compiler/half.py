@@ -1,7 +1,8 @@
 """From f32 to f16, in the graph itself: for runtimes that compute in the types they are given.
 
 What loses more than rounding stays in f32: sums of many terms (norms, softmax), powers and exponentials, and whatever
-leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the fast ones). Inputs and
+leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the fast ones). A fused
+Attention keeps its softmax to itself: `softmax_precision`, which would say how, is refused by TensorRT. Inputs and
 outputs keep their f32. Where the checkpoint's weights are f16 they are used as they lie in the bundle's file.
 """
 
@@ -32,14 +33,12 @@ SCALES = {"Resize": (0,), "Pad": (0, 2)}
 """Operators that have f32 inputs which aren't of the picture: the inputs that are."""
 
 LARGEST = float(np.finfo(np.float16).max)
-F32 = 1
-"""ONNX's number for float32, as `softmax_precision` takes it."""
 
 
 def to_half(model: ir.Model) -> ir.Model:
     """Compute in f16 what bears it; the graph's inputs and outputs stay as they are.
 
-    Raises `CompileError` for a weight that f16 can't hold.
+    Raises `CompileError` for a weight that f16 can't hold, and where the graph doesn't state its types.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -55,18 +54,25 @@ class _Narrowing:
         self.graph = graph
         self.narrow: dict[ir.Value, ir.Value] = {}
         self.wide: dict[ir.Value, ir.Value] = {}
+        self.changed: set[ir.Value] = set()
+        """Values that are f16 now and were f32."""
 
     def run(self) -> None:
         kept = self._leading_to_phases()
         for node in list(self.graph):
             if node.op_type == "Cast" and self._widens(node):
                 self.narrow[node.outputs[0]] = cast("Any", node.inputs[0])
+            elif node.op_type in NARROW and node.outputs[0].dtype is None:
+                raise CompileError(
+                    f"{node.op_type} {node.name!r} answers in a type that the graph doesn't state, so it can't be "
+                    "lowered to f16. Export the checkpoint again."
+                )
             elif node.op_type in NARROW and node not in kept and _is_f32(node.outputs[0]):
                 self._narrow(node)
             else:
                 self._widen(node)
         for index, value in enumerate(self.graph.outputs):
-            if value in self.wide or _is_f16(value):
+            if value in self.changed:
                 self._restore(index, value)
 
     def _leading_to_phases(self) -> set[ir.Node]:
@@ -91,21 +97,22 @@ class _Narrowing:
         for index, value in enumerate(node.inputs):
             if value is not None and _is_f32(value) and index in SCALES.get(node.op_type, (index,)):
                 node.replace_input_with(index, self._f16(value, node))
-        if node.op_type == "Attention":
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", F32)
         for output in node.outputs:
             if _is_f32(output):
                 output.type = ir.TensorType(ir.DataType.FLOAT16)
+                self.changed.add(output)
 
     def _widen(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
-            if value is not None and _is_f16(value) and value.producer() is not None:
+            if value is not None and value in self.changed:
                 node.replace_input_with(index, self._f32(value))
 
     def _f16(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """The f16 twin of an f32 value: a weight's own, or a cast."""
         import onnx_ir as ir
 
+        if value in self.changed:
+            return value
         if value not in self.narrow:
             weight = value.const_value if value.is_initializer() else None
             if weight is not None:

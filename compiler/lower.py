@@ -1,7 +1,7 @@
 """Lowering: from the bundle's portable graph to the one a runtime is given.
 
 Passes take a model, change it in place, and return it. The lowered graph lies beside the part's own and refers to the
-same data file; weights that a pass makes anew lie in the graph, or, where they are many, in a file of their own.
+same data file. Where a pass makes many weights anew, all of them are written to a file beside it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def lowered(
     try:
         import onnx_ir as ir
     except ImportError as exc:
-        raise RuntimeMissing(
-            f'Building needs onnx-ir ({exc}). Install the runtime with its extra: pip install ".[openvino]".'
-        ) from exc
+        raise RuntimeMissing(f'Building needs onnx-ir ({exc}). Install it with: pip install ".[build]".') from exc
     model: ir.Model = cast("Any", ir).load(graph)
     if shape is not None:
         fix_shapes(model, shape)

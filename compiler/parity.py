@@ -13,11 +13,12 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.condition import condition
 from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import sha256_json, sync
+from ..core.files import sha256_json, sync, write_text
 from ..core.progress import quiet
 from ..core.tensors import Array, cosine, psnr_db
 from ..runtimes import Engine, Job, Runtime, Target, runtime
 from .cache import Parity, locked
+from .lower import LOWERING_VERSION, lowered
 
 AT_EXPORT = "PyTorch, at export"
 REFEREES: dict[str, dict[str, bool | int | float | str]] = {
@@ -43,10 +44,12 @@ def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
     )
 
 
-def measure_graph(bundle: Bundle, part: str, graph: Path, target: Target) -> Parity:
-    """Run the graph that an absent device's engine was compiled from, in its own types, and compare each output.
+def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
+    """Run what an absent device's engine computes on the CPU, in its own types, and compare each output.
 
-    Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
+    At the referee's own opset: what the engine's graph has as one operator (attention, group norm) may be several here,
+    in the same types. It is remembered in the bundle: engines for several devices share the figure. Raises
+    `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
     """
     here = [name for name in GRAPH_REFEREES if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU"))]
     if not here:
@@ -55,16 +58,29 @@ def measure_graph(bundle: Bundle, part: str, graph: Path, target: Target) -> Par
             f'{" or ".join(GRAPH_REFEREES)}: pip install ".[{GRAPH_REFEREES[0]}]".'
         )
     adapter = runtime(here[0])
-    on_cpu = replace(target, runtime=here[0], device="CPU", options={})
-    with tempfile.TemporaryDirectory(prefix="latentc-graph-") as scratch:
-        adapter.compile(Job(bundle, part, graph, on_cpu), Path(scratch), quiet)
-        engine = adapter.load(Path(scratch), on_cpu)
-        try:
-            found = measure(engine, reference(bundle, part, target.shape))
-        finally:
-            engine.close()
-    version = " ".join(adapter.versions().values())
-    return found.model_copy(update={"graph_run_by": f"{here[0]} {version} CPU"})
+    found = reference(bundle, part, target.shape)
+    shape = {name: array.shape for name, array in found[1].items()}
+    run_by = f"{here[0]} {' '.join(adapter.versions().values())} CPU"
+    key = sha256_json([bundle.part(part).digest, target.precision, shape, LOWERING_VERSION, run_by])[:16]
+    kept = bundle.engines / f"graph-{part}-{key}.json"
+    with locked(bundle, kept.stem):
+        if kept.is_file():
+            return Parity.model_validate_json(kept.read_bytes())
+        on_cpu = replace(target, runtime=here[0], device="CPU", options={}, shape=shape)
+        half = target.precision == "f16"
+        graph = bundle.graph(part)
+        with (
+            tempfile.TemporaryDirectory(prefix=".graph-", dir=bundle.engines) as scratch,
+            lowered(graph, kept.stem, adapter.newest_opset, shape, half=half, folded=adapter.needs_shapes) as path,
+        ):
+            adapter.compile(Job(bundle, part, path, on_cpu), Path(scratch), quiet)
+            engine = adapter.load(Path(scratch), on_cpu)
+            try:
+                parity = measure(engine, found).model_copy(update={"graph_run_by": run_by})
+            finally:
+                engine.close()
+        write_text(kept, parity.model_dump_json() + "\n")
+    return parity
 
 
 def reference(bundle: Bundle, part: str, shape: Mapping[str, tuple[int, ...]] | None) -> tuple[str, Arrays, Arrays]:

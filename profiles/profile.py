@@ -50,6 +50,10 @@ class Profile(Record):
     title: str
     proof: Literal["run", "built", "written"] = "written"
     """How far it was tried: run on its device, built for it on another machine, or written by its documentation."""
+    rank: int = 0
+    """Of those that work on a machine, `latentc doctor` advises the one with the highest; never one with 0."""
+    instructions: tuple[str, ...] = ()
+    """A CPU must have one of these for this to be advised, as `latentc doctor` names them; none: any CPU."""
     runtime: str
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)

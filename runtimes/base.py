@@ -14,6 +14,9 @@ from ..core.bundle import Bundle, TensorInfo
 from ..core.progress import Progress
 from ..core.tensors import Array, Precision
 
+MEMORY = "memory.json"
+"""In an artifact: bytes that the compiler says it will hold on the device, by what for."""
+
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 Option = bool | int | float | str
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from ..core.errors import LatentcError
 from ..core.tensors import Precision
+from ..profiles import Profile, load_profile, profile_names
 from . import RUNTIMES, runtime
+from .machine import Machine
 
 DEFAULT_DEVICE = "CPU"
 
@@ -28,6 +30,21 @@ class RuntimeState:
 def diagnose() -> tuple[RuntimeState, ...]:
     """Try every runtime; none of them makes this fail."""
     return tuple(_state(name) for name in RUNTIMES)
+
+
+def advise(here: Machine) -> Profile | None:
+    """The shipped profile to take on this machine; None where no runtime works."""
+    for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
+        suits = not profile.instructions or set(profile.instructions) & set(here.instructions)
+        if profile.rank and suits:
+            adapter = runtime(profile.runtime)
+            if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
+                return profile
+    return None
+
+
+def _has(profile: Profile, precisions: tuple[Precision, ...]) -> bool:
+    return all(any(wish in precisions for wish in wishes) for wishes in profile.precision.values())
 
 
 def _state(name: str) -> RuntimeState:

@@ -80,6 +80,9 @@ class IREE:
             import_module("iree.compiler")
         except ImportError as exc:
             return f"IREE's compiler isn't installed here ({first_line(exc)}). {INSTALL}"
+        versions = {name: metadata.version(f"iree-base-{name}") for name in ("compiler", "runtime")}
+        if len(set(versions.values())) > 1:
+            return f"IREE's compiler is {versions['compiler']} and its runtime {versions['runtime']}. {INSTALL}"
         return _unknown(device)
 
     def versions(self) -> dict[str, str]:
@@ -160,7 +163,7 @@ class _Loaded:
         del sizes
         with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
             found: Any = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
-            outputs = found if isinstance(found, tuple | list) else (found,)
+            outputs: Any = found if isinstance(found, tuple | list) else (found,)
             arrays = [np.array(output.to_host(), dtype=np.float32) for output in outputs]
         return dict(zip(self._outputs, arrays, strict=True))
 
@@ -188,6 +191,8 @@ def _call(what: str, module: str, *arguments: object) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        if done.returncode == -9:
+            raise CompileError(f"{what}: it was killed, for want of memory as a rule. Build where there is more.")
         said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
         raise CompileError(f"{what}: {said[:400]}. Try another precision, or another runtime.")
 

@@ -29,8 +29,11 @@ PROGRAMS = ("benchmarks/subjects", "scenes/train")
 """Programs that are run in processes of their own and imported by nobody: the baselines of `latentc bench`, often under
 another library's environment, and the training of `scenes`. They exist to run PyTorch, and nothing needs them to run a
 bundle."""
-RUNTIME_NAMES = ("openvino", "onnxruntime", "tensorrt", "migraphx")
-BLOCKED = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino")
+RUNTIME_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "iree", "migraphx")
+BLOCKED = (
+    *("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino", "iree", "onnxscript"),
+    *("tensorrt_rtx_bindings", "pynvml"),
+)
 
 
 def sources():

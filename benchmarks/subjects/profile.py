@@ -41,7 +41,11 @@ class ProfileSubject:
         """As `latentc build`; the seconds are those of the build that made the engines."""
         from ...compiler.build import build
         from ...core.bundle import open_bundle
+        from ...core.errors import RuntimeMissing
+        from ...runtimes import runtime
 
+        if reason := runtime(self._profile.runtime).missing(self._profile.device):
+            raise RuntimeMissing(f"Profile {self._profile.name} can't be used here: {reason}")
         made = build(open_bundle(brief.bundle), self._profile)
         artifacts = [one.artifact for one in made.engines]
         precisions: dict[str, Precision] = {artifact.part: artifact.fields["precision"] for artifact in artifacts}

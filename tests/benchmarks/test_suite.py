@@ -78,7 +78,7 @@ def test_sound_engines_pass_in_every_precision(bundle, references, family, name,
     with opened(bundle(family), name, precision={"default": (precision,)}) as pipeline:
         parity, said = verdict(pipeline, references(family))
     assert said == ""
-    assert parity.precision == precision
+    assert parity.precisions["unet"] == precision
     assert parity.forced.host_psnr_db == PERFECT_DB
     denoiser = parity.forced.denoiser_psnr_db
     assert len(denoiser) >= SMALL.steps
@@ -224,7 +224,7 @@ def passing():
     return SuiteParity(
         suite="general 1",
         reference="torch",
-        precision="f32",
+        precisions={"unet": "f32", "text_encoder": "f32", "vae_decoder": "bf16"},
         forced=Forced(100.0, "", {"unet": (90.0, 95.0)}),
         pictures=(Picture("a", 1, good, ()),),
         summary=Summary(good, good, 1),
@@ -245,7 +245,7 @@ def test_every_bound_is_held_alone(passing):
         replace(passing.forced, parts_psnr_db={"unet": (89.0, 95.0)}),
         replace(passing.forced, parts_psnr_db={}),
         replace(passing.forced, parts_psnr_db={"unet": (float("nan"),)}),
-        replace(passing.forced, parts_psnr_db={"unet": (95.0,), "vae_decoder": (89.0,)}),
+        replace(passing.forced, parts_psnr_db={"unet": (95.0,), "text_encoder": (89.0,), "vae_decoder": (26.0,)}),
     ):
         assert len(failures(replace(passing, forced=forced))) == 1
 

@@ -75,15 +75,18 @@ def test_doctor_and_profiles():
     said = json.loads(latentc("doctor", "--json").stdout)
     assert said["machine"]["cores"] >= 1
     assert {state["name"] for state in said["runtimes"]} >= {"openvino", "onnxruntime", "torch", "null"}
-    assert "memory" in latentc("doctor").stdout
+    told = latentc("doctor").stdout
+    assert "memory" in told
+    assert f"Take --profile {said['profile']}" in told
     names = [profile["name"] for profile in json.loads(latentc("profiles", "--json").stdout)]
     assert "cpu-openvino" in names
-    assert all(name in latentc("profiles").stdout for name in names)
+    listed = latentc("profiles").stdout
+    assert all(name in listed for name in names)
 
 
 def test_what_to_install_is_printed_whole(capsys):
     state = RuntimeState("x", works=False, versions={}, devices={}, missing='pip install ".[openvino]"')
-    show.doctor(machine(), [state], as_json=False)
+    show.doctor(machine(), [state], None, as_json=False)
     assert '".[openvino]"' in capsys.readouterr().out
 
 

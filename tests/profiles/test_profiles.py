@@ -2,6 +2,7 @@ import pytest
 
 from latentc.core.errors import ProfileError
 from latentc.profiles import load_profile, profile_names
+from latentc.runtimes import runtime
 
 HEAD = 'title = "x"\nruntime = "openvino"\n'
 
@@ -58,3 +59,14 @@ def test_an_unknown_profile_lists_the_known_ones(name):
 def test_a_slip_of_the_pen_is_suggested():
     with pytest.raises(ProfileError, match="Did you mean 'cpu-openvino'"):
         load_profile("cpu-openvin")
+
+
+def test_shipped_profiles_ask_for_what_their_runtimes_can():
+    for profile in map(load_profile, profile_names()):
+        adapter = runtime(profile.runtime)
+        if adapter.unbuildable(profile.device) is None:
+            adapter.check(profile.options)
+            assert profile.opset <= adapter.newest_opset or not adapter.reads_onnx, profile.name
+            assert profile.shapes.sizes or not adapter.needs_shapes, profile.name
+            for wishes in profile.precision.values():
+                assert set(wishes) & set(adapter.precisions(profile.device)), profile.name

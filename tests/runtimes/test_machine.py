@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from latentc.runtimes import RUNTIMES
+from latentc.runtimes import RUNTIMES, runtime
 from latentc.runtimes import machine as module
-from latentc.runtimes.diagnose import RuntimeState, diagnose
+from latentc.runtimes.diagnose import RuntimeState, advise, diagnose
 from latentc.runtimes.machine import Machine, machine
 
 
@@ -158,9 +158,25 @@ def test_every_runtime_is_diagnosed():
     assert states[-1].works
 
 
+def test_the_profile_that_pays_is_advised(monkeypatch):
+    here = machine()
+    old = here.model_copy(update={"instructions": ("avx2",)})
+    new = here.model_copy(update={"instructions": ("avx2", "amx_bf16")})
+    openvino = type(runtime("openvino"))
+    monkeypatch.setattr(openvino, "missing", lambda self, device: None)
+    monkeypatch.setattr(openvino, "precisions", lambda self, device: ("f32", "bf16"))
+    assert advise(old).name == "cpu-openvino-f32"
+    assert advise(new).name == "cpu-openvino"
+    monkeypatch.setattr(openvino, "missing", lambda self, device: "It isn't here.")
+    monkeypatch.setattr(type(runtime("onnxruntime")), "missing", lambda self, device: None)
+    assert advise(new).name == "cpu-onnxruntime"
+    monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: None if device == "gfx942" else "no")
+    assert advise(new).name == "mi300x", "a GPU that is here goes first"
+
+
 BARE = """
 import sys
-for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino"):
+for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "iree", "tensorrt_rtx_bindings"):
     sys.modules[name] = None
 from importlib import import_module
 from pathlib import Path
@@ -178,7 +194,9 @@ def test_without_any_library_each_says_what_to_install():
         [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    openvino, onnxruntime, torch, null = done.stdout.splitlines()
+    openvino, onnxruntime, iree, tensorrt, torch, null = done.stdout.splitlines()
+    assert 'pip install ".[iree]"' in iree
+    assert 'pip install ".[tensorrt-rtx]"' in tensorrt
     assert 'pip install ".[openvino]"' in openvino
     assert 'pip install ".[onnxruntime]"' in onnxruntime
     assert 'pip install ".[export]"' in torch

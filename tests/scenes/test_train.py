@@ -49,8 +49,14 @@ def run(steps, folder):
 
 
 def test_a_course_taken_up_again_ends_where_one_in_a_single_go_does(tmp_path):
+    def broken_off(model, step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return loss(model, step)
+
     whole = run(9, tmp_path / "whole")
-    run(6, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        run_course(course(9), model(), broken_off, tmp_path / "parts", lambda model, step: {})
     resumed = run(9, tmp_path / "parts")
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -1,0 +1,124 @@
+"""NVIDIA's driver library, by its C interface: device memory, copies and one stream, and no CUDA toolkit.
+
+Source: CUDA Driver API, docs.nvidia.com/cuda/cuda-driver-api. Functions are named there with their versions (`_v2`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from typing import Any
+
+from ..core.errors import CompileError, RuntimeMissing
+from ..core.tensors import Array
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+MAJOR, MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+
+OUT_OF_MEMORY = 2
+
+
+class Driver:
+    """One GPU's primary context, and a stream on it."""
+
+    def __init__(self, library: Any, ordinal: int) -> None:
+        self._library = library
+        self._device, self._context, self._stream = c_int(), c_void_p(), c_void_p()
+        _call(library, "cuDeviceGet", byref(self._device), ordinal)
+        _call(library, "cuDevicePrimaryCtxRetain", byref(self._context), self._device)
+        try:
+            self._here("cuStreamCreate", byref(self._stream), 0)
+        except CompileError:
+            _call(library, "cuDevicePrimaryCtxRelease_v2", self._device)
+            raise
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return self._stream.value or 0
+
+    def allocate(self, count: int) -> int:
+        """So many bytes on the device; their address."""
+        address = c_uint64()
+        self._here("cuMemAlloc_v2", byref(address), c_size_t(count))
+        return address.value
+
+    def free(self, address: int) -> None:
+        """Give them back."""
+        self._here("cuMemFree_v2", c_uint64(address))
+
+    def copy_in(self, address: int, array: Array) -> None:
+        """From a contiguous array to the device, in the stream's order."""
+        self._here(
+            "cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(array.ctypes.data), c_size_t(array.nbytes), self._stream
+        )
+
+    def copy_out(self, array: Array, address: int) -> None:
+        """From the device to a contiguous array, in the stream's order."""
+        self._here(
+            "cuMemcpyDtoHAsync_v2", c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes), self._stream
+        )
+
+    def wait(self) -> None:
+        """Until all that the stream was given is done."""
+        self._here("cuStreamSynchronize", self._stream)
+
+    def close(self) -> None:
+        """Let go of the stream and the context."""
+        try:
+            self._here("cuStreamDestroy_v2", self._stream)
+        finally:
+            _call(self._library, "cuDevicePrimaryCtxRelease_v2", self._device)
+
+    def _here(self, name: str, *arguments: object) -> None:
+        """In the context, whichever thread calls."""
+        _call(self._library, "cuCtxSetCurrent", self._context)
+        _call(self._library, name, *arguments)
+
+
+def capabilities() -> list[str]:
+    """Compute capability of each GPU, as `sm89`; raises `RuntimeMissing` where there is no driver."""
+    library = _library()
+    count = c_int()
+    _call(library, "cuDeviceGetCount", byref(count))
+    return [_capability(library, ordinal) for ordinal in range(count.value)]
+
+
+def open_driver(capability: str) -> Driver:
+    """The first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
+    found = capabilities()
+    if capability not in found:
+        raise RuntimeMissing(f"There is no GPU of {capability} here; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
+    return Driver(_library(), found.index(capability))
+
+
+def _capability(library: Any, ordinal: int) -> str:
+    device, major, minor = c_int(), c_int(), c_int()
+    _call(library, "cuDeviceGet", byref(device), ordinal)
+    _call(library, "cuDeviceGetAttribute", byref(major), MAJOR, device)
+    _call(library, "cuDeviceGetAttribute", byref(minor), MINOR, device)
+    return f"sm{major.value}{minor.value}"
+
+
+def _library() -> Any:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as exc:
+        raise RuntimeMissing(f"{LIBRARY} can't be loaded ({exc}). Install NVIDIA's driver.") from exc
+    try:
+        _call(library, "cuInit", 0)
+    except CompileError as exc:
+        raise RuntimeMissing(f"{exc} Is the driver running, and is the GPU free?") from exc
+    return library
+
+
+def _call(library: Any, name: str, *arguments: object) -> None:
+    code = getattr(library, name)(*arguments)
+    if code:
+        text = c_char_p()
+        library.cuGetErrorString(code, byref(text))
+        said = text.value.decode() if text.value else f"code {code}"
+        advice = " Draw a smaller size, or fewer at once." if code == OUT_OF_MEMORY else ""
+        raise CompileError(f"NVIDIA's driver: {name} failed ({said}).{advice}")

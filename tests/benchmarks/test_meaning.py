@@ -1,0 +1,123 @@
+"""Scoring what pictures show, with a judge made on the spot: it sees nothing, and says so consistently."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from latentc.benchmarks import meaning, score
+from latentc.benchmarks.meaning import captions, meaning_of, open_judge, read, render_captions, shuffled
+from latentc.compiler.build import build
+from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
+from latentc.pipelines.pipeline import Pipeline
+from latentc.profiles import load_profile
+from latentc.scenes.caption import EACH, WHOLE, attributes
+from latentc.scenes.world import EXAMINED, KINDS
+
+onnx = pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def judge_file(tmp_path_factory):
+    """A judge of the right form: random projections of the picture's mean colour."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    shapes = {name: (len(values),) for name, values in WHOLE.items()}
+    shapes |= {name: (len(KINDS), len(values) + (name == "count")) for name, values in EACH.items()}
+    shapes["features"] = (112,)
+    nodes = [helper.make_node("ReduceMean", ["image", "axes"], ["colour3"], keepdims=0)]
+    weights = [numpy_helper.from_array(np.array([2, 3], np.int64), "axes")]
+    for name, shape in shapes.items():
+        flat = rng.standard_normal((3, int(np.prod(shape)))).astype(np.float32)
+        weights.append(numpy_helper.from_array(flat, f"{name}.weight"))
+        weights.append(numpy_helper.from_array(np.array([-1, *shape], np.int64), f"{name}.shape"))
+        nodes.append(helper.make_node("MatMul", ["colour3", f"{name}.weight"], [f"{name}.flat"]))
+        nodes.append(helper.make_node("Reshape", [f"{name}.flat", f"{name}.shape"], [name]))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "judge",
+        [info("image", TensorProto.FLOAT, ["batch", 3, 128, 128])],
+        [info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in shapes.items()],
+        weights,
+    )
+    path = tmp_path_factory.mktemp("judge") / "judge.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_captions_are_ones_that_training_never_saw():
+    asked = captions(60)
+    assert [caption.number for caption in asked] == list(range(EXAMINED, EXAMINED + 60))
+    assert 0 < sum(caption.held_out for caption in asked) < 60
+    for caption in asked:
+        truth = attributes(caption.scene)
+        assert caption.said
+        assert all(truth[key] == value for key, value in caption.said.items())
+    open_sky = captions(5, lambda caption: "sky" not in caption.said)
+    assert len(open_sky) == 5
+    assert not any("sky" in caption.said for caption in open_sky)
+
+
+def test_a_right_reading_scores_one_and_another_caption_s_less():
+    asked = captions(130)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((130, 112)).astype(np.float32)
+    reading = meaning.Reading(tuple(attributes(caption.scene) for caption in asked), features)
+    right = meaning_of(reading, asked, features)
+    assert (right.scene_score, right.held_out_score, right.pictures) == (1.0, 1.0, 130)
+    assert set(right.by_attribute.values()) == {1.0}
+    assert right.frechet_distance == pytest.approx(0.0, abs=1e-6)
+    wrong = meaning_of(reading, shuffled(asked), features)
+    assert wrong.scene_score < 0.4
+    few = meaning_of(meaning.Reading(reading.attributes[:20], features[:20]), asked[:20], features)
+    assert few.frechet_distance is None
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_any_runtime_reads_the_same(judge_file, runtime):
+    pictures = render_captions(captions(18))
+    with open_judge(judge_file) as judge:
+        wanted = read(judge, pictures)
+    with open_judge(judge_file, (runtime,)) as judge:
+        found = read(judge, pictures)
+    np.testing.assert_allclose(found.features, wanted.features, atol=1e-4)
+    assert len(found.attributes) == 18
+
+
+def test_without_a_judge_or_a_runtime_that_is_said(judge_file, tmp_path):
+    with pytest.raises(LatentcError, match="Train it"), open_judge(tmp_path / "judge.onnx"):
+        pass
+    with pytest.raises(RuntimeMissing, match="The judge needs one of"), open_judge(judge_file, ()):
+        pass
+
+
+def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkeypatch):
+    monkeypatch.setattr(score, "open_judge", lambda: open_judge(judge_file))
+    monkeypatch.setattr(meaning, "REFERENCES", 8)
+    opened, profile = bundle("scenes"), load_profile("cpu-onnxruntime")
+    build(opened, profile)
+    with Pipeline.open(opened, profile) as pipeline:
+        found = score.score(pipeline, 3, [1.0, 4.0], steps=1, nights=2)
+        assert found.drawn.keys() == found.floor.keys() == {1.0, 4.0}
+        assert found.ceiling.pictures == found.drawn[4.0].pictures == 3
+        assert found.nights.captions == 2
+        assert found.engines["unet"].startswith("onnxruntime ")
+        with pytest.raises(RequestError, match="nothing to score"):
+            score.score(pipeline, 0, [4.0])
+    asked = captions(6)
+    drawn = score.sheet(render_captions(asked), asked)
+    assert drawn.width > 4 * 192
+    assert len(set(drawn.getdata())) > 1000
+
+
+def test_the_command_refuses_before_it_draws(bundle, tmp_path):
+    def latentc(*arguments):
+        command = [sys.executable, "-m", "latentc", "score", bundle("sd1").folder, *arguments]
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+    assert "are no guidances" in latentc("--guidance", "2,high").stderr
+    assert "is no folder" in latentc("--output", tmp_path / "nowhere" / "x.json").stderr
+    assert "must end in one of: .png" in latentc("--sheet", tmp_path / "sheet.gif").stderr
