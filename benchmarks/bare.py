@@ -21,7 +21,7 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
     out = folder / "engine"
     out.mkdir()
     half = adapter.typed and target.precision == "f16"
-    opset, folded = adapter.newest_opset, adapter.needs_shapes
+    opset, folded = adapter.newest_opset, not adapter.infers_shapes
     with lowered(graph, "bare", opset, target.shape, half=half, folded=folded) as path:
         adapter.compile(Job(_no_bundle(folder), DENOISER, path, target), out, quiet)
     return adapter.load(out, target)

@@ -121,7 +121,7 @@ def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -
         yield graph
         return
     half = adapter.typed and target.precision == "f16"
-    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=adapter.needs_shapes) as path:
+    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=not adapter.infers_shapes) as path:
         yield path
 
 

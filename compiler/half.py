@@ -26,7 +26,10 @@ NARROW = frozenset(
     }
 )
 """Operators computed in f16. The two norms take f16 and sum in f32 by themselves (`stash_type`); all others, as Softmax
-or InstanceNormalization, stay in f32."""
+or the sums of a norm that is written out, stay in f32."""
+
+WIDE = "latentc.precision"
+"""Metadata of a node that a pass wrote and that stays in f32."""
 
 PHASES = frozenset({"Sin", "Cos"})
 SCALES = {"Resize": (0,), "Pad": (0, 2)}
@@ -58,7 +61,7 @@ class _Narrowing:
         """Values that are f16 now and were f32."""
 
     def run(self) -> None:
-        kept = self._leading_to_phases()
+        kept = self._kept()
         for node in list(self.graph):
             if node.op_type == "Cast" and self._widens(node):
                 self.narrow[node.outputs[0]] = cast("Any", node.inputs[0])
@@ -75,9 +78,9 @@ class _Narrowing:
             if value in self.changed:
                 self._restore(index, value)
 
-    def _leading_to_phases(self) -> set[ir.Node]:
-        """The nodes that a sine or cosine is computed from."""
-        found: set[ir.Node] = set()
+    def _kept(self) -> set[ir.Node]:
+        """What a sine or cosine is computed from, and what is to stay in f32 in any case."""
+        found = {node for node in self.graph if WIDE in node.metadata_props}
         waiting = [node for node in self.graph if node.op_type in PHASES]
         while waiting:
             for value in waiting.pop().inputs:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
-from .half import to_half
+from .half import WIDE, to_half
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING_VERSION = 1
+LOWERING_VERSION = 2
 """Part of every key: raise it when a pass changes what it makes."""
 
 INLINE_BYTES = 512 * 2**20
@@ -39,12 +39,12 @@ def lowered(
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
-    `half` computes in f16 what bears it. `folded` works out what follows from the shapes, as far as they are fixed.
+    `half` computes in f16 what bears it. `folded` works out what follows from the shape.
     The files are gone after the block; those that a killed build left under the same `name` are written over.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
-    if opset >= 23 and shape is None and not half and not folded:
+    if opset >= 23 and shape is None and not half:
         yield graph
         return
     try:
@@ -56,7 +56,7 @@ def lowered(
         fix_shapes(model, shape)
     if opset < 23:
         lower_opset(model)
-    if folded:
+    if folded and shape is not None:
         fold(model)
     if half:
         to_half(model)
@@ -121,6 +121,8 @@ class Tape:
     def __init__(self, node: ir.Node) -> None:
         self.node = node
         self.count = 0
+        self.wide = False
+        """Whether what is written now is to stay in f32."""
 
     def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Add an operator; gives its output."""
@@ -131,6 +133,8 @@ class Tape:
         node = ir.node(op, inputs, attributes, name=f"{self.node.name}.{self.count}")
         node.outputs[0].name = f"{self.node.outputs[0].name}.{self.count}"
         node.outputs[0].type = _type_of(op, inputs, attributes)
+        if self.wide:
+            node.metadata_props[WIDE] = "f32"
         graph.insert_before(self.node, node)
         return node.outputs[0]
 
@@ -203,14 +207,21 @@ def _attention(tape: Tape, node: ir.Node) -> ir.Value:
 
 
 def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
-    """Groups laid out as instances, normalized, laid back, then scaled and shifted by channel."""
+    """Each group less its mean, over its deviation, then scaled and shifted by channel; in f32 whatever the rest is.
+
+    InstanceNormalization would say the same in one operator, and IREE 3.13 answers NaN to it where sizes are free.
+    """
     sample, scale, bias = node.inputs
     groups = int(_attribute(node, "num_groups", 0))
     if sample is None or sample.shape is None:
         raise _refuse(node, "has a sample of unknown rank")
-    ones, zeros = tape.constant([1.0] * groups), tape.constant([0.0] * groups)
+    tape.wide = True
     grouped = tape("Reshape", sample, tape.constant([0, groups, -1]))
-    normal = tape("InstanceNormalization", grouped, ones, zeros, epsilon=_attribute(node, "epsilon", 1e-5))
+    centred = tape("Sub", grouped, tape("ReduceMean", grouped, tape.constant([2])))
+    variance = tape("ReduceMean", tape("Mul", centred, centred), tape.constant([2]))
+    epsilon = tape.constant(float(_attribute(node, "epsilon", 1e-5)))
+    normal = tape("Div", centred, tape("Sqrt", tape("Add", variance, epsilon)))
+    tape.wide = False
     whole = tape("Reshape", normal, tape("Shape", sample))
     axes = tape.constant(list(range(1, len(sample.shape) - 1)))
     scaled = tape("Mul", whole, tape("Unsqueeze", scale, axes))

@@ -71,7 +71,7 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
         graph = bundle.graph(part)
         with (
             tempfile.TemporaryDirectory(prefix=".graph-", dir=bundle.engines) as scratch,
-            lowered(graph, kept.stem, adapter.newest_opset, shape, half=half, folded=adapter.needs_shapes) as path,
+            lowered(graph, kept.stem, adapter.newest_opset, shape, half=half, folded=not adapter.infers_shapes) as path,
         ):
             adapter.compile(Job(bundle, part, path, on_cpu), Path(scratch), quiet)
             engine = adapter.load(Path(scratch), on_cpu)

@@ -37,7 +37,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     """The adapter, and the engines that a profile asks for of a bundle: each part, at each of its sizes.
 
     `to_run` asks for the device, which some compilers can do without. Raises `RuntimeMissing` where the runtime or its
-    device isn't here, `ProfileError` for an option, a part or a precision that it doesn't have, or sizes that it needs.
+    device isn't here, `ProfileError` for an option, a part, a precision or an opset that it doesn't have.
     """
     adapter = runtime(profile.runtime)
     reason = adapter.missing(profile.device) if to_run else adapter.unbuildable(profile.device)
@@ -49,11 +49,6 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         raise ProfileError(
             f"Profile {profile.name} asks for opset {profile.opset}, and {profile.runtime} takes no newer one than "
             f"{adapter.newest_opset}. Write opset = {adapter.newest_opset}."
-        )
-    if adapter.needs_shapes and not profile.shapes.sizes:
-        raise ProfileError(
-            f"Profile {profile.name} is for every size, and {profile.runtime} compiles for fixed ones only. Give it "
-            'some, as: [shapes] sizes = ["512x512"], or "own".'
         )
     versions, device = adapter.versions(), adapter.device(profile.device)
     found: list[Wanted] = []

@@ -75,8 +75,8 @@ class Runtime(Protocol):
     """The newest ONNX operator set that it is given whole."""
     typed: bool
     """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
-    needs_shapes: bool
-    """Whether it compiles parts that draw for fixed sizes only, and wants what follows from them written out."""
+    infers_shapes: bool
+    """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
 
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""

@@ -1,12 +1,13 @@
 """IREE: a compiler that needs no device, for AMD's GPUs and the CPU.
 
-An artifact is `engine.vmfb`, the program, and `weights.irpa`, its weights as they lie in the graph: f16 stays f16. A
-graph is imported at opset 18 (3.13 doesn't know ONNX's Attention) with every height and width fixed: with free ones the
-program answers NaN. A text encoder's free rows are fine.
+An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights as they lie in the graph (f16 stays f16), and
+`names.json`: a program's inputs and outputs have an order and no names. A graph is imported at opset 18: 3.13 doesn't
+know ONNX's Attention.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from .host import HostEngine
 from .machine import instructions, machine
 from .stamp import REBUILD, check_stamp, write_stamp
 
-PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
+PROGRAM, WEIGHTS, NAMES = "engine.vmfb", "weights.irpa", "names.json"
 SCOPE = "model"
 INLINE_NUMBERS = 64
 """Weights of fewer numbers stay in the program."""
@@ -49,7 +50,7 @@ class IREE:
     reads_onnx = True
     newest_opset = 18
     typed = True
-    needs_shapes = True
+    infers_shapes = False
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, and AMD GPUs that are here."""
@@ -113,6 +114,7 @@ class IREE:
         target = job.target
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
+        (out / NAMES).write_text(json.dumps(_names(job)) + "\n", encoding="utf-8")
         imported = out / "imported.mlir"
         on_progress(f"{job.part}: import", None)
         _call(
@@ -155,21 +157,34 @@ class _Loaded:
             context.add_vm_modules([parameters, program])
             (entry,) = (name for name in program.function_names if not name.startswith("__") and "$" not in name)
             self._function: Any = context.modules[program.name][entry]
-        self._inputs = [tensor.name for tensor in target.inputs]
-        self._outputs = [tensor.name for tensor in target.outputs]
+            names: dict[str, list[str]] = json.loads((artifact / NAMES).read_text(encoding="utf-8"))
+        self._inputs, self._outputs = names["inputs"], names["outputs"]
+        self._wanted = {tensor.name for tensor in target.outputs}
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """The program's inputs and outputs have an order and no names: the graph's own."""
+        """Feeds in the graph's order, and of its outputs those that are wanted."""
         del sizes
         with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
-            found: Any = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
-            outputs: Any = found if isinstance(found, tuple | list) else (found,)
-            arrays = [np.array(output.to_host(), dtype=np.float32) for output in outputs]
-        return dict(zip(self._outputs, arrays, strict=True))
+            found = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
+            outputs: Any = found if type(found) in (tuple, list) else (found,)
+            named = dict(zip(self._outputs, outputs, strict=True))
+            return {name: np.array(named[name].to_host(), dtype=np.float32) for name in self._wanted}
 
     def release(self) -> None:
         """Let go of the program and what it holds."""
         self._function = None
+
+
+def _names(job: Job) -> dict[str, list[str]]:
+    """The graph's inputs and outputs, in order; raises `CompileError` where they aren't the part's."""
+    with border(CompileError, f"IREE can't import {job.part}", "Export the checkpoint again."):
+        onnx: Any = import_module("onnx")
+        graph = onnx.load(str(job.graph), load_external_data=False).graph
+        inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
+    wanted, lacking = (tensor.name for tensor in job.target.inputs), {tensor.name for tensor in job.target.outputs}
+    if set(inputs) != set(wanted) or not lacking <= set(outputs):
+        raise CompileError(f"{job.graph} takes {inputs} and gives {outputs}; the bundle says otherwise. {REBUILD}")
+    return {"inputs": inputs, "outputs": outputs}
 
 
 def _flags(device: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Null:
     reads_onnx = False
     newest_opset = 23
     typed = False
-    needs_shapes = False
+    infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
         """CPU stands for whatever runs Python."""

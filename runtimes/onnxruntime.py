@@ -78,7 +78,7 @@ class ONNXRuntime:
     reads_onnx = True
     newest_opset = 23
     typed = False
-    needs_shapes = False
+    infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has."""

@@ -58,7 +58,7 @@ class OpenVINO:
     reads_onnx = True
     newest_opset = 23
     typed = False
-    needs_shapes = False
+    infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""

@@ -53,7 +53,7 @@ class Torch:
     reads_onnx = False
     newest_opset = 23
     typed = False
-    needs_shapes = False
+    infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
         """The CPU."""

@@ -60,7 +60,7 @@ class TensorRTRTX:
     reads_onnx = True
     newest_opset = 23
     typed = True
-    needs_shapes = False
+    infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
         """The NVIDIA GPUs that are here."""

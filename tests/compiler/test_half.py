@@ -13,7 +13,7 @@ from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
-from latentc.profiles import load_profile
+from latentc.profiles import Shapes, load_profile
 from latentc.runtimes import Target, runtime
 from latentc.runtimes.iree import IREE
 
@@ -146,7 +146,7 @@ def test_many_new_weights_are_written_to_a_file_of_their_own(bundle, monkeypatch
 @iree
 def test_an_engine_for_a_gpu_is_built_and_proved_without_it(own_bundle):
     opened = own_bundle("sd1")
-    profile = load_profile("rx-7900-xtx")
+    profile = load_profile("rx-7900-xtx").model_copy(update={"shapes": Shapes(sizes=("64x64",))})
     made = build(opened, profile)
     assert made.step_psnr_db is None, "the engines themselves can't be run here"
     parities = {one.artifact.part: one.artifact.parity for one in made.engines}
@@ -163,7 +163,8 @@ def test_a_graph_that_overflows_in_f16_is_seen_to(own_bundle, perturb):
     opened = own_bundle("sd1")
     perturb(opened, "vae_decoder", "decoder.conv_in.weight", lambda values: values * np.float32(1e5))
     opened = open_bundle(opened.folder)
-    profile = load_profile("mi300x").model_copy(update={"precision": {"default": ("f16",)}})
+    changes = {"precision": {"default": ("f16",)}, "shapes": Shapes(sizes=("64x64",))}
+    profile = load_profile("mi300x").model_copy(update=changes)
     _, engines = wanted(opened, profile, to_run=False)
     want = next(want for want in engines if want.part == "vae_decoder")
     for _ in range(2):  # found, and remembered
@@ -191,12 +192,10 @@ def test_what_a_runtime_needs_of_a_profile_is_said(bundle):
     profile = load_profile("cpu-iree")
     with pytest.raises(ProfileError, match="Write opset = 18"):
         build(bundle("sd1"), profile.model_copy(update={"opset": 23}))
-    with pytest.raises(ProfileError, match="compiles for fixed ones only"):
-        build(bundle("sd1"), profile.model_copy(update={"shapes": type(profile.shapes)()}))
 
 
 def test_without_a_referee_nothing_is_built_for_an_absent_device(bundle, monkeypatch):
-    monkeypatch.setattr("latentc.compiler.parity.GRAPH_REFEREES", ())
+    monkeypatch.setattr("latentc.compiler.parity.GRAPH_REFEREES", ("tensorrt-rtx",))  # runs on no CPU
     target = Target("iree", "gfx942", "f16", {}, (), ())
     with pytest.raises(RuntimeMissing, match="gfx942 isn't here, so unet has to be proved on the CPU"):
         measure_graph(bundle("sd1"), "unet", target)

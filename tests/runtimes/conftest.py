@@ -89,9 +89,14 @@ def write_graph(path: Path, shape=None) -> Path:
 
     inputs = [info(tensor, shape[tensor.name] if shape else tensor.shape) for tensor in INPUTS]
     outputs = [info(tensor, [None] * len(tensor.shape) if shape else tensor.shape) for tensor in OUTPUTS]
-    graph = helper.make_graph(nodes, "small", inputs, outputs, weights)
+    sides = shape["sample"][2:] if shape else ("height", "width")
+    normal = helper.make_tensor_value_info(
+        "x1", TensorProto.FLOAT, [shape["sample"][0] if shape else "batch", WIDTH, *sides]
+    )
+    graph = helper.make_graph(nodes, "small", inputs, outputs, weights, value_info=[normal])  # ONNX doesn't infer it
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     onnx.checker.check_model(model)
+    model = onnx.shape_inference.infer_shapes(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=100)
     return path
@@ -138,9 +143,9 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
     return Bundle(folder, manifest)
 
 
-def lower(adapter, graph: Path) -> None:
+def lower(adapter, graph: Path, shape=None) -> None:
     """Bring a graph to what the adapter takes, in its place."""
-    with lowered(graph, "lowered", adapter.newest_opset, None, folded=adapter.needs_shapes) as path:
+    with lowered(graph, "lowered", adapter.newest_opset, shape, folded=not adapter.infers_shapes) as path:
         if path != graph:
             shutil.copy(path, graph)
 
@@ -168,7 +173,7 @@ class Case:
         graph = None
         if self.adapter.reads_onnx:
             graph = write_graph(out.with_name("static") / "model.onnx", shape)
-            lower(self.adapter, graph)
+            lower(self.adapter, graph, shape)
         self.compile(out, graph, shape=shape)
         return {"shape": shape}
 
