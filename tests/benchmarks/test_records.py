@@ -104,9 +104,9 @@ def test_a_line_reads_back_as_it_was(measurement, tmp_path):
     ("line", "says"),
     [
         ("{", "results.jsonl:1 is no JSON"),
-        ('{"schema_version": 2}', "has schema version 2; this latentc reads 1"),
+        ('{"schema_version": 1}', "has schema version 1; this latentc reads 2"),
         ("[]", "has schema version None"),
-        ('{"schema_version": 1, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
+        ('{"schema_version": 2, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
     ],
 )
 def test_a_line_that_cant_be_read_is_named(tmp_path, line, says):
