@@ -40,8 +40,8 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     """Measure each profile and baseline at each size and batch, and add a line for each to `output`.
 
     What can't be measured is a line with its reason. Lines are written as soon as all of one size and batch are
-    measured. Raises `RequestError` for a baseline or a setting that can't be, before anything is run, and
-    `LatentcError` where `output` can't be written, or captions are asked for and there is no judge.
+    measured, or when the run is broken off. Raises `RequestError` for a baseline or a setting that can't be, before
+    anything is run, and `LatentcError` where `output` can't be written, or captions are asked for without a judge.
     """
     baselines = [find_baseline(name) for name in plan.baselines]
     profiles = list(plan.profiles)
@@ -69,10 +69,15 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
             afterwards: list[Afterwards] = [partial(compare, bundle, setting)] if plan.suite else []
             if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
                 afterwards.append(partial(understand, plan.captions, setting))
-            _measure(contenders, plan.repeat, afterwards, on_progress)
-        work, uncounted = work_of(bundle, setting)
-        measured = [row_of(contender, setting, work, uncounted, common, output.parent) for contender in contenders]
-        append_records(output, measured)
+            try:
+                _measure(contenders, plan.repeat, afterwards, on_progress)
+            finally:  # a run that is broken off keeps what it has
+                for contender in contenders:
+                    if not contender.draws and contender.error is None:
+                        contender.error = "The run was broken off before it was measured."
+                work, uncounted = work_of(bundle, setting)
+                measured = [row_of(one, setting, work, uncounted, common, output.parent) for one in contenders]
+                append_records(output, measured)
         rows += measured
     return rows
 

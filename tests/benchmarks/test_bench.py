@@ -81,6 +81,17 @@ def test_configurations_are_drawn_in_turn_and_the_own_cost_always(bundle, result
     assert len(rounds) == 2 * 2 * PATIENCE, "fewer than six draws are never stable"
 
 
+def test_a_run_that_is_broken_off_keeps_what_it_has(bundle, results):
+    def interrupt(what, _):
+        if what == "round 2: mine":
+            raise KeyboardInterrupt
+
+    mine = (Profile(name="mine", title="", runtime="null", parity_db={"f32": 0}),)
+    with pytest.raises(KeyboardInterrupt):
+        bench(bundle("sd1"), Plan(mine, sizes=((64, 64),), steps=1, repeat=2), results, interrupt)
+    assert [(row.subject.name, len(row.draws)) for row in read_records(results)] == [("null", 2), ("mine", 1)]
+
+
 def test_what_fails_is_a_line_with_its_reason(bundle, results, tmp_path):
     profiles = (
         Profile(name="elsewhere", title="", runtime="openvino", device="NPU"),
