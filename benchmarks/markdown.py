@@ -84,7 +84,7 @@ def _line(row: Measurement, against: Measurement | None, columns: int) -> str:
     values = [
         f"{figure(whole.median)} ± {whole.spread:.0%}",
         figure(step.median if step else None),
-        figure(row.tflops("denoiser")),
+        "" if idle(row) else figure(row.tflops("denoiser")),
         bytes_shown(row.memory.peak_bytes if row.memory else None),
         "" if idle(row) else figure(step_psnr(row)),
         "" if idle(row) else figure(picture_psnr(row)),

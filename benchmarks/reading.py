@@ -120,7 +120,7 @@ def machine_title(machine: Machine) -> str:
 def setting_title(setting: Setting) -> str:
     """Size, batch and steps."""
     batch = f", {setting.batch} at once" if setting.batch > 1 else ""
-    return f"{setting.width}x{setting.height}{batch}, {setting.steps} steps"
+    return f"{setting.width}x{setting.height}{batch}, {setting.steps} step{'s' if setting.steps > 1 else ''}"
 
 
 def step_psnr(row: Measurement) -> float | None:

@@ -22,7 +22,9 @@ from .show import table
 BUSY = 0.5
 """Processes that want a core, beside which times mean little."""
 
-FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory", "step dB", "worst dB", "score")
+FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory", "step dB")
+PICTURES = ("worst dB", "score")
+"""Figures that are there where pictures were looked at."""
 
 
 def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
@@ -67,13 +69,16 @@ def _say(what: str, share: float | None) -> None:
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     """A line for each measurement, then what went wrong."""
     console = Console(highlight=False)
+    seen = tuple(name for index, name in enumerate(PICTURES) if any(_likeness(row)[index] for row in rows))
+    figures = (*FIGURES, *seen)
     for setting, same in groupby(rows, key=lambda row: row.setting):
         batch = f", {setting.batch} at once" if setting.batch > 1 else ""
         listed = table(
-            f"{setting.width}x{setting.height}{batch}, {setting.steps} steps", "subject", *FIGURES, right=FIGURES
+            f"{setting.width}x{setting.height}{batch}, {setting.steps} steps", "subject", *figures, right=figures
         )
         for row in same:
-            listed.add_row(row.subject.name, *_figures(row))
+            likeness: dict[str, str] = dict(zip(PICTURES, _likeness(row), strict=True))
+            listed.add_row(row.subject.name, *_figures(row), *(likeness[name] for name in seen))
         console.print(listed)
     console.print(
         "Medians in seconds: to load, the first draw, then of the measured ones the text encoders, one denoiser call, "
@@ -105,20 +110,14 @@ def _figures(row: Measurement) -> list[str]:
         *(_seconds(value) for value in seconds),
         f"{whole.spread:.0%}" if whole else "",
         bytes_shown(row.memory.peak_bytes) if row.memory else "",
-        *_likeness(row),
+        "" if row.parity is None or row.parity.step_psnr_db is None else f"{row.parity.step_psnr_db:.0f}",
     ]
 
 
-def _likeness(row: Measurement) -> tuple[str, str, str]:
-    parity = row.parity
-    step = parity.step_psnr_db if parity else None
-    worst = parity.pictures.get("psnr_db") if parity else None
-    meaning = parity.meaning if parity else None
-    return (
-        "" if step is None else f"{step:.0f}",
-        "" if worst is None else f"{worst.worst:.0f}",
-        "" if meaning is None else f"{meaning.scene_score:.3f}",
-    )
+def _likeness(row: Measurement) -> tuple[str, str]:
+    worst = row.parity.pictures.get("psnr_db") if row.parity else None
+    meaning = row.parity.meaning if row.parity else None
+    return ("" if worst is None else f"{worst.worst:.0f}", "" if meaning is None else f"{meaning.scene_score:.3f}")
 
 
 def _seconds(value: float | None) -> str:
