@@ -74,24 +74,23 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
 
 
 def _print_engines(console: Console, opened: Bundle, artifacts: Sequence[Artifact]) -> None:
-    columns = ("engine of", "key", "runtime", "precision", "shape", "on disk", "on device", "parity", "here")
-    engines = table(None, *columns, right=("on disk", "on device", "parity"))
+    columns = ("engine of", "runtime", "in", "shape", "disk", "device", "dB", "here")
+    engines = table(None, *columns, right=("disk", "device", "dB"))
     for artifact in artifacts:
         fields = artifact.fields
         shape = (
             fields["shape"]
             if isinstance(fields["shape"], str)
-            else " ".join(map(str, next(iter(fields["shape"].values()))))
+            else "x".join(map(str, next(iter(fields["shape"].values()))))
         )
         engines.add_row(
             artifact.part,
-            artifact.key[:8],
             f"{fields['runtime']} {fields['device']['name']}",
             fields["precision"],
             shape,
             size(artifact.bytes),
             _on_device(opened, artifact),
-            _parity(artifact),
+            _parity(artifact).removesuffix(" dB"),
             "no" if _refusal(artifact) else "yes",
         )
     console.print(engines)
