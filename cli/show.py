@@ -151,7 +151,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         if build.step_psnr_db is not None:
             step = f"The whole step agrees to {build.step_psnr_db:.1f} dB."
         elif graphs:
-            step = f"Its device isn't here: parity is the lowered graph's, run by {', '.join(sorted(graphs))}."
+            step = f"Its device isn't here: parity is its graph's, run by {', '.join(sorted(graphs))}."
         what = f"{fresh} of {len(build.engines)} engines built" if fresh else "nothing to do, every engine is there"
         console.print(f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. {step}")
         made = table(

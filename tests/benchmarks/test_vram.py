@@ -9,7 +9,10 @@ from latentc.benchmarks.vram import askers, vram_bytes
 def nvml(compute, graphics=((), ())):
     """Two GPUs, each with processes as (pid, bytes)."""
     module = ModuleType("pynvml")
-    listed = lambda rows: [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in rows]  # noqa: E731
+
+    def listed(rows):
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in rows]
+
     module.nvmlInit = lambda: None
     module.nvmlDeviceGetCount = lambda: 2
     module.nvmlDeviceGetHandleByIndex = lambda index: index
