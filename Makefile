@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check peers clean
+.PHONY: demo test check peers webgpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -47,6 +47,21 @@ $(PEERS)/onnx/.ready: $(READY)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet torch==2.13.0 optimum-onnx==0.1.0 optimum==2.1.0 transformers==4.57.6 \
 		diffusers==0.39.0 huggingface_hub==0.36.2 onnx==1.23.2 onnxruntime==1.31.1 accelerate
+	@touch $@
+
+# A GPU in software: WebGPU through ONNX Runtime, over SwiftShader from Debian's chromium-common. About 0.5 GB.
+WEBGPU := $(VENV)/webgpu
+
+webgpu: $(WEBGPU)/.ready
+	$(BIN)/pytest tests/test_webgpu.py
+
+$(WEBGPU)/.ready: $(READY)
+	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || \
+		{ echo "SwiftShader is taken from Debian's package chromium-common: that takes apt-get and dpkg."; exit 1; }
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[onnxruntime-webgpu]' pytest pytest-xdist
+	cd $(@D) && apt-get download --quiet chromium-common && dpkg -x chromium-common_*.deb debian && rm chromium-common_*.deb
 	@touch $@
 
 clean:

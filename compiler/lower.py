@@ -130,8 +130,9 @@ class Tape:
 
         graph = cast("ir.Graph", self.node.graph)
         self.count += 1
-        node = ir.node(op, inputs, attributes, name=f"{self.node.name}.{self.count}")
-        node.outputs[0].name = f"{self.node.outputs[0].name}.{self.count}"
+        output = self.node.outputs[0].name
+        node = ir.node(op, inputs, attributes, name=f"{self.node.name or output}.{self.count}")
+        node.outputs[0].name = f"{output}.{self.count}"
         node.outputs[0].type = _type_of(op, inputs, attributes)
         if self.wide:
             node.metadata_props[WIDE] = "f32"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import Lock
+from typing import Any
+
+import numpy as np
 
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.shapes import sizes_of
@@ -12,6 +15,10 @@ from .base import Run, Target
 
 Call = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
 """Computes the outputs from checked feeds and the value of each free size."""
+
+
+class Bound(np.ndarray[Any, Any]):
+    """An array that was bound: nobody else has it, so a device that has it once needn't be given it again."""
 
 
 def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
@@ -50,8 +57,8 @@ class HostEngine:
             return self._call(feeds, sizes)
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
-        """As `Engine.bind`: the arrays are copied; on the host nothing else is to be gained."""
-        fixed = {name: array.copy() for name, array in feeds.items()}
+        """As `Engine.bind`: the arrays are copied, and marked for those that keep them on a device."""
+        fixed: dict[str, Array] = {name: array.copy().view(Bound) for name, array in feeds.items()}
         known = tuple(tensor for tensor in self.target.inputs if tensor.name in fixed)
         sizes_of(known, {name: array.shape for name, array in fixed.items()})
 

@@ -1,8 +1,10 @@
 """ONNX Runtime.
 
-An artifact is `engine.onnx`, the graph as ONNX Runtime optimized it for this CPU, and `engine.data`, its weights: both
-are mapped at load, and nothing is optimized again. Weights packed for the CPU's matrix kernels can be saved too
-(`session.save_external_prepacked_constant_initializers`), but 1.31.1 then crashes in a text encoder's first call.
+An artifact is `engine.onnx`, the graph, and `engine.data`, its weights. For a CPU the graph is as ONNX Runtime
+optimized it: both files are mapped at load, and nothing is optimized again. Weights packed for the CPU's matrix kernels
+can be saved too (`session.save_external_prepacked_constant_initializers`), but 1.31.1 then crashes in a text encoder's
+first call. For other devices it is the lowered graph, which their providers optimize at load, `cache`, what they
+compiled, and `placement.json`, where each node was run.
 
 All flavours of the library (onnxruntime, onnxruntime-gpu...) unpack into one folder, where the last one wins; and a
 session whose provider can't be loaded runs on the CPU without a word. Neither passes here.
@@ -10,6 +12,7 @@ session whose provider can't be loaded runs on the CPU without a word. Neither p
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from functools import cache
@@ -26,20 +29,16 @@ from ..core.tensors import Array, Precision
 from .base import Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
-from .machine import instructions
+from .machine import instructions, machine
+from .placement import ALLOWED, SILENT, DeviceCall, fault, open_session, place
+from .providers import PROVIDERS, check_option, settings
 from .stamp import REBUILD, check_stamp, write_stamp
 
-GRAPH, DATA = "engine.onnx", "engine.data"
+GRAPH, DATA, CACHE, PLACEMENT = "engine.onnx", "engine.data", "cache", "placement.json"
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
 
 INSTALL = 'Install it with: pip install ".[onnxruntime]".'
-
-PROVIDERS = {"CPU": "CPUExecutionProvider"}
-"""Devices, and what runs on them."""
-
-PRECISIONS: dict[str, tuple[Precision, ...]] = {"CPU": ("f32",)}
-"""What each computes in without casting back and forth."""
 
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -69,7 +68,6 @@ ENTRIES = (
 """Options that are entries of the session's configuration, by its own names; true and false are 1 and 0."""
 
 LEVEL = "graph_optimization_level"
-SILENT = 4  # errors come as exceptions; the library's own log goes to stderr
 
 
 class ONNXRuntime:
@@ -77,15 +75,15 @@ class ONNXRuntime:
 
     reads_onnx = True
     newest_opset = 23
-    typed = False
+    typed = True
     infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
-        """Those of `PROVIDERS` that this flavour of the library has."""
+        """Those of `PROVIDERS` that this flavour of the library has, and that compute."""
         return tuple(device for device in PROVIDERS if self.missing(device) is None)
 
     def missing(self, device: str) -> str | None:
-        """A library that isn't there or can't be loaded, several that overwrote one another, an unknown device."""
+        """A library that isn't there or can't be loaded, several that overwrote one another, a device that won't do."""
         try:
             has: list[str] = _library().get_available_providers()
         except ModuleNotFoundError as exc:
@@ -95,9 +93,15 @@ class ONNXRuntime:
         if len(_flavours()) > 1:
             return _damage("was installed several times over")
         if device not in PROVIDERS:
-            return f"latentc drives no {device} through ONNX Runtime. It drives: {', '.join(PROVIDERS)}."
-        if PROVIDERS[device] not in has:
-            return f"This ONNX Runtime has no {PROVIDERS[device]}; it has: {', '.join(has)}. {INSTALL}"
+            return f"latentc drives no {device} through ONNX Runtime. {suggest(device, list(PROVIDERS))}"
+        provider = PROVIDERS[device]
+        if provider.name not in has:
+            return (
+                f"This ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Its flavours exclude one "
+                f'another: pip uninstall -y {" ".join(_flavours())} && pip install ".[{provider.extra}]".'
+            )
+        if device != "CPU" and (said := fault(device, "f32")):
+            return f"{provider.name} doesn't work here: {said}. It needs a GPU and its driver's libraries."
         return None
 
     def unbuildable(self, device: str) -> str | None:
@@ -112,65 +116,102 @@ class ONNXRuntime:
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
-        """On a CPU, the instruction sets: the graph's layout is made for them."""
-        if device != "CPU":
-            return {}
-        return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
+        """Of a CPU the instruction sets: the graph's layout is made for them. Of GPUs architecture and driver."""
+        if device == "CPU":
+            return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
+        vendor = PROVIDERS[device].vendor
+        gpus = [gpu for gpu in machine().gpus if gpu.vendor == vendor]
+        return {"architecture": str(gpus[0].architecture), "driver": str(gpus[0].driver)} if gpus else {}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """By device."""
-        return PRECISIONS.get(device, ())
+        """What the device's provider multiplies two numbers in."""
+        if device not in PROVIDERS:
+            return ()
+        has = PROVIDERS[device].precisions
+        return has if device == "CPU" else tuple(one for one in has if fault(device, one) is None)
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """`ATTRIBUTES` and `ENTRIES` by ONNX Runtime's names, and `graph_optimization_level`, one of `LEVELS`."""
+        """`ATTRIBUTES`, `ENTRIES` and the providers' options by ONNX Runtime's names, `graph_optimization_level`, one
+        of `LEVELS`, and `allow_nodes_on_cpu`.
+        """
+        offered = [option for provider in PROVIDERS.values() for option in provider.options]
         for name, value in options.items():
+            if name in offered:
+                check_option(name, value)
+                continue
             if name == LEVEL:
                 fits, wanted = value in LEVELS, f"one of: {', '.join(LEVELS)}"
             elif name in ATTRIBUTES:
                 kind = ATTRIBUTES[name]
                 fits, wanted = type(value) is kind, {int: "a whole number", bool: "true or false"}[kind]
+            elif name == ALLOWED:
+                fits, wanted = isinstance(value, bool), "true or false"
             elif name in ENTRIES:
                 fits, wanted = isinstance(value, bool | int | str), "true, false, a whole number or a string"
             else:
-                known = [*ATTRIBUTES, *ENTRIES, LEVEL]
+                known = [*ATTRIBUTES, *ENTRIES, *offered, LEVEL, ALLOWED]
                 raise ProfileError(f"ONNX Runtime has no option {name!r} here. {suggest(name, known)}")
             if not fits:
                 raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Optimize and write. Memory peaks at about the weights in f32."""
+        """Optimize and write; for other devices than the CPU, write and call once. Memory peaks at about the weights.
+
+        Raises `CompileError` where the device leaves work to the CPU.
+        """
         target = job.target
         self._require(target)
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
-            options.optimized_model_filepath = str(out / GRAPH)
-            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA)
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)
-            )
-        on_progress(f"{job.part}: optimize", None)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
-            _session(job.graph, options, target)
+            if target.device == "CPU":
+                on_progress(f"{job.part}: optimize", None)
+                options.optimized_model_filepath = str(out / GRAPH)
+                options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA)
+                options.add_session_config_entry(
+                    "session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)
+                )
+                open_session(str(job.graph), options, "CPU", {})
+            else:
+                _write(job.graph, out)
+                if PROVIDERS[target.device].caches:
+                    (out / CACHE).mkdir()
+                on_progress(f"{job.part}: compile and place", None)
+                told = settings(target, job.part, out / CACHE)
+                told.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay where they are
+                placed = place(out / GRAPH, options, target, told, job.bundle.manifest.model)
+                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
         write_stamp(out, job, self.versions(), self.device(target.device))
 
     def load(self, artifact: Path, target: Target) -> Engine:
-        """Map the optimized graph and its weights. It is computed as it was written."""
+        """Map the graph and its weights. On the CPU it is computed as it was written."""
         self._require(target)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
-        path = artifact / GRAPH
+        stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
+        path, on_cpu = artifact / GRAPH, target.device == "CPU"
+        level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
+        told = {} if on_cpu else settings(target, stamp.part, artifact / CACHE)
+        compiled = _files(artifact / CACHE)
         with border(CompileError, f"ONNX Runtime can't load {path}", REBUILD):
-            session = _session(path, _options(target, LEVELS["off"]), target)
+            session = open_session(str(path), _options(target, LEVELS[level]), target.device, told)
         _check_names(session, target, path)
+        if fresh := _files(artifact / CACHE) - compiled:
+            raise CompileError(
+                f"{PROVIDERS[target.device].name} didn't take what it had compiled of {stamp.part}, and compiled "
+                f"{', '.join(sorted(fresh))} anew. {REBUILD}"
+            )
         names = [tensor.name for tensor in target.outputs]
+        if memory := PROVIDERS[target.device].memory:
+            call = DeviceCall(session, target, memory, int(told.get("device_id", "0")))
+            return HostEngine(target, call, call.release)
 
-        def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        def call_on_host(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
             del sizes
             with border(CompileError, "ONNX Runtime failed while computing", "Is there memory enough for this size?"):
                 outputs: list[Array] = session.run(names, dict(feeds))
             return {name: output.astype(np.float32, copy=False) for name, output in zip(names, outputs, strict=True)}
 
-        return HostEngine(target, call)
+        return HostEngine(target, call_on_host)
 
     def _require(self, target: Target) -> None:
         if reason := self.missing(target.device):
@@ -183,17 +224,16 @@ class ONNXRuntime:
             )
 
 
-def _session(path: Path, options: Any, target: Target) -> Any:
-    """A session on the target's device, whole: no other provider may have stepped in."""
-    provider = PROVIDERS[target.device]
-    session = _library().InferenceSession(str(path), options, providers=[provider])
-    taken = session.get_providers()
-    if taken[0] != provider:
-        raise RuntimeMissing(
-            f"{provider} was asked for, and ONNX Runtime took {', '.join(taken)}: the provider's libraries can't be "
-            f"loaded. {INSTALL}"
-        )
-    return session
+def _write(graph: Path, out: Path) -> None:
+    """Write a graph, its weights beside it in one file."""
+    import onnx_ir as ir
+
+    library = cast("Any", ir)
+    library.save(library.load(graph), out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def _options(target: Target, level: str) -> Any:
@@ -201,8 +241,8 @@ def _options(target: Target, level: str) -> Any:
     options = library.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(library.GraphOptimizationLevel, level)
-    if target.device != "CPU":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for name, value in PROVIDERS[target.device].attributes.items():
+        setattr(options, name, value)
     for name, value in target.options.items():
         if name in ATTRIBUTES:
             setattr(options, name, value)

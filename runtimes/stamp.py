@@ -42,7 +42,9 @@ def write_stamp(out: Path, job: Job, versions: Mapping[str, str], device: Mappin
         part=job.part,
         precision=job.target.precision,
         shape=None if job.target.shape is None else dict(job.target.shape),
-        files={path.name: path.stat().st_size for path in sorted(out.iterdir())},
+        files={
+            path.relative_to(out).as_posix(): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()
+        },
     )
     (out / NAME).write_text(stamp.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

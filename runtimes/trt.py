@@ -1,7 +1,7 @@
 """TensorRT for RTX: builds engines for NVIDIA GPUs of other machines, and runs them where one is here.
 
 An artifact is `engine.plan`, and `memory.json`, what the builder says it will hold on the device. Networks are strongly
-typed: precision is what the graph says. Free sizes get one optimization profile of the ranges in `RANGES`.
+typed: precision is what the graph says. Free sizes get one optimization profile, of the ranges in `ranges.py`.
 
 Device memory and copies go through the driver's own library (`cuda.py`): nothing else of CUDA has to be installed.
 """
@@ -27,6 +27,7 @@ from .base import MEMORY, Engine, Job, Option, Target
 from .border import border, first_line
 from .cuda import Driver, capabilities, open_driver
 from .host import HostEngine
+from .ranges import OUTSIDE, bounds
 from .stamp import REBUILD, check_stamp, write_stamp
 
 PLAN = "engine.plan"
@@ -35,17 +36,6 @@ CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """Compute capabilities that it builds for: RTX 20, A100, RTX 30, RTX 40, RTX 50, GB10. There is none for Hopper."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
-RANGES: dict[str, tuple[int, int, int]] = {
-    "batch": (1, 2, 8),
-    "height": (8, 64, 128),
-    "width": (8, 64, 128),
-    "length": (77, 77, 308),
-}
-"""Least, usual and largest value of each free size: to 1024 pixels, four pictures with guidance, four chunks."""
-
-PIXELS = 8
-"""A VAE encoder's sizes are pixels: so many to each of the latents'."""
-
 OPTIONS: dict[str, range] = {"builder_optimization_level": range(6)}
 TOLD = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
@@ -187,8 +177,8 @@ class _Loaded:
                 whole = np.ascontiguousarray(array)
                 if not self._context.set_input_shape(name, whole.shape):
                     raise CompileError(
-                        f"{name} {list(whole.shape)} is outside what the engine was built for: up to 1024 pixels, four "
-                        "pictures with guidance, four chunks of a prompt. Draw within that."
+                        f"{name} {list(whole.shape)} is outside what the engine was built for: {OUTSIDE}. "
+                        "Draw within that."
                     )
                 driver.copy_in(self._buffer(driver, name, whole.nbytes), whole)
             outputs: dict[str, Array] = {}
@@ -239,13 +229,8 @@ def _let_decompose(network: Any) -> None:
 def _ranges(builder: Any, job: Job) -> Any:
     """The optimization profile of a part whose sizes are free."""
     profile = builder.create_optimization_profile()
-    scale = PIXELS if job.part == "vae_encoder" else 1
     for tensor in job.target.inputs:
-        bounds: list[tuple[int, ...]] = []
-        for place in range(3):
-            sizes = {name: RANGES[name][place] * (scale if name in ("height", "width") else 1) for name in RANGES}
-            bounds.append(shape_of(tensor.shape, sizes))
-        profile.set_shape(tensor.name, *bounds)
+        profile.set_shape(tensor.name, *bounds(job.part, tensor))
     return profile
 
 

@@ -26,6 +26,17 @@ def test_no_operator_of_later_sets_is_left(bundle):
         assert not {"Attention", "GroupNormalization", "Gelu"} & {node.op_type for node in model.graph}
 
 
+def test_nodes_without_a_name_are_told_apart():
+    """ONNX lets names be left out; ONNX Runtime refuses two that are the same."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 23]>
+        two (float[2, 4] x) => (float[2, 4] z) { y = Gelu(x)  z = Gelu(y) }"""
+    )
+    names = [node.name for node in lower_opset(model).graph]
+    assert len(names) > 8
+    assert len(set(names)) == len(names)
+
+
 def test_the_lowered_graph_is_gone_after_use(bundle):
     opened = bundle("sd1")
     graph = opened.graph("unet")

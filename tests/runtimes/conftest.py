@@ -16,6 +16,12 @@ from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Job, Target, runtime
 
 PART = "unet"
+CASES = [*RUNTIMES, "onnxruntime CUDA", "onnxruntime WebGPU"]
+"""Runtimes, each with a device where that isn't the CPU."""
+
+OPSETS = {"WebGPU": 18}
+"""For devices that don't compute all of the newest."""
+
 WIDTH, CONTEXT = 8, 16
 INPUTS = (
     TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width")),
@@ -143,9 +149,10 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
     return Bundle(folder, manifest)
 
 
-def lower(adapter, graph: Path, shape=None) -> None:
-    """Bring a graph to what the adapter takes, in its place."""
-    with lowered(graph, "lowered", adapter.newest_opset, shape, folded=not adapter.infers_shapes) as path:
+def lower(adapter, device: str, graph: Path, shape=None) -> None:
+    """Bring a graph to what the adapter takes for a device, in its place."""
+    opset = OPSETS.get(device, adapter.newest_opset)
+    with lowered(graph, "lowered", opset, shape, folded=not adapter.infers_shapes) as path:
         if path != graph:
             shutil.copy(path, graph)
 
@@ -173,7 +180,7 @@ class Case:
         graph = None
         if self.adapter.reads_onnx:
             graph = write_graph(out.with_name("static") / "model.onnx", shape)
-            lower(self.adapter, graph, shape)
+            lower(self.adapter, self.target.device, graph, shape)
         self.compile(out, graph, shape=shape)
         return {"shape": shape}
 
@@ -211,22 +218,23 @@ def by_diffusers(folder: Path):
     return run
 
 
-def usable(name: str):
+def usable(name: str, device: str):
     adapter = runtime(name)
-    if reason := adapter.missing("CPU"):
+    if reason := adapter.missing(device):
         pytest.skip(reason)
     return adapter
 
 
 @pytest.fixture(scope="session")
 def make_case(shared, tmp_path_factory, checkpoint):
-    """`make_case(runtime)`: the part compiled for it. Don't change it."""
+    """`make_case("runtime")` or `make_case("runtime device")`: the part compiled for it. Don't change it."""
     made: dict[str, Case] = {}
 
-    def make(name: str) -> Case:
-        if name in made:
-            return made[name]
-        adapter = usable(name)
+    def make(case: str) -> Case:
+        if case in made:
+            return made[case]
+        name, device = (*case.split(), "CPU")[:2]
+        adapter = usable(name, device)
         folder = tmp_path_factory.mktemp(name)
         if name == "torch":
             from latentc.checkpoints.open import open_checkpoint
@@ -241,17 +249,17 @@ def make_case(shared, tmp_path_factory, checkpoint):
             inputs, outputs, location = INPUTS, OUTPUTS, "nowhere"
             graph = write_graph(folder / PART / "model.onnx")
             expected = by_onnx(graph) if name != "null" else None
-            lower(adapter, graph)
-        target = Target(name, "CPU", "f32", {}, inputs, outputs)
-        case = Case(adapter, bundle_at(folder, inputs, outputs, location), target, folder / "artifact", expected)
-        case.compile(case.artifact)
-        made[name] = case
-        return case
+            lower(adapter, device, graph)
+        target = Target(name, device, "f32", {}, inputs, outputs)
+        one = Case(adapter, bundle_at(folder, inputs, outputs, location), target, folder / "artifact", expected)
+        one.compile(one.artifact)
+        made[case] = one
+        return one
 
     return make
 
 
-@pytest.fixture(params=list(RUNTIMES))
+@pytest.fixture(params=CASES)
 def case(request, make_case) -> Case:
     return make_case(request.param)
 
@@ -273,4 +281,5 @@ def make_engine(make_case):
 
 @pytest.fixture
 def engine(case, make_engine):
-    return make_engine(case.target.runtime)
+    device = case.target.device
+    return make_engine(case.target.runtime if device == "CPU" else f"{case.target.runtime} {device}")

@@ -1,11 +1,18 @@
 """ONNX Runtime: no flavour over another, no provider in another's place."""
 
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.runtimes import onnxruntime as module
+from latentc.runtimes import placement, providers
 from latentc.runtimes.onnxruntime import ONNXRuntime
+from latentc.runtimes.providers import Provider
 
 
 @pytest.fixture
@@ -51,24 +58,150 @@ def test_a_folder_that_lost_its_files_is_named(monkeypatch):
     assert "pip uninstall -y" in reason
 
 
-def test_a_provider_that_steps_in_is_refused(case, tmp_path, monkeypatch):
-    library = module._library()
+def stand_in(monkeypatch, **changes):
+    """Let the CPU's provider pass for one of a device called DSP."""
+    provider = replace(Provider("CPUExecutionProvider", "onnxruntime-dsp", precisions=("f32",)), **changes)
+    for room in (module, placement, providers):
+        monkeypatch.setitem(room.PROVIDERS, "DSP", provider)
+    monkeypatch.setattr(module, "fault", lambda device, precision: None)
+
+
+def test_a_provider_that_steps_in_is_refused(case, monkeypatch):
+    """What ONNX Runtime does without a word where CUDA's libraries can't be loaded."""
+    library = placement._library()
     make = library.InferenceSession
+    monkeypatch.setattr(library, "InferenceSession", lambda graph, options, **_: make(graph, options))
+    with pytest.raises(RuntimeMissing, match="CUDAExecutionProvider was asked for, and ONNX Runtime took CPUExec"):
+        placement.open_session(str(case.artifact / "engine.onnx"), library.SessionOptions(), "CUDA", {})
 
-    class Fallen:
-        def __init__(self, path, options, providers):
-            assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-            self.session = make(path, options, providers=["CPUExecutionProvider"])
 
-        def __getattr__(self, name):
-            return getattr(self.session, name)
+def test_a_device_is_tried_before_it_is_offered(monkeypatch):
+    """`get_available_providers` names what was compiled in, and says nothing of the GPU."""
+    library = placement._library()
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    placement.fault.cache_clear()
+    reason = ONNXRuntime().missing("CUDA")
+    placement.fault.cache_clear()
+    assert reason is not None
+    assert reason.startswith("CUDAExecutionProvider doesn't work here: ")
+    assert "CUDA" not in ONNXRuntime().devices()
+    assert ONNXRuntime().precisions("CUDA") == ()
 
-    monkeypatch.setattr(library, "InferenceSession", Fallen)
-    monkeypatch.setitem(module.PROVIDERS, "CUDA", "CUDAExecutionProvider")
-    monkeypatch.setitem(module.PRECISIONS, "CUDA", ("f32",))
-    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises((RuntimeMissing, CompileError), match="CUDAExecutionProvider was asked for|fallback"):
-        case.compile(tmp_path / "out", device="CUDA")
+
+def test_the_graph_that_devices_are_tried_with_is_whole():
+    onnx = pytest.importorskip("onnx")
+    for code, kind in placement.TYPES.values():
+        model = onnx.load_from_string(placement.TRIAL % (code, code))
+        onnx.checker.check_model(model, full_check=True)
+        evaluator = onnx.reference.ReferenceEvaluator(model)
+        assert evaluator.run(None, {"x": np.array([3, -4], kind)})[0].tolist() == [9, 16]
+        assert model.graph.input[0].type.tensor_type.elem_type == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+
+
+def test_work_left_to_the_cpu_is_refused_by_name(case, tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    with pytest.raises(CompileError, match=r"leaves to the CPU: .*2 Conv.*opset = 18.*allow_nodes_on_cpu = true"):
+        case.compile(tmp_path / "out", device="DSP")
+    allowed = {"allow_nodes_on_cpu": True}
+    case.adapter.check(allowed)
+    target = case.compile(tmp_path / "allowed", device="DSP", options=allowed)
+    placed = json.loads((tmp_path / "allowed" / "placement.json").read_text())
+    assert list(placed) == ["CPUExecutionProvider"]
+    assert placed["CPUExecutionProvider"]["Conv"] == 2
+    engine = case.adapter.load(tmp_path / "allowed", target)
+    for name, wanted in case.expected(case.feeds()).items():
+        np.testing.assert_allclose(engine.run(case.feeds())[name], wanted, rtol=0, atol=1e-4)
+    engine.close()
+
+
+def test_an_engine_that_was_compiled_again_at_load_is_refused(case, tmp_path, monkeypatch):
+    stand_in(monkeypatch, caches=(("keep", "{}"),))
+    asked = []
+    real = placement.open_session
+
+    def compiling(graph, options, device, settings):
+        asked.append(settings)
+        (Path(settings["keep"]) / f"{len(asked)}.engine").write_bytes(b"compiled")
+        return real(graph, options, device, {})
+
+    monkeypatch.setattr(placement, "open_session", compiling)
+    monkeypatch.setattr(module, "open_session", compiling)
+    target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
+    assert asked == [{"keep": str(tmp_path / "out" / "cache")}]
+    assert "cache/1.engine" in json.loads((tmp_path / "out" / "engine.json").read_text())["files"]
+    with pytest.raises(CompileError, match=r"didn't take what it had compiled of unet, and compiled 2\.engine anew"):
+        case.adapter.load(tmp_path / "out", target)
+
+
+def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
+    """By the same calls, in memory that is called cpu."""
+    stand_in(monkeypatch, memory="cpu")
+    target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
+    engine = case.adapter.load(tmp_path / "out", target)
+    copied = Counter()
+    kind = placement._library().OrtValue
+    update = kind.update_inplace
+
+    def counted(value, array):
+        copied[array.shape] += 1
+        update(value, array)
+
+    monkeypatch.setattr(kind, "update_inplace", counted)
+    for sizes in ((2, 8, 6), (1, 10, 12), (2, 8, 6)):
+        feeds = case.feeds(*sizes)
+        for name, wanted in case.expected(feeds).items():
+            np.testing.assert_allclose(engine.run(feeds)[name], wanted, rtol=0, atol=1e-4)
+    feeds = case.feeds()
+    context = feeds.pop("encoder_hidden_states")
+    wanted = engine.run({**feeds, "encoder_hidden_states": context})
+    bound = engine.bind({"encoder_hidden_states": context})
+    copied.clear()
+    for _ in range(3):
+        np.testing.assert_array_equal(bound(feeds)["out_sample"], wanted["out_sample"])
+    assert copied[context.shape] == 1  # of three calls
+    assert copied[feeds["sample"].shape] == 3
+    engine.run({**feeds, "encoder_hidden_states": 0 * context})
+    np.testing.assert_array_equal(bound(feeds)["out_sample"], wanted["out_sample"])
+    engine.close()
+    with pytest.raises(RuntimeMissing, match="closed"):
+        bound(feeds)
+
+
+def target_of(case, device, **changes):
+    return replace(case.target, device=device, **changes)
+
+
+def test_what_providers_are_told(case, tmp_path):
+    settings = providers.settings
+    assert settings(target_of(case, "CUDA"), "unet", tmp_path) == {"use_tf32": "0"}
+    asked = {"use_tf32": True, "prefer_nhwc": True, "cudnn_conv_algo_search": "HEURISTIC", "intra_op_num_threads": 1}
+    assert settings(target_of(case, "CUDA", options=asked), "unet", tmp_path) == {
+        "use_tf32": "1",
+        "prefer_nhwc": "1",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    told = settings(target_of(case, "TensorRT", precision="f16"), "unet", tmp_path)
+    assert told["trt_fp16_enable"] == "1"
+    assert told["trt_engine_cache_path"] == told["trt_timing_cache_path"] == str(tmp_path)
+    assert told["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
+    assert told["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
+    shape = {name: array.shape for name, array in case.feeds().items()}
+    assert "trt_profile_min_shapes" not in settings(target_of(case, "TensorRT", shape=shape), "unet", tmp_path)
+    assert settings(target_of(case, "MIGraphX"), "unet", tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "message"),
+    [
+        ("MIGraphX", {"use_tf32": False}, "MIGraphXExecutionProvider has no option 'use_tf32'"),
+        ("CUDA", {"enable_cuda_graph": True}, "enable_cuda_graph replays a call of one shape. Write sizes"),
+        ("TensorRT", {"trt_cuda_graph_enable": True}, "trt_cuda_graph_enable replays a call of one shape"),
+    ],
+)
+def test_settings_that_a_device_refuses(case, tmp_path, device, options, message):
+    case.adapter.check(options)
+    with pytest.raises(ProfileError, match=message):
+        providers.settings(target_of(case, device, options=options), "unet", tmp_path)
 
 
 def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
@@ -84,6 +217,10 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
         ({"graph_optimization_level": "most"}, "one of: all, layout, extended, basic, off"),
         ({"intra_op_num_threads": True}, "a whole number"),
         ({"enable_mem_pattern": 1}, "true or false"),
+        ({"enable_cuda_graf": True}, "Did you mean 'enable_cuda_graph'"),
+        ({"preferredLayout": "NCWH"}, "one of: NCHW, NHWC"),
+        ({"gpu_mem_limit": True}, "a whole number"),
+        ({"allow_nodes_on_cpu": 1}, "true or false"),
         ({"session.intra_op.allow_spinning": 0.5}, "true, false, a whole number or a string"),
     ],
 )

@@ -1,0 +1,174 @@
+"""Where ONNX Runtime computes what: whether a provider works at all, and which nodes it leaves to the CPU.
+
+A provider whose libraries can't be loaded, or that doesn't know an operator, is passed over in silence: the WebGPU
+provider of 1.27 computes opset 23's Attention on the CPU, between two copies. The library's own list of assignments
+isn't whole, so a call is profiled: that names the provider of each node that was run.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ..core.bundle import Model
+from ..core.errors import CompileError, RuntimeMissing
+from ..core.shapes import shape_of
+from ..core.tensors import Array, Precision
+from .base import Target
+from .border import border, first_line
+from .host import Bound
+from .providers import PROVIDERS
+
+Placement = dict[str, dict[str, int]]
+"""Nodes by provider and operator."""
+
+SILENT = 4  # errors come as exceptions; the library's own log goes to stderr
+
+SMALL_BYTES = 16 * 2**10
+"""What a node on the CPU may give: sizes, indices, a timestep's phases."""
+
+HEAVY = frozenset(
+    {
+        *("Attention", "Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization"),
+        *("LayerNormalization", "MatMul", "Resize", "Softmax"),
+    }
+)
+"""Operators that have no business on the CPU, however little they give."""
+
+ALLOWED = "allow_nodes_on_cpu"
+"""The option with which nodes may stay on the CPU."""
+
+TRIAL = (
+    b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Mul\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08%c\x12\x04\n\x02\x08\x02'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08%c\x12\x04\n\x02\x08\x02B\x04\n\x00\x10\x12"
+)
+"""An ONNX model, y = x * x of two numbers, but for its type."""
+
+TYPES: dict[Precision, tuple[bytes, type[np.generic]]] = {"f32": (b"\x01", np.float32), "f16": (b"\x0a", np.float16)}
+
+
+@cache
+def fault(device: str, precision: Precision) -> str | None:
+    """None where a device multiplies two numbers through its provider; else what the library says."""
+    code, dtype = TYPES[precision]
+    library, provider = _library(), PROVIDERS[device]
+    options = library.SessionOptions()
+    options.log_severity_level = SILENT
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for name, value in provider.attributes.items():
+        setattr(options, name, value)
+    try:
+        session = open_session(TRIAL % (code, code), options, device, provider.fixed)
+        found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
+    except Exception as exc:  # whatever the driver says
+        return first_line(exc)
+    return None if found.tolist() == [9, 16] else f"it answers {found.tolist()} to 3 and -4 squared"
+
+
+def open_session(graph: str | bytes, options: Any, device: str, settings: Mapping[str, str]) -> Any:
+    """A session on a device; raises `RuntimeMissing` where another provider stepped in."""
+    provider = PROVIDERS[device]
+    asked: list[Any] = [(provider.name, dict(settings)), *provider.beside] if device != "CPU" else [provider.name]
+    session = _library().InferenceSession(graph, options, providers=asked, enable_fallback=0)
+    taken = session.get_providers()
+    if taken[0] != provider.name:
+        raise RuntimeMissing(
+            f"{provider.name} was asked for, and ONNX Runtime took {', '.join(taken)}: the provider's libraries can't "
+            f'be loaded. Install them, and: pip install ".[{provider.extra}]".'
+        )
+    return session
+
+
+def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str], model: Model) -> Placement:
+    """Call a graph once on zeros, and say where each node was run. What a provider compiles, it compiles here."""
+    sizes = {"batch": 2, "length": 77, "height": model.default_size, "width": model.default_size}
+    if not any(tensor.shape[1:2] == (3,) for tensor in target.inputs):  # of pictures, sizes are in pixels
+        sizes |= dict.fromkeys(("height", "width"), model.default_size // model.downscale)
+    feeds = {
+        tensor.name: np.zeros(
+            target.shape[tensor.name] if target.shape else shape_of(tensor.shape, sizes), tensor.dtype
+        )
+        for tensor in target.inputs
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "call")
+        session = open_session(str(graph), options, target.device, settings)
+        session.run([tensor.name for tensor in target.outputs], feeds)
+        events = json.loads(Path(session.end_profiling()).read_bytes())
+    nodes = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    large = Counter(
+        node["op_name"]
+        for node in nodes
+        if node["provider"] == "CPUExecutionProvider"
+        and (node["op_name"] in HEAVY or int(node["output_size"]) > SMALL_BYTES)
+    )
+    if large and not target.options.get(ALLOWED):
+        raise CompileError(
+            f"On {target.device}, ONNX Runtime leaves to the CPU: "
+            f"{', '.join(f'{count} {name}' for name, count in large.most_common())}. Try opset = 18 in the profile; "
+            f"or, if that is what you want, write {ALLOWED} = true under [options]."
+        )
+    counts: dict[str, Counter[str]] = {}
+    for node in nodes:
+        counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
+    return {name: dict(ops.most_common()) for name, ops in counts.items()}
+
+
+class DeviceCall:
+    """Calls a session with inputs and outputs that stay in the device's memory. Shapes that change are made room for.
+
+    What was bound, and lies there from the last call, isn't copied again.
+    """
+
+    def __init__(self, session: Any, target: Target, memory: str, number: int) -> None:
+        self._session: Any = session
+        self._target, self._memory = target, (memory, number)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._binding: Any = cast("Any", None)
+        self._values: dict[str, Any] = {}
+        self._there: dict[str, Array] = {}
+
+    def __call__(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Copy in what is new, run, copy out."""
+        with border(CompileError, "ONNX Runtime failed while computing", "Is there memory enough for this size?"):
+            shapes = {name: array.shape for name, array in feeds.items()}
+            if shapes != self._shapes:
+                self._make_room(feeds, sizes)
+                self._shapes = shapes
+            for name, array in feeds.items():
+                if not isinstance(array, Bound) or self._there.get(name) is not array:
+                    self._values[name].update_inplace(np.ascontiguousarray(array))
+                self._there[name] = array
+            self._session.run_with_iobinding(self._binding)
+            outputs = ((tensor.name, self._values[tensor.name].numpy()) for tensor in self._target.outputs)
+            return {name: np.array(output, dtype=np.float32) for name, output in outputs}
+
+    def _make_room(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
+        library = _library()
+        self._shapes, self._values, self._there = {}, {}, {}
+        self._binding = self._session.io_binding()
+        make = library.OrtValue.ortvalue_from_shape_and_type
+        for name, array in feeds.items():
+            self._values[name] = make(array.shape, array.dtype.type, *self._memory)
+            self._binding.bind_ortvalue_input(name, self._values[name])
+        for tensor in self._target.outputs:
+            self._values[tensor.name] = make(shape_of(tensor.shape, sizes), np.float32, *self._memory)
+            self._binding.bind_ortvalue_output(tensor.name, self._values[tensor.name])
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._binding = self._session = cast("Any", None)
+        self._values, self._there, self._shapes = {}, {}, {}
+
+
+def _library() -> Any:
+    return import_module("onnxruntime")

@@ -1,0 +1,201 @@
+"""What ONNX Runtime's execution providers are called, compute in, and can be told.
+
+Names and options are the libraries' own, read from onnxruntime-gpu 1.31, onnxruntime-migraphx 1.27, onnxruntime-webgpu
+1.27 and, for DirectML and Core ML, from their documentation (onnxruntime.ai/docs/execution-providers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..core.errors import ProfileError
+from ..core.record import suggest
+from ..core.tensors import Precision
+from .base import Option, Target
+from .ranges import bounds
+
+Kind = type | tuple[str, ...]
+"""What an option takes: bool, int, or one of some words."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """What runs on one device."""
+
+    name: str
+    extra: str
+    """The extra of `pyproject.toml` that installs a library which has it."""
+    precisions: tuple[Precision, ...] = ("f32", "f16")
+    options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
+    fixed: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Set unless the profile says otherwise."""
+    f16: str | None = None
+    """The switch without which f16 in a graph isn't kept."""
+    caches: tuple[tuple[str, str], ...] = ()
+    """Options that make it keep what it compiles, and the folder (``{}``) that it takes."""
+    beside: tuple[str, ...] = ()
+    """Providers on the same device that take what it can't."""
+    memory: str | None = None
+    """Name of its memory, where inputs and outputs can be kept in it."""
+    captures: str | None = None
+    """The switch that records a call once and replays it; shapes must be fixed."""
+    ranges: str | None = None
+    """Prefix of the options that state the ranges of free sizes."""
+    vendor: str | None = None
+    """Of the GPUs that it runs on, where it runs on one vendor's only."""
+    attributes: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    """Attributes of SessionOptions without which it refuses to work."""
+
+
+CUDA = Provider(
+    "CUDAExecutionProvider",
+    "onnxruntime-gpu",
+    options={
+        "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+        "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+        "cudnn_conv_use_max_workspace": bool,
+        "device_id": int,
+        "enable_cuda_graph": bool,
+        "enable_skip_layer_norm_strict_mode": bool,
+        "fuse_conv_bias": bool,
+        "gpu_mem_limit": int,
+        "prefer_nhwc": bool,
+        "sdpa_kernel": int,
+        "tunable_op_enable": bool,
+        "tunable_op_tuning_enable": bool,
+        "use_tf32": bool,
+    },
+    fixed={"use_tf32": "0"},  # f32 is f32 unless it is asked to be less
+    memory="cuda",
+    captures="enable_cuda_graph",
+    vendor="NVIDIA",
+)
+
+PROVIDERS: dict[str, Provider] = {
+    "CPU": Provider("CPUExecutionProvider", "onnxruntime", precisions=("f32",)),
+    "CUDA": CUDA,
+    "TensorRT": Provider(
+        "TensorrtExecutionProvider",
+        "onnxruntime-gpu",
+        options={
+            "device_id": int,
+            "trt_auxiliary_streams": int,
+            "trt_builder_optimization_level": int,
+            "trt_build_heuristics_enable": bool,
+            "trt_context_memory_sharing_enable": bool,
+            "trt_cuda_graph_enable": bool,
+            "trt_detailed_build_log": bool,
+            "trt_layer_norm_fp32_fallback": bool,
+            "trt_max_workspace_size": int,
+            "trt_sparsity_enable": bool,
+        },
+        f16="trt_fp16_enable",
+        caches=(
+            ("trt_engine_cache_enable", "1"),
+            ("trt_engine_cache_path", "{}"),
+            ("trt_timing_cache_enable", "1"),
+            ("trt_timing_cache_path", "{}"),
+        ),
+        beside=("CUDAExecutionProvider",),
+        memory="cuda",
+        captures="trt_cuda_graph_enable",
+        ranges="trt_profile",
+        vendor="NVIDIA",
+    ),
+    "MIGraphX": Provider(
+        "MIGraphXExecutionProvider",
+        "onnxruntime-migraphx",
+        options={
+            "device_id": int,
+            "migraphx_arena_extend_strategy": int,
+            "migraphx_exhaustive_tune": bool,
+            "migraphx_mem_limit": int,
+        },
+        caches=(("migraphx_model_cache_dir", "{}"),),
+        vendor="AMD",
+    ),
+    "WebGPU": Provider(
+        "WebGpuExecutionProvider",
+        "onnxruntime-webgpu",
+        options={
+            "dawnBackendType": ("Vulkan", "D3D12"),
+            "enableGraphCapture": bool,
+            "enableInt64": bool,
+            "powerPreference": ("high-performance", "low-power"),
+            "preferredLayout": ("NCHW", "NHWC"),
+            "validationMode": ("disabled", "wgpuOnly", "basic", "full"),
+        },
+    ),
+    "DirectML": Provider(
+        "DmlExecutionProvider",
+        "onnxruntime-directml",
+        options={
+            "device_id": int,
+            "device_filter": ("gpu", "npu", "any"),
+            "disable_metacommands": bool,
+            "performance_preference": ("default", "high_performance", "minimum_power"),
+        },
+        attributes={"enable_mem_pattern": False},
+    ),
+    "CoreML": Provider(
+        "CoreMLExecutionProvider",
+        "onnxruntime",
+        options={
+            "AllowLowPrecisionAccumulationOnGPU": bool,
+            "MLComputeUnits": ("ALL", "CPUAndGPU", "CPUAndNeuralEngine"),
+            "ModelFormat": ("MLProgram", "NeuralNetwork"),
+            "RequireStaticInputShapes": bool,
+            "SpecializationStrategy": ("Default", "FastPrediction"),
+        },
+        fixed={"ModelFormat": "MLProgram"},
+        caches=(("ModelCacheDirectory", "{}"),),
+    ),
+}
+"""By device, as profiles name it."""
+
+
+def check_option(name: str, value: Option) -> None:
+    """Raise `ProfileError` unless some provider has the option and takes the value; `suggest` names the nearest."""
+    kinds = {option: kind for provider in PROVIDERS.values() for option, kind in provider.options.items()}
+    kind = kinds[name]
+    if isinstance(kind, tuple):
+        fits, wanted = value in kind, f"one of: {', '.join(kind)}"
+    else:
+        fits, wanted = type(value) is kind, {int: "a whole number", bool: "true or false"}[kind]
+    if not fits:
+        raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
+
+
+def settings(target: Target, part: str, cache: Path) -> dict[str, str]:
+    """The provider's options for a target, as strings: the profile's, what its precision takes, where to keep engines.
+
+    Raises `ProfileError` for an option of another provider, and for recorded calls of free shapes.
+    """
+    provider = PROVIDERS[target.device]
+    known = {name for other in PROVIDERS.values() for name in other.options}
+    asked = {name: value for name, value in target.options.items() if name in known}
+    for name in asked:
+        if name not in provider.options:
+            raise ProfileError(f"{provider.name} has no option {name!r}. {suggest(name, list(provider.options))}")
+    if provider.captures and asked.get(provider.captures) and target.shape is None:
+        raise ProfileError(
+            f"{provider.captures} replays a call of one shape. Write sizes under [shapes], or leave it out."
+        )
+    made = dict(provider.fixed)
+    if provider.f16 and target.precision == "f16":
+        made[provider.f16] = "1"
+    made |= {name: value.format(cache) for name, value in provider.caches}
+    if provider.ranges and target.shape is None:
+        made |= _ranges(provider.ranges, target, part)
+    return made | {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in asked.items()}
+
+
+def _ranges(prefix: str, target: Target, part: str) -> dict[str, str]:
+    """`sample:1x4x8x8,...` for the least, usual and largest sizes."""
+    made: dict[str, str] = {}
+    for place, which in enumerate(("min", "opt", "max")):
+        shapes = (f"{tensor.name}:{'x'.join(map(str, bounds(part, tensor)[place]))}" for tensor in target.inputs)
+        made[f"{prefix}_{which}_shapes"] = ",".join(shapes)
+    return made

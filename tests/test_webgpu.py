@@ -1,0 +1,61 @@
+"""WebGPU, executed: by ONNX Runtime over SwiftShader, a GPU in software, in an environment of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentc.core.tensors import psnr_db
+
+HOUSE = Path(__file__).parents[1]
+ENVIRONMENT = Path(sys.prefix) / "webgpu"
+DRIVER = ENVIRONMENT / "debian" / "usr" / "lib" / "chromium"
+PYTHON = ENVIRONMENT / "bin" / "python"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ENVIRONMENT / ".ready").exists(), reason="There is no GPU in software; say: make webgpu"),
+]
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Run a module of Python's where Vulkan finds SwiftShader and nothing else."""
+    icd = tmp_path / "swiftshader.json"
+    library = {"library_path": str(DRIVER / "libvk_swiftshader.so"), "api_version": "1.0.5"}
+    icd.write_text(json.dumps({"file_format_version": "1.0.0", "ICD": library}))
+    places = {"VK_DRIVER_FILES": str(icd), "LD_LIBRARY_PATH": str(DRIVER), "PYTHONPATH": str(HOUSE / ".venv" / "links")}
+
+    def run(*arguments):
+        command = [str(PYTHON), "-m", *map(str, arguments)]
+        done = subprocess.run(command, env=os.environ | places, cwd=HOUSE, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
+def test_it_holds_the_contract(call):
+    assert " passed" in call("pytest", "tests/runtimes/test_contract.py", "-k", "WebGPU", "-p", "no:cacheprovider")
+
+
+def test_it_draws_what_pytorch_draws(call, own_bundle, tmp_path):
+    bundle = own_bundle("scenes").folder
+    (build,) = json.loads(call("latentc", "build", bundle, "--profile", "webgpu", "--json"))
+    assert build["step_psnr_db"] > 60
+    for part in ("unet", "vae_decoder", "vae_encoder"):
+        placed = json.loads(next(bundle.glob(f"engines/{part}-*/placement.json")).read_text())
+        assert list(placed) == ["WebGpuExecutionProvider"]
+
+    asked = (bundle, "a red boat on the sea at sunset", "--seed", "1", "--steps", "4", "--quiet", "-o")
+    call("latentc", "run", *asked, tmp_path / "webgpu.png", "--profile", "webgpu")
+    profile = ("--profile", "torch-f32")
+    subprocess.run([sys.executable, "-m", "latentc", "build", bundle, *profile, "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "latentc", "run", *asked, tmp_path / "torch.png", *profile], check=True)
+    ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}.png"), np.float32) for name in ("webgpu", "torch"))
+    assert psnr_db(theirs, ours) > 40
