@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check peers webgpu clean
+.PHONY: demo test check peers software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -49,13 +49,13 @@ $(PEERS)/onnx/.ready: $(READY)
 		diffusers==0.39.0 huggingface_hub==0.36.2 onnx==1.23.2 onnxruntime==1.31.1 accelerate
 	@touch $@
 
-# A GPU in software: WebGPU through ONNX Runtime, over SwiftShader from Debian's chromium-common. About 0.5 GB.
-WEBGPU := $(VENV)/webgpu
+# A GPU in software, SwiftShader from Debian's chromium-common, and WebGPU's own environment: about 0.5 GB.
+SOFTWARE := $(VENV)/software-gpu
 
-webgpu: $(WEBGPU)/.ready
-	$(BIN)/pytest tests/test_webgpu.py
+software-gpu: $(SOFTWARE)/.ready
+	$(BIN)/pytest tests/test_software_gpu.py
 
-$(WEBGPU)/.ready: $(READY)
+$(SOFTWARE)/.ready: $(READY)
 	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || \
 		{ echo "SwiftShader is taken from Debian's package chromium-common: that takes apt-get and dpkg."; exit 1; }
 	$(PYTHON) -m venv $(@D)

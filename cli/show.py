@@ -269,7 +269,7 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
         )
     console = Console()
     console.print(listed)
-    console.print("Proof: run on such a device, built for it without one, or only written.")
+    console.print("Proof: run on such a device, on one in software, built for it without one, or only written.")
 
 
 def demo(outcome: Demo, as_json: bool) -> None:

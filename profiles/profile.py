@@ -48,8 +48,10 @@ class Profile(Record):
 
     name: str
     title: str
-    proof: Literal["run", "built", "written"] = "written"
-    """How far it was tried: run on its device, built for it on another machine, or written by its documentation."""
+    proof: Literal["run", "software", "built", "written"] = "written"
+    """How far it was tried: run on its device, run on such a device in software, built for it on another machine, or
+    written by its documentation.
+    """
     rank: int = 0
     """Of those that work on a machine, `latentc doctor` advises the one with the highest; never one with 0."""
     instructions: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""IREE: a compiler that needs no device, for AMD's GPUs and the CPU.
+"""IREE: a compiler that needs no device, for AMD's GPUs, any GPU with Vulkan, and the CPU.
 
 An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights as they lie in the graph (f16 stays f16), and
 `names.json`: a program's inputs and outputs have an order and no names. A graph is imported at opset 18: 3.13 doesn't
@@ -35,7 +35,13 @@ INLINE_NUMBERS = 64
 """Weights of fewer numbers stay in the program."""
 
 INSTALL = 'Install it with: pip install ".[iree]".'
-CPU = "CPU"
+CPU, VULKAN = "CPU", "Vulkan"
+BASELINE = "vp_android_baseline_2022"
+"""The profile of Vulkan that code is made for: what GPUs of the last years have, subgroups and f16 left out."""
+
+DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
+"""Its names of what runs a device; AMD's GPUs are run by HIP."""
+
 HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
 """AMD architectures that it compiles for: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
 
@@ -53,8 +59,8 @@ class IREE:
     infers_shapes = False
 
     def devices(self) -> tuple[str, ...]:
-        """The CPU, and AMD GPUs that are here."""
-        return tuple(device for device in (CPU, *HIP) if self.missing(device) is None)
+        """The CPU, Vulkan where a driver has a GPU, and AMD GPUs that are here."""
+        return tuple(device for device in (CPU, VULKAN, *HIP) if self.missing(device) is None)
 
     def missing(self, device: str) -> str | None:
         """The runtime that isn't installed, an unknown device, or one that isn't here."""
@@ -66,6 +72,12 @@ class IREE:
             return reason
         if device == CPU:
             return None
+        if device == VULKAN:
+            try:
+                found = runtime.get_driver("vulkan").query_available_devices()
+            except Exception as exc:  # whatever the loader says
+                return f"Vulkan can't be used here ({first_line(exc)}). Install a GPU's driver, and libvulkan1."
+            return None if found else "Vulkan finds no GPU here. Install its driver."
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
             return f"There is no {device} here; AMD GPUs found: {', '.join(has) or 'none'}."
@@ -98,8 +110,8 @@ class IREE:
         return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """f32 and f16, everywhere: it computes in what the graph says."""
-        return () if _unknown(device) else PRECISIONS
+        """It computes in what the graph says: f32 and f16, but for Vulkan, whose f16 not every GPU has."""
+        return () if _unknown(device) else PRECISIONS[:1] if device == VULKAN else PRECISIONS
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`optimization_level`."""
@@ -147,7 +159,7 @@ class _Loaded:
     def __init__(self, artifact: Path, target: Target) -> None:
         runtime = _runtime()
         with border(CompileError, f"IREE can't load {artifact}", REBUILD):
-            config = runtime.Config("local-task" if target.device == CPU else "hip")
+            config = runtime.Config(DRIVERS.get(target.device, "hip"))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
@@ -159,16 +171,37 @@ class _Loaded:
             self._function: Any = context.modules[program.name][entry]
             names: dict[str, list[str]] = json.loads((artifact / NAMES).read_text(encoding="utf-8"))
         self._inputs, self._outputs = names["inputs"], names["outputs"]
+        self._device, self._vulkan = config.device, target.device == VULKAN
         self._wanted = {tensor.name for tensor in target.outputs}
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Feeds in the graph's order, and of its outputs those that are wanted."""
         del sizes
         with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
-            found = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
+            found = self._function(*(self._given(feeds[name]) for name in self._inputs))
             outputs: Any = found if type(found) in (tuple, list) else (found,)
             named = dict(zip(self._outputs, outputs, strict=True))
-            return {name: np.array(named[name].to_host(), dtype=np.float32) for name in self._wanted}
+            return {name: self._read(named[name]) for name in self._wanted}
+
+    def _given(self, array: Array) -> Array:
+        """An input as the program takes it."""
+        return np.ascontiguousarray(array, np.int32 if self._vulkan and array.dtype == np.int64 else None)
+
+    def _read(self, array: Any) -> Array:
+        """An output. The library's own copy lets the driver write to numpy's memory, which lies on no page's border."""
+        if not self._vulkan:
+            return np.array(array.to_host(), dtype=np.float32)
+        runtime, source = _runtime(), array._buffer_view
+        staging = self._device.allocator.allocate_buffer(
+            memory_type=int(runtime.MemoryType.HOST_LOCAL | runtime.MemoryType.DEVICE_VISIBLE),
+            allowed_usage=int(runtime.BufferUsage.TRANSFER_TARGET | runtime.BufferUsage.MAPPING_SCOPED),
+            allocation_size=source.get_buffer().byte_length(),
+        )
+        semaphore = self._device.create_semaphore(0)
+        before, after = (runtime.HalFence.create_at(semaphore, moment) for moment in (0, 1))
+        self._device.queue_copy(source.get_buffer(), staging, wait_semaphores=before, signal_semaphores=after)
+        after.wait()
+        return np.array(staging.map().asarray(source.shape, np.dtype(np.float32)), dtype=np.float32)
 
     def release(self) -> None:
         """Let go of the program and what it holds."""
@@ -191,13 +224,15 @@ def _flags(device: str) -> tuple[str, ...]:
     if device == CPU:
         local = ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu")
         return (*local, "--iree-llvmcpu-target-cpu=host")
+    if device == VULKAN:
+        target = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={BASELINE}")
+        return (*target, "--iree-input-demote-i64-to-i32")  # GPUs need not know 64 bits; token ids are small
     return ("--iree-hal-target-device=hip", f"--iree-rocm-target={device}")
 
 
 def _unknown(device: str) -> str | None:
-    if device == CPU or device in HIP:
-        return None
-    return f"latentc drives no {device} through IREE. {suggest(device, [CPU, *HIP])}"
+    known = [CPU, VULKAN, *HIP]
+    return None if device in known else f"latentc drives no {device} through IREE. {suggest(device, known)}"
 
 
 def _call(what: str, module: str, *arguments: object) -> None:
