@@ -56,6 +56,10 @@ class Profile(Record):
     """Of those that work on a machine, `latentc doctor` advises the one with the highest; never one with 0."""
     instructions: tuple[str, ...] = ()
     """A CPU must have one of these for this to be advised, as `latentc doctor` names them; none: any CPU."""
+    gpus: tuple[str, ...] = ()
+    """Architectures, as `latentc doctor` names them: one must be here for this to be advised; none: any."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """The device's memory in 10^9 bytes, which everything that is loaded at once has to share; None: not known."""
     runtime: str
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)

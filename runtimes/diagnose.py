@@ -36,7 +36,8 @@ def advise(here: Machine) -> Profile | None:
     """The shipped profile to take on this machine; None where no runtime works."""
     for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
         suits = not profile.instructions or set(profile.instructions) & set(here.instructions)
-        if profile.rank and suits:
+        has = not profile.gpus or set(profile.gpus) & {gpu.architecture for gpu in here.gpus}
+        if profile.rank and suits and has:
             adapter = runtime(profile.runtime)
             if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
                 return profile

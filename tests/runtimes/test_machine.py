@@ -9,7 +9,7 @@ import pytest
 from latentc.runtimes import RUNTIMES, runtime
 from latentc.runtimes import machine as module
 from latentc.runtimes.diagnose import RuntimeState, advise, diagnose
-from latentc.runtimes.machine import Machine, machine
+from latentc.runtimes.machine import Gpu, Machine, machine
 
 
 @pytest.fixture
@@ -172,6 +172,15 @@ def test_the_profile_that_pays_is_advised(monkeypatch):
     assert advise(new).name == "cpu-onnxruntime"
     monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: None if device == "gfx942" else "no")
     assert advise(new).name == "mi300x", "a GPU that is here goes first"
+    monkeypatch.setattr(type(runtime("onnxruntime")), "precisions", lambda self, device: ("f32", "f16"))
+    hopper = Gpu(name="NVIDIA H200", vendor="NVIDIA", architecture="sm_90")
+    monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: "no")
+    assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100-tensorrt"
+    monkeypatch.setattr(
+        type(runtime("onnxruntime")), "missing", lambda self, device: None if device in ("CPU", "CUDA") else "no"
+    )
+    assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100"
+    assert advise(new).name == "cpu-onnxruntime", "CUDA's profile is for other GPUs than are here"
 
 
 BARE = """
