@@ -62,7 +62,13 @@ def export(
 
 
 @app.command()
-def build(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, quiet: Quiet = False, as_json: Json = False) -> None:
+def build(
+    bundle: Folder,
+    profile: Profiles = DEFAULT_PROFILE,
+    force: Annotated[bool, typer.Option("--force", help="Build what by plan won't fit.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Compile a bundle's parts for one or more profiles, and compare each engine with the reference."""
     from ..compiler.build import build as run_build
     from ..core.bundle import open_bundle
@@ -73,8 +79,20 @@ def build(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, quiet: Quiet = Fa
     opened = open_bundle(bundle)
     chosen = [load_profile(name) for name in profile.split(",")]
     with shown(quiet or as_json) as tell:
-        builds = [run_build(opened, one, tell) for one in chosen]
+        builds = [run_build(opened, one, tell, force=force) for one in chosen]
     show.builds(builds, as_json)
+
+
+@app.command()
+def plan(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, as_json: Json = False) -> None:
+    """Predict what building takes and what the engines will hold, and say what won't fit."""
+    from ..compiler.plan import plan as run_plan
+    from ..core.bundle import open_bundle
+    from ..profiles import load_profile
+    from .plan import show
+
+    opened = open_bundle(bundle)
+    show([run_plan(opened, load_profile(name)) for name in profile.split(",")], as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import RLock
 
 from ..core.bundle import Bundle, verify_files
-from ..core.errors import BundleError, ParityError, RuntimeMissing, ShapeError
+from ..core.errors import BundleError, CompileError, ParityError, RuntimeMissing, ShapeError
 from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
@@ -33,6 +33,7 @@ from .cache import (
 )
 from .lower import lowered
 from .parity import measure, measure_graph, measure_step, reference, step_shapes
+from .plan import plan
 from .targets import Wanted, wanted
 
 STEP_LOSS_DB = 10.0
@@ -59,21 +60,35 @@ class Build:
     seconds: float
 
 
-def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet) -> Build:
+def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet, *, force: bool = False) -> Build:
     """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
 
     Where the device isn't here and the compiler can do without, the graph is compared instead, run on the CPU.
     The same build on the device then compares the engines, without compiling them again.
 
-    Raises `ParityError` naming part and figure where an engine is below the profile's floor: nothing of it is kept.
-    Also `CompileError`, `RuntimeMissing`, `ProfileError`, and `BundleError` for a damaged bundle.
+    Raises `CompileError` where engines that aren't there yet won't fit by plan, unless `force`d; `ParityError` naming
+    part and figure where an engine is below the profile's floor: nothing of it is kept. Also `RuntimeMissing`,
+    `ProfileError`, and `BundleError` for a damaged bundle.
     """
     start = time.perf_counter()
     adapter, engines = wanted(bundle, profile, to_run=False)
+    if not force:
+        _check_fits(bundle, profile, engines)
     built = tuple(_build_one(bundle, profile, adapter, want, on_progress) for want in engines)
     here = adapter.missing(profile.device) is None
     step = _prove_step(bundle, profile, built, on_progress) if here else None
     return Build(profile.name, built, step, time.perf_counter() - start)
+
+
+def _check_fits(bundle: Bundle, profile: Profile, engines: tuple[Wanted, ...]) -> None:
+    """Before a minute is spent on what isn't there yet."""
+    if all(find(bundle, want.part, want.key) for want in engines):
+        return
+    if complaints := plan(bundle, profile).complaints:
+        raise CompileError(
+            f"By plan, profile {profile.name} doesn't fit. {'. '.join(complaints)}. To try all the same: --force. "
+            f"(`latentc plan {bundle.folder} --profile {profile.name}` shows the figures.)"
+        )
 
 
 def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, on_progress: Progress) -> Built:

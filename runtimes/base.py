@@ -46,6 +46,43 @@ class Job:
     target: Target
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What engines take of memory and time, measured (benchmarks/results/2026-11-22-plan.md); memory in bytes.
+
+    `per_weight` counts each byte of weights in the engine's own precision, `per_f32` each of the same weights in f32.
+    """
+
+    base: int
+    """Held whatever the engines are."""
+    engine: int = 0
+    """Held for each engine, whatever it is."""
+    per_weight: float = 1.0
+    per_f32: float = 0.0
+    activations: float = 1.0
+    """Held, for each byte of values that are alive at once."""
+    scores: int = 0
+    """Copies of attention's scores that are held at once, but for types in `fuses`."""
+    fuses: tuple[Precision, ...] = ()
+    """Types for which attention is one kernel, and its scores never lie in memory."""
+    unrolls: bool = False
+    """Whether a convolution's windows are written out as a matrix."""
+    ranged: bool = False
+    """Whether memory for the largest of the ranges of free sizes is taken at load."""
+    disk_per_weight: float = 1.0
+    disk_per_f32: float = 0.0
+    build_base: int = 0
+    """Held while building, whatever the part is."""
+    build_per_weight: float = 0.0
+    build_per_f32: float = 0.0
+    build_seconds: float = 0.0
+    """On two cores, whatever the part is."""
+    build_seconds_per_gb: float = 0.0
+    """And for each 10^9 bytes of weights in the engine's own precision."""
+    on_host: bool = True
+    """Whether engines are held in the machine's own memory."""
+
+
 class Engine(Protocol):
     """A loaded artifact. Safe to call from several threads; calls may wait for one another."""
 
@@ -100,6 +137,10 @@ class Runtime(Protocol):
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """What the device computes in natively, through this runtime."""
+        ...
+
+    def costs(self, device: str) -> Costs | None:
+        """What engines for a device take; None where nobody has measured it."""
         ...
 
     def check(self, options: Mapping[str, Option]) -> None:

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Engine, Job, Option, Target
+from .base import MEMORY, Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import instructions, machine
@@ -48,6 +49,16 @@ HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", "O3")}
 """Options, and the values that they take."""
+
+COSTS = Costs(
+    base=0,
+    scores=2,
+    build_base=250_000_000,
+    build_per_weight=5.0,
+    build_seconds=30.0,
+    build_seconds_per_gb=30.0,
+    on_host=False,
+)
 
 
 class IREE:
@@ -113,6 +124,10 @@ class IREE:
         """It computes in what the graph says: f32 and f16, but for Vulkan, whose f16 not every GPU has."""
         return () if _unknown(device) else PRECISIONS[:1] if device == VULKAN else PRECISIONS
 
+    def costs(self, device: str) -> Costs:
+        """What the compiler plans to hold, and what compiling took."""
+        return replace(COSTS, base=120_000_000, on_host=True) if device == CPU else COSTS
+
     def check(self, options: Mapping[str, Option]) -> None:
         """`optimization_level`."""
         for name, value in options.items():
@@ -127,7 +142,7 @@ class IREE:
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
         (out / NAMES).write_text(json.dumps(_names(job)) + "\n", encoding="utf-8")
-        imported = out / "imported.mlir"
+        imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
         _call(
             f"IREE can't import {job.part}",
@@ -140,7 +155,10 @@ class IREE:
         _call(
             f"IREE can't compile {job.part} for {target.device}",
             *("iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
+            *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
+        (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
+        planned.unlink()
         imported.unlink()
         write_stamp(out, job, self.versions(), self.device(target.device))
 
@@ -218,6 +236,15 @@ def _names(job: Job) -> dict[str, list[str]]:
     if set(inputs) != set(wanted) or not lacking <= set(outputs):
         raise CompileError(f"{job.graph} takes {inputs} and gives {outputs}; the bundle says otherwise. {REBUILD}")
     return {"inputs": inputs, "outputs": outputs}
+
+
+def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
+    """What the compiler plans to hold; of free sizes it plans nothing."""
+    held = {"weights_bytes": weights.stat().st_size if weights.exists() else 0}
+    if target.shape is not None:
+        counted = json.loads(planned.read_text(encoding="utf-8"))["stream-aggregate"]
+        held["activation_bytes"] = counted["execution"]["transient-memory-size"]
+    return held
 
 
 def _flags(device: str) -> tuple[str, ...]:

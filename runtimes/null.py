@@ -11,7 +11,7 @@ from ..core.errors import ProfileError
 from ..core.progress import Progress
 from ..core.shapes import shape_of
 from ..core.tensors import Array, Precision
-from .base import Engine, Job, Option, Target
+from .base import Costs, Engine, Job, Option, Target
 from .host import HostEngine
 from .stamp import check_stamp, write_stamp
 
@@ -52,6 +52,11 @@ class Null:
         """All: zero is zero."""
         del device
         return ("f32", "bf16", "f16")
+
+    def costs(self, device: str) -> Costs:
+        """None."""
+        del device
+        return Costs(base=0, per_weight=0.0, activations=0.0, disk_per_weight=0.0)
 
     def check(self, options: Mapping[str, Option]) -> None:
         """It has no options."""

@@ -26,7 +26,7 @@ from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Engine, Job, Option, Target
+from .base import Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import instructions, machine
@@ -68,6 +68,16 @@ ENTRIES = (
 """Options that are entries of the session's configuration, by its own names; true and false are 1 and 0."""
 
 LEVEL = "graph_optimization_level"
+
+CPU_COSTS = Costs(
+    base=70_000_000,
+    scores=2,
+    unrolls=True,
+    build_base=100_000_000,
+    build_per_weight=1.9,
+    build_seconds=1.0,
+    build_seconds_per_gb=10.0,
+)
 
 
 class ONNXRuntime:
@@ -129,6 +139,10 @@ class ONNXRuntime:
             return ()
         has = PROVIDERS[device].precisions
         return has if device == "CPU" else tuple(one for one in has if fault(device, one) is None)
+
+    def costs(self, device: str) -> Costs | None:
+        """Of CPUs; no other device was measured."""
+        return CPU_COSTS if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`ATTRIBUTES`, `ENTRIES` and the providers' options by ONNX Runtime's names, `graph_optimization_level`, one

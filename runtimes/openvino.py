@@ -21,7 +21,7 @@ from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Engine, Job, Option, Target
+from .base import Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .stamp import REBUILD, check_stamp, write_stamp
@@ -50,6 +50,20 @@ RESERVED = {
     "WEIGHTS_PATH": "engines hold their weights",
 }
 """Properties that a profile can't set, and why."""
+
+CPU_COSTS = Costs(
+    base=100_000_000,
+    per_weight=1.0,
+    per_f32=1.0,  # the blob holds f32 whatever is computed in, and the kernels a copy of their own
+    activations=1.3,
+    disk_per_weight=0.0,
+    disk_per_f32=1.0,
+    build_base=100_000_000,
+    build_per_weight=1.05,
+    build_per_f32=1.05,
+    build_seconds=1.0,
+    build_seconds_per_gb=10.0,
+)
 
 
 class OpenVINO:
@@ -98,6 +112,10 @@ class OpenVINO:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """By the device's capabilities. A CPU without FP16 computes in bf16 when f16 is asked: it isn't listed."""
         return tuple(precision for precision, name in CAPABILITIES.items() if name in _capabilities(device))
+
+    def costs(self, device: str) -> Costs | None:
+        """Of CPUs; no other device was measured."""
+        return CPU_COSTS if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:
         """Options are OpenVINO's writable properties, by their own names. Values are tried on an empty model."""

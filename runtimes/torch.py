@@ -20,7 +20,7 @@ from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMi
 from ..core.progress import Progress
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array, Precision
-from .base import Engine, Job, Option, Target
+from .base import Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .stamp import REBUILD, check_stamp, write_stamp
@@ -87,6 +87,11 @@ class Torch:
         """All; PyTorch has kernels for each."""
         del device
         return ("f32", "bf16", "f16")
+
+    def costs(self, device: str) -> Costs | None:
+        """Not measured."""
+        del device
+        return None
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`compile`: true or false."""

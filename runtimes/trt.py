@@ -23,7 +23,7 @@ from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.shapes import shape_of
 from ..core.tensors import Array, Precision
-from .base import MEMORY, Engine, Job, Option, Target
+from .base import MEMORY, Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .cuda import Driver, capabilities, open_driver
 from .host import HostEngine
@@ -42,6 +42,19 @@ TOLD = {
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
 }
 """What the builder's log says of device memory."""
+
+COSTS = Costs(
+    base=0,
+    engine=14_000_000,
+    scores=2,
+    fuses=("f16",),
+    ranged=True,
+    build_base=300_000_000,
+    build_per_weight=3.2,
+    build_seconds=2.0,
+    build_seconds_per_gb=8.0,
+    on_host=False,
+)
 
 
 class TensorRTRTX:
@@ -91,6 +104,11 @@ class TensorRTRTX:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
         return PRECISIONS if device in CAPABILITIES else ()
+
+    def costs(self, device: str) -> Costs:
+        """What the builder reports, and what building took."""
+        del device
+        return COSTS
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`builder_optimization_level`, 0 to 5."""

@@ -1,0 +1,193 @@
+"""What a build will take and what its engines will hold, before a minute is spent on it.
+
+Memory follows from the graph: its weights, and the values alive at once at the sizes that are built for. What a runtime
+adds to that was measured (`Costs`). Where the builder has said what its engine will hold, that stands beside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.bundle import Bundle
+from ..core.shapes import shape_of
+from ..profiles import Profile
+from ..runtimes import Costs, Runtime
+from ..runtimes.base import MEMORY
+from ..runtimes.machine import machine
+from ..runtimes.ranges import bounds
+from .cache import Artifact, find
+from .memory import activation_bytes
+from .sizes import Shape
+from .targets import GUIDED_ROWS, PROMPT_LENGTH, Wanted, wanted
+
+WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
+"""Bytes of a number."""
+
+DRAWING = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+"""Parts that are loaded to draw a picture from a text."""
+
+_ALIVE: dict[tuple[object, ...], int] = {}
+"""Activations by part digest, shapes and what the runtime does with them: reading a graph takes a second."""
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine; bytes, seconds."""
+
+    part: str
+    precision: str
+    shape: dict[str, Shape]
+    """What it is planned for: where sizes are free, the model's own."""
+    weights_bytes: int
+    activation_bytes: int
+    """Values alive at once."""
+    held_bytes: int
+    """On the device, once it is loaded and called."""
+    disk_bytes: int | None
+    build_bytes: int | None
+    """The most that building holds."""
+    build_seconds: float | None
+    built: Artifact | None
+    """What is there already."""
+    told_bytes: int | None
+    """What its builder says that it will hold on the device."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a profile asks of a bundle."""
+
+    profile: str
+    device: str
+    measured: bool
+    """Whether the runtime was measured; if not, held bytes are weights and activations only, and it will be more."""
+    on_host: bool
+    engines: tuple[EnginePlan, ...]
+    held_bytes: int
+    """By all engines that draw a picture, loaded at once."""
+    device_bytes: int | None
+    """What the device has; None where nobody knows."""
+    build_bytes: int | None
+    """The most that building what isn't there yet will hold."""
+    free_bytes: int | None
+    """Memory that is free here now."""
+    disk_bytes: int | None
+    """Of what isn't there yet."""
+    disk_free_bytes: int
+    build_seconds: float | None
+    """For what isn't there yet, on two cores."""
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What doesn't fit, in sentences."""
+        return tuple(_complaints(self))
+
+
+def plan(bundle: Bundle, profile: Profile) -> Plan:
+    """Predict what building a profile's engines takes, and what they will hold. Raises as `wanted` does."""
+    adapter, engines = wanted(bundle, profile, to_run=False)
+    costs = adapter.costs(profile.device)
+    planned = tuple(_plan_one(bundle, adapter, costs, want) for want in engines)
+    missing = [engine for engine in planned if engine.built is None]
+    drawing = [engine.held_bytes for engine in planned if engine.part in DRAWING]
+    here, on_host = machine(), costs is not None and costs.on_host
+    room = round(profile.memory_gb * 1e9) if profile.memory_gb else here.memory_bytes if on_host else None
+    return Plan(
+        profile=profile.name,
+        device=profile.device,
+        measured=costs is not None,
+        on_host=on_host,
+        engines=planned,
+        held_bytes=(costs.base if costs else 0) + sum(drawing),
+        device_bytes=room,
+        build_bytes=_all([one.build_bytes for one in missing], max),
+        free_bytes=here.available_bytes,
+        disk_bytes=_all([one.disk_bytes for one in missing], sum),
+        disk_free_bytes=shutil.disk_usage(bundle.folder).free,
+        build_seconds=_all([one.build_seconds for one in missing], sum),
+    )
+
+
+def _all(figures: list[Any], combine: Callable[[list[Any]], Any]) -> Any:
+    """Figures combined; None where one isn't known, 0 where there is none."""
+    return None if None in figures else combine([0, *figures])
+
+
+def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, want: Wanted) -> EnginePlan:
+    artifact = find(bundle, want.part, want.key)
+    parameters = bundle.part(want.part).parameters
+    width = WIDTHS[want.target.precision]
+    weights, whole = parameters * width, parameters * WIDTHS["f32"]
+    shape = _shape(bundle, want, ranged=costs is not None and costs.ranged)
+    alive = _alive(bundle, adapter, costs, want, shape)
+    if costs is None:
+        return EnginePlan(
+            *(want.part, want.target.precision, shape, weights, alive, weights + alive),
+            *(None, None, None, artifact, _told(bundle, artifact)),
+        )
+    return EnginePlan(
+        part=want.part,
+        precision=want.target.precision,
+        shape=shape,
+        weights_bytes=weights,
+        activation_bytes=alive,
+        held_bytes=round(costs.engine + costs.per_weight * weights + costs.per_f32 * whole + costs.activations * alive),
+        disk_bytes=round(costs.disk_per_weight * weights + costs.disk_per_f32 * whole),
+        build_bytes=round(costs.build_base + costs.build_per_weight * weights + costs.build_per_f32 * whole),
+        build_seconds=costs.build_seconds + costs.build_seconds_per_gb * weights / 1e9,
+        built=artifact,
+        told_bytes=_told(bundle, artifact),
+    )
+
+
+def _shape(bundle: Bundle, want: Wanted, *, ranged: bool) -> dict[str, Shape]:
+    if want.target.shape is not None:
+        return dict(want.target.shape)
+    if ranged:
+        return {tensor.name: bounds(want.part, tensor)[-1] for tensor in want.target.inputs}
+    model = bundle.manifest.model
+    side = model.default_size if want.part == "vae_encoder" else model.default_size // model.downscale
+    rows = GUIDED_ROWS if want.part == "unet" else 1
+    sizes = {"batch": rows, "height": side, "width": side, "length": PROMPT_LENGTH}
+    return {tensor.name: shape_of(tensor.shape, sizes) for tensor in want.target.inputs}
+
+
+def _alive(bundle: Bundle, adapter: Runtime, costs: Costs | None, want: Wanted, shape: dict[str, Shape]) -> int:
+    if not adapter.reads_onnx or (costs is not None and not costs.activations):
+        return 0
+    precision = want.target.precision
+    width, unrolls = WIDTHS[precision], costs is not None and costs.unrolls
+    scores = 0 if costs is None or precision in costs.fuses else costs.scores
+    key = (bundle.part(want.part).digest, tuple(shape.items()), width, scores, unrolls)
+    if key not in _ALIVE:
+        _ALIVE[key] = activation_bytes(bundle.graph(want.part), shape, width, scores=scores, unrolls=unrolls)
+    return _ALIVE[key]
+
+
+def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:
+    """Weights and activations by the builder's own account."""
+    if artifact is None or MEMORY not in artifact.files:
+        return None
+    held = json.loads((bundle.engines / artifact.name / MEMORY).read_text(encoding="utf-8"))
+    return sum(held.values()) if "activation_bytes" in held else None
+
+
+def _complaints(found: Plan) -> Iterable[str]:
+    least = "" if found.measured else "at least "
+    if found.device_bytes is not None and found.held_bytes > found.device_bytes:
+        yield (
+            f"Drawing a picture holds {least}{_gb(found.held_bytes)} on {found.device}, which has "
+            f"{_gb(found.device_bytes)}: narrower types under [precision], or a smaller size under [shapes]"
+        )
+    if found.build_bytes and found.free_bytes is not None and found.build_bytes > found.free_bytes:
+        yield f"Building holds {_gb(found.build_bytes)}, and {_gb(found.free_bytes)} are free here"
+    if found.disk_bytes and found.disk_bytes > found.disk_free_bytes:
+        yield f"The engines take {_gb(found.disk_bytes)} on disk, where {_gb(found.disk_free_bytes)} are free"
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

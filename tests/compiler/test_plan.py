@@ -1,0 +1,121 @@
+"""Memory is predicted from the graph, and held against what builders report."""
+
+import json
+
+import onnx
+import pytest
+
+from latentc.compiler.build import build
+from latentc.compiler.memory import activation_bytes
+from latentc.compiler.plan import plan
+from latentc.compiler.targets import wanted
+from latentc.core.errors import CompileError
+from latentc.core.progress import quiet
+from latentc.profiles import load_profile
+from latentc.profiles.profile import Shapes
+from latentc.runtimes import Job, runtime
+
+
+def graph(tmp_path, text):
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 23]> {text}')
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+X = "g (float[8] x) => (float[8] z)"
+
+
+@pytest.mark.parametrize(
+    ("what", "text", "numbers"),
+    [
+        ("input and output", X + "{ z = Softmax(x) }", 16),
+        ("in the place of its input", X + "{ z = Sigmoid(x) }", 8),
+        ("not while that is needed", X + "{ y = Softmax(x) s = Sigmoid(y) z = Softmax(s) }", 16),
+        ("a chain is one piece", X + "{ s = Sigmoid(x) y = Mul(x, s) z = Softmax(y) }", 16),
+        ("what is kept for later", X + "{ a = Softmax(x) b = Softmax(a) z = Add(x, b) }", 24),
+        ("views are free", X + "<int64[1] s = {8}> { y = Reshape(x, s) z = Softmax(y) }", 16),
+        ("weights", X + "<float[8] w = {1,1,1,1,1,1,1,1}> { v = Softmax(w) y = Add(x, v) z = Softmax(y) }", 16),
+        ("what nobody reads", X + "{ u = Softmax(x) z = Softmax(x) }", 16),
+    ],
+)
+def test_values_alive_at_once(tmp_path, what, text, numbers):
+    assert activation_bytes(graph(tmp_path, text), {"x": (8,)}, 2) == 2 * numbers, what
+
+
+def test_what_a_node_holds_while_it_computes(tmp_path):
+    attention = graph(tmp_path, "g (float[2,4,16,8] x) => (float[2,4,16,8] y) { y = Attention(x, x, x) }")
+    shapes, size = {"x": (2, 4, 16, 8)}, 2 * 4 * 16 * 8
+    assert activation_bytes(attention, shapes, 4) == 4 * 2 * size
+    assert activation_bytes(attention, shapes, 4, scores=2) == 4 * (2 * size + 2 * 2 * 4 * 16 * 16)
+    text = "{ y = Conv<pads=[1,1,1,1], kernel_shape=[3,3]>(x, w) }"
+    convolution = graph(tmp_path, "g (float[1,2,8,8] x, float[4,2,3,3] w) => (float[1,4,8,8] y)" + text)
+    shapes, size = {"x": (1, 2, 8, 8), "w": (4, 2, 3, 3)}, 2 * 64 + 4 * 64 + 4 * 2 * 9
+    assert activation_bytes(convolution, shapes, 4) == 4 * size
+    assert activation_bytes(convolution, shapes, 4, unrolls=True) == 4 * (size + 2 * 9 * 64)
+
+
+def told(bundle, profile, part, folder):
+    """What a builder says that an engine will hold."""
+    from latentc.compiler.lower import lowered
+
+    adapter, engines = wanted(bundle, profile, to_run=False)
+    (want,) = (want for want in engines if want.part == part)
+    folder.mkdir()
+    half, folded = want.target.precision == "f16", not adapter.infers_shapes
+    with lowered(bundle.graph(part), "plan", profile.opset, want.target.shape, half=half, folded=folded) as path:
+        adapter.compile(Job(bundle, part, path, want.target), folder, quiet)
+    return sum(json.loads((folder / "memory.json").read_text()).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("rtx-4090", "vae_decoder"), ("rtx-4090", "unet"), ("mi300x", "vae_decoder")],
+)
+def test_predictions_are_near_what_builders_report(bundle, tmp_path, name, part):
+    """Within 20 percent, of models whose values weigh more than their weights."""
+    profile = load_profile(name).model_copy(update={"shapes": Shapes(sizes=("768x768",))})
+    if reason := runtime(profile.runtime).unbuildable(profile.device):
+        pytest.skip(reason)
+    (engine,) = (one for one in plan(bundle("scenes"), profile).engines if one.part == part)
+    assert engine.held_bytes == pytest.approx(told(bundle("scenes"), profile, part, tmp_path / "out"), rel=0.2)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
+    opened = own_bundle("sd1")
+    profile = load_profile("cpu-onnxruntime").model_copy(update={"memory_gb": 0.05})
+    found = plan(opened, profile)
+    assert found.measured
+    assert found.held_bytes > found.device_bytes == 50_000_000
+    (complaint,) = found.complaints
+    assert complaint.startswith("Drawing a picture holds 0.1 GB on CPU, which has 0.1 GB: narrower types")
+    with pytest.raises(CompileError, match="By plan, profile cpu-onnxruntime doesn't fit.*--force"):
+        build(opened, profile)
+    assert not [path for path in opened.engines.glob("*-*") if path.is_dir()]
+    built = build(opened, profile, force=True)
+    assert build(opened, profile).engines[0].hit, "what is there is not refused"
+    after = plan(opened, profile)
+    assert [one.built for one in after.engines] == [one.artifact for one in built.engines]
+    assert (after.build_bytes, after.disk_bytes, after.build_seconds) == (0, 0, 0)
+
+
+def test_building_needs_memory_and_disk(bundle, monkeypatch):
+    from latentc.compiler import plan as module
+
+    here = module.machine().model_copy(update={"available_bytes": 1000})
+    monkeypatch.setattr(module, "machine", lambda: here)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    profile = load_profile("cpu-onnxruntime").model_copy(update={"options": {"intra_op_num_threads": 3}})
+    memory, disk = plan(bundle("sd1"), profile).complaints
+    assert memory.startswith("Building holds 0.1 GB, and 0.0 GB are free here")
+    assert "on disk, where 0.0 GB are free" in disk
+
+
+def test_what_nobody_measured_says_so(bundle):
+    found = plan(bundle("sd1"), load_profile("torch-f32"))
+    assert not found.measured
+    assert found.build_seconds is found.build_bytes is found.disk_bytes is None
+    assert found.held_bytes == sum(
+        4 * part.parameters for name, part in bundle("sd1").manifest.parts.items() if name != "vae_encoder"
+    )
