@@ -76,7 +76,12 @@ def fault(device: str, precision: Precision) -> str | None:
 def open_session(graph: str | bytes, options: Any, device: str, settings: Mapping[str, str]) -> Any:
     """A session on a device; raises `RuntimeMissing` where another provider stepped in."""
     provider = PROVIDERS[device]
-    asked: list[Any] = [(provider.name, dict(settings)), *provider.beside] if device != "CPU" else [provider.name]
+    given = dict(settings)
+    if provider.entries is not None:
+        for name, value in settings.items():
+            options.add_session_config_entry(provider.entries + name, value)
+        given = {}
+    asked: list[Any] = [(provider.name, given), *provider.beside] if device != "CPU" else [provider.name]
     session = _library().InferenceSession(graph, options, providers=asked, enable_fallback=0)
     taken = session.get_providers()
     if taken[0] != provider.name:

@@ -1,7 +1,7 @@
 """What ONNX Runtime's execution providers are called, compute in, and can be told.
 
-Names and options are the libraries' own, read from onnxruntime-gpu 1.31, onnxruntime-migraphx 1.27, onnxruntime-webgpu
-1.27 and, for DirectML and Core ML, from their documentation (onnxruntime.ai/docs/execution-providers).
+Names, options and their words are the libraries' own, looked up in the binaries of onnxruntime-gpu 1.31, -migraphx 1.27,
+-webgpu 1.27, -directml 1.24 and of onnxruntime 1.31 for macOS.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Provider:
     """Prefix of the options that state the ranges of free sizes."""
     vendor: str | None = None
     """Of the GPUs that it runs on, where it runs on one vendor's only."""
+    entries: str | None = None
+    """Prefix of its options as entries of the session's configuration, where it ignores those that it is given."""
     attributes: Mapping[str, bool] = field(default_factory=dict[str, bool])
     """Attributes of SessionOptions without which it refuses to work."""
 
@@ -127,6 +129,7 @@ PROVIDERS: dict[str, Provider] = {
             "preferredLayout": ("NCHW", "NHWC"),
             "validationMode": ("disabled", "wgpuOnly", "basic", "full"),
         },
+        entries="ep.webgpuexecutionprovider.",
     ),
     "DirectML": Provider(
         "DmlExecutionProvider",

@@ -167,6 +167,23 @@ def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
         bound(feeds)
 
 
+def test_options_that_a_provider_takes_as_entries_only(case, monkeypatch):
+    """WebGPU's provider ignores what it is given as options, a word that doesn't exist as well."""
+    stand_in(monkeypatch, entries="ep.dsp.")
+    library, asked = placement._library(), []
+    make = library.InferenceSession
+
+    def noted(graph, options, providers, **rest):
+        asked.append(providers)
+        return make(graph, options, providers=providers, **rest)
+
+    monkeypatch.setattr(library, "InferenceSession", noted)
+    options = library.SessionOptions()
+    placement.open_session(str(case.artifact / "engine.onnx"), options, "DSP", {"layout": "NHWC"})
+    assert options.get_session_config_entry("ep.dsp.layout") == "NHWC"
+    assert asked == [[("CPUExecutionProvider", {})]]
+
+
 def target_of(case, device, **changes):
     return replace(case.target, device=device, **changes)
 
