@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..core.bundle import PARTS, Bundle
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import suggest
+from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
@@ -45,6 +46,10 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
     adapter.check(profile.options)
     _check_parts(profile)
+    if not (profile.shapes.sizes or adapter.takes_free_sizes):
+        raise ProfileError(
+            f'{profile.runtime} compiles for fixed sizes only. Write sizes = ["own"] under [shapes] of {profile.name}.'
+        )
     if adapter.reads_onnx and profile.opset > adapter.newest_opset:
         raise ProfileError(
             f"Profile {profile.name} asks for opset {profile.opset}, and {profile.runtime} takes no newer one than "
@@ -54,7 +59,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     found: list[Wanted] = []
     for name, part in bundle.manifest.parts.items():
         precision = choose(profile, name, adapter.precisions(profile.device))
-        for shape in shapes(bundle, profile, name):
+        for shape in shapes(bundle, profile, name, free=adapter.takes_free_sizes):
             target = Target(
                 profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape
             )
@@ -93,15 +98,19 @@ def choose(profile: Profile, part: str, has: tuple[Precision, ...]) -> Precision
     )
 
 
-def shapes(bundle: Bundle, profile: Profile, part: str) -> list[Mapping[str, tuple[int, ...]] | None]:
-    """Input shapes to build a part for; None is the engine for every shape.
+def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[Mapping[str, tuple[int, ...]] | None]:
+    """Input shapes to build a part for; None is the engine for every shape, where the runtime takes `free` sizes.
 
-    Text encoders have no picture size, so their rows stay free. The UNet sees twice the pictures where guided; the
-    VAE is called with one picture at a time.
+    Text encoders have no picture size, so their rows stay free, or are one prompt of one chunk, with the negative one
+    where guided. The UNet sees twice the pictures where guided; the VAE is called with one picture at a time.
     """
     sizes = profile.shapes.sizes
     info = bundle.part(part)
-    if not sizes or info.takes("input_ids"):
+    if info.takes("input_ids"):
+        rows = GUIDED_ROWS if profile.shapes.guided else 1
+        fixed = {"batch": rows, "length": PROMPT_LENGTH}
+        return [None if free else {tensor.name: shape_of(tensor.shape, fixed) for tensor in info.inputs}]
+    if not sizes:
         return [None]
     built: list[Mapping[str, tuple[int, ...]] | None] = []
     for size in sizes:
@@ -110,10 +119,5 @@ def shapes(bundle: Bundle, profile: Profile, part: str) -> list[Mapping[str, tup
         rows = profile.shapes.images * (GUIDED_ROWS if profile.shapes.guided else 1) if part == "unet" else 1
         scale = 1 if part == "vae_encoder" else bundle.manifest.model.downscale
         values = {"batch": rows, "height": height // scale, "width": width // scale, "length": PROMPT_LENGTH}
-        built.append(
-            {
-                tensor.name: tuple(dim if isinstance(dim, int) else values[dim] for dim in tensor.shape)
-                for tensor in info.inputs
-            }
-        )
+        built.append({tensor.name: shape_of(tensor.shape, values) for tensor in info.inputs})
     return built

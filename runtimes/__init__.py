@@ -12,6 +12,7 @@ RUNTIMES = {
     "openvino": ".openvino:OpenVINO",
     "onnxruntime": ".onnxruntime:ONNXRuntime",
     "iree": ".iree:IREE",
+    "migraphx": ".migraphx:MIGraphX",
     "tensorrt-rtx": ".trt:TensorRTRTX",
     "torch": ".torch:Torch",
     "null": ".null:Null",

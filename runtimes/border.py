@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from ..core.errors import LatentcError
+from ..core.errors import CompileError, LatentcError
 
 LONGEST = 400
 ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -24,6 +26,18 @@ def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]
         raise
     except Exception as exc:
         raise error(f"{what}: {first_line(exc).rstrip('.')}. {advice}") from exc
+
+
+def call_program(what: str, *command: object) -> str:
+    """Run a compiler's program; gives what it says, or raises `CompileError` with the first thing it complains of."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        if done.returncode == -signal.SIGKILL:
+            raise CompileError(f"{what}: it was killed, for want of memory as a rule. Build where there is more.")
+        lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+        said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
+        raise CompileError(f"{what}: {said[:LONGEST]}. Try another precision, or another runtime.")
+    return done.stdout + done.stderr
 
 
 def first_line(exc: BaseException) -> str:

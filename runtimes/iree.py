@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,12 +24,13 @@ from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
 from .base import MEMORY, Costs, Engine, Job, Option, Target
-from .border import border, first_line
+from .border import border, call_program, first_line
 from .host import HostEngine
 from .machine import instructions, machine
+from .order import read_names, write_names
 from .stamp import REBUILD, check_stamp, write_stamp
 
-PROGRAM, WEIGHTS, NAMES = "engine.vmfb", "weights.irpa", "names.json"
+PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
 SCOPE = "model"
 INLINE_NUMBERS = 64
 """Weights of fewer numbers stay in the program."""
@@ -68,6 +68,7 @@ class IREE:
     newest_opset = 18
     typed = True
     infers_shapes = False
+    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, Vulkan where a driver has a GPU, and AMD GPUs that are here."""
@@ -141,20 +142,28 @@ class IREE:
         target = job.target
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
-        (out / NAMES).write_text(json.dumps(_names(job)) + "\n", encoding="utf-8")
+        write_names(job, out)
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
-        _call(
+        call_program(
             f"IREE can't import {job.part}",
-            *("iree.compiler.tools.import_onnx", job.graph, "-o", imported, "--externalize-params"),
+            *(
+                sys.executable,
+                "-m",
+                "iree.compiler.tools.import_onnx",
+                job.graph,
+                "-o",
+                imported,
+                "--externalize-params",
+            ),
             *("--params-scope", SCOPE, "--num-elements-threshold", INLINE_NUMBERS, "--save-params-to", out / WEIGHTS),
         )
         on_progress(f"{job.part}: compile", None)
         level = target.options.get("optimization_level")
         flags = [*_flags(target.device), *([f"--iree-opt-level={level}"] if level else [])]
-        _call(
+        call_program(
             f"IREE can't compile {job.part} for {target.device}",
-            *("iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
+            *(sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
         (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
@@ -187,8 +196,7 @@ class _Loaded:
             context.add_vm_modules([parameters, program])
             (entry,) = (name for name in program.function_names if not name.startswith("__") and "$" not in name)
             self._function: Any = context.modules[program.name][entry]
-            names: dict[str, list[str]] = json.loads((artifact / NAMES).read_text(encoding="utf-8"))
-        self._inputs, self._outputs = names["inputs"], names["outputs"]
+            self._inputs, self._outputs = read_names(artifact)
         self._device, self._vulkan = config.device, target.device == VULKAN
         self._wanted = {tensor.name for tensor in target.outputs}
 
@@ -226,18 +234,6 @@ class _Loaded:
         self._function = None
 
 
-def _names(job: Job) -> dict[str, list[str]]:
-    """The graph's inputs and outputs, in order; raises `CompileError` where they aren't the part's."""
-    with border(CompileError, f"IREE can't import {job.part}", "Export the checkpoint again."):
-        onnx: Any = import_module("onnx")
-        graph = onnx.load(str(job.graph), load_external_data=False).graph
-        inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
-    wanted, lacking = (tensor.name for tensor in job.target.inputs), {tensor.name for tensor in job.target.outputs}
-    if set(inputs) != set(wanted) or not lacking <= set(outputs):
-        raise CompileError(f"{job.graph} takes {inputs} and gives {outputs}; the bundle says otherwise. {REBUILD}")
-    return {"inputs": inputs, "outputs": outputs}
-
-
 def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
     """What the compiler plans to hold; of free sizes it plans nothing."""
     held = {"weights_bytes": weights.stat().st_size if weights.exists() else 0}
@@ -260,18 +256,6 @@ def _flags(device: str) -> tuple[str, ...]:
 def _unknown(device: str) -> str | None:
     known = [CPU, VULKAN, *HIP]
     return None if device in known else f"latentc drives no {device} through IREE. {suggest(device, known)}"
-
-
-def _call(what: str, module: str, *arguments: object) -> None:
-    """Run one of IREE's programs; raises `CompileError` with the first thing that it complains of."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        if done.returncode == -9:
-            raise CompileError(f"{what}: it was killed, for want of memory as a rule. Build where there is more.")
-        said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
-        raise CompileError(f"{what}: {said[:400]}. Try another precision, or another runtime.")
 
 
 @cache

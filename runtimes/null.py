@@ -25,6 +25,7 @@ class Null:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """CPU stands for whatever runs Python."""

@@ -87,6 +87,7 @@ class ONNXRuntime:
     newest_opset = 23
     typed = True
     infers_shapes = True
+    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has, and that compute."""

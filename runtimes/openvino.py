@@ -73,6 +73,7 @@ class OpenVINO:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""

@@ -1,7 +1,7 @@
 """What ONNX Runtime's execution providers are called, compute in, and can be told.
 
-Names, options and their words are the libraries' own, looked up in the binaries of onnxruntime-gpu 1.31, -migraphx 1.27,
--webgpu 1.27, -directml 1.24 and of onnxruntime 1.31 for macOS.
+Names, options and their words are the libraries' own, looked up in the binaries of onnxruntime-gpu 1.31,
+onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, and of onnxruntime 1.31 for macOS.
 """
 
 from __future__ import annotations

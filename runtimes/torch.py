@@ -54,6 +54,7 @@ class Torch:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """The CPU."""

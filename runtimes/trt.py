@@ -64,6 +64,7 @@ class TensorRTRTX:
     newest_opset = 23
     typed = True
     infers_shapes = True
+    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """The NVIDIA GPUs that are here."""

@@ -1,0 +1,153 @@
+"""MIGraphX, compiled ahead by ROCm's `migraphx-driver` for AMD GPUs that needn't be here, run by its Python module.
+
+An artifact is `engine.mxr` and `names.json`. Sizes are fixed. Written by its documentation
+(rocm.docs.amd.com/projects/AMDMIGraphX: driver options, cross-compilation, Python API) and tried with a driver and a
+module that stand in for ROCm's, on no device.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.progress import Progress
+from ..core.record import suggest
+from ..core.tensors import Array, Precision
+from .base import Costs, Engine, Job, Option, Target
+from .border import border, call_program, first_line
+from .host import HostEngine
+from .machine import machine
+from .order import read_names, write_names
+from .stamp import REBUILD, check_stamp, write_stamp
+
+PROGRAM = "engine.mxr"
+ROCM = Path("/opt/rocm")
+INSTALL = "Install it from ROCm's packages: apt install migraphx (rocm.docs.amd.com)."
+GFX = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
+"""MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
+OPTIONS: dict[str, type] = {"exhaustive_tune": bool, "gpu_arch_params": str}
+
+
+class MIGraphX:
+    """The adapter."""
+
+    reads_onnx = True
+    newest_opset = 18
+    typed = True
+    infers_shapes = True
+    takes_free_sizes = False
+
+    def devices(self) -> tuple[str, ...]:
+        """The AMD GPUs that are here."""
+        return tuple(device for device in GFX if self.missing(device) is None)
+
+    def missing(self, device: str) -> str | None:
+        """The module that can't be loaded, an unknown device, or one that isn't here."""
+        try:
+            _module()
+        except Exception as exc:  # its libraries raise whatever they like
+            return f"MIGraphX's Python module can't be loaded ({first_line(exc)}). {INSTALL} It lies in {ROCM / 'lib'}."
+        if reason := _unknown(device):
+            return reason
+        has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
+        return None if device in has else f"There is no {device} here; AMD GPUs found: {', '.join(has) or 'none'}."
+
+    def unbuildable(self, device: str) -> str | None:
+        """The driver that isn't installed, or an unknown device; the device itself needn't be here."""
+        return _unknown(device) if _driver() else f"There is no migraphx-driver here. {INSTALL}"
+
+    def versions(self) -> dict[str, str]:
+        """Of MIGraphX: by its module, or by its driver where only that is here."""
+        with border(RuntimeMissing, "MIGraphX can't say its version", INSTALL):
+            try:
+                return {"migraphx": str(_module().__version__)}
+            except (ImportError, AttributeError):
+                said = call_program("MIGraphX can't say its version", _driver(), "--version")
+                return {"migraphx": re.findall(r"\d+\.\d+[.\d]*", said)[0]}
+
+    def device(self, device: str) -> dict[str, str]:
+        """The architecture, which is its name; kernels are ROCm's, by its version where it tells one."""
+        del device
+        told = ROCM / ".info" / "version"
+        return {"rocm": told.read_text(encoding="utf-8").strip()} if told.is_file() else {}
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """f32 and f16, everywhere: it computes in what the graph says."""
+        return () if _unknown(device) else PRECISIONS
+
+    def costs(self, device: str) -> Costs | None:
+        """Not measured."""
+        del device
+        return None
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """`exhaustive_tune`, and `gpu_arch_params` as the driver takes them: `{num_cu:304, num_chiplets:8}`."""
+        for name, value in options.items():
+            if name not in OPTIONS:
+                raise ProfileError(f"MIGraphX has no option {name!r} here. {suggest(name, list(OPTIONS))}")
+            if type(value) is not OPTIONS[name]:
+                wanted = "true or false" if OPTIONS[name] is bool else "a string"
+                raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
+
+    def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
+        """Let the driver compile for the device, with inputs and outputs in the host's memory."""
+        target = job.target
+        if reason := self.unbuildable(target.device):
+            raise RuntimeMissing(reason)
+        write_names(job, out)
+        on_progress(f"{job.part}: compile", None)
+        flags = ["--enable-offload-copy", "--gpu-arch", target.device]
+        if params := target.options.get("gpu_arch_params"):
+            flags += ["--gpu-arch-params", str(params)]
+        if target.options.get("exhaustive_tune"):
+            flags.append("--exhaustive-tune")
+        what = f"MIGraphX can't compile {job.part} for {target.device}"
+        written = ("--binary", "--output", out / PROGRAM)
+        call_program(what, _driver(), "compile", "--onnx", job.graph, *flags, *written)
+        if not (out / PROGRAM).is_file():
+            raise CompileError(f"{what}: the driver says nothing and wrote nothing. Is its ROCm new enough (7.2)?")
+        write_stamp(out, job, self.versions(), self.device(target.device))
+
+    def load(self, artifact: Path, target: Target) -> Engine:
+        """Bring the program onto the GPU."""
+        if reason := self.missing(target.device):
+            raise RuntimeMissing(reason)
+        check_stamp(artifact, target, self.versions(), self.device(target.device))
+        module = _module()
+        with border(CompileError, f"MIGraphX can't load {artifact / PROGRAM}", REBUILD):
+            held: list[Any] = [module.load(str(artifact / PROGRAM))]
+            inputs, outputs = read_names(artifact)
+        wanted = {tensor.name for tensor in target.outputs}
+
+        def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+            del sizes
+            with border(CompileError, "MIGraphX failed while computing", "Is there memory enough for this size?"):
+                given = {name: module.argument(np.ascontiguousarray(feeds[name])) for name in inputs}
+                found = zip(outputs, held[0].run(given), strict=True)
+                return {name: np.array(value, dtype=np.float32) for name, value in found if name in wanted}
+
+        return HostEngine(target, call, held.clear)
+
+
+def _unknown(device: str) -> str | None:
+    return None if device in GFX else f"latentc drives no {device} through MIGraphX. {suggest(device, list(GFX))}"
+
+
+def _driver() -> str | None:
+    """The compiler's path."""
+    return shutil.which("migraphx-driver") or shutil.which(str(ROCM / "bin" / "migraphx-driver"))
+
+
+@cache
+def _module() -> Any:
+    return import_module("migraphx")

@@ -1,0 +1,34 @@
+"""`names.json`: a compiled program's inputs and outputs have an order, and no names."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CompileError
+from .base import Job
+from .stamp import REBUILD
+
+NAMES = "names.json"
+
+
+def write_names(job: Job, out: Path) -> None:
+    """Keep the order of a graph's inputs and outputs; raises `CompileError` where they aren't the part's."""
+    try:
+        onnx: Any = import_module("onnx")
+        graph = onnx.load(str(job.graph), load_external_data=False).graph
+    except Exception as exc:  # protobuf's own, or OSError
+        raise CompileError(f"{job.graph} can't be read as an ONNX graph ({exc}). Export the checkpoint again.") from exc
+    inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
+    wanted, lacking = {tensor.name for tensor in job.target.inputs}, {tensor.name for tensor in job.target.outputs}
+    if set(inputs) != wanted or not lacking <= set(outputs):
+        raise CompileError(f"{job.graph} takes {inputs} and gives {outputs}; the bundle says otherwise. {REBUILD}")
+    (out / NAMES).write_text(json.dumps({"inputs": inputs, "outputs": outputs}) + "\n", encoding="utf-8")
+
+
+def read_names(artifact: Path) -> tuple[list[str], list[str]]:
+    """Inputs and outputs, in order."""
+    names: dict[str, list[str]] = json.loads((artifact / NAMES).read_text(encoding="utf-8"))
+    return names["inputs"], names["outputs"]

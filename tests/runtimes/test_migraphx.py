@@ -1,0 +1,155 @@
+"""MIGraphX: what its driver is told, and its module is given. Both are stand-ins; no device and no ROCm was seen."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from latentc.compiler.build import build, load
+from latentc.compiler.cache import Parity
+from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
+from latentc.core.progress import quiet
+from latentc.profiles import load_profile
+from latentc.runtimes import Job
+from latentc.runtimes import migraphx as module
+from latentc.runtimes.machine import Gpu, machine
+from latentc.runtimes.migraphx import MIGraphX
+
+from .conftest import OUTPUTS, lower, write_graph
+
+DRIVER = f"""#!{sys.executable}
+import json, shutil, sys
+from pathlib import Path
+if sys.argv[1] == "--version":
+    print("MIGraphX Version: 2.15.0.20250912-17-195-g1afd1b89c")
+    sys.exit()
+out = Path(sys.argv[sys.argv.index("--output") + 1])
+graph = Path(sys.argv[sys.argv.index("--onnx") + 1])
+Path(__file__).with_name("told.json").write_text(json.dumps(sys.argv[1:]))
+if "FAIL" in graph.name:
+    print("[ERROR] /AMDMIGraphX/src/onnx: error: PARSE_MATMUL: tensor dimension mismatch", file=sys.stderr)
+    sys.exit(1)
+if "SILENT" not in graph.name:
+    shutil.copy(graph, out)
+"""
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Put the driver on the path; gives what it was told last."""
+    folder = tmp_path / "rocm"
+    folder.mkdir()
+    driver = folder / "migraphx-driver"
+    driver.write_text(DRIVER)
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return lambda: json.loads((folder / "told.json").read_text())
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A GPU and a module, which computes by ONNX's own reference."""
+    from onnx.reference import ReferenceEvaluator
+
+    gpu = Gpu(name="MI300X", vendor="AMD", architecture="gfx942")
+    with_gpu = machine().model_copy(update={"gpus": (gpu,)})
+
+    def load_program(path):
+        evaluator = ReferenceEvaluator(path)
+        return SimpleNamespace(run=lambda given: evaluator.run(None, given))
+
+    library = SimpleNamespace(load=load_program, argument=np.array, __version__="2.15.0")
+    monkeypatch.setattr(module, "machine", lambda: with_gpu)
+    monkeypatch.setattr(module, "_module", lambda: library)
+
+
+@pytest.fixture
+def case(make_case, tmp_path):
+    """The small part with fixed shapes, in f32, for gfx942."""
+    pytest.importorskip("onnx")
+    other = make_case("onnxruntime")
+    feeds = other.feeds(2, 8, 8)
+    shape = {name: array.shape for name, array in feeds.items()}
+    graph = write_graph(tmp_path / "graph" / "model.onnx", shape)
+    shutil.copy(graph.with_name("model.onnx_data"), tmp_path / "model.onnx_data")
+    lower(MIGraphX(), "gfx942", graph, shape)
+    target = replace(other.target, runtime="migraphx", device="gfx942", shape=shape)
+    return SimpleNamespace(bundle=other.bundle, graph=graph, target=target, feeds=feeds, expected=other.expected)
+
+
+def compile_to(case, out, **options):
+    out.mkdir()
+    MIGraphX().compile(Job(case.bundle, "unet", case.graph, replace(case.target, options=options)), out, quiet)
+    return out
+
+
+def test_the_driver_is_told_the_device_and_the_options(case, told, tmp_path):
+    out = compile_to(case, tmp_path / "out", exhaustive_tune=True, gpu_arch_params="{num_cu:304, num_chiplets:8}")
+    given = told()
+    assert given[:3] == ["compile", "--onnx", str(case.graph)]
+    assert given[given.index("--gpu-arch") + 1] == "gfx942"
+    assert given[given.index("--gpu-arch-params") + 1] == "{num_cu:304, num_chiplets:8}"
+    assert {"--enable-offload-copy", "--exhaustive-tune", "--binary"} <= set(given)
+    stamp = json.loads((out / "engine.json").read_text())
+    assert stamp["versions"] == {"migraphx": "2.15.0.20250912"}
+    assert "--exhaustive-tune" not in (compile_to(case, tmp_path / "plain"), told())[1]
+
+
+def test_it_computes_what_it_was_given(case, told, here, tmp_path):
+    out = compile_to(case, tmp_path / "out")
+    shutil.copy(case.graph.with_name("model.onnx_data"), out)  # the stand-in's program is the graph
+    engine = MIGraphX().load(out, case.target)
+    for name, wanted in case.expected(case.feeds).items():
+        np.testing.assert_allclose(engine.run(case.feeds)[name], wanted, rtol=0, atol=1e-4)
+    one = replace(case.target, outputs=OUTPUTS[:1])
+    assert list(MIGraphX().load(out, one).run(case.feeds)) == ["out_sample"]
+    engine.close()
+    with pytest.raises(RuntimeMissing, match="closed"):
+        engine.run(case.feeds)
+
+
+@pytest.mark.parametrize(("name", "message"), [("FAIL", "PARSE_MATMUL: tensor"), ("SILENT", "wrote nothing")])
+def test_what_the_driver_refuses(case, told, tmp_path, name, message):
+    case.graph = case.graph.rename(case.graph.with_name(f"{name}.onnx"))
+    with pytest.raises(CompileError, match=f"MIGraphX can't compile unet for gfx942: .*{message}"):
+        compile_to(case, tmp_path / "out")
+
+
+def test_without_rocm_it_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    adapter = MIGraphX()
+    assert "There is no migraphx-driver here. Install it from ROCm's packages" in adapter.unbuildable("gfx942")
+    assert "Python module can't be loaded" in adapter.missing("gfx942")
+    assert adapter.devices() == ()
+
+
+def test_devices_and_options(told, here):
+    adapter = MIGraphX()
+    assert adapter.devices() == ("gfx942",)
+    assert "There is no gfx1100 here; AMD GPUs found: gfx942" in adapter.missing("gfx1100")
+    assert "Did you mean 'gfx942'" in adapter.unbuildable("gfx941")
+    with pytest.raises(ProfileError, match="Did you mean 'exhaustive_tune'"):
+        adapter.check({"exhaustiv_tune": True})
+    with pytest.raises(ProfileError, match="must be true or false"):
+        adapter.check({"exhaustive_tune": 1})
+
+
+def test_free_sizes_are_refused(told, bundle):
+    free = load_profile("mi300x-mxr").model_copy(update={"shapes": load_profile("cpu-openvino").shapes})
+    with pytest.raises(ProfileError, match=r'migraphx compiles for fixed sizes only. Write sizes = \["own"\]'):
+        build(bundle("sd1"), free)
+
+
+def test_a_bundle_is_built_without_the_device_and_not_run(told, own_bundle, monkeypatch):
+    opened, profile = own_bundle("sd1"), load_profile("mi300x-mxr")
+    proved = Parity(psnr_db=99.0, cosine=1.0, reference="PyTorch, at export", graph_run_by="iree 3.13.0 CPU")
+    monkeypatch.setattr("latentc.compiler.build.measure_graph", lambda *_: proved)
+    encoder, *others = (one.artifact for one in build(opened, profile).engines)
+    assert encoder.fields["shape"] == {"input_ids": [2, 77]}, "the prompt and the negative one"
+    assert {one.fields["precision"] for one in others} == {"f16", "f32"}
+    with pytest.raises(RuntimeMissing, match="Python module can't be loaded"):
+        load(opened, profile)
