@@ -127,8 +127,8 @@ def _build(contender: Contender, on_progress: Progress) -> None:
     """In a process that does nothing else, so that what building takes isn't counted as drawing."""
     on_progress(f"{contender.subject.name}: build", None)
     with Process(contender.python(), contender.module, contender.environment) as process:
-        process.ask("open", asdict(contender.brief), TIMEOUT_SECONDS)
-        built = Built(**process.ask("build", asdict(contender.brief), TIMEOUT_SECONDS))
+        process.ask("open", asdict(contender.brief), contender.limit)
+        built = Built(**process.ask("build", asdict(contender.brief), contender.limit))
     contender.startup = Startup(build_seconds=built.seconds, build_reused=built.reused, engine_bytes=built.bytes)
     contender.ceiling_tflops = built.ceiling_tflops
     if built.parts:
@@ -142,10 +142,10 @@ def _start(contender: Contender, stack: ExitStack, sampler: Process, on_progress
     contender.process = process = stack.enter_context(
         Process(contender.python(), contender.module, contender.environment)
     )
-    opened = Opened(**process.ask("open", asdict(contender.brief), TIMEOUT_SECONDS))
+    opened = Opened(**process.ask("open", asdict(contender.brief), contender.limit))
     contender.subject = contender.subject.model_copy(update={"versions": opened.versions})
     before = _held(sampler, "watch", contender)["now"]
-    loaded = Loaded(**process.ask("load", asdict(contender.brief), TIMEOUT_SECONDS))
+    loaded = Loaded(**process.ask("load", asdict(contender.brief), contender.limit))
     loading = _held(sampler, "stop", contender)
     contender.subject = contender.subject.model_copy(update={"engines": loaded.engines, "scheduler": loaded.scheduler})
     contender.startup = contender.startup.model_copy(
@@ -176,7 +176,7 @@ def _draw(contender: Contender, keep: bool = False) -> Draw:
     assert contender.process is not None
     wish = contender.wish if keep else replace(contender.wish, keep=None)
     before = read_counters()
-    answer = contender.process.ask("draw", asdict(wish), TIMEOUT_SECONDS)
+    answer = contender.process.ask("draw", asdict(wish), contender.limit)
     used = joules(before, read_counters())
     drawn = Drawn(**answer)
     if keep:

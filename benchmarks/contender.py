@@ -25,6 +25,7 @@ OWN_COST = "null"
 """The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
 
 TIMEOUT_SECONDS = 3600.0
+"""For what isn't measured: references, the suite, captions."""
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Contender:
     wish: Wish
     leaves_out: tuple[str, ...]
     environment: dict[str, str]
+    limit: float
+    """Seconds that one answer may take: to import, build, load or draw."""
     process: Process | None = None
     startup: Startup = field(default_factory=Startup)
     parity: Parity | None = None
@@ -95,6 +98,7 @@ def contenders_of(
                 wish=wish,
                 leaves_out=one.leaves_out,
                 environment={one.cache: str(scratch / one.name)} if one.cache else {},
+                limit=plan.limit,
             )
         )
         if one.profile is None:

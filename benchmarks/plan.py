@@ -21,6 +21,8 @@ REPEAT = 6
 PATIENCE = 3
 """So many times what was asked is drawn at most, until every time is stable."""
 
+LIMIT_SECONDS = 3600.0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,6 +39,8 @@ class Plan:
     prompt: str = PROMPT
     guidance: float = 7.5
     seed: int = SEED
+    limit: float = LIMIT_SECONDS
+    """Longest wait for one answer: what takes longer to import, build, load or draw is a row with that reason."""
     ceiling: bool = True
     """Also measure matrix products through each profile's runtime: some seconds each."""
     keep: Path | None = None

@@ -66,8 +66,8 @@ class Process:
         except Empty:
             self._kill()
             raise LatentcError(
-                f"{self._module} didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped. Measure a "
-                "smaller size or fewer steps."
+                f"{self._module} didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped. Give it "
+                "longer (--limit), or measure a smaller size or fewer steps."
             ) from None
         if not line:
             raise LatentcError(

@@ -242,6 +242,9 @@ def bench(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less: the prompt alone.")] = 7.5,
     repeat: Annotated[int, typer.Option(help="Draws at least; up to 3 times as many until times are stable.")] = 6,
+    limit: Annotated[
+        float, typer.Option(min=1, help="Seconds that importing, building, loading or a draw may take.")
+    ] = (3600.0),
     ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
     suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
     captions: Annotated[int, typer.Option(min=0, help="With `scenes`: also draw so many captions and read them.")] = 0,
@@ -263,6 +266,7 @@ def bench(
         steps=steps,
         repeat=repeat,
         guidance=guidance,
+        limit=limit,
         ceiling=ceiling,
         keep=keep,
         peers=peers,
