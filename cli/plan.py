@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +20,7 @@ LEGEND = (
 def show(plans: Sequence[Plan], as_json: bool) -> None:
     """Predictions, beside what was found where engines are there, and what doesn't fit."""
     if as_json:
-        emit([{**asdict(one), "complaints": one.complaints} for one in plans])
+        emit([_plain(one) for one in plans])
         return
     console = Console(highlight=False)
     figures = ("held", "told", "on disk", "found", "build", "took")
@@ -54,4 +55,16 @@ def _summary(one: Plan) -> str:
             f"Building what isn't there holds {size(one.build_bytes or 0)}, takes about {one.build_seconds:.0f} s, and "
             f"leaves {size(one.disk_bytes or 0)} on disk."
         )
-    return " ".join([*said, f"It won't fit: {'. '.join(one.complaints)}." if one.complaints else "It fits."])
+    if one.complaints:
+        said.append(f"It won't fit: {'. '.join(one.complaints)}.")
+    elif one.measured and one.device_bytes is not None:
+        said.append("It fits.")
+    return " ".join(said)
+
+
+def _plain(one: Plan) -> dict[str, Any]:
+    """A plan as JSON has it."""
+    built = [engine.built and engine.built.model_dump(mode="json") for engine in one.engines]
+    plain = asdict(replace(one, engines=tuple(replace(engine, built=None) for engine in one.engines)))
+    engines = [{**engine, "built": there} for engine, there in zip(plain["engines"], built, strict=True)]
+    return {**plain, "engines": engines, "complaints": one.complaints}

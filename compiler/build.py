@@ -84,10 +84,14 @@ def _check_fits(bundle: Bundle, profile: Profile, engines: tuple[Wanted, ...]) -
     """Before a minute is spent on what isn't there yet."""
     if all(find(bundle, want.part, want.key) for want in engines):
         return
-    if complaints := plan(bundle, profile).complaints:
+    try:
+        complaints = plan(bundle, profile).complaints
+    except ShapeError:  # a graph that can't be planned is no reason not to build it
+        return
+    if complaints:
         raise CompileError(
-            f"By plan, profile {profile.name} doesn't fit. {'. '.join(complaints)}. To try all the same: --force. "
-            f"(`latentc plan {bundle.folder} --profile {profile.name}` shows the figures.)"
+            f"By plan, profile {profile.name} doesn't fit. {'. '.join(complaints)}. `latentc plan` shows the figures. "
+            f"To try all the same: latentc build {bundle.folder} --profile {profile.name} --force"
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import ShapeError
 from .sizes import Shape, attribute, infer_shapes, read_graph
 
 VIEWS = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
@@ -87,10 +88,12 @@ class _Walk:
 def _scratch(node: Any, known: Mapping[str, Shape], scores: int, unrolls: bool) -> int:
     """Numbers that a node holds while it computes."""
     if node.op_type == "Attention" and scores:
+        if not all(name in known for name in node.input[:2]):
+            raise ShapeError(f"The shapes of attention {node.name!r} don't follow from those of the inputs.")
         query, key = known[node.input[0]], known[node.input[1]]
         return scores * math.prod(query[:3]) * key[2] if len(query) == 4 else 0
     if node.op_type == "Conv" and unrolls and node.output[0] in known:
-        window = math.prod(known[node.input[1]][1:])
+        window = math.prod(known.get(node.input[1], (0,))[1:])
         pixels = math.prod(known[node.output[0]][2:])
         return window * pixels if math.prod(attribute(node, "kernel_shape", [1])) > 1 else 0
     return 0

@@ -15,12 +15,13 @@ from typing import Any
 from ..core.bundle import Bundle
 from ..core.shapes import shape_of
 from ..profiles import Profile
-from ..runtimes import Costs, Runtime
+from ..runtimes import Costs, Runtime, runtime
 from ..runtimes.base import MEMORY
-from ..runtimes.machine import machine
+from ..runtimes.machine import Machine, machine
 from ..runtimes.ranges import bounds
 from .cache import Artifact, find
 from .memory import activation_bytes
+from .parity import GRAPH_REFEREES
 from .sizes import Shape
 from .targets import GUIDED_ROWS, PROMPT_LENGTH, Wanted, wanted
 
@@ -72,7 +73,7 @@ class Plan:
     device_bytes: int | None
     """What the device has; None where nobody knows."""
     build_bytes: int | None
-    """The most that building what isn't there yet will hold."""
+    """The most that building what isn't there yet will hold, in the machine's own memory, the comparison included."""
     free_bytes: int | None
     """Memory that is free here now."""
     disk_bytes: int | None
@@ -90,12 +91,14 @@ class Plan:
 def plan(bundle: Bundle, profile: Profile) -> Plan:
     """Predict what building a profile's engines takes, and what they will hold. Raises as `wanted` does."""
     adapter, engines = wanted(bundle, profile, to_run=False)
-    costs = adapter.costs(profile.device)
-    planned = tuple(_plan_one(bundle, adapter, costs, want) for want in engines)
+    costs, here = adapter.costs(profile.device), machine()
+    absent = adapter.missing(profile.device) is not None
+    referee = runtime(GRAPH_REFEREES[0]).costs("CPU") if absent else None
+    planned = tuple(_plan_one(bundle, adapter, costs, referee, want) for want in engines)
     missing = [engine for engine in planned if engine.built is None]
-    drawing = [engine.held_bytes for engine in planned if engine.part in DRAWING]
-    here, on_host = machine(), costs is not None and costs.on_host
-    room = round(profile.memory_gb * 1e9) if profile.memory_gb else here.memory_bytes if on_host else None
+    parts = {engine.part for engine in planned if engine.part in DRAWING}
+    drawing = [max(one.held_bytes for one in planned if one.part == part) for part in parts]  # one size at a time
+    on_host = costs is not None and costs.on_host
     return Plan(
         profile=profile.name,
         device=profile.device,
@@ -103,7 +106,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
         on_host=on_host,
         engines=planned,
         held_bytes=(costs.base if costs else 0) + sum(drawing),
-        device_bytes=room,
+        device_bytes=_room(profile, here, absent=absent, on_host=on_host),
         build_bytes=_all([one.build_bytes for one in missing], max),
         free_bytes=here.available_bytes,
         disk_bytes=_all([one.disk_bytes for one in missing], sum),
@@ -117,7 +120,16 @@ def _all(figures: list[Any], combine: Callable[[list[Any]], Any]) -> Any:
     return None if None in figures else combine([0, *figures])
 
 
-def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, want: Wanted) -> EnginePlan:
+def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> int | None:
+    """The device's memory: by the machine where it is here, else by the profile."""
+    said = round(profile.memory_gb * 1e9) if profile.memory_gb else None
+    if on_host:
+        return min(filter(None, (said, here.memory_bytes)), default=None)
+    found = None if absent else next((gpu.memory_bytes for gpu in here.gpus), None)
+    return found or said
+
+
+def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, referee: Costs | None, want: Wanted) -> EnginePlan:
     artifact = find(bundle, want.part, want.key)
     parameters = bundle.part(want.part).parameters
     width = WIDTHS[want.target.precision]
@@ -129,16 +141,24 @@ def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, want: Wante
             *(want.part, want.target.precision, shape, weights, alive, weights + alive),
             *(None, None, None, artifact, _told(bundle, artifact)),
         )
+    held = round(costs.engine + costs.per_weight * weights + costs.per_f32 * whole + costs.activations * alive)
+    build = round(costs.build_base + costs.build_per_weight * weights + costs.build_per_f32 * whole)
+    seconds = costs.build_seconds + costs.build_seconds_per_gb * weights / 1e9
+    if costs.on_host:  # it is called, to be compared
+        build = max(build, costs.base + held)
+    if referee:  # its graph is compiled and called on the CPU
+        build = max(build, round(referee.build_base + referee.build_per_weight * weights))
+        seconds += referee.build_seconds + referee.build_seconds_per_gb * weights / 1e9
     return EnginePlan(
         part=want.part,
         precision=want.target.precision,
         shape=shape,
         weights_bytes=weights,
         activation_bytes=alive,
-        held_bytes=round(costs.engine + costs.per_weight * weights + costs.per_f32 * whole + costs.activations * alive),
+        held_bytes=held,
         disk_bytes=round(costs.disk_per_weight * weights + costs.disk_per_f32 * whole),
-        build_bytes=round(costs.build_base + costs.build_per_weight * weights + costs.build_per_f32 * whole),
-        build_seconds=costs.build_seconds + costs.build_seconds_per_gb * weights / 1e9,
+        build_bytes=build,
+        build_seconds=seconds,
         built=artifact,
         told_bytes=_told(bundle, artifact),
     )
@@ -172,8 +192,11 @@ def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:
     """Weights and activations by the builder's own account."""
     if artifact is None or MEMORY not in artifact.files:
         return None
-    held = json.loads((bundle.engines / artifact.name / MEMORY).read_text(encoding="utf-8"))
-    return sum(held.values()) if "activation_bytes" in held else None
+    try:
+        held: dict[str, int] = json.loads((bundle.engines / artifact.name / MEMORY).read_text(encoding="utf-8"))
+        return sum(held.values()) if "activation_bytes" in held else None
+    except (OSError, ValueError):  # damaged: `verify` says so
+        return None
 
 
 def _complaints(found: Plan) -> Iterable[str]:

@@ -129,7 +129,12 @@ def _fold(model: Any, known: Mapping[str, Shape], folded: dict[str, Array]) -> b
             if any(math.prod(known.get(name, (SMALL + 1,))) > SMALL for name in node.output):
                 left.append(node)
                 continue
-            values = cast("Any", ReferenceEvaluator)(node).run(None, {name: folded[name] for name in node.input})
+            feeds = {name: folded[name] for name in node.input if name}
+            try:
+                values = cast("Any", ReferenceEvaluator)(node).run(None, feeds)
+            except Exception:  # what can't be computed is left, and shapes that follow from it stay unknown
+                left.append(node)
+                continue
         else:
             left.append(node)
             continue

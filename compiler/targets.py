@@ -46,9 +46,11 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
     adapter.check(profile.options)
     _check_parts(profile)
-    if not (profile.shapes.sizes or adapter.takes_free_sizes):
+    free = adapter.takes_free_sizes(profile.device, profile.options)
+    if not (profile.shapes.sizes or free):
         raise ProfileError(
-            f'{profile.runtime} compiles for fixed sizes only. Write sizes = ["own"] under [shapes] of {profile.name}.'
+            f"{profile.runtime} compiles for fixed sizes only, on {profile.device} with these options. Write "
+            f'sizes = ["own"] under [shapes] of {profile.name}.'
         )
     if adapter.reads_onnx and profile.opset > adapter.newest_opset:
         raise ProfileError(
@@ -59,7 +61,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     found: list[Wanted] = []
     for name, part in bundle.manifest.parts.items():
         precision = choose(profile, name, adapter.precisions(profile.device))
-        for shape in shapes(bundle, profile, name, free=adapter.takes_free_sizes):
+        for shape in shapes(bundle, profile, name, free=free):
             target = Target(
                 profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape
             )
@@ -101,15 +103,20 @@ def choose(profile: Profile, part: str, has: tuple[Precision, ...]) -> Precision
 def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[Mapping[str, tuple[int, ...]] | None]:
     """Input shapes to build a part for; None is the engine for every shape, where the runtime takes `free` sizes.
 
-    Text encoders have no picture size, so their rows stay free, or are one prompt of one chunk, with the negative one
-    where guided. The UNet sees twice the pictures where guided; the VAE is called with one picture at a time.
+    Text encoders have no picture size, so their rows stay free; or are one prompt of one chunk, and, where guided,
+    another engine takes it with the negative one. The UNet sees twice the pictures where guided; the VAE is called with
+    one picture at a time.
     """
     sizes = profile.shapes.sizes
     info = bundle.part(part)
     if info.takes("input_ids"):
-        rows = GUIDED_ROWS if profile.shapes.guided else 1
-        fixed = {"batch": rows, "length": PROMPT_LENGTH}
-        return [None if free else {tensor.name: shape_of(tensor.shape, fixed) for tensor in info.inputs}]
+        if free:
+            return [None]
+        prompts = (1, GUIDED_ROWS) if profile.shapes.guided else (1,)
+        return [
+            {tensor.name: shape_of(tensor.shape, {"batch": rows, "length": PROMPT_LENGTH}) for tensor in info.inputs}
+            for rows in prompts
+        ]
     if not sizes:
         return [None]
     built: list[Mapping[str, tuple[int, ...]] | None] = []

@@ -114,8 +114,6 @@ class Runtime(Protocol):
     """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
     infers_shapes: bool
     """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
-    takes_free_sizes: bool
-    """Whether one engine can serve every size."""
 
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
@@ -139,6 +137,10 @@ class Runtime(Protocol):
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """What the device computes in natively, through this runtime."""
+        ...
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Whether one engine can serve every size."""
         ...
 
     def costs(self, device: str) -> Costs | None:

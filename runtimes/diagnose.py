@@ -37,7 +37,8 @@ def advise(here: Machine) -> Profile | None:
     for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
         suits = not profile.instructions or set(profile.instructions) & set(here.instructions)
         has = not profile.gpus or set(profile.gpus) & {gpu.architecture for gpu in here.gpus}
-        if profile.rank and suits and has:
+        real = profile.device == DEFAULT_DEVICE or here.gpus or not here.system.startswith("Linux")
+        if profile.rank and suits and has and real:  # a GPU in software is no reason to leave the CPU
             adapter = runtime(profile.runtime)
             if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
                 return profile

@@ -11,6 +11,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
@@ -55,8 +56,8 @@ COSTS = Costs(
     scores=2,
     build_base=250_000_000,
     build_per_weight=5.0,
-    build_seconds=30.0,
-    build_seconds_per_gb=30.0,
+    build_seconds=10.0,
+    build_seconds_per_gb=40.0,
     on_host=False,
 )
 
@@ -68,7 +69,6 @@ class IREE:
     newest_opset = 18
     typed = True
     infers_shapes = False
-    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, Vulkan where a driver has a GPU, and AMD GPUs that are here."""
@@ -117,6 +117,10 @@ class IREE:
 
     def device(self, device: str) -> dict[str, str]:
         """The GPU's architecture, which is its name; of a CPU the instruction sets."""
+        if device == VULKAN:
+            with border(RuntimeMissing, "Vulkan can't be used here", "Install a GPU's driver, and libvulkan1."):
+                found = _runtime().get_driver("vulkan").query_available_devices()
+                return {"gpu": "; ".join(str(one["name"]) for one in found)}
         if device != CPU:
             return {}
         return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
@@ -124,6 +128,11 @@ class IREE:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """It computes in what the graph says: f32 and f16, but for Vulkan, whose f16 not every GPU has."""
         return () if _unknown(device) else PRECISIONS[:1] if device == VULKAN else PRECISIONS
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Always."""
+        del device, options
+        return True
 
     def costs(self, device: str) -> Costs:
         """What the compiler plans to hold, and what compiling took."""
@@ -167,7 +176,7 @@ class IREE:
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
         (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
-        planned.unlink()
+        planned.unlink(missing_ok=True)
         imported.unlink()
         write_stamp(out, job, self.versions(), self.device(target.device))
 
@@ -238,8 +247,9 @@ def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
     """What the compiler plans to hold; of free sizes it plans nothing."""
     held = {"weights_bytes": weights.stat().st_size if weights.exists() else 0}
     if target.shape is not None:
-        counted = json.loads(planned.read_text(encoding="utf-8"))["stream-aggregate"]
-        held["activation_bytes"] = counted["execution"]["transient-memory-size"]
+        with suppress(OSError, ValueError, KeyError):  # the statistics' form isn't promised
+            counted = json.loads(planned.read_text(encoding="utf-8"))["stream-aggregate"]
+            held["activation_bytes"] = counted["execution"]["transient-memory-size"]
     return held
 
 

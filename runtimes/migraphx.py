@@ -45,7 +45,6 @@ class MIGraphX:
     newest_opset = 18
     typed = True
     infers_shapes = True
-    takes_free_sizes = False
 
     def devices(self) -> tuple[str, ...]:
         """The AMD GPUs that are here."""
@@ -69,11 +68,9 @@ class MIGraphX:
     def versions(self) -> dict[str, str]:
         """Of MIGraphX: by its module, or by its driver where only that is here."""
         with border(RuntimeMissing, "MIGraphX can't say its version", INSTALL):
-            try:
-                return {"migraphx": str(_module().__version__)}
-            except (ImportError, AttributeError):
-                said = call_program("MIGraphX can't say its version", _driver(), "--version")
-                return {"migraphx": re.findall(r"\d+\.\d+[.\d]*", said)[0]}
+            driver = _driver()  # of the same package as the module, whose own version may be "dev"
+            said = call_program("", driver, "--version") if driver else str(_module().__version__)
+            return {"migraphx": re.findall(r"\d+\.\d+\.\d+", said)[0]}
 
     def device(self, device: str) -> dict[str, str]:
         """The architecture, which is its name; kernels are ROCm's, by its version where it tells one."""
@@ -84,6 +81,11 @@ class MIGraphX:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
         return () if _unknown(device) else PRECISIONS
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Never."""
+        del device, options
+        return False
 
     def costs(self, device: str) -> Costs | None:
         """Not measured."""
@@ -132,7 +134,8 @@ class MIGraphX:
         def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
             del sizes
             with border(CompileError, "MIGraphX failed while computing", "Is there memory enough for this size?"):
-                given = {name: module.argument(np.ascontiguousarray(feeds[name])) for name in inputs}
+                arrays = {name: np.ascontiguousarray(feeds[name]) for name in inputs}  # arguments don't keep them
+                given = {name: module.argument(array) for name, array in arrays.items()}
                 found = zip(outputs, held[0].run(given), strict=True)
                 return {name: np.array(value, dtype=np.float32) for name, value in found if name in wanted}
 

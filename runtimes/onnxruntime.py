@@ -23,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.files import sha256_json
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
@@ -87,7 +88,6 @@ class ONNXRuntime:
     newest_opset = 23
     typed = True
     infers_shapes = True
-    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has, and that compute."""
@@ -106,13 +106,16 @@ class ONNXRuntime:
         if device not in PROVIDERS:
             return f"latentc drives no {device} through ONNX Runtime. {suggest(device, list(PROVIDERS))}"
         provider = PROVIDERS[device]
+        if provider.system not in (None, platform.system()):
+            return f"{provider.name} is made for {provider.system} alone, and this is {platform.system()}."
         if provider.name not in has:
+            first = f"pip uninstall -y {' '.join(_flavours())} && " if _flavours() else ""
             return (
                 f"This ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Its flavours exclude one "
-                f'another: pip uninstall -y {" ".join(_flavours())} && pip install ".[{provider.extra}]".'
+                f'another: {first}pip install ".[{provider.extra}]".'
             )
         if device != "CPU" and (said := fault(device, "f32")):
-            return f"{provider.name} doesn't work here: {said}. It needs a GPU and its driver's libraries."
+            return f"{provider.name} doesn't work here: {said.rstrip('.')}. It needs {provider.needs}."
         return None
 
     def unbuildable(self, device: str) -> str | None:
@@ -131,8 +134,8 @@ class ONNXRuntime:
         if device == "CPU":
             return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
         vendor = PROVIDERS[device].vendor
-        gpus = [gpu for gpu in machine().gpus if gpu.vendor == vendor]
-        return {"architecture": str(gpus[0].architecture), "driver": str(gpus[0].driver)} if gpus else {}
+        gpus = [gpu for gpu in machine().gpus if vendor in (None, gpu.vendor)]
+        return {"gpu": "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "none found"}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """What the device's provider multiplies two numbers in."""
@@ -140,6 +143,11 @@ class ONNXRuntime:
             return ()
         has = PROVIDERS[device].precisions
         return has if device == "CPU" else tuple(one for one in has if fault(device, one) is None)
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Unless its provider compiles every shape anew, or is to replay a recorded call."""
+        provider = PROVIDERS[device]
+        return provider.free_sizes and not (provider.captures and options.get(provider.captures))
 
     def costs(self, device: str) -> Costs | None:
         """Of CPUs; no other device was measured."""
@@ -178,6 +186,7 @@ class ONNXRuntime:
         self._require(target)
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
+        told = settings(target, job.part, out / CACHE)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
             if target.device == "CPU":
@@ -189,11 +198,10 @@ class ONNXRuntime:
                 )
                 open_session(str(job.graph), options, "CPU", {})
             else:
-                _write(job.graph, out)
+                _write(job, out)
                 if PROVIDERS[target.device].caches:
                     (out / CACHE).mkdir()
                 on_progress(f"{job.part}: compile and place", None)
-                told = settings(target, job.part, out / CACHE)
                 told.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay where they are
                 placed = place(out / GRAPH, options, target, told, job.bundle.manifest.model)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
@@ -205,19 +213,21 @@ class ONNXRuntime:
         stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
-        told = {} if on_cpu else settings(target, stamp.part, artifact / CACHE)
-        compiled = _files(artifact / CACHE)
+        told = settings(target, stamp.part, artifact / CACHE)
         with border(CompileError, f"ONNX Runtime can't load {path}", REBUILD):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, told)
         _check_names(session, target, path)
-        if fresh := _files(artifact / CACHE) - compiled:
+        fresh = [path for path in _files(artifact / CACHE) if path.relative_to(artifact).as_posix() not in stamp.files]
+        if fresh:
+            for path in fresh:
+                path.unlink()
             raise CompileError(
                 f"{PROVIDERS[target.device].name} didn't take what it had compiled of {stamp.part}, and compiled "
-                f"{', '.join(sorted(fresh))} anew. {REBUILD}"
+                f"{', '.join(path.name for path in fresh)} anew, compared with nothing. Remove {artifact}. {REBUILD}"
             )
         names = [tensor.name for tensor in target.outputs]
         if memory := PROVIDERS[target.device].memory:
-            call = DeviceCall(session, target, memory, int(told.get("device_id", "0")))
+            call = DeviceCall(session, target, memory)
             return HostEngine(target, call, call.release)
 
         def call_on_host(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -239,16 +249,23 @@ class ONNXRuntime:
             )
 
 
-def _write(graph: Path, out: Path) -> None:
-    """Write a graph, its weights beside it in one file."""
+def _write(job: Job, out: Path) -> None:
+    """Write a graph, its weights beside it in one file.
+
+    Core ML's provider keeps what it compiles under the graph's path, which changes, unless the graph states a key.
+    """
     import onnx_ir as ir
 
     library = cast("Any", ir)
-    library.save(library.load(graph), out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
+    model = library.load(job.graph)
+    shape = None if job.target.shape is None else {name: list(sides) for name, sides in job.target.shape.items()}
+    key = sha256_json([job.bundle.part(job.part).digest, job.target.precision, shape])
+    model.metadata_props["COREML_CACHE_KEY"] = key[:40]
+    library.save(model, out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
 
 
-def _files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _options(target: Target, level: str) -> Any:

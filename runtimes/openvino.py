@@ -73,7 +73,6 @@ class OpenVINO:
     newest_opset = 23
     typed = False
     infers_shapes = True
-    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""
@@ -113,6 +112,11 @@ class OpenVINO:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """By the device's capabilities. A CPU without FP16 computes in bf16 when f16 is asked: it isn't listed."""
         return tuple(precision for precision, name in CAPABILITIES.items() if name in _capabilities(device))
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Always."""
+        del device, options
+        return True
 
     def costs(self, device: str) -> Costs | None:
         """Of CPUs; no other device was measured."""

@@ -60,14 +60,19 @@ def fault(device: str, precision: Precision) -> str | None:
     """None where a device multiplies two numbers through its provider; else what the library says."""
     code, dtype = TYPES[precision]
     library, provider = _library(), PROVIDERS[device]
-    options = library.SessionOptions()
-    options.log_severity_level = SILENT
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    for name, value in provider.attributes.items():
-        setattr(options, name, value)
+    found = np.zeros(2)
     try:
-        session = open_session(TRIAL % (code, code), options, device, provider.fixed)
-        found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
+        if provider.vendor == "NVIDIA":
+            library.preload_dlls()  # CUDA and cuDNN as pip installs them, which nothing else finds
+        for alone in (False, True):  # a library that can't be loaded is only told of where the CPU may step in
+            options = library.SessionOptions()
+            options.log_severity_level = SILENT
+            if alone:
+                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            for name, value in provider.attributes.items():
+                setattr(options, name, value)
+            session = open_session(TRIAL % (code, code), options, device, provider.fixed)
+            found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
     except Exception as exc:  # whatever the driver says
         return first_line(exc)
     return None if found.tolist() == [9, 16] else f"it answers {found.tolist()} to 3 and -4 squared"
@@ -81,13 +86,14 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
         for name, value in settings.items():
             options.add_session_config_entry(provider.entries + name, value)
         given = {}
-    asked: list[Any] = [(provider.name, given), *provider.beside] if device != "CPU" else [provider.name]
+    beside = [(PROVIDERS[other].name, dict(PROVIDERS[other].fixed)) for other in provider.beside]
+    asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
     session = _library().InferenceSession(graph, options, providers=asked, enable_fallback=0)
     taken = session.get_providers()
     if taken[0] != provider.name:
         raise RuntimeMissing(
-            f"{provider.name} was asked for, and ONNX Runtime took {', '.join(taken)}: the provider's libraries can't "
-            f'be loaded. Install them, and: pip install ".[{provider.extra}]".'
+            f"{provider.name} was asked for, and ONNX Runtime took {', '.join(taken)}: a library of the provider's "
+            f"can't be loaded. It needs {provider.needs}."
         )
     return session
 
@@ -134,9 +140,9 @@ class DeviceCall:
     What was bound, and lies there from the last call, isn't copied again.
     """
 
-    def __init__(self, session: Any, target: Target, memory: str, number: int) -> None:
+    def __init__(self, session: Any, target: Target, memory: str) -> None:
         self._session: Any = session
-        self._target, self._memory = target, (memory, number)
+        self._target, self._memory = target, (memory, 0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._binding: Any = cast("Any", None)
         self._values: dict[str, Any] = {}

@@ -36,13 +36,19 @@ class Provider:
     caches: tuple[tuple[str, str], ...] = ()
     """Options that make it keep what it compiles, and the folder (``{}``) that it takes."""
     beside: tuple[str, ...] = ()
-    """Providers on the same device that take what it can't."""
+    """Devices of `PROVIDERS` that are the same one, and take what it can't."""
     memory: str | None = None
     """Name of its memory, where inputs and outputs can be kept in it."""
     captures: str | None = None
     """The switch that records a call once and replays it; shapes must be fixed."""
     ranges: str | None = None
     """Prefix of the options that state the ranges of free sizes."""
+    free_sizes: bool = True
+    """Whether one engine serves every size; if not, each shape is compiled, and where it isn't there yet, in a call."""
+    needs: str = "a GPU and its driver"
+    """What has to be there beside the library."""
+    system: str | None = None
+    """The only operating system that the library is made for, as Python names it."""
     vendor: str | None = None
     """Of the GPUs that it runs on, where it runs on one vendor's only."""
     entries: str | None = None
@@ -58,7 +64,6 @@ CUDA = Provider(
         "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
         "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
         "cudnn_conv_use_max_workspace": bool,
-        "device_id": int,
         "enable_cuda_graph": bool,
         "enable_skip_layer_norm_strict_mode": bool,
         "fuse_conv_bias": bool,
@@ -70,6 +75,7 @@ CUDA = Provider(
         "use_tf32": bool,
     },
     fixed={"use_tf32": "0"},  # f32 is f32 unless it is asked to be less
+    needs="an NVIDIA GPU, its driver, CUDA 13 and cuDNN 9",
     memory="cuda",
     captures="enable_cuda_graph",
     vendor="NVIDIA",
@@ -82,7 +88,6 @@ PROVIDERS: dict[str, Provider] = {
         "TensorrtExecutionProvider",
         "onnxruntime-gpu",
         options={
-            "device_id": int,
             "trt_auxiliary_streams": int,
             "trt_builder_optimization_level": int,
             "trt_build_heuristics_enable": bool,
@@ -100,7 +105,8 @@ PROVIDERS: dict[str, Provider] = {
             ("trt_timing_cache_enable", "1"),
             ("trt_timing_cache_path", "{}"),
         ),
-        beside=("CUDAExecutionProvider",),
+        beside=("CUDA",),
+        needs="an NVIDIA GPU, its driver, CUDA 13, cuDNN 9 and TensorRT 10 (libnvinfer.so.10, from NVIDIA)",
         memory="cuda",
         captures="trt_cuda_graph_enable",
         ranges="trt_profile",
@@ -110,12 +116,13 @@ PROVIDERS: dict[str, Provider] = {
         "MIGraphXExecutionProvider",
         "onnxruntime-migraphx",
         options={
-            "device_id": int,
             "migraphx_arena_extend_strategy": int,
             "migraphx_exhaustive_tune": bool,
             "migraphx_mem_limit": int,
         },
         caches=(("migraphx_model_cache_dir", "{}"),),
+        free_sizes=False,
+        needs="an AMD GPU, and ROCm 7 with MIGraphX",
         vendor="AMD",
     ),
     "WebGPU": Provider(
@@ -135,12 +142,12 @@ PROVIDERS: dict[str, Provider] = {
         "DmlExecutionProvider",
         "onnxruntime-directml",
         options={
-            "device_id": int,
             "device_filter": ("gpu", "npu", "any"),
             "disable_metacommands": bool,
             "performance_preference": ("default", "high_performance", "minimum_power"),
         },
         attributes={"enable_mem_pattern": False},
+        system="Windows",
     ),
     "CoreML": Provider(
         "CoreMLExecutionProvider",
@@ -154,6 +161,8 @@ PROVIDERS: dict[str, Provider] = {
         },
         fixed={"ModelFormat": "MLProgram"},
         caches=(("ModelCacheDirectory", "{}"),),
+        free_sizes=False,
+        system="Darwin",
     ),
 }
 """By device, as profiles name it."""

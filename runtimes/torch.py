@@ -54,7 +54,6 @@ class Torch:
     newest_opset = 23
     typed = False
     infers_shapes = True
-    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """The CPU."""
@@ -88,6 +87,11 @@ class Torch:
         """All; PyTorch has kernels for each."""
         del device
         return ("f32", "bf16", "f16")
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Always."""
+        del device, options
+        return True
 
     def costs(self, device: str) -> Costs | None:
         """Not measured."""

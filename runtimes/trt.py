@@ -64,7 +64,6 @@ class TensorRTRTX:
     newest_opset = 23
     typed = True
     infers_shapes = True
-    takes_free_sizes = True
 
     def devices(self) -> tuple[str, ...]:
         """The NVIDIA GPUs that are here."""
@@ -105,6 +104,11 @@ class TensorRTRTX:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
         return PRECISIONS if device in CAPABILITIES else ()
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Always."""
+        del device, options
+        return True
 
     def costs(self, device: str) -> Costs:
         """What the builder reports, and what building took."""

@@ -37,7 +37,11 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 
 def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     folder = bundle("sd1").folder
-    built = json.loads(latentc("build", folder, "--profile", "null,cpu-onnxruntime", "--json").stdout)
+    built = json.loads(latentc("build", folder, "--profile", "null,cpu-onnxruntime", "--force", "--json").stdout)
+    (_, plan) = json.loads(latentc("plan", folder, "--profile", "null,cpu-onnxruntime", "--json").stdout)
+    assert [engine["built"]["key"] for engine in plan["engines"]] == [engine["key"] for engine in built[1]["engines"]]
+    assert plan["complaints"] == []
+    assert "Drawing a picture holds about" in latentc("plan", folder, "--profile", "cpu-onnxruntime").stdout
     assert [build["profile"] for build in built] == ["null", "cpu-onnxruntime"]
     again = latentc("build", folder, "--profile", "cpu-onnxruntime")
     assert "nothing to do" in again.stdout

@@ -14,6 +14,7 @@ from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 from latentc.runtimes import Job, runtime
+from latentc.runtimes.machine import Gpu
 
 
 def graph(tmp_path, text):
@@ -90,7 +91,7 @@ def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
     assert found.held_bytes > found.device_bytes == 50_000_000
     (complaint,) = found.complaints
     assert complaint.startswith("Drawing a picture holds 0.1 GB on CPU, which has 0.1 GB: narrower types")
-    with pytest.raises(CompileError, match="By plan, profile cpu-onnxruntime doesn't fit.*--force"):
+    with pytest.raises(CompileError, match="By plan, profile cpu-onnxruntime doesn't fit.*latentc build .* --force"):
         build(opened, profile)
     assert not [path for path in opened.engines.glob("*-*") if path.is_dir()]
     built = build(opened, profile, force=True)
@@ -98,6 +99,43 @@ def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
     after = plan(opened, profile)
     assert [one.built for one in after.engines] == [one.artifact for one in built.engines]
     assert (after.build_bytes, after.disk_bytes, after.build_seconds) == (0, 0, 0)
+
+
+def test_a_picture_has_one_size(bundle):
+    profile = load_profile("cpu-onnxruntime")
+    small, large = (
+        plan(bundle("sd1"), profile.model_copy(update={"shapes": Shapes(sizes=sizes)}))
+        for sizes in (("512x512",), ("256x256", "512x512", "64x64"))
+    )
+    assert len(large.engines) > len(small.engines)
+    assert large.held_bytes == small.held_bytes
+
+
+def test_what_compares_the_engine_is_counted(bundle, monkeypatch):
+    """On the host it is called; for a device that isn't here its graph is compiled for the CPU."""
+    profile = load_profile("cpu-onnxruntime").model_copy(update={"shapes": Shapes(sizes=("512x512",))})
+    found = plan(bundle("sd1"), profile)
+    assert found.build_bytes >= max(engine.held_bytes for engine in found.engines)
+    iree, away = type(runtime("iree")), load_profile("mi300x")
+    monkeypatch.setattr(iree, "unbuildable", lambda self, device: None)
+    monkeypatch.setattr(iree, "missing", lambda self, device: None)
+    here = plan(bundle("sd1"), away)
+    monkeypatch.setattr(iree, "missing", lambda self, device: "It isn't here.")
+    assert plan(bundle("sd1"), away).build_seconds > 1.9 * here.build_seconds
+
+
+def test_the_memory_of_a_gpu_that_is_here_counts(bundle, monkeypatch):
+    from latentc.compiler import plan as module
+
+    gpu = Gpu(name="MI300X", vendor="AMD", architecture="gfx942", memory_bytes=64_000_000_000)
+    here = module.machine().model_copy(update={"gpus": (gpu,)})
+    monkeypatch.setattr(module, "machine", lambda: here)
+    iree = type(runtime("iree"))
+    monkeypatch.setattr(iree, "unbuildable", lambda self, device: None)
+    monkeypatch.setattr(iree, "missing", lambda self, device: "It isn't here.")
+    assert plan(bundle("sd1"), load_profile("mi300x")).device_bytes == 192_000_000_000
+    monkeypatch.setattr(iree, "missing", lambda self, device: None)
+    assert plan(bundle("sd1"), load_profile("mi300x")).device_bytes == 64_000_000_000
 
 
 def test_building_needs_memory_and_disk(bundle, monkeypatch):
