@@ -85,8 +85,10 @@ class Judge(nn.Module):
         cells = maps.flatten(2)
         amount = cells.sum(dim=2, keepdim=True)
         share = cells / (amount + 1e-4)
-        beneath = share @ torch.cat([fine.flatten(2).transpose(1, 2), self.places.expand(len(image), -1, -1)], dim=2)
-        kinds = self.kinds.expand(len(image), -1, -1)
+        beneath = share @ torch.cat(
+            [fine.flatten(2).transpose(1, 2), self.places.expand(image.shape[0], -1, -1)], dim=2
+        )
+        kinds = self.kinds.expand(image.shape[0], -1, -1)
         peak = cells.amax(dim=2, keepdim=True)
         things = self.things(torch.cat([beneath, amount, peak, kinds], dim=2))
         features = coarse.mean(dim=(2, 3))

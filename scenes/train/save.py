@@ -70,15 +70,16 @@ def save_judge(state: Path, path: Path) -> None:
         Told().eval(), (torch.rand(2, 3, judge.SIDE, judge.SIDE),), input_names=["image"], output_names=names,
         dynamo=True, dynamic_shapes={"image": {0: batch}}, opset_version=18, optimize=True, verbose=False,
     )  # fmt: skip
-    graph = program.model_proto.graph
+    proto = program.model_proto  # made anew each time it is asked for
+    graph = proto.graph
     for tensor in list(graph.initializer):
         if tensor.data_type == TensorProto.FLOAT and tensor.dims and len(tensor.dims) > 1:
             narrow = numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float16"), f"{tensor.name}.f16")
             graph.node.insert(0, helper.make_node("Cast", [narrow.name], [tensor.name], to=TensorProto.FLOAT))
             graph.initializer.remove(tensor)
             graph.initializer.append(narrow)
-    onnx.checker.check_model(program.model_proto)
-    onnx.save_model(program.model_proto, path)
+    onnx.checker.check_model(proto)
+    onnx.save_model(proto, path)
 
 
 def _write_module(folder: Path, name: str, module: Any, config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from latentc.scenes.caption import EACH, WHOLE, attributes
-from latentc.scenes.train import judge, pictures, text
+from latentc.scenes.train import judge, pictures, save, text
 from latentc.scenes.train.course import Course, run_course, share_at, trained
 from latentc.scenes.train.pictures import Pictures, picture_of, scene_of
 from latentc.scenes.train.words import END, LENGTH, START, Words, described
@@ -166,3 +166,20 @@ def test_a_judge_answers_for_each_picture():
     assert outputs["count"].shape == (2, len(KINDS), 1 + len(EACH["count"]))
     assert outputs["maps"].shape == (2, len(KINDS), judge.GRID, judge.GRID)
     assert judge.accuracy(outputs, [0, 1]).keys() == {*WHOLE, *EACH, "absent"}
+
+
+def test_a_saved_judge_answers_as_it_was_trained_for_any_number_of_pictures(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = judge.Judge().eval()
+    monkeypatch.setattr(judge, "load", lambda folder: model)
+    path = tmp_path / "judge.onnx"
+    save.save_judge(tmp_path, path)
+    assert path.stat().st_size < 2_000_000, "weights in f16"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    for count in (1, 3):
+        image = torch.rand(count, 3, 128, 128)
+        with torch.no_grad():
+            wanted = model(image)
+        for name, found in zip(names, session.run(None, {"image": image.numpy()}), strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), wanted[name], rtol=0.02, atol=0.02)
