@@ -22,8 +22,8 @@ from .show import table
 BUSY = 0.5
 """Processes that want a core, beside which times mean little."""
 
-FIGURES = ("load", "first", "text", "step", "vae", "host", "all", "±", "memory", "step dB")
-PICTURES = ("worst dB", "score")
+FIGURES = ("load", "step", "vae", "all", "±", "memory", "dB")
+PICTURES = ("worst", "score")
 """Figures that are there where pictures were looked at."""
 
 
@@ -81,11 +81,10 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
             listed.add_row(row.subject.name, *_figures(row), *(likeness[name] for name in seen))
         console.print(listed)
     console.print(
-        "Medians in seconds: to load, the first draw, then of the measured ones the text encoders, one denoiser call, "
-        "decoding, all the rest, the whole draw. ±: half the 95 % interval of that median. Memory: the most that the "
-        "process held. Step dB: one denoising step against PyTorch's, from the same latents; worst dB: the worst "
-        "finished picture of the suite (--suite). Score: how much of what captions say the pictures show (--captions). "
-        "null does no work: what it takes is latentc's own."
+        "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of "
+        "that. Memory: the most that the process held. dB: one denoising step against PyTorch's, from the same latents; "
+        "worst: the worst finished picture of the suite (--suite). Score: how much of what captions say the pictures "
+        "show (--captions). null does no work: what it takes is latentc's own. `latentc report` shows the rest."
     )
     for row in rows:
         if row.error is not None:
@@ -101,8 +100,8 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
 
 
 def _figures(row: Measurement) -> list[str]:
-    seconds = [row.startup.load_seconds, row.first.total if row.first else None]
-    for stage in ("text_encoder", "denoiser", "vae_decoder", "host", "total"):
+    seconds = [row.startup.load_seconds]
+    for stage in ("denoiser", "vae_decoder", "total"):
         found = row.summary(stage)
         seconds.append(found.median if found else None)
     whole = row.summary("total")
