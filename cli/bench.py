@@ -82,9 +82,9 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         console.print(listed)
     console.print(
         "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of "
-        "that. Memory: the most that the process held. dB: one denoising step against PyTorch's, from the same latents; "
-        "worst: the worst finished picture of the suite (--suite). Score: how much of what captions say the pictures "
-        "show (--captions). null does no work: what it takes is latentc's own. `latentc report` shows the rest."
+        "that. Memory: the most that the process held. dB: one denoising step against PyTorch's, from the same "
+        "latents; worst: the worst finished picture of the suite (--suite). Score: how much of what captions say the "
+        "pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` has the rest."
     )
     for row in rows:
         if row.error is not None:
