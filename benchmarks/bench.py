@@ -27,7 +27,7 @@ from .meaning import require_judge
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
 from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
-from .referee import compare, understand
+from .referee import check_clip, compare, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
 
@@ -50,6 +50,8 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     settings = list(settings_of(bundle, plan))
     if plan.captions:
         require_judge()
+    if plan.clip:
+        check_clip(plan)
     append_records(output, [])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     common: dict[str, Any] = {
@@ -66,7 +68,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     for setting in settings:
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
             contenders = contenders_of(bundle, plan, setting, profiles, baselines, Path(scratch))
-            afterwards: list[Afterwards] = [partial(compare, bundle, setting)] if plan.suite else []
+            afterwards: list[Afterwards] = [partial(compare, bundle, setting, plan.clip)] if plan.suite else []
             if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
                 afterwards.append(partial(understand, plan.captions, setting))
             try:

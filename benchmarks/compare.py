@@ -65,8 +65,8 @@ LIMITS: dict[Metric, Limit] = {
     "flip": Limit(False, 0.005),
     "mean_absolute_difference": Limit(False, 0.25),
 }
-SCORE, DISTANCE = Limit(True, 0.02), Limit(False, 0.0, 0.05)
-"""Of what pictures of captions mean."""
+SCORE, DISTANCE, CLIP = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5)
+"""Of what pictures mean: by the judge of `scenes`, and by CLIP."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,8 @@ def _figures(rows: Sequence[Measurement]) -> dict[str, tuple[float, Limit, float
         if row.parity.meaning is not None:
             add("scene score", row.parity.meaning.scene_score, SCORE)
             add("Fréchet distance", row.parity.meaning.frechet_distance, DISTANCE)
+        if row.parity.clip is not None:
+            add("CLIP score", row.parity.clip.median, CLIP)
     return found
 
 

@@ -141,6 +141,13 @@ class Likeness:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """How well pictures show their prompts, by CLIP."""
+
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Understood:
     """What its pictures of captions show."""
 

@@ -263,6 +263,7 @@ def _parity_columns(section: Section) -> list[Column]:
     found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
     found.append(("scene score", partial(_meaning, "scene_score")))
     found.append(("Fréchet", partial(_meaning, "frechet_distance")))
+    found.append(("CLIP", _clip))
     found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
     return found
 
@@ -273,6 +274,10 @@ def _likeness(metric: Metric, row: Measurement) -> str:
         return ""
     floor = f"; {figure(found.floor)}" if found.floor is not None else ""
     return f"{figure(found.median)} ({figure(found.worst)}{floor})"
+
+
+def _clip(row: Measurement) -> str:
+    return figure(row.parity.clip.median) if row.parity and row.parity.clip else ""
 
 
 def _meaning(field: Literal["scene_score", "frechet_distance"], row: Measurement) -> str:

@@ -49,6 +49,8 @@ class Plan:
     """Folder of the peers' environments; None: `peers_folder()`."""
     suite: bool = False
     """After the timed draws, draw the suite too and compare it with PyTorch's."""
+    clip: Path | None = None
+    """Folder of a CLIP model in transformers' layout, by which the suite's pictures are held against their prompts."""
     captions: int = 0
     """After them, draw so many captions of the world of `scenes` and have its judge read the pictures."""
 

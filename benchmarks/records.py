@@ -125,6 +125,17 @@ class Meaning(Line):
     """From rendered scenes, on the judge's features; absent of too few pictures to tell."""
 
 
+class ClipScore(Line):
+    """How well the suite's pictures show their prompts: 100 times the cosine of CLIP's embeddings."""
+
+    model: str
+    """Name of the CLIP model's folder."""
+    median: float
+    worst: float
+    reference: float
+    """Median of the reference's own pictures."""
+
+
 class Parity(Line):
     """What the speed costs in likeness to the reference, from the engines that were timed."""
 
@@ -145,6 +156,7 @@ class Parity(Line):
     failures: tuple[str, ...] = ()
     """What is below the default gate of the denoiser's precision, in sentences."""
     meaning: Meaning | None = None
+    clip: ClipScore | None = None
 
 
 class Setting(Line):

@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
+import numpy as np
+
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError
+from ..core.errors import LatentcError, RequestError
 from ..core.files import write_text
 from ..core.progress import Progress
 from .baselines import EAGER, PROFILE_MODULE
 from .contender import OWN_COST, TIMEOUT_SECONDS, Contender, reason
-from .line import Brief, Likeness, Understood
+from .line import Brief, Likeness, Scored, Understood
+from .plan import Plan
 from .process import Process
-from .records import Figure, Meaning, Metric, Parity, Setting
-from .suite import references_path, suite_for
+from .records import ClipScore, Figure, Meaning, Metric, Parity, Setting
+from .suite import load_references, references_path, requests, suite_for
+
+CLIP_MODULE = "benchmarks.subjects.clip"
 
 
-def compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
-    """Have the engines draw the suite, and hold it against the reference's."""
+def check_clip(plan: Plan) -> None:
+    """Raise `RequestError` where a CLIP model is asked for that can't be used."""
+    if not plan.suite:
+        raise RequestError("--clip holds the suite's pictures against their prompts: add --suite.")
+    if plan.clip is not None and not (plan.clip / "config.json").is_file():
+        raise RequestError(
+            f"{plan.clip} holds no CLIP model: it has no config.json. Name a folder in transformers' layout."
+        )
+
+
+def compare(
+    bundle: Bundle, setting: Setting, clip: Path | None, contenders: Sequence[Contender], on_progress: Progress
+) -> None:
+    """Have the engines draw the suite, hold it against the reference's, and where `clip` is one against its prompts."""
     drawing = _engines(contenders)
     if not drawing:
         return
@@ -35,12 +55,48 @@ def compare(bundle: Bundle, setting: Setting, contenders: Sequence[Contender], o
             failure = f"The suite couldn't be compared: {exc}"
             contender.parity = _known(contender).model_copy(update={"suite": suite.title, "failures": (failure,)})
         return
-    for contender in drawing:
-        assert contender.process is not None
-        on_progress(f"{contender.subject.name}: compare", None)
-        with reason(contender):
-            found = Likeness(**contender.process.ask("compare", {"path": str(path)}, TIMEOUT_SECONDS))
-            contender.parity = Parity.model_validate(_known(contender, found).model_dump() | _likeness(found, floor))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        kept = Path(scratch) / "drawn.npz"
+        scores = _Scores(stack, clip, path, Path(scratch)) if clip else None
+        for contender in drawing:
+            assert contender.process is not None
+            on_progress(f"{contender.subject.name}: compare", None)
+            kept.unlink(missing_ok=True)
+            with reason(contender):
+                what = {"path": str(path), "keep": str(kept) if scores else None}
+                found = Likeness(**contender.process.ask("compare", what, TIMEOUT_SECONDS))
+                known = Parity.model_validate(_known(contender, found).model_dump() | _likeness(found, floor))
+                contender.parity = scores.added(known, kept) if scores else known
+
+
+class _Scores:
+    """CLIP's opinion of the suite's pictures, in a process of its own; the reference's is asked for once."""
+
+    def __init__(self, stack: ExitStack, clip: Path, references: Path, scratch: Path) -> None:
+        self._process = stack.enter_context(Process(Path(sys.executable), CLIP_MODULE))
+        self._clip = clip.resolve()
+        wanted = load_references(references)
+        self._prompts = [request.prompt for request in requests(wanted.suite, wanted.size)]
+        drawn = scratch / "reference.npz"
+        np.savez(drawn, *wanted.images)
+        self._drawn, self._reference = drawn, None
+
+    def added(self, parity: Parity, drawn: Path) -> Parity:
+        """Parity with the scores; with a failure where they can't be had."""
+        try:
+            if self._reference is None:
+                self._reference = median(self._ask(self._drawn))
+            if not drawn.exists():  # NaN has no picture, and is told of already
+                return parity
+            scores = self._ask(drawn)
+        except LatentcError as exc:  # the likeness stands
+            return parity.model_copy(update={"failures": (*parity.failures, f"CLIP can't score: {exc}")})
+        found = ClipScore(model=self._clip.name, median=median(scores), worst=min(scores), reference=self._reference)
+        return parity.model_copy(update={"clip": found})
+
+    def _ask(self, pictures: Path) -> list[float]:
+        what = {"folder": str(self._clip), "pictures": str(pictures), "prompts": self._prompts}
+        return list(Scored(**self._process.ask("score", what, TIMEOUT_SECONDS)).scores)
 
 
 def understand(captions: int, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:

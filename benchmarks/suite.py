@@ -121,6 +121,8 @@ class Picture:
     """None where there is no picture."""
     faults: tuple[str, ...]
     """As `quality.faults`; `not finite` where the pipeline refused to draw NaN or infinity; `reference ...`."""
+    image: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    """[height, width, 3]."""
 
 
 @dataclass(frozen=True)
@@ -355,4 +357,4 @@ def _picture(pipeline: Pipeline, wish: _Wish, wanted: NDArray[np.uint8]) -> Pict
         image = pipeline(wish.request, latents=wish.latents).images[0]
     except NotFiniteError:
         return Picture(prompt, seed, None, ("not finite", *of_reference))
-    return Picture(prompt, seed, compare(wanted, image), (*faults(image), *of_reference))
+    return Picture(prompt, seed, compare(wanted, image), (*faults(image), *of_reference), image)

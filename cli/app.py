@@ -247,6 +247,9 @@ def bench(
     ] = (3600.0),
     ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
     suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
+    clip: Annotated[
+        Path | None, typer.Option(help="With --suite: folder of a CLIP model, to hold pictures against their prompts.")
+    ] = None,
     captions: Annotated[int, typer.Option(min=0, help="With `scenes`: also draw so many captions and read them.")] = 0,
     keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
     peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
@@ -271,6 +274,7 @@ def bench(
         keep=keep,
         peers=peers,
         suite=suite,
+        clip=clip,
         captions=captions,
     )
     measure(bundle, plan, output, quiet=quiet, as_json=as_json)

@@ -114,11 +114,15 @@ class ProfileSubject:
         save_references(Path(path), make_references(self._pipeline, size=size))
         return Referred()
 
-    def compare(self, path: str) -> Likeness:
-        """Draw the suite, and compare it with the reference's in that file."""
+    def compare(self, path: str, keep: str | None) -> Likeness:
+        """Draw the suite, and compare it with the reference's in that file; `keep` its pictures in an `.npz`."""
+        import numpy as np
+
         from ..suite import failures, load_references, measure
 
         found = measure(self._pipeline, load_references(Path(path)))
+        if keep is not None and all(picture.image is not None for picture in found.pictures):
+            np.savez(keep, *(picture.image for picture in found.pictures if picture.image is not None))
         pictures: dict[str, tuple[float, float]] = {}
         if found.summary is not None:
             median, worst = asdict(found.summary.median), asdict(found.summary.worst)
@@ -151,7 +155,7 @@ if __name__ == "__main__":
         subject,
         {
             "refer": lambda what: subject.refer(what["path"], (what["width"], what["height"])),
-            "compare": lambda what: subject.compare(what["path"]),
+            "compare": lambda what: subject.compare(what["path"], what.get("keep")),
             "understand": lambda what: subject.understand(**what),
         },
     )

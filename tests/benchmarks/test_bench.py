@@ -149,8 +149,8 @@ def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_engines_that_were_timed_draw_the_suite(bundle, results):
-    plan = Plan((load_profile("cpu-onnxruntime"),), suite=True, **SMALL)
+def test_the_engines_that_were_timed_draw_the_suite(bundle, results, clip_model):
+    plan = Plan((load_profile("cpu-onnxruntime"),), suite=True, clip=clip_model, **SMALL)
     null, row = bench(bundle("sd1"), plan, results)
     assert null.parity.suite is None, "null draws nothing that could be compared"
     assert row.parity.suite.startswith(f"{SUITE.title}, against torch ")
@@ -164,6 +164,9 @@ def test_the_engines_that_were_timed_draw_the_suite(bundle, results):
     assert figures["psnr_db"].floor > 45
     assert row.parity.faults == row.parity.failures == ()
     assert row.parity.step_psnr_db > 60, "what the build measured stays"
+    assert row.parity.clip.model == clip_model.name
+    assert row.parity.clip.median == pytest.approx(row.parity.clip.reference, abs=0.1), "the same pictures"
+    assert 0 <= row.parity.clip.worst <= row.parity.clip.median
     assert read_records(results) == [null, row]
 
 

@@ -150,10 +150,11 @@ def test_building_needs_memory_and_disk(bundle, monkeypatch):
     assert "on disk, where 0.0 GB are free" in disk
 
 
-def test_what_nobody_measured_says_so(bundle):
-    found = plan(bundle("sd1"), load_profile("torch-f32"))
+def test_what_nobody_measured_says_so(own_bundle):
+    opened = own_bundle("sd1")
+    found = plan(opened, load_profile("torch-f32"))
     assert not found.measured
     assert found.build_seconds is found.build_bytes is found.disk_bytes is None
     assert found.held_bytes == sum(
-        4 * part.parameters for name, part in bundle("sd1").manifest.parts.items() if name != "vae_encoder"
+        4 * part.parameters for name, part in opened.manifest.parts.items() if name != "vae_encoder"
     )

@@ -171,7 +171,9 @@ def test_the_profile_that_pays_is_advised(monkeypatch):
     monkeypatch.setattr(type(runtime("onnxruntime")), "missing", lambda self, device: None)
     assert advise(new).name == "cpu-onnxruntime"
     monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: None if device == "gfx942" else "no")
-    assert advise(new).name == "mi300x", "a GPU that is here goes first"
+    assert advise(new).name == "cpu-onnxruntime", "a GPU of software, which the kernel doesn't know"
+    instinct = Gpu(name="AMD Instinct MI300X", vendor="AMD", architecture="gfx942")
+    assert advise(new.model_copy(update={"gpus": (instinct,)})).name == "mi300x", "a GPU that is here goes first"
     monkeypatch.setattr(type(runtime("onnxruntime")), "precisions", lambda self, device: ("f32", "f16"))
     hopper = Gpu(name="NVIDIA H200", vendor="NVIDIA", architecture="sm_90")
     monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: "no")
@@ -203,7 +205,8 @@ def test_without_any_library_each_says_what_to_install():
         [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    openvino, onnxruntime, iree, tensorrt, torch, null = done.stdout.splitlines()
+    openvino, onnxruntime, iree, migraphx, tensorrt, torch, null = done.stdout.splitlines()
+    assert "apt install migraphx" in migraphx
     assert 'pip install ".[iree]"' in iree
     assert 'pip install ".[tensorrt-rtx]"' in tensorrt
     assert 'pip install ".[openvino]"' in openvino

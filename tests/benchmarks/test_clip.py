@@ -1,0 +1,66 @@
+"""CLIP's score, with a model of random weights: what is asked of it, not what it knows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from latentc.benchmarks.plan import Plan
+from latentc.benchmarks.referee import check_clip
+from latentc.benchmarks.subjects.clip import DEVIATION, MEAN, Clip
+from latentc.core.errors import RequestError
+
+PROMPTS = ["a lighthouse on a cliff, sunset", "two red apples"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A square one of the model's own size, and a wide one."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (64, 96, 3))]
+    np.savez(tmp_path / "drawn.npz", *images)
+    return tmp_path / "drawn.npz", images
+
+
+def test_scores_are_cosines_of_embeddings(clip_model, pictures):
+    import torch
+    from transformers import CLIPModel, CLIPTokenizer
+
+    path, images = pictures
+    clip = Clip()
+    clip.load(str(clip_model))
+    found = clip.score(str(path), PROMPTS).scores
+    model, tokenizer = CLIPModel.from_pretrained(clip_model).eval(), CLIPTokenizer.from_pretrained(clip_model)
+    normal = (images[0].astype(np.float32) / 255 - np.array(MEAN)) / np.array(DEVIATION)
+    pixels = torch.tensor(normal.transpose(2, 0, 1)[None], dtype=torch.float32)
+    with torch.no_grad():
+        seen = model.vision_model(pixel_values=pixels).pooler_output
+        said = model.text_model(**tokenizer(PROMPTS[:1], return_tensors="pt")).pooler_output
+        seen, said = model.visual_projection(seen), model.text_projection(said)
+        cosine = float((seen @ said.T) / (seen.norm() * said.norm()))
+    assert found[0] == pytest.approx(100 * max(0.0, cosine), abs=1e-3)
+    assert len(found) == 2
+    assert all(0 <= score <= 100 for score in found)
+
+
+def test_a_wide_picture_is_cut_in_the_middle(clip_model):
+    clip = Clip()
+    clip.load(str(clip_model))
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 255
+    seen = clip._prepared(wide)
+    assert seen.shape == (3, 32, 32)
+    white = (1 - np.array(MEAN)) / np.array(DEVIATION)
+    np.testing.assert_allclose(seen[:, 16, 16], white, rtol=1e-5)
+    np.testing.assert_allclose(seen[:, 16, 2], white, rtol=1e-5)
+
+
+def test_what_is_no_clip_model_is_refused(tmp_path, clip_model):
+    with pytest.raises(RequestError, match="add --suite"):
+        check_clip(Plan((), clip=clip_model))
+    with pytest.raises(RequestError, match=r"holds no CLIP model: it has no config\.json"):
+        check_clip(Plan((), clip=tmp_path, suite=True))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    check_clip(Plan((), clip=tmp_path, suite=True))
+    with pytest.raises(RequestError, match="a model of type 'bert', not 'clip'"):
+        Clip().load(str(tmp_path))
