@@ -176,7 +176,7 @@ def damages(folder):
         yield f"{path.name} truncated", path.name, content[: len(content) // 2]
         yield f"{path.name} empty", path.name, b""
         yield f"{path.name} gone", path.name, None
-        if path.name not in ("engine.data", "placement.json"):  # other weights of the same size are weights
+        if path.name not in ("engine.data", "placement.json", "memory.json"):  # other weights are weights; or accounts
             yield f"{path.name} junk", path.name, b"\x07" * len(content)
 
 
