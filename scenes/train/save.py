@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,12 @@ def save_judge(state: Path, path: Path) -> None:
             return tuple(outputs[name] for name in names)
 
     batch = torch.export.Dim("batch", min=1, max=1024)
-    program: Any = torch.onnx.export(
-        Told().eval(), (torch.rand(2, 3, judge.SIDE, judge.SIDE),), input_names=["image"], output_names=names,
-        dynamo=True, dynamic_shapes={"image": {0: batch}}, opset_version=18, optimize=True, verbose=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch.export says of itself
+        program: Any = torch.onnx.export(
+            Told().eval(), (torch.rand(2, 3, judge.SIDE, judge.SIDE),), input_names=["image"], output_names=names,
+            dynamo=True, dynamic_shapes={"image": {0: batch}}, opset_version=18, optimize=True, verbose=False,
+        )  # fmt: skip
     proto = program.model_proto  # made anew each time it is asked for
     graph = proto.graph
     for tensor in list(graph.initializer):

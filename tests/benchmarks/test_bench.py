@@ -114,7 +114,7 @@ def test_what_fails_is_a_line_with_its_reason(bundle, results, tmp_path):
 def test_what_takes_too_long_is_a_line_with_its_reason(bundle, results):
     (row,) = bench(bundle("sd1"), Plan((load_profile("null"),), **SMALL, limit=0.001), results)
     assert "subjects.profile didn't answer to 'open' in 0 s, and was stopped. Give it longer (--limit)" in row.error
-    assert row.draws == []
+    assert row.draws == ()
 
 
 def test_what_cant_be_is_refused_before_anything_runs(bundle, results):
