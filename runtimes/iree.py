@@ -213,14 +213,10 @@ class _Loaded:
         """Feeds in the graph's order, and of its outputs those that are wanted."""
         del sizes
         with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
-            found = self._function(*(self._given(feeds[name]) for name in self._inputs))
+            found = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
             outputs: Any = found if type(found) in (tuple, list) else (found,)
             named = dict(zip(self._outputs, outputs, strict=True))
             return {name: self._read(named[name]) for name in self._wanted}
-
-    def _given(self, array: Array) -> Array:
-        """An input as the program takes it."""
-        return np.ascontiguousarray(array, np.int32 if self._vulkan and array.dtype == np.int64 else None)
 
     def _read(self, array: Any) -> Array:
         """An output. The library's own copy lets the driver write to numpy's memory, which lies on no page's border."""
