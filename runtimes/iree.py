@@ -255,7 +255,10 @@ def _flags(device: str) -> tuple[str, ...]:
         return (*local, "--iree-llvmcpu-target-cpu=host")
     if device == VULKAN:
         target = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={BASELINE}")
-        return (*target, "--iree-input-demote-i64-to-i32")  # GPUs need not know 64 bits; token ids are small
+        return (
+            *target,
+            "--iree-input-demote-i64-to-i32",
+        )  # GPUs need not know 64 bits; 3.13 then misreads inputs of them
     return ("--iree-hal-target-device=hip", f"--iree-rocm-target={device}")
 
 
