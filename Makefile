@@ -23,6 +23,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 2.7 GB, a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@for bindings in 11:cu13-bindings==11.4.0.106 10:cu12-bindings==10.16.1.11; do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --upgrade \
+			--target $(VENV)/bindings/tensorrt-$${bindings%%:*} tensorrt-$${bindings#*:} || \
+		echo "TensorRT's bindings aren't there for this machine: the test of them will be skipped."; done
 	@mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/latentc
 	@touch $@
 

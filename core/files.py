@@ -44,9 +44,14 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old one or the new one, never a part."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(content)
         sync(fresh)
         fresh.replace(path)
     finally:

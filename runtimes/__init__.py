@@ -13,7 +13,8 @@ RUNTIMES = {
     "onnxruntime": ".onnxruntime:ONNXRuntime",
     "iree": ".iree:IREE",
     "migraphx": ".migraphx:MIGraphX",
-    "tensorrt-rtx": ".trt:TensorRTRTX",
+    "tensorrt": ".trt:tensorrt",
+    "tensorrt-rtx": ".trt:tensorrt_rtx",
     "torch": ".torch:Torch",
     "null": ".null:Null",
 }

@@ -1,4 +1,4 @@
-"""NVIDIA's driver library, by its C interface: device memory, copies and one stream, and no CUDA toolkit.
+"""NVIDIA's driver library, by its C interface: device memory, copies, one stream and its graphs; no CUDA toolkit.
 
 Source: CUDA Driver API, docs.nvidia.com/cuda/cuda-driver-api. Functions are named there with their versions (`_v2`).
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from threading import Lock
 from typing import Any
 
 from ..core.errors import CompileError, RuntimeMissing
@@ -18,6 +20,10 @@ MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
 OUT_OF_MEMORY = 2
+THIS_THREAD = 1
+"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile doesn't end a capture."""
+
+NAME_BYTES = 256
 
 
 class Driver:
@@ -65,6 +71,28 @@ class Driver:
         """Until all that the stream was given is done."""
         self._here("cuStreamSynchronize", self._stream)
 
+    def capture(self, work: Callable[[], None]) -> int:
+        """The handle of a graph of what `work` gives the stream, none of which runs."""
+        graph, ready = c_void_p(), c_void_p()
+        self._here("cuStreamBeginCapture_v2", self._stream, THIS_THREAD)
+        try:
+            work()
+        finally:
+            self._here("cuStreamEndCapture", self._stream, byref(graph))
+        try:
+            self._here("cuGraphInstantiateWithFlags", byref(ready), graph, c_uint64(0))
+        finally:
+            self._here("cuGraphDestroy", graph)
+        return ready.value or 0
+
+    def launch(self, graph: int) -> None:
+        """Run what was captured, in the stream's order."""
+        self._here("cuGraphLaunch", c_void_p(graph), self._stream)
+
+    def forget(self, graph: int) -> None:
+        """Give a graph back."""
+        self._here("cuGraphExecDestroy", c_void_p(graph))
+
     def close(self) -> None:
         """Let go of the stream and the context."""
         try:
@@ -78,6 +106,43 @@ class Driver:
         _call(self._library, name, *arguments)
 
 
+class Room:
+    """Device memory in which engines of one GPU take turns to compute: as much as the one that needs most.
+
+    Each engine has its own context and stream, and all of them share the GPU's primary context, hence the memory.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        """To be held for a whole call."""
+        self._users = 0
+        self._address, self._count = 0, 0
+
+    def join(self) -> None:
+        """Be one of those that use it."""
+        with self.lock:
+            self._users += 1
+
+    def at_least(self, driver: Driver, count: int) -> int:
+        """Its address, once it has so many bytes: another one than before if it had to grow. `lock` is held."""
+        if self._count < count:
+            self._free(driver)
+            self._address, self._count = driver.allocate(count), count
+        return self._address
+
+    def leave(self, driver: Driver) -> None:
+        """No longer use it; the last one gives it back."""
+        with self.lock:
+            self._users -= 1
+            if not self._users:
+                self._free(driver)
+
+    def _free(self, driver: Driver) -> None:
+        address, self._address, self._count = self._address, 0, 0
+        if address:
+            driver.free(address)
+
+
 def capabilities() -> list[str]:
     """Compute capability of each GPU, as `sm89`; raises `RuntimeMissing` where there is no driver."""
     library = _library()
@@ -86,12 +151,24 @@ def capabilities() -> list[str]:
     return [_capability(library, ordinal) for ordinal in range(count.value)]
 
 
+def gpu_name(capability: str) -> str:
+    """What the first GPU of a compute capability is called; raises `RuntimeMissing` where there is none."""
+    library, device, name = _library(), c_int(), ctypes.create_string_buffer(NAME_BYTES)
+    _call(library, "cuDeviceGet", byref(device), _ordinal(capability))
+    _call(library, "cuDeviceGetName", name, NAME_BYTES, device)
+    return name.value.decode()
+
+
 def open_driver(capability: str) -> Driver:
     """The first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
+    return Driver(_library(), _ordinal(capability))
+
+
+def _ordinal(capability: str) -> int:
     found = capabilities()
     if capability not in found:
         raise RuntimeMissing(f"There is no GPU of {capability} here; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
-    return Driver(_library(), found.index(capability))
+    return found.index(capability)
 
 
 def _capability(library: Any, ordinal: int) -> str:

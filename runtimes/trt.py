@@ -1,4 +1,7 @@
-"""TensorRT for RTX: builds engines for NVIDIA GPUs of other machines, and runs them where one is here.
+"""TensorRT and TensorRT for RTX: two libraries with one interface, nearly.
+
+TensorRT for RTX builds engines for NVIDIA GPUs of other machines, and runs them where one is here. TensorRT builds for
+the GPU it is on, and times its kernels there; what it timed is kept in the bundle, `engines/.timing`.
 
 An artifact is `engine.plan`, and `memory.json`, what the builder says it will hold on the device. Networks are strongly
 typed: precision is what the graph says. Free sizes get one optimization profile, of the ranges in `ranges.py`.
@@ -11,32 +14,49 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.files import write_bytes
 from ..core.progress import Progress
 from ..core.record import suggest
-from ..core.shapes import shape_of
-from ..core.tensors import Array, Precision
+from ..core.tensors import Precision
 from .base import MEMORY, Costs, Engine, Job, Option, Target
 from .border import border, first_line
-from .cuda import Driver, capabilities, open_driver
+from .cuda import capabilities, gpu_name
 from .host import HostEngine
-from .ranges import OUTSIDE, bounds
-from .stamp import REBUILD, check_stamp, write_stamp
+from .ranges import bounds
+from .stamp import check_stamp, write_stamp
+from .trt_plan import Plan
 
 PLAN = "engine.plan"
-INSTALL = 'Install it with: pip install ".[tensorrt-rtx]".'
-CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""Compute capabilities that it builds for: RTX 20, A100, RTX 30, RTX 40, RTX 50, GB10. There is none for Hopper."""
+TIMING = ".timing"
+"""Folder beside the artifacts: what was timed, by GPU and version."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
-OPTIONS: dict[str, range] = {"builder_optimization_level": range(6)}
+LEVEL, STREAMED, WORKSPACE, GRAPH = (
+    "builder_optimization_level",
+    "weight_streaming_budget_mb",
+    "workspace_mb",
+    "cuda_graph",
+)
+OPTIONS: dict[str, range | type[bool]] = {
+    LEVEL: range(6),
+    STREAMED: range(1 << 30),
+    WORKSPACE: range(1, 1 << 30),
+    GRAPH: bool,
+}
+"""Options, and the values that they take.
+
+`weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and says how much of them may be;
+`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole.
+"""
+
+ATTENTION = "IAttentionInputLayer"
 TOLD = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
@@ -57,21 +77,77 @@ COSTS = Costs(
 )
 
 
-class TensorRTRTX:
-    """The adapter."""
+@dataclass(frozen=True)
+class Library:
+    """Which of the two."""
+
+    name: str
+    title: str
+    module: str
+    """The bindings; the metapackage beside those for RTX only imports these."""
+    install: str
+    capabilities: tuple[str, ...]
+    """Compute capabilities of the GPUs that it is for."""
+    abroad: bool
+    """Whether it builds for GPUs that aren't here."""
+    costs: Costs | None
+
+
+RTX = Library(
+    name="tensorrt-rtx",
+    title="TensorRT for RTX",
+    module="tensorrt_rtx_bindings",
+    install='Install it with: pip install ".[tensorrt-rtx]".',
+    capabilities=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),  # RTX 20, A100, RTX 30, 40, 50, GB10; no Hopper
+    abroad=True,
+    costs=COSTS,
+)
+FULL = Library(
+    name="tensorrt",
+    title="TensorRT",
+    module="tensorrt",
+    install='Install it with: pip install ".[tensorrt]"; on a Jetson it comes with JetPack.',
+    capabilities=("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
+    abroad=False,
+    costs=None,
+)
+
+
+def tensorrt_rtx() -> TensorRT:
+    """The adapter to TensorRT for RTX."""
+    return TensorRT(RTX)
+
+
+def tensorrt() -> TensorRT:
+    """The adapter to TensorRT, 10 and 11."""
+    return TensorRT(FULL)
+
+
+class TensorRT:
+    """The adapter to either."""
 
     reads_onnx = True
-    newest_opset = 23
     typed = True
     infers_shapes = True
 
+    def __init__(self, library: Library) -> None:
+        self._is = library
+
+    @property
+    def newest_opset(self) -> int:
+        """23 where the library knows attention, which its parser reads from there."""
+        try:
+            return 23 if hasattr(_library(self._is.module), ATTENTION) else 18
+        except ImportError:
+            return 23
+
     def devices(self) -> tuple[str, ...]:
         """The NVIDIA GPUs that are here."""
-        return tuple(device for device in CAPABILITIES if self.missing(device) is None)
+        return tuple(device for device in self._is.capabilities if self.missing(device) is None)
 
     def missing(self, device: str) -> str | None:
         """The library that isn't installed, an unknown device, or one that isn't here."""
-        if reason := self.unbuildable(device):
+        if reason := self._unfit(device):
             return reason
         try:
             has = capabilities()
@@ -82,74 +158,89 @@ class TensorRTRTX:
         return None
 
     def unbuildable(self, device: str) -> str | None:
-        """The library that isn't installed, or an unknown device; the device itself needn't be here."""
+        """As `missing`; for RTX, the device itself needn't be here."""
+        return self._unfit(device) if self._is.abroad else self.missing(device)
+
+    def _unfit(self, device: str) -> str | None:
         try:
-            _library()
+            _library(self._is.module)
         except ImportError as exc:
-            return f"TensorRT for RTX isn't installed here ({first_line(exc)}). {INSTALL}"
-        if device not in CAPABILITIES:
-            return f"TensorRT for RTX runs on NVIDIA's {', '.join(CAPABILITIES)}, and builds for them anywhere."
+            return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
+        if device not in self._is.capabilities:
+            also = ", and builds for them anywhere" if self._is.abroad else ""
+            return f"{self._is.title} runs on NVIDIA's {', '.join(self._is.capabilities)}{also}."
         return None
 
     def versions(self) -> dict[str, str]:
         """Of the library."""
-        with border(RuntimeMissing, "TensorRT for RTX can't be loaded", INSTALL):
-            return {"tensorrt-rtx": str(_library().__version__)}
+        with border(RuntimeMissing, f"{self._is.title} can't be loaded", self._is.install):
+            return {self._is.name: str(_library(self._is.module).__version__)}
 
     def device(self, device: str) -> dict[str, str]:
-        """The compute capability, which is its name."""
-        del device
-        return {}
+        """The compute capability is its name; kernels timed on one GPU are also for that one."""
+        return {} if self._is.abroad else {"gpu": gpu_name(device)}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
-        return PRECISIONS if device in CAPABILITIES else ()
+        return PRECISIONS if device in self._is.capabilities else ()
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Always."""
-        del device, options
-        return True
-
-    def costs(self, device: str) -> Costs:
-        """What the builder reports, and what building took."""
+        """Unless each call is to launch a captured one: that has one size."""
         del device
-        return COSTS
+        return not options.get(GRAPH)
+
+    def costs(self, device: str) -> Costs | None:
+        """What the builder for RTX reports, and what building took; nobody has measured the other."""
+        del device
+        return self._is.costs
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """`builder_optimization_level`, 0 to 5."""
+        """`OPTIONS`."""
         for name, value in options.items():
             if name not in OPTIONS:
-                raise ProfileError(f"TensorRT for RTX has no option {name!r} here. {suggest(name, list(OPTIONS))}")
-            if value not in OPTIONS[name] or isinstance(value, bool):
-                raise ProfileError(
-                    f"{name} is {value!r}; it must be a whole number from 0 to {OPTIONS[name].stop - 1}."
-                )
+                raise ProfileError(f"{self._is.title} has no option {name!r} here. {suggest(name, list(OPTIONS))}")
+            values = OPTIONS[name]
+            if isinstance(values, range):
+                fits, wanted = type(value) is int and value in values, f"a whole number, {values[0]} to {values[-1]}"
+            else:
+                fits, wanted = isinstance(value, bool), "true or false"
+            if not fits:
+                raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Parse and build for the device's compute capability. Memory peaks at about three times the weights."""
         target = job.target
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
-        trt, log = _library(), _logger()
+        trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
         with border(CompileError, f"TensorRT can't build {job.part}", "Try opset = 18, or f32 for this part."):
             builder = trt.Builder(log)
-            network = builder.create_network(0)
+            network = builder.create_network(_network_flags(trt))
             parser = trt.OnnxParser(network, log)
             if not parser.parse_from_file(str(job.graph)):
                 raise CompileError(
                     f"TensorRT can't read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
                 )
-            _let_decompose(network)
+            _let_decompose(trt, network)
             config = builder.create_builder_config()
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.device.upper()), 0)
-            for name, value in target.options.items():
-                setattr(config, name, value)
+            _configure(trt, config, target.options)
             if target.shape is None:
                 config.add_optimization_profile(_ranges(builder, job))
-            config.progress_monitor = _monitor(job.part, on_progress)
-            plan = builder.build_serialized_network(network, config)
+            config.progress_monitor = _monitor(trt, job.part, on_progress)
+            if self._is.abroad:
+                config.num_compute_capabilities = 1
+                config.set_compute_capability(getattr(trt.ComputeCapability, target.device.upper()), 0)
+                plan = builder.build_serialized_network(network, config)
+            else:
+                timing = self._timing(job)
+                timed = timing.read_bytes() if timing.exists() else b""
+                if not config.set_timing_cache(config.create_timing_cache(timed), ignore_mismatch=False):
+                    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+                plan = builder.build_serialized_network(network, config)
+                if plan is not None:
+                    timing.parent.mkdir(exist_ok=True)
+                    write_bytes(timing, bytes(config.get_timing_cache().serialize()))
             if plan is None:
                 raise CompileError(
                     f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. Try "
@@ -164,88 +255,47 @@ class TensorRTRTX:
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
         check_stamp(artifact, target, self.versions(), self.device(target.device))
-        loaded = _Loaded(artifact / PLAN, target)
+        budget = target.options.get(STREAMED)
+        loaded = Plan(
+            _library(self._is.module),
+            _logger(self._is.module),
+            artifact / PLAN,
+            target,
+            graphed=bool(target.options.get(GRAPH)),
+            streamed=None if budget is None else int(budget) << 20,
+        )
         return HostEngine(target, loaded.call, loaded.release)
 
-
-class _Loaded:
-    """What one engine holds: the plan, its context, and a buffer on the device for each input and output."""
-
-    def __init__(self, path: Path, target: Target) -> None:
-        log = _logger()
-        log.clear()
-        self._target = target
-        self._buffers: dict[str, tuple[int, int]] = {}
-        self._driver: Driver | None = open_driver(target.device)
-        self._runtime: Any = cast("Any", None)
-        self._engine: Any = cast("Any", None)
-        self._context: Any = cast("Any", None)
-        try:
-            with border(CompileError, f"TensorRT can't load {path}", REBUILD):
-                self._runtime = _library().Runtime(log)
-                self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-                self._context = self._engine and self._engine.create_execution_context()
-                if self._context is None:
-                    raise CompileError(f"TensorRT can't load {path}: {log.worst or 'it says no more'}. {REBUILD}")
-        except BaseException:
-            self.release()
-            raise
-
-    def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Copy in, run, copy out, on one stream."""
-        driver = self._driver
-        assert driver is not None
-        with border(CompileError, "TensorRT failed while computing", "Is there memory enough for this size?"):
-            for name, array in feeds.items():
-                whole = np.ascontiguousarray(array)
-                if not self._context.set_input_shape(name, whole.shape):
-                    raise CompileError(
-                        f"{name} {list(whole.shape)} is outside what the engine was built for: {OUTSIDE}. "
-                        "Draw within that."
-                    )
-                driver.copy_in(self._buffer(driver, name, whole.nbytes), whole)
-            outputs: dict[str, Array] = {}
-            for tensor in self._target.outputs:
-                outputs[tensor.name] = np.empty(shape_of(tensor.shape, sizes), np.float32)
-                self._buffer(driver, tensor.name, outputs[tensor.name].nbytes)
-            if not self._context.execute_async_v3(driver.stream):
-                raise CompileError(f"TensorRT wouldn't run: {_logger().worst or 'it says no more'}.")
-            for name, array in outputs.items():
-                driver.copy_out(array, self._buffers[name][0])
-            driver.wait()
-        return outputs
-
-    def _buffer(self, driver: Driver, name: str, count: int) -> int:
-        """Device memory for a tensor, made larger where it has to be."""
-        address, held = self._buffers.get(name, (0, 0))
-        if held < count:
-            if address:
-                del self._buffers[name]
-                driver.free(address)
-            address = driver.allocate(count)
-            self._buffers[name] = address, count
-        self._context.set_tensor_address(name, address)
-        return address
-
-    def release(self) -> None:
-        """Give the device's memory back."""
-        driver, self._driver = self._driver, None
-        self._context = self._engine = self._runtime = None
-        if driver is not None:
-            try:
-                while self._buffers:
-                    driver.free(self._buffers.popitem()[1][0])
-            finally:
-                driver.close()
+    def _timing(self, job: Job) -> Path:
+        """What was timed on this GPU by this version."""
+        device = job.target.device
+        name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
+        return job.bundle.engines / TIMING / f"{name}.cache"
 
 
-def _let_decompose(network: Any) -> None:
+def _network_flags(trt: Any) -> int:
+    """Types as the graph states them, which TensorRT 10 must be told."""
+    explicit = str(trt.__version__).startswith("10.")
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if explicit else 0
+
+
+def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
+    if LEVEL in options:
+        config.builder_optimization_level = options[LEVEL]
+    if WORKSPACE in options:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options[WORKSPACE]) << 20)
+    if STREAMED in options:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+
+
+def _let_decompose(trt: Any, network: Any) -> None:
     """Let attention without a kernel of its own be computed in pieces; the parser leaves that forbidden."""
-    trt = _library()
+    if not hasattr(trt, ATTENTION):
+        return
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer
+            layer.__class__ = getattr(trt, ATTENTION)
             layer.attention.decomposable = True
 
 
@@ -257,10 +307,10 @@ def _ranges(builder: Any, job: Job) -> Any:
     return profile
 
 
-def _monitor(part: str, on_progress: Progress) -> Any:
+def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
     """Tells of the builder's phases. Its class can't be ours before the library is there."""
 
-    class Monitor(_library().IProgressMonitor):
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()  # pyright: ignore[reportUnknownMemberType]
             self.steps: dict[str, int] = {}
@@ -280,9 +330,9 @@ def _monitor(part: str, on_progress: Progress) -> Any:
 
 
 @cache
-def _logger() -> Any:
+def _logger(module: str) -> Any:
     """Remembers the last error, and what is said of memory; prints nothing. The library keeps the first one it gets."""
-    trt = _library()
+    trt = _library(module)
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -304,6 +354,5 @@ def _logger() -> Any:
 
 
 @cache
-def _library() -> Any:
-    """The bindings; the metapackage beside them only imports these."""
-    return import_module("tensorrt_rtx_bindings")
+def _library(module: str) -> Any:
+    return import_module(module)

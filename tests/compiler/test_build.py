@@ -211,8 +211,8 @@ def test_unbuilt_and_unknown_are_said(own_bundle):
     opened = own_bundle()
     with pytest.raises(BundleError, match=r"latentc build .* --profile null"):
         load(opened, NULL)
-    with pytest.raises(ProfileError, match="no runtime 'tensorrt'"):
-        build(opened, of(NULL, runtime="tensorrt"))
+    with pytest.raises(ProfileError, match="no runtime 'tensorflow'"):
+        build(opened, of(NULL, runtime="tensorflow"))
     with pytest.raises(ProfileError, match="'unit', which is no part"):
         build(opened, of(NULL, precision={"unit": ("f32",)}))
     with pytest.raises(RuntimeMissing, match="GPU"):

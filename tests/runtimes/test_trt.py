@@ -1,8 +1,12 @@
-"""TensorRT for RTX: plans for GPUs that aren't here, and the driver's interface by a stand-in."""
+"""TensorRT: plans of RTX's for GPUs that aren't here, TensorRT's own bindings, and the driver by a stand-in."""
 
 import ctypes
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +17,13 @@ from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.runtimes import Job, Target
-from latentc.runtimes.cuda import Driver, open_driver
+from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
-from latentc.runtimes.trt import CAPABILITIES, TensorRTRTX, _Loaded
+from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
+from latentc.runtimes.trt_plan import ROOMS, Plan
 
-installed = pytest.mark.skipif(
-    TensorRTRTX().unbuildable("sm89") is not None, reason=str(TensorRTRTX().unbuildable("sm89"))
-)
+WHY_NOT = tensorrt_rtx().unbuildable("sm89")
+installed = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 @pytest.fixture
@@ -27,11 +31,11 @@ def case(make_case):
     """The small part, as TensorRT is given it."""
     other = make_case("onnxruntime")
     target = replace(other.target, runtime="tensorrt-rtx", device="sm89")
-    return replace(other, adapter=TensorRTRTX(), target=target)
+    return replace(other, adapter=tensorrt_rtx(), target=target)
 
 
 @installed
-@pytest.mark.parametrize("device", CAPABILITIES)
+@pytest.mark.parametrize("device", RTX.capabilities)
 def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
     out = tmp_path / "out"
     told = []
@@ -61,11 +65,15 @@ def test_a_static_plan_and_a_broken_graph(case, tmp_path):
 
 @installed
 def test_options_and_devices_are_strict(monkeypatch):
-    adapter = TensorRTRTX()
-    adapter.check({"builder_optimization_level": 5})
+    adapter = tensorrt_rtx()
+    adapter.check({"builder_optimization_level": 5, "cuda_graph": False})
     for value in (6, True, "3"):
-        with pytest.raises(ProfileError, match="from 0 to 5"):
+        with pytest.raises(ProfileError, match="a whole number, 0 to 5"):
             adapter.check({"builder_optimization_level": value})
+    with pytest.raises(ProfileError, match="cuda_graph is 1; it must be true or false"):
+        adapter.check({"cuda_graph": 1})
+    assert adapter.takes_free_sizes("sm89", {})
+    assert not adapter.takes_free_sizes("sm89", {"cuda_graph": True})
     with pytest.raises(ProfileError, match="Did you mean 'builder_optimization_level'"):
         adapter.check({"builder_optimisation_level": 5})
     assert "runs on NVIDIA's sm75" in adapter.unbuildable("sm90")
@@ -76,11 +84,63 @@ def test_options_and_devices_are_strict(monkeypatch):
     assert adapter.devices() == ("sm75", "sm89")
 
 
+BINDINGS = Path(sys.prefix) / "bindings"
+SYMBOLS = (
+    *("createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL"),
+    *("createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getNvOnnxParserVersion"),
+    *("getBuilderPluginRegistry", "getPluginRegistry", "initLibNvInferPlugins"),
+)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="There is no C compiler here to make empty libraries with.")
+@pytest.mark.parametrize("version", [11, 10])
+def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, version):
+    bindings = BINDINGS / f"tensorrt-{version}"
+    if not (bindings / "tensorrt_bindings").exists():
+        pytest.skip(f"The bindings of TensorRT {version} aren't in {bindings}: `make` found none for this machine.")
+    source = tmp_path / "empty.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS))
+    (tmp_path / "lib").mkdir()
+    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        file = f"lib{name}.so.{version}"
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", f"-Wl,-soname,{file}", "-o", tmp_path / "lib" / file, source], check=True
+        )
+    program = Path(__file__).with_name("drive_tensorrt.py")
+    command = [sys.executable, "-W", "ignore", program, bindings, tmp_path / "lib"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["version"].startswith(f"{version}.")
+    assert ("NetworkDefinitionCreationFlag" in told["used"]) == (version == 10), "10 must be told to keep types"
+    wanted = {
+        *("Builder.build_serialized_network", "IOptimizationProfile.set_shape", "IBuilderConfig.set_timing_cache"),
+        *("ICudaEngine.weight_streaming_budget_v2", "IExecutionContext.set_device_memory", "ParserError.desc"),
+        *("IExecutionContext.execute_async_v3", "IAttention.decomposable", "IBuilderConfig.progress_monitor"),
+    }
+    assert wanted <= set(told["used"])
+
+
+def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
+    monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
+    adapter = tensorrt()
+    assert "TensorRT isn't installed here" in adapter.missing("sm89")
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
+    assert adapter.unbuildable("sm89") is None
+    assert adapter.unbuildable("sm90") == "There is no GPU of sm90 here; NVIDIA GPUs found: sm75, sm89."
+    assert adapter.unbuildable("sm70").startswith("TensorRT runs on NVIDIA's sm75, sm80")
+    assert adapter.device("sm89") == {"gpu": "GPU 1"} != adapter.device("sm75")
+    assert adapter.newest_opset == 18, "what doesn't know attention isn't given it"
+    assert adapter.versions() == {"tensorrt": "11.4.0"}
+    assert adapter.costs("sm89") is None
+
+
 class Memory:
     """The driver's functions over the host's memory: what is copied in comes out."""
 
     def __init__(self):
         self.blocks, self.calls, self.fails = {}, [], None
+        self.captured = self.capturing = None
 
     def __getattr__(self, name):
         if name.startswith("do_"):
@@ -104,6 +164,28 @@ class Memory:
 
     def do_cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
         value._obj.value = {75: (7, 8), 76: (5, 9)}[attribute][device.value]
+        return 0
+
+    def do_cuDeviceGetName(self, name, count, device):  # noqa: N802
+        name.value = f"GPU {device.value}".encode()
+        return 0
+
+    def do_cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
+        self.capturing = []
+        return 0
+
+    def do_cuStreamEndCapture(self, stream, graph):  # noqa: N802
+        self.captured, self.capturing = self.capturing, None
+        return 0
+
+    def do_cuGraphInstantiateWithFlags(self, ready, graph, flags):  # noqa: N802
+        ready._obj.value = 5
+        return 0
+
+    def do_cuGraphLaunch(self, graph, stream):  # noqa: N802
+        assert graph.value == 5
+        for work in self.captured:
+            work()
         return 0
 
     def do_cuMemAlloc_v2(self, address, count):  # noqa: N802
@@ -149,10 +231,10 @@ def test_the_driver_copies_and_says_what_failed():
 
 
 class Context:
-    """Doubles what it is fed: `sample` [1, 4, height, width] to `out_sample`."""
+    """Doubles what it is fed: `sample` [1, 4, height, width] to `out_sample`. Works in as many bytes as it is fed."""
 
-    def __init__(self):
-        self.shapes, self.addresses, self.refuses = {}, {}, False
+    def __init__(self, memory):
+        self.shapes, self.addresses, self.refuses, self.memory, self.room = {}, {}, False, memory, None
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -160,31 +242,62 @@ class Context:
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
+        return True
+
+    def update_device_memory_size_for_shapes(self):
+        return 4 * int(np.prod(self.shapes["sample"]))
+
+    def set_device_memory(self, address, count):
+        self.room = address, count
 
     def execute_async_v3(self, stream):
         if self.refuses:
             return False
-        count = int(np.prod(self.shapes["sample"]))
-        read = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["sample"]))
-        np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["out_sample"]))[:] = 2 * read
+        assert len(self.memory.blocks[self.room[0]]) >= self.room[1] >= self.update_device_memory_size_for_shapes()
+        count, addresses = int(np.prod(self.shapes["sample"])), dict(self.addresses)
+
+        def work():
+            read = np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["sample"]))
+            np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["out_sample"]))[:] = 2 * read
+
+        if self.memory.capturing is None:
+            work()
+        else:
+            self.memory.capturing.append(work)
         return True
 
 
 @pytest.fixture
-def loaded(monkeypatch, tmp_path):
-    """An engine over the stand-ins, its context and its device's memory."""
+def load(monkeypatch, tmp_path):
+    """Makes an engine over the stand-ins, and its context; they share the device's memory."""
     shape = ("batch", 4, "height", "width")
     sample = (TensorInfo(name="sample", dtype="float32", shape=shape),)
     target = Target("tensorrt-rtx", "sm89", "f16", {}, sample, (sample[0].model_copy(update={"name": "out_sample"}),))
-    context, memory = Context(), Memory()
-    engine = SimpleNamespace(create_execution_context=lambda: context)
-    library = SimpleNamespace(Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine))
-    monkeypatch.setattr("latentc.runtimes.trt._library", lambda: library)
-    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda: SimpleNamespace(worst="", clear=lambda: None))
+    memory, log = Memory(), SimpleNamespace(worst="", clear=lambda: None)
     monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
     (tmp_path / "engine.plan").write_bytes(b"plan")
-    found = _Loaded(tmp_path / "engine.plan", target)
-    return HostEngine(target, found.call, found.release), context, memory
+    strategies = SimpleNamespace(USER_MANAGED=2)
+
+    def made(**how):
+        context = Context(memory)
+        engine = SimpleNamespace(create_execution_context=lambda strategy: context, streamable_weights_size=100)
+        library = SimpleNamespace(
+            Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
+            ExecutionContextAllocationStrategy=strategies,
+        )
+        plan = Plan(library, log, tmp_path / "engine.plan", target, **how)
+        context.engine = engine
+        return HostEngine(target, plan.call, plan.release), context
+
+    made.memory = memory
+    yield made
+    assert memory.blocks == {}, "all was given back"
+    ROOMS.clear()
+
+
+@pytest.fixture
+def loaded(load):
+    return *load(), load.memory
 
 
 def test_an_engine_copies_in_runs_and_copies_out(loaded):
@@ -192,7 +305,7 @@ def test_an_engine_copies_in_runs_and_copies_out(loaded):
     for side in (4, 8, 2):
         feed = np.random.default_rng(side).standard_normal((1, 4, side, side)).astype(np.float32)
         assert (engine.run({"sample": feed})["out_sample"] == 2 * feed).all()
-    assert len(memory.blocks) == 2, "a buffer for each tensor, made larger where it had to be"
+    assert len(memory.blocks) == 3, "a buffer for each tensor and room to compute, made larger where it had to be"
     engine.close()
     assert memory.blocks == {}
     assert memory.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
@@ -214,7 +327,58 @@ def test_what_goes_wrong_on_the_device_is_said_and_nothing_is_freed_twice(loaded
     assert memory.blocks == {}
 
 
+def test_what_is_bound_is_copied_in_once(loaded):
+    engine, _, memory = loaded
+    feed = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    run = engine.bind({"sample": feed})
+    for _ in range(3):
+        assert (run({})["out_sample"] == 2 * feed).all()
+    assert memory.calls.count("cuMemcpyHtoDAsync_v2") == 1
+    assert (engine.run({"sample": feed + 1})["out_sample"] == 2 * (feed + 1)).all()
+    assert (run({})["out_sample"] == 2 * feed).all(), "another feed took its place, so it is copied in again"
+    engine.close()
+
+
+def test_engines_of_a_gpu_take_turns_in_one_room(load):
+    (small, one), (large, other), memory = load(), load(), load.memory
+    feeds = [np.ones((1, 4, side, side), np.float32) for side in (4, 16)]
+    small.run({"sample": feeds[0]})
+    large.run({"sample": feeds[1]})
+    assert one.room[0] != other.room[0], "it was moved to grow"
+    assert (small.run({"sample": feeds[0]})["out_sample"] == 2).all()
+    assert one.room == (other.room[0], 4 * feeds[0].size), "each has as much of it as it needs"
+    small.close()
+    assert other.room[0] in memory.blocks
+    assert (large.run({"sample": feeds[1]})["out_sample"] == 2).all()
+    large.close()
+
+
+def test_a_captured_call_is_launched_until_its_room_moves(load):
+    (graphed, _), (other, _), memory = load(graphed=True), load(), load.memory
+    feed = np.random.default_rng(2).standard_normal((1, 4, 4, 4)).astype(np.float32)
+    for factor in (1, 2, 3):
+        assert (graphed.run({"sample": factor * feed})["out_sample"] == 2 * factor * feed).all()
+    assert memory.calls.count("cuGraphLaunch") == 2
+    other.run({"sample": np.ones((1, 4, 16, 16), np.float32)})
+    assert (graphed.run({"sample": feed})["out_sample"] == 2 * feed).all()
+    assert memory.calls.count("cuGraphExecDestroy") == 1
+    assert memory.calls.count("cuGraphLaunch") == 2, "captured where its room was before, it isn't launched again"
+    assert memory.calls.count("cuStreamBeginCapture_v2") == 2
+    graphed.close()
+    other.close()
+    assert memory.calls.count("cuGraphExecDestroy") == 2
+
+
+def test_weights_that_are_streamed_have_a_budget(load):
+    (engine, context), (ample, other) = load(streamed=30), load(streamed=300)
+    assert context.engine.weight_streaming_budget_v2 == 30
+    assert other.engine.weight_streaming_budget_v2 == 100, "no more than there are"
+    engine.close()
+    ample.close()
+
+
 def test_without_a_driver_that_is_said(monkeypatch):
     monkeypatch.setattr("latentc.runtimes.cuda.LIBRARY", "libnowhere.so.1")
-    with pytest.raises(RuntimeMissing, match="Install NVIDIA's driver"):
-        open_driver("sm89")
+    for ask in (open_driver, gpu_name):
+        with pytest.raises(RuntimeMissing, match="Install NVIDIA's driver"):
+            ask("sm89")

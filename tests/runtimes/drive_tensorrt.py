@@ -1,0 +1,212 @@
+"""Drives the adapter to TensorRT over the library's own bindings, without the library.
+
+    python drive_tensorrt.py BINDINGS LIBRARIES
+
+BINDINGS is the folder that has `tensorrt_bindings`, LIBRARIES one of empty stand-ins for what they are linked with. The
+bindings then import, and say of every class what it has, and of every function what it takes and gives. Objects here
+stand for theirs: one that is asked for what its class hasn't got, or called with what the signature doesn't take,
+fails. Prints what was used, as JSON.
+"""
+
+import ctypes
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from latentc.core.bundle import TensorInfo
+from latentc.core.errors import CompileError
+from latentc.core.progress import quiet
+from latentc.runtimes import Job, Target, trt, trt_plan
+from latentc.runtimes.host import Bound
+
+SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((?P<takes>.*)\) -> (?P<gives>.+)$|^\((?P<plain>.*)\) -> (?P<plain_gives>.+)$")
+ANSWERS = {
+    "Builder.build_serialized_network": b"plan",
+    "ITimingCache.serialize": b"timed",
+    "INetworkDefinition.num_layers": 1,
+    "ICudaEngine.streamable_weights_size": 1 << 30,
+    "IExecutionContext.update_device_memory_size_for_shapes": 4096,
+}
+"""What some of them answer; the others True, 0 or an object of their class."""
+
+used: set[str] = set()
+
+
+class Stand:
+    """Stands for an object of a class of theirs."""
+
+    def __init__(self, kind):
+        object.__setattr__(self, "_kind", kind)
+
+    def __getattr__(self, name):
+        member = _member(self._kind, name)
+        what = f"{self._kind.__name__}.{name}"
+        if isinstance(member, property):
+            return _answer(what, _signatures(member.fget.__doc__)[0][1])
+        return lambda *args, **kwargs: _call(what, member.__doc__, [self, *args], kwargs)
+
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            assert issubclass(value, self._kind), f"{self._kind.__name__} can't become {value.__name__}"
+            object.__setattr__(self, "_kind", value)
+            return
+        member = _member(self._kind, name)
+        assert isinstance(member, property), f"{self._kind.__name__}.{name} can't be set"
+        assert member.fset, f"{self._kind.__name__}.{name} can't be set"
+        _call(f"{self._kind.__name__}.{name}", member.fset.__doc__, [self, value], {})
+
+
+class Module:
+    """Stands for the library: its classes make stands, its enumerations and what one derives from are its own."""
+
+    def __getattr__(self, name):
+        found = getattr(bindings, name)
+        if name in ("Builder", "OnnxParser", "Runtime"):
+            used.add(name)
+            return lambda *args: _call(name, found.__init__.__doc__, [Stand(found), *args], {}, Stand(found))
+        used.add(name)
+        return found
+
+
+def _member(kind, name):
+    member = getattr(kind, name, None)
+    assert member is not None, f"{kind.__name__} has no {name}"
+    return member
+
+
+def _call(what, doc, args, kwargs, made=None):
+    signatures = _signatures(doc)
+    for takes, gives in signatures:
+        if _fit(takes, args, kwargs):
+            return made or _answer(what, gives)
+    raise AssertionError(f"{what} doesn't take {args[1:]} {kwargs}; it takes {[takes for takes, _ in signatures]}")
+
+
+def _answer(what, gives):
+    used.add(what)
+    if what in ANSWERS:
+        return ANSWERS[what]
+    if (kind := _class(gives)) is not None:
+        return kind.__members__["ATTENTION_INPUT"] if gives.endswith("LayerType") else Stand(kind)
+    return {"bool": True, "int": 0, "str": "no such node", "None": None}[gives]
+
+
+def _signatures(doc):
+    """Of each overload: what it takes, as (name, type, whether it may be left out), and what it gives."""
+    found = []
+    for line in doc.splitlines():
+        match = SIGNATURE.match(line.strip())
+        if match and match["takes"] != "*args, **kwargs":
+            takes, gives = match["takes"] or match["plain"] or "", match["gives"] or match["plain_gives"]
+            found.append(([_parameter(one) for one in re.split(r", (?=\w+: )", takes)], gives.strip()))
+    assert found, f"no signature in {doc!r}"
+    return found
+
+
+def _parameter(text):
+    name, _, rest = text.partition(": ")
+    kind, _, default = rest.partition(" = ")
+    return name, kind, bool(default)
+
+
+def _fit(takes, args, kwargs):
+    names = [name for name, _, _ in takes]
+    if len(args) > len(takes) or not kwargs.keys() <= set(names[len(args) :]):
+        return False
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return all(may_go if name not in given else _is(kind, given[name]) for name, kind, may_go in takes)
+
+
+def _class(kind):
+    """Theirs, by its name in a signature; None for what is Python's."""
+    name = re.split(r"[.:]", kind)[-1]
+    if kind.startswith("nvonnxparser::"):  # by its name in C++
+        return getattr(bindings, name.removeprefix("I"))
+    return getattr(bindings, name) if kind.startswith(("tensorrt_bindings.", "nvinfer1::")) else None
+
+
+def _is(kind, value):
+    if kind.endswith(".Dims"):
+        return isinstance(value, tuple) and all(isinstance(side, int) for side in value)
+    if (wanted := _class(kind)) is not None:
+        return issubclass(value._kind, wanted) if isinstance(value, Stand) else isinstance(value, wanted)
+    plain = {"str": str, "bool": bool, "tuple": tuple, "typing.SupportsInt": int, "typing_extensions.Buffer": bytes}
+    return isinstance(value, plain[kind])
+
+
+class Driver:
+    """Memory that is nowhere, a stream that does nothing, graphs that hold what the stream was given."""
+
+    stream = 7
+
+    def __init__(self):
+        self.said, self.blocks = [], 0
+
+    def allocate(self, count):
+        self.blocks += 1
+        return 4096 * self.blocks
+
+    def capture(self, work):
+        work()
+        return 5
+
+    def __getattr__(self, name):
+        return lambda *_: self.said.append(name)
+
+
+def drive(folder):
+    adapter, driver = trt.tensorrt(), Driver()
+    trt.capabilities = lambda: ["sm90"]
+    trt.gpu_name = lambda _: "NVIDIA H200"
+    trt_plan.open_driver = lambda _: driver
+    sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
+    out = sample.model_copy(update={"name": "out_sample"})
+    bundle = SimpleNamespace(engines=folder)
+    options = {
+        "builder_optimization_level": 4,
+        "workspace_mb": 512,
+        "weight_streaming_budget_mb": 100,
+        "cuda_graph": True,
+    }
+    shape = {"sample": (2, 4, 8, 8)}
+    adapter.check(options)
+    assert adapter.missing("sm90") is None
+    for name, static, chosen in (("free", None, {}), ("fixed", shape, options)):
+        target = Target("tensorrt", "sm90", "f16", chosen, (sample,), (out,), static)
+        made = folder / name
+        made.mkdir()
+        adapter.compile(Job(bundle, "unet", folder / "graph.onnx", target), made, quiet)
+        engine = adapter.load(made, target)
+        feed = np.zeros(shape["sample"], np.float32).view(Bound)
+        for _ in range(3):
+            engine.run({"sample": feed})
+        engine.close()
+    assert driver.said.count("launch") == 2, "the fixed engine captured its first call"
+    assert driver.said.count("copy_in") == 2, "what was bound was copied in once for each engine"
+    ANSWERS["OnnxParser.parse_from_file"] = False
+    try:
+        adapter.compile(Job(bundle, "unet", folder / "graph.onnx", target), folder, quiet)
+    except CompileError as refused:
+        assert "can't read unet: no such node" in str(refused)  # noqa: PT017  no pytest here
+    else:
+        raise AssertionError("a graph that can't be read was taken")
+    (cache,) = (folder / ".timing").iterdir()
+    assert cache.read_bytes() == b"timed"
+    assert "sm90-NVIDIA-H200" in cache.name
+
+
+if __name__ == "__main__":
+    for library in sorted(Path(sys.argv[2]).iterdir()):
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    sys.path.insert(0, sys.argv[1])
+    import tensorrt_bindings as bindings
+
+    sys.modules["tensorrt"] = Module()
+    with tempfile.TemporaryDirectory() as made:
+        drive(Path(made))
+    print(json.dumps({"version": bindings.__version__, "used": sorted(used)}))
