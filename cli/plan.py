@@ -55,9 +55,11 @@ def _summary(one: Plan) -> str:
             f"Building what isn't there holds {size(one.build_bytes or 0)}, takes about {one.build_seconds:.0f} s, and "
             f"leaves {size(one.disk_bytes or 0)} on disk."
         )
+    if one.unbuildable:
+        said.append(f"It can't be built here: {one.unbuildable}")
     if one.complaints:
         said.append(f"It won't fit: {'. '.join(one.complaints)}.")
-    elif one.measured and one.device_bytes is not None:
+    elif one.measured and not one.unbuildable and one.device_bytes is not None:
         said.append("It fits.")
     return " ".join(said)
 

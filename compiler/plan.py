@@ -14,8 +14,9 @@ from typing import Any
 
 from ..core.bundle import Bundle
 from ..core.shapes import shape_of
+from ..core.tensors import Precision
 from ..profiles import Profile
-from ..runtimes import Costs, Runtime, runtime
+from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY
 from ..runtimes.machine import Machine, machine
 from ..runtimes.ranges import bounds
@@ -23,9 +24,9 @@ from .cache import Artifact, find
 from .memory import activation_bytes
 from .parity import GRAPH_REFEREES
 from .sizes import Shape
-from .targets import GUIDED_ROWS, PROMPT_LENGTH, Wanted, wanted
+from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
 
-WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
+WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
 
 DRAWING = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
@@ -81,6 +82,8 @@ class Plan:
     disk_free_bytes: int
     build_seconds: float | None
     """For what isn't there yet, on two cores."""
+    unbuildable: str | None
+    """Why it can't be built here, where it can't; then no key is known, and nothing is looked for in the bundle."""
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -89,12 +92,20 @@ class Plan:
 
 
 def plan(bundle: Bundle, profile: Profile) -> Plan:
-    """Predict what building a profile's engines takes, and what they will hold. Raises as `wanted` does."""
-    adapter, engines = wanted(bundle, profile, to_run=False)
+    """Predict what building a profile's engines takes, and what they will hold, here or where it can be built.
+
+    Raises `ProfileError` as `wanted` does.
+    """
+    adapter = runtime(profile.runtime)
+    if unbuildable := adapter.unbuildable(profile.device):
+        asked = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(WIDTHS))]
+    else:
+        _, engines = wanted(bundle, profile, to_run=False)
+        asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
     costs, here = adapter.costs(profile.device), machine()
     absent = adapter.missing(profile.device) is not None
     referee = runtime(GRAPH_REFEREES[0]).costs("CPU") if absent else None
-    planned = tuple(_plan_one(bundle, adapter, costs, referee, want) for want in engines)
+    planned = tuple(_plan_one(bundle, adapter, costs, referee, *one) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
     parts = {engine.part for engine in planned if engine.part in DRAWING}
     drawing = [max(one.held_bytes for one in planned if one.part == part) for part in parts]  # one size at a time
@@ -112,6 +123,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
         disk_bytes=_all([one.disk_bytes for one in missing], sum),
         disk_free_bytes=shutil.disk_usage(bundle.folder).free,
         build_seconds=_all([one.build_seconds for one in missing], sum),
+        unbuildable=unbuildable,
     )
 
 
@@ -129,16 +141,23 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
     return found or said
 
 
-def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, referee: Costs | None, want: Wanted) -> EnginePlan:
-    artifact = find(bundle, want.part, want.key)
-    parameters = bundle.part(want.part).parameters
-    width = WIDTHS[want.target.precision]
+def _plan_one(
+    bundle: Bundle,
+    adapter: Runtime,
+    costs: Costs | None,
+    referee: Costs | None,
+    part: str,
+    target: Target,
+    artifact: Artifact | None,
+) -> EnginePlan:
+    parameters = bundle.part(part).parameters
+    width = WIDTHS[target.precision]
     weights, whole = parameters * width, parameters * WIDTHS["f32"]
-    shape = _shape(bundle, want, ranged=costs is not None and costs.ranged)
-    alive = _alive(bundle, adapter, costs, want, shape)
+    shape = _shape(bundle, part, target, ranged=costs is not None and costs.ranged)
+    alive = _alive(bundle, adapter, costs, part, target.precision, shape)
     if costs is None:
         return EnginePlan(
-            *(want.part, want.target.precision, shape, weights, alive, weights + alive),
+            *(part, target.precision, shape, weights, alive, weights + alive),
             *(None, None, None, artifact, _told(bundle, artifact)),
         )
     held = round(costs.engine + costs.per_weight * weights + costs.per_f32 * whole + costs.activations * alive)
@@ -150,8 +169,8 @@ def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, referee: Co
         build = max(build, round(referee.build_base + referee.build_per_weight * weights))
         seconds += referee.build_seconds + referee.build_seconds_per_gb * weights / 1e9
     return EnginePlan(
-        part=want.part,
-        precision=want.target.precision,
+        part=part,
+        precision=target.precision,
         shape=shape,
         weights_bytes=weights,
         activation_bytes=alive,
@@ -164,27 +183,28 @@ def _plan_one(bundle: Bundle, adapter: Runtime, costs: Costs | None, referee: Co
     )
 
 
-def _shape(bundle: Bundle, want: Wanted, *, ranged: bool) -> dict[str, Shape]:
-    if want.target.shape is not None:
-        return dict(want.target.shape)
+def _shape(bundle: Bundle, part: str, target: Target, *, ranged: bool) -> dict[str, Shape]:
+    if target.shape is not None:
+        return dict(target.shape)
     if ranged:
-        return {tensor.name: bounds(want.part, tensor)[-1] for tensor in want.target.inputs}
+        return {tensor.name: bounds(part, tensor)[-1] for tensor in target.inputs}
     model = bundle.manifest.model
-    side = model.default_size if want.part == "vae_encoder" else model.default_size // model.downscale
-    rows = GUIDED_ROWS if want.part == "unet" else 1
+    side = model.default_size if part == "vae_encoder" else model.default_size // model.downscale
+    rows = GUIDED_ROWS if part == "unet" else 1
     sizes = {"batch": rows, "height": side, "width": side, "length": PROMPT_LENGTH}
-    return {tensor.name: shape_of(tensor.shape, sizes) for tensor in want.target.inputs}
+    return {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
 
 
-def _alive(bundle: Bundle, adapter: Runtime, costs: Costs | None, want: Wanted, shape: dict[str, Shape]) -> int:
+def _alive(
+    bundle: Bundle, adapter: Runtime, costs: Costs | None, part: str, precision: Precision, shape: dict[str, Shape]
+) -> int:
     if not adapter.reads_onnx or (costs is not None and not costs.activations):
         return 0
-    precision = want.target.precision
     width, unrolls = WIDTHS[precision], costs is not None and costs.unrolls
     scores = 0 if costs is None or precision in costs.fuses else costs.scores
-    key = (bundle.part(want.part).digest, tuple(shape.items()), width, scores, unrolls)
+    key = (bundle.part(part).digest, tuple(shape.items()), width, scores, unrolls)
     if key not in _ALIVE:
-        _ALIVE[key] = activation_bytes(bundle.graph(want.part), shape, width, scores=scores, unrolls=unrolls)
+        _ALIVE[key] = activation_bytes(bundle.graph(part), shape, width, scores=scores, unrolls=unrolls)
     return _ALIVE[key]
 
 

@@ -44,6 +44,33 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     reason = adapter.missing(profile.device) if to_run else adapter.unbuildable(profile.device)
     if reason:
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
+    asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
+    versions, device = adapter.versions(), adapter.device(profile.device)
+    found: list[Wanted] = []
+    for name, target in asked:
+        fields: Fields = {
+            "part": name,
+            "part digest": bundle.part(name).digest,
+            "runtime": profile.runtime,
+            "versions": versions,
+            "device": {"name": profile.device, **device},
+            "precision": target.precision,
+            "shape": {key: list(value) for key, value in target.shape.items()} if target.shape else "free",
+            "options": dict(profile.options),
+        }
+        if adapter.reads_onnx:
+            fields |= {"opset": profile.opset, "lowering": LOWERING_VERSION}
+        found.append(Wanted(name, target, fields))
+    return adapter, tuple(found)
+
+
+def targets(
+    bundle: Bundle, profile: Profile, adapter: Runtime, precisions: tuple[Precision, ...]
+) -> list[tuple[str, Target]]:
+    """What a profile asks of each part, at each of its sizes, for a device that computes in `precisions`.
+
+    Neither the runtime nor its device need be here. Raises `ProfileError` as `wanted` does.
+    """
     adapter.check(profile.options)
     _check_parts(profile)
     free = adapter.takes_free_sizes(profile.device, profile.options)
@@ -57,28 +84,13 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             f"Profile {profile.name} asks for opset {profile.opset}, and {profile.runtime} takes no newer one than "
             f"{adapter.newest_opset}. Write opset = {adapter.newest_opset}."
         )
-    versions, device = adapter.versions(), adapter.device(profile.device)
-    found: list[Wanted] = []
+    asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
-        precision = choose(profile, name, adapter.precisions(profile.device))
+        precision = choose(profile, name, precisions)
         for shape in shapes(bundle, profile, name, free=free):
-            target = Target(
-                profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape
-            )
-            fields: Fields = {
-                "part": name,
-                "part digest": part.digest,
-                "runtime": profile.runtime,
-                "versions": versions,
-                "device": {"name": profile.device, **device},
-                "precision": precision,
-                "shape": {key: list(value) for key, value in shape.items()} if shape else "free",
-                "options": dict(profile.options),
-            }
-            if adapter.reads_onnx:
-                fields |= {"opset": profile.opset, "lowering": LOWERING_VERSION}
-            found.append(Wanted(name, target, fields))
-    return adapter, tuple(found)
+            about = (profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape)
+            asked.append((name, Target(*about)))
+    return asked
 
 
 def _check_parts(profile: Profile) -> None:

@@ -11,7 +11,7 @@ from latentc.compiler.plan import plan
 from latentc.compiler.targets import wanted
 from latentc.core.errors import CompileError
 from latentc.core.progress import quiet
-from latentc.profiles import load_profile
+from latentc.profiles import load_profile, profile_names
 from latentc.profiles.profile import Shapes
 from latentc.runtimes import Job, runtime
 from latentc.runtimes.machine import Gpu
@@ -158,3 +158,13 @@ def test_what_nobody_measured_says_so(own_bundle):
     assert found.held_bytes == sum(
         4 * part.parameters for name, part in opened.manifest.parts.items() if name != "vae_encoder"
     )
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_can_be_planned_for_wherever_one_is(bundle, name):
+    opened, profile = bundle("sd1"), load_profile(name)
+    found = plan(opened, profile)
+    assert {engine.part for engine in found.engines} == opened.manifest.parts.keys()
+    assert found.unbuildable == runtime(profile.runtime).unbuildable(profile.device)
+    assert all(engine.held_bytes >= engine.weights_bytes > 0 for engine in found.engines) or name == "null"
+    assert next(engine.precision for engine in found.engines if engine.part == "unet") in profile.wishes("unet")
