@@ -4,7 +4,8 @@ An artifact is `engine.onnx`, the graph, and `engine.data`, its weights. For a C
 optimized it: both files are mapped at load, and nothing is optimized again. Weights packed for the CPU's matrix kernels
 can be saved too (`session.save_external_prepacked_constant_initializers`), but 1.31.1 then crashes in a text encoder's
 first call. For other devices it is the lowered graph, which their providers optimize at load, `cache`, what they
-compiled, and `placement.json`, where each node was run.
+compiled, and `placement.json`, where each node was run. QNN's compiles ahead, for devices that needn't be here: its
+graph is a few nodes, and their code lies beside it.
 
 All flavours of the library (onnxruntime, onnxruntime-gpu...) unpack into one folder, where the last one wins; and a
 session whose provider can't be loaded runs on the CPU without a word. Neither passes here.
@@ -31,7 +32,7 @@ from .base import Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import instructions, machine
-from .placement import ALLOWED, SILENT, DeviceCall, fault, open_session, place
+from .placement import ALLOWED, SILENT, DeviceCall, compile_ahead, fault, open_session, place, plugged
 from .providers import PROVIDERS, check_option, settings
 from .stamp import REBUILD, check_stamp, write_stamp
 
@@ -95,6 +96,13 @@ class ONNXRuntime:
 
     def missing(self, device: str) -> str | None:
         """A library that isn't there or can't be loaded, several that overwrote one another, a device that won't do."""
+        return self._why_not(device, elsewhere=False)
+
+    def unbuildable(self, device: str) -> str | None:
+        """As `missing`: it compiles where it runs, but for providers that compile ahead."""
+        return self._why_not(device, elsewhere=device in PROVIDERS and PROVIDERS[device].ahead)
+
+    def _why_not(self, device: str, *, elsewhere: bool) -> str | None:
         try:
             has: list[str] = _library().get_available_providers()
         except ModuleNotFoundError as exc:
@@ -108,19 +116,25 @@ class ONNXRuntime:
         provider = PROVIDERS[device]
         if provider.system not in (None, platform.system()):
             return f"{provider.name} is made for {provider.system} alone, and this is {platform.system()}."
-        if provider.name not in has:
+        if provider.plugin:
+            try:
+                found = plugged(device, elsewhere=elsewhere)
+            except ImportError as exc:
+                return (
+                    f"{provider.name} isn't installed here ({first_line(exc)}). Install it with: pip install "
+                    f'".[{provider.extra}]".'
+                )
+            if not found:
+                return f"{provider.name} finds no {provider.hardware} here. It needs {provider.needs}."
+        elif provider.name not in has:
             first = f"pip uninstall -y {' '.join(_flavours())} && " if _flavours() else ""
             return (
                 f"This ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Its flavours exclude one "
                 f'another: {first}pip install ".[{provider.extra}]".'
             )
-        if device != "CPU" and (said := fault(device, "f32")):
+        if device != "CPU" and not elsewhere and (said := fault(device, provider.precisions[0])):
             return f"{provider.name} doesn't work here: {said.rstrip('.')}. It needs {provider.needs}."
         return None
-
-    def unbuildable(self, device: str) -> str | None:
-        """It compiles where it runs."""
-        return self.missing(device)
 
     def versions(self) -> dict[str, str]:
         """The library's version, and the flavour's name where it isn't the plain one."""
@@ -130,7 +144,11 @@ class ONNXRuntime:
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
-        """Of a CPU the instruction sets: the graph's layout is made for them. Of GPUs architecture and driver."""
+        """Of a CPU the instruction sets: the graph's layout is made for them. Of GPUs architecture and driver. A plugin
+        has a version of its own.
+        """
+        if plugin := PROVIDERS[device].plugin:
+            return {plugin: metadata.version(plugin.replace("_", "-"))}
         if device == "CPU":
             return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
         vendor = PROVIDERS[device].vendor
@@ -138,11 +156,12 @@ class ONNXRuntime:
         return {"gpu": "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "none found"}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """What the device's provider multiplies two numbers in."""
+        """What the device's provider multiplies two numbers in; where it compiles ahead, what it says."""
         if device not in PROVIDERS:
             return ()
-        has = PROVIDERS[device].precisions
-        return has if device == "CPU" else tuple(one for one in has if fault(device, one) is None)
+        provider = PROVIDERS[device]
+        known = device == "CPU" or provider.ahead
+        return tuple(one for one in provider.precisions if known or fault(device, one) is None)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless its provider compiles every shape anew, or is to replay a recorded call."""
@@ -183,7 +202,7 @@ class ONNXRuntime:
         Raises `CompileError` where the device leaves work to the CPU.
         """
         target = job.target
-        self._require(target)
+        self._require(target, self.unbuildable(target.device))
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
         told = settings(target, job.part, out / CACHE)
@@ -197,6 +216,10 @@ class ONNXRuntime:
                     "session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)
                 )
                 open_session(str(job.graph), options, "CPU", {})
+            elif PROVIDERS[target.device].ahead:
+                on_progress(f"{job.part}: compile", None)
+                placed = compile_ahead(job.graph, out / GRAPH, options, target, told)
+                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
             else:
                 _write(job, out)
                 if PROVIDERS[target.device].caches:
@@ -209,7 +232,7 @@ class ONNXRuntime:
 
     def load(self, artifact: Path, target: Target) -> Engine:
         """Map the graph and its weights. On the CPU it is computed as it was written."""
-        self._require(target)
+        self._require(target, self.missing(target.device))
         stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
@@ -238,8 +261,8 @@ class ONNXRuntime:
 
         return HostEngine(target, call_on_host)
 
-    def _require(self, target: Target) -> None:
-        if reason := self.missing(target.device):
+    def _require(self, target: Target, reason: str | None) -> None:
+        if reason:
             raise RuntimeMissing(reason)
         if target.precision not in self.precisions(target.device):
             has = ", ".join(self.precisions(target.device))

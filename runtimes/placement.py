@@ -25,7 +25,7 @@ from ..core.tensors import Array, Precision
 from .base import Target
 from .border import border, first_line
 from .host import Bound
-from .providers import PROVIDERS
+from .providers import PROVIDERS, Provider
 
 Placement = dict[str, dict[str, int]]
 """Nodes by provider and operator."""
@@ -82,13 +82,20 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
     """A session on a device; raises `RuntimeMissing` where another provider stepped in."""
     provider = PROVIDERS[device]
     given = dict(settings)
+    if provider.plugin:
+        options.add_provider_for_devices(plugged(device) or plugged(device, elsewhere=True), given)
+        session = _library().InferenceSession(graph, options, enable_fallback=0)
+        return _taken(session, provider)
     if provider.entries is not None:
         for name, value in settings.items():
             options.add_session_config_entry(provider.entries + name, value)
         given = {}
     beside = [(PROVIDERS[other].name, dict(PROVIDERS[other].fixed)) for other in provider.beside]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
-    session = _library().InferenceSession(graph, options, providers=asked, enable_fallback=0)
+    return _taken(_library().InferenceSession(graph, options, providers=asked, enable_fallback=0), provider)
+
+
+def _taken(session: Any, provider: Provider) -> Any:
     taken = session.get_providers()
     if taken[0] != provider.name:
         raise RuntimeMissing(
@@ -96,6 +103,38 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
             f"can't be loaded. It needs {provider.needs}."
         )
     return session
+
+
+@cache
+def _register(name: str, plugin: str) -> None:
+    _library().register_execution_provider_library(name, import_module(plugin).get_library_path())
+
+
+@cache
+def plugged(device: str, *, elsewhere: bool = False) -> list[Any]:
+    """What a plugin finds of a device here; or, `elsewhere`, all that it can compile on. Raises ImportError."""
+    provider = PROVIDERS[device]
+    assert provider.plugin is not None
+    _register(provider.name, provider.plugin)
+    found = [one for one in _library().get_ep_devices() if one.ep_name == provider.name]
+    return found if elsewhere else [one for one in found if one.device.type.name == provider.hardware]
+
+
+def compile_ahead(graph: Path, context: Path, options: Any, target: Target, settings: Mapping[str, str]) -> Placement:
+    """Compile into a graph of contexts, beside which lies their code; the device needn't be here, and nothing is run.
+
+    What isn't in a context is left to the CPU.
+    """
+    import onnx_ir as ir
+
+    for name, value in (("enable", "1"), ("file_path", str(context)), ("embed_mode", "0")):
+        options.add_session_config_entry(f"ep.context_{name}", value)
+    open_session(str(graph), options, target.device, settings)
+    nodes = Counter(node.op_type for node in cast("Any", ir).load(context).graph)
+    contexts = nodes.pop("EPContext", 0)
+    _check_left(target, Counter({name: count for name, count in nodes.items() if name in HEAVY}))
+    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}}
+    return placed | ({"CPUExecutionProvider": dict(nodes.most_common())} if nodes else {})
 
 
 def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str], model: Model) -> Placement:
@@ -122,16 +161,21 @@ def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str]
         if node["provider"] == "CPUExecutionProvider"
         and (node["op_name"] in HEAVY or int(node["output_size"]) > SMALL_BYTES)
     )
+    _check_left(target, large)
+    counts: dict[str, Counter[str]] = {}
+    for node in nodes:
+        counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
+    return {name: dict(ops.most_common()) for name, ops in counts.items()}
+
+
+def _check_left(target: Target, large: Counter[str]) -> None:
+    """Refuse what has no business on the CPU."""
     if large and not target.options.get(ALLOWED):
         raise CompileError(
             f"On {target.device}, ONNX Runtime leaves to the CPU: "
             f"{', '.join(f'{count} {name}' for name, count in large.most_common())}. Try opset = 18 in the profile; "
             f"or, if that is what you want, write {ALLOWED} = true under [options]."
         )
-    counts: dict[str, Counter[str]] = {}
-    for node in nodes:
-        counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
-    return {name: dict(ops.most_common()) for name, ops in counts.items()}
 
 
 class DeviceCall:

@@ -1,13 +1,13 @@
 """What ONNX Runtime's execution providers are called, compute in, and can be told.
 
 Names, options and their words are the libraries' own, looked up in the binaries of onnxruntime-gpu 1.31,
-onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, and of onnxruntime 1.31 for macOS.
+onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, -qnn 2.7, and of onnxruntime 1.31 for macOS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import ProfileError
@@ -55,6 +55,14 @@ class Provider:
     """Prefix of its options as entries of the session's configuration, where it ignores those that it is given."""
     attributes: Mapping[str, bool] = field(default_factory=dict[str, bool])
     """Attributes of SessionOptions without which it refuses to work."""
+    plugin: str | None = None
+    """The module that brings it, where it isn't part of ONNX Runtime's own library."""
+    hardware: str = "GPU"
+    """What a plugin finds that is this device, as ONNX Runtime calls it."""
+    ahead: bool = False
+    """Whether it compiles before there is a session, also for devices that aren't here, into contexts."""
+    demands: tuple[str, ...] = ()
+    """Options that a profile must set."""
 
 
 CUDA = Provider(
@@ -80,6 +88,35 @@ CUDA = Provider(
     captures="enable_cuda_graph",
     vendor="NVIDIA",
 )
+
+HEXAGON = Provider(
+    "QNNExecutionProvider",
+    "onnxruntime-qnn",
+    precisions=("f16",),
+    options={
+        "enable_htp_fp16_clamp_overflow": bool,
+        "enable_htp_graph_splitting": bool,
+        "enable_htp_spill_fill_buffer": bool,
+        "htp_arch": ("68", "69", "73", "75", "79", "81"),
+        "htp_graph_finalization_optimization_mode": ("0", "1", "2", "3"),
+        "htp_performance_mode": (
+            *("burst", "balanced", "default", "high_performance", "high_power_saver", "low_balanced"),
+            *("low_power_saver", "power_saver", "extreme_power_saver", "sustained_high_performance"),
+        ),
+        "qnn_context_priority": ("low", "normal", "normal_high", "high"),
+        "soc_model": int,
+        "vtcm_mb": int,
+    },
+    fixed={"backend_type": "htp"},
+    f16="enable_htp_fp16_precision",
+    free_sizes=False,
+    needs="a Snapdragon with a Hexagon NPU, and its driver",
+    plugin="onnxruntime_qnn",
+    hardware="NPU",
+    ahead=True,
+    demands=("soc_model", "htp_arch"),
+)
+"""Without `soc_model` it makes code for no chip in particular, and refuses f16."""
 
 PROVIDERS: dict[str, Provider] = {
     "CPU": Provider("CPUExecutionProvider", "onnxruntime", precisions=("f32",)),
@@ -164,6 +201,8 @@ PROVIDERS: dict[str, Provider] = {
         free_sizes=False,
         system="Darwin",
     ),
+    "QNN": HEXAGON,
+    "QNN-simulator": replace(HEXAGON, hardware="CPU", needs="an x86-64 CPU, on which the same code is simulated"),
 }
 """By device, as profiles name it."""
 
@@ -194,6 +233,11 @@ def settings(target: Target, part: str, cache: Path) -> dict[str, str]:
     if provider.captures and asked.get(provider.captures) and target.shape is None:
         raise ProfileError(
             f"{provider.captures} replays a call of one shape. Write sizes under [shapes], or leave it out."
+        )
+    if lacking := [name for name in provider.demands if name not in asked]:
+        raise ProfileError(
+            f"{provider.name} must be told {' and '.join(lacking)}. Write them under [options]; the profile "
+            "snapdragon-x-elite shows how."
         )
     made = dict(provider.fixed)
     if provider.f16 and target.precision == "f16":

@@ -1,0 +1,84 @@
+"""Qualcomm's NPU: compiled for where there is none, and executed by the simulator that comes with its plugin."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latentc.compiler.lower import lowered
+from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.progress import quiet
+from latentc.profiles import load_profile
+from latentc.runtimes import Job
+from latentc.runtimes.onnxruntime import ONNXRuntime
+
+PROFILE = load_profile("snapdragon-x-elite")
+WHY_NOT = ONNXRuntime().unbuildable("QNN")
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+simulated = pytest.mark.skipif(
+    ONNXRuntime().missing("QNN-simulator") is not None, reason=str(ONNXRuntime().missing("QNN-simulator"))
+)
+
+
+@pytest.fixture
+def compiled(make_case, tmp_path):
+    """Compiles the small part for a device, and gives the case, its feeds and the target."""
+    case = make_case("onnxruntime")
+
+    def made(device, **options):
+        feeds = case.feeds()
+        shape = {name: array.shape for name, array in feeds.items()}
+        target = replace(
+            case.target, device=device, precision="f16", options={**PROFILE.options, **options}, shape=shape
+        )
+        out = tmp_path / device
+        out.mkdir()
+        with lowered(case.bundle.graph("unet"), device, 18, shape, half=True) as graph:
+            case.adapter.compile(Job(case.bundle, "unet", graph, target), out, quiet)
+        return replace(case, artifact=out, target=target), feeds
+
+    return made
+
+
+@simulated
+def test_the_npus_code_computes_what_it_should(compiled):
+    case, feeds = compiled("QNN-simulator")
+    assert json.loads((case.artifact / "placement.json").read_text()) == {"QNNExecutionProvider": {"EPContext": 1}}
+    engine = case.adapter.load(case.artifact, case.target)
+    outputs = engine.run(feeds)
+    for name, wanted in case.expected(feeds).items():
+        np.testing.assert_allclose(outputs[name], wanted, rtol=0, atol=2e-2, err_msg=name)
+        assert 0 < np.abs(outputs[name] - wanted).max(), "f16 costs something"
+    with pytest.raises(ShapeError, match="this engine was built for"):
+        engine.run(case.feeds(1, 8, 8))
+    engine.close()
+
+
+def test_code_for_an_npu_that_is_not_here_is_made_and_not_run(compiled):
+    case, _ = compiled("QNN")
+    assert sum(path.stat().st_size for path in case.artifact.glob("*.bin")) > 10_000
+    model = (case.artifact / "engine.onnx").read_bytes()
+    assert b":73:60:" in model, "the chip that it was made for"
+    if case.adapter.missing("QNN") is None:
+        pytest.skip("There is an NPU here.")
+    assert case.adapter.missing("QNN").startswith("QNNExecutionProvider finds no NPU here. It needs a Snapdragon")
+    with pytest.raises(RuntimeMissing, match="finds no NPU here"):
+        case.adapter.load(case.artifact, case.target)
+
+
+def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_path):
+    case = make_case("onnxruntime")
+    for value in ("12", 73):
+        with pytest.raises(ProfileError, match="htp_arch is .* must be one of: 68"):
+            case.adapter.check({"htp_arch": value})
+    with pytest.raises(ProfileError, match="Did you mean 'htp_performance_mode'"):
+        case.adapter.check({"htp_performance_mod": "burst"})
+    target = replace(case.target, device="QNN", precision="f16", options={"htp_arch": "73"})
+    with pytest.raises(ProfileError, match="must be told soc_model"):
+        case.adapter.compile(Job(case.bundle, "unet", case.bundle.graph("unet"), target), tmp_path, quiet)
+    assert not case.adapter.takes_free_sizes("QNN", {})
+    with pytest.raises(CompileError, match="doesn't compute in f32 on QNN"):
+        case.adapter.compile(
+            Job(case.bundle, "unet", case.bundle.graph("unet"), replace(target, precision="f32")), tmp_path, quiet
+        )
