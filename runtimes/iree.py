@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -46,6 +46,9 @@ DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
 
 HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
 """AMD architectures that it compiles for: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+
+LARGE = 1e9
+"""Stands for infinity in programs for Vulkan."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", "O3")}
@@ -160,7 +163,7 @@ class IREE:
                 sys.executable,
                 "-m",
                 "iree.compiler.tools.import_onnx",
-                job.graph,
+                _plain(job.graph) if target.device == VULKAN else job.graph,
                 "-o",
                 imported,
                 "--externalize-params",
@@ -213,10 +216,14 @@ class _Loaded:
         """Feeds in the graph's order, and of its outputs those that are wanted."""
         del sizes
         with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
-            found = self._function(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
+            found = self._function(*(self._given(feeds[name]) for name in self._inputs))
             outputs: Any = found if type(found) in (tuple, list) else (found,)
             named = dict(zip(self._outputs, outputs, strict=True))
             return {name: self._read(named[name]) for name in self._wanted}
+
+    def _given(self, array: Array) -> Array:
+        narrow = self._vulkan and array.dtype == np.int64
+        return np.ascontiguousarray(array, np.int32 if narrow else None)
 
     def _read(self, array: Any) -> Array:
         """An output. The library's own copy lets the driver write to numpy's memory, which lies on no page's border."""
@@ -239,6 +246,56 @@ class _Loaded:
         self._function = None
 
 
+def _plain(graph: Path) -> Path:
+    """A copy of a graph, beside it, in what every GPU with Vulkan computes alike: f32 and int32, and nothing infinite.
+
+    Compiled for the baseline, 3.13's programs read f16 and 64 bits from weights and inputs wrongly, in silence, and
+    what masks attention with minus infinity answers NaN.
+    """
+    import onnx_ir as ir
+
+    library = cast("Any", ir)
+    kinds = ir.DataType
+    model = library.load(graph)
+    for weight in model.graph.initializers.values():
+        array = _finite(weight.const_value.numpy())
+        if array.dtype == np.int64 and array.size >= INLINE_NUMBERS:  # smaller ones are in the program, and right
+            array = array.astype(np.int32)
+            _cast(library, model.graph, weight, kinds.INT32, kinds.INT64)
+        weight.const_value = library.tensor(array, name=weight.name)
+        weight.dtype = weight.const_value.dtype
+    for node in model.graph:
+        if node.op_type == "Constant" and "value" in node.attributes:
+            constant = library.tensor(_finite(node.attributes["value"].value.numpy()))
+            node.attributes["value"] = library.AttrTensor("value", constant)
+        for value in node.outputs:
+            if value.dtype == kinds.FLOAT16:
+                value.dtype = kinds.FLOAT
+    for value in model.graph.inputs:
+        if value.dtype == kinds.INT64:
+            _cast(library, model.graph, value, kinds.INT32, kinds.INT64)
+    written = graph.with_name("plain.onnx")
+    library.save(model, written, external_data="plain.data")
+    return written
+
+
+def _cast(library: Any, graph: Any, value: Any, given: Any, used: Any) -> None:
+    """Take a value as one type, and use it as another."""
+    node = library.node("Cast", [value], {"to": used.value})
+    made = node.outputs[0]
+    value.replace_all_uses_with(made)
+    node.replace_input_with(0, value)
+    made.dtype, made.shape, value.dtype = used, value.shape, given
+    graph.insert_before(graph[0], node)
+
+
+def _finite(array: Array) -> Array:
+    """f16 as f32, and what is infinite, or as good as, near enough to it for a softmax."""
+    if array.dtype not in (np.float16, np.float32):
+        return array
+    return np.clip(array.astype(np.float32), -LARGE, LARGE)
+
+
 def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
     """What the compiler plans to hold; of free sizes it plans nothing."""
     held = {"weights_bytes": weights.stat().st_size if weights.exists() else 0}
@@ -255,10 +312,7 @@ def _flags(device: str) -> tuple[str, ...]:
         return (*local, "--iree-llvmcpu-target-cpu=host")
     if device == VULKAN:
         target = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={BASELINE}")
-        return (
-            *target,
-            "--iree-input-demote-i64-to-i32",
-        )  # GPUs need not know 64 bits; 3.13 then misreads inputs of them
+        return (*target, "--iree-input-demote-i64-to-i32")  # GPUs need not know 64 bits
     return ("--iree-hal-target-device=hip", f"--iree-rocm-target={device}")
 
 

@@ -47,12 +47,13 @@ def test_it_holds_the_contract(call, api):
     assert " passed" in call(api, "pytest", "tests/runtimes/test_contract.py", "-k", api, "-p", "no:cacheprovider")
 
 
-def test_webgpu_draws_what_pytorch_draws(call, own_bundle, tmp_path):
+@pytest.mark.parametrize("api", PYTHONS)
+def test_it_draws_what_pytorch_draws(call, api, own_bundle, tmp_path):
     bundle = own_bundle("scenes").folder
-    (build,) = json.loads(call("WebGPU", "latentc", "build", bundle, "--profile", "webgpu", "--json"))
+    (build,) = json.loads(call(api, "latentc", "build", bundle, "--profile", api.lower(), "--json"))
     assert build["step_psnr_db"] > 60
     asked = (bundle, "a red boat on the sea at sunset", "--seed", "1", "--steps", "4", "--quiet", "-o")
-    call("WebGPU", "latentc", "run", *asked, tmp_path / "ours.png", "--profile", "webgpu")
+    call(api, "latentc", "run", *asked, tmp_path / "ours.png", "--profile", api.lower())
     profile = ("--profile", "torch-f32")
     subprocess.run([sys.executable, "-m", "latentc", "build", bundle, *profile, "--quiet"], check=True)
     subprocess.run([sys.executable, "-m", "latentc", "run", *asked, tmp_path / "torch.png", *profile], check=True)
