@@ -1,4 +1,4 @@
-"""IREE: a compiler that needs no device, for AMD's GPUs, any GPU with Vulkan, and the CPU.
+"""IREE: a compiler that needs no device, for AMD's GPUs, NVIDIA's, any GPU with Vulkan, and the CPU.
 
 An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights as they lie in the graph (f16 stays f16), and
 `names.json`: a program's inputs and outputs have an order and no names. A graph is imported at opset 18: 3.13 doesn't
@@ -26,6 +26,7 @@ from ..core.record import suggest
 from ..core.tensors import Array, Precision
 from .base import MEMORY, Costs, Engine, Job, Option, Target
 from .border import border, call_program, first_line
+from .cuda import capabilities
 from .host import HostEngine
 from .machine import instructions, machine
 from .order import read_names, write_names
@@ -42,13 +43,18 @@ BASELINE = "vp_android_baseline_2022"
 """The profile of Vulkan that code is made for: what GPUs of the last years have, subgroups and f16 left out."""
 
 DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
-"""Its names of what runs a device; AMD's GPUs are run by HIP."""
+"""Its names of what runs a device, but for AMD's GPUs and NVIDIA's."""
 
 HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
 """AMD architectures that it compiles for: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
 
 LARGE = 1e9
 """Stands for infinity in programs for Vulkan."""
+
+PTX = ("sm_80", "sm_86", "sm_89", "sm_120")
+"""Compute capabilities that it writes PTX for, which the driver translates for any GPU from there on. For 7.5 it
+crashes, and 9.0 it doesn't know.
+"""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", "O3")}
@@ -74,8 +80,8 @@ class IREE:
     infers_shapes = False
 
     def devices(self) -> tuple[str, ...]:
-        """The CPU, Vulkan where a driver has a GPU, and AMD GPUs that are here."""
-        return tuple(device for device in (CPU, VULKAN, *HIP) if self.missing(device) is None)
+        """The CPU, Vulkan where a driver has a GPU, and AMD's and NVIDIA's GPUs that are here."""
+        return tuple(device for device in (CPU, VULKAN, *HIP, *PTX) if self.missing(device) is None)
 
     def missing(self, device: str) -> str | None:
         """The runtime that isn't installed, an unknown device, or one that isn't here."""
@@ -93,6 +99,8 @@ class IREE:
             except Exception as exc:  # whatever the loader says
                 return f"Vulkan can't be used here ({first_line(exc)}). Install a GPU's driver, and libvulkan1."
             return None if found else "Vulkan finds no GPU here. Install its driver."
+        if device in PTX:
+            return _no_nvidia(device)
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
             return f"There is no {device} here; AMD GPUs found: {', '.join(has) or 'none'}."
@@ -198,7 +206,7 @@ class _Loaded:
     def __init__(self, artifact: Path, target: Target) -> None:
         runtime = _runtime()
         with border(CompileError, f"IREE can't load {artifact}", REBUILD):
-            config = runtime.Config(DRIVERS.get(target.device, "hip"))
+            config = runtime.Config(DRIVERS.get(target.device, "cuda" if target.device in PTX else "hip"))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
@@ -291,7 +299,7 @@ def _cast(library: Any, graph: Any, value: Any, given: Any, used: Any) -> None:
 
 def _finite(array: Array) -> Array:
     """f16 as f32, and what is infinite, or as good as, near enough to it for a softmax."""
-    if array.dtype not in (np.float16, np.float32):
+    if array.dtype.kind != "f":
         return array
     return np.clip(array.astype(np.float32), -LARGE, LARGE)
 
@@ -306,6 +314,18 @@ def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
     return held
 
 
+def _no_nvidia(device: str) -> str | None:
+    """None where a GPU runs the PTX of a compute capability."""
+    least = int(device.removeprefix("sm_"))
+    try:
+        has = capabilities()
+    except RuntimeMissing as exc:
+        return f"There is no GPU for the PTX of {device} here, or no driver for it: {exc}"
+    if all(int(one.removeprefix("sm")) < least for one in has):
+        return f"There is no GPU for the PTX of {device} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
+    return None
+
+
 def _flags(device: str) -> tuple[str, ...]:
     if device == CPU:
         local = ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu")
@@ -313,11 +333,13 @@ def _flags(device: str) -> tuple[str, ...]:
     if device == VULKAN:
         target = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={BASELINE}")
         return (*target, "--iree-input-demote-i64-to-i32")  # GPUs need not know 64 bits
+    if device in PTX:
+        return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={device}")
     return ("--iree-hal-target-device=hip", f"--iree-rocm-target={device}")
 
 
 def _unknown(device: str) -> str | None:
-    known = [CPU, VULKAN, *HIP]
+    known = [CPU, VULKAN, *HIP, *PTX]
     return None if device in known else f"latentc drives no {device} through IREE. {suggest(device, known)}"
 
 

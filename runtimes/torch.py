@@ -1,7 +1,8 @@
 """The reference: the checkpoint's own modules, run by PyTorch. It is what the export was compared with.
 
 An artifact is `source.json`: where the checkpoint is. The bundle's graphs aren't read. With the option `compile`, the
-modules go through `torch.compile`: a baseline for `latentc bench`, paid for at the first call of each process.
+modules go through `torch.compile`: a baseline for `latentc bench`, paid for at the first call of each process. So are
+GPUs of NVIDIA's and AMD's, in whatever PyTorch calls CUDA; f32 is computed in f32 there, not in TF32.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ SOURCE = "source.json"
 COMPILE = "compile"
 INSTALL = 'Install it with: pip install ".[export]".'
 LIBRARIES = ("torch", "diffusers", "transformers")
+DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
+"""Devices, and what PyTorch calls them."""
+
 DTYPES: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -56,18 +60,22 @@ class Torch:
     infers_shapes = True
 
     def devices(self) -> tuple[str, ...]:
-        """The CPU."""
-        return ("CPU",) if self.missing("CPU") is None else ()
+        """The CPU, and CUDA where PyTorch was built for it and a GPU is here."""
+        return tuple(device for device in DEVICES if self.missing(device) is None)
 
     def missing(self, device: str) -> str | None:
-        """A library that isn't there or can't be loaded, or another device than the CPU."""
+        """A library that isn't there or can't be loaded, an unknown device, or one that isn't here."""
         try:
-            import_module("torch")
+            torch = import_module("torch")
         except Exception as exc:  # its libraries, where they don't fit, raise OSError and more
             return f"PyTorch can't be loaded here ({first_line(exc)}). {INSTALL}"
         if absent := [name for name in LIBRARIES if find_spec(name) is None]:
             return f"The reference needs {' and '.join(absent)} too. {INSTALL}"
-        return None if device == "CPU" else f"The reference runs on the CPU only, not on {device}."
+        if device not in DEVICES:
+            return f"latentc drives no {device} through PyTorch. {suggest(device, list(DEVICES))}"
+        if device == "CUDA" and not torch.cuda.is_available():
+            return f"PyTorch {torch.__version__} finds no GPU here. It takes a build for CUDA or ROCm, and the driver."
+        return None
 
     def unbuildable(self, device: str) -> str | None:
         """It compiles where it runs."""
@@ -155,13 +163,16 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     dtype: torch.dtype = getattr(torch, DTYPES[target.precision])
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
-    part: Any = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
+    device = DEVICES[target.device]
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    part: Any = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype)).to(device)
     if target.options.get(COMPILE):
         part = torch.compile(part)  # pyright: ignore[reportUnknownMemberType]
 
     def taken(array: Array) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array))  # pyright: ignore[reportUnknownMemberType]
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         del sizes
@@ -171,7 +182,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
         ):
             results: tuple[torch.Tensor, ...] = part(*(taken(feeds[name]) for name in inputs))
             # A copy: a module may answer with its own buffer, or with a view of another output.
-            return {name: result.float().numpy().copy() for name, result in zip(outputs, results, strict=True)}
+            return {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
 
     return HostEngine(target, call)
 

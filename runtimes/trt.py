@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -265,6 +265,15 @@ class TensorRT:
             streamed=None if budget is None else int(budget) << 20,
         )
         return HostEngine(target, loaded.call, loaded.release)
+
+    def refusal(self, artifact: Path, target: Target, device: str) -> str | None:
+        """What it says to an engine on another device, that is here, than it was built for; None if it takes it."""
+        trt, log = _library(self._is.module), _logger(self._is.module)
+        try:
+            Plan(trt, log, artifact / PLAN, replace(target, device=device)).release()
+        except CompileError as exc:
+            return str(exc)
+        return None
 
     def _timing(self, job: Job) -> Path:
         """What was timed on this GPU by this version."""

@@ -16,7 +16,7 @@ from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Job, Target, runtime
 
 PART = "unet"
-CASES = [*RUNTIMES, "onnxruntime CUDA", "onnxruntime WebGPU", "iree Vulkan"]
+CASES = [*RUNTIMES, "onnxruntime CUDA", "onnxruntime WebGPU", "iree Vulkan", "iree sm_80", "torch CUDA"]
 """Runtimes, each with a device where that isn't the CPU."""
 
 OPSETS = {"WebGPU": 18}

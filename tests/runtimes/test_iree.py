@@ -5,7 +5,7 @@ import pytest
 from latentc.core.errors import CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.runtimes import Job
-from latentc.runtimes.iree import HIP, IREE
+from latentc.runtimes.iree import HIP, IREE, PTX
 from latentc.runtimes.machine import Gpu, machine
 
 pytestmark = pytest.mark.skipif(IREE().unbuildable("CPU") is not None, reason=str(IREE().unbuildable("CPU")))
@@ -26,6 +26,25 @@ def test_real_code_is_made_for_gpus_that_are_not_here(make_case, tmp_path, devic
     start = program.index(b"\x7fELF")
     assert int.from_bytes(program[start + 18 : start + 20], "little") == 224, "EM_AMDGPU"
     assert program[start + 48] == MACH[device]
+
+
+@pytest.mark.parametrize("device", ["sm_80", "sm_120"])
+def test_ptx_is_written_for_nvidias_gpus(make_case, tmp_path, device):
+    case = make_case("iree")
+    out = tmp_path / "out"
+    feeds = case.feeds()
+    case.static(tmp_path / "cpu", feeds)
+    shape = {name: array.shape for name, array in feeds.items()}
+    case.compile(out, tmp_path / "static" / "model.onnx", device=device, shape=shape)
+    assert f".target {device}".encode() in (out / "engine.vmfb").read_bytes()
+
+
+def test_ptx_runs_on_that_gpu_and_on_later_ones(monkeypatch):
+    assert set(PTX) == {"sm_80", "sm_86", "sm_89", "sm_120"}
+    assert "There is no GPU for the PTX of sm_80 here" in IREE().missing("sm_80")
+    monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm75", "sm90"])
+    assert IREE().missing("sm_80") is None
+    assert IREE().missing("sm_120").endswith("NVIDIA GPUs found: sm75, sm90.")
 
 
 def test_a_gpu_that_is_here_needs_its_driver(monkeypatch):
