@@ -12,12 +12,12 @@ from ..judge import JUDGE
 def main() -> None:
     """Train one part, going on from where the last run stopped; or save them all as the checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m latentc.scenes.train", description=main.__doc__)
-    parser.add_argument("part", choices=["vae", "text", "unet", "judge", "save"])
+    parser.add_argument("part", choices=["vae", "text", "unet", "wider", "judge", "save"])
     parser.add_argument("--state", type=Path, required=True, help="folder of pictures, training state, log and sheets")
     parser.add_argument("--steps", type=int, default=0, help="train up to this step, counted from the very first")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    from . import judge, save, text, unet, vae
+    from . import judge, save, text, unet, vae, wider
 
     if arguments.part != "save" and arguments.steps < 1:
         parser.error("--steps says up to which step to train")
@@ -27,7 +27,8 @@ def main() -> None:
             if (arguments.state / "judge").exists():
                 save.save_judge(arguments.state, JUDGE)
             return
-        {"vae": vae, "text": text, "unet": unet, "judge": judge}[arguments.part].train(arguments.state, arguments.steps)
+        courses = {"vae": vae, "text": text, "unet": unet, "wider": wider, "judge": judge}
+        courses[arguments.part].train(arguments.state, arguments.steps)
     except FileNotFoundError as exc:  # a part that needs another one first
         parser.error(str(exc))
 

@@ -36,6 +36,7 @@ INDEX: dict[str, Any] = {
 def save(state: Path, folder: Path) -> None:
     """Write the checkpoint as trained so far; the model card beside it is left as it is."""
     decoder = vae.load(state)
+    stated_vae = {key: decoder.config[key] for key in vae.CONFIG}
     words = Words(state / "tokenizer")
     denoiser = unet.load(state, words)
     scale = unet.latents_of(state)[1]
@@ -47,7 +48,7 @@ def save(state: Path, folder: Path) -> None:
     named = {key: kept[key] for key in sorted(kept) if key not in ("transformers_version", "dtype", *stated)}
     _write(folder / "text_encoder", "model", {**stated, **named}, tensors)
     _write_module(folder / "unet", "UNet2DConditionModel", denoiser.unet, unet.CONFIG)
-    _write_module(folder / "vae", "AutoencoderKL", decoder, {**vae.CONFIG, "scaling_factor": round(scale, 5)})
+    _write_module(folder / "vae", "AutoencoderKL", decoder, {**stated_vae, "scaling_factor": round(scale, 5)})
     _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": SCHEDULER_CLASS, **unet.SCHEDULER})
     _write_json(folder / "model_index.json", INDEX)
     write_tokenizer(folder / "tokenizer", state / "tokenizer")

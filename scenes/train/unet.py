@@ -78,7 +78,7 @@ def latents_of(folder: Path) -> tuple[Tensor, float]:
     """
     kept = folder / "latents.pt"
     if not kept.exists():
-        model = vae.load(folder)
+        model = vae.load_narrow(folder)
         pictures = Pictures(folder, vae.SIDE, vae.COUNT)
         found: list[Tensor] = []
         with torch.no_grad():

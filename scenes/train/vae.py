@@ -33,6 +33,9 @@ CONFIG: dict[str, Any] = {
     "norm_num_groups": 4,
     "sample_size": SIDE,
 }
+WIDE: dict[str, Any] = {**CONFIG, "block_out_channels": [32, 32, 64, 96]}
+"""Of `wider.py`."""
+
 COUNT = 40960
 KL_WEIGHT = 2e-4
 """How much latents that say less count; a hundredth of it while colours are still being learned."""
@@ -54,18 +57,28 @@ def train(folder: Path, steps: int) -> nn.Module:
     pictures = Pictures(folder, SIDE, COUNT)
     torch.manual_seed(0)
     model = _begun(AutoencoderKL(**CONFIG))
-    seen = torch.stack([to_tensor(picture_of(EXAMINED + i, SIDE, "any")) for i in range(64)])
+    seen = unseen()
 
     def loss(model: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         return _loss(model, _batch(pictures, step), KL_WEIGHT * (0.01 if step < FREE else 1.0))
 
-    def show(model: Any, step: int) -> Mapping[str, float]:
-        with torch.no_grad():
-            found = model.decode(model.encode(seen).latent_dist.mode()).sample
-        _sheet(folder / "vae" / f"sheet-{step:06}.png", seen[:16], found[:16])
-        return {"psnr_db": psnr(seen, found)}
+    def tell(model: Any, step: int) -> Mapping[str, float]:
+        return show(model, seen, folder / "vae" / f"sheet-{step:06}.png")
 
-    return run_course(course(steps), model, loss, folder / "vae", show)
+    return run_course(course(steps), model, loss, folder / "vae", tell)
+
+
+def unseen() -> Tensor:
+    """64 pictures that training never sees, [64, 3, h, w]."""
+    return torch.stack([to_tensor(picture_of(EXAMINED + i, SIDE, "any")) for i in range(64)])
+
+
+def show(model: Any, seen: Tensor, sheet: Path) -> Mapping[str, float]:
+    """Draw pictures again, some of them onto a sheet, and say how near they came."""
+    with torch.no_grad():
+        found = model.decode(model.encode(seen).latent_dist.mode()).sample
+    _sheet(sheet, seen[:16], found[:16])
+    return {"psnr_db": psnr(seen, found)}
 
 
 def _begun(model: Any) -> Any:
@@ -79,7 +92,14 @@ def _begun(model: Any) -> Any:
 
 
 def load(folder: Path) -> Any:
-    """The autoencoder as trained so far."""
+    """The autoencoder as trained so far: the wider one, where that was trained."""
+    if (folder / "wider" / "state.pt").exists():
+        return trained(AutoencoderKL(**WIDE), folder / "wider")
+    return load_narrow(folder)
+
+
+def load_narrow(folder: Path) -> Any:
+    """The autoencoder whose latents the denoiser learns."""
     return trained(AutoencoderKL(**CONFIG), folder / "vae")
 
 

@@ -183,3 +183,20 @@ def test_a_saved_judge_answers_as_it_was_trained_for_any_number_of_pictures(tmp_
             wanted = model(image)
         for name, found in zip(names, session.run(None, {"image": image.numpy()}), strict=True):
             torch.testing.assert_close(torch.from_numpy(found), wanted[name], rtol=0.02, atol=0.02)
+
+
+def test_a_wider_autoencoder_begins_with_what_fits():
+    from diffusers import AutoencoderKL
+
+    from latentc.scenes.train import vae, wider
+
+    narrow, wide = AutoencoderKL(**vae.CONFIG), AutoencoderKL(**vae.WIDE)
+    before = {name: value.clone() for name, value in wide.state_dict().items()}
+    has = wider.taken_over(narrow, wide).state_dict()
+    given = narrow.state_dict()
+    taken = {name for name in given.keys() & has.keys() if torch.equal(given[name], has[name])}
+    assert {"quant_conv.weight", "post_quant_conv.weight", "decoder.mid_block.resnets.0.conv1.weight"} <= taken
+    anew = {name for name in has if name not in given or given[name].shape != has[name].shape}
+    assert "decoder.up_blocks.3.resnets.1.conv1.weight" in anew
+    assert all(torch.equal(has[name], before[name]) for name in anew)
+    assert wide.decode(torch.zeros(1, 4, 4, 4)).sample.shape == (1, 3, 32, 32)
