@@ -4,8 +4,8 @@
 
 Each trial runs in a process of its own, which is stopped when the time is up. Measurements are lines of
 `results.jsonl`, as `latentc bench` writes them; what else was tried, what came of it, and what wasn't reached is in
-`results.trials.json`, and both are in `results.md`, to read. Stable Diffusion's sizes have random weights: times are
-true, pictures are noise.
+`results.trials.json`; both are in `results.md`, to read, and what a trial said beside in `results.NAME.log`. Stable
+Diffusion's sizes have random weights: times are true, pictures are noise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
@@ -37,10 +36,11 @@ from ..export.export import export
 from ..profiles import Profile, load_profile
 from ..runtimes.machine import machine
 from .bench import bench
+from .contender import OWN_COST
 from .markdown import markdown, plain
 from .plan import REPEAT, Plan
 from .reading import sections
-from .records import read_records
+from .records import Measurement, read_records
 
 log = logging.getLogger("latentc.gpu_suite")
 
@@ -50,9 +50,6 @@ GRACE_SECONDS = 30.0
 
 NOT_RUN = 2
 """Exit code of a trial for which something isn't here."""
-
-STAMPED = re.compile(r"^[\d:]+ ")
-"""The time before each line of the log."""
 
 ROUNDS = 3
 """Of draws, up to `PATIENCE` times, where a picture takes seconds."""
@@ -85,10 +82,15 @@ class Times:
         """Seconds."""
         return max(0.0, self.until - time.monotonic())
 
+    def answer(self, name: str) -> Path:
+        """The file in which a trial says what it found."""
+        return self.scratch / f"{name}.txt"
 
-def subjects() -> tuple[Profile, ...]:
+
+def subjects(batch: int) -> tuple[Profile, ...]:
     """PyTorch and ONNX Runtime on CUDA, plainly and with what each records or compiles; the slowest to start last."""
     graphed = load_profile("h100")
+    graphed = graphed.model_copy(update={"shapes": graphed.shapes.model_copy(update={"images": batch})})
     plainly: dict[str, Any] = {
         "name": "cuda-no-graph",
         "title": "ONNX Runtime, CUDA provider, no recorded graph",
@@ -110,17 +112,19 @@ def subjects() -> tuple[Profile, ...]:
 
 
 def contract(device: str, python: str = sys.executable) -> Callable[[Times], str]:
-    """The contract tests of the cases that pytest's `-k` takes by this."""
+    """The contract tests of the cases that pytest's `-k` takes by this. They are in a checkout, not in a wheel."""
 
     def tried(times: Times) -> str:
         tests = ROOT / "tests" / "runtimes" / "test_contract.py"
+        if not tests.exists():
+            raise RuntimeMissing(f"{tests} isn't there: run the suite from a checkout.")
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "-k", device, str(tests)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=times.left)
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["It said nothing."]
+        lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr[-400:]]
+        if " skipped" in lines[-1] and " passed" not in lines[-1]:
+            raise RuntimeMissing(next(line for line in lines if line.startswith("SKIPPED")))
         if done.returncode:
             raise LatentcError(lines[-1])
-        if " passed" not in lines[-1]:
-            raise RuntimeMissing(next((line for line in lines if line.startswith("SKIPPED")), lines[-1]))
         return lines[-1].strip("= ")
 
     return tried
@@ -132,28 +136,33 @@ def measured(
     """Rows for `subjects` of a family at full size with random weights, or of `scenes`; each at its own size."""
 
     def tried(times: Times) -> str:
-        plan = Plan(subjects(), batches=batches, steps=steps, repeat=repeat, limit=times.left, suite=suite)
-        rows = bench(_bundle(family, times), plan, times.output, _told)
-        failed = [f"{row.subject.name}: {row.error}" for row in rows if row.error]
-        return "; ".join([f"{len(rows) - len(failed)} of {len(rows)} rows", *failed])
+        bundle = bundle_of(family, times)
+        rows: list[Measurement] = []
+        for batch in batches:
+            plan = Plan(subjects(batch), (), (), (batch,), steps, repeat, limit=times.left, suite=suite)
+            rows += bench(bundle, plan, times.output, _told)
+        asked = [row for row in rows if row.subject.name != OWN_COST]
+        failed = [f"{row.subject.name}: {row.error}" for row in asked if row.error]
+        said = "; ".join([f"{len(asked) - len(failed)} of {len(asked)} rows", *failed])
+        if len(failed) == len(asked):
+            raise LatentcError(said)
+        return said
 
     return tried
 
 
 def plans_load(times: Times) -> str:
     """Whether plans that TensorRT for RTX builds for other GPUs are taken by the one that is here."""
-    from ..runtimes.cuda import capabilities
-    from ..runtimes.trt import tensorrt_rtx
-
-    here, adapter = capabilities()[0], tensorrt_rtx()
-    bundle = _bundle(None, times)
+    if not machine().gpus:
+        raise RuntimeMissing("There is no GPU here to load a plan.")
+    bundle = bundle_of(None, times)
     said: list[str] = []
     for profile in map(load_profile, ("a100", "rtx-4090", "rtx-5090")):
         built = {one.artifact.key: one.artifact for one in build(bundle, profile).engines}
-        _, engines = wanted(bundle, profile, to_run=False)
+        adapter, engines = wanted(bundle, profile, to_run=False)
         want = next(one for one in engines if one.part == "unet")
-        refusal = adapter.refusal(bundle.engines / built[want.key].name, want.target, here)
-        said.append(f"{profile.device} on {here}: {refusal or 'it loads'}")
+        refusal = cast("Any", adapter).refusal(bundle.engines / built[want.key].name, want.target)
+        said.append(f"{profile.device}: {refusal or 'it loads'}")
     return "; ".join(said)
 
 
@@ -161,6 +170,7 @@ def trials(webgpu: str | None) -> dict[str, tuple[float, Callable[[Times], str]]
     """By name: the least seconds that it is started with, and what it does."""
     found: dict[str, tuple[float, Callable[[Times], str]]] = {
         "contract-cuda": (20, contract("onnxruntime and CUDA")),
+        "contract-tensorrt": (20, contract("tensorrt and sm90")),
         "contract-torch": (20, contract("torch and CUDA")),
         "scenes": (60, measured(None, steps=20, repeat=REPEAT, suite=True)),
         "iree-ptx": (30, contract("iree and sm_80")),
@@ -190,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no trial {unknown[0]!r}; there are: {', '.join(known)}")
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     if asked.trial:
-        return _try_one(known[asked.trial][1], Times(asked.output, asked.scratch, start + 60 * asked.minutes))
+        times = Times(asked.output, asked.scratch, start + 60 * asked.minutes)
+        return _try_one(asked.trial, known[asked.trial][1], times)
     with tempfile.TemporaryDirectory(prefix="latentc-gpu-suite-") as own:
         scratch, until = asked.scratch or Path(own), start + 60 * asked.minutes
         found: list[Trial] = []
@@ -205,17 +216,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if any(trial.outcome == "failed" for trial in found) else 0
 
 
-def _try_one(trial: Callable[[Times], str], times: Times) -> int:
-    """In the trial's own process: what was found on the last line, or why not."""
+def _try_one(name: str, trial: Callable[[Times], str], times: Times) -> int:
+    """In the trial's own process: what was found, or why not, goes into a file."""
+    code = 0
     try:
-        log.info("%s", trial(times))
+        said = trial(times)
     except (RuntimeMissing, ImportError) as exc:
-        log.info("%s", " ".join(str(exc).split()))
-        return NOT_RUN
+        code, said = NOT_RUN, str(exc)
     except (LatentcError, subprocess.TimeoutExpired) as exc:
-        log.info("%s", " ".join(str(exc).split()))
-        return 1
-    return 0
+        code, said = 1, str(exc)
+    times.answer(name).write_text(" ".join(said.split()), encoding="utf-8")
+    return code
 
 
 def _run(name: str, least: float, times: Times, command: Sequence[str]) -> Trial:
@@ -223,24 +234,30 @@ def _run(name: str, least: float, times: Times, command: Sequence[str]) -> Trial
     if times.left < least + GRACE_SECONDS:
         return Trial(name=name, outcome="not run", seconds=0, said=f"It takes {least:.0f} s or more: the time was up.")
     start = time.monotonic()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    noise = times.output.with_suffix(f".{name}.log")
+    with noise.open("wb") as file, subprocess.Popen(command, stderr=file, start_new_session=True) as process:
         try:
-            _, said = process.communicate(timeout=times.left - GRACE_SECONDS)
-            code = process.returncode
+            code = process.wait(times.left - GRACE_SECONDS)
             outcome: Outcome = "not run" if code == NOT_RUN else "failed" if code else "done"
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=GRACE_SECONDS / 2)
-            outcome, said = "not run", "It was stopped: the time was up."
+                process.wait(GRACE_SECONDS / 2)
+            outcome = "not run"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    last = ([line for line in said.splitlines() if line.strip()] or ["It said nothing."])[-1]
-    return Trial(name=name, outcome=outcome, seconds=round(time.monotonic() - start, 1), said=STAMPED.sub("", last))
+    seconds, answer = round(time.monotonic() - start, 1), times.answer(name)
+    if answer.exists():
+        said = answer.read_text(encoding="utf-8")
+    elif outcome == "not run":
+        said = "It was stopped: the time was up."
+    else:
+        said = (noise.read_text(encoding="utf-8", errors="replace").strip() or "It said nothing.").splitlines()[-1]
+    return Trial(name=name, outcome=outcome, seconds=seconds, said=said)
 
 
-def _bundle(family: str | None, times: Times) -> Bundle:
+def bundle_of(family: str | None, times: Times) -> Bundle:
     """Of `scenes`, or of a family at full size with random weights; made once."""
     folder = times.scratch / f"{family or 'scenes'}.bundle"
     if folder.exists():
@@ -264,8 +281,11 @@ def _write(found: Sequence[Trial], output: Path) -> None:
     gpus = ", ".join(gpu.name for gpu in machine().gpus) or "a machine without a GPU"
     lines = [f"# What was tried on {plain(gpus)}", "", "| trial | outcome | seconds | |", "|---|---|--:|---|"]
     lines += [f"| {trial.name} | {trial.outcome} | {trial.seconds:.0f} | {plain(trial.said)} |" for trial in found]
-    rows = read_records(output) if output.exists() else []
-    write_text(output.with_suffix(".md"), "\n".join([*lines, "", markdown(sections(rows))]))
+    try:
+        table = markdown(sections(read_records(output) if output.exists() else []))
+    except LatentcError as exc:  # of another version, or broken off in the middle of a line
+        table = f"{plain(str(exc))}\n"
+    write_text(output.with_suffix(".md"), "\n".join([*lines, "", table]))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from .cache import (
     read_step,
     reprove,
     seal,
+    share,
     step_key,
     verify,
 )
@@ -129,6 +130,7 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
                 parity = _compare(bundle, adapter, want, fresh)
                 _check_floor(profile, want, parity.psnr_db)
             artifact = seal(fresh, want.part, want.fields, parity, seconds)
+            share(bundle, fresh, artifact.files)
     return Built(artifact, hit=False)
 
 

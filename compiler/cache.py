@@ -1,15 +1,16 @@
 """Artifacts on disk: what they are keyed by, how they are found, and why one isn't.
 
 <bundle>/engines/<part>-<key>/key.json    the fields behind the key, digests, parity figures
-<bundle>/engines/<part>-<key>/...         what the runtime wrote
+<bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked
 <bundle>/engines/.locks/                  one lock for each key; the system frees a dead owner's
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,9 @@ from ..core.progress import Progress, quiet
 from ..core.record import Record
 
 HEADER = "key.json"
+SHARED_BYTES = 1 << 20
+"""Smaller files are copied: looking whether another artifact has them takes longer."""
+
 KEY_LENGTH = 16
 
 Fields = dict[str, Any]
@@ -122,6 +126,25 @@ def seal(folder: Path, artifact_part: str, fields: Fields, parity: Parity, secon
     )
     (folder / HEADER).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return artifact
+
+
+def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
+    """Keep large files that another artifact has too, as the same weights for two GPUs, once on disk.
+
+    Where the file system has no hard links, they stay as they are.
+    """
+    there = {
+        info.sha256: bundle.engines / artifact.name / name
+        for artifact in artifacts(bundle)
+        for name, info in artifact.files.items()
+    }
+    for name, info in files.items():
+        if info.bytes < SHARED_BYTES or (other := there.get(info.sha256)) is None or sha256(other) != info.sha256:
+            continue
+        linked = folder / f"{name}.tmp"
+        with suppress(OSError):
+            os.link(other, linked)
+            linked.replace(folder / name)
 
 
 def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:

@@ -19,7 +19,6 @@ from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY
 from ..runtimes.machine import Machine, machine
-from ..runtimes.ranges import bounds
 from .cache import Artifact, find
 from .memory import activation_bytes
 from .parity import GRAPH_REFEREES
@@ -153,7 +152,7 @@ def _plan_one(
     parameters = bundle.part(part).parameters
     width = WIDTHS[target.precision]
     weights, whole = parameters * width, parameters * WIDTHS["f32"]
-    shape = _shape(bundle, part, target, ranged=costs is not None and costs.ranged)
+    shape = _shape(bundle, part, target)
     alive = _alive(bundle, adapter, costs, part, target.precision, shape)
     if costs is None:
         return EnginePlan(
@@ -183,11 +182,9 @@ def _plan_one(
     )
 
 
-def _shape(bundle: Bundle, part: str, target: Target, *, ranged: bool) -> dict[str, Shape]:
+def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
     if target.shape is not None:
         return dict(target.shape)
-    if ranged:
-        return {tensor.name: bounds(part, tensor)[-1] for tensor in target.inputs}
     model = bundle.manifest.model
     side = model.default_size if part == "vae_encoder" else model.default_size // model.downscale
     rows = GUIDED_ROWS if part == "unet" else 1
@@ -226,6 +223,8 @@ def _complaints(found: Plan) -> Iterable[str]:
             f"Drawing a picture holds {least}{_gb(found.held_bytes)} on {found.device}, which has "
             f"{_gb(found.device_bytes)}: narrower types under [precision], or a smaller size under [shapes]"
         )
+    if found.unbuildable:
+        return
     if found.build_bytes and found.free_bytes is not None and found.build_bytes > found.free_bytes:
         yield f"Building holds {_gb(found.build_bytes)}, and {_gb(found.free_bytes)} are free here"
     if found.disk_bytes and found.disk_bytes > found.disk_free_bytes:

@@ -67,8 +67,6 @@ class Costs:
     """Types for which attention is one kernel, and its scores never lie in memory."""
     unrolls: bool = False
     """Whether a convolution's windows are written out as a matrix."""
-    ranged: bool = False
-    """Whether memory for the largest of the ranges of free sizes is taken at load."""
     disk_per_weight: float = 1.0
     disk_per_f32: float = 0.0
     build_base: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from threading import Lock
 from typing import Any
@@ -23,6 +24,9 @@ OUT_OF_MEMORY = 2
 THIS_THREAD = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile doesn't end a capture."""
 
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: it doesn't wait for the default stream, whose work would end a capture."""
+
 NAME_BYTES = 256
 
 
@@ -35,7 +39,7 @@ class Driver:
         _call(library, "cuDeviceGet", byref(self._device), ordinal)
         _call(library, "cuDevicePrimaryCtxRetain", byref(self._context), self._device)
         try:
-            self._here("cuStreamCreate", byref(self._stream), 0)
+            self._here("cuStreamCreate", byref(self._stream), NON_BLOCKING)
         except CompileError:
             _call(library, "cuDevicePrimaryCtxRelease_v2", self._device)
             raise
@@ -77,8 +81,12 @@ class Driver:
         self._here("cuStreamBeginCapture_v2", self._stream, THIS_THREAD)
         try:
             work()
-        finally:
-            self._here("cuStreamEndCapture", self._stream, byref(graph))
+        except BaseException:
+            with suppress(CompileError):  # what broke it off is the reason to tell
+                self._here("cuStreamEndCapture", self._stream, byref(graph))
+                self._here("cuGraphDestroy", graph)
+            raise
+        self._here("cuStreamEndCapture", self._stream, byref(graph))
         try:
             self._here("cuGraphInstantiateWithFlags", byref(ready), graph, c_uint64(0))
         finally:

@@ -33,6 +33,9 @@ from .order import read_names, write_names
 from .stamp import REBUILD, check_stamp, write_stamp
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
+PLAIN = "plain.onnx"
+"""What is imported for Vulkan; removed after."""
+
 SCOPE = "model"
 INLINE_NUMBERS = 64
 """Weights of fewer numbers stay in the program."""
@@ -111,7 +114,9 @@ class IREE:
         return None
 
     def unbuildable(self, device: str) -> str | None:
-        """The compiler that isn't installed, or an unknown device; the device itself needn't be here."""
+        """The compiler that isn't installed, or an unknown device; the device itself needn't be here, but for Vulkan's,
+        whose name is in the key.
+        """
         try:
             import_module("iree.compiler")
         except ImportError as exc:
@@ -119,7 +124,7 @@ class IREE:
         versions = {name: metadata.version(f"iree-base-{name}") for name in ("compiler", "runtime")}
         if len(set(versions.values())) > 1:
             return f"IREE's compiler is {versions['compiler']} and its runtime {versions['runtime']}. {INSTALL}"
-        return _unknown(device)
+        return self.missing(device) if device == VULKAN else _unknown(device)
 
     def versions(self) -> dict[str, str]:
         """Of compiler and runtime, which are released together."""
@@ -165,19 +170,22 @@ class IREE:
         write_names(job, out)
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
+        graph = _plain(job.graph, out) if target.device == VULKAN else job.graph
         call_program(
             f"IREE can't import {job.part}",
             *(
                 sys.executable,
                 "-m",
                 "iree.compiler.tools.import_onnx",
-                _plain(job.graph) if target.device == VULKAN else job.graph,
+                graph,
                 "-o",
                 imported,
                 "--externalize-params",
             ),
             *("--params-scope", SCOPE, "--num-elements-threshold", INLINE_NUMBERS, "--save-params-to", out / WEIGHTS),
         )
+        for path in out.glob(f"{PLAIN}*"):
+            path.unlink()
         on_progress(f"{job.part}: compile", None)
         level = target.options.get("optimization_level")
         flags = [*_flags(target.device), *([f"--iree-opt-level={level}"] if level else [])]
@@ -254,20 +262,31 @@ class _Loaded:
         self._function = None
 
 
-def _plain(graph: Path) -> Path:
-    """A copy of a graph, beside it, in what every GPU with Vulkan computes alike: f32 and int32, and nothing infinite.
+def _plain(graph: Path, folder: Path) -> Path:
+    """A copy of a graph, in `folder`, in what every GPU with Vulkan computes alike: f32, int32, and nothing infinite.
 
     Compiled for the baseline, 3.13's programs read f16 and 64 bits from weights and inputs wrongly, in silence, and
     what masks attention with minus infinity answers NaN.
     """
-    import onnx_ir as ir
+    with border(
+        CompileError, f"{graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"
+    ):
+        import onnx_ir as ir
 
-    library = cast("Any", ir)
-    kinds = ir.DataType
-    model = library.load(graph)
+        library = cast("Any", ir)
+        model = library.load(graph)
+        _rewrite(library, model)
+        library.save(model, folder / PLAIN, external_data=f"{PLAIN}.data")
+    return folder / PLAIN
+
+
+def _rewrite(library: Any, model: Any) -> None:
+    kinds = library.DataType
     for weight in model.graph.initializers.values():
         array = _finite(weight.const_value.numpy())
         if array.dtype == np.int64 and array.size >= INLINE_NUMBERS:  # smaller ones are in the program, and right
+            if np.abs(array).max() > np.iinfo(np.int32).max:
+                raise CompileError(f"{weight.name} holds numbers that take 64 bits, which Vulkan's baseline hasn't.")
             array = array.astype(np.int32)
             _cast(library, model.graph, weight, kinds.INT32, kinds.INT64)
         weight.const_value = library.tensor(array, name=weight.name)
@@ -282,9 +301,6 @@ def _plain(graph: Path) -> Path:
     for value in model.graph.inputs:
         if value.dtype == kinds.INT64:
             _cast(library, model.graph, value, kinds.INT32, kinds.INT64)
-    written = graph.with_name("plain.onnx")
-    library.save(model, written, external_data="plain.data")
-    return written
 
 
 def _cast(library: Any, graph: Any, value: Any, given: Any, used: Any) -> None:
@@ -321,7 +337,7 @@ def _no_nvidia(device: str) -> str | None:
         has = capabilities()
     except RuntimeMissing as exc:
         return f"There is no GPU for the PTX of {device} here, or no driver for it: {exc}"
-    if all(int(one.removeprefix("sm")) < least for one in has):
+    if not has or int(has[0].removeprefix("sm")) < least:  # the first one is what it runs on
         return f"There is no GPU for the PTX of {device} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
     return None
 

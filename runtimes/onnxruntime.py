@@ -119,9 +119,9 @@ class ONNXRuntime:
         if provider.plugin:
             try:
                 found = plugged(device, elsewhere=elsewhere)
-            except ImportError as exc:
+            except Exception as exc:  # one that doesn't fit raises whatever it likes
                 return (
-                    f"{provider.name} isn't installed here ({first_line(exc)}). Install it with: pip install "
+                    f"{provider.name} can't be loaded here ({first_line(exc)}). Install it with: pip install "
                     f'".[{provider.extra}]".'
                 )
             if not found:
@@ -165,8 +165,8 @@ class ONNXRuntime:
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless its provider compiles every shape anew, or is to replay a recorded call."""
-        provider = PROVIDERS[device]
-        return provider.free_sizes and not (provider.captures and options.get(provider.captures))
+        provider = PROVIDERS.get(device)
+        return provider is None or (provider.free_sizes and not (provider.captures and options.get(provider.captures)))
 
     def costs(self, device: str) -> Costs | None:
         """Of CPUs; no other device was measured."""

@@ -8,6 +8,7 @@ isn't whole, so a call is profiled: that names the provider of each node that wa
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -130,11 +131,25 @@ def compile_ahead(graph: Path, context: Path, options: Any, target: Target, sett
     for name, value in (("enable", "1"), ("file_path", str(context)), ("embed_mode", "0")):
         options.add_session_config_entry(f"ep.context_{name}", value)
     open_session(str(graph), options, target.device, settings)
-    nodes = Counter(node.op_type for node in cast("Any", ir).load(context).graph)
-    contexts = nodes.pop("EPContext", 0)
-    _check_left(target, Counter({name: count for name, count in nodes.items() if name in HEAVY}))
+    contexts, left, large = 0, Counter[str](), Counter[str]()
+    for node in cast("Any", ir).load(context).graph:
+        if node.op_type == "EPContext":
+            contexts += 1
+            continue
+        left[node.op_type] += 1
+        if node.op_type in HEAVY or not all(map(_small, node.outputs)):
+            large[node.op_type] += 1
+    _check_left(target, large)
     placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}}
-    return placed | ({"CPUExecutionProvider": dict(nodes.most_common())} if nodes else {})
+    return placed | ({"CPUExecutionProvider": dict(left.most_common())} if left else {})
+
+
+def _small(value: Any) -> bool:
+    """Whether a value is known to be no larger than what may be computed on the CPU."""
+    shape, kind = value.shape, value.dtype
+    if shape is None or kind is None or not shape.is_static():
+        return False
+    return math.prod(shape.numpy()) * kind.itemsize <= SMALL_BYTES
 
 
 def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str], model: Model) -> Placement:

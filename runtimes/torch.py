@@ -166,7 +166,9 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     device = DEVICES[target.device]
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False
-    part: Any = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype)).to(device)
+    module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
+    with border(CompileError, f"PyTorch can't hold {spec.component} on {target.device}", "Is there memory enough?"):
+        part: Any = module.to(device)
     if target.options.get(COMPILE):
         part = torch.compile(part)  # pyright: ignore[reportUnknownMemberType]
 
@@ -184,7 +186,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
             # A copy: a module may answer with its own buffer, or with a view of another output.
             return {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
 
-    return HostEngine(target, call)
+    return HostEngine(target, call, torch.cuda.empty_cache if device == "cuda" else None)
 
 
 def _open(location: str, revision: str | None, family: str) -> Checkpoint:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -27,7 +28,7 @@ from ..core.record import suggest
 from ..core.tensors import Precision
 from .base import MEMORY, Costs, Engine, Job, Option, Target
 from .border import border, first_line
-from .cuda import capabilities, gpu_name
+from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
 from .stamp import check_stamp, write_stamp
@@ -68,7 +69,6 @@ COSTS = Costs(
     engine=14_000_000,
     scores=2,
     fuses=("f16",),
-    ranged=True,
     build_base=300_000_000,
     build_per_weight=3.2,
     build_seconds=2.0,
@@ -138,7 +138,7 @@ class TensorRT:
         """23 where the library knows attention, which its parser reads from there."""
         try:
             return 23 if hasattr(_library(self._is.module), ATTENTION) else 18
-        except ImportError:
+        except Exception:  # as in `_unfit`, which says so
             return 23
 
     def devices(self) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ class TensorRT:
     def _unfit(self, device: str) -> str | None:
         try:
             _library(self._is.module)
-        except ImportError as exc:
+        except Exception as exc:  # without what it is linked with, it raises whatever it likes
             return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
         if device not in self._is.capabilities:
             also = ", and builds for them anywhere" if self._is.abroad else ""
@@ -214,7 +214,12 @@ class TensorRT:
             raise RuntimeMissing(reason)
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
-        with border(CompileError, f"TensorRT can't build {job.part}", "Try opset = 18, or f32 for this part."):
+        with ExitStack() as stack:
+            stack.enter_context(
+                border(CompileError, f"TensorRT can't build {job.part}", "Try opset = 18, or f32 for this part.")
+            )
+            if not self._is.abroad:  # the GPU whose context is current is the one that kernels are timed on
+                stack.callback(open_driver(target.device).close)
             builder = trt.Builder(log)
             network = builder.create_network(_network_flags(trt))
             parser = trt.OnnxParser(network, log)
@@ -233,14 +238,7 @@ class TensorRT:
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.device.upper()), 0)
                 plan = builder.build_serialized_network(network, config)
             else:
-                timing = self._timing(job)
-                timed = timing.read_bytes() if timing.exists() else b""
-                if not config.set_timing_cache(config.create_timing_cache(timed), ignore_mismatch=False):
-                    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-                plan = builder.build_serialized_network(network, config)
-                if plan is not None:
-                    timing.parent.mkdir(exist_ok=True)
-                    write_bytes(timing, bytes(config.get_timing_cache().serialize()))
+                plan = self._build_here(job, builder, network, config)
             if plan is None:
                 raise CompileError(
                     f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. Try "
@@ -249,6 +247,20 @@ class TensorRT:
             (out / PLAN).write_bytes(plan)
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
         write_stamp(out, job, self.versions(), self.device(target.device))
+
+    def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
+        """Build on the GPU that it is for, with what was timed there before."""
+        device = job.target.device
+        name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
+        kept = job.bundle.engines / TIMING / f"{name}.cache"
+        timed = config.create_timing_cache(kept.read_bytes() if kept.exists() else b"")
+        if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            kept.parent.mkdir(exist_ok=True)
+            write_bytes(kept, bytes(config.get_timing_cache().serialize()))
+        return plan
 
     def load(self, artifact: Path, target: Target) -> Engine:
         """Bring the plan onto the GPU."""
@@ -266,20 +278,15 @@ class TensorRT:
         )
         return HostEngine(target, loaded.call, loaded.release)
 
-    def refusal(self, artifact: Path, target: Target, device: str) -> str | None:
-        """What it says to an engine on another device, that is here, than it was built for; None if it takes it."""
+    def refusal(self, artifact: Path, target: Target) -> str | None:
+        """What it says, on the first GPU that is here, to an engine that was built for another; None if it takes it."""
+        device = capabilities()[0]
         trt, log = _library(self._is.module), _logger(self._is.module)
         try:
             Plan(trt, log, artifact / PLAN, replace(target, device=device)).release()
         except CompileError as exc:
             return str(exc)
         return None
-
-    def _timing(self, job: Job) -> Path:
-        """What was timed on this GPU by this version."""
-        device = job.target.device
-        name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
-        return job.bundle.engines / TIMING / f"{name}.cache"
 
 
 def _network_flags(trt: Any) -> int:

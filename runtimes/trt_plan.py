@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +59,7 @@ class Plan:
                 self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
                 if self._engine is not None:
                     if streamed is not None:
-                        self._engine.weight_streaming_budget_v2 = min(streamed, self._engine.streamable_weights_size)
+                        _stream_weights(self._engine, streamed)
                     strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
                     self._context = self._engine.create_execution_context(strategy)
                 if self._context is None:
@@ -82,10 +83,15 @@ class Plan:
                 for name, array in outputs.items():
                     self._buffer(driver, name, array.nbytes)
                 self._settle(driver)
-                self._work(driver)
-                for name, array in outputs.items():
-                    driver.copy_out(array, self._buffers[name][0])
-                driver.wait()
+                try:
+                    self._work(driver)
+                    for name, array in outputs.items():
+                        driver.copy_out(array, self._buffers[name][0])
+                    driver.wait()
+                except BaseException:
+                    with suppress(CompileError):  # the room isn't free while something runs in it
+                        driver.wait()
+                    raise
         return outputs
 
     def release(self) -> None:
@@ -93,14 +99,17 @@ class Plan:
         driver, self._driver = self._driver, None
         if driver is None:
             return
-        try:
-            self._drop_graph(driver)
-            self._context = self._engine = self._runtime = None
-            while self._buffers:
-                driver.free(self._buffers.popitem()[1][0])
-            self._room.leave(driver)
-        finally:
-            driver.close()
+        with ExitStack() as last:  # each, whatever the others come to
+            last.callback(driver.close)
+            last.callback(self._room.leave, driver)
+            for address, _ in self._buffers.values():
+                last.callback(driver.free, address)
+            last.callback(self._forget)
+            last.callback(self._drop_graph, driver)
+
+    def _forget(self) -> None:
+        self._buffers.clear()
+        self._context = self._engine = self._runtime = None
 
     def _shape(self, feeds: Mapping[str, Array]) -> None:
         """Tell the context of shapes that changed, and ask how much memory they take."""
@@ -168,3 +177,14 @@ class Plan:
         graph, self._graph = self._graph, None
         if graph is not None:
             driver.forget(graph)
+
+
+def _stream_weights(engine: Any, budget: int) -> None:
+    """Keep so many bytes of weights on the GPU at most."""
+    wanted = min(budget, engine.streamable_weights_size)
+    engine.weight_streaming_budget_v2 = wanted
+    if engine.weight_streaming_budget_v2 != wanted:
+        raise CompileError(
+            f"TensorRT keeps {engine.weight_streaming_budget_v2:,} bytes of weights on the GPU; {wanted:,} were asked "
+            "for. Write another weight_streaming_budget_mb."
+        )

@@ -36,6 +36,7 @@ CONFIG: dict[str, Any] = {
 WIDE: dict[str, Any] = {**CONFIG, "block_out_channels": [32, 32, 64, 96]}
 """Of `wider.py`."""
 
+DONE = "done"
 COUNT = 40960
 KL_WEIGHT = 2e-4
 """How much latents that say less count; a hundredth of it while colours are still being learned."""
@@ -92,8 +93,8 @@ def _begun(model: Any) -> Any:
 
 
 def load(folder: Path) -> Any:
-    """The autoencoder as trained so far: the wider one, where that was trained."""
-    if (folder / "wider" / "state.pt").exists():
+    """The autoencoder as trained so far: the wider one, once its course was done."""
+    if (folder / "wider" / DONE).exists():
         return trained(AutoencoderKL(**WIDE), folder / "wider")
     return load_narrow(folder)
 

@@ -49,13 +49,16 @@ def train(folder: Path, steps: int) -> nn.Module:
         batch = batch.contiguous(memory_format=torch.channels_last)
         wanted = latents[numbers].float()
         drawn = (model.decode(wanted / scale).sample - batch).square().mean()
-        off = (model.encode(batch).latent_dist.mean * scale - wanted).square().mean()
+        given = model.encode(batch).latent_dist
+        off = ((given.mean * scale - wanted).square() + given.var * scale**2).mean()
         return 10 * drawn + LATENTS_WEIGHT * off, {"squared": drawn.item(), "off": off.item()}
 
     def show(model: Any, step: int) -> Mapping[str, float]:
         return vae.show(model, seen, folder / "wider" / f"sheet-{step:06}.png")
 
-    return run_course(course(steps), model, loss, folder / "wider", show)
+    trained = run_course(course(steps), model, loss, folder / "wider", show)
+    (folder / "wider" / vae.DONE).touch()
+    return trained
 
 
 def taken_over(narrow: Any, wide: Any) -> Any:

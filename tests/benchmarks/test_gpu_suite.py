@@ -7,7 +7,10 @@ import time
 import pytest
 
 from latentc.benchmarks import gpu_suite
-from latentc.benchmarks.gpu_suite import NOT_RUN, Times, main
+from latentc.benchmarks.gpu_suite import NOT_RUN, Times, Trial, main
+from latentc.benchmarks.records import read_records
+from latentc.core.errors import LatentcError
+from latentc.profiles import load_profile
 from latentc.runtimes.machine import machine
 
 
@@ -38,13 +41,13 @@ def test_what_needs_a_gpu_says_so_without_one(tmp_path):
     assert (
         "There is no GPU for the PTX of sm_80 here" in found["iree-ptx"]["said"] or "IREE" in found["iree-ptx"]["said"]
     )
-    assert "Install NVIDIA's driver" in found["tensorrt-rtx"]["said"]
+    assert "There is no GPU here" in found["tensorrt-rtx"]["said"]
 
 
 PROGRAMS = {
-    "ends": "import sys; sys.stderr.write('noise\\n12:00:00 2 of 2 rows\\n')",
+    "ends": "import sys; open(sys.argv[1], 'w').write('2 of 2 rows'); print('noise', file=sys.stderr)",
     "breaks": "raise ValueError('a bug')",
-    "lacks": f"import sys; sys.stderr.write('12:00:00 no GPU\\n'); sys.exit({NOT_RUN})",
+    "lacks": f"import sys; open(sys.argv[1], 'w').write('no GPU'); sys.exit({NOT_RUN})",
     "lasts": "import time\ntime.sleep(60)",
     "is deaf": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
 }
@@ -63,6 +66,32 @@ PROGRAMS = {
 def test_what_a_trial_comes_to(tmp_path, monkeypatch, program, outcome, said):
     monkeypatch.setattr(gpu_suite, "GRACE_SECONDS", 1.0)
     times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 4)
-    found = gpu_suite._run(program, 0, times, [sys.executable, "-c", PROGRAMS[program]])
+    command = [sys.executable, "-c", PROGRAMS[program], str(times.answer(program))]
+    found = gpu_suite._run(program, 0, times, command)
     assert (found.outcome, found.said) == (outcome, said)
     assert found.seconds < 20
+
+
+def test_measuring_takes_each_subject_and_fails_where_none_works(tmp_path, own_bundle, monkeypatch):
+    bundle = own_bundle("sd1")
+    times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 300)
+    monkeypatch.setattr(gpu_suite, "bundle_of", lambda family, times: bundle)
+    assert [profile.shapes.images for profile in gpu_suite.subjects(4)[1:3]] == [4, 4]
+    absent = load_profile("rtx-4090")
+    monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (load_profile("cpu-onnxruntime"), absent))
+    said = gpu_suite.measured(None, steps=1, repeat=1)(times)
+    assert said.startswith("1 of 2 rows; rtx-4090: Profile rtx-4090 can't be used here: ")
+    assert [row.subject.name for row in read_records(times.output)] == ["null", "cpu-onnxruntime", "rtx-4090"]
+    monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (absent,))
+    with pytest.raises(LatentcError, match="0 of 1 rows; rtx-4090"):
+        gpu_suite.measured(None, steps=1, repeat=1)(times)
+    times.output.write_text("torn\n")
+    gpu_suite._write([Trial(name="sd15", outcome="done", seconds=1, said=said)], times.output)
+    assert "| sd15 | done | 1 | 1 of 2 rows" in times.output.with_suffix(".md").read_text()
+
+
+def test_the_contract_is_what_pytest_says_of_it(tmp_path):
+    times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 120)
+    assert gpu_suite.contract("closed and null")(times).startswith("1 passed")
+    with pytest.raises(LatentcError, match="deselected"):
+        gpu_suite.contract("no_such_test")(times)

@@ -40,6 +40,22 @@ def test_a_second_build_finds_everything(own_bundle):
     )
 
 
+def test_what_two_artifacts_have_alike_is_on_disk_once(own_bundle, monkeypatch):
+    monkeypatch.setattr("latentc.compiler.cache.SHARED_BYTES", 1000)
+    opened = own_bundle()
+    one, other = (
+        {engine.artifact.part: opened.engines / engine.artifact.name / "engine.data" for engine in made.engines}
+        for made in (build(opened, ONNXRUNTIME), build(opened, of(ONNXRUNTIME, options={"intra_op_num_threads": 1})))
+    )
+    for part, path in one.items():
+        assert path != other[part]
+        assert path.samefile(other[part])
+    shutil.rmtree(one["unet"].parent)
+    verify(opened, next(found for found in artifacts(opened) if found.part == "unet"))
+    copy = shutil.copytree(opened.folder, opened.folder.with_name("copy"))
+    assert len(artifacts(open_bundle(copy))) == len(artifacts(opened)) == len(one) + len(other) - 1
+
+
 def test_engines_whose_step_was_never_compared_are_refused(own_bundle):
     opened = own_bundle()
     build(opened, NULL)

@@ -16,7 +16,11 @@ from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Job, Target, runtime
 
 PART = "unet"
-CASES = [*RUNTIMES, "onnxruntime CUDA", "onnxruntime WebGPU", "iree Vulkan", "iree sm_80", "torch CUDA"]
+CASES = [
+    *RUNTIMES,
+    *("onnxruntime CUDA", "onnxruntime WebGPU", "iree Vulkan", "iree sm_80", "torch CUDA"),
+    *("tensorrt sm90", "tensorrt-rtx sm89"),
+]
 """Runtimes, each with a device where that isn't the CPU."""
 
 OPSETS = {"WebGPU": 18}

@@ -21,7 +21,7 @@ import numpy as np
 from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError
 from latentc.core.progress import quiet
-from latentc.runtimes import Job, Target, trt, trt_plan
+from latentc.runtimes import Job, Target, cuda, trt, trt_plan
 from latentc.runtimes.host import Bound
 
 SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((?P<takes>.*)\) -> (?P<gives>.+)$|^\((?P<plain>.*)\) -> (?P<plain_gives>.+)$")
@@ -30,6 +30,7 @@ ANSWERS = {
     "ITimingCache.serialize": b"timed",
     "INetworkDefinition.num_layers": 1,
     "ICudaEngine.streamable_weights_size": 1 << 30,
+    "ICudaEngine.weight_streaming_budget_v2": 100 << 20,
     "IExecutionContext.update_device_memory_size_for_shapes": 4096,
 }
 """What some of them answer; the others True, 0 or an object of their class."""
@@ -156,6 +157,7 @@ class Driver:
         return 5
 
     def __getattr__(self, name):
+        assert hasattr(cuda.Driver, name), f"the driver has no {name}"
         return lambda *_: self.said.append(name)
 
 
@@ -163,7 +165,7 @@ def drive(folder):
     adapter, driver = trt.tensorrt(), Driver()
     trt.capabilities = lambda: ["sm90"]
     trt.gpu_name = lambda _: "NVIDIA H200"
-    trt_plan.open_driver = lambda _: driver
+    trt.open_driver = trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
     out = sample.model_copy(update={"name": "out_sample"})
     bundle = SimpleNamespace(engines=folder)

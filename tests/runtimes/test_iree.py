@@ -1,11 +1,14 @@
 """IREE: code for devices that aren't here."""
 
+import numpy as np
+import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from latentc.core.errors import CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.runtimes import Job
-from latentc.runtimes.iree import HIP, IREE, PTX
+from latentc.runtimes.iree import HIP, IREE, PTX, _plain
 from latentc.runtimes.machine import Gpu, machine
 
 pytestmark = pytest.mark.skipif(IREE().unbuildable("CPU") is not None, reason=str(IREE().unbuildable("CPU")))
@@ -41,10 +44,56 @@ def test_ptx_is_written_for_nvidias_gpus(make_case, tmp_path, device):
 
 def test_ptx_runs_on_that_gpu_and_on_later_ones(monkeypatch):
     assert set(PTX) == {"sm_80", "sm_86", "sm_89", "sm_120"}
+    monkeypatch.setattr("latentc.runtimes.cuda.LIBRARY", "libnowhere.so.1")
     assert "There is no GPU for the PTX of sm_80 here" in IREE().missing("sm_80")
-    monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm75", "sm90"])
+    monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm90", "sm75"])
     assert IREE().missing("sm_80") is None
-    assert IREE().missing("sm_120").endswith("NVIDIA GPUs found: sm75, sm90.")
+    assert IREE().missing("sm_120").endswith("NVIDIA GPUs found: sm90, sm75.")
+    monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm75", "sm90"])
+    assert IREE().missing("sm_80"), "it runs on the first"
+
+
+def test_what_vulkan_is_given_computes_the_same(tmp_path):
+    """f16 weights, a table of 64-bit positions, 64-bit ids and a mask of minus infinity, as text encoders have them."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "table": rng.standard_normal((9, 8)).astype(np.float16),
+        "places": np.arange(80).reshape(1, 80),
+        "positions": rng.standard_normal((80, 8)).astype(np.float16),
+        "mask": np.triu(np.full((80, 80), -np.inf, np.float32), 1),
+    }
+    text = """<ir_version: 10, opset_import: ["": 18]> g (int64[2, 80] ids) => (float[2, 80, 8] seen) {
+        narrow = Gather(table, ids)
+        place = Gather(positions, places)
+        both = Add(narrow, place)
+        x = Cast<to = 1>(both)
+        keys = Transpose<perm = [0, 2, 1]>(x)
+        scores = MatMul(x, keys)
+        masked = Add(scores, mask)
+        shares = Softmax<axis = -1>(masked)
+        seen = MatMul(shares, x)
+    }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    given = tmp_path / "model.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(model), given)
+    (tmp_path / "out").mkdir()
+    plain = onnx.load(_plain(given, tmp_path / "out"))
+    onnx.checker.check_model(plain, full_check=True)
+    assert plain.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT32
+    kinds = {
+        tensor.name: onnx.numpy_helper.to_array(tensor, str(tmp_path / "out")) for tensor in plain.graph.initializer
+    }
+    assert {array.dtype for array in kinds.values()} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert all(np.isfinite(array).all() for array in kinds.values())
+    ids = rng.integers(0, 9, (2, 80))
+    (wanted,) = ReferenceEvaluator(str(given)).run(None, {"ids": ids})
+    (found,) = ReferenceEvaluator(plain).run(None, {"ids": ids.astype(np.int32)})
+    np.testing.assert_allclose(found, wanted, atol=1e-2)  # sums of f16 are now sums of f32
+    model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights["places"] << 40, "places"))
+    onnx.save(model, given)
+    with pytest.raises(CompileError, match="places holds numbers that take 64 bits"):
+        _plain(given, tmp_path / "out")
 
 
 def test_a_gpu_that_is_here_needs_its_driver(monkeypatch):

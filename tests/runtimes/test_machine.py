@@ -177,7 +177,10 @@ def test_the_profile_that_pays_is_advised(monkeypatch):
     monkeypatch.setattr(type(runtime("onnxruntime")), "precisions", lambda self, device: ("f32", "f16"))
     hopper = Gpu(name="NVIDIA H200", vendor="NVIDIA", architecture="sm_90")
     monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: "no")
-    assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100-tensorrt"
+    assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100-onnxruntime-tensorrt"
+    monkeypatch.setattr(type(runtime("tensorrt")), "missing", lambda self, device: None if device == "sm90" else "no")
+    assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100-tensorrt", "itself before the detour"
+    monkeypatch.setattr(type(runtime("tensorrt")), "missing", lambda self, device: "no")
     monkeypatch.setattr(
         type(runtime("onnxruntime")), "missing", lambda self, device: None if device in ("CPU", "CUDA") else "no"
     )
@@ -187,7 +190,7 @@ def test_the_profile_that_pays_is_advised(monkeypatch):
 
 BARE = """
 import sys
-for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "iree", "tensorrt_rtx_bindings"):
+for name in "torch diffusers transformers onnx onnxruntime openvino iree tensorrt tensorrt_rtx_bindings".split():
     sys.modules[name] = None
 from importlib import import_module
 from pathlib import Path
@@ -205,10 +208,11 @@ def test_without_any_library_each_says_what_to_install():
         [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    openvino, onnxruntime, iree, migraphx, tensorrt, torch, null = done.stdout.splitlines()
+    openvino, onnxruntime, iree, migraphx, tensorrt, rtx, torch, null = done.stdout.splitlines()
     assert "apt install migraphx" in migraphx
     assert 'pip install ".[iree]"' in iree
-    assert 'pip install ".[tensorrt-rtx]"' in tensorrt
+    assert 'pip install ".[tensorrt]"' in tensorrt
+    assert 'pip install ".[tensorrt-rtx]"' in rtx
     assert 'pip install ".[openvino]"' in openvino
     assert 'pip install ".[onnxruntime]"' in onnxruntime
     assert 'pip install ".[export]"' in torch

@@ -6,10 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from latentc.compiler.build import build
 from latentc.compiler.lower import lowered
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.progress import quiet
+from latentc.core.request import Request
+from latentc.core.tensors import psnr_db
+from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.profiles.profile import FOLDER
 from latentc.runtimes import Job
 from latentc.runtimes.onnxruntime import ONNXRuntime
 
@@ -82,3 +87,22 @@ def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_p
         case.adapter.compile(
             Job(case.bundle, "unet", case.bundle.graph("unet"), replace(target, precision="f32")), tmp_path, quiet
         )
+
+
+@simulated
+@pytest.mark.slow
+def test_the_npus_code_draws_what_pytorch_draws(own_bundle, tmp_path):
+    bundle = own_bundle("scenes")
+    text = (FOLDER / "snapdragon-x-elite.toml").read_text().replace('device = "QNN"', 'device = "QNN-simulator"')
+    (tmp_path / "simulated.toml").write_text(text)
+    pictures = []
+    for name in (str(tmp_path / "simulated.toml"), "torch-f32"):
+        profile = load_profile(name)
+        built = build(bundle, profile)
+        assert built.step_psnr_db > 50
+        with Pipeline.open(bundle.folder, profile) as pipeline:
+            request = Request(prompt="a red boat on the sea at sunset", steps=2, guidance=4, seed=1)
+            pictures.append(pipeline(request).images.astype(np.float32))
+    assert psnr_db(pictures[1], pictures[0]) > 35
+    for path in bundle.folder.glob("engines/*/placement.json"):
+        assert json.loads(path.read_text()) == {"QNNExecutionProvider": {"EPContext": 1}}

@@ -124,7 +124,9 @@ def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, versi
 def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     adapter = tensorrt()
-    assert "TensorRT isn't installed here" in adapter.missing("sm89")
+    monkeypatch.setattr("latentc.runtimes.trt._library", no_library)
+    assert "TensorRT isn't installed here (libnvinfer.so.11" in adapter.missing("sm89")
+    assert adapter.devices() == ()
     monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
     assert adapter.unbuildable("sm89") is None
     assert adapter.unbuildable("sm90") == "There is no GPU of sm90 here; NVIDIA GPUs found: sm75, sm89."
@@ -133,6 +135,10 @@ def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     assert adapter.newest_opset == 18, "what doesn't know attention isn't given it"
     assert adapter.versions() == {"tensorrt": "11.4.0"}
     assert adapter.costs("sm89") is None
+
+
+def no_library(module):
+    raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
 
 
 class Memory:
@@ -234,7 +240,8 @@ class Context:
     """Doubles what it is fed: `sample` [1, 4, height, width] to `out_sample`. Works in as many bytes as it is fed."""
 
     def __init__(self, memory):
-        self.shapes, self.addresses, self.refuses, self.memory, self.room = {}, {}, False, memory, None
+        self.shapes, self.addresses, self.memory, self.room = {}, {}, memory, None
+        self.refuses = self.refuses_capture = False
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -251,7 +258,7 @@ class Context:
         self.room = address, count
 
     def execute_async_v3(self, stream):
-        if self.refuses:
+        if self.refuses or (self.refuses_capture and self.memory.capturing is not None):
             return False
         assert len(self.memory.blocks[self.room[0]]) >= self.room[1] >= self.update_device_memory_size_for_shapes()
         count, addresses = int(np.prod(self.shapes["sample"])), dict(self.addresses)
@@ -367,6 +374,32 @@ def test_a_captured_call_is_launched_until_its_room_moves(load):
     graphed.close()
     other.close()
     assert memory.calls.count("cuGraphExecDestroy") == 2
+
+
+def test_a_capture_that_fails_says_why(load):
+    (engine, context), memory = load(graphed=True), load.memory
+    context.refuses_capture = True
+    feed = np.ones((1, 4, 4, 4), np.float32)
+    with pytest.raises(CompileError, match="TensorRT wouldn't run"):
+        engine.run({"sample": feed})
+    assert memory.calls.count("cuStreamEndCapture") == memory.calls.count("cuGraphDestroy") == 1
+    context.refuses_capture = False
+    assert (engine.run({"sample": feed})["out_sample"] == 2).all()
+    engine.close()
+
+
+def test_what_fails_while_closing_keeps_nothing_else(load):
+    (engine, _), memory = load(), load.memory
+    engine.run({"sample": np.ones((1, 4, 4, 4), np.float32)})
+    memory.fails = "cuMemFree_v2"
+    with pytest.raises(CompileError, match="cuMemFree_v2 failed"):
+        engine.close()
+    assert memory.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    memory.fails = None
+    memory.blocks.clear()
+    other, _ = load()
+    assert (other.run({"sample": np.ones((1, 4, 4, 4), np.float32)})["out_sample"] == 2).all(), "in a room of its own"
+    other.close()
 
 
 def test_weights_that_are_streamed_have_a_budget(load):
