@@ -33,6 +33,8 @@ NEGATIVE, UNWANTED = "a night sky", "night"
 COLUMNS = 4
 WRAP = 33
 """Letters to a line below a picture of a sheet."""
+LINE = 15
+"""Pixels that one takes."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,15 @@ def _nights(pipeline: Pipeline, judge: Run, count: int, guidance: float, steps: 
 
 def sheet(pictures: Pixels, asked: Sequence[Caption]) -> Image.Image:
     """Pictures in rows of `COLUMNS`, half as large again, each over its caption."""
-    side, gap, text = pictures.shape[1] * 3 // 2, 14, 46
+    wrapped = ["\n".join(textwrap.wrap(caption.text, WRAP)) for caption in asked]
+    side, gap = pictures.shape[1] * 3 // 2, 14
+    text = 4 + LINE * max(lines.count("\n") + 1 for lines in wrapped)
     font = ImageFont.load_default(size=12)
     rows = -(-len(pictures) // COLUMNS)
     drawn = Image.new("RGB", (gap + COLUMNS * (side + gap), gap + rows * (side + text + gap)), "white")
     pen = ImageDraw.Draw(drawn)
-    for index, (picture, caption) in enumerate(zip(pictures, asked, strict=True)):
+    for index, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
         left, top = gap + index % COLUMNS * (side + gap), gap + index // COLUMNS * (side + text + gap)
         drawn.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS), (left, top))
-        lines = "\n".join(textwrap.wrap(caption.text, WRAP)[:3])
         pen.multiline_text((left, top + side + 5), lines, fill="black", font=font, spacing=1)
     return drawn

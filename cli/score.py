@@ -67,13 +67,17 @@ def score(
 
 def _print(found: Scores) -> None:
     console = Console(highlight=False)
-    columns = ("all", "unseen pairs", *NAMES, "Fréchet")
-    made = table(f"{found.captions} held-out captions, {found.steps} steps", "pictures", *columns, right=columns)
-    made.add_row("rendered", *_cells(found.ceiling))
-    for guidance, meaning in found.drawn.items():
-        made.add_row(f"guidance {guidance:g}", *_cells(meaning))
-        made.add_row("  shuffled", *_cells(found.floor[guidance]), style="dim")
+    guidances = list(found.drawn)
+    last = guidances[-1]
+    columns = {"rendered": found.ceiling, **{f"{guidance:g}": found.drawn[guidance] for guidance in guidances}}
+    columns["shuffled"] = found.floor[last]
+    title = f"{found.captions} unseen captions, {found.steps} steps, by guidance"
+    made = table(title, "share shown", *columns, right=tuple(columns))
+    cells = [_cells(meaning) for meaning in columns.values()]
+    for index, name in enumerate(("all", "unseen pairs", *NAMES, "Fréchet distance")):
+        made.add_row(name, *(column[index] for column in cells))
     console.print(made)
+    console.print(f"Rendered: the renderer's own pictures. Shuffled: those of guidance {last:g} under other captions.")
     if found.nights:
         console.print(
             f"{found.nights.captions} captions without a sky: {found.nights.without:.0%} at night, "
