@@ -25,7 +25,7 @@ REFERENCE = "torch-f32"
 PROFILES = (REFERENCE, "cpu-openvino-f32", "cpu-openvino", "cpu-onnxruntime")
 CHECKPOINT = "scenes"
 PROMPT = "two red hot-air balloons above a meadow on a clear day"
-SIZE, STEPS, GUIDANCE, SEED = 128, 20, 4.0, 7
+SIZE, STEPS, GUIDANCE, SEED = 128, 20, 4.0, 4
 SHOWN = 2
 """How many times larger the sheet shows the pictures."""
 

@@ -7,11 +7,15 @@ isn't whole, so a call is profiled: that names the provider of each node that wa
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import os
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -85,7 +89,8 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
     given = dict(settings)
     if provider.plugin:
         options.add_provider_for_devices(plugged(device) or plugged(device, elsewhere=True), given)
-        session = _library().InferenceSession(graph, options, enable_fallback=0)
+        with _hushed():
+            session = _library().InferenceSession(graph, options, enable_fallback=0)
         return _taken(session, provider)
     if provider.entries is not None:
         for name, value in settings.items():
@@ -94,6 +99,21 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
     beside = [(PROVIDERS[other].name, dict(PROVIDERS[other].fixed)) for other in provider.beside]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
     return _taken(_library().InferenceSession(graph, options, providers=asked, enable_fallback=0), provider)
+
+
+@contextmanager
+def _hushed() -> Generator[None]:
+    """Keep from standard output what a plugin's C code writes there: QNN's simulator greets, between lines of JSON."""
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        if sys.platform != "win32":  # where it is another C library's buffer
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _taken(session: Any, provider: Provider) -> Any:

@@ -1,6 +1,8 @@
 """Qualcomm's NPU: compiled for where there is none, and executed by the simulator that comes with its plugin."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +89,13 @@ def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_p
         case.adapter.compile(
             Job(case.bundle, "unet", case.bundle.graph("unet"), replace(target, precision="f32")), tmp_path, quiet
         )
+
+
+@simulated
+def test_the_simulator_is_kept_from_standard_output():
+    code = "from latentc.runtimes.onnxruntime import ONNXRuntime; print(ONNXRuntime().missing('QNN-simulator'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
 
 
 @simulated
