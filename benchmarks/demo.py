@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..checkpoints import SHIPPED
 from ..compiler.build import Build, build
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
+from ..core.files import sha256, sha256_json, write_text
 from ..core.progress import Progress
 from ..core.tensors import Array, psnr_db
 from ..export.export import export
@@ -89,8 +92,15 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
-    target = folder / f"{CHECKPOINT}.bundle"
-    return open_bundle(target) if target.exists() else export(CHECKPOINT, target, on_progress=on_progress)
+    """The demo's bundle; made anew where it is of other weights than are shipped now."""
+    target, made_from = folder / f"{CHECKPOINT}.bundle", folder / f"{CHECKPOINT}.sha256"
+    shipped = sha256_json([sha256(path) for path in sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))])
+    if target.exists() and made_from.exists() and made_from.read_text(encoding="utf-8") == shipped:
+        return open_bundle(target)
+    shutil.rmtree(target, ignore_errors=True)
+    bundle = export(CHECKPOINT, target, on_progress=on_progress)
+    write_text(made_from, shipped)
+    return bundle
 
 
 def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
