@@ -260,13 +260,12 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     if as_json:
         emit([profile.model_dump() for profile in found])
         return
-    listed = table(None, "profile", "proof", "runtime", "precision", "sizes", "what it is")
+    listed = table(None, "profile", "proof", "what it is")
     for profile in found:
-        precision = ", ".join(" or ".join(wishes) for wishes in dict.fromkeys(profile.precision.values()))
-        sizes = ", ".join(profile.shapes.sizes) or "every"
-        listed.add_row(
-            profile.name, profile.proof, f"{profile.runtime} {profile.device}", precision, sizes, profile.title
-        )
+        precision = " and ".join(" or ".join(wishes) for wishes in dict.fromkeys(profile.precision.values()))
+        sizes = f"size {', '.join(profile.shapes.sizes)}" if profile.shapes.sizes else "every size"
+        how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes}")
+        listed.add_row(profile.name, profile.proof, f"{escape(profile.title)}\n[dim]{how}[/]")
     console = Console()
     console.print(listed)
     console.print("Proof: run on such a device, on one in software, built for it without one, or only written.")
