@@ -152,13 +152,13 @@ UNREMARKABLE: frozenset[str] = frozenset({"none"})
 """Values told a tenth as often: nobody says what isn't there."""
 
 
-def describe(scene: Scene, seed: int | np.random.Generator) -> Described:
+def describe(scene: Scene, seed: int | np.random.Generator, chance: Mapping[str, float] = CHANCE) -> Described:
     """A caption, and which attributes it tells. Every thing is named with its count; the rest is by chance."""
     rng = np.random.default_rng(seed)
     said = {
         key
         for key, value in attributes(scene).items()
-        if rng.random() < CHANCE[key.rpartition(".")[2]] * (0.1 if value in UNREMARKABLE else 1.0)
+        if rng.random() < chance[key.rpartition(".")[2]] * (0.1 if value in UNREMARKABLE else 1.0)
     }
     if not said:
         said = {"place"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from ..caption import Described, describe
+from ..caption import CHANCE, Described, describe
 from .pictures import scene_of
 
 LENGTH = 77
@@ -82,10 +82,16 @@ class Words:
         return [encoded.ids for encoded in self._tokenizer.encode_batch(list(prompts))]
 
 
-def described(number: int, step: int) -> Described:
-    """A caption of the training scene of that number; another step words it otherwise."""
+CERTAIN = dict.fromkeys(CHANCE, 1.0)
+
+
+def described(number: int, step: int, whole: bool = False) -> Described:
+    """A caption of the training scene of that number; another step words it otherwise.
+
+    `whole` leaves nothing unsaid.
+    """
     rng = np.random.default_rng((2, number, step))
-    told = describe(_scene(number), rng)
+    told = describe(_scene(number), rng, CERTAIN if whole else CHANCE)
     return Described(_strewn(told.text, rng), told.said) if step and rng.random() < STRANGERS else told
 
 
