@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +27,7 @@ from .meaning import require_judge
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
 from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
-from .referee import check_clip, compare, understand
+from .referee import check_clip, compare, engines, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
 
@@ -61,6 +61,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
         "commit": commit(),
         "machine": machine(),
         "load_average": load,
+        "apart": plan.apart,
         "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
         "model": model_of(bundle),
     }
@@ -72,7 +73,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
             if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
                 afterwards.append(partial(understand, plan.captions, setting))
             try:
-                _measure(contenders, plan.repeat, afterwards, on_progress)
+                _measure(contenders, plan, afterwards, on_progress)
             finally:  # a run that is broken off keeps what it has
                 for contender in contenders:
                     if not contender.draws and contender.error is None:
@@ -89,46 +90,88 @@ Afterwards = Callable[[Sequence[Contender], Progress], None]
 
 
 def _measure(
-    contenders: Sequence[Contender], repeat: int, afterwards: Sequence[Afterwards], on_progress: Progress
+    contenders: Sequence[Contender], plan: Plan, afterwards: Sequence[Afterwards], on_progress: Progress
 ) -> None:
-    """Build, start and warm up one after the other; draw in turn until stable; then see to the pictures."""
+    """Build one after the other; draw in turn until stable; then see to the pictures."""
     with ExitStack() as stack:
         sampler = stack.enter_context(Process(Path(sys.executable), "benchmarks.sampler"))
         for contender in contenders:
             if contender.error is None:
                 with reason(contender):
                     _build(contender, on_progress)
-                    _start(contender, stack, sampler, on_progress)
+                    if not plan.apart:
+                        _start(contender, stack, sampler, on_progress)
         for look in range(PATIENCE):  # few looks: each is one more chance to take noise for stability
-            _draw_in_turn(contenders, look * repeat, repeat, on_progress)
+            _draw_in_turn(contenders, plan, look * plan.repeat, sampler, on_progress)
             running = [contender for contender in contenders if contender.error is None]
             # What does no work takes a millisecond, in which everything shows: nobody waits for it.
             awaited = [contender for contender in running if contender.subject.name != OWN_COST] or running
             if all(stability_of(contender.draws)[0] for contender in awaited):
                 break
-        for contender in contenders:
-            if contender.memory is not None and contender.process is not None:
-                with reason(contender):
-                    held = _held(sampler, "peak", contender)
-                    peaks = {"peak_bytes": held["peak"], "vram_peak_bytes": held["vram_peak"]}
-                    contender.memory = contender.memory.model_copy(update=peaks)
-        for see in afterwards:
-            see([contender for contender in contenders if contender.error is None], on_progress)
+        if not plan.apart:
+            for contender in contenders:
+                if contender.error is None:
+                    with reason(contender):
+                        _see_peak(contender, sampler)
+            for see in afterwards:
+                see(contenders, on_progress)
+        elif afterwards:
+            for contender in engines(contenders):
+                with reason(contender), _awake(contender, sampler, on_progress):
+                    for see in afterwards:
+                        see([contender], on_progress)
 
 
-def _draw_in_turn(contenders: Sequence[Contender], done: int, repeat: int, on_progress: Progress) -> None:
-    for index in range(done, done + repeat):
+def _draw_in_turn(
+    contenders: Sequence[Contender], plan: Plan, done: int, sampler: Process, on_progress: Progress
+) -> None:
+    for index in range(done, done + plan.repeat):
         for contender in contenders:
             if contender.error is None:
-                on_progress(f"round {index + 1}: {contender.subject.name}", index / (PATIENCE * repeat))
+                on_progress(f"round {index + 1}: {contender.subject.name}", index / (PATIENCE * plan.repeat))
                 with reason(contender):
-                    contender.draws.append(_draw(contender))
+                    if not plan.apart:
+                        contender.draws.append(_draw(contender))
+                        continue
+                    with _awake(contender, sampler, on_progress):
+                        contender.draws.append(_draw(contender))
+                        _see_peak(contender, sampler)
+
+
+@contextmanager
+def _awake(contender: Contender, sampler: Process, on_progress: Progress) -> Generator[None]:
+    """A process of its own for the block alone, that has loaded and drawn once."""
+    with ExitStack() as stack:
+        if contender.first is None:
+            _start(contender, stack, sampler, on_progress)
+        else:
+            contender.process = process = stack.enter_context(_open(contender))
+            for verb in ("open", "load"):
+                process.ask(verb, asdict(contender.brief), contender.limit)
+            contender.warmup.append(_draw(contender))
+        yield
+    contender.process = None
+
+
+def _see_peak(contender: Contender, sampler: Process) -> None:
+    if contender.memory is not None:
+        held, before = _held(sampler, "peak", contender), contender.memory
+        peaks = {
+            "peak_bytes": (held["peak"], before.peak_bytes),
+            "vram_peak_bytes": (held["vram_peak"], before.vram_peak_bytes),
+        }
+        highest = {name: max((one for one in both if one is not None), default=None) for name, both in peaks.items()}
+        contender.memory = before.model_copy(update=highest)
+
+
+def _open(contender: Contender) -> Process:
+    return Process(contender.python(), contender.module, contender.environment)
 
 
 def _build(contender: Contender, on_progress: Progress) -> None:
     """In a process that does nothing else, so that what building takes isn't counted as drawing."""
     on_progress(f"{contender.subject.name}: build", None)
-    with Process(contender.python(), contender.module, contender.environment) as process:
+    with _open(contender) as process:
         process.ask("open", asdict(contender.brief), contender.limit)
         built = Built(**process.ask("build", asdict(contender.brief), contender.limit))
     contender.startup = Startup(build_seconds=built.seconds, build_reused=built.reused, engine_bytes=built.bytes)
@@ -141,9 +184,7 @@ def _build(contender: Contender, on_progress: Progress) -> None:
 def _start(contender: Contender, stack: ExitStack, sampler: Process, on_progress: Progress) -> None:
     """Import, load, draw for the first time, warm up: with the memory watched."""
     on_progress(f"{contender.subject.name}: load", None)
-    contender.process = process = stack.enter_context(
-        Process(contender.python(), contender.module, contender.environment)
-    )
+    contender.process = process = stack.enter_context(_open(contender))
     opened = Opened(**process.ask("open", asdict(contender.brief), contender.limit))
     contender.subject = contender.subject.model_copy(update={"versions": opened.versions})
     before = _held(sampler, "watch", contender)["now"]

@@ -48,6 +48,7 @@ def _section(section: Section) -> list[str]:
         f"latentc {plain(first.latentc)}" + (f" at {plain(first.commit[:12])}" if first.commit else ""),
         plain(first.time),
         *([f"load {load:.1f} before"] if load is not None else []),
+        *(["one process at a time"] if first.apart else []),
     ]
     told = [title, "\n".join(lines), NOTE, "; ".join(where) + "."]
     failed = [f"- {plain(row.subject.name)} failed: {plain(why)}" for row in section.rows if (why := failure(row))]

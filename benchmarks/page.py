@@ -434,6 +434,7 @@ def _provenance(section: Section) -> Html:
         ("memory", f"{bytes_shown(machine.memory_bytes)}, {bytes_shown(machine.available_bytes)} of it free"),
         ("system", ", ".join(filter(None, (machine.system, machine.libc, f"Python {machine.python}")))),
         ("load before", figure(first.load_average, 2)),
+        ("in memory", "one process at a time, started anew for each draw" if first.apart else ""),
         ("environment", " ".join(f"{name}={value}" for name, value in first.environment.items())),
         ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
         ("run", f"{first.run}, {first.time}"),

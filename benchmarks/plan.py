@@ -41,6 +41,8 @@ class Plan:
     seed: int = SEED
     limit: float = LIMIT_SECONDS
     """Longest wait for one answer: what takes longer to import, build, load or draw is a row with that reason."""
+    apart: bool = False
+    """One process at a time, started anew for each draw: for what doesn't fit into memory together."""
     ceiling: bool = True
     """Also measure matrix products through each profile's runtime: some seconds each."""
     keep: Path | None = None

@@ -216,6 +216,8 @@ class Measurement(Line):
     machine: Machine
     load_average: float | None = None
     """Processes that wanted a core when the run started: above 0.5 something else was at work."""
+    apart: bool = False
+    """Whether each measured draw had a process started and warmed up for it, with no other in memory."""
     environment: dict[str, str] = Field(default={})
     """Variables that were set and change how many threads libraries start, and where."""
     model: Model

@@ -43,7 +43,7 @@ def compare(
     bundle: Bundle, setting: Setting, clip: Path | None, contenders: Sequence[Contender], on_progress: Progress
 ) -> None:
     """Have the engines draw the suite, hold it against the reference's, and where `clip` is one against its prompts."""
-    drawing = _engines(contenders)
+    drawing = engines(contenders)
     if not drawing:
         return
     suite = suite_for(bundle)
@@ -101,7 +101,7 @@ class _Scores:
 
 def understand(captions: int, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
     """Have the engines draw captions of the world of `scenes`, and its judge read the pictures."""
-    for contender in _engines(contenders):
+    for contender in engines(contenders):
         assert contender.process is not None
         on_progress(f"{contender.subject.name}: {captions} captions", None)
         what = {"captions": captions, "guidance": setting.guidance, "steps": setting.steps}
@@ -114,8 +114,9 @@ def understand(captions: int, setting: Setting, contenders: Sequence[Contender],
             contender.parity = known.model_copy(update={"failures": failures})
 
 
-def _engines(contenders: Sequence[Contender]) -> list[Contender]:
-    return [one for one in contenders if one.brief.profile and one.subject.name != OWN_COST]
+def engines(contenders: Sequence[Contender]) -> list[Contender]:
+    """Those that draw pictures for a suite."""
+    return [one for one in contenders if one.error is None and one.brief.profile and one.subject.name != OWN_COST]
 
 
 def _known(contender: Contender, found: Likeness | None = None) -> Parity:

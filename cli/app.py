@@ -245,6 +245,9 @@ def bench(
     limit: Annotated[
         float, typer.Option(min=1, help="Seconds that importing, building, loading or a draw may take.")
     ] = (3600.0),
+    apart: Annotated[
+        bool, typer.Option(help="One process at a time, started anew for each draw: for what doesn't fit together.")
+    ] = False,
     ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
     suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
     clip: Annotated[
@@ -270,6 +273,7 @@ def bench(
         repeat=repeat,
         guidance=guidance,
         limit=limit,
+        apart=apart,
         ceiling=ceiling,
         keep=keep,
         peers=peers,

@@ -12,6 +12,7 @@ from PIL import Image
 from latentc.benchmarks.baselines import BASELINES, python_of
 from latentc.benchmarks.bench import bench
 from latentc.benchmarks.plan import PATIENCE, REPEAT, Plan, settings_of
+from latentc.benchmarks.process import Process
 from latentc.benchmarks.records import Draw, read_records
 from latentc.benchmarks.stability import stability_of
 from latentc.benchmarks.subjects.clock import Clock
@@ -79,6 +80,46 @@ def test_configurations_are_drawn_in_turn_and_the_own_cost_always(bundle, result
     rounds = [what for what in told if what.startswith("round")]
     assert rounds[:4] == ["round 1: null", "round 1: mine", "round 2: null", "round 2: mine"]
     assert len(rounds) == 2 * 2 * PATIENCE, "fewer than six draws are never stable"
+
+
+def test_apart_each_draw_has_a_process_of_its_own(bundle, results, monkeypatch):
+    alive, most, lives = set(), [], []
+
+    class Watched(Process):
+        def __init__(self, python, module, environment=None):
+            super().__init__(python, module, environment)
+            if module != "benchmarks.sampler":
+                alive.add(self.pid)
+                lives.append(self.pid)
+                most.append(len(alive))
+
+        def close(self):
+            super().close()
+            alive.discard(self.pid)
+
+    monkeypatch.setattr("latentc.benchmarks.bench.Process", Watched)
+    mine = (Profile(name="mine", title="", runtime="null", parity_db={"f32": 0}),)
+    rows = bench(bundle("sd1"), Plan(mine, sizes=((64, 64),), steps=1, repeat=2, apart=True, ceiling=False), results)
+    assert not alive
+    assert max(most) == 1
+    assert len(lives) == 2 * (1 + 2 * PATIENCE), "one to build, then one for each draw"
+    for row in rows:
+        assert row.error is None
+        assert row.apart
+        assert len(row.draws) == 2 * PATIENCE
+        assert len(row.warmup) == 2 * PATIENCE, "each process draws before it is measured"
+        if sys.platform == "linux":
+            assert row.memory.peak_bytes >= row.memory.run_peak_bytes
+
+
+@pytest.mark.slow
+def test_apart_the_suite_is_drawn_too(bundle, results):
+    profiles = (load_profile("cpu-onnxruntime"), load_profile("torch-f32"))
+    _, *rows = bench(bundle("sd1"), Plan(profiles, suite=True, apart=True, **SMALL), results)
+    for row in rows:
+        assert row.error is None
+        assert row.parity.failures == ()
+        assert row.parity.pictures["psnr_db"].worst > 45
 
 
 def test_a_run_that_is_broken_off_keeps_what_it_has(bundle, results):
