@@ -66,6 +66,12 @@ def build(
     bundle: Folder,
     profile: Profiles = DEFAULT_PROFILE,
     force: Annotated[bool, typer.Option("--force", help="Build what by plan won't fit.")] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Built bundle of a kindred checkpoint: engines of parts that are the same are taken from it."
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -76,10 +82,10 @@ def build(
     from . import show
     from .progress import shown
 
-    opened = open_bundle(bundle)
+    opened, other = open_bundle(bundle), open_bundle(like) if like else None
     chosen = [load_profile(name) for name in profile.split(",")]
     with shown(quiet or as_json) as tell:
-        builds = [run_build(opened, one, tell, force=force) for one in chosen]
+        builds = [run_build(opened, one, tell, force=force, like=other) for one in chosen]
     show.builds(builds, as_json)
 
 

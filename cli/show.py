@@ -137,7 +137,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
                     "profile": build.profile,
                     "seconds": round(build.seconds, 3),
                     "step_psnr_db": build.step_psnr_db,
-                    "engines": [{"hit": one.hit, **one.artifact.model_dump()} for one in build.engines],
+                    "engines": [{"hit": one.hit, "how": one.how, **one.artifact.model_dump()} for one in build.engines],
                 }
                 for build in done
             ]
@@ -145,7 +145,8 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         return
     console = Console()
     for build in done:
-        fresh = sum(not one.hit for one in build.engines)
+        fresh = sum(one.how in ("compiled", "refitted") for one in build.engines)
+        taken = sum(one.how == "taken" for one in build.engines)
         graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
         step = "The whole step wasn't compared: no engine has the reference's shape."
         if build.step_psnr_db is not None:
@@ -153,13 +154,16 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         elif graphs:
             step = f"Its device isn't here: parity is its graph's, run by {', '.join(sorted(graphs))}."
         what = f"{fresh} of {len(build.engines)} engines built" if fresh else "nothing to do, every engine is there"
+        what += f", {taken} taken" if taken else ""
         console.print(f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. {step}")
         made = table(
             None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")
         )
         for one in build.engines:
             artifact = one.artifact
-            when = "there" if one.hit else f"{artifact.seconds:.1f} s"
+            when = one.how
+            if one.how in ("compiled", "refitted"):
+                when = f"{artifact.seconds:.1f} s{', refit' if one.how == 'refitted' else ''}"
             figure = _parity(artifact)
             made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
         console.print(made)

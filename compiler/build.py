@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
+from typing import Literal
 
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, RuntimeMissing, ShapeError
 from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
-from ..runtimes import Engine, Job, Runtime
+from ..runtimes import Engine, Job, Refits, Runtime
 from .cache import (
     Artifact,
     Miss,
@@ -30,7 +31,9 @@ from .cache import (
     seal,
     share,
     step_key,
+    take,
     verify,
+    with_other_weights,
 )
 from .lower import lowered
 from .parity import measure, measure_graph, measure_step, reference, step_shapes
@@ -41,13 +44,21 @@ STEP_LOSS_DB = 10.0
 """How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share."""
 
 
+How = Literal["there", "taken", "refitted", "compiled"]
+
+
 @dataclass(frozen=True)
 class Built:
     """One engine of a build."""
 
     artifact: Artifact
-    hit: bool
-    """It was there already."""
+    how: How
+    """It was there already; taken from another bundle; another's was given these weights; or it was compiled."""
+
+    @property
+    def hit(self) -> bool:
+        """It was there already."""
+        return self.how == "there"
 
 
 @dataclass(frozen=True)
@@ -61,11 +72,16 @@ class Build:
     seconds: float
 
 
-def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet, *, force: bool = False) -> Build:
+def build(
+    bundle: Bundle, profile: Profile, on_progress: Progress = quiet, *, force: bool = False, like: Bundle | None = None
+) -> Build:
     """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
 
     Where the device isn't here and the compiler can do without, the graph is compared instead, run on the CPU.
     The same build on the device then compares the engines, without compiling them again.
+
+    `like` is another bundle, as the one that this was tuned from: its engines of parts that are the same are taken, and
+    of parts that differ by their weights alone refitted, where runtime and options can do that.
 
     Raises `CompileError` where engines that aren't there yet won't fit by plan, unless `force`d; `ParityError` naming
     part and figure where an engine is below the profile's floor: nothing of it is kept. Also `RuntimeMissing`,
@@ -75,7 +91,7 @@ def build(bundle: Bundle, profile: Profile, on_progress: Progress = quiet, *, fo
     adapter, engines = wanted(bundle, profile, to_run=False)
     if not force:
         _check_fits(bundle, profile, engines)
-    built = tuple(_build_one(bundle, profile, adapter, want, on_progress) for want in engines)
+    built = tuple(_build_one(bundle, profile, adapter, want, like, on_progress) for want in engines)
     here = adapter.missing(profile.device) is None
     step = _prove_step(bundle, profile, built, on_progress) if here else None
     return Build(profile.name, built, step, time.perf_counter() - start)
@@ -96,22 +112,27 @@ def _check_fits(bundle: Bundle, profile: Profile, engines: tuple[Wanted, ...]) -
         )
 
 
-def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, on_progress: Progress) -> Built:
+def _build_one(
+    bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, like: Bundle | None, on_progress: Progress
+) -> Built:
     here = adapter.missing(profile.device) is None
     if (artifact := find(bundle, want.part, want.key)) and not (here and artifact.parity.graph_run_by):
         _check_floor(profile, want, artifact.parity.psnr_db)
-        return Built(artifact, hit=True)
+        return Built(artifact, "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
-        if artifact := find(bundle, want.part, want.key):  # made meanwhile, or without its device
+        taken = False
+        if not find(bundle, want.part, want.key):
+            _clear(bundle, name)
+            taken = like is not None and take(bundle, like, want.part, want.key)
+        if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
             if here and artifact.parity.graph_run_by:
                 on_progress(f"{want.part}: compare", None)
                 parity = _compare(bundle, adapter, want, verify(bundle, artifact))
                 _check_floor(profile, want, parity.psnr_db)
                 artifact = reprove(bundle, artifact, parity)
             _check_floor(profile, want, artifact.parity.psnr_db)
-            return Built(artifact, hit=True)
-        _clear(bundle, name)
+            return Built(artifact, "taken" if taken else "there")
         on_progress(f"{want.part}: read", None)
         verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
         parity: Parity | None = None
@@ -121,9 +142,17 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
             _check_floor(profile, want, parity.psnr_db)
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
-            on_progress(f"{want.part}: compile", None)
+            other = with_other_weights(like, want.part, want.fields) if like and here else None
             with _lowered(bundle, profile, adapter, want) as path:
-                adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
+                job = Job(bundle, want.part, path, want.target)
+                if like and other and isinstance(adapter, Refits) and adapter.refits(want.target.options):
+                    on_progress(f"{want.part}: refit", None)
+                    adapter.refit(job, verify(like, other), fresh)
+                    how: How = "refitted"
+                else:
+                    on_progress(f"{want.part}: compile", None)
+                    adapter.compile(job, fresh, on_progress)
+                    how = "compiled"
                 seconds = time.perf_counter() - start
             if parity is None:
                 on_progress(f"{want.part}: compare", None)
@@ -131,7 +160,7 @@ def _build_one(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted,
                 _check_floor(profile, want, parity.psnr_db)
             artifact = seal(fresh, want.part, want.fields, parity, seconds)
             share(bundle, fresh, artifact.files)
-    return Built(artifact, hit=False)
+    return Built(artifact, how)
 
 
 @contextmanager

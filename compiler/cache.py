@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import ConfigDict
 
 from ..core.bundle import Bundle, FileInfo
 from ..core.errors import BundleError
-from ..core.files import sha256, sha256_json, write_text
+from ..core.files import fresh_folder, sha256, sha256_json, write_text
 from ..core.progress import Progress, quiet
 from ..core.record import Record
 
@@ -29,6 +30,8 @@ SHARED_BYTES = 1 << 20
 """Smaller files are copied: looking whether another artifact has them takes longer."""
 
 KEY_LENGTH = 16
+DIGEST = "part digest"
+"""The field for the graph and its weights."""
 
 Fields = dict[str, Any]
 
@@ -145,6 +148,31 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
         with suppress(OSError):
             os.link(other, linked)
             linked.replace(folder / name)
+
+
+def take(bundle: Bundle, other: Bundle, part: str, key: str) -> bool:
+    """Bring in the artifact of this key from another bundle, linked where it is on the same disk; False without one."""
+    theirs = find(other, part, key)
+    if theirs is None:
+        return False
+    folder = verify(other, theirs)
+    with fresh_folder(bundle.engines / theirs.name, BundleError) as fresh:
+        shutil.copyfile(folder / HEADER, fresh / HEADER)
+        for name in theirs.files:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(folder / name, fresh / name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(folder / name, fresh / name)
+    return True
+
+
+def with_other_weights(bundle: Bundle, part: str, fields: Fields) -> Artifact | None:
+    """The artifact that differs from these fields by its weights alone."""
+    for artifact in artifacts(bundle):
+        if artifact.part == part and artifact.fields | {DIGEST: fields[DIGEST]} == fields:
+            return artifact
+    return None
 
 
 def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -39,22 +40,25 @@ TIMING = ".timing"
 """Folder beside the artifacts: what was timed, by GPU and version."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
-LEVEL, STREAMED, WORKSPACE, GRAPH = (
+LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "builder_optimization_level",
     "weight_streaming_budget_mb",
     "workspace_mb",
     "cuda_graph",
+    "refit",
 )
 OPTIONS: dict[str, range | type[bool]] = {
     LEVEL: range(6),
     STREAMED: range(1 << 30),
     WORKSPACE: range(1, 1 << 30),
     GRAPH: bool,
+    REFIT: bool,
 }
 """Options, and the values that they take.
 
 `weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and says how much of them may be;
-`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole.
+`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole;
+`refit` builds a plan that takes other weights later.
 """
 
 ATTENTION = "IAttentionInputLayer"
@@ -262,6 +266,37 @@ class TensorRT:
             write_bytes(kept, bytes(config.get_timing_cache().serialize()))
         return plan
 
+    def refits(self, options: Mapping[str, Option]) -> bool:
+        """What was built for it."""
+        return bool(options.get(REFIT))
+
+    def refit(self, job: Job, other: Path, out: Path) -> None:
+        """On the GPU that the plan is for. The weights go by their names in the graph."""
+        device = job.target.device
+        if reason := self.missing(device):
+            raise RuntimeMissing(reason)
+        versions, gpu = self.versions(), self.device(device)
+        check_stamp(other, job.target, versions, gpu)
+        trt, log = _library(self._is.module), _logger(self._is.module)
+        log.clear()
+        anew = "Build it without --like."
+        with ExitStack() as stack:
+            stack.enter_context(border(CompileError, f"TensorRT can't refit {job.part}", anew))
+            stack.callback(open_driver(device).close)
+            engine = trt.Runtime(log).deserialize_cuda_engine((other / PLAN).read_bytes())
+            if engine is None:
+                raise CompileError(f"TensorRT can't load {other / PLAN}: {log.worst or 'it says no more'}. {anew}")
+            refitter = trt.Refitter(engine, log)
+            parser = trt.OnnxParserRefitter(refitter, log)
+            if not parser.refit_from_file(str(job.graph)) or not refitter.refit_cuda_engine():
+                said = parser.get_error(0).desc() if parser.num_errors else log.worst
+                raise CompileError(f"TensorRT can't refit {job.part} of {other}: {said or 'it says no more'}. {anew}")
+            config = engine.create_serialization_config()
+            config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+            (out / PLAN).write_bytes(engine.serialize_with_config(config))
+        shutil.copyfile(other / MEMORY, out / MEMORY)
+        write_stamp(out, job, versions, gpu)
+
     def load(self, artifact: Path, target: Target) -> Engine:
         """Bring the plan onto the GPU."""
         if reason := self.missing(target.device):
@@ -302,6 +337,8 @@ def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options[WORKSPACE]) << 20)
     if STREAMED in options:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if options.get(REFIT):
+        config.set_flag(trt.BuilderFlag.REFIT)
 
 
 def _let_decompose(trt: Any, network: Any) -> None:

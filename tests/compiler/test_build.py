@@ -15,6 +15,7 @@ from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.profiles import load_profile
+from latentc.runtimes.null import Null
 
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
@@ -80,26 +81,81 @@ def test_a_second_build_needs_no_torch(own_bundle):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_new_weights_rebuild_that_part_only(own_bundle, edit_manifest):
-    opened = own_bundle()
-    build(opened, NULL)
-
+def new_unet(opened, edit_manifest):
+    """The bundle with another UNet: the last bit of a weight differs."""
     data = opened.folder / "unet" / "model.onnx_data"
     content = bytearray(data.read_bytes())
-    content[1000] ^= 1  # the last bit of a weight
+    content[1000] ^= 1
     data.write_bytes(content)
 
-    def new_unet(value):
+    def renamed(value):
         value["files"]["unet/model.onnx_data"]["sha256"] = sha256(data)
         files = {name: FileInfo(**info) for name, info in value["files"].items() if name.startswith("unet/")}
         value["parts"]["unet"]["digest"] = digest(files)
 
-    edit_manifest(opened, new_unet)
-    changed = open_bundle(opened.folder)
+    edit_manifest(opened, renamed)
+    return open_bundle(opened.folder)
+
+
+def test_new_weights_rebuild_that_part_only(own_bundle, edit_manifest):
+    opened = own_bundle()
+    build(opened, NULL)
+    changed = new_unet(opened, edit_manifest)
     differences = {want.part: found for want, found in why(changed, NULL) if isinstance(found, Miss)}
     assert list(differences) == ["unet"]
     assert list(differences["unet"].differences) == ["part digest"]
     assert [one.hit for one in build(changed, NULL).engines] == [True, False, True, True]
+
+
+def copied(opened, name):
+    return open_bundle(shutil.copytree(opened.folder, opened.folder.with_name(name)))
+
+
+def test_engines_of_parts_that_are_the_same_are_taken(own_bundle, edit_manifest):
+    opened = own_bundle()
+    tuned = new_unet(copied(opened, "tuned"), edit_manifest)
+    made = build(opened, ONNXRUNTIME)
+    found = build(tuned, ONNXRUNTIME, like=opened)
+    assert [one.how for one in found.engines] == ["taken", "compiled", "taken", "taken"]
+    for ours, theirs in zip(found.engines, made.engines, strict=True):
+        verify(tuned, ours.artifact)
+        assert (ours.artifact == theirs.artifact) == (ours.how == "taken")
+        if ours.how == "taken":
+            path = f"{ours.artifact.name}/engine.data"
+            assert (tuned.engines / path).samefile(opened.engines / path), "on disk once"
+    assert [one.how for one in build(tuned, ONNXRUNTIME, like=opened).engines] == ["there"] * 4
+    shutil.rmtree(opened.folder)
+    load(tuned, ONNXRUNTIME, ["unet"]).close()
+
+
+def test_a_damaged_engine_is_not_taken(own_bundle):
+    opened = own_bundle()
+    empty = copied(opened, "empty")
+    built = build(opened, ONNXRUNTIME).engines[0].artifact
+    path = opened.engines / built.name / "engine.data"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(BundleError, match="is damaged"):
+        build(empty, ONNXRUNTIME, like=opened)
+    assert artifacts(empty) == []
+
+
+def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manifest, monkeypatch):
+    opened = own_bundle()
+    tuned = new_unet(copied(opened, "tuned"), edit_manifest)
+    (unet,) = (one.artifact for one in build(opened, NULL).engines if one.artifact.part == "unet")
+    asked = []
+
+    def refit(self, job, other, out):
+        asked.append((job.part, other))
+        self.compile(job, out, lambda *_: None)
+
+    monkeypatch.setattr(Null, "refits", lambda _, options: options == {}, raising=False)
+    monkeypatch.setattr(Null, "refit", refit, raising=False)
+    assert [one.how for one in build(tuned, NULL, like=opened).engines] == ["taken", "refitted", "taken", "taken"]
+    assert asked == [("unet", opened.engines / unet.name)]
+    other = static(NULL, "128x128")
+    assert "refitted" not in {one.how for one in build(tuned, other, like=opened).engines}
+    assert len(asked) == 1, "one of another shape isn't refitted"
 
 
 def test_why_names_the_fields_that_missed(own_bundle):
