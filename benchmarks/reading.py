@@ -207,7 +207,8 @@ def figure(value: float | None, digits: int = 3) -> str:
         return "not a number" if math.isnan(value) else "-∞" if value < 0 else "∞"
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.{digits - 1}e}")  # 0.996 to two digits is 1.0, not 1.00
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{value:.{max(0, decimals)}f}"
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from latentc.benchmarks.charts import Bar, Strip, bars, pareto, strips
 from latentc.benchmarks.markup import Html, join, tag
-from latentc.benchmarks.reading import Point, axis_of, front, points, sections
+from latentc.benchmarks.reading import Point, axis_of, figure, front, points, sections
 from latentc.benchmarks.records import Figure, Memory, Parity, append_records
 from latentc.benchmarks.report import report
 from latentc.core.errors import LatentcError
@@ -105,6 +105,14 @@ def test_markup_escapes_what_is_not_markup():
 
 def point(name, seconds, psnr_db):
     return Point(name, seconds, (seconds, seconds), psnr_db, own=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [(0.996, 2, "1.0"), (0.994, 2, "0.99"), (1.04, 2, "1.0"), (9.996, 3, "10.0"), (12345.6, 3, "12346"), (0.0, 2, "0")],
+)
+def test_a_figure_has_its_digits(value, digits, shown):
+    assert figure(value, digits) == shown
 
 
 def test_the_front_is_what_nothing_beats():
