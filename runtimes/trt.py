@@ -62,6 +62,8 @@ OPTIONS: dict[str, range | type[bool]] = {
 """
 
 ATTENTION = "IAttentionInputLayer"
+LACKING = "HW-specific datatypes"
+"""What the builder says of a graph with FP8 for a GPU before Ada."""
 TOLD = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
@@ -244,9 +246,11 @@ class TensorRT:
             else:
                 plan = self._build_here(job, builder, network, config)
             if plan is None:
+                way_out = (
+                    "That GPU doesn't have the type" if LACKING in log.worst else "Try opset = 18, or f32 for this part"
+                )
                 raise CompileError(
-                    f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. Try "
-                    "opset = 18, or f32 for this part."
+                    f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. {way_out}."
                 )
             (out / PLAN).write_bytes(plan)
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from latentc.compiler.lower import lowered
 from latentc.core.bundle import TensorInfo
@@ -61,6 +63,46 @@ def test_a_static_plan_and_a_broken_graph(case, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(CompileError, match="TensorRT can't read unet"):
         case.adapter.compile(Job(case.bundle, "unet", broken, case.target), tmp_path / "other", quiet)
+
+
+def quantized(kind):
+    """A product of matrices in an 8-bit type, as Q/DQ says it."""
+    rng = np.random.default_rng(0)
+    zero = helper.make_tensor("zero", kind, [], [0])
+    weights = helper.make_tensor("weights", kind, [64, 64], rng.integers(-8, 8, 64 * 64).tolist())
+    scales = [numpy_helper.from_array(np.array(0.05, np.float16), "scale")]
+    scales.append(numpy_helper.from_array(np.full(64, 0.01, np.float16), "scales"))
+    nodes = [
+        helper.make_node("Cast", ["sample"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("QuantizeLinear", ["half", "scale", "zero"], ["coded"]),
+        helper.make_node("DequantizeLinear", ["coded", "scale", "zero"], ["left"]),
+        helper.make_node("DequantizeLinear", ["weights", "scales"], ["right"], axis=1),
+        helper.make_node("MatMul", ["left", "right"], ["product"]),
+        helper.make_node("Cast", ["product"], ["out_sample"], to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 64, 64]) for name in ("sample", "out_sample")]
+    graph = helper.make_graph(nodes, "quantized", ends[:1], ends[1:], [zero, weights, *scales])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model
+
+
+@installed
+@pytest.mark.parametrize("device", ["sm75", "sm80", "sm86", "sm89", "sm120"])
+@pytest.mark.parametrize("kind", ["INT8", "FLOAT8E4M3FN"])
+def test_quantized_graphs_are_built_or_refused_by_what_the_gpu_has(tmp_path, kind, device):
+    onnx.save(quantized(getattr(TensorProto, kind)), tmp_path / "graph.onnx")
+    ends = [TensorInfo(name=name, dtype="float32", shape=(1, 4, 64, 64)) for name in ("sample", "out_sample")]
+    target = Target("tensorrt-rtx", device, "f16", {}, tuple(ends[:1]), tuple(ends[1:]), {"sample": (1, 4, 64, 64)})
+    out = tmp_path / "out"
+    out.mkdir()
+    job = Job(None, "unet", tmp_path / "graph.onnx", target)
+    if kind == "INT8" or device in ("sm89", "sm120"):
+        tensorrt_rtx().compile(job, out, quiet)
+        assert (out / "engine.plan").stat().st_size > 10_000
+    else:
+        with pytest.raises(CompileError, match=r"fp8_e4m3.*That GPU doesn't have the type"):
+            tensorrt_rtx().compile(job, out, quiet)
 
 
 @installed
