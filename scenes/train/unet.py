@@ -104,7 +104,14 @@ def latents_of(folder: Path) -> tuple[Tensor, float]:
 def course(steps: int) -> Course:
     """Its course: 2 steps a second on two cores of 2023."""
     return Course(
-        "unet", steps, matrix_rate=3e-3, other_rate=1e-3, warm_up=100, cool_down=2 * steps // 5, ema=0.999, save_every=500
+        "unet",
+        steps,
+        matrix_rate=3e-3,
+        other_rate=1e-3,
+        warm_up=100,
+        cool_down=2 * steps // 5,
+        ema=0.999,
+        save_every=500,
     )
 
 

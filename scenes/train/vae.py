@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "norm_num_groups": 4,
     "sample_size": SIDE,
 }
-WIDE: dict[str, Any] = {**CONFIG, "block_out_channels": [32, 32, 64, 96]}
+WIDE: dict[str, Any] = {**CONFIG, "block_out_channels": [48, 32, 64, 96]}
 """Of `wider.py`."""
 
 DONE = "done"

@@ -1,7 +1,7 @@
-"""The autoencoder once more, wider where pictures are largest, for the latents that there are.
+"""The autoencoder's decoder once more, wider where pictures are largest, for the latents that there are.
 
-The denoiser learned latents of the narrow one. So the decoder learns to draw those, and the encoder to give them: what
-fits is taken over from the narrow one, the rest begins anew.
+The denoiser learned latents of the narrow autoencoder. So its encoder stays as it is, in more channels, and the decoder
+learns to draw better from what that gives.
 """
 
 # torch's own hints are partly unknown:
@@ -22,36 +22,38 @@ from .course import Course, run_course
 from .pictures import Pictures
 
 BATCH = 8
-LATENTS_WEIGHT = 0.5
-"""How much latents that are off count, against a picture that is; in units of their deviation."""
+ENCODER = ("encoder", "quant_conv")
+"""What gives latents."""
+
+APART = 0.1
+"""How far copies of a channel are told apart by what they count for, against the weights' own deviation."""
 
 
 def course(steps: int) -> Course:
     """Its course."""
     return Course(
-        "wider", steps, matrix_rate=1e-3, other_rate=1e-3, warm_up=100, cool_down=steps // 3, ema=0.998, save_every=250,
+        "wider", steps, matrix_rate=1e-3, other_rate=5e-4, warm_up=100, cool_down=steps // 2, ema=0.998, save_every=250,
         weight_decay=0.3,
     )  # fmt: skip
 
 
 def train(folder: Path, steps: int) -> nn.Module:
-    """Train the wider autoencoder and return it."""
+    """Train the wider decoder and return the autoencoder."""
     latents, scale = unet.latents_of(folder)
     pictures = Pictures(folder, vae.SIDE, vae.COUNT)
     seen = vae.unseen()
     torch.manual_seed(0)
-    model = taken_over(vae.load_narrow(folder), AutoencoderKL(**vae.WIDE))
+    model = widened(vae.load_narrow(folder), AutoencoderKL(**vae.WIDE))
+    for name in ENCODER:
+        getattr(model, name).requires_grad_(requires_grad=False)
 
     def loss(model: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         del step
         numbers: list[int] = torch.randint(pictures.count, (BATCH,)).tolist()
         batch = torch.stack([vae.to_tensor(pictures[number]) for number in numbers])
         batch = batch.contiguous(memory_format=torch.channels_last)
-        wanted = latents[numbers].float()
-        drawn = (model.decode(wanted / scale).sample - batch).square().mean()
-        given = model.encode(batch).latent_dist
-        off = ((given.mean * scale - wanted).square() + given.var * scale**2).mean()
-        return 10 * drawn + LATENTS_WEIGHT * off, {"squared": drawn.item(), "off": off.item()}
+        squared = (model.decode(latents[numbers].float() / scale).sample - batch).square().mean()
+        return 10 * squared, {"squared": squared.item()}
 
     def show(model: Any, step: int) -> Mapping[str, float]:
         return vae.show(model, seen, folder / "wider" / f"sheet-{step:06}.png")
@@ -61,10 +63,22 @@ def train(folder: Path, steps: int) -> nn.Module:
     return trained
 
 
-def taken_over(narrow: Any, wide: Any) -> Any:
-    """The wide one with those of the narrow one's weights that have the same name and shape."""
-    has = wide.state_dict()
+def widened(narrow: Any, wide: Any) -> Any:
+    """The wide one, computing what the narrow one does: each channel is there several times, side by side.
+
+    So the groups of norms keep their means and deviations (Net2WiderNet: Chen et al., 2016, arXiv:1511.05641). What
+    reads copies of a channel weighs them unequally, so that they learn different things.
+    """
     given = narrow.state_dict()
-    fits = {name: given[name] for name in given.keys() & has.keys() if given[name].shape == has[name].shape}
-    wide.load_state_dict(has | fits)
+    wide.load_state_dict({name: _copied(given[name], like) for name, like in wide.state_dict().items()})
     return wide
+
+
+def _copied(value: Tensor, like: Tensor) -> Tensor:
+    value = value.repeat_interleave(like.shape[0] // value.shape[0], dim=0)
+    if value.ndim < 2 or value.shape[1] == like.shape[1]:
+        return value
+    times = like.shape[1] // value.shape[1]
+    noise = APART * value.std() * torch.randn(value.shape[0], value.shape[1], times, *value.shape[2:])
+    shares = value.unsqueeze(2) / times + noise - noise.mean(dim=2, keepdim=True)
+    return shares.flatten(1, 2)
