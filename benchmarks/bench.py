@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,14 +20,14 @@ from ..core.progress import Progress, quiet
 from ..profiles import load_profile
 from ..runtimes.machine import machine
 from .baselines import find_baseline
-from .contender import OWN_COST, TIMEOUT_SECONDS, Contender, contenders_of, reason
+from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
 from .line import Built, Drawn, Loaded, Opened
 from .meaning import require_judge
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
 from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
-from .referee import check_clip, compare, engines, understand
+from .referee import check_clip, compare, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
 
@@ -85,7 +85,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     return rows
 
 
-Afterwards = Callable[[Sequence[Contender], Progress], None]
+Afterwards = Callable[[Sequence[Contender], Awake, Progress], None]
 """What the engines are asked for when their times were taken."""
 
 
@@ -95,6 +95,10 @@ def _measure(
     """Build one after the other; draw in turn until stable; then see to the pictures."""
     with ExitStack() as stack:
         sampler = stack.enter_context(Process(Path(sys.executable), "benchmarks.sampler"))
+
+        def awake(contender: Contender) -> AbstractContextManager[None]:
+            return _awake(contender, sampler, on_progress) if plan.apart else nullcontext()
+
         for contender in contenders:
             if contender.error is None:
                 with reason(contender):
@@ -102,7 +106,7 @@ def _measure(
                     if not plan.apart:
                         _start(contender, stack, sampler, on_progress)
         for look in range(PATIENCE):  # few looks: each is one more chance to take noise for stability
-            _draw_in_turn(contenders, plan, look * plan.repeat, sampler, on_progress)
+            _draw_in_turn(contenders, plan, look * plan.repeat, sampler, awake, on_progress)
             running = [contender for contender in contenders if contender.error is None]
             # What does no work takes a millisecond, in which everything shows: nobody waits for it.
             awaited = [contender for contender in running if contender.subject.name != OWN_COST] or running
@@ -113,28 +117,20 @@ def _measure(
                 if contender.error is None:
                     with reason(contender):
                         _see_peak(contender, sampler)
-            for see in afterwards:
-                see(contenders, on_progress)
-        elif afterwards:
-            for contender in engines(contenders):
-                with reason(contender), _awake(contender, sampler, on_progress):
-                    for see in afterwards:
-                        see([contender], on_progress)
+        for see in afterwards:
+            see(contenders, awake, on_progress)
 
 
 def _draw_in_turn(
-    contenders: Sequence[Contender], plan: Plan, done: int, sampler: Process, on_progress: Progress
+    contenders: Sequence[Contender], plan: Plan, done: int, sampler: Process, awake: Awake, on_progress: Progress
 ) -> None:
     for index in range(done, done + plan.repeat):
         for contender in contenders:
             if contender.error is None:
                 on_progress(f"round {index + 1}: {contender.subject.name}", index / (PATIENCE * plan.repeat))
-                with reason(contender):
-                    if not plan.apart:
-                        contender.draws.append(_draw(contender))
-                        continue
-                    with _awake(contender, sampler, on_progress):
-                        contender.draws.append(_draw(contender))
+                with reason(contender), awake(contender):
+                    contender.draws.append(_draw(contender))
+                    if plan.apart:
                         _see_peak(contender, sampler)
 
 
@@ -143,7 +139,7 @@ def _awake(contender: Contender, sampler: Process, on_progress: Progress) -> Gen
     """A process of its own for the block alone, that has loaded and drawn once."""
     with ExitStack() as stack:
         if contender.first is None:
-            _start(contender, stack, sampler, on_progress)
+            _start(contender, stack, sampler, on_progress, warmups=0)
         else:
             contender.process = process = stack.enter_context(_open(contender))
             for verb in ("open", "load"):
@@ -181,7 +177,9 @@ def _build(contender: Contender, on_progress: Progress) -> None:
         contender.parity = Parity(reference=built.reference, parts=parts, step_psnr_db=built.step_psnr_db)
 
 
-def _start(contender: Contender, stack: ExitStack, sampler: Process, on_progress: Progress) -> None:
+def _start(
+    contender: Contender, stack: ExitStack, sampler: Process, on_progress: Progress, warmups: int = WARMUPS
+) -> None:
     """Import, load, draw for the first time, warm up: with the memory watched."""
     on_progress(f"{contender.subject.name}: load", None)
     contender.process = process = stack.enter_context(_open(contender))
@@ -197,7 +195,7 @@ def _start(contender: Contender, stack: ExitStack, sampler: Process, on_progress
     on_progress(f"{contender.subject.name}: first draw and warm-up", None)
     _held(sampler, "watch", contender)
     contender.first = _draw(contender, keep=True)
-    for _ in range(WARMUPS):
+    for _ in range(warmups):
         contender.warmup.append(_draw(contender))
     running = _held(sampler, "stop", contender)
     if before is not None:

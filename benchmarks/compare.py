@@ -129,6 +129,7 @@ def _by_key(rows: Iterable[Measurement]) -> dict[tuple[str, str], list[Measureme
     for row in rows:
         setting = row.setting
         title = f"{row.subject.name}, {row.model.name}, {setting_title(setting)}, {machine_title(row.machine)}"
+        title += ", one process at a time" if row.apart else ""
         prompts = repr(setting.prompt) + (f" without {setting.negative_prompt!r}" if setting.negative_prompt else "")
         rest = f"{prompts}, guidance {setting.guidance:g}, seed {setting.seed}"
         found.setdefault((title, rest), []).append(row)

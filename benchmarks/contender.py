@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,10 @@ class Contender:
     memory: Memory | None = None
     pictures: tuple[str, ...] = ()
     error: str | None = None
+
+
+Awake = Callable[[Contender], AbstractContextManager[None]]
+"""Has the process of a contender there for a block, loaded and warm."""
 
 
 def contenders_of(

@@ -115,7 +115,7 @@ class Process:
         except subprocess.TimeoutExpired:
             return "stopped talking"
         if code == -9:
-            return "was killed (signal 9: for want of memory, as a rule; with --apart there is one process at a time)"
+            return "was killed (signal 9: for want of memory, as a rule)"
         return f"ended with signal {-code}" if code < 0 else f"ended with code {code}"
 
     def _last_words(self) -> str:

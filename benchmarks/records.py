@@ -217,7 +217,8 @@ class Measurement(Line):
     load_average: float | None = None
     """Processes that wanted a core when the run started: above 0.5 something else was at work."""
     apart: bool = False
-    """Whether each measured draw had a process started and warmed up for it, with no other in memory."""
+    """Whether each measured draw was the second of a process of its own, with no other in memory. `startup`, `first`
+    and `memory` but for its peaks are the first process's; `warmup` has the first draws of the others."""
     environment: dict[str, str] = Field(default={})
     """Variables that were set and change how many threads libraries start, and where."""
     model: Model

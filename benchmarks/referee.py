@@ -19,7 +19,7 @@ from ..core.errors import LatentcError, RequestError
 from ..core.files import write_text
 from ..core.progress import Progress
 from .baselines import EAGER, PROFILE_MODULE
-from .contender import OWN_COST, TIMEOUT_SECONDS, Contender, reason
+from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, reason
 from .line import Brief, Likeness, Scored, Understood
 from .plan import Plan
 from .process import Process
@@ -40,10 +40,15 @@ def check_clip(plan: Plan) -> None:
 
 
 def compare(
-    bundle: Bundle, setting: Setting, clip: Path | None, contenders: Sequence[Contender], on_progress: Progress
+    bundle: Bundle,
+    setting: Setting,
+    clip: Path | None,
+    contenders: Sequence[Contender],
+    awake: Awake,
+    on_progress: Progress,
 ) -> None:
     """Have the engines draw the suite, hold it against the reference's, and where `clip` is one against its prompts."""
-    drawing = engines(contenders)
+    drawing = _engines(contenders)
     if not drawing:
         return
     suite = suite_for(bundle)
@@ -59,12 +64,12 @@ def compare(
         kept = Path(scratch) / "drawn.npz"
         scores = _Scores(stack, clip, path, Path(scratch)) if clip else None
         for contender in drawing:
-            assert contender.process is not None
             on_progress(f"{contender.subject.name}: compare", None)
             kept.unlink(missing_ok=True)
             with reason(contender):
                 what = {"path": str(path), "keep": str(kept) if scores else None}
-                found = Likeness(**contender.process.ask("compare", what, TIMEOUT_SECONDS))
+                with awake(contender):
+                    found = Likeness(**_ask(contender, "compare", what))
                 known = Parity.model_validate(_known(contender, found).model_dump() | _likeness(found, floor))
                 contender.parity = scores.added(known, kept) if scores else known
 
@@ -99,23 +104,29 @@ class _Scores:
         return list(Scored(**self._process.ask("score", what, TIMEOUT_SECONDS)).scores)
 
 
-def understand(captions: int, setting: Setting, contenders: Sequence[Contender], on_progress: Progress) -> None:
+def understand(
+    captions: int, setting: Setting, contenders: Sequence[Contender], awake: Awake, on_progress: Progress
+) -> None:
     """Have the engines draw captions of the world of `scenes`, and its judge read the pictures."""
-    for contender in engines(contenders):
-        assert contender.process is not None
+    for contender in _engines(contenders):
         on_progress(f"{contender.subject.name}: {captions} captions", None)
         what = {"captions": captions, "guidance": setting.guidance, "steps": setting.steps}
         known = _known(contender)
         try:
-            found = Understood(**contender.process.ask("understand", what, TIMEOUT_SECONDS))
+            with awake(contender):
+                found = Understood(**_ask(contender, "understand", what))
             contender.parity = known.model_copy(update={"meaning": Meaning(**asdict(found))})
         except LatentcError as exc:  # the times stand, whatever the pictures
             failures = (*known.failures, f"Captions couldn't be drawn and read: {exc}")
             contender.parity = known.model_copy(update={"failures": failures})
 
 
-def engines(contenders: Sequence[Contender]) -> list[Contender]:
-    """Those that draw pictures for a suite."""
+def _ask(contender: Contender, verb: str, what: dict[str, Any]) -> dict[str, Any]:
+    assert contender.process is not None
+    return contender.process.ask(verb, what, TIMEOUT_SECONDS)
+
+
+def _engines(contenders: Sequence[Contender]) -> list[Contender]:
     return [one for one in contenders if one.error is None and one.brief.profile and one.subject.name != OWN_COST]
 
 

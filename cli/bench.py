@@ -89,6 +89,8 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     for row in rows:
         if row.error is not None:
             console.print(f"{row.subject.name} failed: {row.error}", markup=False)
+            if "signal 9" in row.error and not row.apart:
+                console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
         elif not row.stable:
             console.print(f"{row.subject.name} isn't stable: {row.stability}.", markup=False)
         for failure in row.parity.failures if row.parity else ():

@@ -145,7 +145,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         return
     console = Console()
     for build in done:
-        fresh = sum(one.how in ("compiled", "refitted") for one in build.engines)
+        fresh = sum(one.how == "compiled" for one in build.engines)
         taken = sum(one.how == "taken" for one in build.engines)
         graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
         step = "The whole step wasn't compared: no engine has the reference's shape."
@@ -153,17 +153,16 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             step = f"The whole step agrees to {build.step_psnr_db:.1f} dB."
         elif graphs:
             step = f"Its device isn't here: parity is its graph's, run by {', '.join(sorted(graphs))}."
-        what = f"{fresh} of {len(build.engines)} engines built" if fresh else "nothing to do, every engine is there"
-        what += f", {taken} taken" if taken else ""
+        what = f"{fresh} of {len(build.engines)} engines built" + (f", {taken} taken" if taken else "")
+        if not fresh and not taken:
+            what = "nothing to do, every engine is there"
         console.print(f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. {step}")
         made = table(
             None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")
         )
         for one in build.engines:
             artifact = one.artifact
-            when = one.how
-            if one.how in ("compiled", "refitted"):
-                when = f"{artifact.seconds:.1f} s{', refit' if one.how == 'refitted' else ''}"
+            when = f"{artifact.seconds:.1f} s" if one.how == "compiled" else one.how
             figure = _parity(artifact)
             made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
         console.print(made)

@@ -17,7 +17,7 @@ from ..core.errors import BundleError, CompileError, ParityError, RuntimeMissing
 from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
-from ..runtimes import Engine, Job, Refits, Runtime
+from ..runtimes import Engine, Job, Runtime
 from .cache import (
     Artifact,
     Miss,
@@ -33,7 +33,6 @@ from .cache import (
     step_key,
     take,
     verify,
-    with_other_weights,
 )
 from .lower import lowered
 from .parity import measure, measure_graph, measure_step, reference, step_shapes
@@ -44,7 +43,7 @@ STEP_LOSS_DB = 10.0
 """How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share."""
 
 
-How = Literal["there", "taken", "refitted", "compiled"]
+How = Literal["there", "taken", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Built:
 
     artifact: Artifact
     how: How
-    """It was there already; taken from another bundle; another's was given these weights; or it was compiled."""
+    """It was there already, taken from another bundle, or compiled."""
 
     @property
     def hit(self) -> bool:
@@ -80,8 +79,8 @@ def build(
     Where the device isn't here and the compiler can do without, the graph is compared instead, run on the CPU.
     The same build on the device then compares the engines, without compiling them again.
 
-    `like` is another bundle, as the one that this was tuned from: its engines of parts that are the same are taken, and
-    of parts that differ by their weights alone refitted, where runtime and options can do that.
+    `like` is another bundle, as of the checkpoint that this one was tuned from: its engines of parts that are the same
+    are taken, with what they were found to agree to.
 
     Raises `CompileError` where engines that aren't there yet won't fit by plan, unless `force`d; `ParityError` naming
     part and figure where an engine is below the profile's floor: nothing of it is kept. Also `RuntimeMissing`,
@@ -90,16 +89,18 @@ def build(
     start = time.perf_counter()
     adapter, engines = wanted(bundle, profile, to_run=False)
     if not force:
-        _check_fits(bundle, profile, engines)
+        _check_fits(bundle, profile, adapter, engines, like)
     built = tuple(_build_one(bundle, profile, adapter, want, like, on_progress) for want in engines)
     here = adapter.missing(profile.device) is None
     step = _prove_step(bundle, profile, built, on_progress) if here else None
     return Build(profile.name, built, step, time.perf_counter() - start)
 
 
-def _check_fits(bundle: Bundle, profile: Profile, engines: tuple[Wanted, ...]) -> None:
+def _check_fits(
+    bundle: Bundle, profile: Profile, adapter: Runtime, engines: tuple[Wanted, ...], like: Bundle | None
+) -> None:
     """Before a minute is spent on what isn't there yet."""
-    if all(find(bundle, want.part, want.key) for want in engines):
+    if all(find(bundle, want.part, want.key) or _theirs(like, adapter, want) for want in engines):
         return
     try:
         complaints = plan(bundle, profile).complaints
@@ -112,6 +113,11 @@ def _check_fits(bundle: Bundle, profile: Profile, engines: tuple[Wanted, ...]) -
         )
 
 
+def _theirs(like: Bundle | None, adapter: Runtime, want: Wanted) -> Artifact | None:
+    """The same engine in another bundle. What isn't compiled from the graph points back at its own checkpoint."""
+    return find(like, want.part, want.key) if like and adapter.reads_onnx else None
+
+
 def _build_one(
     bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, like: Bundle | None, on_progress: Progress
 ) -> Built:
@@ -121,10 +127,13 @@ def _build_one(
         return Built(artifact, "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
-        taken = False
+        theirs = None
         if not find(bundle, want.part, want.key):
             _clear(bundle, name)
-            taken = like is not None and take(bundle, like, want.part, want.key)
+            if like and (theirs := _theirs(like, adapter, want)):
+                _check_floor(profile, want, theirs.parity.psnr_db)
+                on_progress(f"{want.part}: take", None)
+                take(bundle, like, theirs)
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
             if here and artifact.parity.graph_run_by:
                 on_progress(f"{want.part}: compare", None)
@@ -132,7 +141,7 @@ def _build_one(
                 _check_floor(profile, want, parity.psnr_db)
                 artifact = reprove(bundle, artifact, parity)
             _check_floor(profile, want, artifact.parity.psnr_db)
-            return Built(artifact, "taken" if taken else "there")
+            return Built(artifact, "taken" if theirs else "there")
         on_progress(f"{want.part}: read", None)
         verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
         parity: Parity | None = None
@@ -142,17 +151,9 @@ def _build_one(
             _check_floor(profile, want, parity.psnr_db)
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
-            other = with_other_weights(like, want.part, want.fields) if like and here else None
+            on_progress(f"{want.part}: compile", None)
             with _lowered(bundle, profile, adapter, want) as path:
-                job = Job(bundle, want.part, path, want.target)
-                if like and other and isinstance(adapter, Refits) and adapter.refits(want.target.options):
-                    on_progress(f"{want.part}: refit", None)
-                    adapter.refit(job, verify(like, other), fresh)
-                    how: How = "refitted"
-                else:
-                    on_progress(f"{want.part}: compile", None)
-                    adapter.compile(job, fresh, on_progress)
-                    how = "compiled"
+                adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
                 seconds = time.perf_counter() - start
             if parity is None:
                 on_progress(f"{want.part}: compare", None)
@@ -160,7 +161,7 @@ def _build_one(
                 _check_floor(profile, want, parity.psnr_db)
             artifact = seal(fresh, want.part, want.fields, parity, seconds)
             share(bundle, fresh, artifact.files)
-    return Built(artifact, how)
+    return Built(artifact, "compiled")
 
 
 @contextmanager

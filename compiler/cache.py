@@ -1,7 +1,8 @@
 """Artifacts on disk: what they are keyed by, how they are found, and why one isn't.
 
 <bundle>/engines/<part>-<key>/key.json    the fields behind the key, digests, parity figures
-<bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked
+<bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked, as
+                                         is what was taken from another bundle
 <bundle>/engines/.locks/                  one lock for each key; the system frees a dead owner's
 """
 
@@ -19,7 +20,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
-from ..core.bundle import Bundle, FileInfo
+from ..core.bundle import Bundle, FileInfo, leads_out
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256, sha256_json, write_text
 from ..core.progress import Progress, quiet
@@ -30,8 +31,6 @@ SHARED_BYTES = 1 << 20
 """Smaller files are copied: looking whether another artifact has them takes longer."""
 
 KEY_LENGTH = 16
-DIGEST = "part digest"
-"""The field for the graph and its weights."""
 
 Fields = dict[str, Any]
 
@@ -87,7 +86,8 @@ def find(bundle: Bundle, part: str, key: str) -> Artifact | None:
     try:
         artifact = Artifact.model_validate_json((folder / HEADER).read_bytes())
         whole = artifact.key == key == key_of(artifact.fields) and all(
-            (folder / name).stat().st_size == info.bytes for name, info in artifact.files.items()
+            not leads_out(folder, name) and (folder / name).stat().st_size == info.bytes
+            for name, info in artifact.files.items()
         )
     except (OSError, ValueError):
         return None
@@ -150,29 +150,20 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
             linked.replace(folder / name)
 
 
-def take(bundle: Bundle, other: Bundle, part: str, key: str) -> bool:
-    """Bring in the artifact of this key from another bundle, linked where it is on the same disk; False without one."""
-    theirs = find(other, part, key)
-    if theirs is None:
-        return False
-    folder = verify(other, theirs)
-    with fresh_folder(bundle.engines / theirs.name, BundleError) as fresh:
+def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
+    """Bring in an artifact from another bundle, linked where that is on the same disk."""
+    folder = verify(other, artifact)
+    with fresh_folder(bundle.engines / artifact.name, BundleError) as fresh:
         shutil.copyfile(folder / HEADER, fresh / HEADER)
-        for name in theirs.files:
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        for name in artifact.files:
+            if Path(name).parent != Path():  # in a library's cache, which it may write to
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, fresh / name)
+                continue
             try:
                 os.link(folder / name, fresh / name)
             except OSError:  # another disk, or one without links
                 shutil.copyfile(folder / name, fresh / name)
-    return True
-
-
-def with_other_weights(bundle: Bundle, part: str, fields: Fields) -> Artifact | None:
-    """The artifact that differs from these fields by its weights alone."""
-    for artifact in artifacts(bundle):
-        if artifact.part == part and artifact.fields | {DIGEST: fields[DIGEST]} == fields:
-            return artifact
-    return None
 
 
 def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:

@@ -12,7 +12,7 @@ from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
-from .cache import DIGEST, Fields, key_of
+from .cache import Fields, key_of
 from .lower import LOWERING_VERSION
 
 PROMPT_LENGTH = 77
@@ -50,7 +50,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     for name, target in asked:
         fields: Fields = {
             "part": name,
-            DIGEST: bundle.part(name).digest,
+            "part digest": bundle.part(name).digest,
             "runtime": profile.runtime,
             "versions": versions,
             "device": {"name": profile.device, **device},

@@ -208,11 +208,16 @@ def check_path(folder: Path, name: str) -> None:
     Source: the four CVEs of ONNX external data (2022-25882, 2024-27318, 2026-34446, 2026-34447).
     """
     path = folder / name
-    inside = path.parent.resolve().is_relative_to(folder.resolve())
-    if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
+    if leads_out(folder, name):
         raise BundleError(f"{name!r} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
     if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
         raise BundleError(f"{path} is a link; a bundle holds plain files only. Copy the file itself.")
+
+
+def leads_out(folder: Path, name: str) -> bool:
+    """Whether a file name leaves the folder, by itself or through a linked folder."""
+    inside = (folder / name).parent.resolve().is_relative_to(folder.resolve())
+    return Path(name).is_absolute() or ".." in Path(name).parts or not inside
 
 
 def verify_files(bundle: Bundle, names: list[str]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -40,29 +39,26 @@ TIMING = ".timing"
 """Folder beside the artifacts: what was timed, by GPU and version."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
-LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
+LEVEL, STREAMED, WORKSPACE, GRAPH = (
     "builder_optimization_level",
     "weight_streaming_budget_mb",
     "workspace_mb",
     "cuda_graph",
-    "refit",
 )
 OPTIONS: dict[str, range | type[bool]] = {
     LEVEL: range(6),
     STREAMED: range(1 << 30),
     WORKSPACE: range(1, 1 << 30),
     GRAPH: bool,
-    REFIT: bool,
 }
 """Options, and the values that they take.
 
 `weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and says how much of them may be;
-`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole;
-`refit` builds a plan that takes other weights later.
+`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole.
 """
 
 ATTENTION = "IAttentionInputLayer"
-LACKING = "HW-specific datatypes"
+NO_SUCH_TYPE = "HW-specific datatypes"
 """What the builder says of a graph with FP8 for a GPU before Ada."""
 TOLD = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
@@ -246,11 +242,11 @@ class TensorRT:
             else:
                 plan = self._build_here(job, builder, network, config)
             if plan is None:
-                way_out = (
-                    "That GPU doesn't have the type" if LACKING in log.worst else "Try opset = 18, or f32 for this part"
-                )
+                advice = "Try opset = 18, or f32 for this part."
+                if NO_SUCH_TYPE in log.worst:
+                    advice = "That GPU doesn't have the type: build for a newer one, or write the graph without it."
                 raise CompileError(
-                    f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. {way_out}."
+                    f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. {advice}"
                 )
             (out / PLAN).write_bytes(plan)
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
@@ -269,37 +265,6 @@ class TensorRT:
             kept.parent.mkdir(exist_ok=True)
             write_bytes(kept, bytes(config.get_timing_cache().serialize()))
         return plan
-
-    def refits(self, options: Mapping[str, Option]) -> bool:
-        """What was built for it."""
-        return bool(options.get(REFIT))
-
-    def refit(self, job: Job, other: Path, out: Path) -> None:
-        """On the GPU that the plan is for. The weights go by their names in the graph."""
-        device = job.target.device
-        if reason := self.missing(device):
-            raise RuntimeMissing(reason)
-        versions, gpu = self.versions(), self.device(device)
-        check_stamp(other, job.target, versions, gpu)
-        trt, log = _library(self._is.module), _logger(self._is.module)
-        log.clear()
-        anew = "Build it without --like."
-        with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT can't refit {job.part}", anew))
-            stack.callback(open_driver(device).close)
-            engine = trt.Runtime(log).deserialize_cuda_engine((other / PLAN).read_bytes())
-            if engine is None:
-                raise CompileError(f"TensorRT can't load {other / PLAN}: {log.worst or 'it says no more'}. {anew}")
-            refitter = trt.Refitter(engine, log)
-            parser = trt.OnnxParserRefitter(refitter, log)
-            if not parser.refit_from_file(str(job.graph)) or not refitter.refit_cuda_engine():
-                said = parser.get_error(0).desc() if parser.num_errors else log.worst
-                raise CompileError(f"TensorRT can't refit {job.part} of {other}: {said or 'it says no more'}. {anew}")
-            config = engine.create_serialization_config()
-            config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
-            (out / PLAN).write_bytes(engine.serialize_with_config(config))
-        shutil.copyfile(other / MEMORY, out / MEMORY)
-        write_stamp(out, job, versions, gpu)
 
     def load(self, artifact: Path, target: Target) -> Engine:
         """Bring the plan onto the GPU."""
@@ -341,8 +306,6 @@ def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options[WORKSPACE]) << 20)
     if STREAMED in options:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    if options.get(REFIT):
-        config.set_flag(trt.BuilderFlag.REFIT)
 
 
 def _let_decompose(trt: Any, network: Any) -> None:

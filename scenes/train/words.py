@@ -88,7 +88,7 @@ CERTAIN = dict.fromkeys(CHANCE, 1.0)
 def described(number: int, step: int, whole: bool = False) -> Described:
     """A caption of the training scene of that number; another step words it otherwise.
 
-    `whole` leaves nothing unsaid.
+    `whole` tells every attribute, but that there is no sun or moon no oftener than else.
     """
     rng = np.random.default_rng((2, number, step))
     told = describe(_scene(number), rng, CERTAIN if whole else CHANCE)

@@ -107,9 +107,26 @@ def test_apart_each_draw_has_a_process_of_its_own(bundle, results, monkeypatch):
         assert row.error is None
         assert row.apart
         assert len(row.draws) == 2 * PATIENCE
-        assert len(row.warmup) == 2 * PATIENCE, "each process draws before it is measured"
+        assert len(row.warmup) == 2 * PATIENCE - 1, "each process draws before it is measured; the first's is apart"
         if sys.platform == "linux":
             assert row.memory.peak_bytes >= row.memory.run_peak_bytes
+
+
+def test_apart_what_dies_in_a_later_round_keeps_its_draws(bundle, results, monkeypatch):
+    loads = []
+
+    class Dying(Process):
+        def ask(self, verb, what, timeout_seconds):
+            loads.append(verb) if verb == "load" else None
+            if len(loads) == 3:
+                self._kill()
+            return super().ask(verb, what, timeout_seconds)
+
+    monkeypatch.setattr("latentc.benchmarks.bench.Process", Dying)
+    (row,) = bench(bundle("sd1"), Plan((load_profile("null"),), **SMALL | {"repeat": 3}, apart=True), results)
+    assert "was killed (signal 9" in row.error
+    assert len(row.draws) == 2
+    assert read_records(results) == [row]
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.profiles import load_profile
-from latentc.runtimes.null import Null
 
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
@@ -139,23 +138,35 @@ def test_a_damaged_engine_is_not_taken(own_bundle):
     assert artifacts(empty) == []
 
 
-def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manifest, monkeypatch):
+def test_what_is_taken_is_held_to_the_floor(own_bundle):
     opened = own_bundle()
-    tuned = new_unet(copied(opened, "tuned"), edit_manifest)
-    (unet,) = (one.artifact for one in build(opened, NULL).engines if one.artifact.part == "unet")
-    asked = []
+    empty = copied(opened, "empty")
+    build(opened, ONNXRUNTIME)
+    with pytest.raises(ParityError, match="asks for 500 dB"):
+        build(empty, of(ONNXRUNTIME, parity_db={"f32": 500.0}), like=opened)
+    assert artifacts(empty) == []
 
-    def refit(self, job, other, out):
-        asked.append((job.part, other))
-        self.compile(job, out, lambda *_: None)
 
-    monkeypatch.setattr(Null, "refits", lambda _, options: options == {}, raising=False)
-    monkeypatch.setattr(Null, "refit", refit, raising=False)
-    assert [one.how for one in build(tuned, NULL, like=opened).engines] == ["taken", "refitted", "taken", "taken"]
-    assert asked == [("unet", opened.engines / unet.name)]
-    other = static(NULL, "128x128")
-    assert "refitted" not in {one.how for one in build(tuned, other, like=opened).engines}
-    assert len(asked) == 1, "one of another shape isn't refitted"
+def test_what_is_not_compiled_from_the_graph_is_not_taken(own_bundle):
+    opened = own_bundle()
+    other = copied(opened, "other")
+    build(opened, NULL)
+    assert {one.how for one in build(other, NULL, like=opened).engines} == {"compiled"}
+
+
+def test_an_artifact_that_names_files_elsewhere_is_none(own_bundle):
+    opened = own_bundle()
+    other = copied(opened, "other")
+    built = build(opened, ONNXRUNTIME).engines[0].artifact
+    header = opened.engines / built.name / "key.json"
+    manifest = opened.folder / "latentc.json"
+    stray = FileInfo(sha256=sha256(manifest), bytes=manifest.stat().st_size)
+    files = {**built.files, "../../latentc.json": stray}
+    header.write_text(built.model_copy(update={"files": files}).model_dump_json())
+    before = (other.folder / "latentc.json").read_bytes()
+    assert build(other, ONNXRUNTIME, like=opened).engines[0].how == "compiled"
+    assert (other.folder / "latentc.json").read_bytes() == before
+    assert built.key not in {one.key for one in artifacts(opened)}
 
 
 def test_why_names_the_fields_that_missed(own_bundle):

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from latentc.scenes.caption import COUNT_WORDS, NOUNS, attributes, caption, describe, full_caption
+from latentc.scenes.caption import CHANCE, COUNT_WORDS, NOUNS, attributes, caption, describe, full_caption
 from latentc.scenes.world import COLOURS, Scene, Thing, sample
 
 
@@ -123,3 +123,12 @@ def test_a_seed_words_a_scene_one_way():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_landscape_alone_has_a_caption(seed):
     assert describe(Scene(place="canyon", sky="snowfall", light="none"), seed).text
+
+
+def test_chances_say_what_is_told():
+    certain = dict.fromkeys(CHANCE, 1.0)
+    for seed in range(50):
+        scene = sample(seed)
+        everything = {key for key, value in attributes(scene).items() if value != "none"}
+        assert everything <= describe(scene, seed, certain).said
+        assert describe(scene, seed, dict.fromkeys(CHANCE, 0.0)).said == {"place"}, "it says something"
