@@ -35,7 +35,7 @@ $(BINDINGS): $(READY)
 		echo "TensorRT's bindings aren't there for this machine: the test of them will be skipped."; done
 	@mkdir -p $(@D) && touch $@
 
-# Environments of their own for what `latentc bench --against` compares with: about 5 GB.
+# Environments of their own for what `latentc bench --against` compares with: about 3 GB.
 PEERS := $(VENV)/peers
 INTEL := openvino==2026.4.1 nncf==3.4.0 huggingface_hub==1.21.0 torch==2.13.0 transformers==5.5.4
 

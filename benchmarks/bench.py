@@ -27,7 +27,7 @@ from .meaning import require_judge
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
 from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
-from .referee import check_clip, compare, understand
+from .referee import check_suite, compare, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
 
@@ -41,7 +41,8 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
 
     What can't be measured is a line with its reason. Lines are written as soon as all of one size and batch are
     measured, or when the run is broken off. Raises `RequestError` for a baseline or a setting that can't be, before
-    anything is run, and `LatentcError` where `output` can't be written, or captions are asked for without a judge.
+    anything is run, and `LatentcError` where `output` can't be written, or what the suite, CLIP or captions need isn't
+    here.
     """
     baselines = [find_baseline(name) for name in plan.baselines]
     profiles = list(plan.profiles)
@@ -50,8 +51,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     settings = list(settings_of(bundle, plan))
     if plan.captions:
         require_judge()
-    if plan.clip:
-        check_clip(plan)
+    check_suite(bundle, plan, settings)
     append_records(output, [])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     common: dict[str, Any] = {
@@ -67,8 +67,9 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
     }
     rows: list[Measurement] = []
     for setting in settings:
+        work, uncounted = work_of(bundle, setting)
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
-            contenders = contenders_of(bundle, plan, setting, profiles, baselines, Path(scratch))
+            contenders = contenders_of(bundle, plan, setting, profiles, baselines, Path(scratch), common["run"])
             afterwards: list[Afterwards] = [partial(compare, bundle, setting, plan.clip)] if plan.suite else []
             if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
                 afterwards.append(partial(understand, plan.captions, setting))
@@ -78,7 +79,6 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
                 for contender in contenders:
                     if not contender.draws and contender.error is None:
                         contender.error = "The run was broken off before it was measured."
-                work, uncounted = work_of(bundle, setting)
                 measured = [row_of(one, setting, work, uncounted, common, output.parent) for one in contenders]
                 append_records(output, measured)
         rows += measured
@@ -137,16 +137,18 @@ def _draw_in_turn(
 @contextmanager
 def _awake(contender: Contender, sampler: Process, on_progress: Progress) -> Generator[None]:
     """A process of its own for the block alone, that has loaded and drawn once."""
-    with ExitStack() as stack:
-        if contender.first is None:
-            _start(contender, stack, sampler, on_progress, warmups=0)
-        else:
-            contender.process = process = stack.enter_context(_open(contender))
-            for verb in ("open", "load"):
-                process.ask(verb, asdict(contender.brief), contender.limit)
-            contender.warmup.append(_draw(contender))
-        yield
-    contender.process = None
+    try:
+        with ExitStack() as stack:
+            if contender.first is None:
+                _start(contender, stack, sampler, on_progress, warmups=0)
+            else:
+                contender.process = process = stack.enter_context(_open(contender))
+                for verb in ("open", "load"):
+                    process.ask(verb, asdict(contender.brief), contender.limit)
+                contender.warmup.append(_draw(contender))
+            yield
+    finally:
+        contender.process = None
 
 
 def _see_peak(contender: Contender, sampler: Process) -> None:
@@ -172,6 +174,7 @@ def _build(contender: Contender, on_progress: Progress) -> None:
         built = Built(**process.ask("build", asdict(contender.brief), contender.limit))
     contender.startup = Startup(build_seconds=built.seconds, build_reused=built.reused, engine_bytes=built.bytes)
     contender.ceiling_tflops = built.ceiling_tflops
+    contender.leaves_out += tuple(built.leaves_out)
     if built.parts:
         parts = {part: PartParity(psnr_db=psnr, cosine=cosine) for part, (psnr, cosine) in built.parts.items()}
         contender.parity = Parity(reference=built.reference, parts=parts, step_psnr_db=built.step_psnr_db)

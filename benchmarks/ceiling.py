@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -16,11 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..compiler.targets import choose
 from ..core.bundle import TensorInfo
 from ..core.errors import RuntimeMissing
 from ..core.tensors import Array, Precision
-from ..pipelines.denoise import DENOISER
 from ..profiles import Profile
 from ..runtimes import Engine, Target, runtime
 from .bare import bare_engine
@@ -41,31 +38,16 @@ GROWTH = 1.02
 """A larger size must reach this many times the rate of the smaller one for a still larger one to be tried."""
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """The best rate that was reached, and at which size."""
-
-    tflops: float
-    """TFLOP/s: 2 FLOP for each multiply-add, by the fastest call."""
-    size: int
-    """Side of the square matrices."""
-    precision: Precision
-    engine: str
-    """What multiplied, as `openvino CPU bf16`."""
-    seconds: tuple[float, ...]
-    """Of each call of `DEPTH` products at that size."""
-
-
 def measure_ceiling(
     profile: Profile,
-    precision: Precision | None = None,
+    precision: Precision,
     sizes: tuple[int, ...] = SIZES,
     clock: Callable[[], float] = perf_counter,
-) -> Ceiling | None:
-    """Multiply matrices through a profile's runtime; None where that runtime doesn't compile graphs at all.
+) -> float | None:
+    """The best TFLOP/s that matrix products reach through a profile's runtime; None where that compiles no graphs.
 
-    `precision` is what to multiply in; None is what the profile's denoiser is computed in here. On a
-    CPU it takes some seconds, and memory for `DEPTH` matrices of the largest size: 1 GB at 4096.
+    A multiply-add is 2 FLOP, and the fastest call counts. On a CPU it takes some seconds, and memory for `DEPTH`
+    matrices of the largest size: 1 GB at 4096.
 
     Raises `RuntimeMissing` where the runtime or onnx isn't here, `ProfileError` for what the profile asks and the
     device hasn't, and `CompileError` from the runtime.
@@ -76,21 +58,18 @@ def measure_ceiling(
     if not adapter.reads_onnx:
         return None
     adapter.check(profile.options)
-    kind = precision or choose(profile, DENOISER, adapter.precisions(profile.device))
-    best: Ceiling | None = None
+    best: float | None = None
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            engine = product_engine(profile, kind, size, Path(folder))
+            engine = product_engine(profile, precision, size, Path(folder))
             try:
-                seconds = _time(engine, size, clock)
+                seconds = min(_time(engine, size, clock))
             finally:
                 engine.close()
-        rate = product_flops(size) / min(seconds) / 1e12
-        grown = best is None or rate >= GROWTH * best.tflops
-        if best is None or rate > best.tflops:
-            name = " ".join((profile.runtime, profile.device, kind))
-            best = Ceiling(rate, size, kind, name, seconds)
-        if not grown or min(seconds) > LONGEST_SECONDS:
+        rate = product_flops(size) / seconds / 1e12
+        grown = best is None or rate >= GROWTH * best
+        best = rate if best is None else max(best, rate)
+        if not grown or seconds > LONGEST_SECONDS:
             break
     return best
 

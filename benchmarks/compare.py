@@ -15,8 +15,9 @@ each side even 3 slower than 3 others happens by chance one time in ten, so noth
 
 *Parity.* The same engine gives the same figures, but for the order in which its threads add. Worse is 1 dB (12 % more
 error), or as `LIMITS` has it, in the median or the worst; above `ROUNDING_DB` it is f32's rounding, and within the
-reference's own floor it is noise. A figure that turned NaN, is no longer measured, a fault that is new, or the
-gate missed that was reached before, is worse.
+reference's own floor it is noise. A figure that turned NaN or is no longer measured is worse; so is, where the suite
+was drawn before, a fault that is new or a gate missed that was reached. Figures of another version of the suite,
+another number of captions or another CLIP model aren't held against each other.
 
 *Failures.* A row that failed and did not before is worse. Loading, building and the first draw are single samples of
 unknown noise: they are told where they changed by a quarter, and count for nothing.
@@ -25,16 +26,16 @@ unknown noise: they are told where they changed by a quarter, and count for noth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.errors import LatentcError
 from .reading import bytes_shown, failure, figure, gather, machine_title, seconds_shown, setting_title
-from .records import STAGES, Measurement, Metric, Stage, Summary, summarize
+from .records import STAGES, Measurement, Metric, Parity, Stage, Summary, summarize
 
 EFFECT = 0.05
 """Least change of seconds that counts, as a share: as far as a stable median may spread."""
@@ -67,6 +68,16 @@ LIMITS: dict[Metric, Limit] = {
 }
 SCORE, DISTANCE, CLIP = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5)
 """Of what pictures mean: by the judge of `scenes`, and by CLIP."""
+
+BASES: dict[str, tuple[Callable[[Parity], str | None], dict[str, Any]]] = {
+    "suite": (
+        lambda parity: parity.suite.partition(",")[0] if parity.suite else None,  # whatever drew the reference
+        {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None},
+    ),
+    "captions": (lambda parity: str(parity.meaning.captions) if parity.meaning else None, {"meaning": None}),
+    "CLIP model": (lambda parity: parity.clip.model if parity.clip else None, {"clip": None}),
+}
+"""What figures of parity stand on, and what is left without those that stand on it."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +209,14 @@ def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
 
 
 def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
-    before, after = _figures(old), _figures(new)
+    sides = [[row.parity for row in rows if row.parity is not None] for rows in (old, new)]
+    for what, (basis, without) in BASES.items():
+        found = [{told for one in side if (told := basis(one)) is not None} for side in sides]
+        if all(found) and found[0] != found[1]:
+            told = " to ".join(", ".join(sorted(each)) for each in found)
+            yield what, "note", f"{told}: figures that can't be compared"
+            sides = [[one.model_copy(update=without) for one in side] for side in sides]
+    before, after = map(_figures, sides)
     for name, (was, limit, _) in before.items():
         if name not in after:
             yield name, "worse", f"{figure(was)}, and no longer measured"
@@ -207,15 +225,16 @@ def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
         verdict = _judge(was, now, limit, floor)
         if verdict is not None:
             yield name, verdict, f"{figure(was, 4)} to {figure(now, 4)}"
-    faults = [{fault for row in rows if row.parity for fault in row.parity.faults} for rows in (old, new)]
-    for fault in sorted(faults[1] - faults[0]):
+    judged = any(one.suite is not None for one in sides[0])
+    faults = [{fault for one in side for fault in one.faults} for side in sides]
+    for fault in sorted(faults[1] - faults[0]) if judged else ():
         yield "fault", "worse", fault
-    gates = [[said for row in rows if row.parity for said in row.parity.failures] for rows in (old, new)]
+    gates = [[said for one in side for said in one.failures] for side in sides]
     if gates[1]:  # their sentences hold figures, so they can't be told apart by their words
-        yield "gate", "note" if gates[0] else "worse", gates[1][0]
+        yield "gate", "worse" if judged and not gates[0] else "note", gates[1][0]
 
 
-def _figures(rows: Sequence[Measurement]) -> dict[str, tuple[float, Limit, float | None]]:
+def _figures(rows: Sequence[Parity]) -> dict[str, tuple[float, Limit, float | None]]:
     """Every figure of parity with its limit and its floor; of several rows the worst."""
     found: dict[str, tuple[float, Limit, float | None]] = {}
 
@@ -227,25 +246,23 @@ def _figures(rows: Sequence[Measurement]) -> dict[str, tuple[float, Limit, float
             value = math.nan if any(map(math.isnan, values)) else (min if limit.higher_is_nearer else max)(values)
         found[name] = (value, limit, floor)
 
+    decibels = LIMITS["psnr_db"]
     for row in rows:
-        if row.parity is None:
-            continue
-        decibels = LIMITS["psnr_db"]
-        for part, likeness in row.parity.parts.items():
+        for part, likeness in row.parts.items():
             add(f"{part}, PSNR dB", likeness.psnr_db, decibels, ROUNDING_DB)
-        add("one step, PSNR dB", row.parity.step_psnr_db, decibels, ROUNDING_DB)
-        for part, calls in row.parity.forced_psnr_db.items():
+        add("one step, PSNR dB", row.step_psnr_db, decibels, ROUNDING_DB)
+        for part, calls in row.forced_psnr_db.items():
             add(f"{part} teacher-forced, PSNR dB", min(calls, default=None), decibels, ROUNDING_DB)
-        add("host code, PSNR dB", row.parity.host_psnr_db, decibels, ROUNDING_DB)
-        for metric, over in row.parity.pictures.items():
+        add("host code, PSNR dB", row.host_psnr_db, decibels, ROUNDING_DB)
+        for metric, over in row.pictures.items():
             floor = over.floor if metric != "psnr_db" else min(over.floor or ROUNDING_DB, ROUNDING_DB)
             add(f"median picture, {metric}", over.median, LIMITS[metric], floor)
             add(f"worst picture, {metric}", over.worst, LIMITS[metric], floor)
-        if row.parity.meaning is not None:
-            add("scene score", row.parity.meaning.scene_score, SCORE)
-            add("Fréchet distance", row.parity.meaning.frechet_distance, DISTANCE)
-        if row.parity.clip is not None:
-            add("CLIP score", row.parity.clip.median, CLIP)
+        if row.meaning is not None:
+            add("scene score", row.meaning.scene_score, SCORE)
+            add("Fréchet distance", row.meaning.frechet_distance, DISTANCE)
+        if row.clip is not None:
+            add("CLIP score", row.clip.median, CLIP)
     return found
 
 

@@ -25,7 +25,7 @@ OWN_COST = "null"
 """The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
 
 TIMEOUT_SECONDS = 3600.0
-"""For what isn't measured: references, the suite, captions."""
+"""At least, for what isn't measured: references, the suite, captions."""
 
 
 @dataclass
@@ -52,6 +52,11 @@ class Contender:
     pictures: tuple[str, ...] = ()
     error: str | None = None
 
+    @property
+    def long_limit(self) -> float:
+        """Seconds that the suite or captions may take: they are many draws."""
+        return max(self.limit, TIMEOUT_SECONDS)
+
 
 Awake = Callable[[Contender], AbstractContextManager[None]]
 """Has the process of a contender there for a block, loaded and warm."""
@@ -64,10 +69,12 @@ def contenders_of(
     profiles: Sequence[Profile],
     baselines: Sequence[Baseline],
     scratch: Path,
+    run: str,
 ) -> list[Contender]:
     """One for each profile, then each baseline; those whose checkpoint is gone have failed already.
 
-    Their common initial latents are written into `scratch`, where the compile caches of baselines go too.
+    Their common initial latents are written into `scratch`, where the compile caches of baselines go too. Pictures to
+    keep are named after `run`, so that no later run writes over them.
     """
     model = bundle.manifest.model
     latents = scratch / "latents.npy"
@@ -78,7 +85,7 @@ def contenders_of(
     digest = sha256_json([part.digest for part in bundle.manifest.parts.values()])[:16]
     found: list[Contender] = []
     for index, one in enumerate([*own, *baselines]):
-        name = f"{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
+        name = f"{run[:8]}-{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",

@@ -11,9 +11,7 @@ resizing), and moving memory. Of a UNet that is about one percent of the arithme
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,20 +22,8 @@ REFUSED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "DFT", "STFT", "DeformCon
 """Operators that do arithmetic which isn't counted here: a graph that has one is refused, not counted too low."""
 
 
-@dataclass(frozen=True)
-class Flops:
-    """The arithmetic of one call."""
-
-    total: int
-    """FLOP: additions and multiplications."""
-    by_operator: Mapping[str, int]
-    """FLOP of each counted operator, by its ONNX name."""
-    left_out: Mapping[str, int]
-    """Operators that weren't counted, by name, and how often each occurs."""
-
-
-def count_flops(graph: Path, shapes: Mapping[str, Shape]) -> Flops:
-    """Count a graph at the shapes of its inputs, by name. Only the graph is read, not its weights.
+def count_flops(graph: Path, shapes: Mapping[str, Shape]) -> int:
+    """FLOP of one call at the shapes of a graph's inputs, by name. Only the graph is read, not its weights.
 
     Raises `ShapeError` where an input's shape is missing, unknown or doesn't fit, or where the shape of a counted
     operator doesn't follow from them; `BundleError` for a file that isn't a graph, or has operators that do
@@ -45,15 +31,12 @@ def count_flops(graph: Path, shapes: Mapping[str, Shape]) -> Flops:
     """
     model = read_graph(graph)
     _refuse(model, graph)
-    left_out = Counter(node.op_type for node in model.graph.node if node.op_type not in COUNTERS)
     known = infer_shapes(model, graph, shapes)
-    by_operator: dict[str, int] = {}
-    for node in model.graph.node:
-        counter = COUNTERS.get(node.op_type)
-        if counter is not None:
-            flops = 2 * counter(node, lambda name, node=node: _shape(known, name, node))
-            by_operator[node.op_type] = by_operator.get(node.op_type, 0) + flops
-    return Flops(sum(by_operator.values()), by_operator, left_out)
+    return sum(
+        2 * COUNTERS[node.op_type](node, lambda name, node=node: _shape(known, name, node))
+        for node in model.graph.node
+        if node.op_type in COUNTERS
+    )
 
 
 def _refuse(model: Any, graph: Path) -> None:

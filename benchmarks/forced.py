@@ -20,7 +20,6 @@ import numpy as np
 from ..core.errors import ParityError
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
-from ..pipelines.denoise import DENOISER
 from ..pipelines.engines import Engines
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import Engine, Run
@@ -59,11 +58,6 @@ class Forced:
     """Where that was, as `sample of unet, call 3`; for other calls than the reference's, which."""
     parts_psnr_db: Mapping[str, tuple[float, ...]]
     """Of each part, the PSNR of each of its calls: the worst of its outputs. For the denoiser, one per timestep."""
-
-    @property
-    def denoiser_psnr_db(self) -> tuple[float, ...]:
-        """Of the denoiser, from much noise to little."""
-        return self.parts_psnr_db.get(DENOISER, ())
 
 
 @dataclass(frozen=True)

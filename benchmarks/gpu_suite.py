@@ -115,11 +115,14 @@ def contract(device: str, python: str = sys.executable) -> Callable[[Times], str
     """The contract tests of the cases that pytest's `-k` takes by this. They are in a checkout, not in a wheel."""
 
     def tried(times: Times) -> str:
+        del times
         tests = ROOT / "tests" / "runtimes" / "test_contract.py"
         if not tests.exists():
             raise RuntimeMissing(f"{tests} isn't there: run the suite from a checkout.")
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "-k", device, str(tests)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=times.left)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if "No module named pytest" in done.stderr:
+            raise RuntimeMissing(f"{python} has no pytest: pip install pytest.")
         lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr[-400:]]
         if " skipped" in lines[-1] and " passed" not in lines[-1]:
             raise RuntimeMissing(next(line for line in lines if line.startswith("SKIPPED")))
@@ -199,18 +202,26 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"there is no trial {unknown[0]!r}; there are: {', '.join(known)}")
     asked.output.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts this may have it ignored
     if asked.trial:
         times = Times(asked.output, asked.scratch, start + 60 * asked.minutes)
         return _try_one(asked.trial, known[asked.trial][1], times)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is stopped, as after Ctrl-C
     with tempfile.TemporaryDirectory(prefix="latentc-gpu-suite-") as own:
         scratch, until = asked.scratch or Path(own), start + 60 * asked.minutes
+        scratch.mkdir(parents=True, exist_ok=True)
         found: list[Trial] = []
         for name in chosen:
             times = Times(asked.output, scratch, until)
             command = [sys.executable, "-m", f"{__package__}.gpu_suite", "--trial", name, "-o", str(asked.output)]
             command += ["--scratch", str(scratch), "--minutes", f"{max(0, times.left - GRACE_SECONDS) / 60:.3f}"]
             command += ["--webgpu", asked.webgpu] if asked.webgpu else []
-            found.append(_run(name, known[name][0], times, command))
+            try:
+                found.append(_run(name, known[name][0], times, command))
+            except KeyboardInterrupt:
+                found.append(Trial(name=name, outcome="not run", seconds=0, said="It was stopped, and all after it."))
+                _write(found, asked.output)
+                return 130
             log.info("%s: %s. %s", name, found[-1].outcome, found[-1].said)
             _write(found, asked.output)
     return 1 if any(trial.outcome == "failed" for trial in found) else 0
@@ -223,7 +234,7 @@ def _try_one(name: str, trial: Callable[[Times], str], times: Times) -> int:
         said = trial(times)
     except (RuntimeMissing, ImportError) as exc:
         code, said = NOT_RUN, str(exc)
-    except (LatentcError, subprocess.TimeoutExpired) as exc:
+    except LatentcError as exc:
         code, said = 1, str(exc)
     times.answer(name).write_text(" ".join(said.split()), encoding="utf-8")
     return code
@@ -233,21 +244,18 @@ def _run(name: str, least: float, times: Times, command: Sequence[str]) -> Trial
     """One trial, in a process that is told to stop in time to write down what it has."""
     if times.left < least + GRACE_SECONDS:
         return Trial(name=name, outcome="not run", seconds=0, said=f"It takes {least:.0f} s or more: the time was up.")
-    start = time.monotonic()
+    start, answer = time.monotonic(), times.answer(name)
+    answer.unlink(missing_ok=True)  # of an earlier run in the same folder
     noise = times.output.with_suffix(f".{name}.log")
     with noise.open("wb") as file, subprocess.Popen(command, stderr=file, start_new_session=True) as process:
+        outcome: Outcome = "not run"
         try:
-            code = process.wait(times.left - GRACE_SECONDS)
-            outcome: Outcome = "not run" if code == NOT_RUN else "failed" if code else "done"
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS / 2)
-            outcome = "not run"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    seconds, answer = round(time.monotonic() - start, 1), times.answer(name)
+                code = process.wait(times.left - GRACE_SECONDS)
+                outcome = "not run" if code == NOT_RUN else "failed" if code else "done"
+        finally:  # the time is up, or the suite itself is stopped
+            _stop(process)
+    seconds = round(time.monotonic() - start, 1)
     if answer.exists():
         said = answer.read_text(encoding="utf-8")
     elif outcome == "not run":
@@ -255,6 +263,17 @@ def _run(name: str, least: float, times: Times, command: Sequence[str]) -> Trial
     else:
         said = (noise.read_text(encoding="utf-8", errors="replace").strip() or "It said nothing.").splitlines()[-1]
     return Trial(name=name, outcome=outcome, seconds=seconds, said=said)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Tell a trial to stop, where it hasn't ended; after a while kill what is left of it and of what it started."""
+    try:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS / 2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def bundle_of(family: str | None, times: Times) -> Bundle:

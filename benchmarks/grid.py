@@ -29,19 +29,23 @@ class Cell:
     """None for the reference itself, and where the sizes differ."""
     mean_absolute_difference: float | None
     """Of the values, 0 to 255."""
+    nearest: bool = False
+    """It is known to be the nearest to parity's reference: every row with a picture has parity."""
 
 
 def cells(section: Section) -> list[Cell]:
-    """The reference's cell and then the others'; none where fewer than two pictures can be read.
+    """The cell that the others are held against, and then theirs; none where fewer than two pictures can be read.
 
     The row that is nearest to the parity's reference stands for it, as the reference's own picture isn't in a record.
+    Where no row has parity that is the fastest.
     """
     drawn = [(row, picture) for row in section.engines if (picture := _first(row.pictures)) is not None]
     if len(drawn) < 2:
         return []
     reference, wanted = max(drawn, key=lambda one: _nearness(one[0]))
     others = [_cell(row.subject.name, picture, wanted) for row, picture in drawn if row is not reference]
-    return [Cell(reference.subject.name, _encoded(wanted), None, None), *others]
+    known = all(math.isfinite(max(_nearness(row))) for row, _ in drawn)
+    return [Cell(reference.subject.name, _encoded(wanted), None, None, known), *others]
 
 
 def _nearness(row: Measurement) -> tuple[float, ...]:

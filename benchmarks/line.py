@@ -17,7 +17,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any, Protocol
 
-from ..core.errors import LatentcError
+from ..core.errors import LatentcError, RuntimeMissing
 
 LONGEST = 400
 
@@ -94,6 +94,8 @@ class Built:
     reference: str = ""
     ceiling_tflops: dict[str, float] = field(default_factory=dict[str, float])
     """What a matrix product reached, by the part whose precision it was done in."""
+    leaves_out: tuple[str, ...] = ()
+    """What couldn't be found out, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Likeness:
     """Median and worst by metric."""
     faults: tuple[str, ...]
     failures: tuple[str, ...]
-    """What is below the default gate of its precision."""
+    """What is below the gate of its precision."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,17 @@ Verbs = Mapping[str, Callable[[dict[str, Any]], Any]]
 """What each order calls; it returns a dataclass."""
 
 
-def serve_subject(subject: Subject, others: Verbs | None = None) -> None:
-    """Answer the harness until it hangs up, to `others` too."""
+def serve_subject(subject: Subject, others: Verbs | None = None, install: str = "") -> None:
+    """Answer the harness until it hangs up, to `others` too. `install` says how to get the libraries that it opens."""
+
+    def opened(what: dict[str, Any]) -> Opened:
+        try:
+            return subject.open(Brief(**what))
+        except ImportError as exc:
+            raise RuntimeMissing(f"A library isn't here ({exc}). {install}") from exc
+
     verbs: Verbs = {
-        "open": lambda what: subject.open(Brief(**what)),
+        "open": opened,
         "build": lambda what: subject.build(Brief(**what)),
         "load": lambda what: subject.load(Brief(**what)),
         "draw": lambda what: subject.draw(Wish(**what)),

@@ -391,16 +391,15 @@ def _grid(found: Sequence[Cell]) -> Html:
     if not found:
         return Html()
     shown = [_cell(cell, index == 0) for index, cell in enumerate(found)]
-    note = (
-        f"The first picture of each. {found[0].name} is nearest to the reference and stands for it; differences from "
-        f"it are shown {AMPLIFIED} times larger."
-    )
+    name = found[0].name
+    stands = f"{name} is nearest to the reference and stands for it. " if found[0].nearest else ""
+    note = f"The first picture of each. {stands}Differences from {name} are shown {AMPLIFIED} times larger."
     return join(tag("h3", "Pictures"), tag("p", note, class_="soft small"), tag("div", *shown, class_="grid"))
 
 
 def _cell(cell: Cell, reference: bool) -> Html:
     images = [_image(cell.picture, cell.name)]
-    told = "reference" if reference else "another size"
+    told = ("reference" if cell.nearest else "the others are held against it") if reference else "another size"
     if cell.difference is not None:
         images.append(_image(cell.difference, f"{cell.name}, difference x {AMPLIFIED}"))
         told = f"differs by {figure(cell.mean_absolute_difference, 2)} of 255 on average"

@@ -40,7 +40,8 @@ class Plan:
     guidance: float = 7.5
     seed: int = SEED
     limit: float = LIMIT_SECONDS
-    """Longest wait for one answer: what takes longer to import, build, load or draw is a row with that reason."""
+    """Longest wait for one answer: what takes longer to import, build, load or draw is a row with that reason.
+    The suite and captions, which are many draws, may take an hour in any case."""
     apart: bool = False
     """One process at a time, started anew for each draw: for what doesn't fit into memory together."""
     ceiling: bool = True

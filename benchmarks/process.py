@@ -51,6 +51,11 @@ class Process:
         """Of the system."""
         return self._popen.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone: no order reaches it any more."""
+        return self._popen.poll() is not None
+
     def ask(self, verb: str, what: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
         """Give an order and wait for the answer.
 
@@ -67,7 +72,7 @@ class Process:
             self._kill()
             raise LatentcError(
                 f"{self._module} didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped. Give it "
-                "longer (--limit), or measure a smaller size or fewer steps."
+                "longer (--limit), or less to do."
             ) from None
         if not line:
             raise LatentcError(

@@ -55,7 +55,6 @@ class Point:
     name: str
     seconds: float
     """Median of the whole draw."""
-    interval: tuple[float, float]
     psnr_db: float | None
     """None where it isn't known, or isn't a number."""
     own: bool
@@ -165,7 +164,7 @@ def points(rows: Sequence[Measurement], axis: Axis | None) -> list[Point]:
         if whole := row.summary("total"):
             psnr_db = _finite(axis.of(row)) if axis else None
             own = row.subject.kind == "profile"
-            found.append(Point(shown_name(row), whole.median, whole.interval, psnr_db, own))
+            found.append(Point(shown_name(row), whole.median, psnr_db, own))
     return found
 
 

@@ -8,6 +8,7 @@ Seconds are wall time, bytes are bytes. What can't be known is absent, never zer
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +155,7 @@ class Parity(Line):
     faults: tuple[str, ...] = ()
     """Pictures of NaN, black ones and flat ones, by prompt and seed."""
     failures: tuple[str, ...] = ()
-    """What is below the default gate of the denoiser's precision, in sentences."""
+    """What is below the gate of its precision, and what couldn't be drawn or compared, in sentences."""
     meaning: Meaning | None = None
     clip: ClipScore | None = None
 
@@ -352,12 +353,16 @@ def model_of(bundle: Bundle) -> Model:
 
 
 def append_records(path: Path, rows: Iterable[Measurement]) -> None:
-    """Add lines to a file of results. Raises `LatentcError` where it can't be written."""
+    """Add lines to a file of results, apart from a torn one. Raises `LatentcError` where it can't be written."""
     text = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+            file.write(text.encode())
     except OSError as exc:
         raise LatentcError(f"{path} can't be written ({exc.strerror}). Choose a file that can.") from exc
 
@@ -375,7 +380,9 @@ def _read(path: Path, number: int, line: str) -> Measurement:
     try:
         value: Any = json.loads(line)
     except ValueError as exc:
-        raise LatentcError(f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote?") from exc
+        raise LatentcError(
+            f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote? Remove that line."
+        ) from exc
     version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise LatentcError(

@@ -20,7 +20,6 @@ from ..compiler.targets import choose
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
 from ..core.files import sha256_json, sync
-from ..core.progress import Progress, quiet
 from ..core.request import Request
 from ..core.tensors import Array, Precision
 from ..pipelines.denoise import DENOISER
@@ -162,7 +161,7 @@ GATES: dict[Precision, Gate] = {
     "f16": Gate(100.0, 35.0, Figures(psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0)),
     "bf16": Gate(100.0, 25.0, Figures(psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0)),
 }
-"""The default gates, set from what tiny checkpoints of random weights reach at worst, with room below:
+"""The gates, set from what tiny checkpoints of random weights reach at worst, with room below:
 
 precision  denoiser dB  picture dB   SSIM    FLIP   difference
 f32        126          81           1.0000  0.001  0.01
@@ -203,7 +202,6 @@ def make_references(
     pipeline: Pipeline,
     suite: Suite | None = None,
     size: tuple[int, int] | None = None,
-    on_progress: Progress = quiet,
 ) -> References:
     """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises.
 
@@ -216,29 +214,24 @@ def make_references(
     recording = record(pipeline, wishes[0].request, wishes[0].latents)
     images: list[NDArray[np.uint8]] = []
     engines: Mapping[str, str] = {}
-    for index, wish in enumerate(wishes):
-        on_progress("references", index / len(wishes))
+    for wish in wishes:
         result = pipeline(wish.request, latents=wish.latents)
         images.append(result.images[0])
         engines = result.engines
     return References(suite, dict(engines), size, recording, tuple(images))
 
 
-def measure(pipeline: Pipeline, references: References, on_progress: Progress = quiet) -> SuiteParity:
+def measure(pipeline: Pipeline, references: References) -> SuiteParity:
     """Draw the suite with an engine and compare: teacher-forced call by call, and whole pictures.
 
     Raises what drawing raises, but for NaN and infinity, which are faults of their picture; `RuntimeMissing`
     where a metric's library isn't here.
     """
     profile, suite = pipeline.profile, references.suite
-    on_progress("teacher-forced", None)
     forced = force(pipeline, references.recording)
     wishes = _wishes(pipeline.bundle, suite, references.size)
     has = runtime(profile.runtime).precisions(profile.device)
-    pictures: list[Picture] = []
-    for index, (wish, wanted) in enumerate(zip(wishes, references.images, strict=True)):
-        on_progress("pictures", index / len(wishes))
-        pictures.append(_picture(pipeline, wish, wanted))
+    pictures = [_picture(pipeline, wish, wanted) for wish, wanted in zip(wishes, references.images, strict=True)]
     figures = [each.figures for each in pictures if each.figures is not None]
     return SuiteParity(
         suite=suite.title,
@@ -250,12 +243,12 @@ def measure(pipeline: Pipeline, references: References, on_progress: Progress = 
     )
 
 
-def failures(parity: SuiteParity, gate: Gate | None = None) -> tuple[str, ...]:
+def failures(parity: SuiteParity) -> tuple[str, ...]:
     """What is below the gate, a sentence for each; nothing where all is well.
 
-    `gate` None takes the default one of each part's precision, for the rest of the denoiser's. A NaN is below any.
+    The gate is that of each part's precision, for the rest of the denoiser's. A NaN is below any.
     """
-    floor = gate or GATES[parity.precisions.get(DENOISER, "f32")]
+    floor = GATES[parity.precisions.get(DENOISER, "f32")]
     forced, said = parity.forced, list[str]()
     if not forced.host_psnr_db >= floor.host_psnr_db:
         said.append(
@@ -264,7 +257,7 @@ def failures(parity: SuiteParity, gate: Gate | None = None) -> tuple[str, ...]:
         )
     for part in (DENOISER, *sorted(forced.parts_psnr_db.keys() - {DENOISER})):
         precision = parity.precisions.get(part, "f32")
-        wanted = (gate or GATES[precision]).part_psnr_db
+        wanted = GATES[precision].part_psnr_db
         worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))
         if not worst >= wanted:
             said.append(

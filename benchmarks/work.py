@@ -36,4 +36,4 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
 
 def _count(bundle: Bundle, part: str, sizes: dict[str, int]) -> float:
     shapes: dict[str, Shape] = {tensor.name: shape_of(tensor.shape, sizes) for tensor in bundle.part(part).inputs}
-    return float(count_flops(bundle.graph(part), shapes).total)
+    return float(count_flops(bundle.graph(part), shapes))

@@ -76,16 +76,25 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Compile a bundle's parts for one or more profiles, and compare each engine with the reference."""
+    from ..compiler.build import Build
     from ..compiler.build import build as run_build
     from ..core.bundle import open_bundle
+    from ..core.errors import LatentcError
     from ..profiles import load_profile
     from . import show
     from .progress import shown
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
     chosen = [load_profile(name) for name in profile.split(",")]
-    with shown(quiet or as_json) as tell:
-        builds = [run_build(opened, one, tell, force=force, like=other) for one in chosen]
+    builds: list[Build] = []
+    try:
+        with shown(quiet or as_json) as tell:
+            for one in chosen:
+                builds.append(run_build(opened, one, tell, force=force, like=other))  # noqa: PERF401 (kept if one fails)
+    except LatentcError:
+        if builds and not as_json:
+            show.builds(builds, as_json)
+        raise
     show.builds(builds, as_json)
 
 

@@ -94,7 +94,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         elif not row.stable:
             console.print(f"{row.subject.name} isn't stable: {row.stability}.", markup=False)
         for failure in row.parity.failures if row.parity else ():
-            console.print(f"{row.subject.name} departs from the reference: {failure}", markup=False)
+            console.print(f"{row.subject.name}: {failure}", markup=False)
     load = rows[0].load_average if rows else None
     if load is not None and load > BUSY:
         console.print(f"{load:.1f} processes wanted a core when it began: something else was at work here.")

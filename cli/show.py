@@ -147,12 +147,12 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
     for build in done:
         fresh = sum(one.how == "compiled" for one in build.engines)
         taken = sum(one.how == "taken" for one in build.engines)
-        graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
-        step = "The whole step wasn't compared: no engine has the reference's shape."
         if build.step_psnr_db is not None:
             step = f"The whole step agrees to {build.step_psnr_db:.1f} dB."
-        elif graphs:
-            step = f"Its device isn't here: parity is its graph's, run by {', '.join(sorted(graphs))}."
+        else:
+            graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
+            told = f": parity is its graph's, run by {', '.join(sorted(graphs))}" if graphs else ""
+            step = f"Its device isn't here{told}."
         what = f"{fresh} of {len(build.engines)} engines built" + (f", {taken} taken" if taken else "")
         if not fresh and not taken:
             what = "nothing to do, every engine is there"

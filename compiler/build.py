@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -35,7 +36,7 @@ from .cache import (
     verify,
 )
 from .lower import lowered
-from .parity import measure, measure_graph, measure_step, reference, step_shapes
+from .parity import measure, measure_graph, measure_step, reference
 from .plan import plan
 from .targets import Wanted, wanted
 
@@ -67,7 +68,7 @@ class Build:
     profile: str
     engines: tuple[Built, ...]
     step_psnr_db: float | None
-    """The whole step, teacher-forced; None where no engine was built for the reference's shape."""
+    """The whole step, teacher-forced; None where the device isn't here. Of several sizes the worst."""
     seconds: float
 
 
@@ -83,7 +84,8 @@ def build(
     are taken, with what they were found to agree to.
 
     Raises `CompileError` where engines that aren't there yet won't fit by plan, unless `force`d; `ParityError` naming
-    part and figure where an engine is below the profile's floor: nothing of it is kept. Also `RuntimeMissing`,
+    part and figure where an engine is below the profile's floor: nothing of it is kept, but for one that was built
+    elsewhere, whose own figure then stands in place of its graph's. Also `RuntimeMissing`,
     `ProfileError`, and `BundleError` for a damaged bundle.
     """
     start = time.perf_counter()
@@ -137,9 +139,8 @@ def _build_one(
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
             if here and artifact.parity.graph_run_by:
                 on_progress(f"{want.part}: compare", None)
-                parity = _compare(bundle, adapter, want, verify(bundle, artifact))
-                _check_floor(profile, want, parity.psnr_db)
-                artifact = reprove(bundle, artifact, parity)
+                verify_files(bundle, [f"reference/{want.part}.npz"])
+                artifact = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
             _check_floor(profile, want, artifact.parity.psnr_db)
             return Built(artifact, "taken" if theirs else "there")
         on_progress(f"{want.part}: read", None)
@@ -149,6 +150,8 @@ def _build_one(
             on_progress(f"{want.part}: compare its graph", None)
             parity = measure_graph(bundle, want.part, want.target)
             _check_floor(profile, want, parity.psnr_db)
+        else:
+            reference(bundle, want.part, want.target.shape)
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
             on_progress(f"{want.part}: compile", None)
@@ -218,13 +221,14 @@ def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_p
     key = step_key([engine.artifact for engine in built])
     figure = read_step(bundle, key)
     if figure is None:
-        with Engines(bundle, profile) as engines:
-            if not engines.take_step():
-                return None
+        _, engines = wanted(bundle, profile, to_run=True)
+        figures: list[float] = []
+        for shape in [want.target.shape for want in engines if want.part == "unet"]:
             on_progress("step: compare", None)
-            used = {part: engines.engine(part, shapes) for part, shapes in step_shapes(bundle).items()}
-            figure = measure_step(bundle, used)
-        write_text(bundle.engines / f"step-{key}.json", f'{{"psnr_db": {figure}}}\n')
+            with Engines(bundle, profile) as loaded:  # of one size at a time
+                figures.append(measure_step(bundle, loaded.engine, shape, guided=profile.shapes.guided))
+        figure = min(figures)
+        write_text(bundle.engines / f"step-{key}.json", json.dumps({"psnr_db": figure}) + "\n")
     _check_step(profile, [one.artifact for one in built], figure)
     return figure
 
@@ -233,6 +237,11 @@ def _check_step(profile: Profile, artifacts: list[Artifact], figure: float) -> N
     """Hold the whole step to the floor of the parts that make it, less what guidance may multiply."""
     floors = [profile.parity_db[one.fields["precision"]] for one in artifacts if not one.part.startswith("vae")]
     floor = min(floors) - STEP_LOSS_DB
+    if not figure >= floor and not math.isfinite(figure):
+        raise ParityError(
+            f"The whole step through profile {profile.name} answers NaN or infinity, though no part does by itself. It "
+            "won't be used. Give the unet a wider type under [precision]."
+        )
     if not figure >= floor:
         raise ParityError(
             f"The whole step through profile {profile.name} agrees with the reference to {figure:.1f} dB; "
@@ -268,7 +277,8 @@ class Engines:
         Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
         built for other sizes.
         """
-        fitting = self._fitting(part, shapes)
+        candidates = [want for want in self._wanted if want.part == part]
+        fitting = [one for one in candidates if one.target.shape is None or dict(one.target.shape) == dict(shapes)]
         if not fitting:
             self.bundle.part(part)
             profile = self.profile
@@ -276,17 +286,10 @@ class Engines:
             raise ShapeError(
                 f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
                 f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "
-                "Draw within that, change [shapes], or leave `sizes` out for every size, count and length."
+                "Draw within that, or copy the profile to a file of your own, change [shapes] there (without `sizes`: "
+                "every size, count and length), and build with its path."
             )
         return self._load(max(fitting, key=lambda want: want.target.shape is not None))
-
-    def _fitting(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Wanted]:
-        candidates = [want for want in self._wanted if want.part == part]
-        return [want for want in candidates if want.target.shape is None or dict(want.target.shape) == dict(shapes)]
-
-    def take_step(self) -> bool:
-        """Whether they take the stored step; static engines of other sizes don't: each is compared at its own."""
-        return all(self._fitting(part, shapes) for part, shapes in step_shapes(self.bundle).items())
 
     def check(self) -> None:
         """Raise `BundleError` where an engine isn't built or the whole step wasn't compared, and `ParityError`
@@ -304,7 +307,7 @@ class Engines:
         figure = read_step(self.bundle, step_key(found))
         if figure is not None:
             _check_step(self.profile, found, figure)
-        elif self.take_step():
+        else:
             raise BundleError(
                 f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
                 f"the reference: the build didn't finish. Run: latentc build {self.bundle.folder} "

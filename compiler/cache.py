@@ -140,14 +140,22 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
         info.sha256: bundle.engines / artifact.name / name
         for artifact in artifacts(bundle)
         for name, info in artifact.files.items()
+        if not _is_cache(name)
     }
     for name, info in files.items():
-        if info.bytes < SHARED_BYTES or (other := there.get(info.sha256)) is None or sha256(other) != info.sha256:
+        if info.bytes < SHARED_BYTES or _is_cache(name) or (other := there.get(info.sha256)) is None:
+            continue
+        if sha256(other) != info.sha256:
             continue
         linked = folder / f"{name}.tmp"
         with suppress(OSError):
             os.link(other, linked)
             linked.replace(folder / name)
+
+
+def _is_cache(name: str) -> bool:
+    """Whether a file of an artifact is in a library's cache, which it may write to."""
+    return Path(name).parent != Path()
 
 
 def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
@@ -156,7 +164,7 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
     with fresh_folder(bundle.engines / artifact.name, BundleError) as fresh:
         shutil.copyfile(folder / HEADER, fresh / HEADER)
         for name in artifact.files:
-            if Path(name).parent != Path():  # in a library's cache, which it may write to
+            if _is_cache(name):
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, fresh / name)
                 continue
@@ -231,8 +239,9 @@ def _differences(has: dict[str, object], wants: dict[str, object]) -> dict[str, 
 
 
 def step_key(artifacts: list[Artifact]) -> str:
-    """Digest of a set of engines that draw together."""
-    return sha256_json([artifact.key for artifact in artifacts])[:KEY_LENGTH]
+    """Digest of a set of engines that draw together, as they are: two builds of one key may differ."""
+    told = [[one.key, {name: info.sha256 for name, info in one.files.items()}] for one in artifacts]
+    return sha256_json(told)[:KEY_LENGTH]
 
 
 def check_whole(bundle: Bundle) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ GRAPH_REFEREES = ("iree",)
 """Runtimes that compute a typed graph as it stands: ONNX Runtime's CPU widens f16, and would find no overflow."""
 
 Arrays = dict[str, Array]
+EngineOf = Callable[[str, Mapping[str, tuple[int, ...]]], Engine]
+"""The engine of a part for its inputs' shapes."""
 
 
 def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
@@ -86,11 +89,15 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
 def reference(bundle: Bundle, part: str, shape: Mapping[str, tuple[int, ...]] | None) -> tuple[str, Arrays, Arrays]:
     """Who made it, the fixed inputs and the expected outputs of a part, at a shape (None: that of the export)."""
     stored = _arrays(bundle, f"reference/{part}.npz")
-    feeds = {name[3:]: array for name, array in stored.items() if name.startswith("in.")}
+    feeds = _feeds(stored)
     outputs = {name[4:]: array for name, array in stored.items() if name.startswith("out.")}
     if shape is None or all(feeds[name].shape == wanted for name, wanted in shape.items()):
         return AT_EXPORT, feeds, outputs
     return _referee(bundle, part, {name: _stretched(feeds[name], wanted) for name, wanted in shape.items()})
+
+
+def _feeds(stored: Arrays) -> Arrays:
+    return {name[3:]: array for name, array in stored.items() if name.startswith("in.")}
 
 
 def _stretched(array: Array, shape: tuple[int, ...]) -> Array:
@@ -118,7 +125,7 @@ def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arr
         with locked(bundle, kept.stem):
             if not kept.is_file():
                 _remember(adapter, Job(bundle, part, bundle.graph(part), target), feeds, kept)
-        return origin, feeds, _load(kept)
+        return origin, feeds, _load(kept, f"Remove {kept}, and build again.")
     raise RuntimeMissing(
         f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
         'pip install ".[onnxruntime]".'
@@ -143,52 +150,84 @@ def _remember(adapter: Runtime, job: Job, feeds: Arrays, kept: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def step_shapes(bundle: Bundle) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shapes of the inputs of each part that the stored step needs."""
-    step = _arrays(bundle, "reference/step.npz")
-    shapes = {
-        encoder.part: {"input_ids": step[f"ids.{encoder.part}"].shape}
-        for encoder in bundle.manifest.model.text_encoders
-    }
-    unet = _arrays(bundle, "reference/unet.npz")
-    shapes["unet"] = {name[3:]: array.shape for name, array in unet.items() if name.startswith("in.")}
-    return shapes
-
-
-def measure_step(bundle: Bundle, engines: Mapping[str, Engine]) -> float:
+def measure_step(
+    bundle: Bundle, engine: EngineOf, shape: Mapping[str, tuple[int, ...]] | None, *, guided: bool
+) -> float:
     """Worst PSNR in dB of the next latents over the stored steps, each from the reference's own latents.
 
     Text encoders, UNet, guidance and one DDIM step are the engines'; so a mistake in wiring shows, and errors
     don't pile up over steps as they do in a whole picture.
+    `shape` is that of the UNet's inputs where it takes no other: if the stored steps are of another, the first of them
+    is stretched to it, and a runtime's f32 UNet says what follows; where it isn't `guided`, guidance is left out.
     """
+    stored = {name: array.shape for name, array in _feeds(_arrays(bundle, "reference/unet.npz")).items()}
+    if shape is None or (guided and dict(shape) == stored):  # two pictures unguided have its shape, too
+        return _measure_stored(bundle, engine, stored)
+    return _measure_stretched(bundle, engine, shape, guided=guided)
+
+
+def _measure_stored(bundle: Bundle, engine: EngineOf, shape: Mapping[str, tuple[int, ...]]) -> float:
     step = _arrays(bundle, "reference/step.npz")
-    encoded: dict[str, dict[str, Array]] = {}
-    for encoder in bundle.manifest.model.text_encoders:
-        ids = step[f"ids.{encoder.part}"]
-        encoded[encoder.part] = engines[encoder.part].run({"input_ids": ids})
-    model, figures = bundle.manifest.model, list[float]()
+    encoded = _encoded(bundle, engine, step, rows=2)
+    unet, model, figures = engine("unet", shape), bundle.manifest.model, list[float]()
     for index, (sample, timestep) in enumerate(zip(step["samples"], step["timesteps"], strict=True)):
         height, width = (side * model.downscale for side in sample.shape[2:])
         feeds = condition(model, encoded, (height, width))
         if model.guidance_embedding:
             feeds["timestep_cond"] = np.zeros((2, model.guidance_embedding), dtype=np.float32)
         feeds |= {"sample": sample.repeat(2, axis=0), "timestep": np.array([timestep], dtype=np.float32)}
-        negative, positive = np.split(engines["unet"].run(feeds)["out_sample"], 2)
+        negative, positive = np.split(unet.run(feeds)["out_sample"], 2)
         guided = negative + float(step["guidance"]) * (positive - negative)
         following = float(step["keep"][index]) * sample + float(step["gain"][index]) * guided
         figures.append(psnr_db(step["next"][index], following.astype(np.float32)))
     return round(min(figures), 2)
 
 
+def _measure_stretched(
+    bundle: Bundle,
+    engine: EngineOf,
+    shape: Mapping[str, tuple[int, ...]],
+    *,
+    guided: bool,
+) -> float:
+    """Rows alternate: negative prompt, prompt. The part's own comparison, of the same inputs, has made the expected."""
+    step = _arrays(bundle, "reference/step.npz")
+    _, feeds, expected = reference(bundle, "unet", shape)
+    encoded = _encoded(bundle, engine, step, rows=2 if guided else 1)
+    conditions = condition(bundle.manifest.model, encoded, (0, 0)).items()
+    said = {name: _stretched(array, shape[name]) for name, array in conditions if name != "time_ids"}
+
+    def following(output: Array) -> Array:
+        sample = feeds["sample"]
+        if guided:
+            negative, positive, sample = output[0::2], output[1::2], sample[0::2]
+            output = negative + float(step["guidance"]) * (positive - negative)
+        return (float(step["keep"][0]) * sample + float(step["gain"][0]) * output).astype(np.float32)
+
+    found = engine("unet", shape).run({**feeds, **said})
+    return round(psnr_db(following(expected["out_sample"]), following(found["out_sample"])), 2)
+
+
+def _encoded(bundle: Bundle, engine: EngineOf, step: Arrays, *, rows: int) -> dict[str, dict[str, Array]]:
+    """What text encoders that take so many rows at once say to the step's two prompts."""
+    encoded: dict[str, dict[str, Array]] = {}
+    for encoder in bundle.manifest.model.text_encoders:
+        ids = step[f"ids.{encoder.part}"]
+        one = engine(encoder.part, {"input_ids": (rows, ids.shape[1])})
+        said = [one.run({"input_ids": ids[row : row + rows]}) for row in range(0, len(ids), rows)]
+        encoded[encoder.part] = {name: np.concatenate([each[name] for each in said]) for name in said[0]}
+    return encoded
+
+
 def _arrays(bundle: Bundle, name: str) -> Arrays:
     if name not in bundle.manifest.files:
         raise BundleError(f"{bundle.folder} has no {name}: engines can't be proved. Export the checkpoint again.")
-    return _load(bundle.folder / name)
+    return _load(bundle.folder / name, "Export the checkpoint again.")
 
 
-def _load(path: Path) -> Arrays:
+def _load(path: Path, advice: str) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged one open
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError) as exc:
-        raise BundleError(f"{path} can't be read ({exc}). Export the checkpoint again.") from exc
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as exc:
+        raise BundleError(f"{path} can't be read ({exc}). {advice}") from exc

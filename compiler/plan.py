@@ -108,7 +108,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
     missing = [engine for engine in planned if engine.built is None]
     parts = {engine.part for engine in planned if engine.part in DRAWING}
     drawing = [max(one.held_bytes for one in planned if one.part == part) for part in parts]  # one size at a time
-    on_host = costs is not None and costs.on_host
+    on_host = costs.on_host if costs else profile.device == "CPU"
     return Plan(
         profile=profile.name,
         device=profile.device,
@@ -136,8 +136,11 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
     said = round(profile.memory_gb * 1e9) if profile.memory_gb else None
     if on_host:
         return min(filter(None, (said, here.memory_bytes)), default=None)
-    found = None if absent else next((gpu.memory_bytes for gpu in here.gpus), None)
-    return found or said
+    if absent:
+        return said
+    named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") == profile.device]
+    sizes = {gpu.memory_bytes for gpu in named or here.gpus}
+    return (sizes.pop() if len(sizes) == 1 else None) or said  # of several unlike ones, nobody knows which it will be
 
 
 def _plan_one(

@@ -104,6 +104,8 @@ class Engine(Protocol):
 class Runtime(Protocol):
     """An adapter to one library that compiles and runs graphs."""
 
+    revision: int
+    """Raised when what it makes of a graph changes, or how it is loaded; part of the key."""
     reads_onnx: bool
     """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
     newest_opset: int

@@ -28,9 +28,9 @@ from .base import MEMORY, Costs, Engine, Job, Option, Target
 from .border import border, call_program, first_line
 from .cuda import capabilities
 from .host import HostEngine
-from .machine import instructions, machine
+from .machine import machine, processor
 from .order import read_names, write_names
-from .stamp import REBUILD, check_stamp, write_stamp
+from .stamp import check_stamp, rebuild, write_stamp
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
 PLAIN = "plain.onnx"
@@ -77,6 +77,7 @@ COSTS = Costs(
 class IREE:
     """The adapter."""
 
+    revision = 1
     reads_onnx = True
     newest_opset = 18
     typed = True
@@ -132,14 +133,14 @@ class IREE:
             return {"iree": metadata.version("iree-base-runtime")}
 
     def device(self, device: str) -> dict[str, str]:
-        """The GPU's architecture, which is its name; of a CPU the instruction sets."""
+        """The GPU's architecture, which is its name; of a CPU instruction sets, and its name for those not listed."""
         if device == VULKAN:
             with border(RuntimeMissing, "Vulkan can't be used here", "Install a GPU's driver, and libvulkan1."):
                 found = _runtime().get_driver("vulkan").query_available_devices()
                 return {"gpu": "; ".join(str(one["name"]) for one in found)}
         if device != CPU:
             return {}
-        return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
+        return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """It computes in what the graph says: f32 and f16, but for Vulkan, whose f16 not every GPU has."""
@@ -213,7 +214,7 @@ class _Loaded:
 
     def __init__(self, artifact: Path, target: Target) -> None:
         runtime = _runtime()
-        with border(CompileError, f"IREE can't load {artifact}", REBUILD):
+        with border(CompileError, f"IREE can't load {artifact}", rebuild(artifact)):
             config = runtime.Config(DRIVERS.get(target.device, "cuda" if target.device in PTX else "hip"))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():

@@ -97,6 +97,11 @@ def instructions(root: Path = ROOT) -> tuple[str, ...]:
     return tuple(name for name in INSTRUCTIONS if name in flags)
 
 
+def processor() -> str:
+    """What code for this CPU is made for: its instruction sets, or its name where the system doesn't tell them."""
+    return " ".join(instructions()) or _cpu_name(_cpu_info(ROOT))
+
+
 def _cpu_info(root: Path) -> dict[str, str]:
     """The first processor of `/proc/cpuinfo`."""
     first = (_read(root / "proc/cpuinfo") or "").split("\n\n")[0]

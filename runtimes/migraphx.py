@@ -26,7 +26,7 @@ from .border import border, call_program, first_line
 from .host import HostEngine
 from .machine import machine
 from .order import read_names, write_names
-from .stamp import REBUILD, check_stamp, write_stamp
+from .stamp import check_stamp, rebuild, write_stamp
 
 PROGRAM = "engine.mxr"
 ROCM = Path("/opt/rocm")
@@ -41,6 +41,7 @@ OPTIONS: dict[str, type] = {"exhaustive_tune": bool, "gpu_arch_params": str}
 class MIGraphX:
     """The adapter."""
 
+    revision = 1
     reads_onnx = True
     newest_opset = 18
     typed = True
@@ -126,7 +127,7 @@ class MIGraphX:
             raise RuntimeMissing(reason)
         check_stamp(artifact, target, self.versions(), self.device(target.device))
         module = _module()
-        with border(CompileError, f"MIGraphX can't load {artifact / PROGRAM}", REBUILD):
+        with border(CompileError, f"MIGraphX can't load {artifact / PROGRAM}", rebuild(artifact)):
             held: list[Any] = [module.load(str(artifact / PROGRAM))]
             inputs, outputs = read_names(artifact)
         wanted = {tensor.name for tensor in target.outputs}

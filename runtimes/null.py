@@ -21,6 +21,7 @@ VERSIONS = {"null": "1"}
 class Null:
     """Always there, on any device, in any precision."""
 
+    revision = 1
     reads_onnx = False
     newest_opset = 23
     typed = False

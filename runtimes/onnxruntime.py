@@ -31,10 +31,10 @@ from ..core.tensors import Array, Precision
 from .base import Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
-from .machine import instructions, machine
+from .machine import machine, processor
 from .placement import ALLOWED, SILENT, DeviceCall, compile_ahead, fault, open_session, place, plugged
 from .providers import PROVIDERS, check_option, settings
-from .stamp import REBUILD, check_stamp, write_stamp
+from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 
 GRAPH, DATA, CACHE, PLACEMENT = "engine.onnx", "engine.data", "cache", "placement.json"
 INLINE_BYTES = 1024
@@ -85,6 +85,7 @@ CPU_COSTS = Costs(
 class ONNXRuntime:
     """The adapter."""
 
+    revision = 1
     reads_onnx = True
     newest_opset = 23
     typed = True
@@ -150,10 +151,13 @@ class ONNXRuntime:
         if plugin := PROVIDERS[device].plugin:
             return {plugin: metadata.version(plugin.replace("_", "-"))}
         if device == "CPU":
-            return {"architecture": platform.machine(), "instructions": " ".join(instructions())}
+            return {"architecture": platform.machine(), "instructions": processor()}
+        if PROVIDERS[device].system == "Darwin":  # one chip is both
+            return {"gpu": machine().cpu}
         vendor = PROVIDERS[device].vendor
         gpus = [gpu for gpu in machine().gpus if vendor in (None, gpu.vendor)]
-        return {"gpu": "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "none found"}
+        told = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
+        return {"gpu": told or f"unknown, of {platform.node()}"}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """What the device's provider multiplies two numbers in; where it compiles ahead, what it says."""
@@ -237,16 +241,19 @@ class ONNXRuntime:
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
         told = settings(target, stamp.part, artifact / CACHE)
-        with border(CompileError, f"ONNX Runtime can't load {path}", REBUILD):
+        before = _marks(artifact / CACHE)
+        with border(CompileError, f"ONNX Runtime can't load {path}", rebuild(artifact)):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, told)
         _check_names(session, target, path)
-        fresh = [path for path in _files(artifact / CACHE) if path.relative_to(artifact).as_posix() not in stamp.files]
+        known = {artifact / name for name in stamp.files}
+        after = _marks(artifact / CACHE)
+        fresh = [path for path, mark in after.items() if path not in known or before.get(path) != mark]
         if fresh:
             for path in fresh:
                 path.unlink()
             raise CompileError(
                 f"{PROVIDERS[target.device].name} didn't take what it had compiled of {stamp.part}, and compiled "
-                f"{', '.join(path.name for path in fresh)} anew, compared with nothing. Remove {artifact}. {REBUILD}"
+                f"{', '.join(path.name for path in fresh)} anew, compared with nothing. {rebuild(artifact)}"
             )
         names = [tensor.name for tensor in target.outputs]
         if memory := PROVIDERS[target.device].memory:
@@ -287,8 +294,10 @@ def _write(job: Job, out: Path) -> None:
     library.save(model, out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _marks(folder: Path) -> dict[Path, tuple[int, int]]:
+    """By file what changes when it is written: size and time."""
+    files = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path: (seen.st_size, seen.st_mtime_ns) for path, seen in files.items()}
 
 
 def _options(target: Target, level: str) -> Any:

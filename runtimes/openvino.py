@@ -24,7 +24,7 @@ from ..core.tensors import Array, Precision
 from .base import Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
-from .stamp import REBUILD, check_stamp, write_stamp
+from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 
 BLOB = "engine.blob"
 ASK = "Are the device and its driver there?"
@@ -69,6 +69,7 @@ CPU_COSTS = Costs(
 class OpenVINO:
     """The adapter."""
 
+    revision = 1
     reads_onnx = True
     newest_opset = 23
     typed = False
@@ -195,7 +196,7 @@ class _Loaded:
     """What one engine holds. The order of the fields is the order in which Python lets go of them."""
 
     def __init__(self, path: Path, target: Target) -> None:
-        with border(CompileError, f"OpenVINO can't load {path}", REBUILD):
+        with border(CompileError, f"OpenVINO can't load {path}", rebuild(path.parent)):
             # Private pages: the library takes writable memory only, and never writes.
             blob = np.memmap(path, dtype=np.uint8, mode="c")
             tensor = _library().Tensor(blob, shared_memory=True)

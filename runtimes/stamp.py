@@ -20,6 +20,11 @@ NAME = "engine.json"
 REBUILD = "Build it again: latentc build BUNDLE --profile PROFILE."
 
 
+def rebuild(artifact: Path) -> str:
+    """What to do about one that is as it was built, and doesn't load: there, a build would find it."""
+    return f"Remove {artifact}. {REBUILD}"
+
+
 class Stamp(Record):
     """What an artifact was compiled by, on and to."""
 

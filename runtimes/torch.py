@@ -54,6 +54,7 @@ class Reference(Record):
 class Torch:
     """The adapter."""
 
+    revision = 1
     reads_onnx = False
     newest_opset = 23
     typed = False

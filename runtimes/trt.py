@@ -128,6 +128,7 @@ def tensorrt() -> TensorRT:
 class TensorRT:
     """The adapter to either."""
 
+    revision = 1
     reads_onnx = True
     typed = True
     infers_shapes = True
@@ -300,6 +301,7 @@ def _network_flags(trt: Any) -> int:
 
 
 def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default, and f32 is f32
     if LEVEL in options:
         config.builder_optimization_level = options[LEVEL]
     if WORKSPACE in options:

@@ -22,7 +22,7 @@ from .border import border
 from .cuda import Driver, Room, open_driver
 from .host import Bound
 from .ranges import OUTSIDE
-from .stamp import REBUILD
+from .stamp import rebuild
 
 ROOMS: defaultdict[str, Room] = defaultdict(Room)
 """By device."""
@@ -54,7 +54,7 @@ class Plan:
         self._room = ROOMS[target.device]
         self._room.join()
         try:
-            with border(CompileError, f"TensorRT can't load {path}", REBUILD):
+            with border(CompileError, f"TensorRT can't load {path}", rebuild(path.parent)):
                 self._runtime = library.Runtime(log)
                 self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
                 if self._engine is not None:
@@ -63,7 +63,8 @@ class Plan:
                     strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
                     self._context = self._engine.create_execution_context(strategy)
                 if self._context is None:
-                    raise CompileError(f"TensorRT can't load {path}: {log.worst or 'it says no more'}. {REBUILD}")
+                    worst = log.worst or "it says no more"
+                    raise CompileError(f"TensorRT can't load {path}: {worst}. {rebuild(path.parent)}")
         except BaseException:
             self.release()
             raise

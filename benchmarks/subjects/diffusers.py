@@ -64,4 +64,4 @@ class Diffusers:
 
 
 if __name__ == "__main__":
-    serve_subject(Diffusers())
+    serve_subject(Diffusers(), install='Install it with: pip install ".[export]".')

@@ -1,4 +1,4 @@
-"""What a baseline exported from a checkpoint, kept for the next run, with how long that took."""
+"""What a baseline of another environment exported from a checkpoint, kept for the next run, with how long that took."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from ..line import Built
 
 STAMP = "latentc-baseline.json"
+MAKE = "Make its environment, or finish it, with: make peers."
 
 
 def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Built:

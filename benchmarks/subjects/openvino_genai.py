@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
-from .exported import exported
+from .exported import MAKE, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
@@ -115,4 +115,4 @@ def _given_noise(library: Any, path: str) -> Any:
 
 
 if __name__ == "__main__":
-    serve_subject(OpenVINOGenAI())
+    serve_subject(OpenVINOGenAI(), install=MAKE)

@@ -11,7 +11,7 @@ from typing import Any
 from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
-from .exported import exported
+from .exported import MAKE, exported
 
 LIBRARIES = ("onnxruntime", "optimum-onnx", "optimum", "onnx", "torch", "diffusers", "transformers", "numpy")
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -64,4 +64,4 @@ class OptimumONNXRuntime:
 
 
 if __name__ == "__main__":
-    serve_subject(OptimumONNXRuntime())
+    serve_subject(OptimumONNXRuntime(), install=MAKE)

@@ -11,7 +11,7 @@ from typing import Any
 from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
-from .exported import exported
+from .exported import MAKE, exported
 
 LIBRARIES = ("openvino", "optimum-intel", "optimum", "nncf", "torch", "diffusers", "transformers", "numpy")
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -71,4 +71,4 @@ def _computes(part: Any) -> str:
 
 
 if __name__ == "__main__":
-    serve_subject(OptimumOpenVINO())
+    serve_subject(OptimumOpenVINO(), install=MAKE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Understood, Wish, serve_subject
+from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Understood, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
@@ -49,6 +49,7 @@ class ProfileSubject:
         made = build(open_bundle(brief.bundle), self._profile)
         artifacts = [one.artifact for one in made.engines]
         precisions: dict[str, Precision] = {artifact.part: artifact.fields["precision"] for artifact in artifacts}
+        ceilings, leaves_out = self._ceilings(precisions) if brief.ceiling else ({}, ())
         return Built(
             seconds=sum(artifact.seconds for artifact in artifacts),
             reused=all(one.hit for one in made.engines),
@@ -56,16 +57,27 @@ class ProfileSubject:
             parts={artifact.part: (artifact.parity.psnr_db, artifact.parity.cosine) for artifact in artifacts},
             step_psnr_db=made.step_psnr_db,
             reference="; ".join(dict.fromkeys(artifact.parity.reference for artifact in artifacts)),
-            ceiling_tflops=self._ceilings(precisions) if brief.ceiling else {},
+            ceiling_tflops=ceilings,
+            leaves_out=leaves_out,
         )
 
-    def _ceilings(self, precisions: Mapping[str, Precision]) -> dict[str, float]:
-        """What a matrix product reaches in each part's precision; empty for runtimes that compile no graphs."""
+    def _ceilings(self, precisions: Mapping[str, Precision]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """What a matrix product reaches in each part's precision, and why there is none in some.
+
+        Runtimes that compile no graphs have none, and say nothing.
+        """
+        from ...core.errors import LatentcError
         from ..ceiling import measure_ceiling
 
-        found = {kind: measure_ceiling(self._profile, kind) for kind in dict.fromkeys(precisions.values())}
-        reached = {part: found[kind] for part, kind in precisions.items()}
-        return {part: ceiling.tflops for part, ceiling in reached.items() if ceiling is not None}
+        reached: dict[Precision, float | None] = {}
+        leaves_out: list[str] = []
+        for kind in dict.fromkeys(precisions.values()):
+            try:
+                reached[kind] = measure_ceiling(self._profile, kind)
+            except (LatentcError, MemoryError) as exc:  # a yardstick: what is measured is measured without it
+                leaves_out.append(f"What a matrix product reaches in {kind}: {reason(exc)}")
+        found = {part: reached.get(kind) for part, kind in precisions.items()}
+        return {part: tflops for part, tflops in found.items() if tflops is not None}, tuple(leaves_out)
 
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline with the engines that it draws with."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +12,19 @@ from PIL import Image
 
 from latentc.benchmarks.baselines import BASELINES, python_of
 from latentc.benchmarks.bench import bench
+from latentc.benchmarks.contender import contenders_of
+from latentc.benchmarks.line import Brief
 from latentc.benchmarks.plan import PATIENCE, REPEAT, Plan, settings_of
 from latentc.benchmarks.process import Process
 from latentc.benchmarks.records import Draw, read_records
 from latentc.benchmarks.stability import stability_of
 from latentc.benchmarks.subjects.clock import Clock
 from latentc.benchmarks.subjects.exported import STAMP, exported
+from latentc.benchmarks.subjects.profile import ProfileSubject
 from latentc.benchmarks.suite import SUITE
 from latentc.benchmarks.work import count_work
 from latentc.cli.bench import parse_batches, parse_sizes
-from latentc.core.errors import RequestError, RuntimeMissing
+from latentc.core.errors import CompileError, RequestError, RuntimeMissing
 from latentc.core.tensors import psnr_db
 from latentc.profiles import Profile, load_profile
 
@@ -139,15 +143,56 @@ def test_apart_the_suite_is_drawn_too(bundle, results):
         assert row.parity.pictures["psnr_db"].worst > 45
 
 
-def test_a_run_that_is_broken_off_keeps_what_it_has(bundle, results):
+def test_a_run_that_is_broken_off_keeps_what_it_has(bundle, results, monkeypatch):
+    begun = []
+
     def interrupt(what, _):
+        begun.append(what)
         if what == "round 2: mine":
             raise KeyboardInterrupt
 
+    def count(*_):
+        assert not begun, "while it reads graphs, a second Ctrl-C would lose what there is"
+        return None, ()
+
+    monkeypatch.setattr("latentc.benchmarks.bench.work_of", count)
     mine = (Profile(name="mine", title="", runtime="null", parity_db={"f32": 0}),)
     with pytest.raises(KeyboardInterrupt):
         bench(bundle("sd1"), Plan(mine, sizes=((64, 64),), steps=1, repeat=2), results, interrupt)
     assert [(row.subject.name, len(row.draws)) for row in read_records(results)] == [("null", 2), ("mine", 1)]
+
+
+def test_a_runtime_that_refuses_the_matrix_product_is_timed(bundle, results, monkeypatch):
+    def refused(profile, precision):
+        raise CompileError("It has no MatMul.")
+
+    monkeypatch.setattr("latentc.benchmarks.ceiling.measure_ceiling", refused)
+    subject = ProfileSubject()
+    subject._profile = load_profile("null")
+    folder = str(bundle("sd1").folder)
+    built = subject.build(Brief(folder, "", "", None, 64, 64, 1, 1.0, ceiling=True))
+    assert built.ceiling_tflops == {}
+    said = "What a matrix product reaches in f32: It has no MatMul."
+    assert built.leaves_out == (said,)
+
+    class Refusing(Process):
+        def ask(self, verb, what, timeout_seconds):
+            answer = super().ask(verb, what, timeout_seconds)
+            return answer | {"leaves_out": [said]} if verb == "build" else answer
+
+    monkeypatch.setattr("latentc.benchmarks.bench.Process", Refusing)
+    (row,) = bench(bundle("sd1"), Plan((load_profile("null"),), **SMALL), results)
+    assert row.draws
+    assert said in row.leaves_out
+
+
+def test_pictures_of_two_runs_have_two_names(bundle, tmp_path):
+    plan = Plan((), keep=tmp_path / "kept")
+    (setting,) = settings_of(bundle("sd1"), plan)
+    null = [load_profile("null")]
+    for run in ("0123456789", "abcdefghij"):
+        (found,) = contenders_of(bundle("sd1"), plan, setting, null, (), tmp_path, run)
+        assert Path(found.wish.keep).name.startswith(f"{run[:8]}-00-null-")
 
 
 def test_what_fails_is_a_line_with_its_reason(bundle, results, tmp_path):
@@ -175,16 +220,20 @@ def test_what_takes_too_long_is_a_line_with_its_reason(bundle, results):
     assert row.draws == ()
 
 
-def test_what_cant_be_is_refused_before_anything_runs(bundle, results):
+def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypatch):
     null = (load_profile("null"),)
     for plan, says in (
         (Plan(null, ("torch-eeger",)), "Did you mean 'torch-eager'"),
         (Plan(null, sizes=((100, 100),)), "multiple of 8"),
         (Plan(null, steps=0), "steps"),
         (Plan(null, batches=(1000,)), "count"),
+        (Plan(null, clip=results.parent), "add --suite"),
     ):
         with pytest.raises(RequestError, match=says):
             bench(bundle("sd1"), plan, results)
+    monkeypatch.setattr("latentc.benchmarks.referee.find_spec", lambda name: None)
+    with pytest.raises(RuntimeMissing, match=r"needs skimage and flip_evaluator.*\.\[bench\]"):
+        bench(bundle("sd1"), Plan(null, suite=True), results)
     assert not results.exists()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentc.benchmarks.plan import Plan
-from latentc.benchmarks.referee import check_clip
+from latentc.benchmarks.referee import check_suite
 from latentc.benchmarks.subjects.clip import DEVIATION, MEAN, Clip
 from latentc.core.errors import RequestError
 
@@ -55,12 +55,16 @@ def test_a_wide_picture_is_cut_in_the_middle(clip_model):
     np.testing.assert_allclose(seen[:, 16, 2], white, rtol=1e-5)
 
 
-def test_what_is_no_clip_model_is_refused(tmp_path, clip_model):
+def test_what_is_no_clip_model_is_refused(tmp_path, bundle, clip_model):
+    def check(clip, **more):
+        check_suite(bundle("sd1"), Plan((), clip=clip, **more), ())
+
+    check(clip_model, suite=True)
     with pytest.raises(RequestError, match="add --suite"):
-        check_clip(Plan((), clip=clip_model))
-    with pytest.raises(RequestError, match=r"holds no CLIP model: it has no config\.json"):
-        check_clip(Plan((), clip=tmp_path, suite=True))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    check_clip(Plan((), clip=tmp_path, suite=True))
-    with pytest.raises(RequestError, match="a model of type 'bert', not 'clip'"):
-        Clip().load(str(tmp_path))
+        check(clip_model)
+    with pytest.raises(RequestError, match=r"holds no CLIP model \(.*config\.json"):
+        check(tmp_path, suite=True)
+    for text, says in (("{", "holds no CLIP model"), (json.dumps({"model_type": "bert"}), "a model of type 'bert'")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(RequestError, match=says):
+            check(tmp_path, suite=True)

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latentc.benchmarks.compare import compare, compare_files
-from latentc.benchmarks.records import Draw, Figure, Parity, append_records
+from latentc.benchmarks.records import ClipScore, Draw, Figure, Meaning, Parity, append_records
 from latentc.cli.app import app
 from latentc.core.errors import LatentcError
 
@@ -28,6 +28,12 @@ def verdicts(old, new, **options):
 )
 def test_seconds_are_worse_beyond_noise_and_least_effect(measured, seconds, verdict):
     assert verdicts(measured("a", OLD), measured("a", seconds)).get("total") == verdict
+
+
+@pytest.mark.parametrize(("factor", "found"), [(1.08, {}), (1.12, {"total": "worse"})])
+def test_less_than_a_millisecond_doesnt_count(measured, factor, found):
+    sides = [measured("a", [each * value / 100 for value in OLD]) for each in (1, factor)]
+    assert verdicts(*sides) == found
 
 
 def test_the_least_effect_can_be_set(measured):
@@ -63,6 +69,12 @@ def test_memory(measured, memory, verdict):
     assert verdicts(measured("a", OLD), measured("a", OLD, megabytes=memory)).get("peak memory") == verdict
 
 
+@pytest.mark.parametrize(("memory", "verdict"), [(106, None), (109, "worse")])
+def test_a_few_megabytes_dont_count(measured, memory, verdict):
+    sides = [measured("a", OLD, megabytes=each) for each in (100, memory)]
+    assert verdicts(*sides).get("peak memory") == verdict
+
+
 @pytest.mark.parametrize(
     ("old", "new", "verdict"),
     [
@@ -85,7 +97,7 @@ def test_parity(measured, old, new, verdict):
 def test_pictures_have_their_own_limits_and_floor(measured):
     def row(flip, floor=None, faults=()):
         pictures = {"flip": Figure(median=flip, worst=flip, floor=floor)}
-        return measured("a", OLD, parity=Parity(reference="r", pictures=pictures, faults=faults))
+        return measured("a", OLD, parity=Parity(reference="r", suite="s 1", pictures=pictures, faults=faults))
 
     assert verdicts(row(0.01), row(0.03)) == {"median picture, flip": "worse", "worst picture, flip": "worse"}
     assert verdicts(row(0.01), row(0.012)) == {}
@@ -94,10 +106,43 @@ def test_pictures_have_their_own_limits_and_floor(measured):
 
 
 def test_a_gate_that_was_reached_before(measured):
-    near, far = (measured("a", OLD, parity=Parity(reference="r", failures=said)) for said in ((), ("20 dB is below.",)))
+    near, far = (
+        measured("a", OLD, parity=Parity(reference="r", suite="s 1", failures=said))
+        for said in ((), ("20 dB is below.",))
+    )
     assert verdicts(near, far) == {"gate": "worse"}
     assert verdicts(far, far) == {"gate": "note"}
     assert verdicts(far, near) == {}
+
+
+def test_what_was_never_measured_isnt_worse(measured):
+    suite = Parity(reference="r", suite="s 1", step_psnr_db=40.0, faults=("black: 'x', seed 1",), failures=("Below.",))
+    bare = Parity(reference="r", step_psnr_db=40.0)
+    old, new = (measured("a", OLD, parity=parity) for parity in (bare, suite))
+    assert verdicts(old, new) == {"gate": "note"}
+    assert verdicts(measured("a", OLD), new) == {"gate": "note"}
+
+
+def test_figures_that_stand_on_something_else_arent_compared(measured):
+    def row(suite="s 1", psnr_db=50.0, captions=64, clip="large", **more):
+        parity = Parity(
+            reference="r",
+            suite=f"{suite}, against torch 2 CPU f32",
+            pictures={"psnr_db": Figure(median=psnr_db, worst=psnr_db)},
+            meaning=Meaning(captions=captions, scene_score=psnr_db / 100),
+            clip=ClipScore(model=clip, median=psnr_db / 2, worst=1, reference=30),
+            **more,
+        )
+        return measured("a", OLD, parity=parity)
+
+    pictures = {"median picture, psnr_db": "worse", "worst picture, psnr_db": "worse"}
+    scene, clip = {"scene score": "worse"}, {"CLIP score": "worse"}
+    assert verdicts(row(), row(psnr_db=40.0)) == pictures | scene | clip
+    assert verdicts(row(), row("s 2", 40.0, failures=("x",))) == {"suite": "note", "gate": "note"} | scene
+    assert verdicts(row(), row("s 1", 40.0, captions=8)) == {"captions": "note"} | pictures | clip
+    assert verdicts(row(), row("s 1", 40.0, clip="base")) == {"CLIP model": "note"} | pictures | scene
+    (change,) = compare([row()], [row(clip="base")]).changes
+    assert change.told == "large to base: figures that can't be compared"
 
 
 def test_parity_that_is_no_longer_measured_is_worse(measured):

@@ -51,8 +51,11 @@ def test_every_part_counts_as_pytorch_counts_it(bundle, checkpoint, family):
         for batch, height, width, length in ((1, 16, 16, 77), (3, 17, 9, 231)):
             shapes = shapes_of(part.inputs, batch, height * scale, width * scale, length)
             counted = count_flops(opened.graph(name), shapes)
-            assert counted.total == sum(counted.by_operator.values())
-            assert counted.total == torch_flops(module, spec, shapes, "cpu"), name
+            assert counted == torch_flops(module, spec, shapes, "cpu"), name
+
+
+def operators(graph):
+    return {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
 
 
 @pytest.mark.parametrize("shape", [None, "fixed"])
@@ -61,10 +64,9 @@ def test_lowering_doesn_t_change_the_count(bundle, shape):
     shapes = shapes_of(opened.part("unet").inputs, 2, 17, 12)
     whole = count_flops(opened.graph("unet"), shapes)
     with lowered(opened.graph("unet"), f"flops-{shape}", 18, shapes if shape else None) as graph:
-        low = count_flops(graph, shapes)
-    assert "Attention" in whole.by_operator
-    assert "Attention" not in low.by_operator
-    assert low.total == whole.total
+        assert "Attention" in operators(opened.graph("unet"))
+        assert "Attention" not in operators(graph)
+        assert count_flops(graph, shapes) == whole
 
 
 @pytest.mark.parametrize(("family", "part", "side", "published"), PUBLISHED)
@@ -82,7 +84,7 @@ def test_full_size_graphs_count_as_published(tmp_path, family, part, side, publi
     graph = tmp_path / "model.onnx"
     spec = full_size_graph(family, part, graph)
     counted = count_flops(graph, shapes_of(spec.inputs, 1, side, side))
-    assert counted.total == pytest.approx(published, rel=0.01)
+    assert counted == pytest.approx(published, rel=0.01)
 
 
 def full_size(family, part):
@@ -155,19 +157,15 @@ def graph_of(path, op, shapes, out_rank, attributes=None, opset=23, outputs=1, d
 )
 def test_operators_by_hand(tmp_path, op, shapes, rank, attributes, expected):
     graph, feeds = graph_of(tmp_path / "one.onnx", op, shapes, rank, attributes)
-    counted = count_flops(graph, feeds)
-    assert counted.total == expected
-    assert counted.by_operator == {op: expected}
-    assert counted.left_out == {}
+    assert count_flops(graph, feeds) == expected
 
 
-def test_a_batch_twice_as_large_is_twice_the_work_and_says_what_it_left_out(bundle):
+def test_a_batch_twice_as_large_is_twice_the_work(bundle):
     opened = bundle("sd1")
     inputs = opened.part("unet").inputs
     one, two = (count_flops(opened.graph("unet"), shapes_of(inputs, batch, 16, 16)) for batch in (1, 2))
     per_call = 2 * (32 * 128 + 128 * 128)  # the timestep's own two layers see one row whatever the batch
-    assert abs(2 * one.total - two.total) <= per_call
-    assert {"GroupNormalization", "Sigmoid", "LayerNormalization"} <= one.left_out.keys()
+    assert abs(2 * one - two) <= per_call
 
 
 def test_what_can_t_be_counted_is_refused(tmp_path, bundle):

@@ -1,7 +1,10 @@
 """The suite for a GPU, where there is none: nothing is said to have been run that wasn't."""
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -9,9 +12,19 @@ import pytest
 from latentc.benchmarks import gpu_suite
 from latentc.benchmarks.gpu_suite import NOT_RUN, Times, Trial, main
 from latentc.benchmarks.records import read_records
-from latentc.core.errors import LatentcError
+from latentc.core.errors import LatentcError, RuntimeMissing
 from latentc.profiles import load_profile
 from latentc.runtimes.machine import machine
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The suite sets its own: afterwards they are as they were. What it starts isn't deaf, even if the tests are."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def told(output):
@@ -32,9 +45,9 @@ def test_what_isnt_reached_is_told(tmp_path):
 
 @pytest.mark.skipif(bool(machine().gpus), reason="There is a GPU here.")
 def test_what_needs_a_gpu_says_so_without_one(tmp_path):
-    output = tmp_path / "results.jsonl"
+    output, scratch = tmp_path / "results.jsonl", tmp_path / "not" / "there"
     assert (
-        main(["-o", str(output), "--minutes", "3", "--only", "iree-ptx,tensorrt-rtx", "--scratch", str(tmp_path)]) == 0
+        main(["-o", str(output), "--minutes", "3", "--only", "iree-ptx,tensorrt-rtx", "--scratch", str(scratch)]) == 0
     )
     found = told(output)
     assert [trial["outcome"] for trial in found.values()] == ["not run"] * 2
@@ -49,6 +62,8 @@ PROGRAMS = {
     "breaks": "raise ValueError('a bug')",
     "lacks": f"import sys; open(sys.argv[1], 'w').write('no GPU'); sys.exit({NOT_RUN})",
     "lasts": "import time\ntime.sleep(60)",
+    "gives in": "import sys, time\n"
+    "try:\n time.sleep(60)\nexcept KeyboardInterrupt:\n open(sys.argv[1], 'w').write('kept')",
     "is deaf": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
 }
 
@@ -60,16 +75,55 @@ PROGRAMS = {
         ("breaks", "failed", "ValueError: a bug"),
         ("lacks", "not run", "no GPU"),
         ("lasts", "not run", "It was stopped: the time was up."),
+        ("gives in", "not run", "kept"),
         ("is deaf", "not run", "It was stopped: the time was up."),
     ],
 )
 def test_what_a_trial_comes_to(tmp_path, monkeypatch, program, outcome, said):
     monkeypatch.setattr(gpu_suite, "GRACE_SECONDS", 1.0)
     times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 4)
+    times.answer(program).write_text("1 of 2 rows, in an earlier run")
     command = [sys.executable, "-c", PROGRAMS[program], str(times.answer(program))]
     found = gpu_suite._run(program, 0, times, command)
     assert (found.outcome, found.said) == (outcome, said)
     assert found.seconds < 20
+
+
+def test_a_suite_that_is_stopped_has_its_trial_keep_what_it_has(tmp_path):
+    times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 120)
+    told = PROGRAMS["gives in"].replace("try:", "print('ready', file=sys.stderr, flush=True)\ntry:")
+
+    def stop():
+        while not (tmp_path / "results.stopped.log").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(1, stop)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        gpu_suite._run("stopped", 0, times, [sys.executable, "-c", told, str(times.answer("stopped"))])
+    assert times.answer("stopped").read_text() == "kept"
+
+
+def test_a_suite_that_is_stopped_tells_what_it_has(tmp_path, monkeypatch):
+    def run(name, *_):
+        if name == "sd15":
+            raise KeyboardInterrupt
+        return Trial(name=name, outcome="done", seconds=1, said="all of it")
+
+    monkeypatch.setattr(gpu_suite, "_run", run)
+    output = tmp_path / "results.jsonl"
+    assert main(["-o", str(output), "--only", "scenes,sd15,sdxl"]) == 130
+    assert {name: trial["outcome"] for name, trial in told(output).items()} == {"scenes": "done", "sd15": "not run"}
+
+
+def test_it_is_stopped_from_outside_as_by_ctrl_c(tmp_path, monkeypatch):
+    def run(name, *_):
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        return Trial(name=name, outcome="done", seconds=0, said="")
+
+    monkeypatch.setattr(gpu_suite, "_run", run)
+    assert main(["-o", str(tmp_path / "results.jsonl"), "--only", "scenes"]) == 0
 
 
 def test_measuring_takes_each_subject_and_fails_where_none_works(tmp_path, own_bundle, monkeypatch):
@@ -95,3 +149,8 @@ def test_the_contract_is_what_pytest_says_of_it(tmp_path):
     assert gpu_suite.contract("closed and null")(times).startswith("1 passed")
     with pytest.raises(LatentcError, match="deselected"):
         gpu_suite.contract("no_such_test")(times)
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(RuntimeMissing, match="has no pytest"):
+        gpu_suite.contract("null", str(bare))(times)

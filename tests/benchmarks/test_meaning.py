@@ -8,6 +8,7 @@ import pytest
 
 from latentc.benchmarks import meaning, score
 from latentc.benchmarks.meaning import captions, meaning_of, open_judge, read, render_captions, shuffled
+from latentc.benchmarks.subjects.profile import ProfileSubject
 from latentc.compiler.build import build
 from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
 from latentc.pipelines.pipeline import Pipeline
@@ -127,6 +128,13 @@ def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkey
         assert found.engines["unet"].startswith("onnxruntime ")
         with pytest.raises(RequestError, match="nothing to score"):
             score.score(pipeline, 0, [4.0])
+        monkeypatch.setattr(meaning, "open_judge", lambda: open_judge(judge_file))
+        subject = ProfileSubject()
+        subject._pipeline = pipeline
+        told, wanted = subject.understand(3, 4.0, 1), found.drawn[4.0]
+        assert (told.captions, told.scene_score, told.held_out_score, told.frechet_distance) == (
+            3, pytest.approx(wanted.scene_score), wanted.held_out_score, None,
+        )  # fmt: skip
     asked = captions(6)
     drawn = score.sheet(render_captions(asked), asked)
     assert drawn.width > 4 * 192

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from latentc.benchmarks.energy import joules, read_counters
-from latentc.benchmarks.line import reason
+from latentc.benchmarks.line import Brief, reason
 from latentc.benchmarks.process import Process
 from latentc.benchmarks.sampler import PROC
 from latentc.core.errors import BundleError, LatentcError
@@ -41,9 +42,11 @@ def test_how_a_process_ended_is_said():
         process.ask("load", {}, 60)
     with Process(PYTHON, "benchmarks.sampler") as process:
         process.ask("stop", {}, 60)
+        assert not process.ended
         subprocess.run(["kill", "-9", str(process.pid)], check=True)
         with pytest.raises(LatentcError, match="for want of memory, as a rule"):
             process.ask("stop", {}, 60)
+        assert process.ended
 
 
 def test_one_that_doesnt_answer_is_stopped(sampler):
@@ -65,6 +68,25 @@ def test_a_process_ends_with_its_harness_even_in_the_middle_of_an_order():
 def test_a_python_that_isnt_there(tmp_path):
     with pytest.raises(LatentcError, match="can't be run"):
         Process(tmp_path / "python", "benchmarks.sampler")
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "says"),
+    [
+        ("diffusers", "diffusers", r'pip install "\.\[export\]"'),
+        ("optimum_openvino", "optimum", "make peers"),
+        ("optimum_onnxruntime", "optimum", "make peers"),
+        ("openvino_genai", "openvino", "make peers"),
+    ],
+)
+def test_a_baseline_without_its_library_says_how_to_get_it(tmp_path, module, library, says):
+    (tmp_path / f"{library}.py").write_text("raise ImportError('not here')")
+    brief = Brief("", "", "", None, 64, 64, 1, 1.0, ceiling=False)
+    with (
+        Process(PYTHON, f"benchmarks.subjects.{module}", {"PYTHONPATH": str(tmp_path)}) as process,
+        pytest.raises(LatentcError, match=f"isn't here .not here.*{says}"),
+    ):
+        process.ask("open", asdict(brief), 60)
 
 
 def test_reasons_are_one_line():

@@ -100,6 +100,18 @@ def test_a_line_reads_back_as_it_was(measurement, tmp_path):
     assert "joules" not in lines[0]["draws"][0]
 
 
+def test_a_torn_line_takes_no_other_with_it(measurement, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"schema_version": 2, "run')
+    append_records(path, [measurement])
+    with pytest.raises(LatentcError, match=r"jsonl:1 is no JSON .* Remove that line\.$"):
+        read_records(path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    append_records(path, [measurement])
+    assert read_records(path) == [measurement] * 2
+    assert path.read_text().count("\n") == 2
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

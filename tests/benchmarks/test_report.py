@@ -104,7 +104,7 @@ def test_markup_escapes_what_is_not_markup():
 
 
 def point(name, seconds, psnr_db):
-    return Point(name, seconds, (seconds, seconds), psnr_db, own=True)
+    return Point(name, seconds, psnr_db, own=True)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,21 @@ def test_pictures_are_beside_their_difference(measured, tmp_path):
     assert len(nesting.sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in nesting.sources)
     assert "torch-eager</b>: reference" in page
+    assert "torch-eager is nearest to the reference and stands for it. Differences from torch-eager are" in page
     assert "differs by 3.0 of 255" in page
+
+
+def test_what_is_nearest_isnt_known_where_a_picture_has_no_parity(measured, tmp_path):
+    for name, value in (("one", 100), ("other", 103)):
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    page, _, _ = told(
+        tmp_path,
+        measured("mine", CALM, 30.0, pictures=("one.png",)),
+        measured("diffusers", (9.0,), kind="baseline", pictures=("other.png",)),
+    )
+    assert "Differences from mine are shown" in page
+    assert "mine</b>: the others are held against it" in page
+    assert "nearest to the reference" not in page
 
 
 def test_what_is_below_the_gate_is_told(measured, tmp_path):

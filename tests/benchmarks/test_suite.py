@@ -80,7 +80,7 @@ def test_sound_engines_pass_in_every_precision(bundle, references, family, name,
     assert said == ""
     assert parity.precisions["unet"] == precision
     assert parity.forced.host_psnr_db == PERFECT_DB
-    denoiser = parity.forced.denoiser_psnr_db
+    denoiser = parity.forced.parts_psnr_db["unet"]
     assert len(denoiser) >= SMALL.steps
     assert (min(denoiser) < 100) == (precision != "f32"), "a narrower type was asked for, and f32 was computed"
 
@@ -95,7 +95,7 @@ def test_the_reference_is_its_own_equal(bundle, references):
         parity, said = verdict(pipeline, references("sd1"))
     assert said == ""
     assert parity.summary.worst == Figures(PERFECT_DB, 1.0, 0.0, 0.0)
-    assert min(parity.forced.denoiser_psnr_db) == PERFECT_DB
+    assert min(parity.forced.parts_psnr_db["unet"]) == PERFECT_DB
     assert parity.suite == "general 1"
     assert parity.reference.startswith("torch ")
 

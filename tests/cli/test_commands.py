@@ -10,6 +10,7 @@ from latentc.benchmarks.demo import PROFILES, run_demo
 from latentc.cli import show
 from latentc.cli.draw import parse_size
 from latentc.cli.progress import shown
+from latentc.compiler.build import Build
 from latentc.core.errors import RequestError
 from latentc.runtimes.diagnose import RuntimeState
 from latentc.runtimes.machine import machine
@@ -33,6 +34,20 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
         "print([name for name in ('numpy', 'pydantic', 'openvino', 'torch', 'PIL') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_profile_that_fails_hides_nothing_of_those_before(bundle):
+    done = latentc("build", bundle("sd1").folder, "--profile", "null,nowhere.toml", "--quiet")
+    assert done.returncode == 1
+    done = latentc("build", bundle("sd1").folder, "--profile", "null,h100", "--quiet")
+    assert done.returncode == 1
+    assert done.stdout.startswith("null: ")
+    assert "Profile h100 can't be used here" in done.stderr
+
+
+def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
+    show.builds([Build("mi300x", (), None, 1.0)], as_json=False)
+    assert "Its device isn't here." in capsys.readouterr().out
 
 
 def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):

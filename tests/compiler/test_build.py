@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -11,10 +12,13 @@ import pytest
 
 from latentc.compiler.build import Engines, build, load, why
 from latentc.compiler.cache import Miss, artifacts, check_whole, verify
+from latentc.compiler.parity import measure_step
+from latentc.compiler.targets import wanted
 from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.profiles import load_profile
+from latentc.runtimes import runtime
 
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
@@ -373,6 +377,91 @@ def test_static_sizes_are_built_proved_and_kept_apart(own_bundle, profile):
         assert out["sample"].shape == (1, 3, 64, 192)
         with pytest.raises(ShapeError, match="builds 128x128, 192x64"):
             engines.engine("vae_decoder", {"latent_sample": (1, 4, 8, 8)})
+
+
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        ("192x64", {}),
+        ("192x64", {"images": 2}),
+        ("192x64", {"guided": False}),
+        ("128x128", {"guided": False, "images": 2}),  # the stored step's shape, and not its meaning
+    ],
+)
+def test_the_whole_step_is_compared_at_the_engines_own_size(own_bundle, monkeypatch, size, changes):
+    """What draws at a size that the export stored no step of, as all static engines of a full-size model."""
+    opened = own_bundle()
+    sized = static(ONNXRUNTIME, size, **changes)
+    monkeypatch.setattr(type(runtime("onnxruntime")), "takes_free_sizes", lambda *_: False)
+    assert build(opened, sized).step_psnr_db > 60
+    load(opened, sized).close()
+    (step,) = opened.engines.glob("step-*.json")
+    step.unlink()
+    with pytest.raises(BundleError, match="the whole step was never compared"):
+        load(opened, sized)
+
+
+@pytest.mark.parametrize("size", ["128x128", "192x64"])
+def test_a_step_whose_prompts_are_swapped_fails(own_bundle, size):
+    opened = own_bundle()
+    sized = static(ONNXRUNTIME, size)
+    build(opened, sized)
+    _, engines = wanted(opened, sized, to_run=True)
+    shape = next(want.target.shape for want in engines if want.part == "unet")
+    with load(opened, sized) as loaded:
+
+        def engine(part, shapes):
+            found = loaded.engine(part, shapes)
+            if part == "unet":
+                return found
+            return SimpleNamespace(run=lambda feeds: {name: out[::-1] for name, out in found.run(feeds).items()})
+
+        assert measure_step(opened, loaded.engine, shape, guided=True) > 60
+        assert measure_step(opened, engine, shape, guided=True) < 40
+
+
+def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch):
+    """A compiler that measures what is fastest may make another one of the same key."""
+    opened = own_bundle()
+    build(opened, ONNXRUNTIME)
+    unet = next(one for one in artifacts(opened) if one.part == "unet")
+    shutil.rmtree(opened.engines / unet.name)
+    real = type(runtime("onnxruntime")).compile
+
+    def otherwise(self, job, out, on_progress):
+        real(self, job, out, on_progress)
+        (out / "more").write_text("")
+
+    monkeypatch.setattr(type(runtime("onnxruntime")), "compile", otherwise)
+    monkeypatch.setattr("latentc.compiler.build.measure_step", lambda *_, **__: 5.0)
+    with pytest.raises(ParityError, match=r"The whole step .* agrees with the reference to 5.0 dB"):
+        build(opened, ONNXRUNTIME)
+
+
+def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
+    opened = own_bundle()
+    monkeypatch.setattr("latentc.compiler.build.measure_step", lambda *_, **__: float("-inf"))
+    for _ in range(2):
+        with pytest.raises(ParityError, match="whole step .* answers NaN or infinity"):
+            build(opened, ONNXRUNTIME)
+        monkeypatch.setattr("latentc.compiler.build.measure_step", None)  # it isn't asked again
+
+
+def test_a_damaged_reference_is_named(own_bundle):
+    opened = own_bundle()
+    build(opened, static(ONNXRUNTIME, "192x64"))
+    for path in opened.engines.glob("reference-unet-*.npz"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BundleError, match="can't be read .* Remove .*reference-unet"):
+        build(opened, static(OPENVINO, "192x64"))
+
+
+def test_a_change_of_an_adapter_is_another_key(own_bundle, monkeypatch):
+    opened = own_bundle()
+    build(opened, ONNXRUNTIME)
+    monkeypatch.setattr(type(runtime("onnxruntime")), "revision", 99)
+    for _, found in why(opened, ONNXRUNTIME):
+        assert found.differences["adapter"][1] == 99
 
 
 def test_a_moved_bundle_keeps_its_engines(own_bundle, tmp_path):

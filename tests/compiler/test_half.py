@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentc.compiler.build import _check_floor, build
-from latentc.compiler.cache import reprove
+from latentc.compiler.cache import find, reprove
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
 from latentc.compiler.parity import measure_graph
@@ -185,6 +185,21 @@ def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle):
     assert all(one.hit for one in again.engines)
     assert again.engines[0].artifact.parity == first.parity
     Pipeline.open(opened, profile).close()
+
+
+def test_an_engine_built_elsewhere_that_misses_the_floor_says_so(own_bundle):
+    """Its own figure stands then, not its graph's, and it isn't asked to be built again."""
+    opened, profile = own_bundle("sd1"), load_profile("cpu-onnxruntime")
+    first = build(opened, profile).engines[0].artifact
+    reprove(opened, first, first.parity.model_copy(update={"graph_run_by": "iree 1 CPU"}))
+    strict = profile.model_copy(update={"parity_db": {**profile.parity_db, "f32": 250.0}})
+    with pytest.raises(ParityError, match="asks for 250 dB"):
+        build(opened, strict)
+    found = find(opened, first.part, first.key)
+    assert found is not None
+    assert found.parity == first.parity
+    with pytest.raises(ParityError, match="asks for 250 dB"):
+        Pipeline.open(opened, strict)
 
 
 @iree

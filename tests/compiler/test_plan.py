@@ -138,6 +138,29 @@ def test_the_memory_of_a_gpu_that_is_here_counts(bundle, monkeypatch):
     assert plan(bundle("sd1"), load_profile("mi300x")).device_bytes == 64_000_000_000
 
 
+@pytest.mark.parametrize(
+    ("profile", "room"), [("torch-f32", None), ("mi300x", 64_000_000_000), ("h100", 80_000_000_000)]
+)
+def test_of_several_gpus_the_one_that_is_meant_counts(bundle, monkeypatch, profile, room):
+    """A CPU's memory is none of theirs; and where it can't be known which is meant, the profile's word stands."""
+    from latentc.compiler import plan as module
+
+    gpus = (
+        Gpu(name="RTX 3060", vendor="NVIDIA", architecture="sm_86", memory_bytes=12_000_000_000),
+        Gpu(name="MI300X", vendor="AMD", architecture="gfx942", memory_bytes=64_000_000_000),
+    )
+    here = module.machine().model_copy(update={"gpus": gpus})
+    monkeypatch.setattr(module, "machine", lambda: here)
+    chosen = load_profile(profile)
+    adapter = type(runtime(chosen.runtime))
+    monkeypatch.setattr(adapter, "missing", lambda self, device: None)
+    if profile == "h100":
+        monkeypatch.setattr(adapter, "unbuildable", lambda self, device: "It isn't here.")
+    else:
+        monkeypatch.setattr(adapter, "unbuildable", lambda self, device: None)
+    assert plan(bundle("sd1"), chosen).device_bytes == (room or here.memory_bytes)
+
+
 def test_building_needs_memory_and_disk(bundle, monkeypatch):
     from latentc.compiler import plan as module
 

@@ -137,6 +137,26 @@ def test_an_engine_that_was_compiled_again_at_load_is_refused(case, tmp_path, mo
             case.adapter.load(tmp_path / "out", target)
 
 
+def test_an_engine_that_was_compiled_again_over_the_old_one_is_refused(case, tmp_path, monkeypatch):
+    """As MIGraphX's provider does with what it can't read: of the same name, and maybe of the same size."""
+    stand_in(monkeypatch, caches=(("keep", "{}"),))
+    asked = []
+    real = placement.open_session
+
+    def compiling(graph, options, device, settings):
+        asked.append(settings)
+        if len(asked) != 2:
+            (Path(settings["keep"]) / "model.mxr").write_bytes(b"compiled")
+        return real(graph, options, device, {})
+
+    monkeypatch.setattr(placement, "open_session", compiling)
+    monkeypatch.setattr(module, "open_session", compiling)
+    target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
+    case.adapter.load(tmp_path / "out", target).close()
+    with pytest.raises(CompileError, match=r"compiled model.mxr anew, compared with nothing. Remove .*out"):
+        case.adapter.load(tmp_path / "out", target)
+
+
 def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
     """By the same calls, in memory that is called cpu."""
     stand_in(monkeypatch, memory="cpu")
