@@ -31,6 +31,9 @@ REFEREES: dict[str, dict[str, bool | int | float | str]] = {
 GRAPH_REFEREES = ("iree",)
 """Runtimes that compute a typed graph as it stands: ONNX Runtime's CPU widens f16, and would find no overflow."""
 
+F32_REFEREE = "onnxruntime"
+"""Where it is here, a graph in f32 is run by it: many times faster."""
+
 Arrays = dict[str, Array]
 EngineOf = Callable[[str, Mapping[str, tuple[int, ...]]], Engine]
 """The engine of a part for its inputs' shapes."""
@@ -50,11 +53,12 @@ def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
 def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
     """Run what an absent device's engine computes on the CPU, in its own types, and compare each output.
 
-    At the referee's own opset: what the engine's graph has as one operator (attention, group norm) may be several here,
-    in the same types. It is remembered in the bundle: engines for several devices share the figure. Raises
+    At the oldest opset that a referee takes: what the engine's graph has as one operator (attention, group norm) may be
+    several here, in the same types. It is remembered in the bundle: engines for several devices share the figure. Raises
     `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
     """
-    here = [name for name in GRAPH_REFEREES if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU"))]
+    able = (F32_REFEREE, *GRAPH_REFEREES) if target.precision == "f32" else GRAPH_REFEREES
+    here = [name for name in able if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU"))]
     if not here:
         raise RuntimeMissing(
             f"{target.device} isn't here, so {part} has to be proved on the CPU, in its own types. That takes "
@@ -71,10 +75,11 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
             return Parity.model_validate_json(kept.read_bytes())
         on_cpu = replace(target, runtime=here[0], device="CPU", options={}, shape=shape)
         half = target.precision == "f16"
+        opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
         graph = bundle.graph(part)
         with (
             tempfile.TemporaryDirectory(prefix=".graph-", dir=bundle.engines) as scratch,
-            lowered(graph, kept.stem, adapter.newest_opset, shape, half=half, folded=not adapter.infers_shapes) as path,
+            lowered(graph, kept.stem, opset, shape, half=half, folded=not adapter.infers_shapes) as path,
         ):
             adapter.compile(Job(bundle, part, path, on_cpu), Path(scratch), quiet)
             engine = adapter.load(Path(scratch), on_cpu)
