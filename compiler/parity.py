@@ -54,8 +54,8 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
     """Run what an absent device's engine computes on the CPU, in its own types, and compare each output.
 
     At the oldest opset that a referee takes: what the engine's graph has as one operator (attention, group norm) may be
-    several here, in the same types. It is remembered in the bundle: engines for several devices share the figure. Raises
-    `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
+    several here, in the same types. It is remembered in the bundle: engines for several devices share the figure.
+    Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
     """
     able = (F32_REFEREE, *GRAPH_REFEREES) if target.precision == "f32" else GRAPH_REFEREES
     here = [name for name in able if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU"))]
