@@ -21,7 +21,7 @@ check: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; say PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
-	@echo "Installing into $(VENV): about 2.7 GB, a few minutes the first time."
+	@echo "Installing into $(VENV): about 2.9 GB, a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/latentc

@@ -184,13 +184,16 @@ def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_js
             row["hit"] = not isinstance(outcome, Miss)
             if isinstance(outcome, Miss):
                 row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
+            else:
+                row["compared"] = outcome.parity.graph_run_by is None
             rows.append(row)
     if as_json:
         emit(rows)
         return
     for row in rows:
         if row["hit"]:
-            typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}")
+            said = "" if row["compared"] else ", and wasn't compared on its device yet"
+            typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}{said}")
         elif row["nearest"] is None:
             typer.echo(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")
         else:

@@ -4,7 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from latentc.compiler.build import _check_floor, build
+from latentc.cli import show
+from latentc.compiler.build import _check_floor, build, why
 from latentc.compiler.cache import find, reprove
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
@@ -178,11 +179,13 @@ def test_a_graph_that_overflows_in_f16_is_seen_to(own_bundle, perturb):
         _check_floor(profile, want, parity.psnr_db)
 
 
-def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle):
+def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle, capsys):
     """As if the CPU hadn't been there when it was built."""
     opened, profile = own_bundle("sd1"), load_profile("cpu-onnxruntime")
     first = build(opened, profile).engines[0].artifact
     reprove(opened, first, first.parity.model_copy(update={"graph_run_by": "iree 1 CPU", "psnr_db": 40.0}))
+    show.why([(profile, why(opened, profile))], as_json=False)
+    assert capsys.readouterr().out.count("and wasn't compared on its device yet") == 1
     with pytest.raises(BundleError, match="it compiles nothing again"):
         Pipeline.open(opened, profile)
     again = build(opened, profile)
