@@ -90,7 +90,7 @@ def build(
     try:
         with shown(quiet or as_json) as tell:
             for one in chosen:
-                builds.append(run_build(opened, one, tell, force=force, like=other))  # noqa: PERF401 (kept if one fails)
+                builds += [run_build(opened, one, tell, force=force, like=other)]
     except LatentcError:
         if builds and not as_json:
             show.builds(builds, as_json)
