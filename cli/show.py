@@ -250,10 +250,12 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
     console.print(facts, "")
     found = table(None, "runtime", "", "what it has, or what it lacks")
     for state in states:
-        has = "; ".join(f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items())
-        versions = " ".join(f"{name} {version}" for name, version in state.versions.items())
-        mark = "[green]works[/]" if state.works else "[red]no[/]"
-        found.add_row(state.name, mark, f"{versions}; {has}" if state.works else escape(state.missing or ""))
+        facts = [" ".join(f"{name} {version}" for name, version in state.versions.items())]
+        facts += [f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items()]
+        facts += [f"for other machines: {', '.join(state.builds)}"] if state.builds else []
+        mark = "[green]works[/]" if state.works else "[yellow]builds[/]" if state.builds else "[red]no[/]"
+        has = bool(state.works or state.builds)
+        found.add_row(state.name, mark, escape("; ".join(facts) if has else state.missing or ""))
     console.print(found, "")
     if advised:
         console.print(f"Take --profile {advised.name}: {advised.title}.", markup=False)

@@ -38,7 +38,7 @@ from .cache import (
 from .lower import lowered
 from .parity import measure, measure_graph, measure_step, reference
 from .plan import plan
-from .targets import Wanted, wanted
+from .targets import Wanted, device_here, wanted
 
 STEP_LOSS_DB = 10.0
 """How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share."""
@@ -124,7 +124,7 @@ def _build_one(
     bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, like: Bundle | None, on_progress: Progress
 ) -> Built:
     here = adapter.missing(profile.device) is None
-    if (artifact := find(bundle, want.part, want.key)) and not (here and artifact.parity.graph_run_by):
+    if (artifact := find(bundle, want.part, want.key)) and not (here and _uncompared(adapter, artifact)):
         _check_floor(profile, want, artifact.parity.psnr_db)
         return Built(artifact, "there")
     name = folder_name(want.part, want.key)
@@ -137,7 +137,7 @@ def _build_one(
                 on_progress(f"{want.part}: take", None)
                 take(bundle, like, theirs)
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
-            if here and artifact.parity.graph_run_by:
+            if here and _uncompared(adapter, artifact):
                 on_progress(f"{want.part}: compare", None)
                 verify_files(bundle, [f"reference/{want.part}.npz"])
                 artifact = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
@@ -183,9 +183,18 @@ def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> 
     """Load an engine, and hold it against the reference."""
     engine = adapter.load(artifact, want.target)
     try:
-        return measure(engine, reference(bundle, want.part, want.target.shape))
+        parity = measure(engine, reference(bundle, want.part, want.target.shape))
     finally:
         engine.close()
+    return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
+
+
+def _uncompared(adapter: Runtime, artifact: Artifact) -> str | None:
+    """What its figures come from, where that isn't itself on the device that is here."""
+    if artifact.parity.graph_run_by:
+        return "was built on a machine without its device"
+    run_by, here = artifact.parity.compared_on, device_here(adapter, artifact.fields["device"]["name"])
+    return f"was compared on {run_by}, and this is {here}" if run_by != here else None
 
 
 def _clear(bundle: Bundle, name: str) -> None:
@@ -297,11 +306,11 @@ class Engines:
         """
         found = [self._artifact(want) for want in self._wanted]
         for want, artifact in zip(self._wanted, found, strict=True):
-            if artifact.parity.graph_run_by:
+            if reason := _uncompared(self._adapter, artifact):
                 raise BundleError(
-                    f"{want.part} was built for profile {self.profile.name} on a machine without its device, and its "
-                    f"engine was never compared with the reference. Run here: latentc build {self.bundle.folder} "
-                    f"--profile {self.profile.name}   (it compiles nothing again)"
+                    f"{want.part} for profile {self.profile.name} {reason}: its engine was never compared with the "
+                    f"reference here. Run: latentc build {self.bundle.folder} --profile {self.profile.name}   (it "
+                    "compiles nothing again)"
                 )
             _check_floor(self.profile, want, artifact.parity.psnr_db)
         figure = read_step(self.bundle, step_key(found))

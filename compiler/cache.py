@@ -46,6 +46,8 @@ class Parity(Record):
     """Who made the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
     graph_run_by: str | None = None
     """The engine's device wasn't here: this is the parity of its graph, run on the CPU by this runtime."""
+    compared_on: str | None = None
+    """Of the devices that the engine is for, the one that ran it; None where it is for one."""
 
 
 class Artifact(Record):
@@ -239,8 +241,11 @@ def _differences(has: dict[str, object], wants: dict[str, object]) -> dict[str, 
 
 
 def step_key(artifacts: list[Artifact]) -> str:
-    """Digest of a set of engines that draw together, as they are: two builds of one key may differ."""
-    told = [[one.key, {name: info.sha256 for name, info in one.files.items()}] for one in artifacts]
+    """Digest of a set of engines that draw together, as they are and where: two builds of one key may differ."""
+    told = [
+        [one.key, {name: info.sha256 for name, info in one.files.items()}, *filter(None, [one.parity.compared_on])]
+        for one in artifacts
+    ]
     return sha256_json(told)[:KEY_LENGTH]
 
 

@@ -12,6 +12,7 @@ from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
+from ..runtimes.base import TOGETHER
 from .cache import Fields, key_of
 from .lower import LOWERING_VERSION
 
@@ -92,6 +93,12 @@ def targets(
             about = (profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape)
             asked.append((name, Target(*about)))
     return asked
+
+
+def device_here(adapter: Runtime, device: str) -> str | None:
+    """Of the devices that one engine is for, the first that is here; None where there is none, or it is for one."""
+    each = device.split(TOGETHER)
+    return next((one for one in each if adapter.missing(one) is None), None) if len(each) > 1 else None
 
 
 def _check_parts(profile: Profile) -> None:

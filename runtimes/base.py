@@ -17,6 +17,9 @@ from ..core.tensors import Array, Precision
 MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
 
+TOGETHER = "+"
+"""In a device's name: between those that one engine is for."""
+
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 Option = bool | int | float | str
 

@@ -22,14 +22,17 @@ class RuntimeState:
     """On one device at least."""
     versions: dict[str, str]
     devices: dict[str, tuple[Precision, ...]]
-    """Each device, and what it computes in."""
+    """Each device that is here, and what it computes in."""
+    builds: tuple[str, ...]
+    """Devices of shipped profiles that aren't here and that it builds for all the same."""
     missing: str | None
     """Why it doesn't work, and what to install."""
 
 
 def diagnose() -> tuple[RuntimeState, ...]:
     """Try every runtime; none of them makes this fail."""
-    return tuple(_state(name) for name in RUNTIMES)
+    shipped = [load_profile(name) for name in profile_names()]
+    return tuple(_state(name, [one.device for one in shipped if one.runtime == name]) for name in RUNTIMES)
 
 
 def advise(here: Machine) -> Profile | None:
@@ -49,14 +52,17 @@ def _has(profile: Profile, precisions: tuple[Precision, ...]) -> bool:
     return all(any(wish in precisions for wish in wishes) for wishes in profile.precision.values())
 
 
-def _state(name: str) -> RuntimeState:
+def _state(name: str, wanted: list[str]) -> RuntimeState:
     adapter = runtime(name)
     devices = adapter.devices()
-    if not devices:
-        reason = adapter.missing(DEFAULT_DEVICE) or "It finds no device here."
-        return RuntimeState(name, works=False, versions={}, devices={}, missing=reason)
+    absent = [device for device in dict.fromkeys(wanted) if adapter.missing(device)]
+    builds = tuple(device for device in absent if adapter.unbuildable(device) is None)
     try:
-        precisions = {device: adapter.precisions(device) for device in devices}
-        return RuntimeState(name, works=True, versions=adapter.versions(), devices=precisions, missing=None)
+        if devices or builds:
+            precisions = {device: adapter.precisions(device) for device in devices}
+            missing = None if devices else adapter.missing(builds[0])
+            return RuntimeState(name, bool(devices), adapter.versions(), precisions, builds, missing)
+        missing = adapter.missing(wanted[0] if wanted else DEFAULT_DEVICE) or "It finds no device here."
     except LatentcError as exc:
-        return RuntimeState(name, works=False, versions={}, devices={}, missing=str(exc))
+        missing = str(exc)
+    return RuntimeState(name, works=False, versions={}, devices={}, builds=(), missing=missing)

@@ -1,7 +1,8 @@
 """TensorRT and TensorRT for RTX: two libraries with one interface, nearly.
 
-TensorRT for RTX builds engines for NVIDIA GPUs of other machines, and runs them where one is here. TensorRT builds for
-the GPU it is on, and times its kernels there; what it timed is kept in the bundle, `engines/.timing`.
+TensorRT for RTX builds engines for NVIDIA GPUs of other machines, and runs them where one is here. One engine can be
+for several: `sm86+sm89`, no larger than for one. TensorRT builds for the GPU it is on, and times its kernels there;
+what it timed is kept in the bundle, `engines/.timing`.
 
 An artifact is `engine.plan`, and `memory.json`, what the builder says it will hold on the device. Networks are strongly
 typed: precision is what the graph says. Free sizes get one optimization profile, of the ranges in `ranges.py`.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,7 +27,7 @@ from ..core.files import write_bytes
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Precision
-from .base import MEMORY, Costs, Engine, Job, Option, Target
+from .base import MEMORY, TOGETHER, Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
@@ -58,8 +59,14 @@ OPTIONS: dict[str, range | type[bool]] = {
 """
 
 ATTENTION = "IAttentionInputLayer"
-NO_SUCH_TYPE = "HW-specific datatypes"
-"""What the builder says of a graph with FP8 for a GPU before Ada."""
+ADVICE = {
+    "HW-specific datatypes": "That GPU doesn't have the type: build for a newer one, or write the graph without it.",
+    "FP32 GEMM is not supported": "GPUs before Ampere (sm75) multiply no f32 matrices through it: f16 for this part.",
+}
+"""What to do about what the builder says: of FP8 for a GPU before Ada, of f32 for Turing."""
+
+TRY = "Try opset = 18, or f32 for this part."
+
 TOLD = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
@@ -149,15 +156,16 @@ class TensorRT:
         return tuple(device for device in self._is.capabilities if self.missing(device) is None)
 
     def missing(self, device: str) -> str | None:
-        """The library that isn't installed, an unknown device, or one that isn't here."""
+        """The library that isn't installed, an unknown device, or one that isn't here; of several one is enough."""
         if reason := self._unfit(device):
             return reason
+        wanted = " or ".join(device.split(TOGETHER))
         try:
             has = capabilities()
         except RuntimeMissing as exc:
-            return f"There is no GPU of {device} here, or no driver for it: {exc}"
-        if device not in has:
-            return f"There is no GPU of {device} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
+            return f"There is no GPU of {wanted} here, or no driver for it: {exc}"
+        if not _chosen(device, has):
+            return f"There is no GPU of {wanted} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
         return None
 
     def unbuildable(self, device: str) -> str | None:
@@ -169,10 +177,14 @@ class TensorRT:
             _library(self._is.module)
         except Exception as exc:  # without what it is linked with, it raises whatever it likes
             return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
-        if device not in self._is.capabilities:
-            also = ", and builds for them anywhere" if self._is.abroad else ""
+        if not self._is_known(device):
+            also = ", and builds for them anywhere, also for several at once, as sm86+sm89" if self._is.abroad else ""
             return f"{self._is.title} runs on NVIDIA's {', '.join(self._is.capabilities)}{also}."
         return None
+
+    def _is_known(self, device: str) -> bool:
+        each = device.split(TOGETHER)
+        return set(each) <= set(self._is.capabilities) and len(each) == (len(set(each)) if self._is.abroad else 1)
 
     def versions(self) -> dict[str, str]:
         """Of the library."""
@@ -185,7 +197,7 @@ class TensorRT:
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
-        return PRECISIONS if device in self._is.capabilities else ()
+        return PRECISIONS if self._is_known(device) else ()
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless each call is to launch a captured one: that has one size."""
@@ -218,9 +230,7 @@ class TensorRT:
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
         with ExitStack() as stack:
-            stack.enter_context(
-                border(CompileError, f"TensorRT can't build {job.part}", "Try opset = 18, or f32 for this part.")
-            )
+            stack.enter_context(border(CompileError, f"TensorRT can't build {job.part}", TRY))
             if not self._is.abroad:  # the GPU whose context is current is the one that kernels are timed on
                 stack.callback(open_driver(target.device).close)
             builder = trt.Builder(log)
@@ -237,15 +247,15 @@ class TensorRT:
                 config.add_optimization_profile(_ranges(builder, job))
             config.progress_monitor = _monitor(trt, job.part, on_progress)
             if self._is.abroad:
-                config.num_compute_capabilities = 1
-                config.set_compute_capability(getattr(trt.ComputeCapability, target.device.upper()), 0)
+                each = target.device.split(TOGETHER)
+                config.num_compute_capabilities = len(each)
+                for place, capability in enumerate(each):
+                    config.set_compute_capability(getattr(trt.ComputeCapability, capability.upper()), place)
                 plan = builder.build_serialized_network(network, config)
             else:
                 plan = self._build_here(job, builder, network, config)
             if plan is None:
-                advice = "Try opset = 18, or f32 for this part."
-                if NO_SUCH_TYPE in log.worst:
-                    advice = "That GPU doesn't have the type: build for a newer one, or write the graph without it."
+                advice = next((do for said, do in ADVICE.items() if said in log.worst), TRY)
                 raise CompileError(
                     f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. {advice}"
                 )
@@ -277,7 +287,7 @@ class TensorRT:
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
-            target,
+            replace(target, device=_chosen(target.device, capabilities())),
             graphed=bool(target.options.get(GRAPH)),
             streamed=None if budget is None else int(budget) << 20,
         )
@@ -292,6 +302,11 @@ class TensorRT:
         except CompileError as exc:
             return str(exc)
         return None
+
+
+def _chosen(device: str, has: Sequence[str]) -> str:
+    """Of the capabilities that an engine is for, the first that is here; none: empty."""
+    return next((one for one in device.split(TOGETHER) if one in has), "")
 
 
 def _network_flags(trt: Any) -> int:

@@ -104,9 +104,12 @@ def test_doctor_and_profiles():
 
 
 def test_what_to_install_is_printed_whole(capsys):
-    state = RuntimeState("x", works=False, versions={}, devices={}, missing='pip install ".[openvino]"')
-    show.doctor(machine(), [state], None, as_json=False)
-    assert '".[openvino]"' in capsys.readouterr().out
+    lacks = RuntimeState("x", works=False, versions={}, devices={}, builds=(), missing='pip install ".[openvino]"')
+    abroad = RuntimeState("y", False, {"y": "1.2"}, {}, ("sm86", "sm89"), "There is no GPU here.")
+    show.doctor(machine(), [lacks, abroad], None, as_json=False)
+    told = capsys.readouterr().out
+    assert '".[openvino]"' in told
+    assert "builds  y 1.2; for other machines: sm86, sm89" in told
 
 
 def test_new_checkpoint_and_export(tmp_path):

@@ -19,6 +19,7 @@ from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeM
 from latentc.core.files import sha256
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
+from latentc.runtimes.null import Null
 
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
@@ -42,6 +43,24 @@ def test_a_second_build_finds_everything(own_bundle):
     assert sorted(path.name for path in opened.engines.iterdir() if path.is_dir()) == sorted(
         [".locks", *(one.artifact.name for one in first.engines)]
     )
+
+
+def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypatch):
+    here = ["left"]
+    absent = lambda _, device: None if set(device.split("+")) & set(here) else f"There is no {device} here."  # noqa: E731
+    monkeypatch.setattr(Null, "missing", absent)
+    opened, profile = own_bundle(), of(NULL, device="right+left")
+    first = build(opened, profile)
+    assert {one.artifact.parity.compared_on for one in first.engines} == {"left"}
+    load(opened, profile).close()
+    here[:] = ["right"]
+    with pytest.raises(BundleError, match="was compared on left, and this is right.*compiles nothing again"):
+        load(opened, profile)
+    again = build(opened, profile)
+    assert all(one.hit for one in again.engines)
+    assert {one.artifact.parity.compared_on for one in again.engines} == {"right"}
+    load(opened, profile).close()
+    assert len(list(opened.engines.glob("step-*.json"))) == 2, "the whole step was compared on both"
 
 
 def test_what_two_artifacts_have_alike_is_on_disk_once(own_bundle, monkeypatch):

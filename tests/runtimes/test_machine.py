@@ -155,7 +155,11 @@ def test_every_runtime_is_diagnosed():
     for state in states:
         assert isinstance(state, RuntimeState)
         assert state.works == bool(state.devices) == (state.missing is None)
+        assert not set(state.builds) & set(state.devices)
+        assert bool(state.versions) == bool(state.devices or state.builds)
     assert states[-1].works
+    rtx = next(state for state in states if state.name == "tensorrt-rtx")
+    assert rtx.works or ("sm89" in rtx.builds) == (runtime("tensorrt-rtx").unbuildable("sm89") is None)
 
 
 def test_the_profile_that_pays_is_advised(monkeypatch):

@@ -55,6 +55,47 @@ def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
 
 
 @installed
+def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch):
+    sizes = []
+    for device in ("sm89", "sm86+sm89+sm120"):
+        out = tmp_path / device
+        out.mkdir()
+        case.adapter.compile(
+            Job(case.bundle, "unet", case.bundle.graph("unet"), replace(case.target, device=device)), out, quiet
+        )
+        sizes.append((out / "engine.plan").stat().st_size)
+    assert sizes[1] < 1.2 * sizes[0]
+    assert case.adapter.precisions("sm86+sm89") == case.adapter.precisions("sm89")
+    assert "for several at once" in case.adapter.unbuildable("sm86+sm90")
+    assert case.adapter.unbuildable("sm86+sm86") is not None
+    monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
+    assert case.adapter.missing("sm86+sm89") is None
+    assert case.adapter.missing("sm86+sm120").startswith("There is no GPU of sm86 or sm120 here")
+    opened = []
+    monkeypatch.setattr("latentc.runtimes.trt.Plan", lambda *args, **_: opened.append(args[3].device) or Opened())
+    case.adapter.load(out, replace(case.target, device="sm86+sm89+sm120")).close()
+    assert opened == ["sm89"], "the one that is here"
+
+
+class Opened:
+    """Stands for a plan on a GPU."""
+
+    def call(self, feeds, sizes):
+        raise AssertionError
+
+    def release(self):
+        pass
+
+
+@installed
+def test_turing_is_told_to_take_f16(case, tmp_path):
+    with pytest.raises(CompileError, match=r"FP32 GEMM is not supported.*: f16 for this part"):
+        case.adapter.compile(
+            Job(case.bundle, "unet", case.bundle.graph("unet"), replace(case.target, device="sm75")), tmp_path, quiet
+        )
+
+
+@installed
 def test_a_static_plan_and_a_broken_graph(case, tmp_path):
     case.static(tmp_path / "out", case.feeds())
     assert (tmp_path / "out" / "engine.plan").exists()
