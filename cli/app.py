@@ -69,7 +69,8 @@ def build(
     like: Annotated[
         Path | None,
         typer.Option(
-            help="Built bundle of a kindred checkpoint: engines of parts that are the same are taken from it."
+            help="Built bundle of a kindred checkpoint: engines of parts that are the same are taken from it; "
+            "TensorRT's of other parts, built with refit = true, are given these weights."
         ),
     ] = None,
     quiet: Quiet = False,

@@ -137,7 +137,10 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
                     "profile": build.profile,
                     "seconds": round(build.seconds, 3),
                     "step_psnr_db": build.step_psnr_db,
-                    "engines": [{"hit": one.hit, "how": one.how, **one.artifact.model_dump()} for one in build.engines],
+                    "engines": [
+                        {"hit": one.hit, "how": one.how, "note": one.note, **one.artifact.model_dump()}
+                        for one in build.engines
+                    ],
                 }
                 for build in done
             ]
@@ -145,7 +148,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         return
     console = Console()
     for build in done:
-        fresh = sum(one.how == "compiled" for one in build.engines)
+        fresh = sum(one.how in ("compiled", "refitted") for one in build.engines)
         taken = sum(one.how == "taken" for one in build.engines)
         if build.step_psnr_db is not None:
             step = f"The whole step agrees to {build.step_psnr_db:.1f} dB."
@@ -162,10 +165,14 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         )
         for one in build.engines:
             artifact = one.artifact
-            when = f"{artifact.seconds:.1f} s" if one.how == "compiled" else one.how
+            when = one.how if one.how in ("there", "taken") else f"{artifact.seconds:.1f} s"
+            when += ", refitted" if one.how == "refitted" else ""
             figure = _parity(artifact)
             made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
         console.print(made)
+        for one in build.engines:
+            if one.note:
+                console.print(f"{one.artifact.part} was compiled, not refitted: {one.note}", markup=False)
 
 
 def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_json: bool) -> None:

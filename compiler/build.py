@@ -18,7 +18,7 @@ from ..core.errors import BundleError, CompileError, ParityError, RuntimeMissing
 from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
-from ..runtimes import Engine, Job, Runtime
+from ..runtimes import Engine, Job, Refits, Runtime
 from .cache import (
     Artifact,
     Miss,
@@ -26,6 +26,7 @@ from .cache import (
     explain,
     find,
     folder_name,
+    kindred,
     locked,
     read_step,
     reprove,
@@ -44,7 +45,7 @@ STEP_LOSS_DB = 10.0
 """How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share."""
 
 
-How = Literal["there", "taken", "compiled"]
+How = Literal["there", "taken", "refitted", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Built:
 
     artifact: Artifact
     how: How
-    """It was there already, taken from another bundle, or compiled."""
+    """It was there already, taken from another bundle, another's with these weights, or compiled."""
+    note: str | None = None
+    """Why another's wasn't given these weights, where that was tried."""
 
     @property
     def hit(self) -> bool:
@@ -81,7 +84,8 @@ def build(
     The same build on the device then compares the engines, without compiling them again.
 
     `like` is another bundle, as of the checkpoint that this one was tuned from: its engines of parts that are the same
-    are taken, with what they were found to agree to.
+    are taken, with what they were found to agree to; those of parts that differ by their weights alone are given these,
+    where runtime and options can do that, and compared as any other.
 
     Raises `CompileError` where engines that aren't there yet won't fit by plan, unless `force`d; `ParityError` naming
     part and figure where an engine is below the profile's floor: nothing of it is kept, but for one that was built
@@ -152,6 +156,12 @@ def _build_one(
             _check_floor(profile, want, parity.psnr_db)
         else:
             reference(bundle, want.part, want.target.shape)
+        note: str | None = None
+        if like and here and (other := _kindred(adapter, want, like)):
+            try:
+                return Built(_refit(bundle, profile, adapter, want, verify(like, other), on_progress), "refitted")
+            except (CompileError, ParityError) as exc:
+                note = str(exc)
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
             on_progress(f"{want.part}: compile", None)
@@ -164,7 +174,30 @@ def _build_one(
                 _check_floor(profile, want, parity.psnr_db)
             artifact = seal(fresh, want.part, want.fields, parity, seconds)
             share(bundle, fresh, artifact.files)
-    return Built(artifact, "compiled")
+    return Built(artifact, "compiled", note)
+
+
+def _kindred(adapter: Runtime, want: Wanted, like: Bundle) -> Artifact | None:
+    """Another bundle's engine that can be given this part's weights."""
+    able = isinstance(adapter, Refits) and adapter.refits(want.target.options)
+    return kindred(like, want.part, want.fields) if able else None
+
+
+def _refit(
+    bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, other: Path, on_progress: Progress
+) -> Artifact:
+    """An engine of another's plan and this part's weights, held to the floor as any other."""
+    assert isinstance(adapter, Refits)
+    with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:
+        start = time.perf_counter()
+        on_progress(f"{want.part}: refit", None)
+        with _lowered(bundle, profile, adapter, want) as path:
+            adapter.refit(Job(bundle, want.part, path, want.target), other, fresh)
+        seconds = time.perf_counter() - start
+        on_progress(f"{want.part}: compare", None)
+        parity = _compare(bundle, adapter, want, fresh)
+        _check_floor(profile, want, parity.psnr_db)
+        return seal(fresh, want.part, want.fields, parity, seconds)
 
 
 @contextmanager

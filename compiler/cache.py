@@ -31,6 +31,8 @@ SHARED_BYTES = 1 << 20
 """Smaller files are copied: looking whether another artifact has them takes longer."""
 
 KEY_LENGTH = 16
+DIGEST = "part digest"
+"""The field of a part's graph and weights."""
 
 Fields = dict[str, Any]
 
@@ -153,6 +155,12 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
         with suppress(OSError):
             os.link(other, linked)
             linked.replace(folder / name)
+
+
+def kindred(bundle: Bundle, part: str, fields: Fields) -> Artifact | None:
+    """The artifact that differs from these fields by its part's digest alone."""
+    alike = (one for one in artifacts(bundle) if one.part == part and {**one.fields, DIGEST: fields[DIGEST]} == fields)
+    return next(alike, None)
 
 
 def _is_cache(name: str) -> bool:

@@ -13,7 +13,7 @@ from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
 from ..runtimes.base import TOGETHER
-from .cache import Fields, key_of
+from .cache import DIGEST, Fields, key_of
 from .lower import LOWERING_VERSION
 
 PROMPT_LENGTH = 77
@@ -51,7 +51,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     for name, target in asked:
         fields: Fields = {
             "part": name,
-            "part digest": bundle.part(name).digest,
+            DIGEST: bundle.part(name).digest,
             "runtime": profile.runtime,
             "adapter": adapter.revision,
             "versions": versions,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..core.bundle import Bundle, TensorInfo
 from ..core.progress import Progress
@@ -160,4 +160,20 @@ class Runtime(Protocol):
 
     def load(self, artifact: Path, target: Target) -> Engine:
         """Load what `compile` left. Raises `RuntimeMissing` or `CompileError`; never falls back in silence."""
+        ...
+
+
+@runtime_checkable
+class Refits(Protocol):
+    """An adapter that can also put other weights into an artifact of the same graph."""
+
+    def refits(self, options: Mapping[str, Option]) -> bool:
+        """Whether what is built with these options can be refitted."""
+        ...
+
+    def refit(self, job: Job, other: Path, out: Path) -> None:
+        """Leave in the empty folder `out` what `compile` would, from another artifact and the job's weights.
+
+        Raises `CompileError` where the graphs differ in more than weights, and `RuntimeMissing`.
+        """
         ...

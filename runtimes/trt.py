@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -34,28 +35,32 @@ from .host import HostEngine
 from .ranges import bounds
 from .stamp import check_stamp, write_stamp
 from .trt_plan import Plan
+from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
 TIMING = ".timing"
 """Folder beside the artifacts: what was timed, by GPU and version."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
-LEVEL, STREAMED, WORKSPACE, GRAPH = (
+LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "builder_optimization_level",
     "weight_streaming_budget_mb",
     "workspace_mb",
     "cuda_graph",
+    "refit",
 )
 OPTIONS: dict[str, range | type[bool]] = {
     LEVEL: range(6),
     STREAMED: range(1 << 30),
     WORKSPACE: range(1, 1 << 30),
     GRAPH: bool,
+    REFIT: bool,
 }
 """Options, and the values that they take.
 
 `weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and says how much of them may be;
-`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole.
+`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole;
+`refit` builds a plan that takes other weights of the same graph, which only TensorRT itself does.
 """
 
 ATTENTION = "IAttentionInputLayer"
@@ -211,9 +216,10 @@ class TensorRT:
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`OPTIONS`."""
+        known = [name for name in OPTIONS if name != REFIT or not self._is.abroad]  # RTX's flag for it wants the GPU
         for name, value in options.items():
-            if name not in OPTIONS:
-                raise ProfileError(f"{self._is.title} has no option {name!r} here. {suggest(name, list(OPTIONS))}")
+            if name not in known:
+                raise ProfileError(f"{self._is.title} has no option {name!r} here. {suggest(name, known)}")
             values = OPTIONS[name]
             if isinstance(values, range):
                 fits, wanted = type(value) is int and value in values, f"a whole number, {values[0]} to {values[-1]}"
@@ -260,6 +266,8 @@ class TensorRT:
                     f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. {advice}"
                 )
             (out / PLAN).write_bytes(plan)
+        if self.refits(target.options):
+            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
         write_stamp(out, job, self.versions(), self.device(target.device))
 
@@ -276,6 +284,29 @@ class TensorRT:
             kept.parent.mkdir(exist_ok=True)
             write_bytes(kept, bytes(config.get_timing_cache().serialize()))
         return plan
+
+    def refits(self, options: Mapping[str, Option]) -> bool:
+        """What was built with `refit`."""
+        return bool(options.get(REFIT))
+
+    def refit(self, job: Job, other: Path, out: Path) -> None:
+        """On the GPU; nothing is timed again."""
+        device = job.target.device
+        if reason := self.missing(device):
+            raise RuntimeMissing(reason)
+        versions, gpu = self.versions(), self.device(device)
+        check_stamp(other, job.target, versions, gpu)
+        trt, log = _library(self._is.module), _logger(self._is.module)
+        log.clear()
+        with ExitStack() as stack:
+            stack.enter_context(border(CompileError, f"TensorRT can't refit {job.part}", "Build it without --like."))
+            if (other / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != without_weights(job.graph):
+                raise CompileError(f"The graph of {job.part} differs from that of {other} in more than its weights.")
+            stack.callback(open_driver(device).close)
+            (out / PLAN).write_bytes(refitted(trt, log, (other / PLAN).read_bytes(), job.graph))
+        for name in (WITHOUT_WEIGHTS, MEMORY):
+            shutil.copyfile(other / name, out / name)
+        write_stamp(out, job, versions, gpu)
 
     def load(self, artifact: Path, target: Target) -> Engine:
         """Bring the plan onto the GPU."""

@@ -10,16 +10,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from latentc.cli import show
 from latentc.compiler.build import Engines, build, load, why
 from latentc.compiler.cache import Miss, artifacts, check_whole, verify
-from latentc.compiler.parity import measure_step
+from latentc.compiler.parity import measure, measure_step
 from latentc.compiler.targets import wanted
 from latentc.core.bundle import FileInfo, digest, open_bundle
-from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
 from latentc.runtimes.null import Null
+from latentc.runtimes.onnxruntime import ONNXRuntime
 
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
@@ -175,6 +177,57 @@ def test_what_is_not_compiled_from_the_graph_is_not_taken(own_bundle):
     other = copied(opened, "other")
     build(opened, NULL)
     assert {one.how for one in build(other, NULL, like=opened).engines} == {"compiled"}
+
+
+def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manifest, monkeypatch, capsys):
+    opened = own_bundle()
+    tuned = new_unet(copied(opened, "tuned"), edit_manifest)
+    unet = next(one.artifact for one in build(opened, ONNXRUNTIME).engines if one.artifact.part == "unet")
+    asked = []
+
+    def refit(self, job, other, out):
+        asked.append((job.part, other))
+        self.compile(job, out, lambda *_: None)
+
+    monkeypatch.setattr(ONNXRuntime, "refits", lambda _, options: options == {}, raising=False)
+    monkeypatch.setattr(ONNXRuntime, "refit", refit, raising=False)
+    found = build(tuned, ONNXRUNTIME, like=opened)
+    assert [one.how for one in found.engines] == ["taken", "refitted", "taken", "taken"]
+    assert asked == [("unet", opened.engines / unet.name)]
+    show.builds([found], as_json=False)
+    assert ", refitted" in capsys.readouterr().out
+    load(tuned, ONNXRUNTIME).close()
+    for other in (static(ONNXRUNTIME, "64x64"), of(ONNXRUNTIME, options={"intra_op_num_threads": 1})):
+        assert "refitted" not in {one.how for one in build(tuned, other, like=opened).engines}
+    assert len(asked) == 1, "one of another shape or with other options isn't refitted"
+
+
+@pytest.mark.parametrize("fault", ["refused", "wrong"])
+def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_manifest, monkeypatch, capsys, fault):
+    opened = own_bundle()
+    tuned = new_unet(copied(opened, "tuned"), edit_manifest)
+    build(opened, ONNXRUNTIME)
+
+    def refit(self, job, other, out):
+        if fault == "refused":
+            raise CompileError("The graph of unet differs.")
+        self.compile(job, out, lambda *_: None)
+        monkeypatch.setattr("latentc.compiler.build.measure", wrong)
+
+    def wrong(*asked):
+        monkeypatch.setattr("latentc.compiler.build.measure", measure)
+        return measure(*asked).model_copy(update={"psnr_db": 12.0})
+
+    monkeypatch.setattr(ONNXRuntime, "refits", lambda *_: True, raising=False)
+    monkeypatch.setattr(ONNXRuntime, "refit", refit, raising=False)
+    found = build(tuned, ONNXRUNTIME, like=opened)
+    unet = next(one for one in found.engines if one.artifact.part == "unet")
+    assert unet.how == "compiled"
+    assert ("differs" if fault == "refused" else "to 12.0 dB") in unet.note
+    assert unet.artifact.parity.psnr_db > 60
+    show.builds([found], as_json=False)
+    assert "unet was compiled, not refitted: " in capsys.readouterr().out
+    load(tuned, ONNXRUNTIME).close()
 
 
 def test_an_artifact_that_names_files_elsewhere_is_none(own_bundle):

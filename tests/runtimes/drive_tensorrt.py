@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from onnx import helper
 
 from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError
@@ -28,6 +29,7 @@ SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((?P<takes>.*)\) -> (?P<gives>.+)$|^\((
 ANSWERS = {
     "Builder.build_serialized_network": b"plan",
     "ITimingCache.serialize": b"timed",
+    "ICudaEngine.serialize_with_config": b"other plan",
     "INetworkDefinition.num_layers": 1,
     "ICudaEngine.streamable_weights_size": 1 << 30,
     "ICudaEngine.weight_streaming_budget_v2": 100 << 20,
@@ -67,7 +69,7 @@ class Module:
 
     def __getattr__(self, name):
         found = getattr(bindings, name)
-        if name in ("Builder", "OnnxParser", "Runtime"):
+        if name in ("Builder", "OnnxParser", "OnnxParserRefitter", "Refitter", "Runtime"):
             used.add(name)
             return lambda *args: _call(name, found.__init__.__doc__, [Stand(found), *args], {}, Stand(found))
         used.add(name)
@@ -161,6 +163,18 @@ class Driver:
         return lambda *_: self.said.append(name)
 
 
+def graph_of(value, *, side=4):
+    """An ONNX graph with one weight, a number that is none, and a size."""
+    tensors = [helper.make_tensor("weight", 1, [side], [value] * side), helper.make_tensor("sides", 7, [1], [side])]
+    sample = helper.make_tensor_value_info("sample", 1, ["n"])
+    nodes = [
+        helper.make_node("Add", ["sample", "weight"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "sides"], ["out"]),
+    ]
+    out = helper.make_tensor_value_info("out", 1, [side])
+    return helper.make_model(helper.make_graph(nodes, "one", [sample], [out], tensors)).SerializeToString()
+
+
 def drive(folder):
     adapter, driver = trt.tensorrt(), Driver()
     trt.capabilities = lambda: ["sm90"]
@@ -174,8 +188,10 @@ def drive(folder):
         "workspace_mb": 512,
         "weight_streaming_budget_mb": 100,
         "cuda_graph": True,
+        "refit": True,
     }
     shape = {"sample": (2, 4, 8, 8)}
+    (folder / "graph.onnx").write_bytes(graph_of(1.0))
     adapter.check(options)
     assert adapter.missing("sm90") is None
     for name, static, chosen in (("free", None, {}), ("fixed", shape, options)):
@@ -190,16 +206,32 @@ def drive(folder):
         engine.close()
     assert driver.said.count("launch") == 2, "the fixed engine captured its first call"
     assert driver.said.count("copy_in") == 2, "what was bound was copied in once for each engine"
+    assert adapter.refits(options)
+    assert not adapter.refits({})
+    (folder / "graph.onnx").write_bytes(graph_of(2.0))
+    job = Job(bundle, "unet", folder / "graph.onnx", target)
+    (folder / "refitted").mkdir()
+    adapter.refit(job, made, folder / "refitted")
+    assert (folder / "refitted" / trt.PLAN).read_bytes() == b"other plan"
+    adapter.load(folder / "refitted", target).close()
+    ANSWERS["OnnxParserRefitter.refit_from_file"], ANSWERS["OnnxParserRefitter.num_errors"] = False, 1
+    refused(lambda: adapter.refit(job, made, folder), "wouldn't take the weights: no such node")
+    (folder / "graph.onnx").write_bytes(graph_of(2.0, side=2))
+    refused(lambda: adapter.refit(job, made, folder), "differs from that of .* in more than its weights")
     ANSWERS["OnnxParser.parse_from_file"] = False
-    try:
-        adapter.compile(Job(bundle, "unet", folder / "graph.onnx", target), folder, quiet)
-    except CompileError as refused:
-        assert "can't read unet: no such node" in str(refused)  # noqa: PT017  no pytest here
-    else:
-        raise AssertionError("a graph that can't be read was taken")
+    refused(lambda: adapter.compile(job, folder, quiet), "can't read unet: no such node")
     (cache,) = (folder / ".timing").iterdir()
     assert cache.read_bytes() == b"timed"
     assert "sm90-NVIDIA-H200" in cache.name
+
+
+def refused(call, says):
+    try:
+        call()
+    except CompileError as refusal:
+        assert re.search(says, str(refusal)), refusal  # noqa: PT017  no pytest here
+    else:
+        raise AssertionError(f"it was taken: {says}")
 
 
 if __name__ == "__main__":

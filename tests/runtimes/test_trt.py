@@ -23,6 +23,7 @@ from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
 from latentc.runtimes.trt_plan import ROOMS, Plan
+from latentc.runtimes.trt_refit import without_weights
 
 WHY_NOT = tensorrt_rtx().unbuildable("sm89")
 installed = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -155,6 +156,9 @@ def test_options_and_devices_are_strict(monkeypatch):
             adapter.check({"builder_optimization_level": value})
     with pytest.raises(ProfileError, match="cuda_graph is 1; it must be true or false"):
         adapter.check({"cuda_graph": 1})
+    with pytest.raises(ProfileError, match="no option 'refit'"):
+        adapter.check({"refit": True})
+    tensorrt().check({"refit": True})
     assert adapter.takes_free_sizes("sm89", {})
     assert not adapter.takes_free_sizes("sm89", {"cuda_graph": True})
     with pytest.raises(ProfileError, match="Did you mean 'builder_optimization_level'"):
@@ -165,6 +169,35 @@ def test_options_and_devices_are_strict(monkeypatch):
     assert adapter.missing("sm89") is None
     assert adapter.missing("sm86") == "There is no GPU of sm86 here; NVIDIA GPUs found: sm75, sm89."
     assert adapter.devices() == ("sm75", "sm89")
+
+
+def test_a_graph_without_its_weights(case, tmp_path):
+    graph = case.bundle.graph("unet")
+    model = onnx.load(graph)
+    digests = [without_weights(graph)]
+    for name, change in (
+        ("weights", scale),
+        ("nodes", lambda model: model.graph.node[0].input.append("")),
+        ("sizes", resize),
+    ):
+        other = onnx.ModelProto()
+        other.CopyFrom(model)
+        change(other)
+        onnx.save(other, tmp_path / f"{name}.onnx")
+        digests.append(without_weights(tmp_path / f"{name}.onnx"))
+    assert digests[0] == digests[1], "other weights"
+    assert len(set(digests)) == 3, "another node, another size"
+
+
+def scale(model):
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, tensor.name))
+
+
+def resize(model):
+    whole = next(tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT64)
+    whole.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(whole) + 1, whole.name))
 
 
 BINDINGS = Path(sys.prefix) / "bindings"
@@ -200,6 +233,7 @@ def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, versi
         *("Builder.build_serialized_network", "IOptimizationProfile.set_shape", "IBuilderConfig.set_timing_cache"),
         *("ICudaEngine.weight_streaming_budget_v2", "IExecutionContext.set_device_memory", "ParserError.desc"),
         *("IExecutionContext.execute_async_v3", "IAttention.decomposable", "IBuilderConfig.progress_monitor"),
+        *("Refitter.refit_cuda_engine", "SerializationFlag", "ISerializationConfig.set_flag"),
         "IBuilderConfig.clear_flag",
     }
     assert wanted <= set(told["used"])
