@@ -34,6 +34,7 @@ from ..core.files import write_text
 from ..core.record import Record
 from ..export.export import export
 from ..profiles import Profile, load_profile
+from ..runtimes import runtime
 from ..runtimes.machine import machine
 from .bench import bench
 from .contender import OWN_COST
@@ -125,7 +126,7 @@ def contract(device: str, python: str = sys.executable) -> Callable[[Times], str
             raise RuntimeMissing(f"{python} has no pytest: pip install pytest.")
         lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr[-400:]]
         if " skipped" in lines[-1] and " passed" not in lines[-1]:
-            raise RuntimeMissing(next(line for line in lines if line.startswith("SKIPPED")))
+            raise RuntimeMissing(next(line for line in lines if line.startswith("SKIPPED")).split(": ", 1)[-1])
         if done.returncode:
             raise LatentcError(lines[-1])
         return lines[-1].strip("= ")
@@ -139,6 +140,9 @@ def measured(
     """Rows for `subjects` of a family at full size with random weights, or of `scenes`; each at its own size."""
 
     def tried(times: Times) -> str:
+        reasons = {one.name: runtime(one.runtime).missing(one.device) for one in subjects(1)}
+        if all(reasons.values()):  # before gigabytes are made
+            raise RuntimeMissing(" ".join(dict.fromkeys(filter(None, reasons.values()))))
         bundle = bundle_of(family, times)
         rows: list[Measurement] = []
         for batch in batches:

@@ -16,10 +16,10 @@ from .reading import (
     idle,
     machine_title,
     picture_psnr,
+    ratio_shown,
     rival,
     setting_title,
     shown_name,
-    speedup,
     step_psnr,
 )
 from .records import Measurement
@@ -91,7 +91,7 @@ def _line(row: Measurement, against: Measurement | None, columns: int) -> str:
         "" if idle(row) else figure(picture_psnr(row)),
     ]
     if against is not None:
-        values.insert(1, "" if idle(row) else figure(speedup(row, against), 2))
+        values.insert(1, ratio_shown(row, against))
     return f"| {plain(shown_name(row))} | {' | '.join(values)} |"
 
 

@@ -26,6 +26,7 @@ from .reading import (
     part_psnr,
     percent,
     points,
+    ratio_shown,
     rival,
     seconds_shown,
     setting_title,
@@ -143,7 +144,8 @@ def _gist(section: Section) -> Html:
     said = f" draws in {seconds_shown(whole)}"
     ratio = speedup(fastest, against)
     if against is not None and against is not fastest and ratio is not None:
-        said += f", {figure(ratio, 2)} times as fast as {against.subject.name}"
+        about = "" if fastest.stable and against.stable else "about "
+        said += f", {about}{figure(ratio, 2)} times as fast as {against.subject.name}"
     psnr_db = step_psnr(fastest)
     if psnr_db is not None:
         said += f", one step agreeing with the reference to {figure(psnr_db)} dB"
@@ -184,8 +186,7 @@ def _seconds_table(section: Section) -> Html:
         ("draws", lambda row: str(len(row.draws))),
     ]
     if against is not None:
-        ratio: Column = (f"x {against.subject.name}", lambda row: "" if idle(row) else figure(speedup(row, against), 2))
-        columns.insert(2, ratio)
+        columns.insert(2, (f"x {against.subject.name}", lambda row: ratio_shown(row, against)))
     said = (
         "Medians. ± is half the 95 % interval of the median. Host is all of a draw that is neither text encoder, "
         "denoiser nor decoder. "

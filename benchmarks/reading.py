@@ -190,6 +190,14 @@ def speedup(row: Measurement, against: Measurement | None) -> float | None:
     return theirs.median / mine.median if mine and theirs and mine.median > 0 else None
 
 
+def ratio_shown(row: Measurement, against: Measurement | None) -> str:
+    """`speedup`, marked where either time wasn't stable; empty for what does no work."""
+    ratio = None if idle(row) or against is None else speedup(row, against)
+    if ratio is None or against is None:
+        return ""
+    return figure(ratio, 2) + ("" if row.stable and against.stable else f" {UNSTABLE}")
+
+
 def by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
     """What several subjects have in common, once: each text with the names that it holds for."""
     found: dict[str, dict[str, None]] = {}

@@ -209,7 +209,9 @@ def _likeness(found: Likeness, floor: Likeness) -> dict[str, Any]:
         "forced_psnr_db": found.forced_psnr_db,
         "host_psnr_db": found.host_psnr_db,
         "pictures": {
-            cast("Metric", metric): Figure(median=median, worst=worst, floor=floor.pictures[metric][1])
+            cast("Metric", metric): Figure(
+                median=median, worst=worst, floor=floor.pictures[metric][1] if metric in floor.pictures else None
+            )
             for metric, (median, worst) in found.pictures.items()
         },
         "faults": found.faults,

@@ -65,7 +65,10 @@ def _no_index(folder: Path) -> str:
         return f"{folder} has no model_index.json. For one of its single files, pass {folder / single[0]}."
     if pickled:
         return f"{folder} has no model_index.json, only pickles ({pickled[0]}), which are never opened. {_convert()}"
-    return f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one."
+    return (
+        f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one, a "
+        ".safetensors file, a hub id (owner/name), or scenes, which ships with latentc."
+    )
 
 
 def _convert() -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..benchmarks.bench import bench
 from ..benchmarks.plan import Plan
+from ..benchmarks.reading import idle, step_psnr
 from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -107,11 +108,12 @@ def _figures(row: Measurement) -> list[str]:
         found = row.summary(stage)
         seconds.append(found.median if found else None)
     whole = row.summary("total")
+    psnr_db = None if idle(row) else step_psnr(row)
     return [
         *(_seconds(value) for value in seconds),
         f"{whole.spread:.0%}" if whole else "",
         bytes_shown(row.memory.peak_bytes) if row.memory else "",
-        "" if row.parity is None or row.parity.step_psnr_db is None else f"{row.parity.step_psnr_db:.0f}",
+        "" if psnr_db is None else f"{psnr_db:.0f}",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,27 @@ FLOOR_DB = 60.0
 NEEDED = ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript", "onnxruntime")
 
 
+def installed() -> None:
+    """Raise `RuntimeMissing` where a library that an export needs isn't here: better now than after a download."""
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise _lacking(name, "it isn't installed")
+
+
 def ready() -> None:
-    """Raise `RuntimeMissing` where a library that an export needs isn't here: better now than after minutes."""
+    """Raise `RuntimeMissing` where one of them can't be imported: better now than after minutes."""
     for name in NEEDED:
         try:
             import_module(name)
         except ImportError as exc:
-            raise RuntimeMissing(
-                f"An export traces PyTorch's modules and compares each with ONNX Runtime; {name} can't be imported "
-                f'({exc}). Install what is missing: pip install ".[export,onnxruntime]".'
-            ) from exc
+            raise _lacking(name, str(exc)) from exc
+
+
+def _lacking(name: str, why: str) -> RuntimeMissing:
+    return RuntimeMissing(
+        f"An export traces PyTorch's modules and compares each with ONNX Runtime; {name} can't be imported ({why}). "
+        'Install what is missing: pip install ".[export,onnxruntime]".'
+    )
 
 
 def check(part: str, graph: Path, feeds: Mapping[str, Array], reference: Mapping[str, Array]) -> float:

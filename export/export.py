@@ -17,7 +17,7 @@ from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, di
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256
 from ..core.progress import Progress, quiet
-from .check import check, ready
+from .check import check, installed, ready
 
 if TYPE_CHECKING:
     from .reference import References
@@ -42,10 +42,11 @@ def export(
     Raises `CheckpointError`, `CompileError`, `ParityError` below 60 dB, `RuntimeMissing` without torch,
     `BundleError` where the folder exists or can't be written; then nothing is left.
     """
-    ready()
+    installed()
+    opened = open_checkpoint(checkpoint, revision=revision, prediction=prediction)
+    ready()  # which takes seconds
     from .reference import References
 
-    opened = open_checkpoint(checkpoint, revision=revision, prediction=prediction)
     folder = Path(folder).resolve()
     stored = sum(_bytes(opened, component.name) for component in opened.family.components)
     with fresh_folder(folder, BundleError, stored) as fresh:

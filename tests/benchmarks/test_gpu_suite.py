@@ -136,8 +136,13 @@ def test_measuring_takes_each_subject_and_fails_where_none_works(tmp_path, own_b
     said = gpu_suite.measured(None, steps=1, repeat=1)(times)
     assert said.startswith("1 of 2 rows; rtx-4090: Profile rtx-4090 can't be used here: ")
     assert [row.subject.name for row in read_records(times.output)] == ["null", "cpu-onnxruntime", "rtx-4090"]
-    monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (absent,))
-    with pytest.raises(LatentcError, match="0 of 1 rows; rtx-4090"):
+    strict = load_profile("cpu-onnxruntime").model_copy(update={"name": "strict", "parity_db": {"f32": 500.0}})
+    monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (strict,))
+    with pytest.raises(LatentcError, match="0 of 1 rows; strict"):
+        gpu_suite.measured(None, steps=1, repeat=1)(times)
+    monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (absent, absent))
+    monkeypatch.setattr(gpu_suite, "bundle_of", None)
+    with pytest.raises(RuntimeMissing, match=r"^There is no GPU of sm89 here|isn't installed here"):
         gpu_suite.measured(None, steps=1, repeat=1)(times)
     times.output.write_text("torn\n")
     gpu_suite._write([Trial(name="sd15", outcome="done", seconds=1, said=said)], times.output)

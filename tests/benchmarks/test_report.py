@@ -78,6 +78,8 @@ def test_a_page_holds_everything_and_loads_nothing(measured, tmp_path):
     assert "| diffusers | failed |" in text
     assert "- diffusers failed: It has no weights." in text
     assert "- cpu-shaky ≈ wasn't stable: 2 draws." in text
+    assert "| cpu-shaky ≈ | 6.00 ± 50% | 1.3 ≈ |" in text, "a ratio of what isn't stable is marked too"
+    assert ">1.3 ≈<" in page
 
 
 def test_what_records_say_is_never_markup(measured, tmp_path):
