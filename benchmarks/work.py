@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from ..compiler.flops import count_flops
 from ..compiler.sizes import Shape
 from ..core.bundle import Bundle
 from ..core.shapes import shape_of
 from ..pipelines.denoise import DENOISER
 from ..pipelines.pixels import DECODER
 from ..pipelines.prompt import LENGTH
-from .flops import count_flops
 from .records import Setting, Stage, Work
 
 

@@ -13,7 +13,8 @@ from .show import emit, size, table
 
 LEGEND = (
     "Held: on the device, by the loaded engine, at the model's own size where sizes are free; told: what its builder "
-    "says of that. On disk, and found there. Build: on two cores; took: when it was built."
+    "says of that. On disk, and found there. Build: to compile it, on two cores; took: when it was built. Compare: to "
+    "hold it against the reference, on the CPU where its device isn't here."
 )
 
 
@@ -23,7 +24,7 @@ def show(plans: Sequence[Plan], as_json: bool) -> None:
         emit([_plain(one) for one in plans])
         return
     console = Console(highlight=False)
-    figures = ("held", "told", "on disk", "found", "build", "took")
+    figures = ("held", "told", "on disk", "found", "build", "took", "compare")
     for one in plans:
         rows = table(one.profile, "part", "type", *figures, right=figures)
         for engine in one.engines:
@@ -37,6 +38,7 @@ def show(plans: Sequence[Plan], as_json: bool) -> None:
                 "" if built is None else size(built.bytes),
                 "" if engine.build_seconds is None else f"{engine.build_seconds:.0f} s",
                 "" if built is None else f"{built.seconds:.0f} s",
+                "" if engine.compare_seconds is None else f"{engine.compare_seconds:.0f} s",
             )
         console.print(rows)
         console.print(_summary(one), "", markup=False, sep="\n")

@@ -19,6 +19,7 @@ from ..core.files import fresh_folder, write_text
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
 from ..runtimes import Engine, Job, Refits, Runtime
+from ..runtimes.base import PLACEMENT
 from .cache import (
     Artifact,
     Miss,
@@ -307,6 +308,7 @@ class Engines:
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
+    _described: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
 
@@ -381,13 +383,14 @@ class Engines:
             return self._loaded[want.key]
 
     def describe(self) -> dict[str, str]:
-        """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
-        versions = self._adapter.versions()
-        version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
-        return {
-            want.part: " ".join(filter(None, (want.target.runtime, version, want.target.device, want.target.precision)))
-            for want in self._wanted
-        }
+        """What runs each part, as `openvino 2026.4.1 CPU bf16`, and how many nodes where, for what has providers."""
+        if not self._described:
+            versions = self._adapter.versions()
+            version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
+            for want in self._wanted:
+                told = (want.target.runtime, version, want.target.device, want.target.precision)
+                self._described[want.part] = " ".join(filter(None, told)) + _placed(self.bundle, want)
+        return dict(self._described)
 
     def close(self) -> None:
         """Give back the engines' memory."""
@@ -418,6 +421,15 @@ def load(bundle: Bundle, profile: Profile, parts: Collection[str] = ()) -> Engin
         engines.close()
         raise
     return engines
+
+
+def _placed(bundle: Bundle, want: Wanted) -> str:
+    """Nodes by provider, as they ran in the engine's first call; empty where the runtime has one place only."""
+    path = bundle.engines / folder_name(want.part, want.key) / PLACEMENT
+    if not path.is_file():
+        return ""
+    nodes: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8"))
+    return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"
 
 
 def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:

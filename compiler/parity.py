@@ -16,7 +16,7 @@ from ..core.condition import condition
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256_json, sync, write_text
 from ..core.progress import quiet
-from ..core.tensors import Array, cosine, psnr_db
+from ..core.tensors import Array, Precision, cosine, psnr_db
 from ..runtimes import Engine, Job, Runtime, Target, runtime
 from .cache import Parity, locked
 from .lower import LOWERING_VERSION, lowered
@@ -50,6 +50,23 @@ def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
     )
 
 
+def graph_referee(precision: Precision) -> str | None:
+    """The runtime that runs a graph of this type on the CPU; None where none is here."""
+    able = (F32_REFEREE, *GRAPH_REFEREES) if precision == "f32" else GRAPH_REFEREES
+    here = (name for name in able if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU")))
+    return next(here, None)
+
+
+def shape_referee() -> str | None:
+    """The runtime that makes references of shapes that the export stored none of; None where none is here."""
+    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
+
+
+def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
+    """The shape of the inputs of which the export stored a reference."""
+    return {name: array.shape for name, array in _feeds(_arrays(bundle, f"reference/{part}.npz")).items()}
+
+
 def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
     """Run what an absent device's engine computes on the CPU, in its own types, and compare each output.
 
@@ -57,23 +74,22 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
     several here, in the same types. It is remembered in the bundle: engines for several devices share the figure.
     Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
     """
-    able = (F32_REFEREE, *GRAPH_REFEREES) if target.precision == "f32" else GRAPH_REFEREES
-    here = [name for name in able if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU"))]
-    if not here:
+    name = graph_referee(target.precision)
+    if name is None:
         raise RuntimeMissing(
             f"{target.device} isn't here, so {part} has to be proved on the CPU, in its own types. That takes "
             f'{" or ".join(GRAPH_REFEREES)}: pip install ".[{GRAPH_REFEREES[0]}]".'
         )
-    adapter = runtime(here[0])
+    adapter = runtime(name)
     found = reference(bundle, part, target.shape)
     shape = {name: array.shape for name, array in found[1].items()}
-    run_by = f"{here[0]} {' '.join(adapter.versions().values())} CPU"
+    run_by = f"{name} {' '.join(adapter.versions().values())} CPU"
     key = sha256_json([bundle.part(part).digest, target.precision, shape, LOWERING_VERSION, run_by])[:16]
     kept = bundle.engines / f"graph-{part}-{key}.json"
     with locked(bundle, kept.stem):
         if kept.is_file():
             return Parity.model_validate_json(kept.read_bytes())
-        on_cpu = replace(target, runtime=here[0], device="CPU", options={}, shape=shape)
+        on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
         half = target.precision == "f16"
         opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
         graph = bundle.graph(part)
@@ -120,10 +136,8 @@ def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arr
     """
     info = bundle.part(part)
     shapes = {name: list(array.shape) for name, array in feeds.items()}
-    for name, options in REFEREES.items():
-        adapter = runtime(name)
-        if adapter.missing("CPU"):
-            continue
+    if name := shape_referee():
+        adapter, options = runtime(name), REFEREES[name]
         origin = f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32"
         kept = bundle.engines / f"reference-{part}-{sha256_json([info.digest, shapes, origin])[:16]}.npz"
         target = Target(name, "CPU", "f32", options, info.inputs, info.outputs)
@@ -165,7 +179,7 @@ def measure_step(
     `shape` is that of the UNet's inputs where it takes no other: if the stored steps are of another, the first of them
     is stretched to it, and a runtime's f32 UNet says what follows; where it isn't `guided`, guidance is left out.
     """
-    stored = {name: array.shape for name, array in _feeds(_arrays(bundle, "reference/unet.npz")).items()}
+    stored = stored_shape(bundle, "unet")
     if shape is None or (guided and dict(shape) == stored):  # two pictures unguided have its shape, too
         return _measure_stored(bundle, engine, stored)
     return _measure_stretched(bundle, engine, shape, guided=guided)

@@ -1,7 +1,8 @@
 """What a build will take and what its engines will hold, before a minute is spent on it.
 
-Memory follows from the graph: its weights, and the values alive at once at the sizes that are built for. What a runtime
-adds to that was measured (`Costs`). Where the builder has said what its engine will hold, that stands beside.
+Memory follows from the graph: its weights, and the values alive at once at the sizes that are built for; so does the
+arithmetic of comparing an engine with its reference. What a runtime adds to that, and how fast it computes, was
+measured (`Costs`). Where the builder has said what its engine will hold, that stands beside.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..core.bundle import Bundle
@@ -17,11 +19,12 @@ from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
-from ..runtimes.base import MEMORY
+from ..runtimes.base import MEMORY, TOGETHER
 from ..runtimes.machine import Machine, machine
 from .cache import Artifact, find
-from .memory import activation_bytes
-from .parity import GRAPH_REFEREES
+from .flops import count_flops, count_kernels
+from .memory import activation_bytes, looked_up
+from .parity import GRAPH_REFEREES, REFEREES, graph_referee, shape_referee, stored_shape
 from .sizes import Shape
 from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
 
@@ -31,8 +34,11 @@ WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 DRAWING = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 """Parts that are loaded to draw a picture from a text."""
 
-_ALIVE: dict[tuple[object, ...], int] = {}
-"""Activations by part digest, shapes and what the runtime does with them: reading a graph takes a second."""
+STEPS = 2
+"""Calls of a UNet that prove the whole step."""
+
+_READ: dict[tuple[object, ...], int] = {}
+"""What graphs were read for, by part digest, what it is, and what it hangs on: reading one takes up to a second."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,16 @@ class EnginePlan:
     """What it is planned for: where sizes are free, the model's own."""
     weights_bytes: int
     activation_bytes: int
-    """Values alive at once."""
+    """Values alive at once, and what the runtime holds beside them to compute."""
     held_bytes: int
     """On the device, once it is loaded and called."""
     disk_bytes: int | None
     build_bytes: int | None
     """The most that building holds."""
     build_seconds: float | None
+    """To compile it."""
+    compare_seconds: float | None
+    """To compare it: its graph compiled and run on the CPU where its device isn't here, references that are made."""
     built: Artifact | None
     """What is there already."""
     told_bytes: int | None
@@ -80,7 +89,7 @@ class Plan:
     """Of what isn't there yet."""
     disk_free_bytes: int
     build_seconds: float | None
-    """For what isn't there yet, on two cores."""
+    """To compile and compare what isn't there yet, on two cores."""
     unbuildable: str | None
     """Why it can't be built here, where it can't; then no key is known, and nothing is looked for in the bundle."""
 
@@ -103,8 +112,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
         asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
     costs, here = adapter.costs(profile.device), machine()
     absent = adapter.missing(profile.device) is not None
-    referee = runtime(GRAPH_REFEREES[0]).costs("CPU") if absent else None
-    planned = tuple(_plan_one(bundle, adapter, costs, referee, *one) for one in asked)
+    planned = tuple(_plan_one(bundle, adapter, *one, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
     parts = {engine.part for engine in planned if engine.part in DRAWING}
     drawing = [max(one.held_bytes for one in planned if one.part == part) for part in parts]  # one size at a time
@@ -121,7 +129,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
         free_bytes=here.available_bytes,
         disk_bytes=_all([one.disk_bytes for one in missing], sum),
         disk_free_bytes=shutil.disk_usage(bundle.folder).free,
-        build_seconds=_all([one.build_seconds for one in missing], sum),
+        build_seconds=_all([each for one in missing for each in (one.build_seconds, one.compare_seconds)], sum),
         unbuildable=unbuildable,
     )
 
@@ -138,51 +146,135 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
         return min(filter(None, (said, here.memory_bytes)), default=None)
     if absent:
         return said
-    named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") == profile.device]
+    wanted = profile.device.split(TOGETHER)
+    named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") in wanted]
     sizes = {gpu.memory_bytes for gpu in named or here.gpus}
     return (sizes.pop() if len(sizes) == 1 else None) or said  # of several unlike ones, nobody knows which it will be
 
 
+@dataclass(frozen=True)
+class _Priced:
+    """One engine, as the costs of its runtime foretell it."""
+
+    bundle: Bundle
+    part: str
+    adapter: Runtime
+    costs: Costs
+    precision: Precision
+    shape: dict[str, Shape]
+    free: bool = False
+    """Whether sizes are free."""
+
+    @property
+    def weights(self) -> int:
+        return _weights(self.bundle, self.part, self.costs, self.precision)
+
+    @property
+    def whole(self) -> int:
+        """Weights in f32."""
+        return self.bundle.part(self.part).parameters * WIDTHS["f32"]
+
+    @property
+    def alive(self) -> int:
+        def count(costs: Costs) -> int:
+            return _alive(self.bundle, self.adapter, costs, self.part, self.precision, self.shape)
+
+        if not (self.free and self.costs.regrows):
+            return count(self.costs)
+        once = replace(self.costs, unrolls=False)
+        return count(once) + round(self.costs.regrows * count(replace(once, scores=0)))
+
+    @property
+    def kernels(self) -> int:
+        return _read(self.bundle, self.part, count_kernels)
+
+    @property
+    def held(self) -> int:
+        costs, parameters = self.costs, self.bundle.part(self.part).parameters
+        touched = 1 - _read(self.bundle, self.part, looked_up) / parameters if costs.maps else 1.0
+        weights = touched * (costs.per_weight * self.weights + costs.per_f32 * self.whole)
+        return round(costs.engine + weights + costs.activations * self.alive)
+
+    @property
+    def disk(self) -> int:
+        costs = self.costs
+        weights = costs.disk_per_weight * self.weights + costs.disk_per_f32 * self.whole
+        return round(weights + (costs.disk_per_kernel * self.kernels if costs.disk_per_kernel else 0))
+
+    @property
+    def build(self) -> int:
+        costs = self.costs
+        compiling = costs.build_base + costs.build_per_weight * self.weights + costs.build_per_f32 * self.whole
+        return max(round(compiling), costs.base + self.held if costs.on_host else 0)  # it is called, to be compared
+
+    @property
+    def build_seconds(self) -> float:
+        costs = self.costs
+        kernels = costs.build_seconds_per_kernel * self.kernels if costs.build_seconds_per_kernel else 0.0
+        return costs.build_seconds + costs.build_seconds_per_gb * self.weights / 1e9 + kernels
+
+    @property
+    def call_seconds(self) -> float:
+        rate = self.costs.flop_per_second.get(self.precision)
+        return _flops(self.bundle, self.part, self.shape) / rate if rate else 0.0
+
+
 def _plan_one(
-    bundle: Bundle,
-    adapter: Runtime,
-    costs: Costs | None,
-    referee: Costs | None,
-    part: str,
-    target: Target,
-    artifact: Artifact | None,
+    bundle: Bundle, adapter: Runtime, part: str, target: Target, artifact: Artifact | None, *, absent: bool
 ) -> EnginePlan:
-    parameters = bundle.part(part).parameters
-    width = WIDTHS[target.precision]
-    weights, whole = parameters * width, parameters * WIDTHS["f32"]
-    shape = _shape(bundle, part, target)
-    alive = _alive(bundle, adapter, costs, part, target.precision, shape)
+    costs, shape = adapter.costs(target.device), _shape(bundle, part, target)
     if costs is None:
+        weights = _weights(bundle, part, None, target.precision)
+        alive = _alive(bundle, adapter, None, part, target.precision, shape)
         return EnginePlan(
             *(part, target.precision, shape, weights, alive, weights + alive),
-            *(None, None, None, artifact, _told(bundle, artifact)),
+            *(None, None, None, None, artifact, _told(bundle, artifact)),
         )
-    held = round(costs.engine + costs.per_weight * weights + costs.per_f32 * whole + costs.activations * alive)
-    build = round(costs.build_base + costs.build_per_weight * weights + costs.build_per_f32 * whole)
-    seconds = costs.build_seconds + costs.build_seconds_per_gb * weights / 1e9
-    if costs.on_host:  # it is called, to be compared
-        build = max(build, costs.base + held)
-    if referee:  # its graph is compiled and called on the CPU
-        build = max(build, round(referee.build_base + referee.build_per_weight * weights))
-        seconds += referee.build_seconds + referee.build_seconds_per_gb * weights / 1e9
+    engine = _Priced(bundle, part, adapter, costs, target.precision, shape, free=target.shape is None)
+    referees, seconds = _compared(engine, target, absent=absent)
     return EnginePlan(
         part=part,
         precision=target.precision,
         shape=shape,
-        weights_bytes=weights,
-        activation_bytes=alive,
-        held_bytes=held,
-        disk_bytes=round(costs.disk_per_weight * weights + costs.disk_per_f32 * whole),
-        build_bytes=build,
-        build_seconds=seconds,
+        weights_bytes=engine.weights,
+        activation_bytes=engine.alive,
+        held_bytes=engine.held,
+        disk_bytes=engine.disk,
+        build_bytes=max(one.build for one in (engine, *referees)),
+        build_seconds=engine.build_seconds,
+        compare_seconds=seconds,
         built=artifact,
         told_bytes=_told(bundle, artifact),
     )
+
+
+def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_Priced], float]:
+    """What is built for the CPU to prove an engine, and the seconds that proving takes."""
+    part, at = engine.part, stored_shape(engine.bundle, engine.part)
+    seconds, referees = 0.0, list[_Priced]()
+    if target.shape is not None and dict(target.shape) != at:
+        at = dict(target.shape)
+        referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at))
+    if absent:
+        name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
+        referees.append(_on_cpu(engine, name, engine.precision, at))
+    else:
+        calls = 1 + (STEPS if part == "unet" else 0)
+        seconds += calls * replace(engine, shape=at).call_seconds
+    return referees, seconds + sum(one.build_seconds + one.call_seconds for one in referees)
+
+
+def _on_cpu(engine: _Priced, name: str, precision: Precision, shape: dict[str, Shape]) -> _Priced:
+    """A part as a referee runs it, which was measured there."""
+    adapter = runtime(name)
+    costs = adapter.costs("CPU") or Costs(base=0)
+    return replace(engine, adapter=adapter, costs=costs, precision=precision, shape=shape, free=False)
+
+
+def _weights(bundle: Bundle, part: str, costs: Costs | None, precision: Precision) -> int:
+    info = bundle.part(part)
+    width = WIDTHS[precision]
+    return info.parameters * (min(width, WIDTHS[info.weights]) if costs and costs.stores else width)
 
 
 def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
@@ -202,10 +294,24 @@ def _alive(
         return 0
     width, unrolls = WIDTHS[precision], costs is not None and costs.unrolls
     scores = 0 if costs is None or precision in costs.fuses else costs.scores
-    key = (bundle.part(part).digest, tuple(shape.items()), width, scores, unrolls)
-    if key not in _ALIVE:
-        _ALIVE[key] = activation_bytes(bundle.graph(part), shape, width, scores=scores, unrolls=unrolls)
-    return _ALIVE[key]
+    pads = costs is not None and costs.pads
+
+    def count(graph: Path) -> int:
+        return activation_bytes(graph, shape, width, scores=scores, unrolls=unrolls, pads=pads)
+
+    return _read(bundle, part, count, activation_bytes, *shape.items(), width, scores, unrolls, pads)
+
+
+def _flops(bundle: Bundle, part: str, shape: dict[str, Shape]) -> int:
+    return _read(bundle, part, lambda graph: count_flops(graph, shape), count_flops, *shape.items())
+
+
+def _read(bundle: Bundle, part: str, count: Callable[[Path], int], *by: object) -> int:
+    """What a graph is read for, once; `by` says what it is where the function alone doesn't."""
+    key = (bundle.part(part).digest, *(by or (count,)))
+    if key not in _READ:
+        _READ[key] = count(bundle.graph(part))
+    return _READ[key]
 
 
 def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:

@@ -6,7 +6,7 @@ A new runtime is a file beside this one, a line in `RUNTIMES`, an extra in `pypr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +16,9 @@ from ..core.tensors import Array, Precision
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
+
+PLACEMENT = "placement.json"
+"""In an artifact: which nodes ran where in one call, by provider and operator."""
 
 TOGETHER = "+"
 """In a device's name: between those that one engine is for."""
@@ -53,7 +56,8 @@ class Job:
 class Costs:
     """What engines take of memory and time, measured (benchmarks/results/2026-11-22-plan.md); memory in bytes.
 
-    `per_weight` counts each byte of weights in the engine's own precision, `per_f32` each of the same weights in f32.
+    `per_weight` counts each byte of weights in the engine's own precision, `per_f32` each of the same weights in f32,
+    `per_kernel` each operator that multiplies.
     """
 
     base: int
@@ -70,8 +74,17 @@ class Costs:
     """Types for which attention is one kernel, and its scores never lie in memory."""
     unrolls: bool = False
     """Whether a convolution's windows are written out as a matrix."""
+    pads: bool = False
+    """Whether what a convolution pads is copied into zeros, and all values lie in one block."""
+    stores: bool = False
+    """Whether weights stay as narrow as the bundle stores them, whatever is computed in."""
+    regrows: float = 0.0
+    """Where sizes are free: of the values alive at once, what is held once more; and nothing is unrolled then."""
+    maps: bool = False
+    """Whether weights are a mapped file: of a table that is only looked up in, few rows are ever read."""
     disk_per_weight: float = 1.0
     disk_per_f32: float = 0.0
+    disk_per_kernel: float = 0.0
     build_base: int = 0
     """Held while building, whatever the part is."""
     build_per_weight: float = 0.0
@@ -80,6 +93,9 @@ class Costs:
     """On two cores, whatever the part is."""
     build_seconds_per_gb: float = 0.0
     """And for each 10^9 bytes of weights in the engine's own precision."""
+    build_seconds_per_kernel: float = 0.0
+    flop_per_second: Mapping[Precision, float] = field(default_factory=dict[Precision, float])
+    """In a call, on two cores, by type; of a type that isn't there, calls take no time that counts."""
     on_host: bool = True
     """Whether engines are held in the machine's own memory."""
 

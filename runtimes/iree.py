@@ -66,12 +66,17 @@ OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", 
 COSTS = Costs(
     base=0,
     scores=2,
+    pads=True,
+    stores=True,
+    disk_per_kernel=4_500,
     build_base=250_000_000,
     build_per_weight=5.0,
-    build_seconds=10.0,
-    build_seconds_per_gb=40.0,
+    build_seconds=4.0,
+    build_seconds_per_gb=35.0,
+    build_seconds_per_kernel=0.1,
     on_host=False,
 )
+CPU_COSTS = replace(COSTS, base=60_000_000, maps=True, on_host=True, flop_per_second={"f32": 0.015e12, "f16": 0.025e12})
 
 
 class IREE:
@@ -153,7 +158,7 @@ class IREE:
 
     def costs(self, device: str) -> Costs:
         """What the compiler plans to hold, and what compiling took."""
-        return replace(COSTS, base=120_000_000, on_host=True) if device == CPU else COSTS
+        return CPU_COSTS if device == CPU else COSTS
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`optimization_level`."""

@@ -28,7 +28,7 @@ from ..core.files import sha256_json
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Costs, Engine, Job, Option, Target
+from .base import PLACEMENT, Costs, Engine, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import machine, processor
@@ -36,7 +36,7 @@ from .placement import ALLOWED, SILENT, DeviceCall, compile_ahead, fault, open_s
 from .providers import PROVIDERS, check_option, settings
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 
-GRAPH, DATA, CACHE, PLACEMENT = "engine.onnx", "engine.data", "cache", "placement.json"
+GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
 
@@ -75,10 +75,13 @@ CPU_COSTS = Costs(
     base=70_000_000,
     scores=2,
     unrolls=True,
+    regrows=1.7,  # the first call grows an arena piece by piece, the second gets a block beside it
+    maps=True,
     build_base=100_000_000,
     build_per_weight=1.9,
     build_seconds=1.0,
     build_seconds_per_gb=10.0,
+    flop_per_second={"f32": 0.17e12},
 )
 
 

@@ -54,15 +54,18 @@ RESERVED = {
 CPU_COSTS = Costs(
     base=100_000_000,
     per_weight=1.0,
-    per_f32=1.0,  # the blob holds f32 whatever is computed in, and the kernels a copy of their own
-    activations=1.3,
+    per_f32=1.05,  # the blob holds f32 whatever is computed in, and the kernels a copy of their own
+    activations=1.6,
+    maps=True,
     disk_per_weight=0.0,
     disk_per_f32=1.0,
+    disk_per_kernel=7_000,
     build_base=100_000_000,
     build_per_weight=1.05,
     build_per_f32=1.05,
     build_seconds=1.0,
     build_seconds_per_gb=10.0,
+    flop_per_second={"f32": 0.24e12, "bf16": 0.15e12},
 )
 
 

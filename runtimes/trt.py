@@ -83,6 +83,7 @@ COSTS = Costs(
     engine=14_000_000,
     scores=2,
     fuses=("f16",),
+    disk_per_kernel=80_000,
     build_base=300_000_000,
     build_per_weight=3.2,
     build_seconds=2.0,

@@ -59,6 +59,9 @@ def test_it_draws_what_pytorch_draws(call, api, own_bundle, tmp_path):
     subprocess.run([sys.executable, "-m", "latentc", "run", *asked, tmp_path / "torch.png", *profile], check=True)
     ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}.png"), np.float32) for name in ("ours", "torch"))
     assert psnr_db(theirs, ours) > 40
+    with Image.open(tmp_path / "ours.png") as picture:
+        said = json.loads(picture.text["latentc"])["engines"]["unet"]
+    assert (", nodes: " in said) == (api == "WebGPU"), "where it ran is in the picture"
     for path in bundle.glob("engines/*/placement.json"):
         if not path.parent.name.startswith("text_encoder"):  # whose sizes are free, and worked out by the CPU
             assert list(json.loads(path.read_text())) == ["WebGpuExecutionProvider"]

@@ -14,7 +14,7 @@ from latentc.benchmarks.ceiling import (
     weight,
     write_product,
 )
-from latentc.benchmarks.flops import count_flops
+from latentc.compiler.flops import count_flops
 from latentc.core.errors import ProfileError, RuntimeMissing
 from latentc.core.tensors import psnr_db
 from latentc.profiles import load_profile

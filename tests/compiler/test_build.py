@@ -65,6 +65,17 @@ def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypa
     assert len(list(opened.engines.glob("step-*.json"))) == 2, "the whole step was compared on both"
 
 
+def test_where_nodes_ran_is_told(own_bundle):
+    opened = own_bundle()
+    unet = next(one.artifact for one in build(opened, ONNXRUNTIME).engines if one.artifact.part == "unet")
+    placed = {"WebGpuExecutionProvider": {"Conv": 20, "MatMul": 30}, "CPUExecutionProvider": {"Gather": 1}}
+    (opened.engines / unet.name / "placement.json").write_text(json.dumps(placed))
+    with load(opened, ONNXRUNTIME) as loaded:
+        said = loaded.describe()
+    assert said["unet"].endswith(" CPU f32, nodes: 50 WebGpuExecutionProvider, 1 CPUExecutionProvider")
+    assert said["vae_decoder"].endswith(" CPU f32")
+
+
 def test_what_two_artifacts_have_alike_is_on_disk_once(own_bundle, monkeypatch):
     monkeypatch.setattr("latentc.compiler.cache.SHARED_BYTES", 1000)
     opened = own_bundle()

@@ -111,7 +111,10 @@ def test_the_npus_code_draws_what_pytorch_draws(own_bundle, tmp_path):
         assert built.step_psnr_db > 50
         with Pipeline.open(bundle.folder, profile) as pipeline:
             request = Request(prompt="a red boat on the sea at sunset", steps=2, guidance=4, seed=1)
-            pictures.append(pipeline(request).images.astype(np.float32))
+            result = pipeline(request)
+        pictures.append(result.images.astype(np.float32))
+        nodes = "1 QNNExecutionProvider" if profile.runtime == "onnxruntime" else ""
+        assert result.engines["unet"].partition(", nodes: ")[2] == nodes
     assert psnr_db(pictures[1], pictures[0]) > 35
     for path in bundle.folder.glob("engines/*/placement.json"):
         assert json.loads(path.read_text()) == {"QNNExecutionProvider": {"EPContext": 1}}

@@ -5,13 +5,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from latentc.benchmarks.flops import count_flops
 from latentc.checkpoints.checkpoint import Checkpoint
 from latentc.checkpoints.families import find_family
 from latentc.checkpoints.modules import build
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_spec
 from latentc.checkpoints.source import Source
+from latentc.compiler.flops import count_flops
 from latentc.compiler.lower import lowered
 from latentc.core.errors import BundleError, ShapeError
 from latentc.core.shapes import shape_of

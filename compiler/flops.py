@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..compiler.sizes import Shape, attribute, infer_shapes, read_graph
 from ..core.errors import BundleError, ShapeError
+from .sizes import Shape, attribute, infer_shapes, read_graph
 
 REFUSED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "DFT", "STFT", "DeformConv", "QLinearConv", "QLinearMatMul")
 """Operators that do arithmetic which isn't counted here: a graph that has one is refused, not counted too low."""
@@ -37,6 +37,11 @@ def count_flops(graph: Path, shapes: Mapping[str, Shape]) -> int:
         for node in model.graph.node
         if node.op_type in COUNTERS
     )
+
+
+def count_kernels(graph: Path) -> int:
+    """How many of a graph's operators are counted: runtimes make code for each."""
+    return sum(node.op_type in COUNTERS for node in read_graph(graph).graph.node)
 
 
 def _refuse(model: Any, graph: Path) -> None:
