@@ -81,14 +81,12 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
             f'{" or ".join(GRAPH_REFEREES)}: pip install ".[{GRAPH_REFEREES[0]}]".'
         )
     adapter = runtime(name)
-    found = reference(bundle, part, target.shape)
-    shape = {name: array.shape for name, array in found[1].items()}
-    run_by = f"{name} {' '.join(adapter.versions().values())} CPU"
-    key = sha256_json([bundle.part(part).digest, target.precision, shape, LOWERING_VERSION, run_by])[:16]
-    kept = bundle.engines / f"graph-{part}-{key}.json"
+    run_by, kept = _graph_kept(bundle, part, target, name)
     with locked(bundle, kept.stem):
         if kept.is_file():
             return Parity.model_validate_json(kept.read_bytes())
+        found = reference(bundle, part, target.shape)
+        shape = {name: array.shape for name, array in found[1].items()}
         on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
         half = target.precision == "f16"
         opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
@@ -105,6 +103,20 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
                 engine.close()
         write_text(kept, parity.model_dump_json() + "\n")
     return parity
+
+
+def is_graph_measured(bundle: Bundle, part: str, target: Target) -> bool:
+    """Whether `measure_graph` remembers the figure."""
+    name = graph_referee(target.precision)
+    return name is not None and _graph_kept(bundle, part, target, name)[1].is_file()
+
+
+def _graph_kept(bundle: Bundle, part: str, target: Target, name: str) -> tuple[str, Path]:
+    """Which version of the referee, and where its figure is remembered."""
+    run_by = f"{name} {' '.join(runtime(name).versions().values())} CPU"
+    shape = dict(target.shape or stored_shape(bundle, part))
+    key = sha256_json([bundle.part(part).digest, target.precision, shape, LOWERING_VERSION, run_by])[:16]
+    return run_by, bundle.engines / f"graph-{part}-{key}.json"
 
 
 def reference(bundle: Bundle, part: str, shape: Mapping[str, tuple[int, ...]] | None) -> tuple[str, Arrays, Arrays]:

@@ -24,7 +24,7 @@ from ..runtimes.machine import Machine, machine
 from .cache import Artifact, find
 from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
-from .parity import GRAPH_REFEREES, REFEREES, graph_referee, shape_referee, stored_shape
+from .parity import GRAPH_REFEREES, REFEREES, graph_referee, is_graph_measured, shape_referee, stored_shape
 from .sizes import Shape
 from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
 
@@ -251,6 +251,8 @@ def _plan_one(
 def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_Priced], float]:
     """What is built for the CPU to prove an engine, and the seconds that proving takes."""
     part, at = engine.part, stored_shape(engine.bundle, engine.part)
+    if absent and is_graph_measured(engine.bundle, part, target):
+        return [], 0.0
     seconds, referees = 0.0, list[_Priced]()
     if target.shape is not None and dict(target.shape) != at:
         at = dict(target.shape)

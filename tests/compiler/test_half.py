@@ -10,6 +10,7 @@ from latentc.compiler.cache import find, reprove
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
 from latentc.compiler.parity import measure_graph
+from latentc.compiler.plan import plan
 from latentc.compiler.targets import wanted
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing
@@ -158,6 +159,8 @@ def test_an_engine_for_a_gpu_is_built_and_proved_without_it(own_bundle):
     }  # fmt: skip
     assert 50 < parities["unet"].psnr_db < 100, "f16 was computed, not f32"
     assert all(one.hit for one in build(opened, profile).engines)
+    other = load_profile("mi300x").model_copy(update={"shapes": profile.shapes})
+    assert {one.compare_seconds for one in plan(opened, other).engines} == {0}, "the graphs were compared already"
     with pytest.raises(RuntimeMissing, match="There is no gfx1100 here"):
         Pipeline.open(opened, profile)
 
