@@ -90,7 +90,7 @@ def _print_engines(console: Console, opened: Bundle, artifacts: Sequence[Artifac
             shape,
             size(artifact.bytes),
             _on_device(opened, artifact),
-            _parity(artifact).removesuffix(" dB"),
+            _parity(artifact).replace(" dB", ""),
             "no" if _refusal(artifact) else "yes",
         )
     console.print(engines)
@@ -110,7 +110,10 @@ def _on_device(opened: Bundle, artifact: Artifact) -> str:
 
 
 def _parity(artifact: Artifact) -> str:
-    return f"{'graph ' if artifact.parity.graph_run_by else ''}{artifact.parity.psnr_db:.1f} dB"
+    """Of the engine, or of its graph; of one for several devices, on which."""
+    parity = artifact.parity
+    where = f" on {parity.compared_on}" if parity.compared_on else ""
+    return f"{'graph ' if parity.graph_run_by else ''}{parity.psnr_db:.1f} dB{where}"
 
 
 def _refusal(artifact: Artifact) -> str | None:
@@ -177,7 +180,9 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
 
 def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_json: bool) -> None:
     """Hits and misses, and the fields that missed."""
+    from ..compiler.build import uncompared
     from ..compiler.cache import Miss, folder_name
+    from ..runtimes import runtime
 
     rows: list[dict[str, Any]] = []
     for profile, engines in found:
@@ -192,7 +197,7 @@ def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_js
             if isinstance(outcome, Miss):
                 row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             else:
-                row["compared"] = outcome.parity.graph_run_by is None
+                row["compared"] = uncompared(runtime(want.target.runtime), outcome) is None
             rows.append(row)
     if as_json:
         emit(rows)
@@ -257,12 +262,12 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
     console.print(facts, "")
     found = table(None, "runtime", "", "what it has, or what it lacks")
     for state in states:
-        facts = [" ".join(f"{name} {version}" for name, version in state.versions.items())]
-        facts += [f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items()]
-        facts += [f"for other machines: {', '.join(state.builds)}"] if state.builds else []
+        told = [" ".join(f"{name} {version}" for name, version in state.versions.items())]
+        told += [f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items()]
+        told += [f"for other machines: {', '.join(state.builds)}"] if state.builds else []
         mark = "[green]works[/]" if state.works else "[yellow]builds[/]" if state.builds else "[red]no[/]"
         has = bool(state.works or state.builds)
-        found.add_row(state.name, mark, escape("; ".join(facts) if has else state.missing or ""))
+        found.add_row(state.name, mark, escape("; ".join(told) if has else state.missing or ""))
     console.print(found, "")
     if advised:
         console.print(f"Take --profile {advised.name}: {advised.title}.", markup=False)

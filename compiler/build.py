@@ -111,7 +111,7 @@ def _check_fits(
         return
     try:
         complaints = plan(bundle, profile).complaints
-    except ShapeError:  # a graph that can't be planned is no reason not to build it
+    except (BundleError, ShapeError):  # a graph that can't be planned is no reason not to build it
         return
     if complaints:
         raise CompileError(
@@ -129,9 +129,9 @@ def _build_one(
     bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, like: Bundle | None, on_progress: Progress
 ) -> Built:
     here = adapter.missing(profile.device) is None
-    if (artifact := find(bundle, want.part, want.key)) and not (here and _uncompared(adapter, artifact)):
-        _check_floor(profile, want, artifact.parity.psnr_db)
-        return Built(artifact, "there")
+    if (artifact := find(bundle, want.part, want.key)) and (proved := _proved(adapter, artifact)):
+        _check_floor(profile, want, proved.parity.psnr_db)
+        return Built(proved, "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
         theirs = None
@@ -142,12 +142,13 @@ def _build_one(
                 on_progress(f"{want.part}: take", None)
                 take(bundle, like, theirs)
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
-            if here and _uncompared(adapter, artifact):
+            proved = _proved(adapter, artifact)
+            if proved is None:
                 on_progress(f"{want.part}: compare", None)
                 verify_files(bundle, [f"reference/{want.part}.npz"])
-                artifact = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
-            _check_floor(profile, want, artifact.parity.psnr_db)
-            return Built(artifact, "taken" if theirs else "there")
+                proved = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
+            _check_floor(profile, want, proved.parity.psnr_db)
+            return Built(proved, "taken" if theirs else "there")
         on_progress(f"{want.part}: read", None)
         verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
         parity: Parity | None = None
@@ -160,7 +161,7 @@ def _build_one(
         note: str | None = None
         if like and here and (other := _kindred(adapter, want, like)):
             try:
-                return Built(_refit(bundle, profile, adapter, want, verify(like, other), on_progress), "refitted")
+                return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted")
             except (CompileError, ParityError) as exc:
                 note = str(exc)
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
@@ -185,20 +186,30 @@ def _kindred(adapter: Runtime, want: Wanted, like: Bundle) -> Artifact | None:
 
 
 def _refit(
-    bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, other: Path, on_progress: Progress
+    bundle: Bundle,
+    profile: Profile,
+    adapter: Runtime,
+    want: Wanted,
+    like: Bundle,
+    other: Artifact,
+    on_progress: Progress,
 ) -> Artifact:
     """An engine of another's plan and this part's weights, held to the floor as any other."""
     assert isinstance(adapter, Refits)
+    try:
+        theirs = verify(like, other)
+    except BundleError as exc:  # no reason not to compile
+        raise CompileError(str(exc)) from exc
     with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:
         start = time.perf_counter()
         on_progress(f"{want.part}: refit", None)
         with _lowered(bundle, profile, adapter, want) as path:
-            adapter.refit(Job(bundle, want.part, path, want.target), other, fresh)
+            adapter.refit(Job(bundle, want.part, path, want.target), theirs, fresh)
         seconds = time.perf_counter() - start
         on_progress(f"{want.part}: compare", None)
         parity = _compare(bundle, adapter, want, fresh)
         _check_floor(profile, want, parity.psnr_db)
-        return seal(fresh, want.part, want.fields, parity, seconds)
+        return seal(fresh, want.part, want.fields, parity, seconds, refitted_from=other.key)
 
 
 @contextmanager
@@ -223,12 +234,26 @@ def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> 
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
 
 
-def _uncompared(adapter: Runtime, artifact: Artifact) -> str | None:
-    """What its figures come from, where that isn't itself on the device that is here."""
+def _proved(adapter: Runtime, artifact: Artifact) -> Artifact | None:
+    """The artifact with what it came to on the device that is here, as it stands where none is; None if it never ran on
+    this one.
+    """
+    name = artifact.fields["device"]["name"]
+    if adapter.missing(name):
+        return artifact
+    here = device_here(adapter, name)
+    known = (one for one in (artifact.parity, *artifact.elsewhere) if not one.graph_run_by and one.compared_on == here)
+    return next((artifact.model_copy(update={"parity": one}) for one in known), None)
+
+
+def uncompared(adapter: Runtime, artifact: Artifact) -> str | None:
+    """What keeps an engine from being trusted on the device that is here, or on any if none is; else None."""
     if artifact.parity.graph_run_by:
         return "was built on a machine without its device"
-    run_by, here = artifact.parity.compared_on, device_here(adapter, artifact.fields["device"]["name"])
-    return f"was compared on {run_by}, and this is {here}" if run_by != here else None
+    if _proved(adapter, artifact):
+        return None
+    here = device_here(adapter, artifact.fields["device"]["name"])
+    return f"was compared on {artifact.parity.compared_on}, and this is {here}"
 
 
 def _clear(bundle: Bundle, name: str) -> None:
@@ -340,17 +365,20 @@ class Engines:
         where one is below the profile's floor.
         """
         found = [self._artifact(want) for want in self._wanted]
+        proved: list[Artifact] = []
         for want, artifact in zip(self._wanted, found, strict=True):
-            if reason := _uncompared(self._adapter, artifact):
+            here = _proved(self._adapter, artifact)
+            if here is None:
                 raise BundleError(
-                    f"{want.part} for profile {self.profile.name} {reason}: its engine was never compared with the "
-                    f"reference here. Run: latentc build {self.bundle.folder} --profile {self.profile.name}   (it "
-                    "compiles nothing again)"
+                    f"{want.part} for profile {self.profile.name} {uncompared(self._adapter, artifact)}: its engine "
+                    f"was never compared with the reference here. Run: latentc build {self.bundle.folder} --profile "
+                    f"{self.profile.name}   (it compiles nothing again)"
                 )
-            _check_floor(self.profile, want, artifact.parity.psnr_db)
-        figure = read_step(self.bundle, step_key(found))
+            _check_floor(self.profile, want, here.parity.psnr_db)
+            proved.append(here)
+        figure = read_step(self.bundle, step_key(proved))
         if figure is not None:
-            _check_step(self.profile, found, figure)
+            _check_step(self.profile, proved, figure)
         else:
             raise BundleError(
                 f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
@@ -384,13 +412,19 @@ class Engines:
 
     def describe(self) -> dict[str, str]:
         """What runs each part, as `openvino 2026.4.1 CPU bf16`, and how many nodes where, for what has providers."""
-        if not self._described:
-            versions = self._adapter.versions()
-            version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
-            for want in self._wanted:
-                told = (want.target.runtime, version, want.target.device, want.target.precision)
-                self._described[want.part] = " ".join(filter(None, told)) + _placed(self.bundle, want)
-        return dict(self._described)
+        with self._lock:
+            if not self._described:
+                self._described = self._describe()
+            return dict(self._described)
+
+    def _describe(self) -> dict[str, str]:
+        versions = self._adapter.versions()
+        version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
+        told: dict[str, dict[str, None]] = {}
+        for want in self._wanted:
+            facts = (want.target.runtime, version, want.target.device, want.target.precision)
+            told.setdefault(want.part, {})[" ".join(filter(None, facts)) + _placed(self.bundle, want)] = None
+        return {part: "; or ".join(each) for part, each in told.items()}
 
     def close(self) -> None:
         """Give back the engines' memory."""
@@ -424,12 +458,13 @@ def load(bundle: Bundle, profile: Profile, parts: Collection[str] = ()) -> Engin
 
 
 def _placed(bundle: Bundle, want: Wanted) -> str:
-    """Nodes by provider, as they ran in the engine's first call; empty where the runtime has one place only."""
+    """Nodes by provider, as they were placed when the engine was built; empty where the runtime has one place only."""
     path = bundle.engines / folder_name(want.part, want.key) / PLACEMENT
-    if not path.is_file():
+    try:
+        nodes: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8"))
+        return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"
+    except (OSError, ValueError, AttributeError):  # there is none, or it is damaged, which loading the engine says
         return ""
-    nodes: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8"))
-    return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"
 
 
 def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -60,8 +60,12 @@ class Artifact(Record):
     fields: dict[str, Any]
     files: dict[str, FileInfo]
     parity: Parity
+    elsewhere: tuple[Parity, ...] = ()
+    """Of an engine for several devices: how near it came on those that aren't the one of `parity`."""
     seconds: float
-    """How long compiling took, the comparison left out."""
+    """How long compiling or refitting took, the comparison left out."""
+    refitted_from: str | None = None
+    """Key of the engine that was given these weights; None for one that was compiled."""
 
     @property
     def bytes(self) -> int:
@@ -121,7 +125,9 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
     return folder
 
 
-def seal(folder: Path, artifact_part: str, fields: Fields, parity: Parity, seconds: float) -> Artifact:
+def seal(
+    folder: Path, artifact_part: str, fields: Fields, parity: Parity, seconds: float, refitted_from: str | None = None
+) -> Artifact:
     """Write the header of an artifact whose files are all in `folder`."""
     files = {
         str(path.relative_to(folder)): FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
@@ -129,7 +135,13 @@ def seal(folder: Path, artifact_part: str, fields: Fields, parity: Parity, secon
         if path.is_file()
     }
     artifact = Artifact(
-        part=artifact_part, key=key_of(fields), fields=fields, files=files, parity=parity, seconds=round(seconds, 3)
+        part=artifact_part,
+        key=key_of(fields),
+        fields=fields,
+        files=files,
+        parity=parity,
+        seconds=round(seconds, 3),
+        refitted_from=refitted_from,
     )
     (folder / HEADER).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return artifact
@@ -185,8 +197,11 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
 
 
 def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:
-    """Write a newer comparison into an artifact's header."""
-    known = artifact.model_copy(update={"parity": parity})
+    """Write a newer comparison into an artifact's header, beside those on other devices."""
+    others = [
+        one for one in (artifact.parity, *artifact.elsewhere) if one.compared_on not in (None, parity.compared_on)
+    ]
+    known = artifact.model_copy(update={"parity": parity, "elsewhere": tuple(others)})
     write_text(bundle.engines / artifact.name / HEADER, known.model_dump_json(indent=2) + "\n")
     return known
 

@@ -147,20 +147,32 @@ def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arr
     Of the runtimes that can, the first: its graph optimizations are off where it has such a switch.
     """
     info = bundle.part(part)
-    shapes = {name: list(array.shape) for name, array in feeds.items()}
-    if name := shape_referee():
-        adapter, options = runtime(name), REFEREES[name]
-        origin = f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32"
-        kept = bundle.engines / f"reference-{part}-{sha256_json([info.digest, shapes, origin])[:16]}.npz"
-        target = Target(name, "CPU", "f32", options, info.inputs, info.outputs)
-        with locked(bundle, kept.stem):
-            if not kept.is_file():
-                _remember(adapter, Job(bundle, part, bundle.graph(part), target), feeds, kept)
-        return origin, feeds, _load(kept, f"Remove {kept}, and build again.")
-    raise RuntimeMissing(
-        f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
-        'pip install ".[onnxruntime]".'
-    )
+    shapes = {name: array.shape for name, array in feeds.items()}
+    name = shape_referee()
+    if name is None:
+        raise RuntimeMissing(
+            f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
+            'pip install ".[onnxruntime]".'
+        )
+    origin, kept = _reference_kept(bundle, part, shapes, name)
+    target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
+    with locked(bundle, kept.stem):
+        if not kept.is_file():
+            _remember(runtime(name), Job(bundle, part, bundle.graph(part), target), feeds, kept)
+    return origin, feeds, _load(kept, f"Remove {kept}, and build again.")
+
+
+def is_reference_made(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether `reference` finds one of these shapes, which the export stored none of."""
+    name = shape_referee()
+    return name is not None and _reference_kept(bundle, part, shapes, name)[1].is_file()
+
+
+def _reference_kept(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[str, Path]:
+    """Who makes a reference, and where it is remembered."""
+    origin = f"{name} {' '.join(runtime(name).versions().values())}, the exported graph in f32"
+    key = sha256_json([bundle.part(part).digest, {name: list(shape) for name, shape in shapes.items()}, origin])
+    return origin, bundle.engines / f"reference-{part}-{key[:16]}.npz"
 
 
 def _remember(adapter: Runtime, job: Job, feeds: Arrays, kept: Path) -> None:

@@ -24,7 +24,15 @@ from ..runtimes.machine import Machine, machine
 from .cache import Artifact, find
 from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
-from .parity import GRAPH_REFEREES, REFEREES, graph_referee, is_graph_measured, shape_referee, stored_shape
+from .parity import (
+    GRAPH_REFEREES,
+    REFEREES,
+    graph_referee,
+    is_graph_measured,
+    is_reference_made,
+    shape_referee,
+    stored_shape,
+)
 from .sizes import Shape
 from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
 
@@ -102,7 +110,7 @@ class Plan:
 def plan(bundle: Bundle, profile: Profile) -> Plan:
     """Predict what building a profile's engines takes, and what they will hold, here or where it can be built.
 
-    Raises `ProfileError` as `wanted` does.
+    Raises `ProfileError` as `wanted` does, and `BundleError` for graphs or references that can't be read.
     """
     adapter = runtime(profile.runtime)
     if unbuildable := adapter.unbuildable(profile.device):
@@ -146,8 +154,8 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
         return min(filter(None, (said, here.memory_bytes)), default=None)
     if absent:
         return said
-    wanted = profile.device.split(TOGETHER)
-    named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") in wanted]
+    devices = profile.device.split(TOGETHER)
+    named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") in devices]
     sizes = {gpu.memory_bytes for gpu in named or here.gpus}
     return (sizes.pop() if len(sizes) == 1 else None) or said  # of several unlike ones, nobody knows which it will be
 
@@ -256,7 +264,9 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
     seconds, referees = 0.0, list[_Priced]()
     if target.shape is not None and dict(target.shape) != at:
         at = dict(target.shape)
-        referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at))
+        if not is_reference_made(engine.bundle, part, at):
+            maker = _on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at)
+            referees.append(replace(maker, free=True))
     if absent:
         name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
         referees.append(_on_cpu(engine, name, engine.precision, at))

@@ -18,7 +18,7 @@ MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
 
 PLACEMENT = "placement.json"
-"""In an artifact: which nodes ran where in one call, by provider and operator."""
+"""In an artifact: which nodes ran where in one call, or were compiled for what, by provider and operator."""
 
 TOGETHER = "+"
 """In a device's name: between those that one engine is for."""

@@ -54,10 +54,10 @@ def _has(profile: Profile, precisions: tuple[Precision, ...]) -> bool:
 
 def _state(name: str, wanted: list[str]) -> RuntimeState:
     adapter = runtime(name)
-    devices = adapter.devices()
-    absent = [device for device in dict.fromkeys(wanted) if adapter.missing(device)]
-    builds = tuple(device for device in absent if adapter.unbuildable(device) is None)
     try:
+        devices = adapter.devices()
+        absent = [device for device in dict.fromkeys(wanted) if adapter.missing(device)]
+        builds = tuple(device for device in absent if adapter.unbuildable(device) is None)
         if devices or builds:
             precisions = {device: adapter.precisions(device) for device in devices}
             missing = None if devices else adapter.missing(builds[0])

@@ -184,7 +184,9 @@ class TensorRT:
         except Exception as exc:  # without what it is linked with, it raises whatever it likes
             return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
         if not self._is_known(device):
-            also = ", and builds for them anywhere, also for several at once, as sm86+sm89" if self._is.abroad else ""
+            also = (
+                ", and builds for them anywhere, also for several unlike ones, as sm86+sm89" if self._is.abroad else ""
+            )
             return f"{self._is.title} runs on NVIDIA's {', '.join(self._is.capabilities)}{also}."
         return None
 
@@ -355,6 +357,8 @@ def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options[WORKSPACE]) << 20)
     if STREAMED in options:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if options.get(REFIT):
+        config.set_flag(trt.BuilderFlag.REFIT)
 
 
 def _let_decompose(trt: Any, network: Any) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +64,31 @@ def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypa
     assert {one.artifact.parity.compared_on for one in again.engines} == {"right"}
     load(opened, profile).close()
     assert len(list(opened.engines.glob("step-*.json"))) == 2, "the whole step was compared on both"
+    here[:] = ["left"]
+    load(opened, profile).close()
+    assert {one.artifact.parity.compared_on for one in build(opened, profile).engines} == {"left"}, "it is remembered"
+    assert len(list(opened.engines.glob("step-*.json"))) == 2
+    here[:] = ["right"]
+    load(opened, profile).close()
+
+
+def test_what_fails_on_one_device_is_used_on_the_other(own_bundle, monkeypatch, capsys):
+    here = ["left"]
+    absent = lambda _, device: None if set(device.split("+")) & set(here) else f"There is no {device} here."  # noqa: E731
+    monkeypatch.setattr(Null, "missing", absent)
+    opened, profile = own_bundle(), of(NULL, device="right+left")
+    build(opened, profile)
+    here[:] = ["right"]
+    show.why([(profile, why(opened, profile))], as_json=False)
+    assert capsys.readouterr().out.count("wasn't compared on its device yet") == 4
+    wrong = lambda *asked: measure(*asked).model_copy(update={"psnr_db": -5.0})  # noqa: E731
+    monkeypatch.setattr("latentc.compiler.build.measure", wrong)
+    for _ in range(2):
+        with pytest.raises(ParityError, match="-5.0 dB"):
+            build(opened, profile)
+    here[:] = ["left"]
+    load(opened, profile).close()
+    assert {one.hit for one in build(opened, profile).engines} == {True}
 
 
 def test_where_nodes_ran_is_told(own_bundle):
@@ -73,6 +99,11 @@ def test_where_nodes_ran_is_told(own_bundle):
     with load(opened, ONNXRUNTIME) as loaded:
         said = loaded.describe()
     assert said["unet"].endswith(" CPU f32, nodes: 50 WebGpuExecutionProvider, 1 CPUExecutionProvider")
+    (opened.engines / unet.name / "placement.json").write_text("[")
+    with load(opened, ONNXRUNTIME) as loaded, ThreadPoolExecutor(8) as threads:
+        told = list(threads.map(lambda _: loaded.describe(), range(8)))
+    assert {tuple(one) for one in told} == {tuple(opened.manifest.parts)}
+    assert told[0]["unet"].endswith(" CPU f32"), "loading it says what is damaged"
     assert said["vae_decoder"].endswith(" CPU f32")
 
 
@@ -205,6 +236,7 @@ def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manif
     found = build(tuned, ONNXRUNTIME, like=opened)
     assert [one.how for one in found.engines] == ["taken", "refitted", "taken", "taken"]
     assert asked == [("unet", opened.engines / unet.name)]
+    assert [one.artifact.refitted_from for one in found.engines] == [None, unet.key, None, None]
     show.builds([found], as_json=False)
     assert ", refitted" in capsys.readouterr().out
     load(tuned, ONNXRUNTIME).close()
@@ -213,11 +245,14 @@ def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manif
     assert len(asked) == 1, "one of another shape or with other options isn't refitted"
 
 
-@pytest.mark.parametrize("fault", ["refused", "wrong"])
+@pytest.mark.parametrize("fault", ["refused", "wrong", "damaged"])
 def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_manifest, monkeypatch, capsys, fault):
     opened = own_bundle()
     tuned = new_unet(copied(opened, "tuned"), edit_manifest)
-    build(opened, ONNXRUNTIME)
+    donor = next(one.artifact for one in build(opened, ONNXRUNTIME).engines if one.artifact.part == "unet")
+    if fault == "damaged":
+        path = opened.engines / donor.name / "engine.data"
+        path.write_bytes(bytes(path.stat().st_size))
 
     def refit(self, job, other, out):
         if fault == "refused":
@@ -234,7 +269,8 @@ def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_m
     found = build(tuned, ONNXRUNTIME, like=opened)
     unet = next(one for one in found.engines if one.artifact.part == "unet")
     assert unet.how == "compiled"
-    assert ("differs" if fault == "refused" else "to 12.0 dB") in unet.note
+    assert {"refused": "differs", "wrong": "to 12.0 dB", "damaged": "is damaged"}[fault] in unet.note
+    assert unet.artifact.refitted_from is None
     assert unet.artifact.parity.psnr_db > 60
     show.builds([found], as_json=False)
     assert "unet was compiled, not refitted: " in capsys.readouterr().out

@@ -38,6 +38,8 @@ ANSWERS = {
 """What some of them answer; the others True, 0 or an object of their class."""
 
 used: set[str] = set()
+flags: list[str] = []
+"""Of enumerations, what functions were given, in turn."""
 
 
 class Stand:
@@ -86,6 +88,7 @@ def _call(what, doc, args, kwargs, made=None):
     signatures = _signatures(doc)
     for takes, gives in signatures:
         if _fit(takes, args, kwargs):
+            flags.extend(f"{what} {flag.name}" for flag in args if hasattr(type(flag), "__members__"))
             return made or _answer(what, gives)
     raise AssertionError(f"{what} doesn't take {args[1:]} {kwargs}; it takes {[takes for takes, _ in signatures]}")
 
@@ -198,7 +201,11 @@ def drive(folder):
         target = Target("tensorrt", "sm90", "f16", chosen, (sample,), (out,), static)
         made = folder / name
         made.mkdir()
+        flags.clear()
         adapter.compile(Job(bundle, "unet", folder / "graph.onnx", target), made, quiet)
+        assert "IBuilderConfig.clear_flag TF32" in flags
+        for flag in ("REFIT", "WEIGHT_STREAMING"):
+            assert (f"IBuilderConfig.set_flag {flag}" in flags) == bool(chosen), flags
         engine = adapter.load(made, target)
         feed = np.zeros(shape["sample"], np.float32).view(Bound)
         for _ in range(3):
@@ -212,6 +219,9 @@ def drive(folder):
     job = Job(bundle, "unet", folder / "graph.onnx", target)
     (folder / "refitted").mkdir()
     adapter.refit(job, made, folder / "refitted")
+    assert ("ISerializationConfig.set_flag INCLUDE_REFIT" in flags) == hasattr(
+        bindings.SerializationFlag, "INCLUDE_REFIT"
+    )
     assert (folder / "refitted" / trt.PLAN).read_bytes() == b"other plan"
     adapter.load(folder / "refitted", target).close()
     ANSWERS["OnnxParserRefitter.refit_from_file"], ANSWERS["OnnxParserRefitter.num_errors"] = False, 1
