@@ -180,8 +180,8 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
 
 def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_json: bool) -> None:
     """Hits and misses, and the fields that missed."""
-    from ..compiler.build import uncompared
     from ..compiler.cache import Miss, folder_name
+    from ..compiler.proof import uncompared
     from ..runtimes import runtime
 
     rows: list[dict[str, Any]] = []

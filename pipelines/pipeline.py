@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.build import load
+from ..compiler.engines import load
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.request import Request, Result
 from ..core.tensors import Array

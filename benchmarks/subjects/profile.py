@@ -81,7 +81,7 @@ class ProfileSubject:
 
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline with the engines that it draws with."""
-        from ...compiler.build import Engines
+        from ...compiler.engines import Engines
         from ...pipelines.pipeline import SCHEDULER
 
         start = perf_counter()

@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 
 from latentc.cli import show
-from latentc.compiler.build import Engines, build, load, why
+from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, check_whole, verify
+from latentc.compiler.engines import Engines, load
 from latentc.compiler.parity import measure, measure_step
 from latentc.compiler.targets import wanted
 from latentc.core.bundle import FileInfo, digest, open_bundle

@@ -5,12 +5,13 @@ import onnxruntime
 import pytest
 
 from latentc.cli import show
-from latentc.compiler.build import _check_floor, build, why
+from latentc.compiler.build import build, why
 from latentc.compiler.cache import find, reprove
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
 from latentc.compiler.parity import measure_graph
 from latentc.compiler.plan import plan
+from latentc.compiler.proof import check_floor
 from latentc.compiler.targets import wanted
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing
@@ -179,7 +180,7 @@ def test_a_graph_that_overflows_in_f16_is_seen_to(own_bundle, perturb):
         parity = measure_graph(opened, want.part, want.target)
         assert parity.psnr_db == -np.inf
     with pytest.raises(ParityError, match="vae_decoder in f16 through iree answers NaN or infinity"):
-        _check_floor(profile, want, parity.psnr_db)
+        check_floor(profile, want, parity.psnr_db)
 
 
 def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle, capsys):

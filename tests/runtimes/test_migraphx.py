@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latentc.compiler.build import build, load
+from latentc.compiler.build import build
 from latentc.compiler.cache import Parity
+from latentc.compiler.engines import load
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile

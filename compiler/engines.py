@@ -1,0 +1,164 @@
+"""A profile's verified engines of a bundle: found, checked, and loaded when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from threading import RLock
+
+from ..core.bundle import Bundle
+from ..core.errors import BundleError, RuntimeMissing, ShapeError
+from ..profiles import Profile
+from ..runtimes import Engine, Runtime
+from ..runtimes.base import PLACEMENT
+from .cache import Artifact, find, folder_name, read_step, step_key, verify
+from .proof import as_proved, check_floor, check_step, uncompared
+from .targets import Wanted, wanted
+
+
+@dataclass
+class Engines:
+    """The engines of a bundle for one profile, each loaded when it is first asked for. Safe for several threads."""
+
+    bundle: Bundle
+    profile: Profile
+    _adapter: Runtime = field(init=False, repr=False)
+    _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
+    _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
+    _described: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
+    _closed: bool = field(default=False, init=False, repr=False)
+    _lock: RLock = field(default_factory=RLock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._adapter, self._wanted = wanted(self.bundle, self.profile, to_run=True)
+
+    def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
+        """The engine built for exactly these input shapes, or the one for every shape.
+
+        Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
+        built for other sizes.
+        """
+        candidates = [want for want in self._wanted if want.part == part]
+        fitting = [one for one in candidates if one.target.shape is None or dict(one.target.shape) == dict(shapes)]
+        if not fitting:
+            self.bundle.part(part)
+            profile = self.profile
+            sizes, images = ", ".join(profile.shapes.sizes), profile.shapes.images
+            raise ShapeError(
+                f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
+                f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "
+                "Draw within that, or copy the profile to a file of your own, change [shapes] there (without `sizes`: "
+                "every size, count and length), and build with its path."
+            )
+        return self._load(max(fitting, key=lambda want: want.target.shape is not None))
+
+    def check(self) -> None:
+        """Raise `BundleError` where an engine isn't built or the whole step wasn't compared, and `ParityError`
+        where one is below the profile's floor.
+        """
+        found = [self._artifact(want) for want in self._wanted]
+        found_here: list[Artifact] = []
+        for want, artifact in zip(self._wanted, found, strict=True):
+            here = as_proved(self._adapter, artifact)
+            if here is None:
+                raise BundleError(
+                    f"{want.part} for profile {self.profile.name} {uncompared(self._adapter, artifact)}: its engine "
+                    f"was never compared with the reference here. Run: latentc build {self.bundle.folder} --profile "
+                    f"{self.profile.name}   (it compiles nothing again)"
+                )
+            check_floor(self.profile, want, here.parity.psnr_db)
+            found_here.append(here)
+        figure = read_step(self.bundle, step_key(found_here))
+        if figure is not None:
+            check_step(self.profile, found_here, figure)
+        else:
+            raise BundleError(
+                f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
+                f"the reference: the build didn't finish. Run: latentc build {self.bundle.folder} "
+                f"--profile {self.profile.name}"
+            )
+
+    def _artifact(self, want: Wanted) -> Artifact:
+        if artifact := find(self.bundle, want.part, want.key):
+            return artifact
+        raise BundleError(
+            f"{want.part} isn't built for profile {self.profile.name}. Run: latentc build {self.bundle.folder} "
+            f"--profile {self.profile.name}   (`latentc why` says what changed.)"
+        )
+
+    def preload(self, parts: Collection[str]) -> None:
+        """Load parts now rather than when they are first asked for; those of several sizes still wait."""
+        for part in parts:
+            candidates = [want for want in self._wanted if want.part == part]
+            if len(candidates) == 1:
+                self._load(candidates[0])
+
+    def _load(self, want: Wanted) -> Engine:
+        with self._lock:
+            if self._closed:
+                raise RuntimeMissing("These engines were closed, and their memory given back. Open the bundle again.")
+            if want.key not in self._loaded:
+                artifact = self._artifact(want)
+                self._loaded[want.key] = self._adapter.load(verify(self.bundle, artifact), want.target)
+            return self._loaded[want.key]
+
+    def describe(self) -> dict[str, str]:
+        """What runs each part, as `openvino 2026.4.1 CPU bf16`, and how many nodes where, for what has providers."""
+        with self._lock:
+            if not self._described:
+                self._described = self._describe()
+            return dict(self._described)
+
+    def _describe(self) -> dict[str, str]:
+        versions = self._adapter.versions()
+        version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
+        told: dict[str, dict[str, None]] = {}
+        for want in self._wanted:
+            facts = (want.target.runtime, version, want.target.device, want.target.precision)
+            told.setdefault(want.part, {})[" ".join(filter(None, facts)) + _placed(self.bundle, want)] = None
+        return {part: "; or ".join(each) for part, each in told.items()}
+
+    def close(self) -> None:
+        """Give back the engines' memory."""
+        with self._lock:
+            self._closed = True
+            for engine in self._loaded.values():
+                engine.close()
+            self._loaded.clear()
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(bundle: Bundle, profile: Profile, parts: Collection[str] = ()) -> Engines:
+    """The engines that a profile has in a bundle, those of `parts` loaded now rather than when first asked for.
+
+    Raises as `wanted` does, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one was
+    built for a laxer profile than this.
+    """
+    engines = Engines(bundle, profile)
+    engines.check()
+    try:
+        engines.preload(parts)
+    except BaseException:
+        engines.close()
+        raise
+    return engines
+
+
+def _placed(bundle: Bundle, want: Wanted) -> str:
+    """Nodes by provider, as they were placed when the engine was built; empty where the runtime has one place only."""
+    path = bundle.engines / folder_name(want.part, want.key) / PLACEMENT
+    try:
+        nodes: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8"))
+        return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"
+    except (OSError, ValueError, AttributeError):  # there is none, or it is damaged, which loading the engine says
+        return ""
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
