@@ -9,7 +9,7 @@ from threading import RLock
 
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
-from ..profiles import Profile
+from ..profiles import OWN, Profile
 from ..runtimes import Engine, Runtime
 from ..runtimes.base import PLACEMENT
 from .cache import Artifact, find, folder_name, read_step, step_key, verify
@@ -44,7 +44,8 @@ class Engines:
         if not fitting:
             self.bundle.part(part)
             profile = self.profile
-            sizes, images = ", ".join(profile.shapes.sizes), profile.shapes.images
+            side, images = self.bundle.manifest.model.default_size, profile.shapes.images
+            sizes = ", ".join(f"{side}x{side}" if size == OWN else size for size in profile.shapes.sizes)
             raise ShapeError(
                 f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
                 f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "

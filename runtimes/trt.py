@@ -184,10 +184,9 @@ class TensorRT:
         except Exception as exc:  # without what it is linked with, it raises whatever it likes
             return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
         if not self._is_known(device):
-            also = (
-                ", and builds for them anywhere, also for several unlike ones, as sm86+sm89" if self._is.abroad else ""
-            )
-            return f"{self._is.title} runs on NVIDIA's {', '.join(self._is.capabilities)}{also}."
+            also = ", and builds for them anywhere, also for several unlike ones, as sm86+sm89" * self._is.abroad
+            has = ", ".join(self._is.capabilities)
+            return f"{self._is.title} runs on NVIDIA's {has}{also}; {device} isn't among them."
         return None
 
     def _is_known(self, device: str) -> bool:
