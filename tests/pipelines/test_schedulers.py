@@ -353,6 +353,9 @@ def worst(
 
 # Where float32 leaves fewer digits: diffusers in float32 is as far from diffusers in float64.
 ROUNDING = {("lms-sample", 50): 1e-4, ("unipc-noise-sample", 2): 3e-5}
+# Here at any number of steps: the first noise level is 4096, which a step subtracts from; which way each product is
+# rounded depends on the CPU. Both are 3e-5 to 5e-5 from float64 on one, and equal on another.
+FROM_4096 = {"euler-zero-snr": 1e-4, "ancestral-zero-snr": 1e-4}
 
 
 def rows() -> Iterator[tuple[str, int]]:
@@ -366,7 +369,8 @@ def rows() -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(("case", "steps"), list(rows()))
 def test_agrees_with_diffusers(case: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config, name, eta = CASES[case]
-    assert worst(config, name, eta, steps, monkeypatch) < ROUNDING.get((case, steps), TOLERANCE)
+    allowed = ROUNDING.get((case, steps), FROM_4096.get(case, TOLERANCE))
+    assert worst(config, name, eta, steps, monkeypatch) < allowed
 
 
 @pytest.mark.parametrize(
@@ -500,7 +504,7 @@ def test_keys_that_nobody_set_keep_the_defaults() -> None:
         ({"prediction_type": "flow_prediction"}, "prediction_type: input should be 'epsilon'"),
         ({"timestep_spacing": "even"}, "timestep_spacing: input should be"),
         ({"steps_offset": "1"}, "steps_offset: input should be a valid integer"),
-        ({"sigma_min": 0.0}, "sigma_min: input should be greater than 0"),
+        ({"sigma_min": 0.0}, "sigma_min: 0.0 should be greater than 0"),
         ({"sigma_min": 9.0, "sigma_max": 2.0, "use_karras_sigmas": True}, "from 2 down to 9"),
         ({"sigma_min": 0.01, "use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}, "down to 0.01, below"),
         ({"trained_betas": [0.1, 0.2]}, "has 2 trained_betas for 1000 timesteps"),
