@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.bundle import TensorInfo
 from ..core.errors import RuntimeMissing
+from ..core.install import install
 from ..core.tensors import Array, Precision
 from ..profiles import Profile
 from ..runtimes import Engine, Target, runtime
@@ -108,9 +109,7 @@ def write_product(path: Path, size: int) -> None:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as exc:
-        raise RuntimeMissing(
-            f'Measuring the ceiling needs onnx ({exc}). Install it with: pip install ".[build]".'
-        ) from exc
+        raise RuntimeMissing(f"Measuring the ceiling needs onnx ({exc}). {install('build')}") from exc
     make: Any = helper
     names = ["x", *(f"product.{index}" for index in range(DEPTH))]
     nodes = [make.make_node("MatMul", [before, "weight"], [after]) for before, after in pairwise(names)]

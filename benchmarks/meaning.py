@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..compiler.parity import REFEREES
 from ..core.bundle import TensorInfo
 from ..core.errors import LatentcError, RuntimeMissing
+from ..core.install import pip
 from ..core.progress import Progress, quiet
 from ..core.request import Request
 from ..core.tensors import Array
@@ -135,9 +136,7 @@ def open_judge(path: Path = JUDGE, runtimes: Sequence[str] = tuple(REFEREES)) ->
     require_judge(path)
     here = [name for name in runtimes if runtime(name).missing("CPU") is None]
     if not here:
-        raise RuntimeMissing(
-            f'The judge needs one of {", ".join(runtimes)}. Install one with: pip install ".[onnxruntime]".'
-        )
+        raise RuntimeMissing(f"The judge needs one of {', '.join(runtimes)}. Install one with: {pip('onnxruntime')}.")
     each = {name: (len(KINDS), len(values) + (name == "count")) for name, values in EACH.items()}
     shapes = {name: (len(values),) for name, values in WHOLE.items()} | each | {"features": (112,)}
     target = Target(

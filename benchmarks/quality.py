@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ParityError, RuntimeMissing
+from ..core.install import install
 from ..core.tensors import PERFECT_DB, Array
 from ..pipelines.pixels import is_flat
 
@@ -157,5 +158,5 @@ def _library(module: str, metric: str, package: str) -> Any:
     except Exception as exc:  # a compiled library that doesn't fit raises OSError and more
         raise RuntimeMissing(
             f"{metric} is computed by {package}, which can't be loaded here ({exc}). A gate without it would say "
-            'nothing. Install it with: pip install ".[bench]".'
+            f"nothing. {install('bench')}"
         ) from exc

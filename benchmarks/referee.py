@@ -18,6 +18,7 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError, RequestError, RuntimeMissing
 from ..core.files import write_text
+from ..core.install import pip
 from ..core.progress import Progress
 from .baselines import EAGER, PROFILE_MODULE
 from .contender import OWN_COST, Awake, Contender
@@ -61,9 +62,7 @@ def _check_clip(folder: Path, plan: Plan) -> None:
 
 def _require(libraries: Sequence[str], extra: str) -> None:
     if absent := [name for name in libraries if find_spec(name) is None]:
-        raise RuntimeMissing(
-            f'The suite needs {" and ".join(absent)}. Install what is missing with: pip install ".[{extra}]".'
-        )
+        raise RuntimeMissing(f"The suite needs {' and '.join(absent)}. Install what is missing with: {pip(extra)}.")
 
 
 def compare(

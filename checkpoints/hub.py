@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
+from ..core.install import install
 from .families import FAMILIES
 
 _TIMEOUT_SECONDS = 20
@@ -27,9 +28,7 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
     try:
         import huggingface_hub
     except ImportError as exc:
-        raise RuntimeMissing(
-            f"Fetching {repository} needs huggingface_hub ({exc}). Install it with: pip install '.[export]'."
-        ) from exc
+        raise RuntimeMissing(f"Fetching {repository} needs huggingface_hub ({exc}). {install('export')}") from exc
     hub: Any = huggingface_hub
     try:
         info = hub.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)

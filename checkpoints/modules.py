@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
+from ..core.install import pip
 from .families import Component, Config
 from .names import Plan, View, fit
 from .stored import FLOATS
@@ -29,7 +30,7 @@ def build(component: Component, config: Config) -> torch.nn.Module:
     except ImportError as exc:
         raise RuntimeMissing(
             f"Opening the {component.name} of a checkpoint needs torch, diffusers and transformers ({exc}). "
-            "Install them with: pip install '.[export]'."
+            f"Install them with: {pip('export')}."
         ) from exc
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     try:

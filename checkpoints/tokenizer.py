@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
+from ..core.install import install
 from .families import TokenizerFacts
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
@@ -93,7 +94,7 @@ def _load(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
         import transformers
     except ImportError as exc:
         raise RuntimeMissing(
-            f"Reading a checkpoint's tokenizer needs transformers ({exc}). Install it with: pip install '.[export]'."
+            f"Reading a checkpoint's tokenizer needs transformers ({exc}). {install('export')}"
         ) from exc
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
         raise CheckpointError(

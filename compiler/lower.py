@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
+from ..core.install import install
 from .half import WIDE, to_half
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def lowered(
     try:
         import onnx_ir as ir
     except ImportError as exc:
-        raise RuntimeMissing(f'Building needs onnx-ir ({exc}). Install it with: pip install ".[build]".') from exc
+        raise RuntimeMissing(f"Building needs onnx-ir ({exc}). {install('build')}") from exc
     model: ir.Model = cast("Any", ir).load(graph)
     if shape is not None:
         fix_shapes(model, shape)
@@ -91,9 +92,7 @@ def fold(model: ir.Model) -> ir.Model:
     try:
         from onnxscript import optimizer
     except ImportError as exc:
-        raise RuntimeMissing(
-            f'Building for this runtime needs onnxscript ({exc}). Install it with: pip install ".[iree]".'
-        ) from exc
+        raise RuntimeMissing(f"Building for this runtime needs onnxscript ({exc}). {install('iree')}") from exc
     cast("Any", optimizer).optimize(model)
     return model
 

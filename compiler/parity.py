@@ -15,6 +15,7 @@ from ..core.bundle import Bundle
 from ..core.condition import condition
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256_json, sync, write_text
+from ..core.install import pip
 from ..core.progress import quiet
 from ..core.tensors import Array, Precision, cosine, psnr_db
 from ..runtimes import Engine, Job, Runtime, Target, runtime
@@ -78,7 +79,7 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
     if name is None:
         raise RuntimeMissing(
             f"{target.device} isn't here, so {part} has to be proved on the CPU, in its own types. That takes "
-            f'{" or ".join(GRAPH_REFEREES)}: pip install ".[{GRAPH_REFEREES[0]}]".'
+            f"{' or '.join(GRAPH_REFEREES)}: {pip(GRAPH_REFEREES[0])}."
         )
     adapter = runtime(name)
     run_by, kept = _graph_kept(bundle, part, target, name)
@@ -152,7 +153,7 @@ def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arr
     if name is None:
         raise RuntimeMissing(
             f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
-            'pip install ".[onnxruntime]".'
+            f"{pip('onnxruntime')}."
         )
     origin, kept = _reference_kept(bundle, part, shapes, name)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)

@@ -39,9 +39,6 @@ from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
 WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
 
-DRAWING = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
-"""Parts that are loaded to draw a picture from a text."""
-
 STEPS = 2
 """Calls of a UNet that prove the whole step."""
 
@@ -122,8 +119,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
     absent = adapter.missing(profile.device) is not None
     planned = tuple(_plan_one(bundle, adapter, *one, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
-    parts = {engine.part for engine in planned if engine.part in DRAWING}
-    drawing = [max(one.held_bytes for one in planned if one.part == part) for part in parts]  # one size at a time
+    drawing = [max(one.held_bytes for one in planned if one.part == part) for part in bundle.drawing]  # one size each
     on_host = costs.on_host if costs else profile.device == "CPU"
     return Plan(
         profile=profile.name,

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
+from ..core.install import install
 from ..core.tensors import Array
 
 Shape = tuple[int, ...]
@@ -76,7 +77,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as exc:
-        raise RuntimeMissing(f'Reading graphs needs onnx ({exc}). Install it with: pip install ".[build]".') from exc
+        raise RuntimeMissing(f"Reading graphs needs onnx ({exc}). {install('build')}") from exc
     return onnx
 
 

@@ -126,6 +126,11 @@ class Bundle:
         """Where artifacts live."""
         return self.folder / "engines"
 
+    @property
+    def drawing(self) -> tuple[str, ...]:
+        """Names of the parts that draw a picture from a text: all but the one that reads pictures."""
+        return tuple(name for name in self.manifest.parts if name != "vae_encoder")
+
     def part(self, name: str) -> Part:
         """The part of this name; raises `BundleError` where the bundle has none."""
         try:
@@ -235,5 +240,9 @@ def verify_files(bundle: Bundle, names: list[str]) -> None:
                 f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. "
                 "Copy or export it again."
             )
-        if sha256(path) != expected.sha256:
+        try:
+            same = sha256(path) == expected.sha256
+        except OSError as exc:
+            raise BundleError(f"{path} can't be read ({exc.strerror}). Copy or export it again.") from exc
+        if not same:
             raise BundleError(f"{path} was changed: its SHA-256 isn't the manifest's. Copy or export it again.")

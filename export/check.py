@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ParityError, RuntimeMissing
+from ..core.install import pip
 from ..core.tensors import Array, psnr_db
 
 FLOOR_DB = 60.0
@@ -34,7 +35,7 @@ def ready() -> None:
 def _lacking(name: str, why: str) -> RuntimeMissing:
     return RuntimeMissing(
         f"An export traces PyTorch's modules and compares each with ONNX Runtime; {name} can't be imported ({why}). "
-        'Install what is missing: pip install ".[export,onnxruntime]".'
+        f"Install what is missing: {pip('export', 'onnxruntime')}."
     )
 
 

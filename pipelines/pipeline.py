@@ -50,8 +50,7 @@ class Pipeline:
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
         verify_files(opened, [name for name in opened.manifest.files if name.split("/")[0] in SMALL])
-        encoders = (encoder.part for encoder in opened.manifest.model.text_encoders)
-        return cls(opened, load(opened, chosen, (*encoders, DENOISER, DECODER)), chosen)
+        return cls(opened, load(opened, chosen, opened.drawing), chosen)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -66,8 +65,9 @@ class Pipeline:
         self._engines.close()
 
     def describe(self) -> dict[str, str]:
-        """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
-        return self._engines.describe()
+        """What runs each part that draws, as `openvino 2026.4.1 CPU bf16`."""
+        engines = self._engines.describe()
+        return {part: engines[part] for part in self.bundle.drawing if part in engines}
 
     def through(self, wrap: Callable[[Engines], Engines]) -> Self:
         """The same pipeline over what `wrap` makes of its engines: to record them, or to stand in for them.
@@ -104,7 +104,7 @@ class Pipeline:
         walk = schedule(self._scheduler, asked.steps, request.scheduler)
         start = initial_noise(seed, shape) if latents is None else checked_latents(latents, shape)
         seconds: dict[str, float] = dict.fromkeys(("text_encoder", "denoiser", "vae_decoder"), 0.0)
-        engines = self._engines.describe()
+        engines = self.describe()
 
         def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
             engine = self._engines.engine(part, {name: array.shape for name, array in feeds.items()})

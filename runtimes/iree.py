@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.install import install
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
@@ -40,7 +41,7 @@ SCOPE = "model"
 INLINE_NUMBERS = 64
 """Weights of fewer numbers stay in the program."""
 
-INSTALL = 'Install it with: pip install ".[iree]".'
+INSTALL = install("iree")
 CPU, VULKAN = "CPU", "Vulkan"
 BASELINE = "vp_android_baseline_2022"
 """The profile of Vulkan that code is made for: what GPUs of the last years have, subgroups and f16 left out."""

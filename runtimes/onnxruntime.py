@@ -25,6 +25,7 @@ import numpy as np
 
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.files import sha256_json
+from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
@@ -40,7 +41,7 @@ GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
 
-INSTALL = 'Install it with: pip install ".[onnxruntime]".'
+INSTALL = install("onnxruntime")
 
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -124,17 +125,14 @@ class ONNXRuntime:
             try:
                 found = plugged(device, elsewhere=elsewhere)
             except Exception as exc:  # one that doesn't fit raises whatever it likes
-                return (
-                    f"{provider.name} can't be loaded here ({first_line(exc)}). Install it with: pip install "
-                    f'".[{provider.extra}]".'
-                )
+                return f"{provider.name} can't be loaded here ({first_line(exc)}). {install(provider.extra)}"
             if not found:
                 return f"{provider.name} finds no {provider.hardware} here. It needs {provider.needs}."
         elif provider.name not in has:
             first = f"pip uninstall -y {' '.join(_flavours())} && " if _flavours() else ""
             return (
                 f"This ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Its flavours exclude one "
-                f'another: {first}pip install ".[{provider.extra}]".'
+                f"another: {first}{pip(provider.extra)}."
             )
         if device != "CPU" and not elsewhere and (said := fault(device, provider.precisions[0])):
             return f"{provider.name} doesn't work here: {said.rstrip('.')}. It needs {provider.needs}."
@@ -335,7 +333,7 @@ def _damage(what: str) -> str:
     names = " ".join(_flavours()) or "onnxruntime"
     return (
         f"ONNX Runtime {what}. All its flavours unpack into one folder, and the last one wins; installed: {has}. "
-        f'Keep one: pip uninstall -y {names} && pip install ".[onnxruntime]".'
+        f"Keep one: pip uninstall -y {names} && {pip('onnxruntime')}."
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.install import install
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
@@ -28,7 +29,7 @@ from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 
 BLOB = "engine.blob"
 ASK = "Are the device and its driver there?"
-INSTALL = 'Install it with: pip install ".[openvino]".'
+INSTALL = install("openvino")
 
 CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Our precisions, and what a device calls them in OPTIMIZATION_CAPABILITIES."""

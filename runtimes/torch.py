@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
+from ..core.install import install
 from ..core.progress import Progress
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array, Precision
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 SOURCE = "source.json"
 COMPILE = "compile"
-INSTALL = 'Install it with: pip install ".[export]".'
+INSTALL = install("export")
 LIBRARIES = ("torch", "diffusers", "transformers")
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 """Devices, and what PyTorch calls them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from ...core.install import install
 from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
@@ -64,4 +65,4 @@ class Diffusers:
 
 
 if __name__ == "__main__":
-    serve_subject(Diffusers(), install='Install it with: pip install ".[export]".')
+    serve_subject(Diffusers(), install=install("export"))

@@ -81,17 +81,13 @@ class ProfileSubject:
 
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline with the engines that it draws with."""
-        from ...compiler.engines import Engines
         from ...pipelines.pipeline import SCHEDULER
 
         start = perf_counter()
         self._pipeline = self._pipeline_class.open(brief.bundle, self._profile)
         seconds = perf_counter() - start
         bundle = self._pipeline.bundle
-        drawing = {
-            part: engine for part, engine in Engines(bundle, self._profile).describe().items() if part != "vae_encoder"
-        }
-        return Loaded(seconds, drawing, str(bundle.json(SCHEDULER).get("_class_name")))
+        return Loaded(seconds, self._pipeline.describe(), str(bundle.json(SCHEDULER).get("_class_name")))
 
     def draw(self, wish: Wish) -> Drawn:
         """As `latentc run`, up to the pixels; the noise comes from the seed."""
