@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
@@ -190,7 +191,7 @@ def trials(webgpu: str | None) -> dict[str, tuple[float, Callable[[Times], str]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the trials; 0 where none failed."""
+    """Run the trials; 0 where none failed, 2 where none could be run."""
     parser = argparse.ArgumentParser(prog="python -m latentc.benchmarks.gpu_suite", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-suite.jsonl"), help="where the rows go")
     parser.add_argument("--minutes", type=float, default=10.0, help="when everything has ended")
@@ -228,7 +229,10 @@ def main(arguments: list[str] | None = None) -> int:
                 return 130
             log.info("%s: %s. %s", name, found[-1].outcome, found[-1].said)
             _write(found, asked.output)
-    return 1 if any(trial.outcome == "failed" for trial in found) else 0
+    counts = Counter(trial.outcome for trial in found)
+    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome))
+    log.info("%s. To read: %s", told, asked.output.with_suffix(".md"))
+    return 1 if counts["failed"] else 0 if counts["done"] else NOT_RUN
 
 
 def _try_one(name: str, trial: Callable[[Times], str], times: Times) -> int:
@@ -266,6 +270,8 @@ def _run(name: str, least: float, times: Times, command: Sequence[str]) -> Trial
         said = "It was stopped: the time was up."
     else:
         said = (noise.read_text(encoding="utf-8", errors="replace").strip() or "It said nothing.").splitlines()[-1]
+    if not noise.stat().st_size:
+        noise.unlink()
     return Trial(name=name, outcome=outcome, seconds=seconds, said=said)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 
 from .reading import (
     UNSTABLE,
@@ -24,6 +23,7 @@ from .reading import (
 )
 from .records import Measurement
 
+ENTITY = re.compile(r"&(?=#?\w+;)")
 SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 
 
@@ -101,4 +101,4 @@ def _whose(names: Sequence[str], everybody: int) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown takes as it stands, on one line."""
-    return SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
+    return SPECIAL.sub(r"\\\1", ENTITY.sub("&amp;", " ".join(text.split())).replace("<", "&lt;"))

@@ -19,11 +19,20 @@ Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, and no progress.")]
 Profiles = Annotated[
-    str,
-    typer.Option("--profile", "-p", help="Names or .toml files of profiles, with commas between (`latentc profiles`)."),
+    str | None,
+    typer.Option(
+        "--profile",
+        "-p",
+        help="Names or .toml files of profiles, with commas between (`latentc profiles`); "
+        "default: the one that `latentc doctor` advises here.",
+    ),
 ]
-ProfileName = Annotated[str, typer.Option("--profile", "-p", help="Name or .toml file of a profile.")]
-DEFAULT_PROFILE = "cpu-openvino"
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile", "-p", help="Name or .toml file of a profile; default: the one that `latentc doctor` advises here."
+    ),
+]
 
 
 @app.callback()
@@ -64,7 +73,7 @@ def export(
 @app.command()
 def build(
     bundle: Folder,
-    profile: Profiles = DEFAULT_PROFILE,
+    profile: Profiles = None,
     force: Annotated[bool, typer.Option("--force", help="Build what by plan won't fit.")] = False,
     like: Annotated[
         Path | None,
@@ -81,17 +90,18 @@ def build(
     from ..compiler.build import build as run_build
     from ..core.bundle import open_bundle
     from ..core.errors import LatentcError
-    from ..profiles import load_profile
     from . import show
-    from .progress import shown
+    from .choose import choose
+    from .progress import shown, within
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
-    chosen = [load_profile(name) for name in profile.split(",")]
+    chosen = choose(profile)
     builds: list[Build] = []
     try:
         with shown(quiet or as_json) as tell:
             for one in chosen:
-                builds += [run_build(opened, one, tell, force=force, like=other)]
+                told = within(one.name, tell) if len(chosen) > 1 else tell
+                builds += [run_build(opened, one, told, force=force, like=other)]
     except LatentcError:
         if builds and not as_json:
             show.builds(builds, as_json)
@@ -100,15 +110,15 @@ def build(
 
 
 @app.command()
-def plan(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, as_json: Json = False) -> None:
+def plan(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None:
     """Predict what building takes and what the engines will hold, and say what won't fit."""
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
-    from ..profiles import load_profile
+    from .choose import choose
     from .plan import show
 
     opened = open_bundle(bundle)
-    show([run_plan(opened, load_profile(name)) for name in profile.split(",")], as_json)
+    show([run_plan(opened, one) for one in choose(profile)], as_json)
 
 
 @app.command()
@@ -118,7 +128,7 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; more pictures get -1, -2 ...")] = Path(
         "out.png"
     ),
-    profile: ProfileName = DEFAULT_PROFILE,
+    profile: ProfileName = None,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 8.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
@@ -133,6 +143,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Draw a prompt with the engines of a profile."""
+    from .choose import choose_one
     from .draw import draw
 
     values = {
@@ -145,19 +156,19 @@ def run(
         "count": count,
         "scheduler": scheduler,
     }
-    draw(bundle, profile, values, size, output, quiet=quiet, as_json=as_json)
+    draw(bundle, choose_one(profile), values, size, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()
-def why(bundle: Folder, profile: Profiles = DEFAULT_PROFILE, as_json: Json = False) -> None:
+def why(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None:
     """Say which engines a profile would find, and what keeps the others from being found."""
     from ..compiler.build import why as run_why
     from ..core.bundle import open_bundle
-    from ..profiles import load_profile
     from . import show
+    from .choose import choose
 
     opened = open_bundle(bundle)
-    show.why([(one, run_why(opened, one)) for one in map(load_profile, profile.split(","))], as_json)
+    show.why(opened, [(one, run_why(opened, one)) for one in choose(profile)], as_json)
 
 
 @app.command()
@@ -174,23 +185,15 @@ def inspect(bundle: Folder, as_json: Json = False) -> None:
 @app.command()
 def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Compare every file of a bundle and its engines with its digest."""
-    from ..compiler.cache import artifacts, check_whole
-    from ..compiler.cache import verify as verify_artifact
-    from ..core.bundle import open_bundle, verify_files
+    from ..compiler.cache import artifacts, faults
+    from ..core.bundle import open_bundle
     from . import show
     from .progress import shown
 
     opened = open_bundle(bundle)
-    check_whole(opened)
-    found = artifacts(opened)
     with shown(quiet or as_json) as tell:
-        for index, name in enumerate(opened.manifest.files):
-            tell("files", index / len(opened.manifest.files))
-            verify_files(opened, [name])
-        for artifact in found:
-            tell(f"engine {artifact.name}", None)
-            verify_artifact(opened, artifact)
-    show.verified(opened, found, as_json)
+        found = faults(opened, tell)
+    show.verified(opened, artifacts(opened), found, as_json)
 
 
 @app.command(name="show")
@@ -245,7 +248,7 @@ def new_checkpoint(
 def bench(
     bundle: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to add the measurements to.")],
-    profile: Profiles = DEFAULT_PROFILE,
+    profile: Profiles = None,
     against: Annotated[
         str,
         typer.Option(
@@ -277,11 +280,11 @@ def bench(
 ) -> None:
     """Measure profiles and baselines: each in a process of its own, all of them in turn."""
     from ..benchmarks.plan import Plan
-    from ..profiles import load_profile
     from .bench import measure, parse_batches, parse_sizes
+    from .choose import choose
 
     plan = Plan(
-        profiles=tuple(map(load_profile, profile.split(","))),
+        profiles=tuple(choose(profile)),
         baselines=tuple(filter(None, against.split(","))),
         sizes=parse_sizes(size),
         batches=parse_batches(batch),
@@ -303,7 +306,7 @@ def bench(
 @app.command()
 def score(
     bundle: Folder,
-    profile: ProfileName = DEFAULT_PROFILE,
+    profile: ProfileName = None,
     captions: Annotated[int, typer.Option(min=1, help="Captions to draw that training never saw.")] = 500,
     guidance: Annotated[str, typer.Option(help="Guidance scales, with commas between: 2,4.")] = "4",
     nights: Annotated[int, typer.Option(min=0, help="Captions without a sky to draw without and with a negative.")] = 0,
@@ -313,11 +316,12 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Say how much of what captions ask for the pictures of `scenes` show."""
+    from .choose import choose_one
     from .score import parse_guidances
     from .score import score as tell
 
     guidances = parse_guidances(guidance)
-    tell(bundle, profile, captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json)
+    tell(bundle, choose_one(profile), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()

@@ -12,6 +12,8 @@ import typer
 from ..benchmarks.memory import peak_bytes
 from ..core.errors import RequestError
 from ..core.request import Request, Step
+from ..pipelines.png import check_name, save
+from ..profiles import Profile
 
 
 def parse_size(size: str | None) -> dict[str, int]:
@@ -25,14 +27,20 @@ def parse_size(size: str | None) -> dict[str, int]:
 
 
 def draw(
-    bundle: Path, profile: str, values: dict[str, Any], size: str | None, output: Path, *, quiet: bool, as_json: bool
+    bundle: Path,
+    profile: Profile,
+    values: dict[str, Any],
+    size: str | None,
+    output: Path,
+    *,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Open a pipeline, draw one request, save the pictures, and say what it took."""
     from .progress import shown
 
     request = Request.model_validate({**values, **parse_size(size)})
-    if output.suffix.lower() != ".png":
-        raise RequestError(f"{output} doesn't end in .png, the one format that carries the request.")
+    check_name(output)
     with shown(quiet or as_json) as tell:
         tell("load", None)
         start = time.perf_counter()
@@ -46,11 +54,10 @@ def draw(
 
             tell("draw", 0.0)
             result = pipeline(request, on_step)
-            from ..pipelines.png import save
-
             paths = save(result, pipeline.bundle, output)
     seconds |= result.seconds
     record: dict[str, Any] = {
+        "profile": profile.name,
         "files": [str(path) for path in paths],
         "request": result.request.model_dump(),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
@@ -64,7 +71,7 @@ def draw(
         return
     step = sum(result.step_seconds) / len(result.step_seconds)
     typer.echo(
-        f"{', '.join(record['files'])}   seed {result.request.seed}, {seconds['total']:.2f} s "
+        f"{', '.join(record['files'])}   {profile.name}, seed {result.request.seed}, {seconds['total']:.2f} s "
         f"(text {seconds['text_encoder']:.2f}, {len(result.step_seconds)} calls of {step:.3f}, "
         f"decode {seconds['vae_decoder']:.2f}) after {seconds['load']:.2f} s of loading"
     )

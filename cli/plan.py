@@ -8,14 +8,19 @@ from typing import Any
 
 from rich.console import Console
 
-from ..compiler.plan import Plan
-from .show import emit, size, table
+from ..compiler.plan import EnginePlan, Plan
+from .show import emit, shape, size, table
 
-LEGEND = (
-    "Held: on the device, by the loaded engine, at the model's own size where sizes are free; told: what its builder "
-    "says of that. On disk, and found there. Build: to compile it, on two cores; took: when it was built. Compare: to "
-    "hold it against the reference, on the CPU where its device isn't here."
-)
+LEGEND = {
+    "held": "held: on the device, by the loaded engine, at the model's own size where sizes are free",
+    "told": "told: what its builder says of that",
+    "on disk": "on disk, by plan",
+    "found": "found: what is there",
+    "build": "build: to compile it, on two cores",
+    "took": "took: when it was built",
+    "compare": "compare: to hold it against the reference, on the CPU where its device isn't here",
+}
+"""By column, what it says."""
 
 
 def show(plans: Sequence[Plan], as_json: bool) -> None:
@@ -24,32 +29,50 @@ def show(plans: Sequence[Plan], as_json: bool) -> None:
         emit([_plain(one) for one in plans])
         return
     console = Console(highlight=False)
-    figures = ("held", "told", "on disk", "found", "build", "took", "compare")
+    told: set[str] = set()
     for one in plans:
+        lines = [_figures(engine) for engine in one.engines]
+        figures = [name for name in LEGEND if any(line[name] for line in lines)]
         rows = table(one.profile, "part", "type", *figures, right=figures)
-        for engine in one.engines:
-            built = engine.built
-            rows.add_row(
-                engine.part,
-                engine.precision,
-                size(engine.held_bytes),
-                "" if engine.told_bytes is None else size(engine.told_bytes),
-                "" if engine.disk_bytes is None else size(engine.disk_bytes),
-                "" if built is None else size(built.bytes),
-                "" if engine.build_seconds is None else f"{engine.build_seconds:.0f} s",
-                "" if built is None else f"{built.seconds:.0f} s",
-                "" if engine.compare_seconds is None else f"{engine.compare_seconds:.0f} s",
-            )
+        for engine, line in zip(one.engines, lines, strict=True):
+            rows.add_row(_name(engine, one.engines), engine.precision, *(line[name] for name in figures))
         console.print(rows)
         console.print(_summary(one), "", markup=False, sep="\n")
-    console.print(LEGEND)
+        told.update(figures)
+    said = "; ".join(LEGEND[name] for name in LEGEND if name in told)
+    console.print(f"{said[:1].upper()}{said[1:]}.")
+
+
+def _name(engine: EnginePlan, engines: Sequence[EnginePlan]) -> str:
+    """The part, and the shape of its first input where several engines are planned for it."""
+    several = sum(other.part == engine.part for other in engines) > 1
+    return f"{engine.part} {shape(engine.shape)}" if several else engine.part
+
+
+def _figures(engine: EnginePlan) -> dict[str, str]:
+    """By column, empty where nothing is known."""
+    built = engine.built
+    held: dict[str, int | None] = {
+        "held": engine.held_bytes,
+        "told": engine.told_bytes,
+        "on disk": engine.disk_bytes,
+        "found": built and built.bytes,
+    }
+    took = {"build": engine.build_seconds, "took": built and built.seconds, "compare": engine.compare_seconds}
+    return {
+        **{name: "" if count is None else size(count) for name, count in held.items()},
+        **{name: "" if seconds is None else f"{seconds:.0f} s" for name, seconds in took.items()},
+    }
 
 
 def _summary(one: Plan) -> str:
     """What a plan comes to."""
     about = "about" if one.measured else "at least"
     room = "" if one.device_bytes is None else f" of {size(one.device_bytes)}"
-    said = [f"Drawing a picture holds {about} {size(one.held_bytes)}{room} on {one.device}."]
+    said = [f"It can't be built here: {one.unbuildable}"] if one.unbuildable else []
+    said.append(f"Drawing a picture holds {about} {size(one.held_bytes)}{room} on {one.device}.")
+    if one.device_bytes is None:
+        said.append("How much memory that has isn't known; memory_gb in a copy of the profile says it.")
     if not one.measured:
         said.append("What building for it takes was never measured.")
     elif one.build_seconds:
@@ -57,8 +80,6 @@ def _summary(one: Plan) -> str:
             f"Building what isn't there holds {size(one.build_bytes or 0)}, takes about {one.build_seconds:.0f} s, and "
             f"leaves {size(one.disk_bytes or 0)} on disk."
         )
-    if one.unbuildable:
-        said.append(f"It can't be built here: {one.unbuildable}")
     if one.complaints:
         said.append(f"It won't fit: {'. '.join(one.complaints)}.")
     elif one.measured and not one.unbuildable and one.device_bytes is not None:

@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from ..core.progress import Progress, quiet
 
 
+def within(name: str, tell: Progress) -> Progress:
+    """Progress under a name, where several are done in turn."""
+    return lambda what, share=None: tell(f"{name}, {what}", share)
+
+
 @contextmanager
 def shown(silent: bool) -> Generator[Progress]:
     """Show a bar with the elapsed time for what is going on, and a line for what took over a second and is done.

@@ -16,6 +16,7 @@ from ..benchmarks.score import score as run_score
 from ..core.errors import RequestError
 from ..core.files import write_text
 from ..pipelines.pipeline import Pipeline
+from ..profiles import Profile
 from ..scenes.caption import EACH, WHOLE
 from .progress import shown
 from .show import table
@@ -35,7 +36,7 @@ def parse_guidances(guidances: str) -> list[float]:
 
 def score(
     bundle: Path,
-    profile: str,
+    profile: Profile,
     count: int,
     guidances: list[float],
     nights: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..core.bundle import Bundle
 from ..core.tensors import PERFECT_DB
-from ..profiles import Profile
+from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
 
 if TYPE_CHECKING:
@@ -68,39 +68,45 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
     if artifacts:
-        _print_engines(console, opened, artifacts)
+        _print_engines(opened, artifacts)
     elif artifacts is not None:
-        console.print(f"No engines yet: latentc build {opened.folder}", markup=False)
+        console.print(f"No engine is built yet. Next: latentc build {opened.folder}", markup=False)
 
 
-def _print_engines(console: Console, opened: Bundle, artifacts: Sequence[Artifact]) -> None:
-    columns = ("engine of", "runtime", "in", "shape", "disk", "device", "dB", "here")
-    engines = table(None, *columns, right=("disk", "device", "dB"))
-    for artifact in artifacts:
+def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
+    """A table for each device that some are for, under the profiles that asked for them."""
+    console = Console(highlight=False)
+    order = list(opened.manifest.parts)
+    groups: dict[tuple[str, str | None], list[Artifact]] = {}
+    for artifact in sorted(artifacts, key=lambda one: (order.index(one.part), one.fields["precision"])):
         fields = artifact.fields
-        shape = (
-            fields["shape"]
-            if isinstance(fields["shape"], str)
-            else "x".join(map(str, next(iter(fields["shape"].values()))))
-        )
-        engines.add_row(
-            artifact.part,
-            f"{fields['runtime']} {fields['device']['name']}",
-            fields["precision"],
-            shape,
-            size(artifact.bytes),
-            _on_device(opened, artifact),
-            _parity(artifact).replace(" dB", ""),
-            "no" if _refusal(artifact) else "yes",
-        )
-    console.print(engines)
-    refused = dict.fromkeys(
-        f"{artifact.fields['runtime']} {artifact.fields['device']['name']} doesn't load here: {reason}"
-        for artifact in artifacts
-        if (reason := _refusal(artifact))
+        groups.setdefault((f"{fields['runtime']} {fields['device']['name']}", _refusal(artifact)), []).append(artifact)
+    figures = ("disk", "device", "dB")
+    for (device, refusal), group in sorted(groups.items(), key=lambda one: (one[0][1] is not None, one[0][0])):
+        profiles = ", ".join(dict.fromkeys(name for artifact in group for name in artifact.profiles))
+        engines = table(None, "engine of", "in", "shape", *figures, right=figures)
+        for artifact in group:
+            engines.add_row(
+                artifact.part,
+                artifact.fields["precision"],
+                shape(artifact.fields["shape"]),
+                size(artifact.bytes),
+                _on_device(opened, artifact),
+                _parity(artifact).replace(" dB", ""),
+            )
+        console.print(f"\n[bold]{escape(device)}[/]" + (f", for {escape(profiles)}" if profiles else ""))
+        console.print(engines)
+        console.print("They load here." if refusal is None else f"They don't load here: {refusal}", markup=False)
+    console.print(
+        "\nShape: of the first input. Disk: what the engine takes there. Device: weights and values in the device's "
+        "memory, where the builder says so. dB: how near it came to the reference (PSNR); graph: so near came its "
+        "graph, on the CPU, because the device wasn't there. `latentc verify` reads every byte."
     )
-    for line in refused:
-        console.print(line, markup=False, highlight=False)
+
+
+def shape(fixed: Mapping[str, Sequence[int]] | str) -> str:
+    """Of a part's first input, or `free`."""
+    return fixed if isinstance(fixed, str) else "x".join(map(str, next(iter(fixed.values()))))
 
 
 def _on_device(opened: Bundle, artifact: Artifact) -> str:
@@ -175,17 +181,21 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         console.print(made)
         for one in build.engines:
             if one.note:
-                console.print(f"{one.artifact.part} was compiled, not refitted: {one.note}", markup=False)
+                console.print(f"{one.artifact.part}: {one.note}", markup=False)
 
 
-def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_json: bool) -> None:
+def why(
+    opened: Bundle, found: Sequence[tuple[Profile, Sequence[tuple[Wanted, Artifact | Miss]]]], as_json: bool
+) -> None:
     """Hits and misses, and the fields that missed."""
     from ..compiler.cache import Miss, folder_name
     from ..compiler.proof import uncompared
     from ..runtimes import runtime
 
     rows: list[dict[str, Any]] = []
+    lacking: dict[str, None] = {}
     for profile, engines in found:
+        adapter = runtime(profile.runtime)
         for want, outcome in engines:
             row: dict[str, Any] = {
                 "profile": profile.name,
@@ -197,8 +207,10 @@ def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_js
             if isinstance(outcome, Miss):
                 row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             else:
-                row["compared"] = uncompared(runtime(want.target.runtime), outcome) is None
+                row["compared"] = uncompared(adapter, outcome) is None
             rows.append(row)
+            if not row["hit"] or not (row["compared"] or adapter.missing(profile.device)):
+                lacking[profile.argument] = None
     if as_json:
         emit(rows)
         return
@@ -208,27 +220,32 @@ def why(found: list[tuple[Profile, list[tuple[Wanted, Artifact | Miss]]]], as_js
             typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}{said}")
         elif row["nearest"] is None:
             typer.echo(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")
+        elif row["nearest"] == row["engine"]:
+            typer.echo(f"{row['profile']}: {row['part']} is damaged, {row['engine']}")
         else:
             typer.echo(
                 f"{row['profile']}: {row['part']} isn't there; the nearest is {row['nearest']}, which differs in"
             )
             for name, (has, wants) in row["differences"].items():
                 typer.echo(f"    {name}: it has {has!r}, wanted is {wants!r}")
+    if lacking:
+        typer.echo(f"To have all of them: latentc build {opened.folder} --profile {','.join(lacking)}")
 
 
-def verified(opened: Bundle, artifacts: Sequence[Artifact], as_json: bool) -> None:
-    """A bundle whose digests all agree."""
+def verified(opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], as_json: bool) -> None:
+    """Whether all digests agree; raises `typer.Exit` with code 1 where one doesn't."""
+    files = len(opened.manifest.files)
     if as_json:
-        emit(
-            {
-                "folder": str(opened.folder),
-                "files": len(opened.manifest.files),
-                "engines": len(artifacts),
-                "whole": True,
-            }
-        )
-        return
-    typer.echo(f"{opened.folder}: {len(opened.manifest.files)} files and {len(artifacts)} engines are what they were.")
+        facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts)}
+        emit({**facts, "whole": not faults, "faults": faults})
+    elif faults:
+        typer.echo("\n".join(f"latentc: {fault}" for fault in faults), err=True)
+    elif artifacts:
+        typer.echo(f"{opened.folder}: all {files} files and {len(artifacts)} engines are what they were.")
+    else:
+        typer.echo(f"{opened.folder}: all {files} files are what they were; no engine is built yet.")
+    if faults:
+        raise typer.Exit(1)
 
 
 def picture(shown: Shown, as_json: bool) -> None:
@@ -283,8 +300,8 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     listed = table(None, "profile", "proof", "what it is")
     for profile in found:
         precision = " and ".join(" or ".join(wishes) for wishes in dict.fromkeys(profile.precision.values()))
-        sizes = f"size {', '.join(profile.shapes.sizes)}" if profile.shapes.sizes else "every size"
-        how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes}")
+        sizes = ", ".join("the model's own size" if size == OWN else size for size in profile.shapes.sizes)
+        how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes or 'every size'}")
         listed.add_row(profile.name, profile.proof, f"{escape(profile.title)}\n[dim]{how}[/]")
     console = Console()
     console.print(listed)

@@ -21,6 +21,7 @@ from .cache import (
     Artifact,
     Miss,
     Parity,
+    claim,
     explain,
     find,
     folder_name,
@@ -52,7 +53,7 @@ class Built:
     how: How
     """It was there already, taken from another bundle, another's with these weights, or compiled."""
     note: str | None = None
-    """Why another's wasn't given these weights, where that was tried."""
+    """What else to know: why another's wasn't given these weights, or that a damaged one was replaced."""
 
     @property
     def hit(self) -> bool:
@@ -111,7 +112,7 @@ def _check_fits(
     if complaints:
         raise CompileError(
             f"By plan, profile {profile.name} doesn't fit. {'. '.join(complaints)}. `latentc plan` shows the figures. "
-            f"To try all the same: latentc build {bundle.folder} --profile {profile.name} --force"
+            f"To try all the same: latentc build {bundle.folder} --profile {profile.argument} --force"
         )
 
 
@@ -124,26 +125,31 @@ def _build_one(
     bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, like: Bundle | None, on_progress: Progress
 ) -> Built:
     here = adapter.missing(profile.device) is None
-    if (artifact := find(bundle, want.part, want.key)) and (proved := as_proved(adapter, artifact)):
+    artifact = _intact(bundle, want, on_progress)
+    if artifact and profile.name in artifact.profiles and (proved := as_proved(adapter, artifact)):
         check_floor(profile, want, proved.parity.psnr_db)
         return Built(proved, "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
+        note: str | None = None
         theirs = None
-        if not find(bundle, want.part, want.key):
-            _clear(bundle, name)
+        artifact = artifact or _intact(bundle, want, on_progress)  # made meanwhile
+        if not artifact:
+            if _clear(bundle, name):
+                note = f"What was in {bundle.engines / name} was damaged. It was replaced."
             if like and (theirs := _theirs(like, adapter, want)):
                 check_floor(profile, want, theirs.parity.psnr_db)
                 on_progress(f"{want.part}: take", None)
                 take(bundle, like, theirs)
-        if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
+                artifact = find(bundle, want.part, want.key)
+        if artifact:
             proved = as_proved(adapter, artifact)
             if proved is None:
                 on_progress(f"{want.part}: compare", None)
                 verify_files(bundle, [f"reference/{want.part}.npz"])
                 proved = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
             check_floor(profile, want, proved.parity.psnr_db)
-            return Built(proved, "taken" if theirs else "there")
+            return Built(claim(bundle, proved, profile.name), "taken" if theirs else "there", note)
         on_progress(f"{want.part}: read", None)
         verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
         parity: Parity | None = None
@@ -153,12 +159,11 @@ def _build_one(
             check_floor(profile, want, parity.psnr_db)
         else:
             reference(bundle, want.part, want.target.shape)
-        note: str | None = None
         if like and here and (other := _kindred(adapter, want, like)):
             try:
-                return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted")
+                return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted", note)
             except (CompileError, ParityError) as exc:
-                note = str(exc)
+                note = f"It was compiled, not refitted: {exc}"
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
             on_progress(f"{want.part}: compile", None)
@@ -169,9 +174,21 @@ def _build_one(
                 on_progress(f"{want.part}: compare", None)
                 parity = _compare(bundle, adapter, want, fresh)
                 check_floor(profile, want, parity.psnr_db)
-            artifact = seal(fresh, want.part, want.fields, parity, seconds)
+            artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name)
             share(bundle, fresh, artifact.files)
     return Built(artifact, "compiled", note)
+
+
+def _intact(bundle: Bundle, want: Wanted, on_progress: Progress) -> Artifact | None:
+    """The engine that is there, where every byte of it is what was built."""
+    artifact = find(bundle, want.part, want.key)
+    if artifact:
+        on_progress(f"{want.part}: verify", None)
+        try:
+            verify(bundle, artifact)
+        except BundleError:
+            return None
+    return artifact
 
 
 def _kindred(adapter: Runtime, want: Wanted, like: Bundle) -> Artifact | None:
@@ -204,7 +221,7 @@ def _refit(
         on_progress(f"{want.part}: compare", None)
         parity = _compare(bundle, adapter, want, fresh)
         check_floor(profile, want, parity.psnr_db)
-        return seal(fresh, want.part, want.fields, parity, seconds, refitted_from=other.key)
+        return seal(fresh, want.part, want.fields, parity, seconds, profile.name, refitted_from=other.key)
 
 
 @contextmanager
@@ -229,9 +246,10 @@ def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> 
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
 
 
-def _clear(bundle: Bundle, name: str) -> None:
-    """Remove what stands where an artifact belongs and isn't one."""
+def _clear(bundle: Bundle, name: str) -> bool:
+    """Remove what stands where an artifact belongs and isn't one; whether there was anything."""
     path = bundle.engines / name
+    there = path.exists() or path.is_symlink()
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -239,6 +257,7 @@ def _clear(bundle: Bundle, name: str) -> None:
             path.unlink(missing_ok=True)
     except OSError as exc:
         raise BundleError(f"{path} is damaged and can't be removed ({exc.strerror}). Remove it by hand.") from exc
+    return there
 
 
 def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_progress: Progress) -> float | None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
-from ..core.bundle import Bundle, FileInfo, leads_out
+from ..core.bundle import Bundle, FileInfo, leads_out, verify_files
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256, sha256_json, write_text
 from ..core.progress import Progress, quiet
@@ -66,6 +66,8 @@ class Artifact(Record):
     """How long compiling or refitting took, the comparison left out."""
     refitted_from: str | None = None
     """Key of the engine that was given these weights; None for one that was compiled."""
+    profiles: tuple[str, ...] = ()
+    """Names of the profiles that it was built for."""
 
     @property
     def bytes(self) -> int:
@@ -118,15 +120,24 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
     folder = bundle.engines / artifact.name
     for name, info in artifact.files.items():
         path = folder / name
-        if not path.is_file() or path.is_symlink() or path.stat().st_size != info.bytes or sha256(path) != info.sha256:
-            raise BundleError(
-                f"{path} is damaged: it isn't what was built. Remove {folder} and run `latentc build` again."
-            )
+        try:
+            plain = path.is_file() and not path.is_symlink() and path.stat().st_size == info.bytes
+            whole = plain and sha256(path) == info.sha256
+        except OSError as exc:
+            raise BundleError(f"{path} can't be read ({exc.strerror}). `latentc build` replaces it.") from exc
+        if not whole:
+            raise BundleError(f"{path} is damaged: it isn't what was built. `latentc build` replaces it.")
     return folder
 
 
 def seal(
-    folder: Path, artifact_part: str, fields: Fields, parity: Parity, seconds: float, refitted_from: str | None = None
+    folder: Path,
+    artifact_part: str,
+    fields: Fields,
+    parity: Parity,
+    seconds: float,
+    profile: str,
+    refitted_from: str | None = None,
 ) -> Artifact:
     """Write the header of an artifact whose files are all in `folder`."""
     files = {
@@ -142,9 +153,14 @@ def seal(
         parity=parity,
         seconds=round(seconds, 3),
         refitted_from=refitted_from,
+        profiles=(profile,),
     )
-    (folder / HEADER).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _write_header(folder, artifact)
     return artifact
+
+
+def _write_header(folder: Path, artifact: Artifact) -> None:
+    write_text(folder / HEADER, artifact.model_dump_json(indent=2) + "\n")
 
 
 def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
@@ -184,7 +200,7 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
     """Bring in an artifact from another bundle, linked where that is on the same disk."""
     folder = verify(other, artifact)
     with fresh_folder(bundle.engines / artifact.name, BundleError) as fresh:
-        shutil.copyfile(folder / HEADER, fresh / HEADER)
+        _write_header(fresh, artifact.model_copy(update={"profiles": ()}))
         for name in artifact.files:
             if _is_cache(name):
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -202,8 +218,22 @@ def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:
         one for one in (artifact.parity, *artifact.elsewhere) if one.compared_on not in (None, parity.compared_on)
     ]
     known = artifact.model_copy(update={"parity": parity, "elsewhere": tuple(others)})
-    write_text(bundle.engines / artifact.name / HEADER, known.model_dump_json(indent=2) + "\n")
+    _write_header(bundle.engines / artifact.name, known)
     return known
+
+
+def claim(bundle: Bundle, artifact: Artifact, profile: str) -> Artifact:
+    """Note in an artifact's header that it is a profile's too; by the holder of its lock."""
+    stored = find(bundle, artifact.part, artifact.key) or artifact  # the latter may be as it is on one of its devices
+    if profile not in stored.profiles:
+        stored = stored.model_copy(update={"profiles": (*stored.profiles, profile)})
+        _write_header(bundle.engines / artifact.name, stored)
+    return artifact.model_copy(update={"profiles": stored.profiles})
+
+
+def built_profiles(bundle: Bundle) -> tuple[str, ...]:
+    """Names of the profiles that something is built for."""
+    return tuple(dict.fromkeys(name for artifact in artifacts(bundle) for name in artifact.profiles))
 
 
 @contextmanager
@@ -233,11 +263,15 @@ class Miss:
     """Why there is no artifact: the nearest one, and each field in which it differs as (has, wanted)."""
 
     nearest: str | None
+    """Itself, where it is there and damaged."""
     differences: Mapping[str, tuple[object, object]]
 
 
 def explain(bundle: Bundle, part: str, fields: Fields) -> Miss:
     """Compare wanted fields with the artifacts that the runtime has of the part; the nearest one is told."""
+    itself = folder_name(part, key_of(fields))
+    if (bundle.engines / itself).exists() and find(bundle, part, key_of(fields)) is None:
+        return Miss(itself, {})
     candidates = [one for one in artifacts(bundle) if one.part == part and one.fields["runtime"] == fields["runtime"]]
     wanted = flatten(fields)
     differing = {artifact.name: _differences(flatten(artifact.fields), wanted) for artifact in candidates}
@@ -272,12 +306,28 @@ def step_key(artifacts: list[Artifact]) -> str:
     return sha256_json(told)[:KEY_LENGTH]
 
 
-def check_whole(bundle: Bundle) -> None:
-    """Raise `BundleError` naming a folder where an artifact should be and isn't whole."""
-    whole = {artifact.name for artifact in artifacts(bundle)}
-    for path in sorted(bundle.engines.glob("*-*")):
-        if path.suffix not in (".json", ".npz") and not path.name.startswith(".") and path.name not in whole:
-            raise BundleError(f"{path} is damaged: it isn't an engine as it was built. Remove it, and build again.")
+def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
+    """What of a bundle and its engines isn't as it was written, every file read; in sentences."""
+    found: list[str] = []
+    for index, name in enumerate(bundle.manifest.files):
+        on_progress("files", index / len(bundle.manifest.files))
+        try:
+            verify_files(bundle, [name])
+        except BundleError as exc:
+            found.append(str(exc))
+    built = {artifact.name: artifact for artifact in artifacts(bundle)}
+    found += [
+        f"{path} is damaged: it isn't an engine as it was built. Remove it, and build again."
+        for path in sorted(bundle.engines.glob("*-*"))
+        if path.suffix not in (".json", ".npz") and not path.name.startswith(".") and path.name not in built
+    ]
+    for artifact in built.values():
+        on_progress(f"engine {artifact.name}", None)
+        try:
+            verify(bundle, artifact)
+        except BundleError as exc:
+            found.append(str(exc))
+    return found
 
 
 def read_step(bundle: Bundle, key: str) -> float | None:

@@ -12,7 +12,7 @@ from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..profiles import OWN, Profile
 from ..runtimes import Engine, Runtime
 from ..runtimes.base import PLACEMENT
-from .cache import Artifact, find, folder_name, read_step, step_key, verify
+from .cache import Artifact, built_profiles, find, folder_name, read_step, step_key, verify
 from .proof import as_proved, check_floor, check_step, uncompared
 from .targets import Wanted, wanted
 
@@ -66,7 +66,7 @@ class Engines:
                 raise BundleError(
                     f"{want.part} for profile {self.profile.name} {uncompared(self._adapter, artifact)}: its engine "
                     f"was never compared with the reference here. Run: latentc build {self.bundle.folder} --profile "
-                    f"{self.profile.name}   (it compiles nothing again)"
+                    f"{self.profile.argument}   (it compiles nothing again)"
                 )
             check_floor(self.profile, want, here.parity.psnr_db)
             found_here.append(here)
@@ -77,16 +77,19 @@ class Engines:
             raise BundleError(
                 f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
                 f"the reference: the build didn't finish. Run: latentc build {self.bundle.folder} "
-                f"--profile {self.profile.name}"
+                f"--profile {self.profile.argument}"
             )
 
     def _artifact(self, want: Wanted) -> Artifact:
         if artifact := find(self.bundle, want.part, want.key):
             return artifact
-        raise BundleError(
-            f"{want.part} isn't built for profile {self.profile.name}. Run: latentc build {self.bundle.folder} "
-            f"--profile {self.profile.name}   (`latentc why` says what changed.)"
-        )
+        name, built = self.profile.name, built_profiles(self.bundle)
+        run = f"{self.bundle.folder} --profile {self.profile.argument}"
+        if name in built:
+            hint = f"`latentc why {run}` says what changed since it was."
+        else:
+            hint = f"Built in it: {', '.join(built)}." if built else "`latentc inspect` lists what is built."
+        raise BundleError(f"{want.part} isn't built for profile {name}. Run: latentc build {run}   ({hint})")
 
     def preload(self, parts: Collection[str]) -> None:
         """Load parts now rather than when they are first asked for; those of several sizes still wait."""

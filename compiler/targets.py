@@ -44,7 +44,10 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
     adapter = runtime(profile.runtime)
     reason = adapter.missing(profile.device) if to_run else adapter.unbuildable(profile.device)
     if reason:
-        raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}")
+        other = " `latentc doctor` says what works here."
+        if to_run and adapter.unbuildable(profile.device) is None:
+            other = " Its engines can be built here all the same; copy the bundle to a machine that has it."
+        raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}{other}")
     asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
     versions, device = adapter.versions(), adapter.device(profile.device)
     found: list[Wanted] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 
 class Record(BaseModel):
@@ -15,16 +16,23 @@ class Record(BaseModel):
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
     """Say what is wrong with a record in words: each key, what was found, and the near name if it is a slip."""
-    return "; ".join(_complaint(error["loc"], error["type"], error["msg"], model) for error in exc.errors())
+    return "; ".join(_complaint(error, model) for error in exc.errors())
 
 
-def _complaint(location: tuple[int | str, ...], kind: str, message: str, model: type[BaseModel]) -> str:
+def _complaint(error: ErrorDetails, model: type[BaseModel]) -> str:
+    location, message, found = error["loc"], error["msg"], error["input"]
     where = ".".join(str(step) for step in location)
-    if kind != "extra_forbidden":
-        return f"{where}: {message[:1].lower()}{message[1:]}" if where else message
+    if error["type"] != "extra_forbidden":
+        message = f"{message[:1].lower()}{message[1:]}"
+        if isinstance(found, int | float) and message.startswith("input should "):
+            message = f"{found} {message.removeprefix('input ')}"
+        if error["type"] == "multiple_of" and isinstance(found, int):
+            step = error.get("ctx", {})["multiple_of"]
+            message += f", as {max(1, round(found / step)) * step}"
+        return f"{where}: {message}" if where else error["msg"]
     known = _keys(model, location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
     return f"unknown key {where!r}: {hint}"
 
 
@@ -42,5 +50,10 @@ def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 def suggest(name: str, known: list[str]) -> str:
     """End of an error about an unknown name: the near one, and the whole list."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(sorted(known))}."
+    return f"{near(name, known)}Known: {', '.join(sorted(known))}."
+
+
+def near(name: str, known: list[str]) -> str:
+    """A question after the nearest known name, and a space; empty where none is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {found[0]!r}? " if found else ""

@@ -77,15 +77,34 @@ def save(result: Result, bundle: Bundle, path: Path | str) -> tuple[Path, ...]:
     A file of that name is replaced, whole or not at all. Raises `RequestError` for a name that doesn't
     end in .png or a folder that can't be written.
     """
-    first = Path(path)
-    if first.suffix.lower() != ".png":
-        raise RequestError(f"{first} doesn't end in .png, and pictures are saved as PNG. Name it {first}.png.")
+    first = check_name(path)
     written: list[Path] = []
     for index, drawing in enumerate(drawings(result, bundle)):
         target = first if index == 0 else first.with_name(f"{first.stem}-{index}{first.suffix}")
         _write(target, encoded(result.images[index], drawing))
         written.append(target)
     return tuple(written)
+
+
+def check_name(path: Path | str) -> Path:
+    """The path of a picture; raises `RequestError` where it can't be saved there: to be asked before it is drawn.
+
+    The folder is made where it isn't there.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise RequestError(
+            f"{path} doesn't end in .png, the one format that carries the request. Name it {path.with_suffix('.png')}."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise RequestError(
+            f"{path} can't be written: {path.parent} can't be made ({exc.strerror}). Choose another folder."
+        ) from exc
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RequestError(f"{path} can't be written. Choose another name or folder.")
+    return path
 
 
 def drawings(result: Result, bundle: Bundle) -> Iterator[Drawing]:
@@ -186,7 +205,6 @@ def _texts(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
 def _write(target: Path, content: bytes) -> None:
     fresh = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             fresh.write_bytes(content)
             sync(fresh)

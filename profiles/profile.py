@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, field_validator
 
 from ..core.errors import ProfileError
-from ..core.record import Record, complaints, suggest
+from ..core.record import Record, complaints, near
 from ..core.tensors import Precision
 
 FOLDER = Path(__file__).parent
@@ -71,6 +71,7 @@ class Profile(Record):
     """PSNR floor against the exported reference, by the precision that was taken."""
     options: dict[str, Option] = Field(default={})
     """The runtime's own settings, handed over as they are; it refuses what it doesn't know."""
+    _file: str | None = PrivateAttr(default=None)
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -89,6 +90,17 @@ class Profile(Record):
     def _fill_floors(cls, floors: dict[Precision, float]) -> dict[Precision, float]:
         return FLOORS_DB | floors
 
+    @property
+    def argument(self) -> str:
+        """What `--profile` takes for it: the user's own file as it was given, or the name."""
+        return self._file or self.name
+
+    def of_file(self, file: str) -> Profile:
+        """The same, as the user's own file says it."""
+        copy = self.model_copy()
+        copy._file = file
+        return copy
+
     def wishes(self, part: str) -> tuple[Precision, ...]:
         """Precisions for this part, best first."""
         return self.precision.get(part) or self.precision.get("default") or ("f32",)
@@ -104,10 +116,14 @@ def load_profile(name: str) -> Profile:
 
     Raises `ProfileError` for an unknown name, a key that isn't one (with the near name) or a bad value.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.is_file() or (not name.endswith(".toml") and not re.fullmatch(r"[\w.-]+", name)):
+    own = name.endswith(".toml")
+    path = Path(name) if own else FOLDER / f"{name}.toml"
+    if own and not path.is_file():
+        raise ProfileError(f"There is no file {name}. Check the path; to take a shipped profile, leave .toml out.")
+    if not path.is_file() or not (own or re.fullmatch(r"[\w.-]+", name)):
         raise ProfileError(
-            f"There is no profile {name!r}. {suggest(name, profile_names())} A file of your own ends in .toml."
+            f"There is no profile {name!r}. {near(name, profile_names())}`latentc profiles` lists them; a file of "
+            "your own ends in .toml."
         )
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -116,6 +132,7 @@ def load_profile(name: str) -> Profile:
     if "name" in value:
         raise ProfileError(f"{path}: unknown key 'name': a profile's name is its file's, here {path.stem!r}.")
     try:
-        return Profile.model_validate({**value, "name": path.stem})
+        profile = Profile.model_validate({**value, "name": path.stem})
     except ValidationError as exc:
         raise ProfileError(f"{path}: {complaints(exc, Profile)}.") from exc
+    return profile.of_file(name) if own else profile

@@ -191,7 +191,7 @@ def _library() -> Any:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as exc:
-        raise RuntimeMissing(f"{LIBRARY} can't be loaded ({exc}). Install NVIDIA's driver.") from exc
+        raise RuntimeMissing(f"NVIDIA's driver can't be loaded ({exc}). Install it.") from exc
     try:
         _call(library, "cuInit", 0)
     except CompileError as exc:

@@ -25,6 +25,7 @@ from typing import Any
 
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.files import write_bytes
+from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Precision
@@ -112,7 +113,7 @@ RTX = Library(
     name="tensorrt-rtx",
     title="TensorRT for RTX",
     module="tensorrt_rtx_bindings",
-    install='Install it with: pip install ".[tensorrt-rtx]".',
+    install=install("tensorrt-rtx"),
     capabilities=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),  # RTX 20, A100, RTX 30, 40, 50, GB10; no Hopper
     abroad=True,
     costs=COSTS,
@@ -121,7 +122,7 @@ FULL = Library(
     name="tensorrt",
     title="TensorRT",
     module="tensorrt",
-    install='Install it with: pip install ".[tensorrt]"; on a Jetson it comes with JetPack.',
+    install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack.",
     capabilities=("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
     abroad=False,
     costs=None,
@@ -169,7 +170,7 @@ class TensorRT:
         try:
             has = capabilities()
         except RuntimeMissing as exc:
-            return f"There is no GPU of {wanted} here, or no driver for it: {exc}"
+            return f"There is no {wanted} here: {exc}"
         if not _chosen(device, has):
             return f"There is no GPU of {wanted} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
         return None
@@ -392,7 +393,7 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
             self.steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            on_progress(f"{part}: {phase_name.lower()}", (step + 1) / max(1, self.steps.get(phase_name, 1)))
+            on_progress(f"{part}: compile, {phase_name.lower()}", (step + 1) / max(1, self.steps.get(phase_name, 1)))
             return True
 
         def phase_finish(self, phase_name: str) -> None:

@@ -90,6 +90,41 @@ def test_what_is_in_a_bundle(bundle):
     assert [row["hit"] for row in rows] == [True] * 4
 
 
+def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
+    folder = own_bundle().folder
+    assert "no engine is built yet" in latentc("verify", folder).stdout
+    assert latentc("why", folder, "-p", "null").stdout.endswith(f"latentc build {folder} --profile null\n")
+    latentc("build", folder, "--profile", "null", "--quiet")
+    (damaged, *_) = sorted(folder.glob("engines/unet-*/*.json"))
+    damaged.write_text("no header")
+    (folder / "unet" / "model.onnx").write_bytes(b"no graph")
+    done = latentc("verify", folder, "--quiet")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 2
+    said = json.loads(latentc("verify", folder, "--json").stdout)
+    assert not said["whole"]
+    assert len(said["faults"]) == 2
+    assert "unet is damaged" in latentc("why", folder, "-p", "null").stdout
+
+
+def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_path):
+    folder = own_bundle().folder
+    advised = json.loads(latentc("doctor", "--json").stdout)["profile"]
+    assert json.loads(latentc("build", folder, "--json").stdout)[0]["profile"] == advised
+    drawn = json.loads(latentc("run", folder, "x", "--steps", "1", "-o", tmp_path / "x.png", "--json").stdout)
+    assert drawn["profile"] == advised
+    assert f"openvino CPU, for {advised}" in latentc("inspect", folder).stdout
+
+
+def test_of_several_profiles_each_is_named_while_it_is_built(own_bundle):
+    mine = own_bundle().folder / "mine.toml"
+    mine.write_text('title = "Mine"\nruntime = "null"\nprecision = "bf16"\n[parity_db]\nbf16 = 0\n')
+    refused = latentc("run", mine.parent, "x", "-p", mine).stderr
+    assert f"latentc build {mine.parent} --profile {mine} " in refused
+    done = latentc("build", mine.parent, "-p", f"null,{mine}")
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if ", " in line] == ["null", "mine"]
+
+
 def test_doctor_and_profiles():
     said = json.loads(latentc("doctor", "--json").stdout)
     assert said["machine"]["cores"] >= 1
@@ -126,9 +161,12 @@ def test_new_checkpoint_and_export(tmp_path):
         (["export", "nowhere", "-o", "out"], 1, "There is no checkpoint 'nowhere'"),
         (["export", "nowhere"], 2, "Missing option"),
         (["run", "BUNDLE", "x", "--size", "100"], 1, "WIDTHxHEIGHT"),
-        (["run", "BUNDLE", "x", "--size", "100x100"], 1, "multiple of 8"),
-        (["run", "BUNDLE", "x", "--steps", "0"], 1, "steps"),
+        (["run", "BUNDLE", "x", "--size", "100x100"], 1, "width: 100 should be a multiple of 8, as 96"),
+        (["run", "BUNDLE", "x", "--steps", "0"], 1, "steps: 0 should be greater than or equal to 1"),
         (["run", "BUNDLE", "x", "--profile", "cpu-openvin"], 1, "Did you mean 'cpu-openvino'"),
+        (["run", "BUNDLE", "x", "--profile", "./mine.toml"], 1, "There is no file ./mine.toml"),
+        (["run", "BUNDLE", "x", "--profile", "null,h100"], 1, "are several profiles"),
+        (["run", "BUNDLE", "x", "--output", "/proc/nowhere/x.png"], 1, "can't be written: /proc/nowhere can't be made"),
         (["run", "BUNDLE", "x", "--output", "x.jpg"], 1, "doesn't end in .png"),
         (["show", "nowhere.png"], 1, "can't be read"),
         (["new-checkpoint", "out", "--family", "sd9"], 1, "no family"),

@@ -13,7 +13,7 @@ import pytest
 
 from latentc.cli import show
 from latentc.compiler.build import build, why
-from latentc.compiler.cache import Miss, artifacts, check_whole, verify
+from latentc.compiler.cache import Miss, artifacts, faults, verify
 from latentc.compiler.engines import Engines, load
 from latentc.compiler.parity import measure, measure_step
 from latentc.compiler.targets import wanted
@@ -80,7 +80,7 @@ def test_what_fails_on_one_device_is_used_on_the_other(own_bundle, monkeypatch, 
     opened, profile = own_bundle(), of(NULL, device="right+left")
     build(opened, profile)
     here[:] = ["right"]
-    show.why([(profile, why(opened, profile))], as_json=False)
+    show.why(opened, [(profile, why(opened, profile))], as_json=False)
     assert capsys.readouterr().out.count("wasn't compared on its device yet") == 4
     wrong = lambda *asked: measure(*asked).model_copy(update={"psnr_db": -5.0})  # noqa: E731
     monkeypatch.setattr("latentc.compiler.build.measure", wrong)
@@ -274,7 +274,7 @@ def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_m
     assert unet.artifact.refitted_from is None
     assert unet.artifact.parity.psnr_db > 60
     show.builds([found], as_json=False)
-    assert "unet was compiled, not refitted: " in capsys.readouterr().out
+    assert "unet: It was compiled, not refitted: " in capsys.readouterr().out
     load(tuned, ONNXRUNTIME).close()
 
 
@@ -395,9 +395,45 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     else:
         with pytest.raises(BundleError, match="unet isn't built"):
             load(opened, NULL)
-        with pytest.raises(BundleError, match="is damaged"):
-            check_whole(opened)
-        assert [one.hit for one in build(opened, NULL).engines] == [True, False, True, True]
+        told = {want.part: outcome for want, outcome in why(opened, NULL)}
+        assert told["unet"] == Miss(built.engines[1].artifact.name, {}), "it is there, and not whole"
+    (said,) = faults(opened)
+    assert built.engines[1].artifact.name in said
+    assert "is damaged" in said
+    again = build(opened, NULL)
+    assert [one.hit for one in again.engines] == [True, False, True, True]
+    assert "was damaged" in again.engines[1].note
+    assert faults(opened) == []
+    load(opened, NULL).close()
+
+
+def test_every_fault_of_a_bundle_is_told(own_bundle):
+    opened = own_bundle()
+    built = build(opened, NULL)
+    for one in built.engines[:2]:
+        (opened.engines / one.artifact.name / next(iter(one.artifact.files))).unlink()
+    (opened.folder / "vae_decoder" / "model.onnx").write_bytes(b"no graph")
+    said = faults(opened)
+    assert len(said) == 3
+    assert "vae_decoder/model.onnx" in said[0]
+    assert [any(one.artifact.name in fault for fault in said) for one in built.engines] == [True, True, False, False]
+
+
+def test_engines_know_the_profiles_that_they_are_for(own_bundle):
+    opened, other = own_bundle(), of(NULL, name="other")
+    with pytest.raises(BundleError, match="`latentc inspect` lists what is built"):
+        load(opened, NULL)
+    first = build(opened, NULL)
+    assert {one.artifact.profiles for one in first.engines} == {("null",)}
+    with pytest.raises(BundleError, match=r"isn't built for profile cpu-openvino-f32.*Built in it: null\."):
+        load(opened, OPENVINO)
+    second = build(opened, other)
+    assert all(one.hit for one in second.engines)
+    assert {one.artifact.profiles for one in second.engines} == {("null", "other")}
+    assert {found.profiles for found in artifacts(opened)} == {("null", "other")}
+    shutil.rmtree(opened.engines / first.engines[1].artifact.name)
+    with pytest.raises(BundleError, match=r"latentc why .* --profile null` says what changed"):
+        load(opened, NULL)
 
 
 def test_garbage_among_the_engines_is_passed_over(own_bundle):

@@ -59,11 +59,11 @@ def test_inputs_that_do_not_fit_are_refused(shapes):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"width": 100}, "width: input should be a multiple of 8"),
-        ({"height": 65536}, "height: input should be less than or equal to 8192"),
+        ({"width": 100}, "width: 100 should be a multiple of 8, as 96"),
+        ({"height": 65536}, "height: 65536 should be less than or equal to 8192"),
         ({"steps": 0}, "steps"),
         ({"steps": 10**9}, "steps"),
-        ({"guidance": float("nan")}, "guidance: input should be a finite number"),
+        ({"guidance": float("nan")}, "guidance: nan should be a finite number"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"count": 0}, "count"),

@@ -1,0 +1,29 @@
+"""Which profiles a command is for."""
+
+from __future__ import annotations
+
+from ..core.errors import ProfileError, RuntimeMissing
+from ..profiles import Profile, load_profile
+
+
+def choose(names: str | None) -> list[Profile]:
+    """The profiles of these names or files, with commas between; of None, the one to take on this machine.
+
+    Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where none works here.
+    """
+    if names is not None:
+        return [load_profile(name) for name in names.split(",")]
+    from ..runtimes.diagnose import advise
+    from ..runtimes.machine import machine
+
+    advised = advise(machine())
+    if advised is None:
+        raise RuntimeMissing("No profile works here yet. `latentc doctor` says what the runtimes lack.")
+    return [advised]
+
+
+def choose_one(name: str | None) -> Profile:
+    """As `choose`, for a command that takes one; a name with a comma is none."""
+    if name is not None and "," in name:
+        raise ProfileError(f"{name!r} are several profiles; this takes one.")
+    return choose(name)[0]
