@@ -115,7 +115,8 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
     else:
         _, engines = wanted(bundle, profile, to_run=False)
         asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
-    costs, here = adapter.costs(profile.device), machine()
+    costs = adapter.costs(profile.device, profile.options, free=not profile.shapes.sizes)
+    here = machine()
     absent = adapter.missing(profile.device) is not None
     planned = tuple(_plan_one(bundle, adapter, *one, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
@@ -166,8 +167,6 @@ class _Priced:
     costs: Costs
     precision: Precision
     shape: dict[str, Shape]
-    free: bool = False
-    """Whether sizes are free."""
 
     @property
     def weights(self) -> int:
@@ -183,10 +182,8 @@ class _Priced:
         def count(costs: Costs) -> int:
             return _alive(self.bundle, self.adapter, costs, self.part, self.precision, self.shape)
 
-        if not (self.free and self.costs.regrows):
-            return count(self.costs)
-        once = replace(self.costs, unrolls=False)
-        return count(once) + round(self.costs.regrows * count(replace(once, scores=0)))
+        again = count(replace(self.costs, scores=0, unrolls=False)) if self.costs.regrows else 0
+        return count(self.costs) + round(self.costs.regrows * again)
 
     @property
     def kernels(self) -> int:
@@ -226,7 +223,8 @@ class _Priced:
 def _plan_one(
     bundle: Bundle, adapter: Runtime, part: str, target: Target, artifact: Artifact | None, *, absent: bool
 ) -> EnginePlan:
-    costs, shape = adapter.costs(target.device), _shape(bundle, part, target)
+    costs = adapter.costs(target.device, target.options, free=target.shape is None)
+    shape = _shape(bundle, part, target)
     if costs is None:
         weights = _weights(bundle, part, None, target.precision)
         alive = _alive(bundle, adapter, None, part, target.precision, shape)
@@ -234,7 +232,7 @@ def _plan_one(
             *(part, target.precision, shape, weights, alive, weights + alive),
             *(None, None, None, None, artifact, _told(bundle, artifact)),
         )
-    engine = _Priced(bundle, part, adapter, costs, target.precision, shape, free=target.shape is None)
+    engine = _Priced(bundle, part, adapter, costs, target.precision, shape)
     referees, seconds = _compared(engine, target, absent=absent)
     return EnginePlan(
         part=part,
@@ -261,22 +259,21 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
     if target.shape is not None and dict(target.shape) != at:
         at = dict(target.shape)
         if not is_reference_made(engine.bundle, part, at):
-            maker = _on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at)
-            referees.append(replace(maker, free=True))
+            referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
         name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
-        referees.append(_on_cpu(engine, name, engine.precision, at))
+        referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
     else:
         calls = 1 + (STEPS if part == "unet" else 0)
         seconds += calls * replace(engine, shape=at).call_seconds
     return referees, seconds + sum(one.build_seconds + one.call_seconds for one in referees)
 
 
-def _on_cpu(engine: _Priced, name: str, precision: Precision, shape: dict[str, Shape]) -> _Priced:
+def _on_cpu(engine: _Priced, name: str, precision: Precision, shape: dict[str, Shape], *, free: bool) -> _Priced:
     """A part as a referee runs it, which was measured there."""
     adapter = runtime(name)
-    costs = adapter.costs("CPU") or Costs(base=0)
-    return replace(engine, adapter=adapter, costs=costs, precision=precision, shape=shape, free=False)
+    costs = adapter.costs("CPU", {}, free=free) or Costs(base=0)
+    return replace(engine, adapter=adapter, costs=costs, precision=precision, shape=shape)
 
 
 def _weights(bundle: Bundle, part: str, costs: Costs | None, precision: Precision) -> int:

@@ -79,7 +79,7 @@ class Costs:
     stores: bool = False
     """Whether weights stay as narrow as the bundle stores them, whatever is computed in."""
     regrows: float = 0.0
-    """Where sizes are free: of the values alive at once, what is held once more; and nothing is unrolled then."""
+    """Of the values alive at once, scores and windows left out, what is held once more."""
     maps: bool = False
     """Whether weights are a mapped file: of a table that is only looked up in, few rows are ever read."""
     disk_per_weight: float = 1.0
@@ -162,8 +162,8 @@ class Runtime(Protocol):
         """Whether one engine can serve every size."""
         ...
 
-    def costs(self, device: str) -> Costs | None:
-        """What engines for a device take; None where nobody has measured it."""
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
+        """What engines for a device take, of free or fixed sizes; None where nobody has measured it."""
         ...
 
     def check(self, options: Mapping[str, Option]) -> None:

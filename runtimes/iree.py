@@ -157,8 +157,9 @@ class IREE:
         del device, options
         return True
 
-    def costs(self, device: str) -> Costs:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
         """What the compiler plans to hold, and what compiling took."""
+        del options, free
         return CPU_COSTS if device == CPU else COSTS
 
     def check(self, options: Mapping[str, Option]) -> None:

@@ -88,9 +88,9 @@ class MIGraphX:
         del device, options
         return False
 
-    def costs(self, device: str) -> Costs | None:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Not measured."""
-        del device
+        del device, options, free
         return None
 
     def check(self, options: Mapping[str, Option]) -> None:

@@ -59,9 +59,9 @@ class Null:
         del device, options
         return True
 
-    def costs(self, device: str) -> Costs:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
         """None."""
-        del device
+        del device, options, free
         return Costs(base=0, per_weight=0.0, activations=0.0, disk_per_weight=0.0)
 
     def check(self, options: Mapping[str, Option]) -> None:

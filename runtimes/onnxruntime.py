@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -51,11 +52,14 @@ LEVELS = {
     "off": "ORT_DISABLE_ALL",
 }
 
+PATTERN = "enable_mem_pattern"
+"""The option by which all values of a call get one block, laid out by what an earlier one took; on by default."""
+
 ATTRIBUTES: dict[str, type] = {
     "intra_op_num_threads": int,
     "inter_op_num_threads": int,
     "enable_cpu_mem_arena": bool,
-    "enable_mem_pattern": bool,
+    PATTERN: bool,
     "use_deterministic_compute": bool,
 }
 """Options that are attributes of SessionOptions, by its own names."""
@@ -76,7 +80,6 @@ CPU_COSTS = Costs(
     base=70_000_000,
     scores=2,
     unrolls=True,
-    regrows=1.7,  # the first call grows an arena piece by piece, the second gets a block beside it
     maps=True,
     build_base=100_000_000,
     build_per_weight=1.9,
@@ -173,9 +176,15 @@ class ONNXRuntime:
         provider = PROVIDERS.get(device)
         return provider is None or (provider.free_sizes and not (provider.captures and options.get(provider.captures)))
 
-    def costs(self, device: str) -> Costs | None:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Of CPUs; no other device was measured."""
-        return CPU_COSTS if device == "CPU" else None
+        if device != "CPU":
+            return None
+        if options.get(PATTERN, True):  # where sizes are free, the first call grows an arena, the second gets its block
+            return replace(CPU_COSTS, unrolls=False, regrows=1.7) if free else CPU_COSTS
+        if free:
+            return replace(CPU_COSTS, unrolls=False, scores=1, regrows=0.6)
+        return replace(CPU_COSTS, unrolls=False, regrows=1.5)
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`ATTRIBUTES`, `ENTRIES` and the providers' options by ONNX Runtime's names, `graph_optimization_level`, one

@@ -123,8 +123,9 @@ class OpenVINO:
         del device, options
         return True
 
-    def costs(self, device: str) -> Costs | None:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Of CPUs; no other device was measured."""
+        del options, free
         return CPU_COSTS if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:

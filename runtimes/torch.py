@@ -103,9 +103,9 @@ class Torch:
         del device, options
         return True
 
-    def costs(self, device: str) -> Costs | None:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Not measured."""
-        del device
+        del device, options, free
         return None
 
     def check(self, options: Mapping[str, Option]) -> None:

@@ -212,9 +212,9 @@ class TensorRT:
         del device
         return not options.get(GRAPH)
 
-    def costs(self, device: str) -> Costs | None:
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """What the builder for RTX reports, and what building took; nobody has measured the other."""
-        del device
+        del device, options, free
         return self._is.costs
 
     def check(self, options: Mapping[str, Option]) -> None:

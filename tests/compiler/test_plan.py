@@ -195,9 +195,9 @@ def test_what_compares_the_engine_is_counted(bundle, monkeypatch):
 def test_of_what_is_mapped_the_table_is_not_held(bundle, monkeypatch):
     profile = load_profile("cpu-onnxruntime")
     adapter = type(runtime("onnxruntime"))
-    costs = runtime("onnxruntime").costs("CPU")
+    costs = runtime("onnxruntime").costs("CPU", {}, free=True)
     (whole, mapped) = (
-        monkeypatch.setattr(adapter, "costs", lambda self, device, maps=maps: replace(costs, maps=maps))
+        monkeypatch.setattr(adapter, "costs", lambda *_, maps=maps, **__: replace(costs, maps=maps))
         or {one.part: one.held_bytes for one in plan(bundle("sd1"), profile).engines}
         for maps in (False, True)
     )
@@ -225,6 +225,14 @@ def test_where_sizes_are_free_values_are_held_once_more(bundle):
     assert one.shape == other.shape
     assert one.activation_bytes != other.activation_bytes
     assert one.held_bytes - other.held_bytes == one.activation_bytes - other.activation_bytes
+
+
+def test_without_its_memory_pattern_onnx_runtime_holds_less(bundle):
+    shipped = load_profile("cpu-onnxruntime")
+    assert shipped.options == {"enable_mem_pattern": False}
+    without, by_default = (plan(bundle("sd1"), one) for one in (shipped, shipped.model_copy(update={"options": {}})))
+    for one, other in zip(without.engines, by_default.engines, strict=True):
+        assert one.held_bytes < other.held_bytes
 
 
 def test_the_memory_of_a_gpu_that_is_here_counts(bundle, monkeypatch):
@@ -293,7 +301,7 @@ def test_every_profile_can_be_planned_for_wherever_one_is(bundle, name):
     found = plan(opened, profile)
     assert {engine.part for engine in found.engines} == opened.manifest.parts.keys()
     assert found.unbuildable == runtime(profile.runtime).unbuildable(profile.device)
-    costs = runtime(profile.runtime).costs(profile.device)
+    costs = runtime(profile.runtime).costs(profile.device, profile.options, free=not profile.shapes.sizes)
     mapped = ("text_encoder",) if costs and costs.maps else ()  # whose table isn't held
     weighed = [engine for engine in found.engines if engine.part not in mapped]
     assert all(engine.held_bytes >= engine.weights_bytes > 0 for engine in weighed) or name == "null"
