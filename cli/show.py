@@ -84,10 +84,10 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     figures = ("disk", "device", "dB")
     for (device, refusal), group in sorted(groups.items(), key=lambda one: (one[0][1] is not None, one[0][0])):
         profiles = ", ".join(dict.fromkeys(name for artifact in group for name in artifact.profiles))
-        engines = table(None, "engine of", "in", "shape", *figures, right=figures)
+        engines = table(None, "engine", "in", "shape", *figures, right=figures)
         for artifact in group:
             engines.add_row(
-                artifact.part,
+                artifact.name,
                 artifact.fields["precision"],
                 shape(artifact.fields["shape"]),
                 size(artifact.bytes),
@@ -98,7 +98,7 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
         console.print(engines)
         console.print("They load here." if refusal is None else f"They don't load here: {refusal}", markup=False)
     console.print(
-        "\nShape: of the first input. Disk: what the engine takes there. Device: weights and values in the device's "
+        "\nEngine: its part and key. Shape: of the first input. Disk: what the engine takes there. Device: weights and values in the device's "
         "memory, where the builder says so. dB: how near it came to the reference (PSNR); graph: so near came its "
         "graph, on the CPU, because the device wasn't there. `latentc verify` reads every byte."
     )
