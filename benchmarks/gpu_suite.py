@@ -53,6 +53,9 @@ GRACE_SECONDS = 30.0
 NOT_RUN = 2
 """Exit code of a trial for which something isn't here."""
 
+NOTHING = 3
+"""Exit code of the suite where all that was asked for isn't here, or took too long."""
+
 ROUNDS = 3
 """Of draws, up to `PATIENCE` times, where a picture takes seconds."""
 
@@ -191,7 +194,7 @@ def trials(webgpu: str | None) -> dict[str, tuple[float, Callable[[Times], str]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the trials; 0 where none failed, 2 where none could be run."""
+    """Run the trials; 0 where none failed, `NOTHING` where none came to its end either."""
     parser = argparse.ArgumentParser(prog="python -m latentc.benchmarks.gpu_suite", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-suite.jsonl"), help="where the rows go")
     parser.add_argument("--minutes", type=float, default=10.0, help="when everything has ended")
@@ -232,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     counts = Counter(trial.outcome for trial in found)
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome))
     log.info("%s. To read: %s", told, asked.output.with_suffix(".md"))
-    return 1 if counts["failed"] else 0 if counts["done"] else NOT_RUN
+    return 1 if counts["failed"] else 0 if counts["done"] else NOTHING
 
 
 def _try_one(name: str, trial: Callable[[Times], str], times: Times) -> int:

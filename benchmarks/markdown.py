@@ -101,4 +101,4 @@ def _whose(names: Sequence[str], everybody: int) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown takes as it stands, on one line."""
-    return SPECIAL.sub(r"\\\1", ENTITY.sub("&amp;", " ".join(text.split())).replace("<", "&lt;"))
+    return SPECIAL.sub(r"\\\1", ENTITY.sub("&amp;", " ".join(text.split())).replace("<", "&lt;").replace(">", "&gt;"))

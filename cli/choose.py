@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.errors import ProfileError, RuntimeMissing
+from ..core.errors import RuntimeMissing
 from ..profiles import Profile, load_profile
 
 
@@ -12,7 +12,7 @@ def choose(names: str | None) -> list[Profile]:
     Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where none works here.
     """
     if names is not None:
-        return [load_profile(name) for name in names.split(",")]
+        return [load_profile(name.strip()) for name in names.split(",")]
     from ..runtimes.diagnose import advise
     from ..runtimes.machine import machine
 
@@ -23,7 +23,5 @@ def choose(names: str | None) -> list[Profile]:
 
 
 def choose_one(name: str | None) -> Profile:
-    """As `choose`, for a command that takes one; a name with a comma is none."""
-    if name is not None and "," in name:
-        raise ProfileError(f"{name!r} are several profiles; this takes one.")
-    return choose(name)[0]
+    """As `choose`, for a command that takes one."""
+    return choose(None)[0] if name is None else load_profile(name)

@@ -12,7 +12,7 @@ import typer
 from ..benchmarks.memory import peak_bytes
 from ..core.errors import RequestError
 from ..core.request import Request, Step
-from ..pipelines.png import check_name, save
+from ..pipelines.png import check_name, make_place, save
 from ..profiles import Profile
 
 
@@ -48,6 +48,7 @@ def draw(
 
         with Pipeline.open(bundle, profile) as pipeline:
             seconds = {"load": time.perf_counter() - start}
+            make_place(output)
 
             def on_step(step: Step) -> None:
                 tell("draw", step.index / step.total)

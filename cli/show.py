@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.bundle import Bundle
+from ..core.bundle import PARTS, Bundle
 from ..core.tensors import PERFECT_DB
 from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
@@ -76,14 +76,13 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     """A table for each device that some are for, under the profiles that asked for them."""
     console = Console(highlight=False)
-    order = list(opened.manifest.parts)
-    groups: dict[tuple[str, str | None], list[Artifact]] = {}
-    for artifact in sorted(artifacts, key=lambda one: (order.index(one.part), one.fields["precision"])):
+    groups: dict[tuple[str, str, str | None], list[Artifact]] = {}
+    for artifact in sorted(artifacts, key=lambda one: (*PARTS, one.part).index(one.part)):
         fields = artifact.fields
-        groups.setdefault((f"{fields['runtime']} {fields['device']['name']}", _refusal(artifact)), []).append(artifact)
+        device = f"{fields['runtime']} {fields['device']['name']}"
+        groups.setdefault((device, ", ".join(artifact.profiles), _refusal(artifact)), []).append(artifact)
     figures = ("disk", "device", "dB")
-    for (device, refusal), group in sorted(groups.items(), key=lambda one: (one[0][1] is not None, one[0][0])):
-        profiles = ", ".join(dict.fromkeys(name for artifact in group for name in artifact.profiles))
+    for (device, profiles, refusal), group in sorted(groups.items(), key=lambda one: (one[0][2] is not None, one[0])):
         engines = table(None, "engine", "in", "shape", *figures, right=figures)
         for artifact in group:
             engines.add_row(
@@ -98,9 +97,9 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
         console.print(engines)
         console.print("They load here." if refusal is None else f"They don't load here: {refusal}", markup=False)
     console.print(
-        "\nEngine: its part and key. Shape: of the first input. Disk: what the engine takes there. Device: weights and values in the device's "
-        "memory, where the builder says so. dB: how near it came to the reference (PSNR); graph: so near came its "
-        "graph, on the CPU, because the device wasn't there. `latentc verify` reads every byte."
+        "\nEngine: its part and key. Shape: of the first input. Disk: what it takes there. Device: weights and values "
+        "in the device's memory, where the builder says so. dB: how near it came to the reference (PSNR); graph: so "
+        "near came its graph, on the CPU, because the device wasn't there."
     )
 
 

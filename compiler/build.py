@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from .cache import (
     Miss,
     Parity,
     claim,
+    damaged,
     explain,
     find,
     folder_name,
@@ -91,9 +92,13 @@ def build(
     """
     start = time.perf_counter()
     adapter, engines = wanted(bundle, profile, to_run=False)
+    replaced = [_without_damage(bundle, want, on_progress) for want in engines]
     if not force:
         _check_fits(bundle, profile, adapter, engines, like)
-    built = tuple(_build_one(bundle, profile, adapter, want, like, on_progress) for want in engines)
+    built = tuple(
+        _build_one(bundle, profile, adapter, want, like, note, on_progress)
+        for want, note in zip(engines, replaced, strict=True)
+    )
     here = adapter.missing(profile.device) is None
     step = _prove_step(bundle, profile, built, on_progress) if here else None
     return Build(profile.name, built, step, time.perf_counter() - start)
@@ -122,32 +127,33 @@ def _theirs(like: Bundle | None, adapter: Runtime, want: Wanted) -> Artifact | N
 
 
 def _build_one(
-    bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, like: Bundle | None, on_progress: Progress
+    bundle: Bundle,
+    profile: Profile,
+    adapter: Runtime,
+    want: Wanted,
+    like: Bundle | None,
+    note: str | None,
+    on_progress: Progress,
 ) -> Built:
     here = adapter.missing(profile.device) is None
-    artifact = _intact(bundle, want, on_progress)
-    if artifact and profile.name in artifact.profiles and (proved := as_proved(adapter, artifact)):
+    if (artifact := find(bundle, want.part, want.key)) and (proved := as_proved(adapter, artifact)):
         check_floor(profile, want, proved.parity.psnr_db)
-        return Built(proved, "there")
+        return Built(_claimed(bundle, proved, profile, on_progress), "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
-        note: str | None = None
         theirs = None
-        artifact = artifact or _intact(bundle, want, on_progress)  # made meanwhile
-        if not artifact:
-            if _clear(bundle, name):
-                note = f"What was in {bundle.engines / name} was damaged. It was replaced."
+        if not find(bundle, want.part, want.key):
+            _clear(bundle, name)
             if like and (theirs := _theirs(like, adapter, want)):
                 check_floor(profile, want, theirs.parity.psnr_db)
                 on_progress(f"{want.part}: take", None)
                 take(bundle, like, theirs)
-                artifact = find(bundle, want.part, want.key)
-        if artifact:
+        if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
             proved = as_proved(adapter, artifact)
             if proved is None:
                 on_progress(f"{want.part}: compare", None)
                 verify_files(bundle, [f"reference/{want.part}.npz"])
-                proved = reprove(bundle, artifact, _compare(bundle, adapter, want, verify(bundle, artifact)))
+                proved = reprove(bundle, artifact, _compare(bundle, adapter, want, bundle.engines / name))
             check_floor(profile, want, proved.parity.psnr_db)
             return Built(claim(bundle, proved, profile.name), "taken" if theirs else "there", note)
         on_progress(f"{want.part}: read", None)
@@ -163,7 +169,7 @@ def _build_one(
             try:
                 return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted", note)
             except (CompileError, ParityError) as exc:
-                note = f"It was compiled, not refitted: {exc}"
+                note = " ".join(filter(None, (note, f"It was compiled, not refitted: {exc}")))
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
             start = time.perf_counter()
             on_progress(f"{want.part}: compile", None)
@@ -179,15 +185,31 @@ def _build_one(
     return Built(artifact, "compiled", note)
 
 
-def _intact(bundle: Bundle, want: Wanted, on_progress: Progress) -> Artifact | None:
-    """The engine that is there, where every byte of it is what was built."""
-    artifact = find(bundle, want.part, want.key)
-    if artifact:
-        on_progress(f"{want.part}: verify", None)
-        try:
-            verify(bundle, artifact)
-        except BundleError:
+def _without_damage(bundle: Bundle, want: Wanted, on_progress: Progress) -> str | None:
+    """Remove what is where an engine should be and isn't what was built; what to say of that."""
+    path = bundle.engines / folder_name(want.part, want.key)
+    if not (path.exists() or path.is_symlink()):
+        return None
+    on_progress(f"{want.part}: verify", None)
+
+    def whole() -> bool:
+        artifact = find(bundle, want.part, want.key)
+        return artifact is not None and damaged(bundle, artifact) is None
+
+    if whole():
+        return None
+    with locked(bundle, path.name, on_progress):
+        if whole():  # another process was faster
             return None
+        _clear(bundle, path.name)
+    return f"What was in {path} was damaged. It was replaced."
+
+
+def _claimed(bundle: Bundle, artifact: Artifact, profile: Profile, on_progress: Progress) -> Artifact:
+    """An engine that is there, noted as this profile's too; in a bundle that can't be written it goes unnoted."""
+    if profile.name not in artifact.profiles:
+        with suppress(BundleError), locked(bundle, artifact.name, on_progress):
+            return claim(bundle, artifact, profile.name)
     return artifact
 
 
@@ -246,10 +268,9 @@ def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> 
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
 
 
-def _clear(bundle: Bundle, name: str) -> bool:
-    """Remove what stands where an artifact belongs and isn't one; whether there was anything."""
+def _clear(bundle: Bundle, name: str) -> None:
+    """Remove what stands where an artifact belongs and isn't one."""
     path = bundle.engines / name
-    there = path.exists() or path.is_symlink()
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -257,7 +278,6 @@ def _clear(bundle: Bundle, name: str) -> bool:
             path.unlink(missing_ok=True)
     except OSError as exc:
         raise BundleError(f"{path} is damaged and can't be removed ({exc.strerror}). Remove it by hand.") from exc
-    return there
 
 
 def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_progress: Progress) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
-from ..core.bundle import Bundle, FileInfo, leads_out, verify_files
+from ..core.bundle import PARTS, Bundle, FileInfo, leads_out, verify_files
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256, sha256_json, write_text
 from ..core.progress import Progress, quiet
@@ -31,6 +32,7 @@ SHARED_BYTES = 1 << 20
 """Smaller files are copied: looking whether another artifact has them takes longer."""
 
 KEY_LENGTH = 16
+KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 DIGEST = "part digest"
 """The field of a part's graph and weights."""
 
@@ -117,17 +119,24 @@ def artifacts(bundle: Bundle) -> list[Artifact]:
 
 def verify(bundle: Bundle, artifact: Artifact) -> Path:
     """The artifact's folder, once every file has its digest; raises `BundleError` naming the one that hasn't."""
-    folder = bundle.engines / artifact.name
+    path = damaged(bundle, artifact)
+    if path:
+        known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
+        raise BundleError(f"{path} is damaged: it isn't what was built. Run `latentc build`{known} again.")
+    return bundle.engines / artifact.name
+
+
+def damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
+    """The first file of an artifact that isn't what was built; raises `BundleError` for one that can't be read."""
     for name, info in artifact.files.items():
-        path = folder / name
+        path = bundle.engines / artifact.name / name
         try:
             plain = path.is_file() and not path.is_symlink() and path.stat().st_size == info.bytes
-            whole = plain and sha256(path) == info.sha256
+            if not plain or sha256(path) != info.sha256:
+                return path
         except OSError as exc:
-            raise BundleError(f"{path} can't be read ({exc.strerror}). `latentc build` replaces it.") from exc
-        if not whole:
-            raise BundleError(f"{path} is damaged: it isn't what was built. `latentc build` replaces it.")
-    return folder
+            raise BundleError(f"{path} can't be read ({exc.strerror}). Check the disk, and who may read it.") from exc
+    return None
 
 
 def seal(
@@ -160,7 +169,10 @@ def seal(
 
 
 def _write_header(folder: Path, artifact: Artifact) -> None:
-    write_text(folder / HEADER, artifact.model_dump_json(indent=2) + "\n")
+    try:
+        write_text(folder / HEADER, artifact.model_dump_json(indent=2) + "\n")
+    except OSError as exc:
+        raise BundleError(f"{folder / HEADER} can't be written ({exc.strerror}). Free space there.") from exc
 
 
 def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
@@ -315,16 +327,16 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
             verify_files(bundle, [name])
         except BundleError as exc:
             found.append(str(exc))
-    built = {artifact.name: artifact for artifact in artifacts(bundle)}
-    found += [
-        f"{path} is damaged: it isn't an engine as it was built. Remove it, and build again."
-        for path in sorted(bundle.engines.glob("*-*"))
-        if path.suffix not in (".json", ".npz") and not path.name.startswith(".") and path.name not in built
-    ]
-    for artifact in built.values():
-        on_progress(f"engine {artifact.name}", None)
+    for path in sorted(bundle.engines.glob("*-*")):
+        part, _, key = path.name.rpartition("-")
+        if part not in PARTS or not KEY.fullmatch(key):
+            continue
+        on_progress(f"engine {path.name}", None)
         try:
-            verify(bundle, artifact)
+            if artifact := find(bundle, part, key):
+                verify(bundle, artifact)
+            elif path.exists():  # else a build has just replaced it
+                found.append(f"{path} is damaged: it isn't an engine as it was built. Build it again, or remove it.")
         except BundleError as exc:
             found.append(str(exc))
     return found

@@ -26,9 +26,6 @@ def _complaint(error: ErrorDetails, model: type[BaseModel]) -> str:
         message = f"{message[:1].lower()}{message[1:]}"
         if isinstance(found, int | float) and message.startswith("input should "):
             message = f"{found} {message.removeprefix('input ')}"
-        if error["type"] == "multiple_of" and isinstance(found, int):
-            step = error.get("ctx", {})["multiple_of"]
-            message += f", as {max(1, round(found / step)) * step}"
         return f"{where}: {message}" if where else error["msg"]
     known = _keys(model, location[:-1])
     close = difflib.get_close_matches(str(location[-1]), known, n=1)

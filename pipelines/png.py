@@ -78,6 +78,7 @@ def save(result: Result, bundle: Bundle, path: Path | str) -> tuple[Path, ...]:
     end in .png or a folder that can't be written.
     """
     first = check_name(path)
+    make_place(first)
     written: list[Path] = []
     for index, drawing in enumerate(drawings(result, bundle)):
         target = first if index == 0 else first.with_name(f"{first.stem}-{index}{first.suffix}")
@@ -87,24 +88,21 @@ def save(result: Result, bundle: Bundle, path: Path | str) -> tuple[Path, ...]:
 
 
 def check_name(path: Path | str) -> Path:
-    """The path of a picture; raises `RequestError` where it can't be saved there: to be asked before it is drawn.
-
-    The folder is made where it isn't there.
-    """
+    """The path of a picture; raises `RequestError` for a name that doesn't end in .png."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise RequestError(
-            f"{path} doesn't end in .png, the one format that carries the request. Name it {path.with_suffix('.png')}."
-        )
+        raise RequestError(f"{str(path)!r} doesn't end in .png, the one format that carries the request. Name it so.")
+    return path
+
+
+def make_place(path: Path) -> None:
+    """Make a picture's folder; raises `RequestError` where it can't be saved there, before it is drawn."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+            raise RequestError(f"{path} can't be written. Choose another name or folder.")
     except OSError as exc:
-        raise RequestError(
-            f"{path} can't be written: {path.parent} can't be made ({exc.strerror}). Choose another folder."
-        ) from exc
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError(f"{path} can't be written. Choose another name or folder.")
-    return path
+        raise RequestError(f"{path} can't be written ({exc.strerror}). Choose another name or folder.") from exc
 
 
 def drawings(result: Result, bundle: Bundle) -> Iterator[Drawing]:

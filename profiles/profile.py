@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -92,8 +93,8 @@ class Profile(Record):
 
     @property
     def argument(self) -> str:
-        """What `--profile` takes for it: the user's own file as it was given, or the name."""
-        return self._file or self.name
+        """What `--profile` takes for it, as a shell reads it: the user's own file as it was given, or the name."""
+        return shlex.quote(self._file or self.name)
 
     def of_file(self, file: str) -> Profile:
         """The same, as the user's own file says it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..core.errors import LatentcError
@@ -42,9 +43,10 @@ def advise(here: Machine) -> Profile | None:
         has = not profile.gpus or set(profile.gpus) & {gpu.architecture for gpu in here.gpus}
         real = profile.device == DEFAULT_DEVICE or here.gpus or not here.system.startswith("Linux")
         if profile.rank and suits and has and real:  # a GPU in software is no reason to leave the CPU
-            adapter = runtime(profile.runtime)
-            if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
-                return profile
+            with suppress(LatentcError):  # what it lacks `diagnose` says
+                adapter = runtime(profile.runtime)
+                if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
+                    return profile
     return None
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from latentc.benchmarks import gpu_suite
-from latentc.benchmarks.gpu_suite import NOT_RUN, Times, Trial, main
+from latentc.benchmarks.gpu_suite import NOT_RUN, NOTHING, Times, Trial, main
 from latentc.benchmarks.records import read_records
 from latentc.core.errors import LatentcError, RuntimeMissing
 from latentc.profiles import load_profile
@@ -33,7 +33,7 @@ def told(output):
 
 def test_what_isnt_reached_is_told(tmp_path):
     output = tmp_path / "results.jsonl"
-    assert main(["-o", str(output), "--minutes", "0"]) == NOT_RUN
+    assert main(["-o", str(output), "--minutes", "0"]) == NOTHING
     found = told(output)
     assert {"contract-cuda", "scenes", "sd15", "sdxl", "webgpu", "iree-ptx", "tensorrt-rtx"} <= found.keys()
     assert {trial["outcome"] for trial in found.values()} == {"not run"}
@@ -47,8 +47,7 @@ def test_what_isnt_reached_is_told(tmp_path):
 def test_what_needs_a_gpu_says_so_without_one(tmp_path):
     output, scratch = tmp_path / "results.jsonl", tmp_path / "not" / "there"
     command = ["-o", str(output), "--minutes", "3", "--only", "iree-ptx,tensorrt-rtx", "--scratch", str(scratch)]
-    assert main(command) == NOT_RUN
-    assert not list(tmp_path.glob("*.log")), "they said nothing beside"
+    assert main(command) == NOTHING
     found = told(output)
     assert [trial["outcome"] for trial in found.values()] == ["not run"] * 2
     assert (
@@ -87,6 +86,8 @@ def test_what_a_trial_comes_to(tmp_path, monkeypatch, program, outcome, said):
     found = gpu_suite._run(program, 0, times, command)
     assert (found.outcome, found.said) == (outcome, said)
     assert found.seconds < 20
+    kept = times.output.with_suffix(f".{program}.log")
+    assert kept.exists() == (program in ("ends", "breaks", "lasts")), "of what says nothing beside, no log is left"
 
 
 def test_a_suite_that_is_stopped_has_its_trial_keep_what_it_has(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 
 from latentc.cli import show
+from latentc.compiler import cache
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, faults, verify
 from latentc.compiler.engines import Engines, load
@@ -20,6 +22,7 @@ from latentc.compiler.targets import wanted
 from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
+from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
 from latentc.runtimes.null import Null
@@ -232,7 +235,7 @@ def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manif
         asked.append((job.part, other))
         self.compile(job, out, lambda *_: None)
 
-    monkeypatch.setattr(ONNXRuntime, "refits", lambda _, options: options == {}, raising=False)
+    monkeypatch.setattr(ONNXRuntime, "refits", lambda _, options: options == ONNXRUNTIME.options, raising=False)
     monkeypatch.setattr(ONNXRuntime, "refit", refit, raising=False)
     found = build(tuned, ONNXRUNTIME, like=opened)
     assert [one.how for one in found.engines] == ["taken", "refitted", "taken", "taken"]
@@ -407,12 +410,68 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     load(opened, NULL).close()
 
 
+def test_what_cannot_be_read_is_not_replaced(own_bundle, monkeypatch):
+    opened = own_bundle()
+    build(opened, NULL)
+
+    def broken(path, *_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("latentc.compiler.cache.sha256", broken)
+    with pytest.raises(BundleError, match="can't be read \\(Input/output error\\)"):
+        build(opened, NULL)
+    monkeypatch.undo()
+    assert all(one.hit for one in build(opened, NULL).engines)
+
+
+def test_what_replaces_a_damaged_engine_has_to_fit_too(own_bundle):
+    opened = own_bundle()
+    unet = build(opened, ONNXRUNTIME).engines[1].artifact
+    path = opened.engines / unet.name / next(name for name, info in unet.files.items() if info.bytes > 1000)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CompileError, match="doesn't fit"):
+        build(opened, of(ONNXRUNTIME, memory_gb=0.001))
+
+
+def test_profiles_that_claim_an_engine_meanwhile_are_kept(own_bundle, monkeypatch):
+    """Between looking for an engine and noting a profile with it, another build notes its own."""
+    opened = own_bundle()
+    build(opened, NULL)
+    locked = cache.locked
+
+    @contextmanager
+    def late(bundle, name, on_progress=quiet):
+        monkeypatch.setattr("latentc.compiler.build.locked", locked)
+        build(opened, of(NULL, name="first"))
+        with locked(bundle, name, on_progress):
+            yield
+
+    monkeypatch.setattr("latentc.compiler.build.locked", late)
+    build(opened, of(NULL, name="second"))
+    assert {frozenset(found.profiles) for found in artifacts(opened)} == {frozenset(("null", "first", "second"))}
+
+
+def test_engines_of_a_bundle_that_cannot_be_written_are_found(own_bundle, monkeypatch):
+    opened = own_bundle()
+    build(opened, NULL)
+
+    def refuse(*_):
+        raise BundleError("It can't be written.")
+
+    monkeypatch.setattr("latentc.compiler.build.locked", refuse)
+    found = build(opened, of(NULL, name="other"))
+    assert all(one.hit for one in found.engines)
+    assert {one.artifact.profiles for one in found.engines} == {("null",)}
+
+
 def test_every_fault_of_a_bundle_is_told(own_bundle):
     opened = own_bundle()
     built = build(opened, NULL)
     for one in built.engines[:2]:
         (opened.engines / one.artifact.name / next(iter(one.artifact.files))).unlink()
     (opened.folder / "vae_decoder" / "model.onnx").write_bytes(b"no graph")
+    (opened.engines / "notes-1.txt").touch()
+    shutil.copytree(opened.engines / built.engines[2].artifact.name, opened.engines / "vae_decoder-old")
     said = faults(opened)
     assert len(said) == 3
     assert "vae_decoder/model.onnx" in said[0]

@@ -59,7 +59,7 @@ def test_inputs_that_do_not_fit_are_refused(shapes):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"width": 100}, "width: 100 should be a multiple of 8, as 96"),
+        ({"width": 100}, "width: 100 should be a multiple of 8"),
         ({"height": 65536}, "height: 65536 should be less than or equal to 8192"),
         ({"steps": 0}, "steps"),
         ({"steps": 10**9}, "steps"),

@@ -66,7 +66,9 @@ def test_a_profile_knows_what_it_is_asked_for_by(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text('title = "Mine"\nruntime = "null"\n')
     assert load_profile(str(mine)).argument == str(mine)
-    assert load_profile(str(mine)).model_copy(update={"opset": 18}).argument == str(mine)
+    spaced = mine.rename(tmp_path / "mine too.toml")
+    assert load_profile(str(spaced)).argument == f"'{spaced}'", "as a shell takes it"
+    assert load_profile(str(spaced)).model_copy(update={"opset": 18}).argument == f"'{spaced}'"
 
 
 def test_a_slip_of_the_pen_is_suggested():

@@ -214,10 +214,10 @@ def test_without_any_library_each_says_what_to_install():
     assert done.returncode == 0, done.stderr
     openvino, onnxruntime, iree, migraphx, tensorrt, rtx, torch, null = done.stdout.splitlines()
     assert "apt install migraphx" in migraphx
-    assert 'pip install ".[iree]"' in iree
-    assert 'pip install ".[tensorrt]"' in tensorrt
-    assert 'pip install ".[tensorrt-rtx]"' in rtx
-    assert 'pip install ".[openvino]"' in openvino
-    assert 'pip install ".[onnxruntime]"' in onnxruntime
-    assert 'pip install ".[export]"' in torch
+    assert 'constraints.txt ".[iree]"' in iree
+    assert 'constraints.txt ".[tensorrt]"' in tensorrt
+    assert 'constraints.txt ".[tensorrt-rtx]"' in rtx
+    assert 'constraints.txt ".[openvino]"' in openvino
+    assert 'constraints.txt ".[onnxruntime]"' in onnxruntime
+    assert 'constraints.txt ".[export]"' in torch
     assert null == "null True None"
