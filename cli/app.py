@@ -35,16 +35,22 @@ ProfileName = Annotated[
 ]
 
 
-@app.callback()
-def _options(
-    _debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Say the version and stop.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _say_version(asked: bool) -> None:
+    if asked:
         from .. import __version__
 
         typer.echo(f"latentc {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Say the version and stop.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -88,6 +94,7 @@ def build(
     """Compile a bundle's parts for one or more profiles, and compare each engine with the reference."""
     from ..compiler.build import Build
     from ..compiler.build import build as run_build
+    from ..compiler.targets import wanted
     from ..core.bundle import open_bundle
     from ..core.errors import LatentcError
     from . import show
@@ -96,6 +103,8 @@ def build(
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
     chosen = choose(profile)
+    for one in chosen:  # before the first is built
+        wanted(opened, one, to_run=False)
     builds: list[Build] = []
     try:
         with shown(quiet or as_json) as tell:
@@ -174,12 +183,12 @@ def why(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None
 @app.command()
 def inspect(bundle: Folder, as_json: Json = False) -> None:
     """List what a bundle holds: where it came from, its parts, its engines."""
-    from ..compiler.cache import artifacts
+    from ..compiler.cache import artifacts, broken
     from ..core.bundle import open_bundle
     from . import show
 
     opened = open_bundle(bundle)
-    show.bundle(opened, as_json, artifacts(opened))
+    show.bundle(opened, as_json, artifacts(opened), broken(opened))
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ..benchmarks.bench import bench
+from ..benchmarks.contender import OWN_COST
 from ..benchmarks.plan import Plan
 from ..benchmarks.reading import idle, step_psnr
 from ..benchmarks.records import Measurement
@@ -49,7 +50,7 @@ def parse_batches(batches: str) -> tuple[int, ...]:
 
 
 def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
-    """Run a plan, and say what was measured."""
+    """Run a plan, and say what was measured; raises `typer.Exit` with code 1 where nothing could be."""
     if plan.repeat < 1:
         raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
     opened = open_bundle(folder)
@@ -57,8 +58,11 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
         typer.echo(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
-        return
-    print_rows(rows, output)
+    else:
+        print_rows(rows, output)
+    asked = [row for row in rows if row.subject.name != OWN_COST]
+    if asked and all(row.error for row in asked):
+        raise typer.Exit(1)
 
 
 def _say(what: str, share: float | None) -> None:

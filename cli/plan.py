@@ -75,7 +75,7 @@ def _summary(one: Plan) -> str:
         said.append("How much memory that has isn't known; memory_gb in a copy of the profile says it.")
     if not one.measured:
         said.append("What building for it takes was never measured.")
-    elif one.build_seconds:
+    elif one.build_seconds and not one.unbuildable:
         said.append(
             f"Building what isn't there holds {size(one.build_bytes or 0)}, takes about {one.build_seconds:.0f} s, and "
             f"leaves {size(one.disk_bytes or 0)} on disk."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.bundle import PARTS, Bundle
+from ..core.errors import LatentcError
 from ..core.tensors import PERFECT_DB
 from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
@@ -50,11 +52,15 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
-def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None = None) -> None:
-    """A bundle's origin, parts and engines."""
+def bundle(
+    opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None = None, broken: Sequence[Path] = ()
+) -> None:
+    """A bundle's origin, parts, engines, and what is left of others."""
     manifest = opened.manifest
     if as_json:
-        engines = {} if artifacts is None else {"engines": [artifact.model_dump() for artifact in artifacts]}
+        engines: dict[str, Any] = {}
+        if artifacts is not None:
+            engines = {"engines": [one.model_dump() for one in artifacts], "damaged": [path.name for path in broken]}
         emit({"folder": str(opened.folder), **manifest.model_dump(mode="json", exclude={"files"}), **engines})
         return
     console = Console()
@@ -69,8 +75,11 @@ def bundle(opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None =
     console.print(parts)
     if artifacts:
         _print_engines(opened, artifacts)
-    elif artifacts is not None:
+    elif artifacts is not None and not broken:
         console.print(f"No engine is built yet. Next: latentc build {opened.folder}", markup=False)
+
+    for path in broken:
+        console.print(f"{path.name} is damaged: build it again.", markup=False)
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
@@ -188,6 +197,7 @@ def why(
 ) -> None:
     """Hits and misses, and the fields that missed."""
     from ..compiler.cache import Miss, folder_name
+    from ..compiler.engines import Engines
     from ..compiler.proof import uncompared
     from ..runtimes import runtime
 
@@ -227,6 +237,12 @@ def why(
             )
             for name, (has, wants) in row["differences"].items():
                 typer.echo(f"    {name}: it has {has!r}, wanted is {wants!r}")
+    for profile, engines in found:
+        if profile.argument not in lacking and engines:
+            try:
+                Engines(opened, profile).check()
+            except LatentcError as exc:
+                typer.echo(str(exc))
     if lacking:
         typer.echo(f"To have all of them: latentc build {opened.folder} --profile {','.join(lacking)}")
 

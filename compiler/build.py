@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Generator
@@ -13,7 +12,7 @@ from typing import Literal
 
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
-from ..core.files import fresh_folder, write_text
+from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..profiles import Profile
 from ..runtimes import Job, Refits, Runtime
@@ -35,6 +34,7 @@ from .cache import (
     step_key,
     take,
     verify,
+    write_step,
 )
 from .engines import Engines
 from .lower import lowered
@@ -292,7 +292,7 @@ def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_p
             with Engines(bundle, profile) as loaded:  # of one size at a time
                 figures.append(measure_step(bundle, loaded.engine, shape, guided=profile.shapes.guided))
         figure = min(figures)
-        write_text(bundle.engines / f"step-{key}.json", json.dumps({"psnr_db": figure}) + "\n")
+        write_step(bundle, key, figure)
     check_step(profile, [one.artifact for one in built], figure)
     return figure
 

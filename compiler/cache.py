@@ -327,24 +327,43 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
             verify_files(bundle, [name])
         except BundleError as exc:
             found.append(str(exc))
-    for path in sorted(bundle.engines.glob("*-*")):
-        part, _, key = path.name.rpartition("-")
-        if part not in PARTS or not KEY.fullmatch(key):
-            continue
-        on_progress(f"engine {path.name}", None)
+    found += [f"{path} is damaged: it isn't an engine as it was built. Build it again." for path in broken(bundle)]
+    for artifact in artifacts(bundle):
+        on_progress(f"engine {artifact.name}", None)
         try:
-            if artifact := find(bundle, part, key):
-                verify(bundle, artifact)
-            elif path.exists():  # else a build has just replaced it
-                found.append(f"{path} is damaged: it isn't an engine as it was built. Build it again, or remove it.")
+            verify(bundle, artifact)
         except BundleError as exc:
             found.append(str(exc))
+    found += [
+        f"{path} isn't what was written: run `latentc build` again, which compares the whole step anew."
+        for path in sorted(bundle.engines.glob("step-*.json"))
+        if read_step(bundle, path.stem.removeprefix("step-")) is None
+    ]
     return found
 
 
+def broken(bundle: Bundle) -> list[Path]:
+    """What is where an artifact should be, and isn't one that is whole by its header and sizes."""
+    named = ((path, *path.name.rpartition("-")[::2]) for path in sorted(bundle.engines.glob("*-*")))
+    engines = [(path, part, key) for path, part, key in named if part in PARTS and KEY.fullmatch(key)]
+    return [path for path, part, key in engines if find(bundle, part, key) is None and path.exists()]
+
+
 def read_step(bundle: Bundle, key: str) -> float | None:
-    """The recorded figure of the whole step for a set of engines, if it was measured."""
+    """The recorded figure of the whole step for a set of engines, if it was measured, and is as it was written."""
     try:
-        return float(json.loads((bundle.engines / f"step-{key}.json").read_text(encoding="utf-8"))["psnr_db"])
+        told = json.loads(_step_path(bundle, key).read_text(encoding="utf-8"))
+        figure = float(told["psnr_db"])
+        return figure if told["digest"] == sha256_json([key, figure]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_step(bundle: Bundle, key: str, psnr_db: float) -> None:
+    """Record the figure of the whole step for a set of engines."""
+    told = {"psnr_db": psnr_db, "digest": sha256_json([key, psnr_db])}
+    write_text(_step_path(bundle, key), json.dumps(told) + "\n")
+
+
+def _step_path(bundle: Bundle, key: str) -> Path:
+    return bundle.engines / f"step-{key}.json"

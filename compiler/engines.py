@@ -12,7 +12,7 @@ from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..profiles import OWN, Profile
 from ..runtimes import Engine, Runtime
 from ..runtimes.base import PLACEMENT
-from .cache import Artifact, built_profiles, find, folder_name, read_step, step_key, verify
+from .cache import Artifact, broken, built_profiles, find, folder_name, read_step, step_key, verify
 from .proof import as_proved, check_floor, check_step, uncompared
 from .targets import Wanted, wanted
 
@@ -49,8 +49,8 @@ class Engines:
             raise ShapeError(
                 f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
                 f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "
-                "Draw within that, or copy the profile to a file of your own, change [shapes] there (without `sizes`: "
-                "every size, count and length), and build with its path."
+                "Ask for that (--size, --count, --guidance), or build with a profile of your own that says otherwise "
+                "under [shapes]."
             )
         return self._load(max(fitting, key=lambda want: want.target.shape is not None))
 
@@ -76,7 +76,8 @@ class Engines:
         else:
             raise BundleError(
                 f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
-                f"the reference: the build didn't finish. Run: latentc build {self.bundle.folder} "
+                "the reference: the build didn't finish, or its record isn't what was written. Run: latentc build "
+                f"{self.bundle.folder} "
                 f"--profile {self.profile.argument}"
             )
 
@@ -85,6 +86,8 @@ class Engines:
             return artifact
         name, built = self.profile.name, built_profiles(self.bundle)
         run = f"{self.bundle.folder} --profile {self.profile.argument}"
+        if (path := self.bundle.engines / folder_name(want.part, want.key)) in broken(self.bundle):
+            raise BundleError(f"{path} is damaged: it isn't an engine as it was built. Run: latentc build {run}")
         if name in built:
             hint = f"`latentc why {run}` says what changed since it was."
         else:

@@ -11,6 +11,7 @@ from latentc.cli import show
 from latentc.cli.draw import parse_size
 from latentc.cli.progress import shown, within
 from latentc.compiler.build import Build
+from latentc.compiler.cache import artifacts
 from latentc.core.errors import RequestError
 from latentc.pipelines.png import make_place
 from latentc.profiles import load_profile
@@ -38,13 +39,28 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_a_profile_that_fails_hides_nothing_of_those_before(bundle):
-    done = latentc("build", bundle("sd1").folder, "--profile", "null,nowhere.toml", "--quiet")
-    assert done.returncode == 1
-    done = latentc("build", bundle("sd1").folder, "--profile", "null,h100", "--quiet")
+def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
+    strict = tmp_path / "strict.toml"
+    strict.write_text('title = "Strict"\nruntime = "onnxruntime"\n[parity_db]\nf32 = 500\n')
+    done = latentc("build", bundle("sd1").folder, "--profile", f"null,{strict}", "--quiet")
     assert done.returncode == 1
     assert done.stdout.startswith("null: ")
-    assert "Profile h100 can't be used here" in done.stderr
+    assert "profile strict asks for 500 dB" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("other", "says"), [("nowhere.toml", "There is no file"), ("h100", "Profile h100 can't be used here")]
+)
+def test_of_several_profiles_each_is_looked_at_before_the_first_is_built(own_bundle, other, says):
+    opened = own_bundle()
+    done = latentc("build", opened.folder, "--profile", f"null,{other}", "--quiet")
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert artifacts(opened) == []
+
+
+def test_the_version_is_said_without_a_command():
+    assert latentc("--version").stdout.startswith("latentc 0.")
 
 
 def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
@@ -107,6 +123,32 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     assert not said["whole"]
     assert len(said["faults"]) == 2
     assert "unet is damaged" in latentc("why", folder, "-p", "null").stdout
+    assert f"{header.parent.name} is damaged" in latentc("inspect", folder).stdout
+    assert json.loads(latentc("inspect", folder, "--json").stdout)["damaged"] == [header.parent.name]
+
+
+def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
+    folder = own_bundle().folder
+    latentc("build", folder, "--profile", "null", "--quiet")
+    assert "never compared" not in latentc("why", folder, "-p", "null").stdout
+    (step,) = folder.glob("engines/step-*.json")
+    step.unlink()
+    assert "the whole step was never compared" in latentc("why", folder, "-p", "null").stdout
+
+
+def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
+    command = (
+        "bench",
+        own_bundle().folder,
+        "--repeat",
+        "1",
+        "--steps",
+        "1",
+        "--no-ceiling",
+        "-o",
+        tmp_path / "x.jsonl",
+    )
+    assert latentc(*command, "-p", "h100").returncode == 1
 
 
 def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_path):
