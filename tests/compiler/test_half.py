@@ -188,7 +188,7 @@ def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle, capsy
     opened, profile = own_bundle("sd1"), load_profile("cpu-onnxruntime")
     first = build(opened, profile).engines[0].artifact
     reprove(opened, first, first.parity.model_copy(update={"graph_run_by": "iree 1 CPU", "psnr_db": 40.0}))
-    show.why([(profile, why(opened, profile))], as_json=False)
+    show.why(opened, [(profile, why(opened, profile))], as_json=False)
     assert capsys.readouterr().out.count("and wasn't compared on its device yet") == 1
     with pytest.raises(BundleError, match="it compiles nothing again"):
         Pipeline.open(opened, profile)
