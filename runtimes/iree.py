@@ -105,9 +105,9 @@ class IREE:
             return None
         if device == VULKAN:
             try:
-                found = runtime.get_driver("vulkan").query_available_devices()
-            except Exception as exc:  # whatever the loader says
-                return f"Vulkan can't be used here ({first_line(exc)}). Install a GPU's driver, and libvulkan1."
+                found = _vulkan_gpus()
+            except RuntimeMissing as exc:
+                return str(exc)
             return None if found else "Vulkan finds no GPU here. Install its driver."
         if device in PTX:
             return _no_nvidia(device)
@@ -141,9 +141,7 @@ class IREE:
     def device(self, device: str) -> dict[str, str]:
         """The GPU's architecture, which is its name; of a CPU instruction sets, and its name for those not listed."""
         if device == VULKAN:
-            with border(RuntimeMissing, "Vulkan can't be used here", "Install a GPU's driver, and libvulkan1."):
-                found = _runtime().get_driver("vulkan").query_available_devices()
-                return {"gpu": "; ".join(str(one["name"]) for one in found)}
+            return {"gpu": "; ".join(str(one["name"]) for one in _vulkan_gpus())}
         if device != CPU:
             return {}
         return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
@@ -336,6 +334,16 @@ def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
             counted = json.loads(planned.read_text(encoding="utf-8"))["stream-aggregate"]
             held["activation_bytes"] = counted["execution"]["transient-memory-size"]
     return held
+
+
+def _vulkan_gpus() -> list[Any]:
+    try:
+        return _runtime().get_driver("vulkan").query_available_devices()
+    except Exception as exc:  # whatever the loader says
+        hint = "Install libvulkan1 (Debian's and Ubuntu's name for it) and the GPU's driver."
+        if "libvulkan" in str(exc):  # IREE's words for that are nine lines
+            raise RuntimeMissing(f"Vulkan's loader (libvulkan.so.1) isn't here or can't be loaded. {hint}") from exc
+        raise RuntimeMissing(f"Vulkan can't be used here ({first_line(exc)}). {hint}") from exc
 
 
 def _no_nvidia(device: str) -> str | None:

@@ -1,5 +1,9 @@
 """IREE: code for devices that aren't here."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -51,6 +55,16 @@ def test_ptx_runs_on_that_gpu_and_on_later_ones(monkeypatch):
     assert IREE().missing("sm_120").endswith("NVIDIA GPUs found: sm90, sm75.")
     monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm75", "sm90"])
     assert IREE().missing("sm_80"), "it runs on the first"
+
+
+def test_without_vulkans_loader_the_reason_is_one_sentence_and_what_to_install():
+    """In a process of its own: a driver that is found once stays."""
+    ask = "from latentc.runtimes.iree import IREE; print(IREE().missing('Vulkan'))"
+    nowhere = {**os.environ, "IREE_HAL_VULKAN_LIBVULKAN_PATH": "/nowhere/libvulkan.so"}
+    said = subprocess.run([sys.executable, "-c", ask], env=nowhere, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("Vulkan's loader (libvulkan.so.1) isn't here or can't be loaded. Install libvulkan1 ")
+    assert len(said) < 160
+    assert "NOT_FOUND" not in said
 
 
 def test_what_vulkan_is_given_computes_the_same(tmp_path):
