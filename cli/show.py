@@ -120,7 +120,10 @@ def shape(fixed: Mapping[str, Sequence[int]] | str) -> str:
 def _on_device(opened: Bundle, artifact: Artifact) -> str:
     """What the compiler says that weights and activations take of the device's memory, where it says so."""
     path = opened.engines / artifact.name / MEMORY
-    return size(sum(json.loads(path.read_text(encoding="utf-8")).values())) if path.is_file() else ""
+    try:
+        return size(sum(json.loads(path.read_text(encoding="utf-8")).values()))
+    except (OSError, ValueError, AttributeError, TypeError):  # there is none, or it is damaged, which `verify` says
+        return ""
 
 
 def _parity(artifact: Artifact) -> str:

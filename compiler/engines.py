@@ -77,8 +77,7 @@ class Engines:
             raise BundleError(
                 f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
                 "the reference: the build didn't finish, or its record isn't what was written. Run: latentc build "
-                f"{self.bundle.folder} "
-                f"--profile {self.profile.argument}"
+                f"{self.bundle.folder} --profile {self.profile.argument}"
             )
 
     def _artifact(self, want: Wanted) -> Artifact:

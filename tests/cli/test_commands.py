@@ -115,6 +115,7 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     latentc("build", folder, "--profile", "null", "--quiet")
     (header,) = folder.glob("engines/unet-*/key.json")
     header.write_text("no header")
+    (next(folder.glob("engines/text_encoder-*")) / "memory.json").write_text("no figures")
     (folder / "unet" / "model.onnx").write_bytes(b"no graph")
     done = latentc("verify", folder, "--quiet")
     assert done.returncode == 1
