@@ -92,9 +92,8 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Compile a bundle's parts for one or more profiles, and compare each engine with the reference."""
-    from ..compiler.build import Build
+    from ..compiler.build import Build, check
     from ..compiler.build import build as run_build
-    from ..compiler.targets import wanted
     from ..core.bundle import open_bundle
     from ..core.errors import LatentcError
     from . import show
@@ -104,7 +103,7 @@ def build(
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
     chosen = choose(profile)
     for one in chosen:  # before the first is built
-        wanted(opened, one, to_run=False)
+        check(opened, one, force=force, like=other)
     builds: list[Build] = []
     try:
         with shown(quiet or as_json) as tell:

@@ -60,8 +60,8 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
         typer.echo(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
     else:
         print_rows(rows, output)
-    asked = [row for row in rows if row.subject.name != OWN_COST]
-    if asked and all(row.error for row in asked):
+    asked = [row for row in rows if row.subject.name != OWN_COST] or rows
+    if all(row.error for row in asked):
         raise typer.Exit(1)
 
 

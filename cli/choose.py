@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..core.errors import RuntimeMissing
 from ..profiles import Profile, load_profile
 
@@ -12,7 +14,8 @@ def choose(names: str | None) -> list[Profile]:
     Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where none works here.
     """
     if names is not None:
-        return [load_profile(name.strip()) for name in names.split(",")]
+        each = [names] if Path(names).is_file() else names.split(",")  # a path may have a comma
+        return [load_profile(name.strip()) for name in each]
     from ..runtimes.diagnose import advise
     from ..runtimes.machine import machine
 

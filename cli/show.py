@@ -73,13 +73,15 @@ def bundle(
         stored = sum(file.bytes for file in opened.files(name).values())
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
+    from ..compiler.cache import AGAIN
+
     if artifacts:
         _print_engines(opened, artifacts)
     elif artifacts is not None and not broken:
-        console.print(f"No engine is built yet. Next: latentc build {opened.folder}", markup=False)
+        console.print(f"No engine is built yet. Next: latentc build {opened.argument}", markup=False)
 
     for path in broken:
-        console.print(f"{path.name} is damaged: build it again.", markup=False)
+        console.print(f"{path.name} is damaged. {AGAIN}", markup=False)
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
@@ -89,7 +91,7 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     for artifact in sorted(artifacts, key=lambda one: (*PARTS, one.part).index(one.part)):
         fields = artifact.fields
         device = f"{fields['runtime']} {fields['device']['name']}"
-        groups.setdefault((device, ", ".join(artifact.profiles), _refusal(artifact)), []).append(artifact)
+        groups.setdefault((device, ", ".join(sorted(artifact.profiles)), _refusal(artifact)), []).append(artifact)
     figures = ("disk", "device", "dB")
     for (device, profiles, refusal), group in sorted(groups.items(), key=lambda one: (one[0][2] is not None, one[0])):
         engines = table(None, "engine", "in", "shape", *figures, right=figures)
@@ -198,15 +200,20 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
 def why(
     opened: Bundle, found: Sequence[tuple[Profile, Sequence[tuple[Wanted, Artifact | Miss]]]], as_json: bool
 ) -> None:
-    """Hits and misses, and the fields that missed."""
+    """Hits and misses, the fields that missed, and what else keeps a profile's engines from being used.
+
+    The latter is a JSON row with no part, and its `refusal`.
+    """
     from ..compiler.cache import Miss, folder_name
     from ..compiler.engines import Engines
     from ..compiler.proof import uncompared
     from ..runtimes import runtime
 
     rows: list[dict[str, Any]] = []
-    lacking: dict[str, None] = {}
+    refusals: list[dict[str, Any]] = []
+    lacking: list[str] = []
     for profile, engines in found:
+        whole = True
         adapter = runtime(profile.runtime)
         for want, outcome in engines:
             row: dict[str, Any] = {
@@ -221,10 +228,16 @@ def why(
             else:
                 row["compared"] = uncompared(adapter, outcome) is None
             rows.append(row)
-            if not row["hit"] or not (row["compared"] or adapter.missing(profile.device)):
-                lacking[profile.argument] = None
+            whole &= row["hit"] and bool(row["compared"] or adapter.missing(profile.device))
+        if whole:
+            try:
+                Engines(opened, profile).check()
+            except LatentcError as exc:
+                refusals.append({"profile": profile.name, "part": None, "hit": False, "refusal": str(exc)})
+        else:
+            lacking.append(profile.argument)
     if as_json:
-        emit(rows)
+        emit([*rows, *refusals])
         return
     for row in rows:
         if row["hit"]:
@@ -240,14 +253,10 @@ def why(
             )
             for name, (has, wants) in row["differences"].items():
                 typer.echo(f"    {name}: it has {has!r}, wanted is {wants!r}")
-    for profile, engines in found:
-        if profile.argument not in lacking and engines:
-            try:
-                Engines(opened, profile).check()
-            except LatentcError as exc:
-                typer.echo(str(exc))
+    for row in refusals:
+        typer.echo(row["refusal"])
     if lacking:
-        typer.echo(f"To have all of them: latentc build {opened.folder} --profile {','.join(lacking)}")
+        typer.echo(f"To have all of them: latentc build {opened.argument} --profile {','.join(lacking)}")
 
 
 def verified(opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Generator
@@ -21,10 +22,10 @@ from .cache import (
     Miss,
     Parity,
     claim,
-    damaged,
     explain,
     find,
     folder_name,
+    intact,
     kindred,
     locked,
     read_step,
@@ -93,8 +94,7 @@ def build(
     start = time.perf_counter()
     adapter, engines = wanted(bundle, profile, to_run=False)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
-    if not force:
-        _check_fits(bundle, profile, adapter, engines, like)
+    check(bundle, profile, force=force, like=like)
     built = tuple(
         _build_one(bundle, profile, adapter, want, like, note, on_progress)
         for want, note in zip(engines, replaced, strict=True)
@@ -104,11 +104,10 @@ def build(
     return Build(profile.name, built, step, time.perf_counter() - start)
 
 
-def _check_fits(
-    bundle: Bundle, profile: Profile, adapter: Runtime, engines: tuple[Wanted, ...], like: Bundle | None
-) -> None:
-    """Before a minute is spent on what isn't there yet."""
-    if all(find(bundle, want.part, want.key) or _theirs(like, adapter, want) for want in engines):
+def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
+    """Raise what `build` would before a minute is spent on what isn't there yet."""
+    adapter, engines = wanted(bundle, profile, to_run=False)
+    if force or all(find(bundle, want.part, want.key) or _theirs(like, adapter, want) for want in engines):
         return
     try:
         complaints = plan(bundle, profile).complaints
@@ -117,7 +116,7 @@ def _check_fits(
     if complaints:
         raise CompileError(
             f"By plan, profile {profile.name} doesn't fit. {'. '.join(complaints)}. `latentc plan` shows the figures. "
-            f"To try all the same: latentc build {bundle.folder} --profile {profile.argument} --force"
+            f"To try all the same: latentc build {bundle.argument} --profile {profile.argument} --force"
         )
 
 
@@ -188,18 +187,13 @@ def _build_one(
 def _without_damage(bundle: Bundle, want: Wanted, on_progress: Progress) -> str | None:
     """Remove what is where an engine should be and isn't what was built; what to say of that."""
     path = bundle.engines / folder_name(want.part, want.key)
-    if not (path.exists() or path.is_symlink()):
+    if not os.path.lexists(path):
         return None
     on_progress(f"{want.part}: verify", None)
-
-    def whole() -> bool:
-        artifact = find(bundle, want.part, want.key)
-        return artifact is not None and damaged(bundle, artifact) is None
-
-    if whole():
+    if intact(bundle, want.part, want.key):
         return None
     with locked(bundle, path.name, on_progress):
-        if whole():  # another process was faster
+        if not os.path.lexists(path) or intact(bundle, want.part, want.key):  # another process was faster
             return None
         _clear(bundle, path.name)
     return f"What was in {path} was damaged. It was replaced."

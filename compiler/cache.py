@@ -8,22 +8,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
 from ..core.bundle import PARTS, Bundle, FileInfo, leads_out, verify_files
 from ..core.errors import BundleError
-from ..core.files import fresh_folder, sha256, sha256_json, write_text
+from ..core.files import fresh_folder, read_sealed, sha256, sha256_json, write_sealed
 from ..core.progress import Progress, quiet
 from ..core.record import Record
 
@@ -35,8 +36,11 @@ KEY_LENGTH = 16
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 DIGEST = "part digest"
 """The field of a part's graph and weights."""
+AGAIN = "Remove it, or build its profile again."
+"""What to do with an engine that isn't as it was built: no profile may want it any more."""
 
 Fields = dict[str, Any]
+Kind = TypeVar("Kind", bound=Record)
 
 
 class Parity(Record):
@@ -82,6 +86,15 @@ class Artifact(Record):
         return folder_name(self.part, self.key)
 
 
+class Step(Record):
+    """`step-<key>.json`: how near the whole step of a set of engines came to the reference."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    key: str
+    psnr_db: float
+
+
 def key_of(fields: Fields) -> str:
     """Digest of all that shapes an artifact."""
     return sha256_json(fields)[:KEY_LENGTH]
@@ -94,16 +107,33 @@ def folder_name(part: str, key: str) -> str:
 
 def find(bundle: Bundle, part: str, key: str) -> Artifact | None:
     """The artifact of this key, if it is whole; file sizes are compared, contents when it is loaded."""
+    try:
+        return _read(bundle, part, key)
+    except OSError:  # `intact` says it
+        return None
+
+
+def _read(bundle: Bundle, part: str, key: str) -> Artifact | None:
+    """As `find`; raises `OSError` for what is there and can't be read."""
     folder = bundle.engines / folder_name(part, key)
     try:
-        artifact = Artifact.model_validate_json((folder / HEADER).read_bytes())
+        artifact = Artifact.model_validate(read_sealed(folder / HEADER))
         whole = artifact.key == key == key_of(artifact.fields) and all(
             not leads_out(folder, name) and (folder / name).stat().st_size == info.bytes
             for name, info in artifact.files.items()
         )
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     return artifact if whole else None
+
+
+def intact(bundle: Bundle, part: str, key: str) -> bool:
+    """Whether the artifact of this key is as it was built, every byte; raises `BundleError` where it can't be read."""
+    try:
+        artifact = _read(bundle, part, key)
+    except OSError as exc:
+        raise _unreadable(bundle.engines / folder_name(part, key), exc) from exc
+    return artifact is not None and _damaged(bundle, artifact) is None
 
 
 def artifacts(bundle: Bundle) -> list[Artifact]:
@@ -119,14 +149,14 @@ def artifacts(bundle: Bundle) -> list[Artifact]:
 
 def verify(bundle: Bundle, artifact: Artifact) -> Path:
     """The artifact's folder, once every file has its digest; raises `BundleError` naming the one that hasn't."""
-    path = damaged(bundle, artifact)
+    path = _damaged(bundle, artifact)
     if path:
         known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
         raise BundleError(f"{path} is damaged: it isn't what was built. Run `latentc build`{known} again.")
     return bundle.engines / artifact.name
 
 
-def damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
+def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
     """The first file of an artifact that isn't what was built; raises `BundleError` for one that can't be read."""
     for name, info in artifact.files.items():
         path = bundle.engines / artifact.name / name
@@ -134,9 +164,15 @@ def damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
             plain = path.is_file() and not path.is_symlink() and path.stat().st_size == info.bytes
             if not plain or sha256(path) != info.sha256:
                 return path
+        except FileNotFoundError:  # another process removes it
+            return path
         except OSError as exc:
-            raise BundleError(f"{path} can't be read ({exc.strerror}). Check the disk, and who may read it.") from exc
+            raise _unreadable(path, exc) from exc
     return None
+
+
+def _unreadable(path: Path, exc: OSError) -> BundleError:
+    return BundleError(f"{path} can't be read ({exc.strerror}). Check the disk, and who may read it.")
 
 
 def seal(
@@ -164,15 +200,27 @@ def seal(
         refitted_from=refitted_from,
         profiles=(profile,),
     )
-    _write_header(folder, artifact)
+    keep(folder / HEADER, artifact)
     return artifact
 
 
-def _write_header(folder: Path, artifact: Artifact) -> None:
+def keep(path: Path, record: Record) -> None:
+    """Write what is remembered beside the engines; raises `BundleError` where it can't be."""
     try:
-        write_text(folder / HEADER, artifact.model_dump_json(indent=2) + "\n")
+        write_sealed(path, record.model_dump(mode="json"))
     except OSError as exc:
-        raise BundleError(f"{folder / HEADER} can't be written ({exc.strerror}). Free space there.") from exc
+        raise BundleError(
+            f"{path} can't be written ({exc.strerror}). Free space there, or let it be written: engines are kept in "
+            "the bundle."
+        ) from exc
+
+
+def kept(path: Path, kind: type[Kind]) -> Kind | None:
+    """What `keep` wrote; None where it isn't there, or isn't that."""
+    try:
+        return kind.model_validate(read_sealed(path))
+    except (OSError, ValueError):
+        return None
 
 
 def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
@@ -212,7 +260,7 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
     """Bring in an artifact from another bundle, linked where that is on the same disk."""
     folder = verify(other, artifact)
     with fresh_folder(bundle.engines / artifact.name, BundleError) as fresh:
-        _write_header(fresh, artifact.model_copy(update={"profiles": ()}))
+        keep(fresh / HEADER, artifact.model_copy(update={"profiles": ()}))
         for name in artifact.files:
             if _is_cache(name):
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +278,7 @@ def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:
         one for one in (artifact.parity, *artifact.elsewhere) if one.compared_on not in (None, parity.compared_on)
     ]
     known = artifact.model_copy(update={"parity": parity, "elsewhere": tuple(others)})
-    _write_header(bundle.engines / artifact.name, known)
+    keep(bundle.engines / artifact.name / HEADER, known)
     return known
 
 
@@ -239,7 +287,7 @@ def claim(bundle: Bundle, artifact: Artifact, profile: str) -> Artifact:
     stored = find(bundle, artifact.part, artifact.key) or artifact  # the latter may be as it is on one of its devices
     if profile not in stored.profiles:
         stored = stored.model_copy(update={"profiles": (*stored.profiles, profile)})
-        _write_header(bundle.engines / artifact.name, stored)
+        keep(bundle.engines / artifact.name / HEADER, stored)
     return artifact.model_copy(update={"profiles": stored.profiles})
 
 
@@ -282,7 +330,7 @@ class Miss:
 def explain(bundle: Bundle, part: str, fields: Fields) -> Miss:
     """Compare wanted fields with the artifacts that the runtime has of the part; the nearest one is told."""
     itself = folder_name(part, key_of(fields))
-    if (bundle.engines / itself).exists() and find(bundle, part, key_of(fields)) is None:
+    if os.path.lexists(bundle.engines / itself) and find(bundle, part, key_of(fields)) is None:
         return Miss(itself, {})
     candidates = [one for one in artifacts(bundle) if one.part == part and one.fields["runtime"] == fields["runtime"]]
     wanted = flatten(fields)
@@ -327,42 +375,54 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
             verify_files(bundle, [name])
         except BundleError as exc:
             found.append(str(exc))
-    found += [f"{path} is damaged: it isn't an engine as it was built. Build it again." for path in broken(bundle)]
+    found += [_fault(bundle, path) for path in broken(bundle)]
     for artifact in artifacts(bundle):
         on_progress(f"engine {artifact.name}", None)
         try:
             verify(bundle, artifact)
         except BundleError as exc:
             found.append(str(exc))
-    found += [
-        f"{path} isn't what was written: run `latentc build` again, which compares the whole step anew."
-        for path in sorted(bundle.engines.glob("step-*.json"))
-        if read_step(bundle, path.stem.removeprefix("step-")) is None
-    ]
-    return found
+    figures = (*bundle.engines.glob("step-*.json"), *bundle.engines.glob("graph-*.json"))
+    references = bundle.engines.glob("reference-*.npz")
+    lost = [path for path in figures if kept(path, Parity if path.name.startswith("graph") else Step) is None]
+    lost += [path for path in references if not _unpacks(path)]
+    return found + [f"{path} isn't what was written. Remove it, and build again." for path in sorted(lost)]
+
+
+def _fault(bundle: Bundle, path: Path) -> str:
+    part, _, key = path.name.rpartition("-")
+    try:
+        intact(bundle, part, key)
+    except BundleError as exc:  # it can't be read
+        return str(exc)
+    return f"{path} is damaged: it isn't an engine as it was built. {AGAIN}"
+
+
+def _unpacks(path: Path) -> bool:
+    """Whether all arrays of an .npz file have the checksums in it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def broken(bundle: Bundle) -> list[Path]:
     """What is where an artifact should be, and isn't one that is whole by its header and sizes."""
     named = ((path, *path.name.rpartition("-")[::2]) for path in sorted(bundle.engines.glob("*-*")))
     engines = [(path, part, key) for path, part, key in named if part in PARTS and KEY.fullmatch(key)]
-    return [path for path, part, key in engines if find(bundle, part, key) is None and path.exists()]
+    return [path for path, part, key in engines if find(bundle, part, key) is None and os.path.lexists(path)]
 
 
 def read_step(bundle: Bundle, key: str) -> float | None:
     """The recorded figure of the whole step for a set of engines, if it was measured, and is as it was written."""
-    try:
-        told = json.loads(_step_path(bundle, key).read_text(encoding="utf-8"))
-        figure = float(told["psnr_db"])
-        return figure if told["digest"] == sha256_json([key, figure]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    step = kept(_step_path(bundle, key), Step)
+    return step.psnr_db if step and step.key == key else None
 
 
 def write_step(bundle: Bundle, key: str, psnr_db: float) -> None:
-    """Record the figure of the whole step for a set of engines."""
-    told = {"psnr_db": psnr_db, "digest": sha256_json([key, psnr_db])}
-    write_text(_step_path(bundle, key), json.dumps(told) + "\n")
+    """Record the figure of the whole step for a set of engines; raises `BundleError` where it can't be written."""
+    keep(_step_path(bundle, key), Step(key=key, psnr_db=psnr_db))
 
 
 def _step_path(bundle: Bundle, key: str) -> Path:

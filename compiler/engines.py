@@ -65,7 +65,7 @@ class Engines:
             if here is None:
                 raise BundleError(
                     f"{want.part} for profile {self.profile.name} {uncompared(self._adapter, artifact)}: its engine "
-                    f"was never compared with the reference here. Run: latentc build {self.bundle.folder} --profile "
+                    f"was never compared with the reference here. Run: latentc build {self.bundle.argument} --profile "
                     f"{self.profile.argument}   (it compiles nothing again)"
                 )
             check_floor(self.profile, want, here.parity.psnr_db)
@@ -77,14 +77,14 @@ class Engines:
             raise BundleError(
                 f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
                 "the reference: the build didn't finish, or its record isn't what was written. Run: latentc build "
-                f"{self.bundle.folder} --profile {self.profile.argument}"
+                f"{self.bundle.argument} --profile {self.profile.argument}"
             )
 
     def _artifact(self, want: Wanted) -> Artifact:
         if artifact := find(self.bundle, want.part, want.key):
             return artifact
         name, built = self.profile.name, built_profiles(self.bundle)
-        run = f"{self.bundle.folder} --profile {self.profile.argument}"
+        run = f"{self.bundle.argument} --profile {self.profile.argument}"
         if (path := self.bundle.engines / folder_name(want.part, want.key)) in broken(self.bundle):
             raise BundleError(f"{path} is damaged: it isn't an engine as it was built. Run: latentc build {run}")
         if name in built:

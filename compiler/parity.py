@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +14,18 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.condition import condition
 from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import sha256_json, sync, write_text
+from ..core.files import sha256_json, sync
 from ..core.install import pip
 from ..core.progress import quiet
 from ..core.tensors import Array, Precision, cosine, psnr_db
-from ..runtimes import Engine, Job, Runtime, Target, runtime
-from .cache import Parity, locked
+from ..runtimes import Engine, Job, Target, runtime
+from .cache import Parity, keep, kept, locked
 from .lower import LOWERING_VERSION, lowered
 
 AT_EXPORT = "PyTorch, at export"
+ORIGIN = "made by"
+"""Beside the outputs of a remembered reference: no output has such a name."""
+
 REFEREES: dict[str, dict[str, bool | int | float | str]] = {
     "onnxruntime": {"graph_optimization_level": "off"},
     "openvino": {},
@@ -82,10 +85,10 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
             f"{' or '.join(GRAPH_REFEREES)}: {pip(GRAPH_REFEREES[0])}."
         )
     adapter = runtime(name)
-    run_by, kept = _graph_kept(bundle, part, target, name)
-    with locked(bundle, kept.stem):
-        if kept.is_file():
-            return Parity.model_validate_json(kept.read_bytes())
+    run_by, path = _graph_kept(bundle, part, target, name)
+    with locked(bundle, path.stem):
+        if remembered := kept(path, Parity):
+            return remembered
         found = reference(bundle, part, target.shape)
         shape = {name: array.shape for name, array in found[1].items()}
         on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
@@ -93,23 +96,23 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
         opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
         graph = bundle.graph(part)
         with (
-            tempfile.TemporaryDirectory(prefix=".graph-", dir=bundle.engines) as scratch,
-            lowered(graph, kept.stem, opset, shape, half=half, folded=not adapter.infers_shapes) as path,
+            _scratch(path) as scratch,
+            lowered(graph, path.stem, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
         ):
-            adapter.compile(Job(bundle, part, path, on_cpu), Path(scratch), quiet)
-            engine = adapter.load(Path(scratch), on_cpu)
+            adapter.compile(Job(bundle, part, plain, on_cpu), scratch, quiet)
+            engine = adapter.load(scratch, on_cpu)
             try:
                 parity = measure(engine, found).model_copy(update={"graph_run_by": run_by})
             finally:
                 engine.close()
-        write_text(kept, parity.model_dump_json() + "\n")
+        keep(path, parity)
     return parity
 
 
 def is_graph_measured(bundle: Bundle, part: str, target: Target) -> bool:
     """Whether `measure_graph` remembers the figure."""
     name = graph_referee(target.precision)
-    return name is not None and _graph_kept(bundle, part, target, name)[1].is_file()
+    return name is not None and kept(_graph_kept(bundle, part, target, name)[1], Parity) is not None
 
 
 def _graph_kept(bundle: Bundle, part: str, target: Target, name: str) -> tuple[str, Path]:
@@ -143,55 +146,66 @@ def _stretched(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arrays]:
-    """Let a runtime run the exported graph as it stands, in f32 with every shape free; remembered in the bundle.
+    """What some runtime made of the exported graph as it stands, in f32 with every shape free.
 
-    Of the runtimes that can, the first: its graph optimizations are off where it has such a switch.
+    It is remembered in the bundle, which takes it along to machines that have none of these runtimes.
     """
-    info = bundle.part(part)
-    shapes = {name: array.shape for name, array in feeds.items()}
-    name = shape_referee()
-    if name is None:
-        raise RuntimeMissing(
-            f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
-            f"{pip('onnxruntime')}."
-        )
-    origin, kept = _reference_kept(bundle, part, shapes, name)
-    target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
-    with locked(bundle, kept.stem):
-        if not kept.is_file():
-            _remember(runtime(name), Job(bundle, part, bundle.graph(part), target), feeds, kept)
-    return origin, feeds, _load(kept, f"Remove {kept}, and build again.")
+    path = _reference_kept(bundle, part, {name: array.shape for name, array in feeds.items()})
+    with locked(bundle, path.stem):
+        if not path.is_file():
+            _make_reference(bundle, part, feeds, path)
+    made = _load(path, f"Remove {path}, and build again.")
+    return str(made.pop(ORIGIN)), feeds, made
 
 
 def is_reference_made(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether `reference` finds one of these shapes, which the export stored none of."""
+    return _reference_kept(bundle, part, shapes).is_file()
+
+
+def _reference_kept(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+    key = sha256_json([bundle.part(part).digest, {name: list(shape) for name, shape in shapes.items()}])
+    return bundle.engines / f"reference-{part}-{key[:16]}.npz"
+
+
+def _make_reference(bundle: Bundle, part: str, feeds: Arrays, path: Path) -> None:
+    """By the first runtime that can: its graph optimizations are off where it has such a switch."""
     name = shape_referee()
-    return name is not None and _reference_kept(bundle, part, shapes, name)[1].is_file()
-
-
-def _reference_kept(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[str, Path]:
-    """Who makes a reference, and where it is remembered."""
-    origin = f"{name} {' '.join(runtime(name).versions().values())}, the exported graph in f32"
-    key = sha256_json([bundle.part(part).digest, {name: list(shape) for name, shape in shapes.items()}, origin])
-    return origin, bundle.engines / f"reference-{part}-{key[:16]}.npz"
-
-
-def _remember(adapter: Runtime, job: Job, feeds: Arrays, kept: Path) -> None:
-    scratch = kept.with_name(f".{kept.stem}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        adapter.compile(job, scratch, quiet)
-        engine = adapter.load(scratch, job.target)
+    if name is None:
+        shapes = {name: array.shape for name, array in feeds.items()}
+        raise RuntimeMissing(
+            f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
+            f"{pip('onnxruntime')}."
+        )
+    adapter, info = runtime(name), bundle.part(part)
+    target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
+    origin = f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32"
+    with _scratch(path) as scratch:
+        adapter.compile(Job(bundle, part, bundle.graph(part), target), scratch, quiet)
+        engine = adapter.load(scratch, target)
         try:
             outputs = engine.run(feeds)
         finally:
             engine.close()
-        np.savez(scratch / "made.npz", allow_pickle=False, **outputs)
-        sync(scratch / "made.npz")
-        (scratch / "made.npz").replace(kept)
+        made = scratch / path.name
+        try:
+            np.savez(made, allow_pickle=False, **{ORIGIN: np.array(origin)}, **outputs)
+            sync(made)
+            made.replace(path)
+        except OSError as exc:
+            raise BundleError(f"{path} can't be written ({exc.strerror}). Free space there.") from exc
+
+
+@contextmanager
+def _scratch(path: Path) -> Generator[Path]:
+    """A folder beside what is to be remembered, for the holder of its lock; what a killed build left is removed."""
+    folder = path.with_name(f".{path.stem}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure_step(

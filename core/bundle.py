@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+
+    @property
+    def argument(self) -> str:
+        """Its folder, as a shell reads it."""
+        return shlex.quote(str(self.folder))
 
     @property
     def engines(self) -> Path:

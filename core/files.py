@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
 from .errors import LatentcError
 
 CHUNK_BYTES = 8 << 20
+SEAL = "digest"
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -49,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old one or the new one, never a part."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fresh = path.with_name(f".{secrets.token_hex(8)}.tmp")  # no longer than short names are
     try:
         fresh.write_bytes(content)
         sync(fresh)
@@ -57,6 +60,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         fresh.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own digest beside its fields, whole or not at all."""
+    write_text(path, json.dumps({**value, SEAL: sha256_json(dict(value))}, indent=2) + "\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; raises `ValueError` where it isn't that, and `OSError`."""
+    found: object = json.loads(path.read_text(encoding="utf-8"))
+    value = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    if value.pop(SEAL, None) != sha256_json(value):
+        raise ValueError(f"{path} isn't what was written")
+    return value
 
 
 @contextmanager

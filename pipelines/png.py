@@ -7,9 +7,9 @@ and `latentc`, exact JSON with what drew it. Both lie before the pixels.
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.files import sha256_json, sync
+from ..core.files import sha256_json, write_bytes
 from ..core.record import Record
 from ..core.request import MAX_SIDE, Request, Result
 from .a1111 import parse, write
@@ -89,16 +89,19 @@ def save(result: Result, bundle: Bundle, path: Path | str) -> tuple[Path, ...]:
 
 def check_name(path: Path | str) -> Path:
     """The path of a picture; raises `RequestError` for a name that doesn't end in .png."""
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise RequestError(f"{str(path)!r} doesn't end in .png, the one format that carries the request. Name it so.")
-    return path
+    if not str(path).lower().endswith(".png") or Path(path).name.lower() == ".png":
+        raise RequestError(
+            f"{str(path)!r} is no name for a picture. Name it NAME.png, the one format that carries the request."
+        )
+    return Path(path)
 
 
 def make_place(path: Path) -> None:
     """Make a picture's folder; raises `RequestError` where it can't be saved there, before it is drawn."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long
         if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
             raise RequestError(f"{path} can't be written. Choose another name or folder.")
     except OSError as exc:
@@ -201,15 +204,8 @@ def _texts(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
 
 
 def _write(target: Path, content: bytes) -> None:
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            fresh.write_bytes(content)
-            sync(fresh)
-            fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
-        sync(target.parent)
+        write_bytes(target, content)
     except OSError as exc:
         raise RequestError(
             f"{target} can't be written ({exc.strerror or exc}). Free space there or choose another folder."

@@ -1,6 +1,7 @@
 """The command as its users run it: a process, its output, its exit code."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,13 +9,14 @@ import pytest
 
 from latentc.benchmarks.demo import PROFILES, run_demo
 from latentc.cli import show
-from latentc.cli.draw import parse_size
+from latentc.cli.draw import draw, parse_size
 from latentc.cli.progress import shown, within
-from latentc.compiler.build import Build
+from latentc.compiler.build import Build, build
 from latentc.compiler.cache import artifacts
-from latentc.core.errors import RequestError
-from latentc.pipelines.png import make_place
+from latentc.core.errors import BundleError, RequestError
+from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.profiles.profile import FOLDER
 from latentc.runtimes.diagnose import RuntimeState
 from latentc.runtimes.machine import machine
 
@@ -135,6 +137,9 @@ def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
     (step,) = folder.glob("engines/step-*.json")
     step.unlink()
     assert "the whole step was never compared" in latentc("why", folder, "-p", "null").stdout
+    said = json.loads(latentc("why", folder, "-p", "null", "--json").stdout)
+    assert [row["hit"] for row in said] == [True] * 4 + [False]
+    assert "the whole step was never compared" in said[-1]["refusal"]
 
 
 def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
@@ -150,6 +155,27 @@ def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
         tmp_path / "x.jsonl",
     )
     assert latentc(*command, "-p", "h100").returncode == 1
+    shutil.rmtree(command[1] / "engines")
+    (command[1] / "reference" / "unet.npz").write_bytes(b"")
+    assert latentc(*command, "-p", "null").returncode == 1, "it is what was asked for"
+
+
+def test_what_will_not_fit_is_said_before_the_first_is_built(own_bundle, tmp_path):
+    folder, small = own_bundle().folder, tmp_path / "small, as paths may be.toml"
+    shipped = (FOLDER / "cpu-onnxruntime.toml").read_text()
+    small.write_text(f"memory_gb = 0.001\n{shipped}")
+    done = latentc("build", folder, "-p", small)
+    assert "doesn't fit" in done.stderr
+    assert f"--profile '{small}' --force" in done.stderr
+    small.rename(tmp_path / "small.toml")
+    done = latentc("build", folder, "-p", f"null,{tmp_path / 'small.toml'}")
+    assert "doesn't fit" in done.stderr
+    assert "no engine is built yet" in latentc("verify", folder).stdout
+
+
+def test_advice_is_written_as_a_shell_reads_it(own_bundle, tmp_path):
+    folder = own_bundle().folder.rename(tmp_path / "a model.bundle")
+    assert f"latentc build '{folder}' --profile null" in latentc("run", folder, "x", "-p", "null").stderr
 
 
 def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_path):
@@ -210,8 +236,8 @@ def test_new_checkpoint_and_export(tmp_path):
         (["run", "BUNDLE", "x", "--profile", "cpu-openvin"], 1, "Did you mean 'cpu-openvino'"),
         (["run", "BUNDLE", "x", "--profile", "./mine.toml"], 1, "There is no file ./mine.toml"),
         (["run", "BUNDLE", "x", "--profile", "null,h100"], 1, "There is no profile 'null,h100'"),
-        (["run", "BUNDLE", "x", "--output", ""], 1, "doesn't end in .png"),
-        (["run", "BUNDLE", "x", "--output", "x.jpg"], 1, "doesn't end in .png"),
+        (["run", "BUNDLE", "x", "--output", ""], 1, "Name it NAME.png"),
+        (["run", "BUNDLE", "x", "--output", "x.jpg"], 1, "Name it NAME.png"),
         (["show", "nowhere.png"], 1, "can't be read"),
         (["new-checkpoint", "out", "--family", "sd9"], 1, "no family"),
         (["frobnicate"], 2, "No such command"),
@@ -242,19 +268,27 @@ def test_what_is_done_in_turn_is_told_by_name():
     assert told == [("mine, unet: compile", 0.5)]
 
 
-@pytest.mark.parametrize("name", ["deep/x.png", "file/x.png", "folder.png", "x" * 300 + ".png"])
-def test_where_no_picture_can_be_saved_none_is_drawn(own_bundle, tmp_path, name):
+@pytest.mark.parametrize("name", ["file/x.png", "folder.png", "x" * 300 + ".png", "deep/" + "x" * 300 + ".png"])
+def test_where_no_picture_can_be_saved_none_is_drawn(own_bundle, tmp_path, monkeypatch, name):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    done = latentc("run", own_bundle().folder, "x", "-p", "null", "-o", tmp_path / name)
-    assert "isn't built" in done.stderr
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("it draws"))
+    opened, null = own_bundle(), load_profile("null")
+    asked = opened.folder, null, {"prompt": "x", "steps": 1}, None, tmp_path / name
+    with pytest.raises(BundleError, match="isn't built"):
+        draw(*asked, quiet=True, as_json=False)
     assert not (tmp_path / "deep").exists(), "nothing is made for what can't be drawn"
-    if name == "deep/x.png":
-        make_place(tmp_path / name)
-        assert (tmp_path / "deep").is_dir()
-    else:
-        with pytest.raises(RequestError, match="can't be written"):
-            make_place(tmp_path / name)
+    build(opened, null)
+    with pytest.raises(RequestError, match="can't be written"):
+        draw(*asked, quiet=True, as_json=False)
+
+
+def test_a_picture_gets_a_folder_and_a_long_name(own_bundle, tmp_path):
+    opened, null = own_bundle(), load_profile("null")
+    build(opened, null)
+    where = tmp_path / "deep" / ("x" * 251 + ".png")
+    draw(opened.folder, null, {"prompt": "x", "steps": 1}, None, where, quiet=True, as_json=False)
+    assert where.is_file()
 
 
 def test_what_is_done_in_under_a_second_is_not_told(capsys):
@@ -265,8 +299,6 @@ def test_what_is_done_in_under_a_second_is_not_told(capsys):
 
 
 def test_the_demo_compares_every_runtime(bundle, tmp_path):
-    import shutil
-
     shutil.copytree(bundle("scenes").folder, tmp_path / "scenes.bundle")
     told = []
     outcome = run_demo(tmp_path, lambda what, share: told.append(what))

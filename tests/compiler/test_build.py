@@ -297,7 +297,7 @@ def test_an_artifact_that_names_files_elsewhere_is_none(own_bundle):
     manifest = opened.folder / "latentc.json"
     stray = FileInfo(sha256=sha256(manifest), bytes=manifest.stat().st_size)
     files = {**built.files, "../../latentc.json": stray}
-    header.write_text(built.model_copy(update={"files": files}).model_dump_json())
+    cache.keep(header, built.model_copy(update={"files": files}))
     before = (other.folder / "latentc.json").read_bytes()
     assert build(other, ONNXRUNTIME, like=opened).engines[0].how == "compiled"
     assert (other.folder / "latentc.json").read_bytes() == before
@@ -380,7 +380,7 @@ def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
         build(open_bundle(opened.folder), OPENVINO)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "folder", "header"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "folder", "header", "figure"])
 def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     opened = own_bundle()
     built = build(opened, NULL)
@@ -396,6 +396,10 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     elif damage == "folder":
         (folder / name).unlink()
         (folder / name).mkdir()
+    elif damage == "figure":
+        header = (folder / "key.json").read_text()
+        assert json.loads(header.replace('"seconds": ', '"seconds": 1')) != json.loads(header)
+        (folder / "key.json").write_text(header.replace('"seconds": ', '"seconds": 1'))
     else:
         (folder / "key.json").write_text("{")
     if damage == "flip":  # of the right size: only its digest tells
@@ -418,18 +422,46 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     load(opened, NULL).close()
 
 
-def test_what_cannot_be_read_is_not_replaced(own_bundle, monkeypatch):
+@pytest.mark.parametrize("reader", ["sha256", "read_sealed"])
+def test_what_cannot_be_read_is_not_replaced(own_bundle, monkeypatch, reader):
     opened = own_bundle()
     build(opened, NULL)
 
     def broken(path, *_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("latentc.compiler.cache.sha256", broken)
+    monkeypatch.setattr(f"latentc.compiler.cache.{reader}", broken)
     with pytest.raises(BundleError, match="can't be read \\(Input/output error\\)"):
         build(opened, NULL)
+    assert sum("can't be read (Input/output error)" in said for said in faults(opened)) == 4
     monkeypatch.undo()
     assert all(one.hit for one in build(opened, NULL).engines)
+
+
+def test_what_another_process_is_removing_is_no_fault_of_the_disk(own_bundle, monkeypatch):
+    opened = own_bundle()
+    built = build(opened, NULL).engines[0].artifact
+
+    def gone(path, *_):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("latentc.compiler.cache.sha256", gone)
+    with pytest.raises(BundleError, match="is damaged"):
+        verify(opened, built)
+
+
+def test_figures_that_cannot_be_written_are_an_error_of_the_bundle(own_bundle, monkeypatch):
+    opened = own_bundle()
+    build(opened, NULL)
+    (step,) = opened.engines.glob("step-*.json")
+    step.unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("latentc.compiler.cache.write_sealed", full)
+    with pytest.raises(BundleError, match=r"step-.*json can't be written \(No space left on device\)"):
+        build(opened, NULL)
 
 
 def test_what_replaces_a_damaged_engine_has_to_fit_too(own_bundle):
@@ -677,6 +709,21 @@ def test_a_damaged_reference_is_named(own_bundle):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(BundleError, match="can't be read .* Remove .*reference-unet"):
         build(opened, static(OPENVINO, "192x64"))
+    (said,) = faults(opened)
+    assert said.startswith(f"{path} isn't what was written. Remove it")
+
+
+def test_a_machine_without_referees_takes_the_references_that_came_along(own_bundle, monkeypatch):
+    """As one with a GPU, for which the engines were built elsewhere."""
+    opened, sized = own_bundle(), static(NULL, "192x64")
+    build(opened, sized)
+    for artifact in artifacts(opened):
+        shutil.rmtree(opened.engines / artifact.name)
+    monkeypatch.setattr("latentc.compiler.parity.REFEREES", {})
+    told = {one.artifact.part: one.artifact.parity.reference for one in build(opened, sized).engines}
+    assert "the exported graph in f32" in told["unet"]
+    with pytest.raises(RuntimeMissing, match="has no stored reference"):
+        build(opened, static(NULL, "64x192"))
 
 
 def test_a_change_of_an_adapter_is_another_key(own_bundle, monkeypatch):
