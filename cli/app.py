@@ -182,7 +182,8 @@ def why(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None
 @app.command()
 def inspect(bundle: Folder, as_json: Json = False) -> None:
     """List what a bundle holds: where it came from, its parts, its engines."""
-    from ..compiler.cache import artifacts, broken
+    from ..compiler.cache import artifacts
+    from ..compiler.faults import broken
     from ..core.bundle import open_bundle
     from . import show
 
@@ -193,7 +194,8 @@ def inspect(bundle: Folder, as_json: Json = False) -> None:
 @app.command()
 def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Compare every file of a bundle and its engines with its digest."""
-    from ..compiler.cache import artifacts, faults
+    from ..compiler.cache import artifacts
+    from ..compiler.faults import faults
     from ..core.bundle import open_bundle
     from . import show
     from .progress import shown

@@ -73,7 +73,7 @@ def bundle(
         stored = sum(file.bytes for file in opened.files(name).values())
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
-    from ..compiler.cache import AGAIN
+    from ..compiler.faults import AGAIN
 
     if artifacts:
         _print_engines(opened, artifacts)

@@ -196,7 +196,7 @@ def _without_damage(bundle: Bundle, want: Wanted, on_progress: Progress) -> str 
         if not os.path.lexists(path) or intact(bundle, want.part, want.key):  # another process was faster
             return None
         _clear(bundle, path.name)
-    return f"What was in {path} was damaged. It was replaced."
+    return f"What was in {path} was damaged, or an older latentc's. It was replaced."
 
 
 def _claimed(bundle: Bundle, artifact: Artifact, profile: Profile, on_progress: Progress) -> Artifact:

@@ -9,10 +9,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from typing import Any, TypeVar, cast
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
-from ..core.bundle import PARTS, Bundle, FileInfo, leads_out, verify_files
+from ..core.bundle import Bundle, FileInfo, leads_out
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, read_sealed, sha256, sha256_json, write_sealed
 from ..core.progress import Progress, quiet
@@ -33,11 +30,8 @@ SHARED_BYTES = 1 << 20
 """Smaller files are copied: looking whether another artifact has them takes longer."""
 
 KEY_LENGTH = 16
-KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 DIGEST = "part digest"
 """The field of a part's graph and weights."""
-AGAIN = "Remove it, or build its profile again."
-"""What to do with an engine that isn't as it was built: no profile may want it any more."""
 
 Fields = dict[str, Any]
 Kind = TypeVar("Kind", bound=Record)
@@ -364,54 +358,6 @@ def step_key(artifacts: list[Artifact]) -> str:
         for one in artifacts
     ]
     return sha256_json(told)[:KEY_LENGTH]
-
-
-def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
-    """What of a bundle and its engines isn't as it was written, every file read; in sentences."""
-    found: list[str] = []
-    for index, name in enumerate(bundle.manifest.files):
-        on_progress("files", index / len(bundle.manifest.files))
-        try:
-            verify_files(bundle, [name])
-        except BundleError as exc:
-            found.append(str(exc))
-    found += [_fault(bundle, path) for path in broken(bundle)]
-    for artifact in artifacts(bundle):
-        on_progress(f"engine {artifact.name}", None)
-        try:
-            verify(bundle, artifact)
-        except BundleError as exc:
-            found.append(str(exc))
-    figures = (*bundle.engines.glob("step-*.json"), *bundle.engines.glob("graph-*.json"))
-    references = bundle.engines.glob("reference-*.npz")
-    lost = [path for path in figures if kept(path, Parity if path.name.startswith("graph") else Step) is None]
-    lost += [path for path in references if not _unpacks(path)]
-    return found + [f"{path} isn't what was written. Remove it, and build again." for path in sorted(lost)]
-
-
-def _fault(bundle: Bundle, path: Path) -> str:
-    part, _, key = path.name.rpartition("-")
-    try:
-        intact(bundle, part, key)
-    except BundleError as exc:  # it can't be read
-        return str(exc)
-    return f"{path} is damaged: it isn't an engine as it was built. {AGAIN}"
-
-
-def _unpacks(path: Path) -> bool:
-    """Whether all arrays of an .npz file have the checksums in it."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False
-
-
-def broken(bundle: Bundle) -> list[Path]:
-    """What is where an artifact should be, and isn't one that is whole by its header and sizes."""
-    named = ((path, *path.name.rpartition("-")[::2]) for path in sorted(bundle.engines.glob("*-*")))
-    engines = [(path, part, key) for path, part, key in named if part in PARTS and KEY.fullmatch(key)]
-    return [path for path, part, key in engines if find(bundle, part, key) is None and os.path.lexists(path)]
 
 
 def read_step(bundle: Bundle, key: str) -> float | None:

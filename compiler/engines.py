@@ -12,7 +12,8 @@ from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..profiles import OWN, Profile
 from ..runtimes import Engine, Runtime
 from ..runtimes.base import PLACEMENT
-from .cache import Artifact, broken, built_profiles, find, folder_name, read_step, step_key, verify
+from .cache import Artifact, built_profiles, find, folder_name, read_step, step_key, verify
+from .faults import broken
 from .proof import as_proved, check_floor, check_step, uncompared
 from .targets import Wanted, wanted
 
@@ -86,7 +87,7 @@ class Engines:
         name, built = self.profile.name, built_profiles(self.bundle)
         run = f"{self.bundle.argument} --profile {self.profile.argument}"
         if (path := self.bundle.engines / folder_name(want.part, want.key)) in broken(self.bundle):
-            raise BundleError(f"{path} is damaged: it isn't an engine as it was built. Run: latentc build {run}")
+            raise BundleError(f"{path} is damaged, or an older latentc's. Run: latentc build {run}")
         if name in built:
             hint = f"`latentc why {run}` says what changed since it was."
         else:

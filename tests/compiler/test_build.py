@@ -15,8 +15,9 @@ import pytest
 from latentc.cli import show
 from latentc.compiler import cache
 from latentc.compiler.build import build, why
-from latentc.compiler.cache import Miss, artifacts, faults, verify
+from latentc.compiler.cache import Miss, artifacts, verify
 from latentc.compiler.engines import Engines, load
+from latentc.compiler.faults import faults
 from latentc.compiler.parity import measure, measure_step
 from latentc.compiler.targets import wanted
 from latentc.core.bundle import FileInfo, digest, open_bundle
