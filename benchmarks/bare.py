@@ -7,9 +7,10 @@ from pathlib import Path
 from .. import __version__
 from ..compiler.lower import lowered
 from ..core.bundle import Bundle, Manifest, Model, Source
+from ..core.engine import Engine
 from ..core.progress import quiet
-from ..pipelines.denoise import DENOISER
-from ..runtimes import Engine, Job, Target, runtime
+from ..runtimes import Job, Target, runtime
+from ..sampling.denoise import DENOISER
 
 
 def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:

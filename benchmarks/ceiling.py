@@ -16,11 +16,12 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.bundle import TensorInfo
+from ..core.engine import Engine
 from ..core.errors import RuntimeMissing
 from ..core.install import install
 from ..core.tensors import Array, Precision
 from ..profiles import Profile
-from ..runtimes import Engine, Target, runtime
+from ..runtimes import Target, runtime
 from .bare import bare_engine
 
 SIZES = (1024, 2048, 4096, 8192)

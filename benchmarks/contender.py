@@ -13,8 +13,8 @@ from ..checkpoints.open import open_checkpoint
 from ..core.bundle import Bundle
 from ..core.errors import CheckpointError, LatentcError
 from ..core.files import sha256_json
-from ..pipelines.noise import initial_noise
 from ..profiles import Profile
+from ..sampling.noise import initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
 from .plan import Plan

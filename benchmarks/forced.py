@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.engine import Engine, Run
 from ..core.errors import ParityError
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
 from ..pipelines.engines import Engines
 from ..pipelines.pipeline import Pipeline
-from ..runtimes import Engine, Run
 
 Arrays = dict[str, Array]
 Tap = Callable[[str, Engine, Mapping[str, Array]], Arrays]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import install
 from ..core.tensors import PERFECT_DB, Array
-from ..pipelines.pixels import is_flat
+from ..sampling.pixels import is_flat
 
 PEAK = 255
 BLACK = 3

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import LatentcError
-from ..pipelines.denoise import DENOISER
 from ..runtimes.machine import Machine
+from ..sampling.denoise import DENOISER
 from .records import Measurement, Setting, read_records
 
 UNSTABLE = "≈"

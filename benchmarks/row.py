@@ -9,8 +9,8 @@ from typing import Any
 
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError
-from ..pipelines.denoise import DENOISER
-from ..pipelines.pixels import DECODER
+from ..sampling.denoise import DENOISER
+from ..sampling.pixels import DECODER
 from .contender import Contender
 from .records import Measurement, Setting, Stage, Work
 from .stability import stability_of

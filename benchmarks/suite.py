@@ -22,10 +22,10 @@ from ..core.errors import BundleError, NotFiniteError
 from ..core.files import sha256_json, sync
 from ..core.request import Request
 from ..core.tensors import Array, Precision
-from ..pipelines.denoise import DENOISER
-from ..pipelines.noise import initial_noise
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
+from ..sampling.denoise import DENOISER
+from ..sampling.noise import initial_noise
 from .forced import Call, Forced, Recording, force, record
 from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
 

@@ -6,9 +6,9 @@ from ..compiler.flops import count_flops
 from ..compiler.sizes import Shape
 from ..core.bundle import Bundle
 from ..core.shapes import shape_of
-from ..pipelines.denoise import DENOISER
-from ..pipelines.pixels import DECODER
-from ..pipelines.prompt import LENGTH
+from ..sampling.denoise import DENOISER
+from ..sampling.pixels import DECODER
+from ..sampling.prompt import LENGTH
 from .records import Setting, Stage, Work
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from threading import RLock
 
 from ..core.bundle import Bundle
+from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..profiles import OWN, Profile
-from ..runtimes import Engine, Runtime
+from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .cache import Artifact, built_profiles, find, folder_name, read_step, step_key, verify
 from .faults import broken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.condition import condition
+from ..core.engine import Engine, EngineOf
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256_json, sync
 from ..core.install import pip
 from ..core.progress import quiet
 from ..core.tensors import Array, Precision, cosine, psnr_db
-from ..runtimes import Engine, Job, Target, runtime
+from ..runtimes import Job, Target, runtime
+from ..sampling.condition import condition
 from .cache import Parity, keep, kept, locked
 from .lower import LOWERING_VERSION, lowered
 
@@ -39,8 +40,6 @@ F32_REFEREE = "onnxruntime"
 """Where it is here, a graph in f32 is run by it: many times faster."""
 
 Arrays = dict[str, Array]
-EngineOf = Callable[[str, Mapping[str, tuple[int, ...]]], Engine]
-"""The engine of a part for its inputs' shapes."""
 
 
 def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..checkpoints.parts import PartSpec, model_facts
-from ..core.condition import condition
 from ..core.tensors import Array
+from ..sampling.condition import condition
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from ..core.errors import RequestError
 from ..core.request import Request
+from ..sampling.schedulers import SCHEDULERS
+from ..sampling.schedulers.settings import RAMPS
 from .complete import size_and_seed
-from .schedulers import SCHEDULERS
-from .schedulers.settings import RAMPS
 
 NEGATIVE = "Negative prompt:"
 

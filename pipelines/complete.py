@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from ..core.bundle import Manifest, Model
 from ..core.errors import RequestError
 from ..core.request import Request
-from .prompt import Tokens, Vocabulary
-from .schedulers import SCHEDULERS
-from .schedulers.settings import settings
+from ..sampling.prompt import Tokens, Vocabulary
+from ..sampling.schedulers import SCHEDULERS
+from ..sampling.schedulers.settings import settings
 
 SEEDS = 1 << 32
 """Seeds that are drawn for a request without one: as many as other tools have."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ..runtimes.base import Engine
+from ..core.engine import Engine
 
 
 class Engines(Protocol):

@@ -18,13 +18,13 @@ from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.request import Request, Result
 from ..core.tensors import Array
 from ..profiles import Profile, load_profile
+from ..sampling.denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
+from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
+from ..sampling.pixels import DECODER, decode, is_flat
+from ..sampling.prompt import encode, load_vocabularies, tokenize
+from ..sampling.schedulers import Noise, schedule
 from .complete import complete, notices, size_and_seed
-from .denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
 from .engines import Engines
-from .noise import added_noise, checked_latents, checked_noise, initial_noise
-from .pixels import DECODER, decode, is_flat
-from .prompt import encode, load_vocabularies, tokenize
-from .schedulers import Noise, schedule
 
 SCHEDULER = "scheduler/scheduler_config.json"
 SMALL = ("scheduler", "tokenizer", "tokenizer_2")

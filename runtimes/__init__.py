@@ -6,7 +6,7 @@ from importlib import import_module
 
 from ..core.errors import ProfileError
 from ..core.record import suggest
-from .base import Costs, Engine, Job, Refits, Run, Runtime, Target
+from .base import Costs, Job, Refits, Runtime, Target
 
 RUNTIMES = {
     "openvino": ".openvino:OpenVINO",
@@ -30,4 +30,4 @@ def runtime(name: str) -> Runtime:
     return adapter
 
 
-__all__ = ["RUNTIMES", "Costs", "Engine", "Job", "Refits", "Run", "Runtime", "Target", "runtime"]
+__all__ = ["RUNTIMES", "Costs", "Job", "Refits", "Runtime", "Target", "runtime"]

@@ -5,14 +5,15 @@ A new runtime is a file beside this one, a line in `RUNTIMES`, an extra in `pypr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ..core.bundle import Bundle, TensorInfo
+from ..core.engine import Engine
 from ..core.progress import Progress
-from ..core.tensors import Array, Precision
+from ..core.tensors import Precision
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
@@ -23,7 +24,6 @@ PLACEMENT = "placement.json"
 TOGETHER = "+"
 """In a device's name: between those that one engine is for."""
 
-Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 Option = bool | int | float | str
 
 
@@ -98,26 +98,6 @@ class Costs:
     """In a call, on two cores, by type; of a type that isn't there, calls take no time that counts."""
     on_host: bool = True
     """Whether engines are held in the machine's own memory."""
-
-
-class Engine(Protocol):
-    """A loaded artifact. Safe to call from several threads; calls may wait for one another."""
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute every output from all inputs. f32 and int64 arrays in, f32 arrays out that the caller owns.
-
-        Raises `ShapeError` where a feed is missing, unknown, or has a type or a shape the engine wasn't built for,
-        and `RuntimeMissing` after `close`.
-        """
-        ...
-
-    def bind(self, feeds: Mapping[str, Array]) -> Run:
-        """Fix some inputs as they are now, on the device where that pays; the function returned takes the others."""
-        ...
-
-    def close(self) -> None:
-        """Give back memory. The engine can't be used after."""
-        ...
 
 
 class Runtime(Protocol):

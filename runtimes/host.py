@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.engine import Run
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.shapes import sizes_of
 from ..core.tensors import Array
-from .base import Run, Target
+from .base import Target
 
 Call = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
 """Computes the outputs from checked feeds and the value of each free size."""

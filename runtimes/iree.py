@@ -20,12 +20,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import MEMORY, Costs, Engine, Job, Option, Target
+from .base import MEMORY, Costs, Job, Option, Target
 from .border import border, call_program, first_line
 from .cuda import capabilities
 from .host import HostEngine

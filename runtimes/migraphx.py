@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Costs, Engine, Job, Option, Target
+from .base import Costs, Job, Option, Target
 from .border import border, call_program, first_line
 from .host import HostEngine
 from .machine import machine

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.engine import Engine
 from ..core.errors import ProfileError
 from ..core.progress import Progress
 from ..core.shapes import shape_of
 from ..core.tensors import Array, Precision
-from .base import Costs, Engine, Job, Option, Target
+from .base import Costs, Job, Option, Target
 from .host import HostEngine
 from .stamp import check_stamp, write_stamp
 

@@ -24,13 +24,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.files import sha256_json
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import PLACEMENT, Costs, Engine, Job, Option, Target
+from .base import PLACEMENT, Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import machine, processor

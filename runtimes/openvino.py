@@ -17,12 +17,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Costs, Engine, Job, Option, Target
+from .base import Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp

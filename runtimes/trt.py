@@ -23,13 +23,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Precision
-from .base import MEMORY, TOGETHER, Costs, Engine, Job, Option, Target
+from .base import MEMORY, TOGETHER, Costs, Job, Option, Target
 from .border import border, first_line
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine

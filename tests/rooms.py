@@ -7,6 +7,7 @@ ROOMS = (
     "core",
     "profiles",
     "checkpoints",
+    "sampling",
     "scenes",
     "export",
     "runtimes",

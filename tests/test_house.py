@@ -13,6 +13,7 @@ FLOORS = {
     "core": 0,
     "profiles": 1,
     "checkpoints": 1,
+    "sampling": 1,
     "scenes": 1,
     "export": 2,
     "runtimes": 2,

@@ -13,12 +13,12 @@ import pytest
 from latentc.core.errors import CancelledError, NotFiniteError, RequestError, ShapeError
 from latentc.core.request import Request
 from latentc.pipelines.complete import own_scheduler
-from latentc.pipelines.guidance import guidance_embedding
-from latentc.pipelines.noise import initial_noise
 from latentc.pipelines.pipeline import Pipeline
-from latentc.pipelines.pixels import quantized
-from latentc.pipelines.schedulers import SCHEDULERS, schedule
 from latentc.profiles import load_profile
+from latentc.sampling.guidance import guidance_embedding
+from latentc.sampling.noise import initial_noise
+from latentc.sampling.pixels import quantized
+from latentc.sampling.schedulers import SCHEDULERS, schedule
 
 REQUEST = Request(prompt="a lighthouse", negative_prompt="blurry", steps=4, seed=1)
 CONFIG = "scheduler/scheduler_config.json"

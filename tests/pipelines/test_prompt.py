@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from latentc.core.bundle import Bundle
-from latentc.core.condition import condition
 from latentc.core.errors import BundleError, NotFiniteError, RequestError
-from latentc.pipelines.prompt import MAX_CHUNKS, encode, load_vocabularies, tokenize
+from latentc.sampling.condition import condition
+from latentc.sampling.prompt import MAX_CHUNKS, encode, load_vocabularies, tokenize
 
 PROMPTS = [
     "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtimes.base import Run
+from ..core.engine import Run
 from .finite import check_finite
 
 DECODER = "vae_decoder"

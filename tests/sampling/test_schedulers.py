@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from latentc.core.errors import LatentcError, ProfileError, RequestError
-from latentc.pipelines.schedulers import SCHEDULERS, Schedule, schedule
-from latentc.pipelines.schedulers.settings import INERT, REFUSED
+from latentc.sampling.schedulers import SCHEDULERS, Schedule, schedule
+from latentc.sampling.schedulers.settings import INERT, REFUSED
 
 Array = NDArray[np.float32]
 Config = dict[str, object]
@@ -569,7 +569,7 @@ def test_needs_neither_torch_nor_diffusers() -> None:
 import sys
 for name in ("torch", "diffusers", "scipy", "transformers"):
     sys.modules[name] = None
-from latentc.pipelines.schedulers import SCHEDULERS, schedule
+from latentc.sampling.schedulers import SCHEDULERS, schedule
 import numpy as np
 sample = np.ones({SHAPE}, np.float32)
 for name in SCHEDULERS:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.bundle import Model
-from ..core.condition import condition
+from ..core.engine import Run
 from ..core.errors import CancelledError
 from ..core.request import Request, Step
 from ..core.tensors import Array
-from ..runtimes.base import Run
+from .condition import condition
 from .finite import check_finite
 from .guidance import guidance_embedding, guide
 from .schedulers import Noise, Schedule

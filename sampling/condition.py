@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .bundle import Model
-from .tensors import Array
+from ..core.bundle import Model
+from ..core.tensors import Array
 
 
 def condition(model: Model, encoded: Mapping[str, Mapping[str, Array]], size: tuple[int, int]) -> dict[str, Array]:

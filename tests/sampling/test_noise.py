@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentc.core.errors import RequestError
-from latentc.pipelines.noise import added_noise, checked_latents, checked_noise, initial_noise
+from latentc.sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
 
 SHAPE = (3, 4, 16, 16)
 FIRST = [-0.016616998240351677, -1.1902087926864624, 0.8245428800582886, 0.3317311704158783]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from latentc.pipelines.guidance import guidance_embedding, guide, rescaled
+from latentc.sampling.guidance import guidance_embedding, guide, rescaled
 
 
 def _rows(count: int) -> np.ndarray:
