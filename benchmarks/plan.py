@@ -10,8 +10,8 @@ from pathlib import Path
 from ..core.bundle import Bundle
 from ..core.request import Request
 from ..pipelines.complete import complete
-from ..pipelines.pipeline import SCHEDULER
 from ..profiles import Profile
+from ..sampling.draw import SCHEDULER
 from .records import Setting
 
 PROMPT = "a lighthouse on a cliff, sunset, long exposure"

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..compiler.engines import load
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.request import Request, Result
 from ..core.tensors import Array
 from ..profiles import Profile, load_profile
-from ..sampling.denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
+from ..sampling.denoise import OnStep
+from ..sampling.draw import draw, latent_shape, load_host
 from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
-from ..sampling.pixels import DECODER, decode, is_flat
-from ..sampling.prompt import encode, load_vocabularies, tokenize
-from ..sampling.schedulers import Noise, schedule
+from ..sampling.pixels import is_flat
+from ..sampling.schedulers import Noise
 from .complete import complete, notices, size_and_seed
 from .engines import Engines
 
-SCHEDULER = "scheduler/scheduler_config.json"
 SMALL = ("scheduler", "tokenizer", "tokenizer_2")
 """Folders whose files decide the picture, and are read by the pipeline itself."""
 
@@ -38,8 +33,7 @@ class Pipeline:
         self.bundle = bundle
         self.profile = profile
         self._engines = engines
-        self._vocabularies = load_vocabularies(bundle)
-        self._scheduler = bundle.json(SCHEDULER)
+        self._host = load_host(bundle)
 
     @classmethod
     def open(cls, bundle: Bundle | Path | str, profile: Profile | str) -> Pipeline:
@@ -97,73 +91,31 @@ class Pipeline:
         `CancelledError`, and `NotFiniteError` in place of a picture of NaN.
         """
         started = perf_counter()
-        model = self.bundle.manifest.model
-        asked = complete(request, model, self._scheduler)
-        width, height, seed = size_and_seed(asked)
-        shape = (asked.count, model.latent_channels, height // model.downscale, width // model.downscale)
-        walk = schedule(self._scheduler, asked.steps, request.scheduler)
-        start = initial_noise(seed, shape) if latents is None else checked_latents(latents, shape)
-        seconds: dict[str, float] = dict.fromkeys(("text_encoder", "denoiser", "vae_decoder"), 0.0)
-        engines = self.describe()
-
-        def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-            engine = self._engines.engine(part, {name: array.shape for name, array in feeds.items()})
-            with _timed(seconds, "text_encoder"):
-                return engine.run(feeds)
-
-        guided = is_guided(model, asked)
-        zero_negative = guided and model.zero_empty_negative and not asked.negative_prompt
-        both = guided and not zero_negative
-        tokens = tokenize(self._vocabularies, (asked.negative_prompt, asked.prompt) if both else (asked.prompt,))
-        told = notices(asked, self.bundle.manifest, self._vocabularies[0], tokens, guided)
-        encoded = encode(model, tokens, zero_negative, call, engines)
-        fixed = constants(model, encoded, asked, (height, width))
-        rows = asked.count * (2 if guided else 1)
-        shapes = {name: array.shape for name, array in fixed.items()} | {"sample": (rows, *shape[1:]), "timestep": (1,)}
-        # Both before the walk: a size that the decoder wasn't built for is told now, not after the last step.
-        denoiser = self._engines.engine(DENOISER, shapes)
-        decoder = self._engines.engine(DECODER, {"latent_sample": (1, *shape[1:])})
-
-        walked, step_seconds = denoise(
-            denoiser.bind(fixed),
-            Walk(
-                schedule=walk,
-                latents=start,
-                noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
-                guidance=asked.guidance if guided else None,
-                guidance_rescale=asked.guidance_rescale,
-                engine=engines.get(DENOISER, "its engine"),
-            ),
-            on_step,
+        host, manifest = self._host, self.bundle.manifest
+        asked = complete(request, manifest.model, host.scheduler)
+        _, _, seed = size_and_seed(asked)
+        shape = latent_shape(manifest.model, asked)
+        drawn = draw(
+            host,
+            asked.model_copy(update={"scheduler": request.scheduler}),  # the checkpoint's own may have no name
+            self._engines.engine,
+            start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
+            noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
+            on_step=on_step,
+            engines=(engines := self.describe()),
         )
-        seconds["denoiser"] = sum(step_seconds)
-        final: NDArray[np.float32] = walked / np.float32(model.scaling_factor)
-
-        def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
-            with _timed(seconds, "vae_decoder"):
-                return decoder.run(feeds)
-
-        images = decode(run, final, engines.get(DECODER, "its engine"))
+        images, text = drawn.images, drawn.text
+        told = notices(asked, manifest, host.vocabularies[0], text.tokens, text.guided)
         told += [f"Image {index} is one flat colour." for index, image in enumerate(images) if is_flat(image)]
         if latents is not None:
             told.append("The initial latents were passed in: the seed alone doesn't give this picture.")
         total = perf_counter() - started
         return Result(
             images=images,
-            latents=final,
+            latents=drawn.latents,
             request=asked,
-            seconds={**seconds, "host": total - sum(seconds.values()), "total": total},
-            step_seconds=step_seconds,
+            seconds={**drawn.seconds, "host": total - sum(drawn.seconds.values()), "total": total},
+            step_seconds=drawn.step_seconds,
             engines=engines,
             notices=tuple(told),
         )
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Generator[None]:
-    """Add the wall time of the block to a stage."""
-    started = perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] += perf_counter() - started

@@ -1,4 +1,4 @@
-"""The loop: from noise to latents, one denoiser call after another."""
+"""The loop: from noise to latents, one step after another. The compiler proves the same step that draws."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ class Walk:
     """What the loop needs beside the denoiser: all of it belongs to one request."""
 
     schedule: Schedule
-    latents: NDArray[np.float32]
-    """Standard normal values, [count, channels, height / 8, width / 8]."""
     noise: Noise
     guidance: float | None
     """Scale at which the answers to negative and positive rows are combined; None where rows are positive only."""
@@ -59,48 +57,72 @@ def constants(
     return {name: np.repeat(array, request.count, axis=0) for name, array in fixed.items()}
 
 
-def denoise(run: Run, walk: Walk, on_step: OnStep | None = None) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Array]:
+    """What the denoiser is fed at a step beside its constants.
+
+    `sample` is [rows, channels, height / 8, width / 8], the latents twice where guided; `timestep` is [1].
+    """
+    scaled = walk.schedule.scale(latents, index)
+    sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
+    return {"sample": sample, "timestep": np.array([walk.schedule.timesteps[index]], np.float32)}
+
+
+def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One step: feeds, the denoiser's call, guidance, the scheduler. Returns the next latents.
+
+    `run` takes what `feeds` gives and answers `out_sample` of the sample's shape; the constants are bound to it.
+    Raises `NotFiniteError` where the answer or the next latents hold NaN or infinity. The answer is checked by itself:
+    clipping, and schedulers that predict the original, would turn an infinity into a finite number.
+    """
+    output = run(feeds(walk, index, latents))["out_sample"]
+    call = f"denoiser call {index + 1} of {len(walk.schedule.timesteps)}"
+    check_finite(output, f"The output of {call}", DENOISER, walk.engine)
+    # An overflow is reported below, in words, and not by numpy's warnings.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if walk.guidance is not None:
+            output = guide(output, walk.guidance, walk.guidance_rescale)
+        following = walk.schedule.step(output, index, latents, walk.noise)
+    check_finite(following, f"The latents after {call}", DENOISER, walk.engine)
+    return following
+
+
+def denoise(
+    run: Run, walk: Walk, start: NDArray[np.float32], on_step: OnStep | None = None
+) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """Walk from noise to latents; returns them and the wall seconds of each denoiser call.
 
-    `run` takes `sample` [rows, channels, height / 8, width / 8] and `timestep` [1], both float32, and
-    answers `out_sample` of the sample's shape; the constants are bound to it.
+    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `run` is as `step` takes it.
 
-    Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` naming the call
-    after which the latents hold NaN or infinity.
+    Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` as `step` does.
     """
-    timesteps = walk.schedule.timesteps
-    total = len(timesteps)
-    latents = walk.latents * np.float32(walk.schedule.init_noise_sigma)
+    total = len(walk.schedule.timesteps)
+    latents = start * np.float32(walk.schedule.init_noise_sigma)
     seconds: list[float] = []
-    for index in range(total):
-        scaled = walk.schedule.scale(latents, index)
-        sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
-        feeds: dict[str, Array] = {"sample": sample, "timestep": np.array([timesteps[index]], np.float32)}
+
+    def timed(given: Mapping[str, Array]) -> dict[str, Array]:
         started = perf_counter()
-        output = run(feeds)["out_sample"]
+        answer = run(given)
         seconds.append(perf_counter() - started)
-        # Overflow is told below, in words, and not by numpy's warnings.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if walk.guidance is not None:
-                output = guide(output, walk.guidance, walk.guidance_rescale)
-            latents = walk.schedule.step(output, index, latents, walk.noise)
-        check_finite(latents, f"The latents after denoiser call {index + 1} of {total}", DENOISER, walk.engine)
+        return answer
+
+    for index in range(total):
+        latents = step(timed, walk, index, latents)
         if on_step is not None:
             _tell(on_step, Step(index=index + 1, total=total, latents=_frozen(latents)))
     return latents, tuple(seconds)
 
 
-def _tell(on_step: OnStep, step: Step) -> None:
-    answer = on_step(step)
+def _tell(on_step: OnStep, finished: Step) -> None:
+    answer = on_step(finished)
     if answer is not None and not answer:
         raise CancelledError(
-            f"Stopped after denoiser call {step.index} of {step.total}, as on_step asked by returning False. "
+            f"Stopped after denoiser call {finished.index} of {finished.total}, as on_step asked by returning False. "
             "Draw the request again to have the picture; the same seed gives the same one."
         )
 
 
 def _frozen(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same values, which the one who is told can't change."""
+    """The same values, which `on_step` can't change."""
     view = latents.view()
     view.flags.writeable = False
     return view

@@ -81,7 +81,7 @@ class ProfileSubject:
 
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline with the engines that it draws with."""
-        from ...pipelines.pipeline import SCHEDULER
+        from ...sampling.draw import SCHEDULER
 
         start = perf_counter()
         self._pipeline = self._pipeline_class.open(brief.bundle, self._profile)

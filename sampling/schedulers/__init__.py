@@ -44,13 +44,13 @@ SCHEDULERS: dict[str, Sampler] = {
         "DDIMScheduler",
         ddim,
         TRAINING | SPACING | ZERO_SNR | CLIP | {"set_alpha_to_one"},
-        {"timestep_spacing": "leading", "clip_sample": True},
+        {"timestep_spacing": "leading"},
     ),
     "ddpm": Sampler(
         "DDPMScheduler",
         ddpm,
         TRAINING | SPACING | ZERO_SNR | CLIP | {"variance_type"},
-        {"timestep_spacing": "leading", "clip_sample": True, "variance_type": "fixed_small"},
+        {"timestep_spacing": "leading", "variance_type": "fixed_small"},
     ),
     "pndm": Sampler(
         "PNDMScheduler",

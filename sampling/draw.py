@@ -1,0 +1,165 @@
+"""From a complete request to pictures, through engines: what a pipeline draws with and the compiler proves with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.bundle import Bundle, Model
+from ..core.engine import EngineOf, Run
+from ..core.request import Request
+from ..core.tensors import Array
+from .denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
+from .pixels import DECODER, decode
+from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
+from .schedulers import Noise, schedule
+
+SCHEDULER = "scheduler/scheduler_config.json"
+STAGES = ("text_encoder", "denoiser", "vae_decoder")
+
+
+@dataclass(frozen=True)
+class Host:
+    """All of a bundle that decides a picture and that no engine computes. Never changed, so threads may share it."""
+
+    model: Model
+    vocabularies: tuple[Vocabulary, ...]
+    scheduler: Mapping[str, Any]
+    """The checkpoint's `scheduler_config.json`."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The prompts of a request, as the text encoders read and answered them."""
+
+    tokens: Tokens
+    guided: bool
+    """Whether negative rows come first."""
+    encoded: Mapping[str, Mapping[str, Array]]
+    """By part and output, a row for each prompt."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures and how they came about."""
+
+    images: NDArray[np.uint8]
+    """[count, height, width, 3], sRGB."""
+    latents: NDArray[np.float32]
+    """[count, channels, height / 8, width / 8], as the decoder was given them."""
+    text: Text
+    seconds: Mapping[str, float]
+    """Wall time by stage of `STAGES`, in calls of engines alone."""
+    step_seconds: tuple[float, ...]
+
+
+def load_host(bundle: Bundle) -> Host:
+    """What a bundle gives the host. Raises `BundleError` for a missing or damaged file."""
+    return Host(bundle.manifest.model, load_vocabularies(bundle), bundle.json(SCHEDULER))
+
+
+def latent_shape(model: Model, request: Request) -> tuple[int, int, int, int]:
+    """Shape of the latents of a request that has its size: [count, channels, height / 8, width / 8]."""
+    assert request.width is not None
+    assert request.height is not None
+    return (
+        request.count,
+        model.latent_channels,
+        request.height // model.downscale,
+        request.width // model.downscale,
+    )
+
+
+def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
+    """The ids of a request's prompts, whether it is guided, and whether zeros stand for the negative prompt."""
+    guided = is_guided(host.model, request)
+    zeros = guided and host.model.zero_empty_negative and not request.negative_prompt
+    both = guided and not zeros
+    texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
+    return tokenize(host.vocabularies, texts), guided, zeros
+
+
+def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, str]) -> Text:
+    """Run the text encoders on a request's prompts. `engines` names what runs each part, for errors."""
+    tokens, guided, zeros = prompts(host, request)
+    return Text(tokens, guided, encode(host.model, tokens, zeros, call, engines))
+
+
+def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
+    """How a request walks from noise to latents."""
+    return Walk(
+        schedule=schedule(host.scheduler, request.steps, request.scheduler),
+        noise=noise,
+        guidance=request.guidance if guided else None,
+        guidance_rescale=request.guidance_rescale,
+        engine=engine,
+    )
+
+
+def unet_constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
+    """The denoiser's inputs that stay the same over a request."""
+    assert request.width is not None
+    assert request.height is not None
+    return constants(host.model, text.encoded, request, (request.height, request.width))
+
+
+def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Latents as the decoder is given them."""
+    return latents / np.float32(model.scaling_factor)
+
+
+def draw(
+    host: Host,
+    request: Request,
+    engine: EngineOf,
+    *,
+    start: NDArray[np.float32],
+    noise: Noise,
+    on_step: OnStep | None = None,
+    engines: Mapping[str, str] = {},
+) -> Drawn:
+    """Draw a request that has its size.
+
+    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` gives what a stochastic
+    scheduler adds. `engines` names what runs each part, for errors.
+    Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
+    """
+    seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+    # Made before any engine works: what can't be drawn is refused at once.
+    name = engines.get(DENOISER, "its engine")
+    walk = walk_of(host, request, guided=is_guided(host.model, request), noise=noise, engine=name)
+
+    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        one = engine(part, {name: array.shape for name, array in feeds.items()})
+        return _timed(seconds, "text_encoder", one.run)(feeds)
+
+    text = read_text(host, request, call, engines)
+    fixed = unet_constants(host, request, text)
+    rows = request.count * (2 if text.guided else 1)
+    shapes = {name: array.shape for name, array in fixed.items()}
+    # Both before the walk: a size that the decoder wasn't built for is an error now, not after the last step.
+    denoiser = engine(DENOISER, {**shapes, "sample": (rows, *start.shape[1:]), "timestep": (1,)})
+    decoder = engine(DECODER, {"latent_sample": (1, *start.shape[1:])})
+    walked, step_seconds = denoise(denoiser.bind(fixed), walk, start, on_step)
+    seconds["denoiser"] = sum(step_seconds)
+    final = unscaled(host.model, walked)
+    images = decode(_timed(seconds, "vae_decoder", decoder.run), final, engines.get(DECODER, "its engine"))
+    return Drawn(images, final, text, seconds, step_seconds)
+
+
+def _timed(seconds: dict[str, float], stage: str, run: Run) -> Run:
+    """The same function, whose wall time is added to a stage."""
+
+    def timed(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        started = perf_counter()
+        try:
+            return run(feeds)
+        finally:
+            seconds[stage] += perf_counter() - started
+
+    return timed
