@@ -7,15 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CheckpointError
-from .families import Config, Family
+from .families import Config, Family, TokenizerFacts
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
 from .source import Source
 from .stored import stored_bytes
-from .tokenizer import FILES, complete, shipped_files
+from .tokenizer import FILES, complete, load_tokenizer, shipped_files
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +66,27 @@ class Checkpoint:
         `tokenizer.json` is for the `tokenizers` library alone: it gives the ids of transformers'
         CLIPTokenizer, cut and filled up to the encoder's length with the family's padding token.
         """
+        facts, length = self._tokenizer_facts(tokenizer)
+        return complete(self._stored_tokenizer(tokenizer), facts, length)
+
+    def tokenizer(self, tokenizer: str) -> Any:
+        """Transformers' own tokenizer of the checkpoint's files, which cuts and fills up to the encoder's length."""
+        facts, length = self._tokenizer_facts(tokenizer)
+        loaded = load_tokenizer(self._stored_tokenizer(tokenizer), facts)
+        loaded.model_max_length = length
+        return loaded
+
+    def _tokenizer_facts(self, tokenizer: str) -> tuple[TokenizerFacts, int]:
         facts = self.family.tokenizer(tokenizer)
-        files = shipped_files(facts)
-        if self.folder is not None:
-            place = self.folder / tokenizer
-            names = (*FILES, "added_tokens.json")
-            files = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
-        length = self.configs[facts.encoder].get("max_position_embeddings", facts.length)
-        return complete(files, facts, length)
+        return facts, self.configs[facts.encoder].get("max_position_embeddings", facts.length)
+
+    def _stored_tokenizer(self, tokenizer: str) -> dict[str, bytes]:
+        """The files of a tokenizer that the checkpoint has; the shipped ones where it is no folder."""
+        if self.folder is None:
+            return shipped_files(self.family.tokenizer(tokenizer))
+        place = self.folder / tokenizer
+        names = (*FILES, "added_tokens.json")
+        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
 
     def digest(self, component: str) -> str:
         """Sha-256, in hex, of the component's config and of its tensors' names, types and stored bytes.

@@ -65,7 +65,7 @@ def complete(files: Mapping[str, bytes], facts: TokenizerFacts, length: int) -> 
     `tokenizer.json` is what transformers' CLIPTokenizer makes of the files, so its ids are the same:
     the `tokenizers` library reads it alone. Raises CheckpointError if the files don't make a tokenizer.
     """
-    tokenizer = _load(files, facts)
+    tokenizer = load_tokenizer(files, facts)
     fast: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     fast["truncation"] = {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0}
     fast["padding"] = {
@@ -89,7 +89,8 @@ def complete(files: Mapping[str, bytes], facts: TokenizerFacts, length: int) -> 
     return made | dict(files) | {"tokenizer.json": _json(fast)}
 
 
-def _load(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
+def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
+    """Transformers' tokenizer of these files. Raises CheckpointError if they don't make one, or it has no padding."""
     try:
         import transformers
     except ImportError as exc:

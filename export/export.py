@@ -17,6 +17,7 @@ from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, di
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256
 from ..core.progress import Progress, quiet
+from ..core.references import DRAWINGS, DRAWN, Drawings, stored_at, unpack
 from .check import check, installed, ready
 
 if TYPE_CHECKING:
@@ -52,9 +53,12 @@ def export(
     with fresh_folder(folder, BundleError, stored) as fresh:
         references = References(opened)
         (fresh / "reference").mkdir()
+        on_progress("prompts: reference", None)
+        references.read_prompts()
         parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
-        np.savez(fresh / "reference" / "step.npz", allow_pickle=False, **references.step)
-        _write_configs(opened, fresh)
+        np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
+        _write_json(fresh / DRAWINGS, Drawings(drawings=tuple(references.drawings)).model_dump(mode="json"))
+        _write_configs(opened, references.scheduler, fresh)
         on_progress("digest", None)
         _write_manifest(opened, parts, fresh)
     return open_bundle(folder)
@@ -67,21 +71,18 @@ def _export_part(
     fresh: Path,
     on_progress: Progress,
 ) -> Part:
-    import torch
-
     from .trace import OPSET, trace
-    from .weights import halves, is_half, parameters, plain_names, store_half, write
+    from .weights import computing, is_half, parameters, plain_names, store_half, write
 
     place = fresh / spec.name
     place.mkdir()
     on_progress(f"{spec.name}: read", None)
     half = is_half({tensor.dtype for tensor in checkpoint.weights[spec.component].values()})
-    component = checkpoint.module(spec.component, dtype=torch.float16 if half else torch.float32)
-    module = as_part(checkpoint, spec, halves(component) if half else component)
-    del component
+    component = computing(checkpoint, spec.component)
+    module = as_part(checkpoint, spec, component)
     on_progress(f"{spec.name}: reference", None)
-    stored = references.take(spec, module)
-    np.savez(fresh / "reference" / f"{spec.name}.npz", allow_pickle=False, **stored)
+    stored = references.take(spec, component, module)
+    np.savez(fresh / stored_at(spec.name), allow_pickle=False, **stored)
     on_progress(f"{spec.name}: trace", None)
     model = trace(spec, module)
     count = parameters(model)
@@ -90,12 +91,10 @@ def _export_part(
         store_half(model)
     on_progress(f"{spec.name}: write", None)
     write(model, place)
-    del model, module  # the comparison below needs their memory
+    del model, module, component  # the comparison below needs their memory
     gc.collect()
     on_progress(f"{spec.name}: check", None)
-    feeds = {name[3:]: array for name, array in stored.items() if name.startswith("in.")}
-    outputs = {name[4:]: array for name, array in stored.items() if name.startswith("out.")}
-    figure = check(spec.name, place / "model.onnx", feeds, outputs)
+    figure = check(spec.name, place / "model.onnx", unpack(stored))
     return Part(
         path=f"{spec.name}/model.onnx",
         opset=OPSET,
@@ -112,7 +111,7 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
-def _write_configs(checkpoint: Checkpoint, fresh: Path) -> None:
+def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Path) -> None:
     """What diffusers and optimum look for beside the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
     index: dict[str, Any] = dict(checkpoint.model_index)
@@ -126,7 +125,7 @@ def _write_configs(checkpoint: Checkpoint, fresh: Path) -> None:
         for name, content in checkpoint.tokenizer_files(tokenizer.name).items():
             (fresh / tokenizer.name / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
-    _write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    _write_json(fresh / "scheduler" / "scheduler_config.json", scheduler)
     _write_json(fresh / "model_index.json", index)
 
 

@@ -1,19 +1,30 @@
 """Fixed inputs, and what PyTorch makes of them: what every engine is compared with.
 
-reference/<part>.npz    `in.<input>` and `out.<output>` of one call of the part
-reference/step.npz      the whole step, teacher-forced: from token ids and given latents to the next latents
+Prompts become embeddings, and embeddings become pictures, in diffusers' own pipeline; every call of a part is recorded
+while it draws (`core.references` says how it is stored). None of latentc's own sampling takes part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import inspect
+import logging
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, model_facts
+from ..core.errors import ProfileError
+from ..core.references import IDS, TABLE, Case, Drawing, pack
+from ..core.request import Request
 from ..core.tensors import Array
-from ..sampling.condition import condition
+from ..sampling.schedulers import schedule
+from .weights import computing
 
 if TYPE_CHECKING:
     import torch
@@ -22,29 +33,73 @@ if TYPE_CHECKING:
 
 SEED = 20261122
 MAX_PIXELS = 256
-"""References are drawn at the model's own size, up to this: larger ones cost minutes and show no other fault."""
+"""Most references are drawn at the model's own size, up to this: larger ones cost minutes."""
 
-PROMPTS = ("", "a photograph of an astronaut riding a horse")
 GUIDANCE = 7.5
-STEPS = 20
-STEP_INDICES = (3, 14)
-"""Which of 20 steps are teacher-forced: one of much noise, one of little."""
+GENERAL = (
+    "a lighthouse on a cliff, sunset, long exposure",
+    "a photograph of an astronaut riding a horse",
+    "a portrait of an old fisherman, oil painting",
+    "two red apples and a blue bowl on a wooden table",
+    "a street at night in the rain, neon signs, reflections",
+)
+SCENES = (
+    "two small red houses on the left in a meadow at sunset",
+    "a purple castle in a red canyon under a pink morning sky",
+    "three yellow hot-air balloons above snowy mountains on a clear day",
+    "a blue boat on the open sea in a thunderstorm",
+    "an orange tent in a forest while snow is falling",
+)
+"""Prompts of the world that `scenes` was trained on."""
+
+WORLDS = {"scenes": (SCENES, "a storm"), "": (GENERAL, "blurry, text")}
+"""Prompts and a negative prompt by shipped checkpoint, and for all others."""
+
+BROWNIAN = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""Schedulers that take their noise from a Brownian tree of torchsde's: another one draws the references."""
+
+CHUNK = 75
+"""Tokens of a prompt in one chunk of CLIP's."""
+MAX_ROWS = 64
+"""Up to so many chunks every id of a vocabulary is fed; of a larger one a sixteenth of the ids, and a digest of all."""
+SPREAD_ROWS = 16
 
 
-def reference_latents(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Height and width of the reference in latents."""
-    facts = model_facts(checkpoint)
-    side = min(facts.default_size, MAX_PIXELS) // facts.downscale
-    return side, side
+@dataclass(frozen=True)
+class Asked:
+    """A drawing to make."""
+
+    name: str
+    prompts: tuple[str, ...]
+    """Chunks of the prompt: joined by a space, they are the request's."""
+    negative: str
+    size: tuple[int, int]
+    """Height and width in latents."""
+    steps: int
+    count: int = 1
+    guidance: float = GUIDANCE
+    calls: int | None = None
+    """How many denoiser calls are recorded; None: all, and the picture."""
 
 
-def token_ids(checkpoint: Checkpoint, encoder: str) -> Array:
-    """Ids of the two fixed prompts, [2, 77], int64."""
-    from tokenizers import Tokenizer
+@dataclass(frozen=True)
+class Frame:
+    """Ids that frame a text encoder's prompts, and how many it reads."""
 
-    tokenizer = next(facts for facts in checkpoint.family.tokenizers if facts.encoder == encoder)
-    loaded = Tokenizer.from_str(checkpoint.tokenizer_files(tokenizer.name)["tokenizer.json"].decode())
-    return np.array([encoding.ids for encoding in loaded.encode_batch(list(PROMPTS))], dtype=np.int64)
+    start: int
+    end: int
+    pad: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What diffusers' `encode_prompt` gave for a drawing."""
+
+    given: dict[str, Any]
+    """Arguments of the pipeline's call."""
+    ids: dict[str, list[Array]]
+    """Rows that each text encoder was fed."""
 
 
 def run(module: torch.nn.Module, spec: PartSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -56,92 +111,339 @@ def run(module: torch.nn.Module, spec: PartSpec, feeds: Mapping[str, Array]) -> 
     return {tensor.name: output.numpy() for tensor, output in zip(spec.outputs, outputs, strict=True)}
 
 
-def pack(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs and outputs of one call, as they are stored."""
-    return {f"in.{name}": array for name, array in feeds.items()} | {
-        f"out.{name}": array for name, array in outputs.items()
-    }
-
-
 class References:
-    """Makes the fixed inputs of each part, in the order of the parts: the UNet is fed what the text encoders gave."""
+    """Makes the references of each part. The text encoders are run first, all of them; then the UNet draws."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.facts = model_facts(checkpoint)
         self.random = np.random.default_rng(SEED)
-        self.encoded: dict[str, dict[str, Array]] = {}
-        self.step: dict[str, Array] = {}
+        self.scheduler: dict[str, Any] = dict(checkpoint.scheduler)
+        """The scheduler's config as diffusers' pipeline repairs it."""
+        self.drawings: list[Drawing] = []
+        self.drawn: dict[str, Array] = {}
+        self.cases: dict[str, list[Case]] = {}
+        self._own = self._own_scheduler()
+        self._embedded: dict[str, Embedded] = {}
+        self._frames: dict[str, Frame] = {}
+        self._asked: tuple[Asked, ...] = ()
 
-    def feeds(self, spec: PartSpec) -> dict[str, Array]:
-        """The fixed inputs of a text encoder or of a half of the VAE."""
+    def read_prompts(self) -> None:
+        """Encode every prompt of the drawings, by diffusers' `encode_prompt`."""
+        with _quiet():
+            encoders = self.checkpoint.family.prompt.encoders
+            modules = {name: computing(self.checkpoint, name) for name in encoders}
+            tokenizers = {facts: self.checkpoint.tokenizer(facts.name) for facts in self.checkpoint.family.tokenizers}
+            for facts, one in tokenizers.items():
+                frame = (one.bos_token_id, one.eos_token_id, one.pad_token_id, one.model_max_length)
+                self._frames[facts.encoder] = Frame(*frame)
+            pipeline = self._pipeline(**modules, **{facts.name: one for facts, one in tokenizers.items()})
+            self._asked = self._wishes(pipeline.tokenizer)
+            for asked in self._asked:
+                self._embedded[asked.name] = self._embed(pipeline, asked)
+
+    def take(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
+        """The references of a part, as arrays to be stored. `component` is what `module` calls."""
         if spec.name in self.checkpoint.family.prompt.encoders:
-            return {"input_ids": token_ids(self.checkpoint, spec.name)}
-        height, width = reference_latents(self.checkpoint)
-        normal = self.random.standard_normal
-        if spec.name == "vae_decoder":
-            latents = normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
-            return {"latent_sample": (latents / self.facts.scaling_factor).astype(np.float32)}
-        factor = self.facts.downscale
-        coarse = self.random.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
-        return {"sample": coarse.repeat(factor, axis=2).repeat(factor, axis=3)}
-
-    def take(self, spec: PartSpec, module: torch.nn.Module) -> dict[str, Array]:
-        """Run a part on its fixed inputs; what is to be stored. The UNet's are those of the step's first call."""
+            return self._text(spec, component, module)
         if spec.name == "unet":
-            return self._take_step(spec, module)
-        feeds = self.feeds(spec)
-        outputs = run(module, spec, feeds)
-        if spec.name in self.checkpoint.family.prompt.encoders:
-            self.encoded[spec.name] = {"input_ids": feeds["input_ids"], **outputs}
-        return pack(feeds, outputs)
+            return self._draw(spec, component)
+        if spec.name == "vae_decoder":
+            self.cases.setdefault(spec.name, [])
+            for name, (height, width) in self._sizes(own_only=True).items():
+                latents = self.random.standard_normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
+                feeds = {"latent_sample": (latents / self.facts.scaling_factor).astype(np.float32)}
+                self.cases[spec.name].append(Case(name, feeds, run(module, spec, feeds)))
+            return pack(self.cases[spec.name], {})
+        return pack(self._pictures(spec, module), {})
 
-    def _take_step(self, spec: PartSpec, module: torch.nn.Module) -> dict[str, Array]:
-        schedule = self._schedule()
-        first: dict[str, Array] = {}
-        samples: list[Array] = []
-        following: list[Array] = []
-        height, width = reference_latents(self.checkpoint)
-        for timestep, keep, gain in schedule:
-            sample = self.random.standard_normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
-            feeds = self._unet_feeds(sample.repeat(2, axis=0), timestep)
-            outputs = run(module, spec, feeds)
-            first = first or pack(feeds, outputs)
-            negative, positive = np.split(outputs["out_sample"], 2)
-            guided = negative + GUIDANCE * (positive - negative)
-            samples.append(sample)
-            following.append(keep * sample + gain * guided)
-        self.step = {
-            "samples": np.stack(samples),
-            "next": np.stack(following).astype(np.float32),
-            "timesteps": np.array([timestep for timestep, _, _ in schedule], dtype=np.float32),
-            "keep": np.array([keep for _, keep, _ in schedule]),
-            "gain": np.array([gain for _, _, gain in schedule]),
-            "guidance": np.array(GUIDANCE),
-            **{f"ids.{encoder}": arrays["input_ids"] for encoder, arrays in self.encoded.items()},
-        }
-        return first
+    def _pictures(self, spec: PartSpec, module: torch.nn.Module) -> list[Case]:
+        """Calls of the VAE's encoder."""
+        made: list[Case] = []
+        factor = self.facts.downscale
+        for name, (height, width) in self._sizes(own_only=False).items():
+            coarse = self.random.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
+            feeds = {"sample": coarse.repeat(factor, axis=2).repeat(factor, axis=3)}
+            made.append(Case(name, feeds, run(module, spec, feeds)))
+        return made
 
-    def _unet_feeds(self, sample: Array, timestep: float) -> dict[str, Array]:
-        height, width = (side * self.facts.downscale for side in sample.shape[2:])
-        feeds = condition(self.facts, self.encoded, (height, width))
-        if self.facts.guidance_embedding:
-            feeds["timestep_cond"] = np.zeros((2, self.facts.guidance_embedding), dtype=np.float32)
-        return {"sample": sample, "timestep": np.array([timestep], dtype=np.float32), **feeds}
+    def _text(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
+        """Cases of a text encoder: the first two prompts with every output; all prompts, and ids from all over the
+        vocabulary, with those outputs that are read.
+        """
+        rows = [row for embedded in self._embedded.values() for row in embedded.ids[spec.name]]
+        unique = list({row.tobytes(): row for row in rows}.values())
+        table = cast("Any", component).get_input_embeddings().weight.detach().float().numpy()
+        reading = next(encoder for encoder in self.facts.text_encoders if encoder.part == spec.name)
+        cases: list[Case] = []
+        for name, ids in {
+            "pair": np.stack(unique[:2]),
+            "prompts": np.stack(unique),
+            "vocabulary": _spread(self._frames[spec.name], len(table)),
+        }.items():
+            outputs = run(module, spec, {IDS: ids})
+            kept = outputs if name == "pair" else filter(None, (reading.embedding, reading.pooled))
+            read = {key: outputs[key] for key in kept}
+            cases.append(Case(name, {IDS: ids}, read))
+        digest = hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
+        return pack(cases, {}) | {TABLE: np.array(digest)}
 
-    def _schedule(self) -> list[tuple[float, float, float]]:
-        """Timestep, and how DDIM (arXiv 2010.02502) makes the next latents: keep * latents + gain * prediction."""
-        import diffusers
+    def _draw(self, spec: PartSpec, unet: torch.nn.Module) -> dict[str, Array]:
+        """Draw everything that was asked for, and record each call of the UNet and of the VAE's decoder."""
+        shared: dict[str, dict[str, Array]] = {}
+        cases: list[Case] = []
+        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in ("sample", "timestep")]
+        with _quiet():
+            pipeline = self._pipeline(unet=unet, vae=computing(self.checkpoint, "vae"))
+            for asked in self._asked:
+                calls = self._record(pipeline, asked)
+                shared[asked.name] = {name: calls[0].feeds[name] for name in fixed}
+                cases += calls
+        return pack(cases, shared)
+
+    def _record(self, pipeline: Any, asked: Asked) -> list[Case]:
         import torch
 
-        scheduler: Any = cast("Any", diffusers).DDIMScheduler.from_config(
-            self.checkpoint.scheduler, clip_sample=False, thresholding=False
+        from_numpy = cast("Any", torch).from_numpy
+
+        height, width = asked.size
+        shape = (asked.count, self.facts.latent_channels, height, width)
+        start = self.random.standard_normal(shape, dtype=np.float32)
+        calls: list[Case] = []
+        steps: list[Array] = []
+
+        def called(_module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+            sample, timestep = arguments
+            feeds: dict[str, Any] = {
+                "sample": sample,
+                "timestep": torch.as_tensor(timestep).float().reshape(1),
+                "encoder_hidden_states": given["encoder_hidden_states"],
+                "timestep_cond": given["timestep_cond"],
+                **(given["added_cond_kwargs"] or {}),
+            }
+            arrays = {name: tensor.detach().float().numpy() for name, tensor in feeds.items() if tensor is not None}
+            calls.append(Case(f"{asked.name}.{len(calls)}", arrays, {"out_sample": output[0].detach().numpy()}))
+
+        def ended(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            steps.append(tensors["latents"].detach().numpy().copy())
+            if asked.calls is not None and index + 1 >= asked.calls:
+                pipe._interrupt = True
+            return {}
+
+        seed = int(self.random.integers(1 << 31))
+        if self._own is not None:
+            kind: Any = type(pipeline.scheduler)
+            pipeline.scheduler = kind.from_config(pipeline.scheduler.config)  # with no history
+        whole = asked.calls is None
+        hook = pipeline.unet.register_forward_hook(called, with_kwargs=True)
+        decode, decoded = pipeline.vae.decode, list[Case]()
+
+        def recorded(latents: torch.Tensor, **given: Any) -> Any:
+            answer = decode(latents, **given)
+            arrays = {"latent_sample": latents.detach().numpy().copy()}
+            decoded.append(Case(asked.name, arrays, {"sample": answer[0].detach().numpy()}))
+            return answer
+
+        pipeline.vae.decode = recorded
+        try:
+            images = pipeline(
+                height=height * self.facts.downscale,
+                width=width * self.facts.downscale,
+                num_inference_steps=asked.steps,
+                guidance_scale=asked.guidance,
+                num_images_per_prompt=asked.count,
+                latents=from_numpy(start.copy()),
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np" if whole else "latent",
+                callback_on_step_end=ended,
+                **self._embedded[asked.name].given,
+            ).images
+        finally:
+            hook.remove()
+            del pipeline.vae.decode
+        source = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
+        self.cases.setdefault("vae_decoder", []).extend(decoded)
+        self.drawn |= {
+            f"{asked.name}/start": start,
+            f"{asked.name}/steps": np.stack(steps),
+            f"{asked.name}/noise": np.stack(noise),
+        }
+        if whole:
+            self.drawn[f"{asked.name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
+        self.drawings.append(Drawing(name=asked.name, request=self._request(asked), calls=len(calls), complete=whole))
+        return calls
+
+    def _request(self, asked: Asked) -> Request:
+        height, width = (side * self.facts.downscale for side in asked.size)
+        return Request(
+            prompt=" ".join(asked.prompts),
+            negative_prompt=asked.negative,
+            width=width,
+            height=height,
+            steps=asked.steps,
+            guidance=asked.guidance,
+            count=asked.count,
+            scheduler=None if self._own else "ddim",
         )
-        scheduler.set_timesteps(STEPS)
-        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
 
-        def moved(timestep: Any, output: Any, sample: Any) -> float:
-            return float(scheduler.step(output, timestep, sample).prev_sample)
+    def _wishes(self, tokenizer: Any) -> tuple[Asked, ...]:
+        """What is drawn: timesteps near each end and between, two sizes, one to four rows, one chunk and two."""
+        source = self.checkpoint.source
+        named = source.location if source.kind == "shipped" and source.location in SHIPPED else ""
+        (first, second, third, *_), negative = WORLDS.get(named, WORLDS[""])
+        side, wide, own = self._square(), self._wide(), self._own_size()
+        wishes = [
+            Asked("whole", (first,), negative, (side, side), 5),
+            Asked("wide", (second,), "", wide, 2, count=2),
+            Asked("single", (third,), "", (side, side), 3, count=3, guidance=1.0, calls=3),
+            Asked("long", (_full_chunk(tokenizer, first), second), negative, (side, side), 2, calls=2),
+        ]
+        if own > side:
+            wishes.append(Asked("own", (first,), negative, (own, own), 2, calls=1))
+        return tuple(wishes)
 
-        chosen = [scheduler.timesteps[index] for index in STEP_INDICES]
-        return [(float(t), moved(t, zero, one), moved(t, one, zero)) for t in chosen]
+    def _own_size(self) -> int:
+        return self.facts.default_size // self.facts.downscale
+
+    def _square(self) -> int:
+        """Side of most references, in latents."""
+        return min(self.facts.default_size, MAX_PIXELS) // self.facts.downscale
+
+    def _wide(self) -> tuple[int, int]:
+        """Height and width of those that aren't square: odd, so that no level of the UNet is half of the one above."""
+        side = self._square()
+        return max(9, side // 2 + 1), max(9, side - 1)
+
+    def _sizes(self, *, own_only: bool) -> dict[str, tuple[int, int]]:
+        """Of calls of the VAE that no drawing makes."""
+        side, own = self._square(), self._own_size()
+        more = {} if own_only else {"square": (side, side), "other": self._wide()}
+        return more | ({"own": (own, own)} if own > side else {})
+
+    def _embed(self, pipeline: Any, asked: Asked) -> Embedded:
+        """Encode the chunks of a drawing's prompts, and join them along the sequence."""
+        import torch
+
+        embedded = Embedded({}, {name: [] for name in self.checkpoint.family.prompt.encoders})
+        hooks = [
+            getattr(pipeline, name).register_forward_pre_hook(_keeping(rows), with_kwargs=True)
+            for name, rows in embedded.ids.items()
+        ]
+        guided = asked.guidance > 1
+        negatives = [asked.negative, *[""] * (len(asked.prompts) - 1)]
+        chunks: list[tuple[Any, ...]] = []
+        try:
+            for prompt, negative in zip(asked.prompts, negatives, strict=True):
+                with torch.no_grad():
+                    chunks.append(
+                        pipeline.encode_prompt(
+                            prompt=prompt,
+                            device="cpu",
+                            num_images_per_prompt=1,
+                            do_classifier_free_guidance=guided,
+                            negative_prompt=None if not asked.negative else negative,
+                        )
+                    )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        for name, values in zip(names, zip(*chunks, strict=True), strict=False):
+            if values[0] is not None:
+                embedded.given[name] = values[0] if "pooled" in name else torch.cat(values, dim=1)
+        return embedded
+
+    def _pipeline(self, **parts: Any) -> Any:
+        """Diffusers' pipeline of the family, with these parts and the scheduler; it repairs the scheduler's config."""
+        import diffusers
+
+        library: Any = diffusers
+        cls = getattr(library, self.checkpoint.family.pipeline)
+        if self._own is not None:
+            scheduler = getattr(library, self._own).from_config(self.checkpoint.scheduler)
+        else:
+            scheduler = library.DDIMScheduler.from_config(self.checkpoint.scheduler, clip_sample=False)
+        index = self.checkpoint.model_index
+        given: dict[str, Any] = {
+            "requires_safety_checker": False,
+            "add_watermarker": False,
+            "force_zeros_for_empty_prompt": index.get("force_zeros_for_empty_prompt", True),
+            "scheduler": scheduler,
+            **parts,
+        }
+        known = inspect.signature(cls.__init__).parameters
+        needed = {name: None for name, one in known.items() if one.default is one.empty and name != "self"}
+        pipeline = cls(**needed | {name: value for name, value in given.items() if name in known})
+        pipeline.set_progress_bar_config(disable=True)
+        if self._own is not None:
+            for key in ("steps_offset", "clip_sample"):
+                if pipeline.scheduler.config.get(key) != scheduler.config.get(key):
+                    self.scheduler[key] = pipeline.scheduler.config[key]
+        return pipeline
+
+    def _own_scheduler(self) -> str | None:
+        """The class of the checkpoint's own scheduler, where latentc has it and PyTorch draws its noise."""
+        name = self.checkpoint.scheduler.get("_class_name")
+        try:
+            schedule(self.checkpoint.scheduler, 5)
+        except ProfileError:
+            return None
+        return None if name in BROWNIAN else name
+
+
+def _spread(frame: Frame, size: int) -> Array:
+    """Rows of ids from all over a vocabulary, each framed as a prompt is: every id where few rows hold them."""
+    ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
+    room = frame.length - 2
+    rows = -(-len(ids) // room)
+    if rows > MAX_ROWS:
+        rows = SPREAD_ROWS
+        ids = ids[np.linspace(0, len(ids) - 1, rows * room).astype(int)]
+    made = np.full((rows, frame.length), frame.pad, np.int64)
+    made[:, 0] = frame.start
+    for index, row in enumerate(made):
+        part = ids[index * room : (index + 1) * room]
+        row[1 : len(part) + 1] = part
+        row[len(part) + 1] = frame.end
+    return made
+
+
+def _keeping(rows: list[Array]) -> Any:
+    """A hook that keeps the ids of a text encoder's call, row by row."""
+
+    def hook(_module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
+        ids = arguments[0] if arguments else given[IDS]
+        rows.extend(ids.detach().numpy().astype(np.int64))
+
+    return hook
+
+
+def _full_chunk(tokenizer: Any, text: str) -> str:
+    """The text, repeated and filled up to exactly one chunk of tokens."""
+
+    def count(words: list[str]) -> int:
+        return len(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"])
+
+    words = text.replace(",", "").split()
+    chosen: list[str] = []
+    while count([*chosen, words[len(chosen) % len(words)]]) <= CHUNK:
+        chosen.append(words[len(chosen) % len(words)])
+    short = next(word for word in (*words, *"abcdefghijklmnopqrstuvwxyz") if count([word]) == 1)
+    return " ".join([*chosen, *[short] * (CHUNK - count(chosen))])
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Diffusers and transformers warn of what is known: long prompts, repaired configs, an absent torchvision."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

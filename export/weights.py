@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from ..checkpoints.open import Checkpoint
+
 DATA = "model.onnx_data"
 INLINE_BYTES = 1024
 """Initializers up to this size stay in the graph: shapes and small constants."""
@@ -77,6 +79,19 @@ def halves(module: torch.nn.Module) -> torch.nn.Module:
             if parameter.dtype == torch.float16:
                 parametrize.register_parametrization(owner, name, Widen(), unsafe=True)
     return module.eval()
+
+
+def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
+    """A component that computes in f32: its weights stay in f16 where the checkpoint has all of them so."""
+    import torch
+
+    if not is_half({tensor.dtype for tensor in checkpoint.weights[component].values()}):
+        return checkpoint.module(component)
+    module = halves(checkpoint.module(component, dtype=torch.float16))
+    # diffusers asks a module for its type, and would round what it is fed to that of the stored weights.
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"dtype": torch.float32})
+    return module
 
 
 def is_half(dtypes: set[str]) -> bool:
