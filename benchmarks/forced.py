@@ -67,6 +67,11 @@ class Tapped:
     engines: Engines
     tap: Tap
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """As `Engines.notices`."""
+        return self.engines.notices
+
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
         """As `Engines.engine`."""
         return _TappedEngine(part, self.engines.engine(part, shapes), self.tap)

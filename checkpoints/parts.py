@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core.bundle import Model, TensorInfo, TextEncoder
+from ..core.bundle import Model, Role, TensorInfo, TextEncoder
 from ..core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class PartSpec:
     """One part: the component it comes from, its tensors, and how the component is called."""
 
     name: str
+    role: Role
     component: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -106,7 +107,7 @@ def _text_encoder(checkpoint: Checkpoint, encoder: str) -> PartSpec:
         layers = range(config["num_hidden_layers"])
         outputs += [TensorInfo(name=f"hidden_states.{layer}", dtype="float32", shape=sequence) for layer in layers]
     ids = TensorInfo(name="input_ids", dtype="int64", shape=("batch", MAX_TOKENS))
-    return PartSpec(encoder, encoder, (ids,), tuple(outputs), _call_text_encoder)
+    return PartSpec(encoder, "text_encoder", encoder, (ids,), tuple(outputs), _call_text_encoder)
 
 
 def _call_text_encoder(model: Any, names: tuple[str, ...], input_ids: Any) -> tuple[Any, ...]:
@@ -146,14 +147,14 @@ def _unet(checkpoint: Checkpoint) -> PartSpec:
         added = {name: feeds.pop(name) for name in ("text_embeds", "time_ids") if name in feeds}
         return model(**feeds, added_cond_kwargs=added or None, return_dict=False)
 
-    return PartSpec("unet", "unet", tuple(inputs), (out,), call)
+    return PartSpec("unet", "denoiser", "unet", tuple(inputs), (out,), call)
 
 
 def _vae_decoder(checkpoint: Checkpoint) -> PartSpec:
     channels, factor = checkpoint.configs["vae"]["latent_channels"], model_facts(checkpoint).downscale
     latents = TensorInfo(name="latent_sample", dtype="float32", shape=("batch", channels, "height", "width"))
     image = TensorInfo(name="sample", dtype="float32", shape=("batch", 3, f"{factor}*height", f"{factor}*width"))
-    return PartSpec("vae_decoder", "vae", (latents,), (image,), _call_vae_decoder)
+    return PartSpec("vae_decoder", "decoder", "vae", (latents,), (image,), _call_vae_decoder)
 
 
 def _call_vae_decoder(model: Any, _outputs: tuple[str, ...], latents: Any) -> tuple[Any, ...]:
@@ -168,7 +169,7 @@ def _vae_encoder(checkpoint: Checkpoint) -> PartSpec:
         dtype="float32",
         shape=("batch", 2 * channels, f"height/{factor}", f"width/{factor}"),
     )
-    return PartSpec("vae_encoder", "vae", (image,), (moments,), _call_vae_encoder)
+    return PartSpec("vae_encoder", "encoder", "vae", (image,), (moments,), _call_vae_encoder)
 
 
 def _call_vae_encoder(model: Any, _outputs: tuple[str, ...], image: Any) -> tuple[Any, ...]:

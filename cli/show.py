@@ -206,7 +206,7 @@ def why(
     """
     from ..compiler.cache import Miss, folder_name
     from ..compiler.engines import Engines
-    from ..compiler.proof import uncompared
+    from ..compiler.proof import proved_here
     from ..runtimes import runtime
 
     rows: list[dict[str, Any]] = []
@@ -226,14 +226,18 @@ def why(
             if isinstance(outcome, Miss):
                 row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             else:
-                row["compared"] = uncompared(adapter, outcome) is None
+                row["compared"] = proved_here(opened, adapter, outcome) is not None
             rows.append(row)
             whole &= row["hit"] and bool(row["compared"] or adapter.missing(profile.device))
         if whole:
             try:
-                Engines(opened, profile).check()
+                engines_ = Engines(opened, profile)
+                if (said := engines_.unproved()) is None:
+                    engines_.check()
             except LatentcError as exc:
-                refusals.append({"profile": profile.name, "part": None, "hit": False, "refusal": str(exc)})
+                said = str(exc)
+            if said:
+                refusals.append({"profile": profile.name, "part": None, "hit": False, "refusal": said})
         else:
             lacking.append(profile.argument)
     if as_json:
@@ -241,7 +245,7 @@ def why(
         return
     for row in rows:
         if row["hit"]:
-            said = "" if row["compared"] else ", and wasn't compared on its device yet"
+            said = "" if row["compared"] else ", and wasn't proved on this machine yet"
             typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}{said}")
         elif row["nearest"] is None:
             typer.echo(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
+from ..core.records import recall, remember
+from ..core.references import stored_at
 from ..profiles import Profile
 from ..runtimes import Job, Refits, Runtime
+from .apart import measured_apart
 from .cache import (
     Artifact,
     Miss,
@@ -28,21 +31,28 @@ from .cache import (
     intact,
     kindred,
     locked,
-    read_step,
-    reprove,
     seal,
     share,
-    step_key,
     take,
     verify,
-    write_step,
 )
+from .cases import reference
 from .engines import Engines
 from .lower import lowered
-from .parity import measure, measure_graph, measure_step, reference
+from .parity import check_graphs, measure_typed
 from .plan import plan
-from .proof import as_proved, check_floor, check_step
-from .targets import Wanted, device_here, wanted
+from .proof import (
+    Steps,
+    check_floor,
+    check_steps,
+    engine_key,
+    prove_engine,
+    prove_host,
+    prove_steps,
+    proved_here,
+    steps_key,
+)
+from .targets import Wanted, wanted
 
 How = Literal["there", "taken", "refitted", "compiled"]
 
@@ -69,9 +79,16 @@ class Build:
 
     profile: str
     engines: tuple[Built, ...]
-    step_psnr_db: float | None
-    """The whole step, teacher-forced; None where the device isn't here. Of several sizes the worst."""
+    host_psnr_db: float
+    """What latentc computes around the engines, against diffusers' pipeline."""
+    steps: Steps | None
+    """The whole step, what the prompt changes in it, and a picture; None where the device isn't here."""
     seconds: float
+
+    @property
+    def step_psnr_db(self) -> float | None:
+        """The whole step, each from diffusers' own latents; None where the device isn't here."""
+        return self.steps.step_db if self.steps else None
 
 
 def build(
@@ -95,13 +112,17 @@ def build(
     adapter, engines = wanted(bundle, profile, to_run=False)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
     check(bundle, profile, force=force, like=like)
+    host = prove_host(bundle)
+    if adapter.reads_onnx:
+        check_graphs(bundle, bundle.manifest.parts, on_progress)
     built = tuple(
         _build_one(bundle, profile, adapter, want, like, note, on_progress)
         for want, note in zip(engines, replaced, strict=True)
     )
     here = adapter.missing(profile.device) is None
-    step = _prove_step(bundle, profile, built, on_progress) if here else None
-    return Build(profile.name, built, step, time.perf_counter() - start)
+    pairs = [(want, one.artifact) for want, one in zip(engines, built, strict=True)]
+    steps = _prove_steps(bundle, profile, adapter, pairs, on_progress) if here else None
+    return Build(profile.name, built, host, steps, time.perf_counter() - start)
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
@@ -135,33 +156,38 @@ def _build_one(
     on_progress: Progress,
 ) -> Built:
     here = adapter.missing(profile.device) is None
-    if (artifact := find(bundle, want.part, want.key)) and (proved := as_proved(adapter, artifact)):
-        check_floor(profile, want, proved.parity.psnr_db)
-        return Built(_claimed(bundle, proved, profile, on_progress), "there")
+    if artifact := find(bundle, want.part, want.key):
+        parity = _known(bundle, adapter, artifact)
+        if parity is not None:
+            check_floor(profile, want, parity)
+            return Built(_claimed(bundle, artifact, profile, on_progress), "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
         theirs = None
         if not find(bundle, want.part, want.key):
             _clear(bundle, name)
             if like and (theirs := _theirs(like, adapter, want)):
-                check_floor(profile, want, theirs.parity.psnr_db)
+                check_floor(profile, want, theirs.parity)
                 on_progress(f"{want.part}: take", None)
                 take(bundle, like, theirs)
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
-            proved = as_proved(adapter, artifact)
-            if proved is None:
-                on_progress(f"{want.part}: compare", None)
-                verify_files(bundle, [f"reference/{want.part}.npz"])
-                proved = reprove(bundle, artifact, _compare(bundle, adapter, want, bundle.engines / name))
-            check_floor(profile, want, proved.parity.psnr_db)
-            return Built(claim(bundle, proved, profile.name), "taken" if theirs else "there", note)
+            parity = _known(bundle, adapter, artifact)
+            if parity is None:
+                parity = _prove_found(bundle, profile, adapter, artifact, on_progress)
+            try:
+                check_floor(profile, want, parity)
+            except ParityError:
+                if theirs:
+                    _clear(bundle, name)
+                raise
+            return Built(claim(bundle, artifact, profile.name), "taken" if theirs else "there", note)
         on_progress(f"{want.part}: read", None)
-        verify_files(bundle, [*bundle.files(want.part), f"reference/{want.part}.npz", "reference/step.npz"])
-        parity: Parity | None = None
+        verify_files(bundle, [*bundle.files(want.part), stored_at(want.part)])
+        parity = None
         if not here:  # before compiling, which takes longer
             on_progress(f"{want.part}: compare its graph", None)
-            parity = measure_graph(bundle, want.part, want.target)
-            check_floor(profile, want, parity.psnr_db)
+            parity = measure_typed(bundle, want.part, want.target)
+            check_floor(profile, want, parity)
         else:
             reference(bundle, want.part, want.target.shape)
         if like and here and (other := _kindred(adapter, want, like)):
@@ -178,9 +204,11 @@ def _build_one(
             if parity is None:
                 on_progress(f"{want.part}: compare", None)
                 parity = _compare(bundle, adapter, want, fresh)
-                check_floor(profile, want, parity.psnr_db)
+                check_floor(profile, want, parity)
             artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name)
             share(bundle, fresh, artifact.files)
+        if here:
+            remember(engine_key(bundle, adapter, artifact), parity)
     return Built(artifact, "compiled", note)
 
 
@@ -236,8 +264,10 @@ def _refit(
         seconds = time.perf_counter() - start
         on_progress(f"{want.part}: compare", None)
         parity = _compare(bundle, adapter, want, fresh)
-        check_floor(profile, want, parity.psnr_db)
-        return seal(fresh, want.part, want.fields, parity, seconds, profile.name, refitted_from=other.key)
+        check_floor(profile, want, parity)
+        artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name, refitted_from=other.key)
+    remember(engine_key(bundle, adapter, artifact), parity)
+    return artifact
 
 
 @contextmanager
@@ -253,13 +283,29 @@ def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -
 
 
 def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> Parity:
-    """Load an engine, and hold it against the reference."""
+    """Load an engine that was just compiled, and hold it against the references."""
     engine = adapter.load(artifact, want.target)
     try:
-        parity = measure(engine, reference(bundle, want.part, want.target.shape))
+        return prove_engine(bundle, adapter, want, engine)
     finally:
         engine.close()
-    return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
+
+
+def _known(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity | None:
+    """What an engine came to on this machine; where its device isn't here, what its header says."""
+    if adapter.missing(artifact.fields["device"]["name"]):
+        return artifact.parity
+    return proved_here(bundle, adapter, artifact)
+
+
+def _prove_found(
+    bundle: Bundle, profile: Profile, adapter: Runtime, artifact: Artifact, on_progress: Progress
+) -> Parity:
+    """Compare an engine that this machine didn't build."""
+    measured = measured_apart(bundle, profile, [artifact], steps=False, on_progress=on_progress)
+    parity = measured.parities[artifact.key]
+    remember(engine_key(bundle, adapter, artifact), parity)
+    return parity
 
 
 def _clear(bundle: Bundle, name: str) -> None:
@@ -274,21 +320,18 @@ def _clear(bundle: Bundle, name: str) -> None:
         raise BundleError(f"{path} is damaged and can't be removed ({exc.strerror}). Remove it by hand.") from exc
 
 
-def _prove_step(bundle: Bundle, profile: Profile, built: tuple[Built, ...], on_progress: Progress) -> float | None:
-    """Compare the whole step, once for each set of engines."""
-    key = step_key([engine.artifact for engine in built])
-    figure = read_step(bundle, key)
-    if figure is None:
-        _, engines = wanted(bundle, profile, to_run=True)
-        figures: list[float] = []
-        for shape in [want.target.shape for want in engines if want.part == "unet"]:
-            on_progress("step: compare", None)
-            with Engines(bundle, profile) as loaded:  # of one size at a time
-                figures.append(measure_step(bundle, loaded.engine, shape, guided=profile.shapes.guided))
-        figure = min(figures)
-        write_step(bundle, key, figure)
-    check_step(profile, [one.artifact for one in built], figure)
-    return figure
+def _prove_steps(
+    bundle: Bundle, profile: Profile, adapter: Runtime, pairs: Sequence[tuple[Wanted, Artifact]], on_progress: Progress
+) -> Steps:
+    """Take diffusers' steps with the engines, once for each set of them."""
+    wants = [want for want, _ in pairs]
+    key = steps_key(bundle, adapter, [artifact for _, artifact in pairs])
+    steps = recall(key, Steps)
+    if steps is None:
+        steps = prove_steps(bundle, profile, wants, lambda: Engines(bundle, profile), on_progress)
+        remember(key, steps)
+    check_steps(profile, wants, steps)
+    return steps
 
 
 def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:

@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
@@ -34,7 +34,6 @@ DIGEST = "part digest"
 """The field of a part's graph and weights."""
 
 Fields = dict[str, Any]
-Kind = TypeVar("Kind", bound=Record)
 
 
 class Parity(Record):
@@ -46,6 +45,8 @@ class Parity(Record):
     cosine: float
     reference: str
     """Who made the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
+    worst: str = ""
+    """Output and reference of the PSNR, as `out_sample of whole.0`."""
     graph_run_by: str | None = None
     """The engine's device wasn't here: this is the parity of its graph, run on the CPU by this runtime."""
     compared_on: str | None = None
@@ -60,8 +61,7 @@ class Artifact(Record):
     fields: dict[str, Any]
     files: dict[str, FileInfo]
     parity: Parity
-    elsewhere: tuple[Parity, ...] = ()
-    """Of an engine for several devices: how near it came on those that aren't the one of `parity`."""
+    """What it came to where it was built. Each machine proves it by itself before it draws."""
     seconds: float
     """How long compiling or refitting took, the comparison left out."""
     refitted_from: str | None = None
@@ -78,15 +78,6 @@ class Artifact(Record):
     def name(self) -> str:
         """Folder under `engines/`."""
         return folder_name(self.part, self.key)
-
-
-class Step(Record):
-    """`step-<key>.json`: how near the whole step of a set of engines came to the reference."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
-
-    key: str
-    psnr_db: float
 
 
 def key_of(fields: Fields) -> str:
@@ -209,14 +200,6 @@ def keep(path: Path, record: Record) -> None:
         ) from exc
 
 
-def kept(path: Path, kind: type[Kind]) -> Kind | None:
-    """What `keep` wrote; None where it isn't there, or isn't that."""
-    try:
-        return kind.model_validate(read_sealed(path))
-    except (OSError, ValueError):
-        return None
-
-
 def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
     """Keep large files that another artifact has too, as the same weights for two GPUs, once on disk.
 
@@ -266,23 +249,13 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
                 shutil.copyfile(folder / name, fresh / name)
 
 
-def reprove(bundle: Bundle, artifact: Artifact, parity: Parity) -> Artifact:
-    """Write a newer comparison into an artifact's header, beside those on other devices."""
-    others = [
-        one for one in (artifact.parity, *artifact.elsewhere) if one.compared_on not in (None, parity.compared_on)
-    ]
-    known = artifact.model_copy(update={"parity": parity, "elsewhere": tuple(others)})
-    keep(bundle.engines / artifact.name / HEADER, known)
-    return known
-
-
 def claim(bundle: Bundle, artifact: Artifact, profile: str) -> Artifact:
     """Note in an artifact's header that it is a profile's too; by the holder of its lock."""
-    stored = find(bundle, artifact.part, artifact.key) or artifact  # the latter may be as it is on one of its devices
+    stored = find(bundle, artifact.part, artifact.key) or artifact
     if profile not in stored.profiles:
         stored = stored.model_copy(update={"profiles": (*stored.profiles, profile)})
         keep(bundle.engines / artifact.name / HEADER, stored)
-    return artifact.model_copy(update={"profiles": stored.profiles})
+    return stored
 
 
 def built_profiles(bundle: Bundle) -> tuple[str, ...]:
@@ -349,27 +322,3 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 def _differences(has: dict[str, object], wants: dict[str, object]) -> dict[str, tuple[object, object]]:
     names = sorted(has.keys() | wants.keys())
     return {name: (has.get(name), wants.get(name)) for name in names if has.get(name) != wants.get(name)}
-
-
-def step_key(artifacts: list[Artifact]) -> str:
-    """Digest of a set of engines that draw together, as they are and where: two builds of one key may differ."""
-    told = [
-        [one.key, {name: info.sha256 for name, info in one.files.items()}, *filter(None, [one.parity.compared_on])]
-        for one in artifacts
-    ]
-    return sha256_json(told)[:KEY_LENGTH]
-
-
-def read_step(bundle: Bundle, key: str) -> float | None:
-    """The recorded figure of the whole step for a set of engines, if it was measured, and is as it was written."""
-    step = kept(_step_path(bundle, key), Step)
-    return step.psnr_db if step and step.key == key else None
-
-
-def write_step(bundle: Bundle, key: str, psnr_db: float) -> None:
-    """Record the figure of the whole step for a set of engines; raises `BundleError` where it can't be written."""
-    keep(_step_path(bundle, key), Step(key=key, psnr_db=psnr_db))
-
-
-def _step_path(bundle: Bundle, key: str) -> Path:
-    return bundle.engines / f"step-{key}.json"

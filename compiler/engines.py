@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
@@ -10,12 +11,15 @@ from threading import RLock
 from ..core.bundle import Bundle
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
+from ..core.progress import Progress, quiet
+from ..core.records import STATE, recall, remember, state_folder
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
-from .cache import Artifact, built_profiles, find, folder_name, read_step, step_key, verify
+from .apart import Measured, measured_apart
+from .cache import Artifact, built_profiles, find, folder_name, verify
 from .faults import broken
-from .proof import as_proved, check_floor, check_step, uncompared
+from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .targets import Wanted, wanted
 
 
@@ -30,6 +34,8 @@ class Engines:
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
     _described: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
+    notices: tuple[str, ...] = field(default=(), init=False)
+    """What a user should know of how they were proved."""
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,30 +62,53 @@ class Engines:
             )
         return self._load(max(fitting, key=lambda want: want.target.shape is not None))
 
-    def check(self) -> None:
-        """Raise `BundleError` where an engine isn't built or the whole step wasn't compared, and `ParityError`
-        where one is below the profile's floor.
+    def check(self, on_progress: Progress = quiet) -> None:
+        """Prove what this machine hasn't proved yet, and hold all of it to the profile's floors.
+
+        Raises `BundleError` where an engine isn't built, and `ParityError` where one, or the whole step, is below.
         """
-        found = [self._artifact(want) for want in self._wanted]
-        found_here: list[Artifact] = []
-        for want, artifact in zip(self._wanted, found, strict=True):
-            here = as_proved(self._adapter, artifact)
-            if here is None:
-                raise BundleError(
-                    f"{want.part} for profile {self.profile.name} {uncompared(self._adapter, artifact)}: its engine "
-                    f"was never compared with the reference here. Run: latentc build {self.bundle.argument} --profile "
-                    f"{self.profile.argument}   (it compiles nothing again)"
-                )
-            check_floor(self.profile, want, here.parity.psnr_db)
-            found_here.append(here)
-        figure = read_step(self.bundle, step_key(found_here))
-        if figure is not None:
-            check_step(self.profile, found_here, figure)
-        else:
-            raise BundleError(
-                f"The engines for profile {self.profile.name} are built, but the whole step was never compared with "
-                "the reference: the build didn't finish, or its record isn't what was written. Run: latentc build "
-                f"{self.bundle.argument} --profile {self.profile.argument}"
+        prove_host(self.bundle)
+        pairs = self._pairs()
+        artifacts = [artifact for _, artifact in pairs]
+        known = {one.key: found for one in artifacts if (found := proved_here(self.bundle, self._adapter, one))}
+        steps = recall(steps_key(self.bundle, self._adapter, artifacts), Steps)
+        if steps is None or len(known) < len(artifacts):
+            start = time.perf_counter()
+            unknown = [one for one in artifacts if one.key not in known]
+            measured = measured_apart(self.bundle, self.profile, unknown, steps=steps is None, on_progress=on_progress)
+            known |= measured.parities
+            steps = steps or measured.steps
+            self._remember(artifacts, measured, time.perf_counter() - start)
+        for want, artifact in pairs:
+            if artifact.key in known:  # measuring ends with the first that is below its floor
+                check_floor(self.profile, want, known[artifact.key])
+        assert steps is not None
+        check_steps(self.profile, self._wanted, steps)
+
+    def unproved(self) -> str | None:
+        """What `check` would have to prove first; None where this machine proved all of it."""
+        artifacts = [artifact for _, artifact in self._pairs()]
+        lacking = [one.part for one in artifacts if not proved_here(self.bundle, self._adapter, one)]
+        if not lacking and recall(steps_key(self.bundle, self._adapter, artifacts), Steps):
+            return None
+        return (
+            f"The engines for profile {self.profile.name} weren't proved on this machine yet "
+            f"({', '.join(dict.fromkeys(lacking)) or 'the whole step'}): the first `latentc run` or `latentc build` "
+            "compares them with the references, once."
+        )
+
+    def _pairs(self) -> list[tuple[Wanted, Artifact]]:
+        return [(want, self._artifact(want)) for want in self._wanted]
+
+    def _remember(self, artifacts: list[Artifact], measured: Measured, seconds: float) -> None:
+        keys = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
+        kept = [remember(keys[key], parity) for key, parity in measured.parities.items()]
+        if measured.steps:
+            kept.append(remember(steps_key(self.bundle, self._adapter, artifacts), measured.steps))
+        if not all(kept):
+            self.notices = (
+                f"The engines were proved before drawing, which took {seconds:.1f} s. It is done at every start, because "
+                f"{state_folder()} can't be written; set {STATE} to a folder that can.",
             )
 
     def _artifact(self, want: Wanted) -> Artifact:
@@ -142,14 +171,17 @@ class Engines:
         self.close()
 
 
-def load(bundle: Bundle, profile: Profile, parts: Collection[str] = ()) -> Engines:
+def load(
+    bundle: Bundle, profile: Profile, parts: Collection[str] = (), on_progress: Progress = quiet
+) -> Engines:
     """The engines that a profile has in a bundle, those of `parts` loaded now rather than when first asked for.
 
-    Raises as `wanted` does, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one was
-    built for a laxer profile than this.
+    Engines that this machine didn't prove yet, as those of a bundle that was copied here, are proved first.
+    Raises as `wanted` does, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one isn't
+    what PyTorch computed, to the profile's floors.
     """
     engines = Engines(bundle, profile)
-    engines.check()
+    engines.check(on_progress)
     try:
         engines.preload(parts)
     except BaseException:

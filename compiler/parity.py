@@ -1,37 +1,47 @@
-"""How near an engine comes to the exported reference, on fixed inputs."""
+"""How near an engine, or a graph, comes to what PyTorch computed at export."""
 
 from __future__ import annotations
 
-import shutil
-import zipfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..core.bundle import Bundle
-from ..core.engine import Engine, EngineOf
-from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import sha256_json, sync
+from ..core.bundle import Bundle, open_bundle, proof_digest, verify_files
+from ..core.engine import Engine
+from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
-from ..core.progress import quiet
+from ..core.progress import Progress, quiet
+from ..core.quarantine import quarantined
+from ..core.records import GraphFigure, graph_key, recall, record_key, remember
+from ..core.references import IDS, TABLE, Case, stored_at
 from ..core.tensors import Array, Precision, cosine, psnr_db
 from ..runtimes import Job, Target, runtime
-from ..sampling.condition import condition
-from .cache import Parity, keep, kept, locked
+from .cache import Parity
+from .cases import (
+    AT_EXPORT,
+    REFEREES,
+    read_stored,
+    refereed,
+    reference,
+    scratch,
+    shape_referee,
+    shapes_of,
+    stored_cases,
+    stored_shape,
+)
 from .lower import LOWERING_VERSION, lowered
 
-AT_EXPORT = "PyTorch, at export"
-ORIGIN = "made by"
-"""Beside the outputs of a remembered reference: no output has such a name."""
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
-REFEREES: dict[str, dict[str, bool | int | float | str]] = {
-    "onnxruntime": {"graph_optimization_level": "off"},
-    "openvino": {},
-}
-"""Runtimes that may run the exported graph where the export stored no reference of a shape, and their options."""
+GRAPH_DB = 90.0
+"""How near an exported graph, run in f32, must come to PyTorch. Sound ones reach 120 and more."""
+
+LIMIT_SECONDS = 3600.0
+"""How long the first run of a bundle's graphs, or of its engines, may take: an endless one is ended."""
 
 GRAPH_REFEREES = ("iree",)
 """Runtimes that compute a typed graph as it stands: ONNX Runtime's CPU widens f16, and would find no overflow."""
@@ -39,18 +49,144 @@ GRAPH_REFEREES = ("iree",)
 F32_REFEREE = "onnxruntime"
 """Where it is here, a graph in f32 is run by it: many times faster."""
 
-Arrays = dict[str, Array]
+KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "ArgMax", "Concat")
+"""Operators of a text encoder's graph whose output is still token ids, or the place of one."""
+
+SELECTING = ("Gather", "GatherND")
+"""And those that look something up by them: the table of embeddings, and the row that is pooled."""
 
 
-def measure(engine: Engine, reference: tuple[str, Arrays, Arrays]) -> Parity:
-    """Run an engine on fixed inputs and compare each output."""
-    origin, feeds, expected = reference
-    outputs = engine.run(feeds)
-    return Parity(
-        psnr_db=round(min(psnr_db(wanted, outputs[name]) for name, wanted in expected.items()), 2),
-        cosine=round(min(cosine(wanted, outputs[name]) for name, wanted in expected.items()), 6),
-        reference=origin,
-    )
+def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Parity:
+    """Run an engine on fixed inputs and compare each output: the worst figures. The first call is repeated at the end.
+
+    Raises `ParityError` where it doesn't give an output, or gives one of another shape.
+    """
+    given = tuple(cases)
+    worst = Parity(psnr_db=float("inf"), cosine=1.0, reference=origin)
+    for case in (*given, *given[:1]):
+        found = engine.run(case.feeds)
+        check_outputs(part, case, found)
+        for name, wanted in case.outputs.items():
+            figure = psnr_db(wanted, found[name])
+            if figure < worst.psnr_db:
+                worst = worst.model_copy(update={"psnr_db": round(figure, 2), "worst": f"{name} of {case.name}"})
+            alike = round(cosine(wanted, found[name]), 6)
+            if not alike >= worst.cosine:
+                worst = worst.model_copy(update={"cosine": alike})
+    return worst
+
+
+def check_outputs(part: str, case: Case, found: dict[str, Array]) -> None:
+    """Raise `ParityError` where an engine doesn't give an output, or gives one of another shape."""
+    for name, wanted in case.outputs.items():
+        if name not in found:
+            raise ParityError(
+                f"The engine of {part} gives {sorted(found) or 'nothing'}, and no {name!r}. Build it again."
+            )
+        if found[name].shape != wanted.shape:
+            raise ParityError(
+                f"The engine of {part} gives {name!r} of shape {list(found[name].shape)} to inputs "
+                f"{shapes_of(case.feeds)}; PyTorch gave {list(wanted.shape)}. Build it again."
+            )
+
+
+def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = quiet) -> dict[str, float]:
+    """Hold exported graphs, run in f32, against PyTorch's answers; the figures.
+
+    Of a text encoder the table of token embeddings is compared by its digest: references feed a part of a large
+    vocabulary only. It is done once for a graph on each machine, in a process of its own. Where nothing is here to run
+    them, what the export measured counts, as long as neither graph, weights nor references changed since.
+    Raises `ParityError` below 90 dB, and `RuntimeMissing`.
+    """
+    keys = {part: graph_key(bundle.part(part).digest, _fixed(bundle, part)) for part in parts}
+    figures = {part: found for part, key in keys.items() if (found := recall(key, GraphFigure))}
+    if (unknown := [part for part in keys if part not in figures]) and shape_referee() is not None:
+        verify_files(bundle, [name for part in unknown for name in (*bundle.files(part), stored_at(part))])
+        answers = quarantined(
+            f"{__name__}:run_graphs",
+            {"bundle": str(bundle.folder), "parts": unknown},
+            seconds=LIMIT_SECONDS,
+            what=f"The first run of the graphs of {', '.join(unknown)}",
+            on_progress=on_progress,
+        )
+        for part in unknown:
+            figures[part] = GraphFigure.model_validate(answers[part])
+            remember(keys[part], figures[part])
+    for part, figure in figures.items():
+        if not figure.psnr_db >= GRAPH_DB:
+            raise ParityError(
+                f"The graph of {part}, run in f32, isn't what PyTorch computed at export: {figure.worst} agrees to "
+                f"{figure.psnr_db:.1f} dB, and {GRAPH_DB:.0f} dB was expected. Its bundle was changed. Export the "
+                "checkpoint again."
+            )
+    return {part: figures[part].psnr_db if part in figures else _exported(bundle, part) for part in keys}
+
+
+def _exported(bundle: Bundle, part: str) -> float:
+    """What the export measured."""
+    info = bundle.part(part)
+    if info.proved != proof_digest(info.digest, _fixed(bundle, part)):
+        raise RuntimeMissing(
+            f"The graph of {part} was changed since its export, so it has to be proved in f32, and neither "
+            f"{' nor '.join(REFEREES)} is here to run it. {pip('onnxruntime')}."
+        )
+    return info.psnr_db
+
+
+def run_graphs(bundle: str, parts: list[str], on_progress: Progress) -> dict[str, Any]:
+    """In a process of its own: a `GraphFigure` for each part."""
+    opened, name, figures = open_bundle(bundle), shape_referee(), dict[str, Any]()
+    assert name is not None
+    for part in parts:
+        on_progress(f"{part}: prove its graph", None)
+        _check_table(opened, part)
+        with refereed(opened, part, name, opened.engines / f"graph-{part}") as (origin, engine):
+            found = measure(part, engine, AT_EXPORT, stored_cases(opened, part))
+        figures[part] = GraphFigure(psnr_db=found.psnr_db, worst=found.worst, run_by=origin).model_dump(mode="json")
+    return figures
+
+
+def _fixed(bundle: Bundle, part: str) -> str:
+    return bundle.manifest.files[stored_at(part)].sha256
+
+
+def _check_table(bundle: Bundle, part: str) -> None:
+    """Raise `ParityError` where token ids reach more than the checkpoint's table of embeddings and the pooled row."""
+    digest = read_stored(bundle, part).get(TABLE)
+    if digest is None:
+        return
+    import onnx_ir as ir
+
+    model: ir.Model = cast("Any", ir).load(bundle.graph(part))
+    derived, tables = {IDS}, list[str]()
+    for node in model.graph:
+        names = [value.name if value is not None else None for value in node.inputs]
+        if not derived.intersection(names) or node.op_type == "Shape":
+            continue
+        if node.op_type in SELECTING and names[0] not in derived:
+            tables += [_values_digest(node.inputs[0])] if node.op_type == "Gather" else []
+        elif node.op_type in KEEPS_IDS:
+            derived |= {str(value.name) for value in node.outputs}
+        else:
+            raise ParityError(
+                f"The graph of {part} computes {node.op_type} of token ids, which no exported one does. Its bundle was "
+                "changed. Export the checkpoint again."
+            )
+    if tables != [str(digest)]:
+        raise ParityError(
+            f"The graph of {part} looks token ids up in another table than the checkpoint's. Its bundle was changed. "
+            "Export the checkpoint again."
+        )
+
+
+def _values_digest(value: ir.Value | None) -> str:
+    """SHA-256 of a constant's values as f32; empty for what isn't constant."""
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    if value is None or value.const_value is None:
+        return ""
+    return hashlib.sha256(np.ascontiguousarray(value.const_value.numpy(), np.float32).tobytes()).hexdigest()
 
 
 def graph_referee(precision: Precision) -> str | None:
@@ -60,21 +196,11 @@ def graph_referee(precision: Precision) -> str | None:
     return next(here, None)
 
 
-def shape_referee() -> str | None:
-    """The runtime that makes references of shapes that the export stored none of; None where none is here."""
-    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
-
-
-def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
-    """The shape of the inputs of which the export stored a reference."""
-    return {name: array.shape for name, array in _feeds(_arrays(bundle, f"reference/{part}.npz")).items()}
-
-
-def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
+def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     """Run what an absent device's engine computes on the CPU, in its own types, and compare each output.
 
     At the oldest opset that a referee takes: what the engine's graph has as one operator (attention, group norm) may be
-    several here, in the same types. It is remembered in the bundle: engines for several devices share the figure.
+    several here, in the same types. This machine remembers it: engines for several devices share the figure.
     Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
     """
     name = graph_referee(target.precision)
@@ -84,207 +210,37 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
             f"{' or '.join(GRAPH_REFEREES)}: {pip(GRAPH_REFEREES[0])}."
         )
     adapter = runtime(name)
-    run_by, path = _graph_kept(bundle, part, target, name)
-    with locked(bundle, path.stem):
-        if remembered := kept(path, Parity):
-            return remembered
-        found = reference(bundle, part, target.shape)
-        shape = {name: array.shape for name, array in found[1].items()}
-        on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
-        half = target.precision == "f16"
-        opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
-        graph = bundle.graph(part)
-        with (
-            _scratch(path) as scratch,
-            lowered(graph, path.stem, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
-        ):
-            adapter.compile(Job(bundle, part, plain, on_cpu), scratch, quiet)
-            engine = adapter.load(scratch, on_cpu)
-            try:
-                parity = measure(engine, found).model_copy(update={"graph_run_by": run_by})
-            finally:
-                engine.close()
-        keep(path, parity)
+    run_by, key = _typed_key(bundle, part, target, name)
+    if remembered := recall(key, Parity):
+        return remembered
+    shape = dict(target.shape or stored_shape(bundle, part))
+    found = reference(bundle, part, shape)
+    on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
+    half = target.precision == "f16"
+    opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
+    with (
+        scratch(bundle.engines / key) as folder,
+        lowered(bundle.graph(part), key, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
+    ):
+        adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
+        engine = adapter.load(folder, on_cpu)
+        try:
+            parity = measure(part, engine, found.origin, found.cases).model_copy(update={"graph_run_by": run_by})
+        finally:
+            engine.close()
+    remember(key, parity)
     return parity
 
 
-def is_graph_measured(bundle: Bundle, part: str, target: Target) -> bool:
-    """Whether `measure_graph` remembers the figure."""
+def is_typed_measured(bundle: Bundle, part: str, target: Target) -> bool:
+    """Whether `measure_typed` remembers the figure."""
     name = graph_referee(target.precision)
-    return name is not None and kept(_graph_kept(bundle, part, target, name)[1], Parity) is not None
+    return name is not None and recall(_typed_key(bundle, part, target, name)[1], Parity) is not None
 
 
-def _graph_kept(bundle: Bundle, part: str, target: Target, name: str) -> tuple[str, Path]:
-    """Which version of the referee, and where its figure is remembered."""
+def _typed_key(bundle: Bundle, part: str, target: Target, name: str) -> tuple[str, str]:
+    """Which version of the referee, and what its figure is remembered under."""
     run_by = f"{name} {' '.join(runtime(name).versions().values())} CPU"
-    shape = dict(target.shape or stored_shape(bundle, part))
-    key = sha256_json([bundle.part(part).digest, target.precision, shape, LOWERING_VERSION, run_by])[:16]
-    return run_by, bundle.engines / f"graph-{part}-{key}.json"
-
-
-def reference(bundle: Bundle, part: str, shape: Mapping[str, tuple[int, ...]] | None) -> tuple[str, Arrays, Arrays]:
-    """Who made it, the fixed inputs and the expected outputs of a part, at a shape (None: that of the export)."""
-    stored = _arrays(bundle, f"reference/{part}.npz")
-    feeds = _feeds(stored)
-    outputs = {name[4:]: array for name, array in stored.items() if name.startswith("out.")}
-    if shape is None or all(feeds[name].shape == wanted for name, wanted in shape.items()):
-        return AT_EXPORT, feeds, outputs
-    return _referee(bundle, part, {name: _stretched(feeds[name], wanted) for name, wanted in shape.items()})
-
-
-def _feeds(stored: Arrays) -> Arrays:
-    return {name[3:]: array for name, array in stored.items() if name.startswith("in.")}
-
-
-def _stretched(array: Array, shape: tuple[int, ...]) -> Array:
-    """Fixed inputs of another shape: the stored ones, repeated and cut along each axis."""
-    for axis, size in enumerate(shape):
-        repeats = -(-size // array.shape[axis])
-        array = np.concatenate([array] * repeats, axis=axis).take(range(size), axis=axis)
-    return np.ascontiguousarray(array)
-
-
-def _referee(bundle: Bundle, part: str, feeds: Arrays) -> tuple[str, Arrays, Arrays]:
-    """What some runtime made of the exported graph as it stands, in f32 with every shape free.
-
-    It is remembered in the bundle, which takes it along to machines that have none of these runtimes.
-    """
-    path = _reference_kept(bundle, part, {name: array.shape for name, array in feeds.items()})
-    with locked(bundle, path.stem):
-        if not path.is_file():
-            _make_reference(bundle, part, feeds, path)
-    made = _load(path, f"Remove {path}, and build again.")
-    return str(made.pop(ORIGIN)), feeds, made
-
-
-def is_reference_made(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether `reference` finds one of these shapes, which the export stored none of."""
-    return _reference_kept(bundle, part, shapes).is_file()
-
-
-def _reference_kept(bundle: Bundle, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Path:
-    key = sha256_json([bundle.part(part).digest, {name: list(shape) for name, shape in shapes.items()}])
-    return bundle.engines / f"reference-{part}-{key[:16]}.npz"
-
-
-def _make_reference(bundle: Bundle, part: str, feeds: Arrays, path: Path) -> None:
-    """By the first runtime that can: its graph optimizations are off where it has such a switch."""
-    name = shape_referee()
-    if name is None:
-        shapes = {name: array.shape for name, array in feeds.items()}
-        raise RuntimeMissing(
-            f"{part} at {shapes} has no stored reference, and neither {' nor '.join(REFEREES)} is here to make one. "
-            f"{pip('onnxruntime')}."
-        )
-    adapter, info = runtime(name), bundle.part(part)
-    target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
-    origin = f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32"
-    with _scratch(path) as scratch:
-        adapter.compile(Job(bundle, part, bundle.graph(part), target), scratch, quiet)
-        engine = adapter.load(scratch, target)
-        try:
-            outputs = engine.run(feeds)
-        finally:
-            engine.close()
-        made = scratch / path.name
-        try:
-            np.savez(made, allow_pickle=False, **{ORIGIN: np.array(origin)}, **outputs)
-            sync(made)
-            made.replace(path)
-        except OSError as exc:
-            raise BundleError(f"{path} can't be written ({exc.strerror}). Free space there.") from exc
-
-
-@contextmanager
-def _scratch(path: Path) -> Generator[Path]:
-    """A folder beside what is to be remembered, for the holder of its lock; what a killed build left is removed."""
-    folder = path.with_name(f".{path.stem}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def measure_step(
-    bundle: Bundle, engine: EngineOf, shape: Mapping[str, tuple[int, ...]] | None, *, guided: bool
-) -> float:
-    """Worst PSNR in dB of the next latents over the stored steps, each from the reference's own latents.
-
-    Text encoders, UNet, guidance and one DDIM step are the engines'; so a mistake in wiring shows, and errors
-    don't pile up over steps as they do in a whole picture.
-    `shape` is that of the UNet's inputs where it takes no other: if the stored steps are of another, the first of them
-    is stretched to it, and a runtime's f32 UNet says what follows; where it isn't `guided`, guidance is left out.
-    """
-    stored = stored_shape(bundle, "unet")
-    if shape is None or (guided and dict(shape) == stored):  # two pictures unguided have its shape, too
-        return _measure_stored(bundle, engine, stored)
-    return _measure_stretched(bundle, engine, shape, guided=guided)
-
-
-def _measure_stored(bundle: Bundle, engine: EngineOf, shape: Mapping[str, tuple[int, ...]]) -> float:
-    step = _arrays(bundle, "reference/step.npz")
-    encoded = _encoded(bundle, engine, step, rows=2)
-    unet, model, figures = engine("unet", shape), bundle.manifest.model, list[float]()
-    for index, (sample, timestep) in enumerate(zip(step["samples"], step["timesteps"], strict=True)):
-        height, width = (side * model.downscale for side in sample.shape[2:])
-        feeds = condition(model, encoded, (height, width))
-        if model.guidance_embedding:
-            feeds["timestep_cond"] = np.zeros((2, model.guidance_embedding), dtype=np.float32)
-        feeds |= {"sample": sample.repeat(2, axis=0), "timestep": np.array([timestep], dtype=np.float32)}
-        negative, positive = np.split(unet.run(feeds)["out_sample"], 2)
-        guided = negative + float(step["guidance"]) * (positive - negative)
-        following = float(step["keep"][index]) * sample + float(step["gain"][index]) * guided
-        figures.append(psnr_db(step["next"][index], following.astype(np.float32)))
-    return round(min(figures), 2)
-
-
-def _measure_stretched(
-    bundle: Bundle,
-    engine: EngineOf,
-    shape: Mapping[str, tuple[int, ...]],
-    *,
-    guided: bool,
-) -> float:
-    """Rows alternate: negative prompt, prompt. The part's own comparison, of the same inputs, has made the expected."""
-    step = _arrays(bundle, "reference/step.npz")
-    _, feeds, expected = reference(bundle, "unet", shape)
-    encoded = _encoded(bundle, engine, step, rows=2 if guided else 1)
-    conditions = condition(bundle.manifest.model, encoded, (0, 0)).items()
-    said = {name: _stretched(array, shape[name]) for name, array in conditions if name != "time_ids"}
-
-    def following(output: Array) -> Array:
-        sample = feeds["sample"]
-        if guided:
-            negative, positive, sample = output[0::2], output[1::2], sample[0::2]
-            output = negative + float(step["guidance"]) * (positive - negative)
-        return (float(step["keep"][0]) * sample + float(step["gain"][0]) * output).astype(np.float32)
-
-    found = engine("unet", shape).run({**feeds, **said})
-    return round(psnr_db(following(expected["out_sample"]), following(found["out_sample"])), 2)
-
-
-def _encoded(bundle: Bundle, engine: EngineOf, step: Arrays, *, rows: int) -> dict[str, dict[str, Array]]:
-    """What text encoders that take so many rows at once say to the step's two prompts."""
-    encoded: dict[str, dict[str, Array]] = {}
-    for encoder in bundle.manifest.model.text_encoders:
-        ids = step[f"ids.{encoder.part}"]
-        one = engine(encoder.part, {"input_ids": (rows, ids.shape[1])})
-        said = [one.run({"input_ids": ids[row : row + rows]}) for row in range(0, len(ids), rows)]
-        encoded[encoder.part] = {name: np.concatenate([each[name] for each in said]) for name in said[0]}
-    return encoded
-
-
-def _arrays(bundle: Bundle, name: str) -> Arrays:
-    if name not in bundle.manifest.files:
-        raise BundleError(f"{bundle.folder} has no {name}: engines can't be proved. Export the checkpoint again.")
-    return _load(bundle.folder / name, "Export the checkpoint again.")
-
-
-def _load(path: Path, advice: str) -> Arrays:
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged one open
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as exc:
-        raise BundleError(f"{path} can't be read ({exc}). {advice}") from exc
+    shape = {key: list(size) for key, size in (target.shape or stored_shape(bundle, part)).items()}
+    facts = {"part": bundle.part(part).digest, "references": _fixed(bundle, part), "shape": shape, "run by": run_by}
+    return run_by, record_key("typed", {**facts, "precision": target.precision, "lowering": LOWERING_VERSION})

@@ -24,23 +24,13 @@ from ..runtimes.machine import Machine, machine
 from .cache import Artifact, find
 from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
-from .parity import (
-    GRAPH_REFEREES,
-    REFEREES,
-    graph_referee,
-    is_graph_measured,
-    is_reference_made,
-    shape_referee,
-    stored_shape,
-)
+from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
+from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
 from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
 
 WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
-
-STEPS = 2
-"""Calls of a UNet that prove the whole step."""
 
 _READ: dict[tuple[object, ...], int] = {}
 """What graphs were read for, by part digest, what it is, and what it hangs on: reading one takes up to a second."""
@@ -253,18 +243,18 @@ def _plan_one(
 def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_Priced], float]:
     """What is built for the CPU to prove an engine, and the seconds that proving takes."""
     part, at = engine.part, stored_shape(engine.bundle, engine.part)
-    if absent and is_graph_measured(engine.bundle, part, target):
+    if absent and is_typed_measured(engine.bundle, part, target):
         return [], 0.0
     seconds, referees = 0.0, list[_Priced]()
     if target.shape is not None and dict(target.shape) != at:
         at = dict(target.shape)
-        if not is_reference_made(engine.bundle, part, at):
+        if needs_referee(engine.bundle, part, at):
             referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
         name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
         referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
     else:
-        calls = 1 + (STEPS if part == "unet" else 0)
+        calls = len(stored_cases(engine.bundle, part)) * (2 if part == "unet" else 1)  # by itself, and in steps
         seconds += calls * replace(engine, shape=at).call_seconds
     return referees, seconds + sum(one.build_seconds + one.call_seconds for one in referees)
 

@@ -1,68 +1,203 @@
-"""Whether what engines came to is enough: on this device, by part, and for the whole step."""
+"""Whether engines are what PyTorch computed: measured once on this machine, remembered outside the bundle, and held to
+the profile's floors.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
 
-from ..core.errors import ParityError
+from pydantic import ConfigDict
+
+from .. import __version__
+from ..core.bundle import Bundle, proof_digest, verify_files
+from ..core.engine import Engine, EngineOf
+from ..core.errors import NotFiniteError, ParityError, RuntimeMissing
+from ..core.install import pip
+from ..core.progress import Progress, quiet
+from ..core.record import Record
+from ..core.records import recall, record_key, remember
+from ..core.references import DRAWINGS, DRAWN, stored_at
+from ..core.tensors import Precision
 from ..profiles import Profile
 from ..runtimes import Runtime
-from .cache import Artifact
+from ..sampling.draw import load_host
+from .cache import Artifact, Parity, verify
+from .cases import REFEREES, reference
+from .parity import measure
 from .targets import Wanted, device_here
+from .trial import StepFigures, check_host, measure_steps
 
 STEP_LOSS_DB = 10.0
 """How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share."""
 
+DIFFERENCE_LOSS_DB = 30.0
+"""And what the prompt changes in the denoiser's answer, which is the small difference of two large numbers."""
 
-def as_proved(adapter: Runtime, artifact: Artifact) -> Artifact | None:
-    """The artifact with what it came to on the device that is here, as it is without one; None if it never ran here."""
-    name = artifact.fields["device"]["name"]
-    if adapter.missing(name):
-        return artifact
-    here = device_here(adapter, name)
-    known = (one for one in (artifact.parity, *artifact.elsewhere) if not one.graph_run_by and one.compared_on == here)
-    return next((artifact.model_copy(update={"parity": one}) for one in known), None)
+PICTURE_LOSS_DB = 25.0
+"""And a whole picture of five steps, in which the errors of steps add up, and which is rounded to 8 bits."""
 
+PICTURE_CEILING_DB = 50.0
+"""A picture that is rounded otherwise here and there is still sound."""
 
-def uncompared(adapter: Runtime, artifact: Artifact) -> str | None:
-    """What keeps an engine from being trusted on the device that is here, or on any if none is; else None."""
-    if artifact.parity.graph_run_by:
-        return "was built on a machine without its device"
-    if as_proved(adapter, artifact):
-        return None
-    here = device_here(adapter, artifact.fields["device"]["name"])
-    return f"was compared on {artifact.parity.compared_on}, and this is {here}"
+ROUNDING: dict[Precision, float] = {"f32": 1e-5, "bf16": 0.02, "f16": 0.0025}
+"""Where the prompt changes less of a denoiser's answer than this share, the type's own rounding hides it."""
 
 
-def check_floor(profile: Profile, want: Wanted, psnr_db: float) -> None:
+HOST_FILES = ("scheduler", "tokenizer", "tokenizer_2")
+"""Folders of a bundle whose files decide the picture, and are read by the host itself."""
+
+
+class Steps(Record):
+    """What a set of engines that draw together came to."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    step_db: float
+    difference_db: float | None
+    difference_share: float | None
+    picture_db: float | None
+
+
+class Opened(Protocol):
+    """Engines of a bundle under a profile, loaded."""
+
+    @property
+    def engine(self) -> EngineOf:
+        """As `Engines.engine`."""
+        ...
+
+
+Open = Callable[[], AbstractContextManager[Opened]]
+
+
+def prove_host(bundle: Bundle) -> float:
+    """Hold all that isn't computed by engines against diffusers' pipeline; `check_host`'s figure.
+
+    It needs no library, and is done once for a bundle and a version of latentc on each machine.
+    """
+    key = record_key("host", {"bundle": bundle.digest, "latentc": __version__})
+    if (known := recall(key, _Host)) is None:
+        parts = {encoder.part for encoder in bundle.manifest.model.text_encoders} | {"unet", "vae_decoder"}
+        names = [name for name in bundle.manifest.files if name.split("/")[0] in HOST_FILES]
+        verify_files(bundle, [*names, DRAWINGS, DRAWN, *(stored_at(part) for part in sorted(parts))])
+        known = _Host(psnr_db=check_host(bundle, load_host(bundle)))
+        remember(key, known)
+    return known.psnr_db
+
+
+class _Host(Record):
+    psnr_db: float
+
+
+def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
+    """What the figures of an engine are remembered under: its bytes, its references, and the device that is here."""
+    facts = {
+        "engine": artifact.key,
+        "files": {name: info.sha256 for name, info in artifact.files.items()},
+        "references": bundle.manifest.files[stored_at(artifact.part)].sha256,
+        "here": device_here(adapter, artifact.fields["device"]["name"]),
+    }
+    return record_key("engine", facts)
+
+
+def proved_here(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity | None:
+    """What an engine came to on this machine; None where it was never compared here."""
+    return recall(engine_key(bundle, adapter, artifact), Parity)
+
+
+def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine) -> Parity:
+    """Compare an engine with PyTorch's answers that fit it."""
+    verify_files(bundle, [stored_at(want.part)])
+    found = reference(bundle, want.part, want.target.shape)
+    parity = measure(want.part, engine, found.origin, found.cases)
+    return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
+
+
+def steps_key(bundle: Bundle, adapter: Runtime, artifacts: Iterable[Artifact]) -> str:
+    """What the figures of a set of engines are remembered under."""
+    each = sorted(engine_key(bundle, adapter, artifact) for artifact in artifacts)
+    return record_key("steps", {"engines": each, "bundle": bundle.digest, "latentc": __version__})
+
+
+def prove_steps(
+    bundle: Bundle, profile: Profile, wants: Iterable[Wanted], opened: Open, on_progress: Progress = quiet
+) -> Steps:
+    """Take diffusers' steps with the engines: the worst over the denoiser's sizes."""
+    verify_files(bundle, [DRAWINGS, DRAWN, *(stored_at(name) for name in bundle.manifest.parts)])
+    host = load_host(bundle)
+    found: list[StepFigures] = []
+    for shape in [want.target.shape for want in wants if want.part == "unet"]:
+        on_progress("step: compare", None)
+        with opened() as loaded:  # of one size at a time
+            try:
+                found.append(measure_steps(bundle, host, loaded.engine, shape, guided=profile.shapes.guided))
+            except NotFiniteError:
+                found.append(StepFigures(float("-inf"), None, None, None))
+    return Steps(
+        step_db=min(one.step_db for one in found),
+        difference_db=_least(one.difference_db for one in found),
+        difference_share=_least(one.difference_share for one in found),
+        picture_db=_least(one.picture_db for one in found),
+    )
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def check_floor(profile: Profile, want: Wanted, parity: Parity) -> None:
     """Raise `ParityError` where a part is below the profile's floor."""
-    floor = profile.parity_db[want.target.precision]
-    if not psnr_db >= floor:
-        what = f"{want.part} in {want.target.precision} through {profile.runtime}"
-        if not math.isfinite(psnr_db):
+    floor, precision = profile.parity_db[want.target.precision], want.target.precision
+    if parity.psnr_db >= floor:
+        return
+    what = f"{want.part} in {precision} through {profile.runtime}"
+    if not math.isfinite(parity.psnr_db):
+        raise ParityError(
+            f"{what} answers NaN or infinity: something in it is larger than {precision} holds. It won't be used. Give "
+            f"{want.part} a wider type under [precision]."
+        )
+    raise ParityError(
+        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} asks for "
+        f"{floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] if "
+        "that is what you want."
+    )
+
+
+def check_steps(profile: Profile, wants: Iterable[Wanted], steps: Steps) -> None:
+    """Hold the whole step to the floor of the parts that make it, less what guidance may multiply; what the prompt
+    changes, and the picture, likewise.
+    """
+    drawing = [want for want in wants if want.part != "vae_encoder"]
+    precisions = {want.target.precision for want in drawing if not want.part.startswith("vae")}
+    floor = min(profile.parity_db[precision] for precision in precisions)
+    advice = "It won't be used. Give the unet a wider type under [precision]."
+    if not math.isfinite(steps.step_db):
+        raise ParityError(
+            f"The whole step through profile {profile.name} answers NaN or infinity, though no part does by itself. "
+            f"{advice}"
+        )
+    if not steps.step_db >= floor - STEP_LOSS_DB:
+        raise ParityError(
+            f"The whole step through profile {profile.name} agrees with the reference to {steps.step_db:.1f} dB; "
+            f"{floor - STEP_LOSS_DB:.0f} dB was expected, though each part is within its own floor. {advice}"
+        )
+    rounding = max(ROUNDING[precision] for precision in precisions)
+    if steps.difference_db is not None and steps.difference_share is not None:
+        least = floor - DIFFERENCE_LOSS_DB
+        if steps.difference_share >= rounding and not steps.difference_db >= least:
             raise ParityError(
-                f"{what} answers NaN or infinity: something in it is larger than {want.target.precision} holds. It "
-                f"won't be used. Give {want.part} a wider type under [precision]."
+                f"What the prompt changes in the unet's answer, through profile {profile.name}, is "
+                f"{steps.difference_db:.1f} dB above its error (0: the prompt changes nothing); {least:.0f} dB was "
+                f"expected. {advice}"
             )
+    whole = min(profile.parity_db[want.target.precision] for want in drawing)
+    least = min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB)
+    if steps.picture_db is not None and not steps.picture_db >= least:
         raise ParityError(
-            f"{what} agrees with the reference to {psnr_db:.1f} dB; profile {profile.name} asks for {floor:.0f} dB. It "
-            f"won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] if that is what you "
-            "want."
-        )
-
-
-def check_step(profile: Profile, artifacts: list[Artifact], figure: float) -> None:
-    """Hold the whole step to the floor of the parts that make it, less what guidance may multiply."""
-    floors = [profile.parity_db[one.fields["precision"]] for one in artifacts if not one.part.startswith("vae")]
-    floor = min(floors) - STEP_LOSS_DB
-    if not figure >= floor and not math.isfinite(figure):
-        raise ParityError(
-            f"The whole step through profile {profile.name} answers NaN or infinity, though no part does by itself. It "
-            "won't be used. Give the unet a wider type under [precision]."
-        )
-    if not figure >= floor:
-        raise ParityError(
-            f"The whole step through profile {profile.name} agrees with the reference to {figure:.1f} dB; "
-            f"{floor:.0f} dB was expected, though each part is within its own floor. It won't be used. Give the unet a "
-            "wider type under [precision]."
+            f"A picture drawn through profile {profile.name} agrees with diffusers' to {steps.picture_db:.1f} dB; "
+            f"{least:.0f} dB was expected, though each step is within its own floor. {advice}"
         )

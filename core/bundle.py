@@ -1,10 +1,10 @@
 """The bundle: what an export leaves, and all that anything downstream reads.
 
-<bundle>/latentc.json               the manifest
+<bundle>/latentc.json               the manifest, sealed with its own digest
 <bundle>/model_index.json           as diffusers writes it
 <bundle>/<part>/model.onnx          graph; weights in model.onnx_data beside it
 <bundle>/tokenizer/, scheduler/     as diffusers writes them
-<bundle>/reference/<name>.npz       fixed inputs, and what PyTorch made of them
+<bundle>/reference/                 fixed inputs, and what PyTorch made of them (`core.references`)
 <bundle>/engines/<key>/             artifacts: the compiler's, not the export's
 """
 
@@ -20,12 +20,15 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from .errors import BundleError
-from .files import sha256, sha256_json
+from .files import SEAL, sha256, sha256_json
 from .record import Record, complaints
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "latentc.json"
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+
+Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
+"""What a part does in a picture, whatever its family calls it."""
 
 Dim = int | str
 """An axis: its size, or the name of a size that is free, as `height`, `8*height` or `height/8`."""
@@ -50,6 +53,7 @@ class Part(Record):
     """One exported graph."""
 
     path: str
+    role: Role
     opset: int
     weights: Literal["f32", "f16"]
     parameters: int
@@ -57,7 +61,9 @@ class Part(Record):
     outputs: tuple[TensorInfo, ...]
     digest: str
     psnr_db: float
-    """How near the ONNX graph, run as it stands by ONNX Runtime, came to PyTorch."""
+    """How near the ONNX graph, run as it stands in f32 at export, came to PyTorch: the worst of its references."""
+    proved: str
+    """Of which graph, weights and references that is: `proof_digest`."""
 
     def takes(self, name: str) -> bool:
         """Whether the graph has an input of this name."""
@@ -105,7 +111,7 @@ class Source(Record):
 class Manifest(Record):
     """`latentc.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     latentc: str
     family: str
     source: Source
@@ -128,6 +134,11 @@ class Bundle:
         return shlex.quote(str(self.folder))
 
     @property
+    def digest(self) -> str:
+        """Of the manifest, and so of every file of the export."""
+        return sha256_json(self.manifest.model_dump(mode="json"))
+
+    @property
     def engines(self) -> Path:
         """Where artifacts live."""
         return self.folder / "engines"
@@ -135,7 +146,7 @@ class Bundle:
     @property
     def drawing(self) -> tuple[str, ...]:
         """Names of the parts that draw a picture from a text: all but the one that reads pictures."""
-        return tuple(name for name in self.manifest.parts if name != "vae_encoder")
+        return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
 
     def part(self, name: str) -> Part:
         """The part of this name; raises `BundleError` where the bundle has none."""
@@ -191,8 +202,11 @@ def open_bundle(folder: Path | str) -> Bundle:
             f"{path} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. "
             "Export the checkpoint again, or use the latentc that wrote it."
         )
+    content = {key: item for key, item in cast("dict[str, Any]", value).items() if key != SEAL}
+    if cast("dict[str, Any]", value).get(SEAL) != sha256_json(content):
+        raise BundleError(f"{path} was changed: its digest isn't that of its content. Copy or export it again.")
     try:
-        manifest = Manifest.model_validate(value)
+        manifest = Manifest.model_validate(content)
     except ValidationError as exc:
         raise BundleError(f"{path}: {complaints(exc, Manifest)}. Export the checkpoint again.") from exc
     bundle = Bundle(folder, manifest)
@@ -211,6 +225,11 @@ def open_bundle(folder: Path | str) -> Bundle:
 def digest(files: Mapping[str, FileInfo]) -> str:
     """The digest of a part: of the names and digests of its graph and its weights."""
     return sha256_json({name: info.sha256 for name, info in files.items() if "/model.onnx" in name})
+
+
+def proof_digest(part: str, references: str) -> str:
+    """What a graph's proof holds for: its digest, and that of the file of its references."""
+    return sha256_json([part, references])
 
 
 def check_path(folder: Path, name: str) -> None:

@@ -33,6 +33,21 @@ def psnr_db(reference: Array, other: Array) -> float:
     return min(PERFECT_DB, 20.0 * float(np.log10(peak / rmse)))
 
 
+def snr_db(reference: Array, other: Array) -> float:
+    """Signal-to-noise ratio in dB: 10 log10(sum of reference^2 / sum of errors^2).
+
+    An `other` of zeros gives 0. Returns `PERFECT_DB` for equal arrays and -inf where `other` holds a NaN or an infinity
+    or has another shape.
+    """
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return float("-inf")
+    wide = reference.astype(np.float64)
+    signal, noise = float(np.sum(wide**2)), float(np.sum((wide - other.astype(np.float64)) ** 2))
+    if noise == 0.0:
+        return PERFECT_DB
+    return min(PERFECT_DB, 10.0 * float(np.log10(signal / noise))) if signal else float("-inf")
+
+
 def cosine(reference: Array, other: Array) -> float:
     """Cosine of the angle between two arrays read as vectors; NaN where `other` isn't finite."""
     a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()

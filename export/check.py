@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
+from ..core.records import GraphFigure
 from ..core.references import Case
 from ..core.tensors import Array, psnr_db
 
@@ -40,8 +41,8 @@ def _lacking(name: str, why: str) -> RuntimeMissing:
     )
 
 
-def check(part: str, graph: Path, cases: Iterable[Case]) -> float:
-    """Worst PSNR over a part's cases and outputs, in dB, of the graph run as it stands: ONNX Runtime, not optimized.
+def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
+    """The worst PSNR over a part's cases and outputs, in dB, of the graph run as it stands: ONNX Runtime, not optimized.
 
     Raises `ParityError` below 90 dB, naming the part, the case and the output.
     """
@@ -62,4 +63,4 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> float:
             f"The exported {part} isn't what PyTorch computes: {worst} agrees to {figures[worst]:.1f} dB, and "
             f"{FLOOR_DB:.0f} dB was expected. Nothing was written; please report the checkpoint."
         )
-    return figures[worst]
+    return GraphFigure(psnr_db=round(figures[worst], 2), worst=worst, run_by=f"onnxruntime {ort.__version__}")

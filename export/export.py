@@ -13,10 +13,11 @@ import numpy as np
 from .. import __version__
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
-from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, digest, open_bundle
+from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, digest, open_bundle, proof_digest
 from ..core.errors import BundleError
-from ..core.files import fresh_folder, sha256
+from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.progress import Progress, quiet
+from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, Drawings, stored_at, unpack
 from .check import check, installed, ready
 
@@ -94,16 +95,21 @@ def _export_part(
     del model, module, component  # the comparison below needs their memory
     gc.collect()
     on_progress(f"{spec.name}: check", None)
-    figure = check(spec.name, place / "model.onnx", unpack(stored))
+    found = check(spec.name, place / "model.onnx", unpack(stored))
+    graph = digest({f"{spec.name}/{path.name}": _info(path) for path in sorted(place.iterdir())})
+    fixed = sha256(fresh / stored_at(spec.name))
+    remember(graph_key(graph, fixed), found)
     return Part(
         path=f"{spec.name}/model.onnx",
+        role=spec.role,
         opset=OPSET,
         weights="f16" if half else "f32",
         parameters=count,
         inputs=spec.inputs,
         outputs=spec.outputs,
-        digest=digest({f"{spec.name}/{path.name}": _info(path) for path in sorted(place.iterdir())}),
-        psnr_db=round(figure, 2),
+        digest=graph,
+        psnr_db=found.psnr_db,
+        proved=proof_digest(graph, fixed),
     )
 
 
@@ -141,7 +147,7 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
         files=files,
         versions={name: found for name in LIBRARIES if (found := _version(name))},
     )
-    _write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
+    write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
 
 
 def _info(path: Path) -> FileInfo:

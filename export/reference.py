@@ -266,6 +266,7 @@ class References:
         self.cases.setdefault("vae_decoder", []).extend(decoded)
         self.drawn |= {
             f"{asked.name}/start": start,
+            f"{asked.name}/sigma": np.array(float(pipeline.scheduler.init_noise_sigma)),
             f"{asked.name}/steps": np.stack(steps),
             f"{asked.name}/noise": np.stack(noise),
         }

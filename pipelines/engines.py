@@ -11,6 +11,11 @@ from ..core.engine import Engine
 class Engines(Protocol):
     """The engines of one bundle under one profile. Safe to use from several threads."""
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of how they were proved."""
+        ...
+
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
         """Return the engine built for exactly these input shapes, or the one for every shape.
 

@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from ..compiler.engines import load
+from ..compiler.proof import HOST_FILES
 from ..core.bundle import Bundle, open_bundle, verify_files
+from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
 from ..core.tensors import Array
 from ..profiles import Profile, load_profile
@@ -22,10 +24,6 @@ from ..sampling.schedulers import Noise
 from .complete import complete, notices, size_and_seed
 from .engines import Engines
 
-SMALL = ("scheduler", "tokenizer", "tokenizer_2")
-"""Folders whose files decide the picture, and are read by the pipeline itself."""
-
-
 class Pipeline:
     """A bundle ready to draw under a profile. It keeps nothing of a request, so threads may share it."""
 
@@ -36,15 +34,17 @@ class Pipeline:
         self._host = load_host(bundle)
 
     @classmethod
-    def open(cls, bundle: Bundle | Path | str, profile: Profile | str) -> Pipeline:
+    def open(cls, bundle: Bundle | Path | str, profile: Profile | str, on_progress: Progress = quiet) -> Pipeline:
         """Open a bundle under a profile: by their names or paths, or as they are.
 
-        Raises `BundleError`, `ProfileError`, and what the compiler raises for engines that aren't built.
+        Engines that this machine didn't prove yet are proved first, which `on_progress` reports.
+        Raises `BundleError`, `ProfileError`, and what the compiler raises for engines that aren't built, or aren't
+        what PyTorch computed.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
-        verify_files(opened, [name for name in opened.manifest.files if name.split("/")[0] in SMALL])
-        return cls(opened, load(opened, chosen, opened.drawing), chosen)
+        verify_files(opened, [name for name in opened.manifest.files if name.split("/")[0] in HOST_FILES])
+        return cls(opened, load(opened, chosen, opened.drawing, on_progress), chosen)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -109,6 +109,7 @@ class Pipeline:
         told += [f"Image {index} is one flat colour." for index, image in enumerate(images) if is_flat(image)]
         if latents is not None:
             told.append("The initial latents were passed in: the seed alone doesn't give this picture.")
+        told += self._engines.notices
         total = perf_counter() - started
         return Result(
             images=images,

@@ -1,0 +1,81 @@
+"""Engines that this machine didn't build, measured in a process of their own: loading a stranger's file may kill it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.bundle import Bundle, open_bundle
+from ..core.errors import BundleError
+from ..core.progress import Progress
+from ..core.quarantine import quarantined
+from ..profiles import Profile
+from .cache import Artifact, Parity, find, verify
+from .parity import LIMIT_SECONDS
+from .proof import Steps, prove_engine, prove_steps
+from .targets import wanted
+
+ADVICE = "The engine may not be what latentc built. Remove it, and build again."
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What engines came to."""
+
+    parities: Mapping[str, Parity]
+    """By key of the artifact; they end with the first that is below its floor."""
+    steps: Steps | None
+    """None where it wasn't asked for, or an engine is below its floor."""
+
+
+def measured_apart(
+    bundle: Bundle, profile: Profile, artifacts: Sequence[Artifact], *, steps: bool, on_progress: Progress
+) -> Measured:
+    """Measure engines, and the steps that all of the profile's take together, in a process of its own.
+
+    Raises what measuring raises, and `CompileError` where that process dies, or doesn't end.
+    """
+    answer = quarantined(
+        f"{__name__}:measure_all",
+        {
+            "bundle": str(bundle.folder),
+            "profile": profile.model_dump(mode="json"),
+            "keys": [artifact.key for artifact in artifacts],
+            "steps": steps,
+        },
+        seconds=LIMIT_SECONDS,
+        what=f"The first run of the engines for profile {profile.name}",
+        advice=ADVICE,
+        on_progress=on_progress,
+    )
+    parities = {key: Parity.model_validate(value) for key, value in answer["parities"].items()}
+    return Measured(parities, Steps.model_validate(answer["steps"]) if answer["steps"] else None)
+
+
+def measure_all(
+    bundle: str, profile: Mapping[str, Any], keys: list[str], steps: bool, on_progress: Progress
+) -> dict[str, Any]:
+    """In a process of its own: the figures of `Measured` as JSON."""
+    from .engines import Engines
+
+    opened, chosen = open_bundle(bundle), Profile.model_validate(profile)
+    adapter, engines = wanted(opened, chosen, to_run=True)
+    parities: dict[str, Any] = {}
+    for want in engines:
+        if want.key not in keys:
+            continue
+        on_progress(f"{want.part}: compare", None)
+        artifact = find(opened, want.part, want.key)
+        if artifact is None:
+            raise BundleError(f"{opened.engines} has no engine of {want.part} any more. Build it again.")
+        engine = adapter.load(verify(opened, artifact), want.target)
+        try:
+            found = prove_engine(opened, adapter, want, engine)
+        finally:
+            engine.close()
+        parities[want.key] = found.model_dump(mode="json")
+        if not found.psnr_db >= chosen.parity_db[want.target.precision]:
+            return {"parities": parities, "steps": None}
+    taken = prove_steps(opened, chosen, engines, lambda: Engines(opened, chosen), on_progress) if steps else None
+    return {"parities": parities, "steps": taken.model_dump(mode="json") if taken else None}

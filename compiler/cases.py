@@ -1,0 +1,254 @@
+"""The references of a bundle as an engine can take them: in its own rows, size and length."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..core.arrays import read_arrays, read_sealed_arrays, write_arrays
+from ..core.bundle import Bundle, Part, TensorInfo
+from ..core.engine import Engine
+from ..core.errors import BundleError, RuntimeMissing
+from ..core.files import sha256, sha256_json
+from ..core.install import pip
+from ..core.progress import quiet
+from ..core.record import Record
+from ..core.records import recall, record_key, remember
+from ..core.references import DRAWINGS, DRAWN, Case, Drawing, Drawings, stored_at, unpack
+from ..core.tensors import Array
+from ..runtimes import Job, Target, runtime
+from .cache import locked
+
+AT_EXPORT = "PyTorch, at export"
+ORIGIN = "made by"
+"""Beside the outputs of a remembered reference: no output has such a name."""
+
+REFEREES: dict[str, dict[str, bool | int | float | str]] = {
+    "onnxruntime": {"graph_optimization_level": "off"},
+    "openvino": {},
+}
+"""Runtimes that may run the exported graph in f32 as it stands, and their options."""
+
+ENDS = ("whole", "single")
+"""Drawings whose calls are put to engines of sizes that no drawing has."""
+
+TIMESTEPS = 3
+"""A denoiser is compared at so many timesteps at least."""
+
+Arrays = dict[str, Array]
+Shapes = Mapping[str, tuple[int, ...]]
+Options = Mapping[str, bool | int | float | str]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """References that fit an engine, and who made them."""
+
+    origin: str
+    cases: tuple[Case, ...]
+
+
+def read_stored(bundle: Bundle, part: str) -> Arrays:
+    """The arrays of a part's references. The file's digest is checked before (`verify_files`)."""
+    return _arrays(bundle, stored_at(part))
+
+
+def stored_cases(bundle: Bundle, part: str) -> tuple[Case, ...]:
+    """What PyTorch computed of a part at export."""
+    return unpack(read_stored(bundle, part))
+
+
+def stored_drawings(bundle: Bundle) -> tuple[tuple[Drawing, ...], Arrays]:
+    """What diffusers' pipeline drew at export, and its arrays."""
+    drawings = Drawings.model_validate(bundle.json(DRAWINGS)).drawings
+    return drawings, _arrays(bundle, DRAWN)
+
+
+def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
+    """The inputs' shapes of the first reference."""
+    return shapes_of(stored_cases(bundle, part)[0].feeds)
+
+
+def shapes_of(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays by name."""
+    return {name: array.shape for name, array in feeds.items()}
+
+
+def reference(bundle: Bundle, part: str, shape: Shapes | None) -> Fixed:
+    """The references of a part that fit a shape (None: of every shape).
+
+    A shape's rows are taken from PyTorch's answers row by row. For a size that PyTorch wasn't asked for, and where too
+    few timesteps are left, a runtime's f32 run of the exported graph, which is proved against PyTorch by itself, gives
+    more. Raises `RuntimeMissing` where there is none of either.
+    """
+    cases = stored_cases(bundle, part)
+    if shape is None:
+        return Fixed(AT_EXPORT, cases)
+    fitting = _fitting(bundle.part(part), cases, shape)
+    if not _lacks(fitting):
+        return Fixed(AT_EXPORT, fitting)
+    if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
+        return Fixed(AT_EXPORT, fitting)
+    origin, made = _refereed(bundle, part, [_stretched(bundle, case, shape) for case in _ends(cases)], shape)
+    return Fixed(f"{AT_EXPORT}; {origin}" if fitting else origin, (*fitting, *made))
+
+
+def needs_referee(bundle: Bundle, part: str, shape: Shapes) -> bool:
+    """Whether `reference` would have a graph run for a shape."""
+    fitting = _fitting(bundle.part(part), stored_cases(bundle, part), shape)
+    return _lacks(fitting) and not _reference_kept(bundle, part, shape).is_file()
+
+
+def _fitting(info: Part, cases: tuple[Case, ...], shape: Shapes) -> tuple[Case, ...]:
+    return tuple(one for case in cases for one in _in_rows(info, case, shape))
+
+
+def _lacks(fitting: tuple[Case, ...]) -> bool:
+    """Whether these cases are none, or a denoiser's at too few timesteps."""
+    timesteps = {float(case.feeds["timestep"][0]) for case in fitting if "timestep" in case.feeds}
+    return not fitting or 0 < len(timesteps) < TIMESTEPS
+
+
+def _ends(cases: tuple[Case, ...]) -> list[Case]:
+    """The first case; of a denoiser the calls near each end and between of two drawings: guided, and of one prompt."""
+    chosen: list[Case] = []
+    for drawing in dict.fromkeys(case.drawing for case in cases if case.drawing in ENDS or case is cases[0]):
+        calls = [case for case in cases if case.drawing == drawing]
+        chosen += [calls[index] for index in sorted({0, len(calls) // 2, len(calls) - 1})]
+    return chosen
+
+
+def has_rows(tensor: TensorInfo) -> bool:
+    """Whether the first axis of a tensor is the batch."""
+    return bool(tensor.shape) and tensor.shape[0] == "batch"
+
+
+def in_rows(array: Array, first: int, rows: int) -> Array:
+    """Rows of an array: so many from the first on; of one that has fewer each several times, in order."""
+    has = len(array)
+    index = np.arange(rows) * has // rows if rows > has else np.arange(first, first + rows) % has
+    return array.take(index, axis=0)
+
+
+def _in_rows(info: Part, case: Case, shape: Shapes) -> Iterable[Case]:
+    """The case, cut or repeated to an engine's rows; nothing where another axis differs."""
+    rowed = {tensor.name: has_rows(tensor) for tensor in (*info.inputs, *info.outputs)}
+    found = shapes_of(case.feeds)
+    if any(found[name][int(rowed[name]) :] != tuple(wanted)[int(rowed[name]) :] for name, wanted in shape.items()):
+        return
+    one = next(name for name in shape if rowed[name])
+    rows, has = shape[one][0], found[one][0]
+    for first in range(0, has, rows):
+        yield replace(
+            case,
+            feeds={name: in_rows(array, first, rows) if rowed[name] else array for name, array in case.feeds.items()},
+            outputs={name: in_rows(array, first, rows) for name, array in case.outputs.items()},
+        )
+
+
+def stretched(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array of another shape: rows as `in_rows` takes them, the rest repeated and cut along each axis."""
+    array = in_rows(array, 0, shape[0])
+    for axis, size in enumerate(shape):
+        array = array.take(np.arange(size) % array.shape[axis], axis=axis)
+    return np.ascontiguousarray(array)
+
+
+def _stretched(bundle: Bundle, case: Case, shape: Shapes) -> Case:
+    """The inputs of a case in another shape."""
+    feeds = {name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()}
+    if "time_ids" in feeds:
+        height, width = (side * bundle.manifest.model.downscale for side in shape["sample"][2:])
+        feeds["time_ids"][:] = (height, width, 0, 0, height, width)
+    return Case(case.name, feeds, {})
+
+
+def _refereed(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> tuple[str, list[Case]]:
+    """Who answered, and what a referee's f32 run of the graph answered to these inputs.
+
+    It is kept in the bundle, which takes it along to machines that have no referee. A machine that has one makes its
+    own, once.
+    """
+    path = _reference_kept(bundle, part, shape)
+    made_here = record_key("reference", {"name": path.name})
+    with locked(bundle, path.stem):
+        known = recall(made_here, _Made)
+        ours = known is not None and path.is_file() and sha256(path) == known.sha256
+        if not ours and (shape_referee() is not None or not path.is_file()):
+            _make_reference(bundle, part, cases, path)
+            remember(made_here, _Made(sha256=sha256(path)))
+    made = read_sealed_arrays(path, f"Remove {path}, and build again.")
+    origin = str(made.pop(ORIGIN))
+    outputs = {case.name: case.outputs for case in unpack(made)}
+    if outputs.keys() != {case.name for case in cases}:
+        raise BundleError(f"{path} isn't of these references. Remove it, and build again.")
+    return origin, [replace(case, outputs=outputs[case.name]) for case in cases]
+
+
+class _Made(Record):
+    """A referee's answers that this machine made."""
+
+    sha256: str
+
+
+def _reference_kept(bundle: Bundle, part: str, shape: Shapes) -> Path:
+    fixed = bundle.manifest.files[stored_at(part)].sha256
+    key = sha256_json([bundle.part(part).digest, fixed, {name: list(each) for name, each in shape.items()}])
+    return bundle.engines / f"reference-{part}-{key[:16]}.npz"
+
+
+def shape_referee() -> str | None:
+    """The runtime that runs exported graphs in f32 as they stand; None where none is here."""
+    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
+
+
+def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) -> None:
+    name = shape_referee()
+    if name is None:
+        raise RuntimeMissing(
+            f"{part} at {shapes_of(cases[0].feeds)} has no stored reference, and neither {' nor '.join(REFEREES)} is "
+            f"here to make one. {pip('onnxruntime')}."
+        )
+    with refereed(bundle, part, name, path) as (origin, engine):
+        arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}
+    try:
+        write_arrays(path, {ORIGIN: np.array(origin), **arrays})
+    except OSError as exc:
+        raise BundleError(f"{path} can't be written ({exc.strerror}). Free space there.") from exc
+
+
+@contextmanager
+def refereed(bundle: Bundle, part: str, name: str, path: Path) -> Generator[tuple[str, Engine]]:
+    """A referee over the exported graph of a part: what to call it, and its engine. `path` names its scratch folder."""
+    adapter, info = runtime(name), bundle.part(part)
+    target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
+    with scratch(path) as folder:
+        adapter.compile(Job(bundle, part, bundle.graph(part), target), folder, quiet)
+        engine = adapter.load(folder, target)
+        try:
+            yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine
+        finally:
+            engine.close()
+
+
+@contextmanager
+def scratch(path: Path) -> Generator[Path]:
+    """A folder beside what is to be remembered, for the holder of its lock; what a killed build left is removed."""
+    folder = path.with_name(f".{path.stem}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _arrays(bundle: Bundle, name: str) -> Arrays:
+    if name not in bundle.manifest.files:
+        raise BundleError(f"{bundle.folder} has no {name}: engines can't be proved. Export the checkpoint again.")
+    return read_arrays(bundle.folder / name, "Export the checkpoint again.")

@@ -1,0 +1,284 @@
+"""Drawings that diffusers' pipeline made, put to latentc's own sampling: the host's part, the step, and the picture.
+
+The host (prompts, wires, guidance, scheduler, scaling) computes in f32 everywhere and must agree to rounding, whatever
+runs the engines: it is given PyTorch's answers in the engines' place. Then each step of a drawing is taken by the
+engines from where diffusers was, so that errors don't pile up; and one picture is drawn as a user would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.bundle import Bundle, Model
+from ..core.engine import EngineOf, Run
+from ..core.errors import BundleError, ParityError, ShapeError
+from ..core.references import IDS, Case, Drawing
+from ..core.request import Request
+from ..core.tensors import PERFECT_DB, Array, psnr_db, snr_db
+from ..sampling.denoise import DENOISER, Walk, feeds, is_guided, step
+from ..sampling.draw import Host, draw, latent_shape, read_text, unet_constants, unscaled, walk_of
+from ..sampling.pixels import DECODER, quantized
+from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
+
+CHANGING = ("sample", "timestep")
+"""The denoiser's inputs that change from call to call."""
+
+HOST_DB = 80.0
+"""How near the host's numbers must come to diffusers': both compute in f32."""
+
+Answer = Callable[[str, Mapping[str, Array]], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A drawing as it is put to engines."""
+
+    name: str
+    request: Request
+    """With its size."""
+    start: NDArray[np.float32]
+    """[count, channels, height / 8, width / 8]."""
+    befores: tuple[NDArray[np.float32], ...]
+    """Latents before each recorded call."""
+    afters: tuple[NDArray[np.float32], ...]
+    """And after it."""
+    outputs: tuple[NDArray[np.float32], ...]
+    """What the denoiser answered, [rows, channels, height / 8, width / 8]."""
+    noise: NDArray[np.float32]
+    """What a stochastic scheduler added, in turn."""
+    images: NDArray[np.uint8] | None
+    """[count, height, width, 3], where it was drawn to the end."""
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """How near a set of engines came to diffusers' drawings."""
+
+    step_db: float
+    """PSNR of the next latents, each from diffusers' own: the worst of all calls."""
+    difference_db: float | None
+    """SNR of what the prompt changes in the denoiser's answer, over a drawing: the worst. None: nothing was guided."""
+    difference_share: float | None
+    """RMS of that change in the reference, of its answer's: the least."""
+    picture_db: float | None
+    """PSNR of a whole picture, 8 bits; None where the engines don't take its size."""
+
+
+def check_host(bundle: Bundle, host: Host) -> float:
+    """Worst PSNR in dB of what the host computes from PyTorch's answers, against what diffusers' pipeline had.
+
+    Raises `ParityError` below 80 dB, or for other token ids, naming the drawing and the number.
+    """
+    drawings, arrays = stored_drawings(bundle)
+    answer = _recorded_text(bundle, host.model)
+    cases = {case.name: case for case in stored_cases(bundle, DENOISER)}
+    decoded = {case.name: case for case in stored_cases(bundle, DECODER)}
+    worst, where = PERFECT_DB, "nothing"
+
+    def compare(wanted: Array, found: Array, what: str, drawing: Drawing) -> None:
+        nonlocal worst, where
+        if (figure := psnr_db(wanted, found)) < worst:
+            worst, where = figure, f"{what} of {drawing.request.prompt!r}"
+
+    for drawing in drawings:
+        trial = _trial(drawing, arrays, cases)
+        text = read_text(host, drawing.request, answer, {})
+        wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in CHANGING}
+        found = unet_constants(host, drawing.request, text)
+        if found.keys() != wanted.keys():
+            raise ParityError(
+                f"latentc feeds the unet {sorted(found)}, and diffusers' pipeline fed it {sorted(wanted)}. The "
+                "manifest isn't the checkpoint's. Export it again."
+            )
+        for name, array in wanted.items():
+            compare(array, found[name], name, drawing)
+        walk = _walk(host, trial)
+        compare(trial.befores[0], trial.start * np.float32(walk.schedule.init_noise_sigma), "the start", drawing)
+        for index, (before, after) in enumerate(zip(trial.befores, trial.afters, strict=True)):
+            case = cases[f"{drawing.name}.{index}"]
+            for name, found in feeds(walk, index, before).items():
+                compare(case.feeds[name], found, f"{name} of call {index + 1}", drawing)
+            found = step(_answering(trial.outputs[index]), walk, index, before)
+            compare(after, found, f"the latents after call {index + 1}", drawing)
+        if drawing.complete and trial.images is not None:
+            case = decoded[drawing.name]
+            compare(case.feeds["latent_sample"], unscaled(host.model, trial.afters[-1]), "the scaled latents", drawing)
+            images = np.stack([quantized(image) for image in case.outputs["sample"]])
+            compare(trial.images, images, "the pixels", drawing)
+    if not worst >= HOST_DB:
+        raise ParityError(
+            f"What latentc computes around the engines isn't what diffusers' pipeline computed at export: {where} "
+            f"agrees to {worst:.1f} dB, and {HOST_DB:.0f} dB was expected. The bundle's manifest, scheduler config or "
+            "tokenizer isn't the checkpoint's. Export it again."
+        )
+    return round(worst, 2)
+
+
+def measure_steps(bundle: Bundle, host: Host, engine: EngineOf, shape: Shapes | None, *, guided: bool) -> StepFigures:
+    """Put every drawing that the engines take to them, step by step; and draw one picture.
+
+    `shape` is that of the denoiser's inputs where it takes no other, `guided` whether its rows are then negative and
+    positive ones.
+    """
+    trials = _fitting(bundle, host, shape, guided=guided)
+    figures: list[float] = []
+    differences: list[tuple[float, float]] = []
+    picture: float | None = None
+    for trial in trials:
+        found, difference = _steps(host, engine, trial)
+        figures.append(found)
+        if difference:
+            differences.append(difference)
+        if trial.images is not None and picture is None:
+            picture = _picture(host, engine, trial)
+    return StepFigures(
+        step_db=round(min(figures), 2),
+        difference_db=round(min(db for db, _ in differences), 2) if differences else None,
+        difference_share=min(share for _, share in differences) if differences else None,
+        picture_db=picture,
+    )
+
+
+def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[float, float] | None]:
+    """Worst PSNR of the next latents; SNR and share of what guidance adds, over all calls together."""
+    text = read_text(host, trial.request, _through(engine), {})
+    fixed = unet_constants(host, trial.request, text)
+    shapes = shapes_of(fixed) | {"sample": trial.outputs[0].shape, "timestep": (1,)}
+    run = engine(DENOISER, shapes).bind(fixed)
+    walk = _walk(host, trial)
+    answers: list[Array] = []
+
+    def kept(given: Mapping[str, Array]) -> dict[str, Array]:
+        answer = run(given)
+        answers.append(answer["out_sample"])
+        return answer
+
+    worst = PERFECT_DB
+    for index, (before, after) in enumerate(zip(trial.befores, trial.afters, strict=True)):
+        worst = min(worst, psnr_db(after, step(kept, deepcopy(walk), index, before)))
+        step(_answering(trial.outputs[index]), walk, index, before)  # the history is the reference's
+    if not text.guided:
+        return worst, None
+    wanted, found = (np.stack([_difference(one) for one in each]) for each in (trial.outputs, answers))
+    share = float(np.sqrt(np.mean(wanted**2)) / np.sqrt(np.mean(np.stack(trial.outputs) ** 2)))
+    return worst, (snr_db(wanted, found), share)
+
+
+def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:
+    """PSNR of the picture as the pipeline draws it; None where the decoder takes another size."""
+    try:
+        drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise))
+    except ShapeError:
+        return None
+    assert trial.images is not None
+    return round(psnr_db(trial.images, drawn.images), 2)
+
+
+def _fitting(bundle: Bundle, host: Host, shape: Shapes | None, *, guided: bool) -> list[Trial]:
+    """Every drawing where shapes are free; else those of the shape, or one that is made for it."""
+    drawings, arrays = stored_drawings(bundle)
+    cases = {case.name: case for case in stored_cases(bundle, DENOISER)}
+    trials = [_trial(drawing, arrays, cases) for drawing in drawings]
+    if shape is None:
+        return trials
+    both = guided and host.model.guidance_embedding is None
+    able = [
+        trial
+        for drawing, trial in zip(drawings, trials, strict=True)
+        if shapes_of(cases[f"{drawing.name}.0"].feeds) == dict(shape) and is_guided(host.model, trial.request) == both
+    ]
+    return able or [_made(bundle, host, trials, shape, guided=both)]
+
+
+def _made(bundle: Bundle, host: Host, trials: list[Trial], shape: Shapes, *, guided: bool) -> Trial:
+    """A drawing in another shape. The denoiser's answers are those that its own comparison has."""
+    like = next(trial for trial in trials if is_guided(host.model, trial.request) == guided)
+    rows, _, height, width = shape["sample"]
+    size = {"width": width * host.model.downscale, "height": height * host.model.downscale}
+    request = like.request.model_copy(update={**size, "count": rows // (2 if guided else 1)})
+    case = next((one for one in reference(bundle, DENOISER, shape).cases if one.name == f"{like.name}.0"), None)
+    if case is None:
+        raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. Export the checkpoint again.")
+    start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))
+    sigma = np.float32(_walk(host, like).schedule.init_noise_sigma)
+    made = replace(
+        like, request=request, start=start, befores=(start * sigma,), outputs=(case.outputs["out_sample"],),
+        noise=noise[None], images=None,
+    )  # fmt: skip
+    return replace(made, afters=(step(_answering(made.outputs[0]), _walk(host, made), 0, made.befores[0]),))
+
+
+def _trial(drawing: Drawing, arrays: Mapping[str, Array], cases: Mapping[str, Case]) -> Trial:
+    name = drawing.name
+    start, after = arrays[f"{name}/start"], tuple(arrays[f"{name}/steps"])
+    return Trial(
+        name=name,
+        request=drawing.request,
+        start=start,
+        befores=(start * np.float32(arrays[f"{name}/sigma"]), *after[:-1]),
+        afters=after,
+        outputs=tuple(cases[f"{name}.{index}"].outputs["out_sample"] for index in range(drawing.calls)),
+        noise=arrays[f"{name}/noise"],
+        images=arrays.get(f"{name}/images"),
+    )
+
+
+def _walk(host: Host, trial: Trial) -> Walk:
+    guided = is_guided(host.model, trial.request)
+    return walk_of(host, trial.request, guided=guided, noise=InTurn(trial.noise), engine="its engine")
+
+
+@dataclass
+class InTurn:
+    """Recorded noise, one array at each call. A copy goes on from where it was copied."""
+
+    noise: NDArray[np.float32]
+    drawn: int = 0
+
+    def __call__(self) -> NDArray[np.float32]:
+        """The next array."""
+        self.drawn += 1
+        return self.noise[self.drawn - 1]
+
+
+def _answering(output: Array) -> Run:
+    """A denoiser that gives a recorded answer."""
+    return lambda _feeds: {"out_sample": output}
+
+
+def _through(engine: EngineOf) -> Answer:
+    return lambda part, given: engine(part, shapes_of(given)).run(given)
+
+
+def _recorded_text(bundle: Bundle, model: Model) -> Answer:
+    """Text encoders that give PyTorch's answers to the ids that transformers' tokenizers made."""
+    known: dict[str, dict[bytes, dict[str, Array]]] = {}
+    for encoder in model.text_encoders:
+        case = next(case for case in stored_cases(bundle, encoder.part) if case.name == "prompts")
+        known[encoder.part] = {
+            ids.tobytes(): {name: array[row] for name, array in case.outputs.items()}
+            for row, ids in enumerate(case.feeds[IDS])
+        }
+
+    def answer(part: str, given: Mapping[str, Array]) -> dict[str, Array]:
+        rows = [known[part].get(ids.tobytes()) for ids in given[IDS]]
+        found = [row for row in rows if row is not None]
+        if len(found) < len(rows):
+            raise ParityError(
+                f"The tokenizer of {part} gives other token ids than transformers gave at export, for the prompts of "
+                f"the bundle's references. {bundle.folder}'s tokenizer isn't the checkpoint's. Export it again."
+            )
+        return {name: np.stack([row[name] for row in found]) for name in found[0]}
+
+    return answer
+
+
+def _difference(output: Array) -> Array:
+    """What the prompt changes: the answer to positive rows less that to negative ones."""
+    negative, positive = np.split(output, 2)
+    return positive - negative
