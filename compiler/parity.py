@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, checked_graph
 from ..core.engine import Engine, EngineOf
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256_json, sync
@@ -93,7 +93,7 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
         on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
         half = target.precision == "f16"
         opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
-        graph = bundle.graph(part)
+        graph = checked_graph(bundle, part)
         with (
             _scratch(path) as scratch,
             lowered(graph, path.stem, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
@@ -180,7 +180,7 @@ def _make_reference(bundle: Bundle, part: str, feeds: Arrays, path: Path) -> Non
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
     origin = f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32"
     with _scratch(path) as scratch:
-        adapter.compile(Job(bundle, part, bundle.graph(part), target), scratch, quiet)
+        adapter.compile(Job(bundle, part, checked_graph(bundle, part), target), scratch, quiet)
         engine = adapter.load(scratch, target)
         try:
             outputs = engine.run(feeds)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, checked_graph
 from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import Profile
@@ -315,7 +315,7 @@ def _read(bundle: Bundle, part: str, count: Callable[[Path], int], *by: object) 
     """What a graph is read for, once; `by` says what it is where the function alone doesn't."""
     key = (bundle.part(part).digest, *(by or (count,)))
     if key not in _READ:
-        _READ[key] = count(bundle.graph(part))
+        _READ[key] = count(checked_graph(bundle, part))
     return _READ[key]
 
 
