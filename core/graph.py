@@ -493,7 +493,7 @@ class _Walk:
         self, span: Span, operator: Operator, depth: int, owner: Operator | None
     ) -> tuple[str, Numbers | str | None]:
         """Its name, and its value where that is a few numbers or a short string."""
-        name, integers, found = "", list[int](), None
+        name, integers, floats, found = "", list[int](), list[float](), None
         for number, wire, begin, end in self._fields(span, ATTRIBUTE):
             if number == 1:
                 name = self._text(begin, end)
@@ -501,6 +501,8 @@ class _Walk:
                 integers.append(_signed(begin))
             elif number == 8:
                 integers.extend(self._integers(wire, begin, end))
+            elif number in (2, 7) and end - begin <= 4 * SMALL and (end - begin) % 4 == 0:
+                floats += np.frombuffer(self._data[begin:end], "<f4").tolist()
             elif number == 4 and operator[1] == "EPContext" and end - begin <= MAX_NAME:
                 found = self._data[begin:end].decode("utf-8", "replace")
             elif number in (5, 10):
@@ -515,8 +517,8 @@ class _Walk:
             size = max(map(abs, integers))
             if size > self._attribute_size[1] and operator[1] not in ("Constant", "EPContext"):
                 self._attribute_size = (f"{operator[1]}.{name}", size)
-            if len(integers) <= SMALL and found is None:
-                return name, tuple(integers)
+        if found is None and len(numbers := (*integers, *floats)) <= SMALL:
+            return name, numbers or None
         return name, found
 
     def _value(self, span: Span) -> Value:

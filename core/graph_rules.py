@@ -64,12 +64,12 @@ def check_graph(
     Raises `BundleError`, which names the file, what was found, what was expected and what to do.
     """
     facts = inspect_graph(path, advice)
+    _check_structure(facts, advice)
     if unknown := sorted({domain for domain, _ in (*facts.operators, *facts.opsets)} - {""}):
         raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "ONNX's own operators", advice)
     if facts.opsets != (("", opset),):
         has = ", ".join(str(version) for _, version in facts.opsets) or "none"
         raise _refusal(facts, f"states operator set {has}", f"{opset}, as the manifest says", advice)
-    _check_structure(facts, advice)
     _check_files(facts, files, advice, linked=False)
     _check_values(facts, "input", facts.inputs, inputs, advice)
     _check_values(facts, "output", facts.outputs, outputs, advice)
@@ -103,14 +103,14 @@ def _check_structure(facts: GraphFacts, advice: str) -> None:
             raise _refusal(facts, f"has {what} ({', '.join(found)})", "none", advice)
     things: dict[str, int] = {
         "functions": facts.functions,
-        "subgraphs": facts.subgraphs,
         "training graphs": facts.training,
+        "subgraphs": facts.subgraphs,
         "sparse tensors": facts.sparse,
         "tensors of strings": facts.strings,
     }
     for what, count in things.items():
         if count:
-            raise _refusal(facts, f"has {count:,} {what}", "none", advice)
+            raise _refusal(facts, f"has {what} ({count:,})", "none", advice)
     if facts.other_types:
         raise _refusal(facts, f"has values of the type {', '.join(facts.other_types)}", "tensors only", advice)
     if facts.nodes > MAX_NODES:
