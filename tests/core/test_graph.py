@@ -63,6 +63,7 @@ def refused(tmp_path):
     path = tmp_path / "model.onnx"
 
     def check(model, files=None):
+        path.unlink(missing_ok=True)  # writing over a file waits for the disk
         path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
         said = None
         try:
@@ -385,7 +386,7 @@ def test_damage_is_never_anything_but_an_error(refused, tmp_path):
         for _ in range(dice.choice([1, 1, 1, 4])):
             damaged[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
         refused(bytes(damaged))
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 30
 
 
 def rewritten(opened, part, model):
