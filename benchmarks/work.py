@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..compiler.flops import count_flops
 from ..compiler.sizes import Shape
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, checked_graph
 from ..core.shapes import shape_of
 from ..sampling.denoise import DENOISER
 from ..sampling.pixels import DECODER
@@ -36,4 +36,4 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
 
 def _count(bundle: Bundle, part: str, sizes: dict[str, int]) -> float:
     shapes: dict[str, Shape] = {tensor.name: shape_of(tensor.shape, sizes) for tensor in bundle.part(part).inputs}
-    return float(count_flops(bundle.graph(part), shapes))
+    return float(count_flops(checked_graph(bundle, part), shapes))

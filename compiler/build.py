@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..core.bundle import Bundle, verify_files
+from ..core.bundle import Bundle, checked_graph, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
@@ -273,7 +273,7 @@ def _refit(
 @contextmanager
 def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -> Generator[Path]:
     """The graph that the runtime is given."""
-    graph, target = bundle.graph(want.part), want.target
+    graph, target = checked_graph(bundle, want.part), want.target
     if not adapter.reads_onnx:
         yield graph
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import read_arrays, read_sealed_arrays, write_arrays
-from ..core.bundle import Bundle, Part, TensorInfo
+from ..core.bundle import Bundle, Part, TensorInfo, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json
@@ -228,7 +228,7 @@ def refereed(bundle: Bundle, part: str, name: str, path: Path) -> Generator[tupl
     adapter, info = runtime(name), bundle.part(part)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
     with scratch(path) as folder:
-        adapter.compile(Job(bundle, part, bundle.graph(part), target), folder, quiet)
+        adapter.compile(Job(bundle, part, checked_graph(bundle, part), target), folder, quiet)
         engine = adapter.load(folder, target)
         try:
             yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine

@@ -106,10 +106,11 @@ class Engines:
         if measured.steps:
             kept.append(remember(steps_key(self.bundle, self._adapter, artifacts), measured.steps))
         if not all(kept):
-            self.notices = (
-                f"The engines were proved before drawing, which took {seconds:.1f} s. It is done at every start, because "
-                f"{state_folder()} can't be written; set {STATE} to a folder that can.",
+            notice = (
+                f"The engines were proved before drawing, which took {seconds:.1f} s. It is done at every start, "
+                f"because {state_folder()} can't be written; set {STATE} to a folder that can."
             )
+            self.notices = (notice,)
 
     def _artifact(self, want: Wanted) -> Artifact:
         if artifact := find(self.bundle, want.part, want.key):
@@ -171,9 +172,7 @@ class Engines:
         self.close()
 
 
-def load(
-    bundle: Bundle, profile: Profile, parts: Collection[str] = (), on_progress: Progress = quiet
-) -> Engines:
+def load(bundle: Bundle, profile: Profile, parts: Collection[str] = (), on_progress: Progress = quiet) -> Engines:
     """The engines that a profile has in a bundle, those of `parts` loaded now rather than when first asked for.
 
     Engines that this machine didn't prove yet, as those of a bundle that was copied here, are proved first.

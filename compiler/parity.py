@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..core.bundle import Bundle, open_bundle, proof_digest, verify_files
+from ..core.bundle import Bundle, checked_graph, open_bundle, proof_digest, verify_files
 from ..core.engine import Engine
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
@@ -157,7 +157,7 @@ def _check_table(bundle: Bundle, part: str) -> None:
         return
     import onnx_ir as ir
 
-    model: ir.Model = cast("Any", ir).load(bundle.graph(part))
+    model: ir.Model = cast("Any", ir).load(checked_graph(bundle, part))
     derived, tables = {IDS}, list[str]()
     for node in model.graph:
         names = [value.name if value is not None else None for value in node.inputs]
@@ -220,7 +220,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
     with (
         scratch(bundle.engines / key) as folder,
-        lowered(bundle.graph(part), key, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
+        lowered(checked_graph(bundle, part), key, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
     ):
         adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
         engine = adapter.load(folder, on_cpu)

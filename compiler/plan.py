@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, checked_graph
 from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import Profile
@@ -22,9 +22,9 @@ from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY, TOGETHER
 from ..runtimes.machine import Machine, machine
 from .cache import Artifact, find
+from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
 from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
-from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
 from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
@@ -305,7 +305,7 @@ def _read(bundle: Bundle, part: str, count: Callable[[Path], int], *by: object) 
     """What a graph is read for, once; `by` says what it is where the function alone doesn't."""
     key = (bundle.part(part).digest, *(by or (count,)))
     if key not in _READ:
-        _READ[key] = count(bundle.graph(part))
+        _READ[key] = count(checked_graph(bundle, part))
     return _READ[key]
 
 

@@ -5,18 +5,16 @@ the profile's floors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import ConfigDict
 
 from .. import __version__
-from ..core.bundle import Bundle, proof_digest, verify_files
+from ..core.bundle import Bundle, verify_files
 from ..core.engine import Engine, EngineOf
-from ..core.errors import NotFiniteError, ParityError, RuntimeMissing
-from ..core.install import pip
+from ..core.errors import NotFiniteError, ParityError
 from ..core.progress import Progress, quiet
 from ..core.record import Record
 from ..core.records import recall, record_key, remember
@@ -25,8 +23,8 @@ from ..core.tensors import Precision
 from ..profiles import Profile
 from ..runtimes import Runtime
 from ..sampling.draw import load_host
-from .cache import Artifact, Parity, verify
-from .cases import REFEREES, reference
+from .cache import Artifact, Parity
+from .cases import reference
 from .parity import measure
 from .targets import Wanted, device_here
 from .trial import StepFigures, check_host, measure_steps
@@ -161,9 +159,9 @@ def check_floor(profile: Profile, want: Wanted, parity: Parity) -> None:
             f"{want.part} a wider type under [precision]."
         )
     raise ParityError(
-        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} asks for "
-        f"{floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] if "
-        "that is what you want."
+        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} asks "
+        f"for {floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] "
+        "if that is what you want."
     )
 
 
@@ -172,7 +170,7 @@ def check_steps(profile: Profile, wants: Iterable[Wanted], steps: Steps) -> None
     changes, and the picture, likewise.
     """
     drawing = [want for want in wants if want.part != "vae_encoder"]
-    precisions = {want.target.precision for want in drawing if not want.part.startswith("vae")}
+    precisions: set[Precision] = {want.target.precision for want in drawing if not want.part.startswith("vae")}
     floor = min(profile.parity_db[precision] for precision in precisions)
     advice = "It won't be used. Give the unet a wider type under [precision]."
     if not math.isfinite(steps.step_db):

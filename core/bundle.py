@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from .errors import BundleError
 from .files import SEAL, sha256, sha256_json
+from .graph_rules import check_graph
 from .record import Record, complaints
 
 SCHEMA_VERSION = 2
@@ -158,7 +159,7 @@ class Bundle:
             ) from None
 
     def graph(self, part: str) -> Path:
-        """The part's `model.onnx`."""
+        """The part's `model.onnx`. Before a library opens it, take `checked_graph`."""
         return self.folder / self.part(part).path
 
     def json(self, path: str) -> dict[str, Any]:
@@ -271,3 +272,18 @@ def verify_files(bundle: Bundle, names: list[str]) -> None:
             raise BundleError(f"{path} can't be read ({exc.strerror}). Copy or export it again.") from exc
         if not same:
             raise BundleError(f"{path} was changed: its SHA-256 isn't the manifest's. Copy or export it again.")
+
+
+def checked_graph(bundle: Bundle, part: str) -> Path:
+    """The part's `model.onnx`, safe to open: as the manifest says, and as our export writes graphs.
+
+    The graph is compared with its digest; of its external data, names and sizes are checked, and `verify_files`
+    compares the bytes. Raises `BundleError`.
+    """
+    info = bundle.part(part)
+    verify_files(bundle, [info.path])
+    folder = info.path.rpartition("/")[0]
+    beside = {name.removeprefix(f"{folder}/"): known.bytes for name, known in bundle.files(part).items()}
+    files = {name: size for name, size in beside.items() if "/" not in name and name.startswith("model.onnx_")}
+    check_graph(bundle.graph(part), files, opset=info.opset, inputs=info.inputs, outputs=info.outputs)
+    return bundle.graph(part)

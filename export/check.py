@@ -42,7 +42,7 @@ def _lacking(name: str, why: str) -> RuntimeMissing:
 
 
 def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
-    """The worst PSNR over a part's cases and outputs, in dB, of the graph run as it stands: ONNX Runtime, not optimized.
+    """The worst PSNR over a part's cases and outputs of the graph run as it stands: ONNX Runtime, not optimized.
 
     Raises `ParityError` below 90 dB, naming the part, the case and the output.
     """

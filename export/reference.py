@@ -232,7 +232,7 @@ class References:
 
         seed = int(self.random.integers(1 << 31))
         if self._own is not None:
-            kind: Any = type(pipeline.scheduler)
+            kind = cast("Any", type(pipeline.scheduler))
             pipeline.scheduler = kind.from_config(pipeline.scheduler.config)  # with no history
         whole = asked.calls is None
         hook = pipeline.unet.register_forward_hook(called, with_kwargs=True)

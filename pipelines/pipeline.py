@@ -24,6 +24,7 @@ from ..sampling.schedulers import Noise
 from .complete import complete, notices, size_and_seed
 from .engines import Engines
 
+
 class Pipeline:
     """A bundle ready to draw under a profile. It keeps nothing of a request, so threads may share it."""
 

@@ -25,8 +25,9 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.engine import Engine
-from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissing
 from ..core.files import sha256_json
+from ..core.graph_rules import check_engine_graph
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.record import suggest
@@ -40,6 +41,9 @@ from .providers import PROVIDERS, check_option, settings
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
+CODE = ".bin"
+"""How files of compiled code end."""
+
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
 
@@ -252,6 +256,10 @@ class ONNXRuntime:
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
         told = settings(target, stamp.part, artifact / CACHE)
+        try:
+            check_engine_graph(path, _named(stamp.files, target), rebuild(artifact))
+        except BundleError as exc:
+            raise CompileError(str(exc)) from exc
         before = _marks(artifact / CACHE)
         with border(CompileError, f"ONNX Runtime can't load {path}", rebuild(artifact)):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, told)
@@ -303,6 +311,12 @@ def _write(job: Job, out: Path) -> None:
     key = sha256_json([job.bundle.part(job.part).digest, job.target.precision, shape])
     model.metadata_props["COREML_CACHE_KEY"] = key[:40]
     library.save(model, out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
+
+
+def _named(files: Mapping[str, int], target: Target) -> dict[str, int]:
+    """Of an artifact's files, those that its graph may name: weights, and code that was compiled ahead."""
+    ahead = PROVIDERS[target.device].ahead
+    return {name: size for name, size in files.items() if name == DATA or (ahead and name.endswith(CODE))}
 
 
 def _marks(folder: Path) -> dict[Path, tuple[int, int]]:

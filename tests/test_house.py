@@ -108,6 +108,14 @@ def test_no_room_above_the_runtimes_imports_one_by_name():
             assert not {outside for outside, _ in imports(path)} & set(RUNTIME_NAMES), path
 
 
+def test_graphs_of_bundles_are_checked_before_they_are_opened():
+    for path in sources():
+        if path.relative_to(ROOT).as_posix() != "core/bundle.py":
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            opened = [call for call in calls if isinstance(call, ast.Attribute) and call.attr == "graph"]
+            assert not opened, f"{path} takes a bundle's graph unchecked: use checked_graph"
+
+
 def test_the_package_list_is_the_folders():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in sources()}

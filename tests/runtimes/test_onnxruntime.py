@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -323,3 +324,27 @@ def test_the_weights_lie_outside_the_graph(case):
     sizes = {path.name: path.stat().st_size for path in case.artifact.iterdir()}
     assert sorted(sizes) == ["engine.data", "engine.json", "engine.onnx"]
     assert sizes["engine.data"] > 0
+
+
+def test_a_graph_that_names_other_files_or_loops_is_never_opened(make_case, tmp_path, monkeypatch):
+    import onnx
+
+    case = make_case("onnxruntime")
+    artifact = tmp_path / "artifact"
+    shutil.copytree(case.artifact, artifact)
+    whole = onnx.load(artifact / "engine.onnx", load_external_data=False)
+    elsewhere, loop = onnx.ModelProto(), onnx.ModelProto()
+    for model in (elsewhere, loop):
+        model.CopyFrom(whole)
+    stored = next(tensor for tensor in elsewhere.graph.initializer if tensor.external_data)
+    next(entry for entry in stored.external_data if entry.key == "location").value = "../secret"
+    body = onnx.helper.make_graph([], "body", [], [])
+    loop.graph.node.append(onnx.helper.make_node("Loop", ["count", ""], ["y"], body=body))
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: pytest.fail("it was opened"))
+    for hostile, says in ((elsewhere, r"'\.\./secret'; expected: .*'engine.data'"), (loop, r"control flow \(Loop\)")):
+        (artifact / "engine.onnx").write_bytes(hostile.SerializeToString())
+        stamp = json.loads((artifact / "engine.json").read_text())
+        stamp["files"]["engine.onnx"] = (artifact / "engine.onnx").stat().st_size
+        (artifact / "engine.json").write_text(json.dumps(stamp))
+        with pytest.raises(CompileError, match=rf"{says}.*Remove .*\. Build it again"):
+            case.load(artifact)
