@@ -13,7 +13,7 @@ from ..core.quarantine import quarantined
 from ..profiles import Profile
 from .cache import Artifact, Parity, find, verify
 from .parity import LIMIT_SECONDS
-from .proof import Steps, prove_engine, prove_steps
+from .proof import Steps, floor_db, prove_engine, prove_steps
 from .targets import wanted
 
 ADVICE = "The engine may not be what latentc built. Remove it, and build again."
@@ -75,7 +75,7 @@ def measure_all(
         finally:
             engine.close()
         parities[want.key] = found.model_dump(mode="json")
-        if not found.psnr_db >= chosen.parity_db[want.target.precision]:
+        if not found.psnr_db >= floor_db(opened, chosen, want):
             return {"parities": parities, "steps": None}
     taken = prove_steps(opened, chosen, engines, lambda: Engines(opened, chosen), on_progress) if steps else None
     return {"parities": parities, "steps": taken.model_dump(mode="json") if taken else None}

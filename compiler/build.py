@@ -159,7 +159,7 @@ def _build_one(
     if artifact := find(bundle, want.part, want.key):
         parity = _known(bundle, adapter, artifact)
         if parity is not None:
-            check_floor(profile, want, parity)
+            check_floor(bundle, profile, want, parity)
             return Built(_claimed(bundle, artifact, profile, on_progress), "there")
     name = folder_name(want.part, want.key)
     with locked(bundle, name, on_progress):
@@ -167,7 +167,7 @@ def _build_one(
         if not find(bundle, want.part, want.key):
             _clear(bundle, name)
             if like and (theirs := _theirs(like, adapter, want)):
-                check_floor(profile, want, theirs.parity)
+                check_floor(bundle, profile, want, theirs.parity)
                 on_progress(f"{want.part}: take", None)
                 take(bundle, like, theirs)
         if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
@@ -175,7 +175,7 @@ def _build_one(
             if parity is None:
                 parity = _prove_found(bundle, profile, adapter, artifact, on_progress)
             try:
-                check_floor(profile, want, parity)
+                check_floor(bundle, profile, want, parity)
             except ParityError:
                 if theirs:
                     _clear(bundle, name)
@@ -187,7 +187,7 @@ def _build_one(
         if not here:  # before compiling, which takes longer
             on_progress(f"{want.part}: compare its graph", None)
             parity = measure_typed(bundle, want.part, want.target)
-            check_floor(profile, want, parity)
+            check_floor(bundle, profile, want, parity)
         else:
             reference(bundle, want.part, want.target.shape)
         if like and here and (other := _kindred(adapter, want, like)):
@@ -204,7 +204,7 @@ def _build_one(
             if parity is None:
                 on_progress(f"{want.part}: compare", None)
                 parity = _compare(bundle, adapter, want, fresh)
-                check_floor(profile, want, parity)
+                check_floor(bundle, profile, want, parity)
             artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name)
             share(bundle, fresh, artifact.files)
         if here:
@@ -264,7 +264,7 @@ def _refit(
         seconds = time.perf_counter() - start
         on_progress(f"{want.part}: compare", None)
         parity = _compare(bundle, adapter, want, fresh)
-        check_floor(profile, want, parity)
+        check_floor(bundle, profile, want, parity)
         artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name, refitted_from=other.key)
     remember(engine_key(bundle, adapter, artifact), parity)
     return artifact
@@ -330,7 +330,7 @@ def _prove_steps(
     if steps is None:
         steps = prove_steps(bundle, profile, wants, lambda: Engines(bundle, profile), on_progress)
         remember(key, steps)
-    check_steps(profile, wants, steps)
+    check_steps(bundle, profile, wants, steps)
     return steps
 
 

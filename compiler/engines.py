@@ -81,9 +81,9 @@ class Engines:
             self._remember(artifacts, measured, time.perf_counter() - start)
         for want, artifact in pairs:
             if artifact.key in known:  # measuring ends with the first that is below its floor
-                check_floor(self.profile, want, known[artifact.key])
+                check_floor(self.bundle, self.profile, want, known[artifact.key])
         assert steps is not None
-        check_steps(self.profile, self._wanted, steps)
+        check_steps(self.bundle, self.profile, self._wanted, steps)
 
     def unproved(self) -> str | None:
         """What `check` would have to prove first; None where this machine proved all of it."""

@@ -65,6 +65,8 @@ class Part(Record):
     """How near the ONNX graph, run as it stands in f32 at export, came to PyTorch: the worst of its references."""
     proved: str
     """Of which graph, weights and references that is: `proof_digest`."""
+    bf16_db: float
+    """How near PyTorch's own modules come in bf16 to themselves in f32: what a sound engine of that type can reach."""
 
     def takes(self, name: str) -> bool:
         """Whether the graph has an input of this name."""

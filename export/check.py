@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
+from ..checkpoints.parts import PartSpec, as_part
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
 from ..core.records import GraphFigure
 from ..core.references import Case
-from ..core.tensors import Array, psnr_db
+from ..core.tensors import PERFECT_DB, Array, psnr_db
+
+if TYPE_CHECKING:
+    from ..checkpoints.open import Checkpoint
 
 FLOOR_DB = 90.0
 NEEDED = ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript", "onnxruntime")
@@ -64,3 +70,24 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
             f"{FLOOR_DB:.0f} dB was expected. Nothing was written; please report the checkpoint."
         )
     return GraphFigure(psnr_db=round(figures[worst], 2), worst=worst, run_by=f"onnxruntime {ort.__version__}")
+
+
+def bf16_figure(checkpoint: Checkpoint, spec: PartSpec, cases: Sequence[Case]) -> float:
+    """Worst PSNR in dB of a part's first two cases, of the checkpoint's own module in bf16. Timesteps stay in f32."""
+    import torch
+
+    module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=torch.bfloat16))
+    from_numpy = cast("Any", torch).from_numpy
+    worst = PERFECT_DB
+    for case in cases[:2]:
+        tensors = [from_numpy(np.array(case.feeds[tensor.name])) for tensor in spec.inputs]
+        narrow = [
+            one.bfloat16() if one.is_floating_point() and tensor.name != "timestep" else one
+            for tensor, one in zip(spec.inputs, tensors, strict=True)
+        ]
+        with torch.no_grad():
+            outputs = module(*narrow)
+        for tensor, output in zip(spec.outputs, outputs, strict=True):
+            if tensor.name in case.outputs:
+                worst = min(worst, psnr_db(case.outputs[tensor.name], output.float().numpy()))
+    return round(worst, 2)

@@ -19,7 +19,7 @@ from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.progress import Progress, quiet
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, Drawings, stored_at, unpack
-from .check import check, installed, ready
+from .check import bf16_figure, check, installed, ready
 
 if TYPE_CHECKING:
     from .reference import References
@@ -84,6 +84,7 @@ def _export_part(
     on_progress(f"{spec.name}: reference", None)
     stored = references.take(spec, component, module)
     np.savez(fresh / stored_at(spec.name), allow_pickle=False, **stored)
+    narrow = bf16_figure(checkpoint, spec, unpack(stored))
     on_progress(f"{spec.name}: trace", None)
     model = trace(spec, module)
     count = parameters(model)
@@ -110,6 +111,7 @@ def _export_part(
         digest=graph,
         psnr_db=found.psnr_db,
         proved=proof_digest(graph, fixed),
+        bf16_db=narrow,
     )
 
 
