@@ -96,7 +96,9 @@ def measure_graph(bundle: Bundle, part: str, target: Target) -> Parity:
         graph = bundle.graph(part)
         with (
             _scratch(path) as scratch,
-            lowered(graph, path.stem, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
+            lowered(
+                graph, path.stem, opset, shape, half=half, folded=not adapter.infers_shapes, scratch=path.parent
+            ) as plain,
         ):
             adapter.compile(Job(bundle, part, plain, on_cpu), scratch, quiet)
             engine = adapter.load(scratch, on_cpu)
