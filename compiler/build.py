@@ -278,7 +278,8 @@ def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -
         yield graph
         return
     half = adapter.typed and target.precision == "f16"
-    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=not adapter.infers_shapes) as path:
+    folded, scratch = not adapter.infers_shapes, bundle.engines
+    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=folded, scratch=scratch) as path:
         yield path
 
 

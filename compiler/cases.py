@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ..core.references import DRAWINGS, DRAWN, Case, Drawing, Drawings, stored_a
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
 from .cache import locked
+from .scratch import scratch_folder
 
 AT_EXPORT = "PyTorch, at export"
 ORIGIN = "made by"
@@ -214,7 +214,7 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
             f"{part} at {shapes_of(cases[0].feeds)} has no stored reference, and neither {' nor '.join(REFEREES)} is "
             f"here to make one. {pip('onnxruntime')}."
         )
-    with refereed(bundle, part, name, path) as (origin, engine):
+    with refereed(bundle, part, name) as (origin, engine):
         arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}
     try:
         write_arrays(path, {ORIGIN: np.array(origin), **arrays})
@@ -223,29 +223,17 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
 
 
 @contextmanager
-def refereed(bundle: Bundle, part: str, name: str, path: Path) -> Generator[tuple[str, Engine]]:
-    """A referee over the exported graph of a part: what to call it, and its engine. `path` names its scratch folder."""
+def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engine]]:
+    """A referee over the exported graph of a part: what to call it, and its engine."""
     adapter, info = runtime(name), bundle.part(part)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
-    with scratch(path) as folder:
+    with scratch_folder(bundle.engines) as folder:
         adapter.compile(Job(bundle, part, checked_graph(bundle, part), target), folder, quiet)
         engine = adapter.load(folder, target)
         try:
             yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine
         finally:
             engine.close()
-
-
-@contextmanager
-def scratch(path: Path) -> Generator[Path]:
-    """A folder beside what is to be remembered, for the holder of its lock; what a killed build left is removed."""
-    folder = path.with_name(f".{path.stem}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _arrays(bundle: Bundle, name: str) -> Arrays:

@@ -1,7 +1,8 @@
 """Lowering: from the bundle's portable graph to the one a runtime is given.
 
-Passes take a model, change it in place, and return it. The lowered graph lies beside the part's own and refers to the
-same data file. Where a pass makes many weights anew, all of them are written to a file beside it.
+Passes take a model, change it in place, and return it. The lowered graph is written to a scratch folder of its own,
+never into the part's. Its weights stay in the part's data file, which the scratch folder links to; where a pass makes
+many new weights, all of them are written to a file in the scratch folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
 from ..core.install import install
+from ..runtimes.base import LINK
 from .half import WIDE, to_half
+from .scratch import scratch_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,11 +40,13 @@ def lowered(
     *,
     half: bool = False,
     folded: bool = False,
+    scratch: Path | None = None,
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
     `half` computes in f16 what bears it. `folded` works out what follows from the shape.
-    The files are gone after the block; those that a killed build left under the same `name` are written over.
+    The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
+    where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
@@ -61,16 +66,35 @@ def lowered(
         fold(model)
     if half:
         to_half(model)
-    path = graph.with_name(f".{name}.onnx")
-    weights = path.with_name(f"{path.name}_data")
-    fresh = [value.const_value for value in model.graph.initializers.values()]
-    many = sum(tensor.nbytes for tensor in fresh if tensor and not hasattr(tensor, "location")) > INLINE_BYTES
-    try:
-        cast("Any", ir).save(model, path, external_data=weights.name if many else None)
+    external = {str(value.const_value.location) for value in _initializers(model) if _is_external(value)}
+    many = sum(value.const_value.nbytes for value in _initializers(model) if not _is_external(value)) > INLINE_BYTES
+    with scratch_folder(scratch) as folder:
+        path = folder / f"{name}.onnx"
+        if many:
+            cast("Any", ir).save(model, path, external_data=f"{path.name}_data")
+        else:
+            cast("Any", ir).save(model, path)
+            _link(folder, graph.parent.absolute(), external)
         yield path
-    finally:
-        path.unlink(missing_ok=True)
-        weights.unlink(missing_ok=True)
+
+
+def _initializers(model: ir.Model) -> list[Any]:
+    return [value for value in model.graph.initializers.values() if value.const_value is not None]
+
+
+def _is_external(value: Any) -> bool:
+    return hasattr(value.const_value, "location")
+
+
+def _link(folder: Path, weights: Path, names: set[str]) -> None:
+    """Link to weights from a scratch folder: to their folder, and to each file under the name that the graph uses.
+
+    Most libraries refuse external data that is a link (see `Job.weights`); TensorRT and MIGraphX follow it.
+    """
+    (folder / LINK).symlink_to(weights, target_is_directory=True)
+    for name in names - {LINK}:
+        if Path(name).name == name:
+            (folder / name).symlink_to(weights / name)
 
 
 def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Model:

@@ -26,13 +26,13 @@ from .cases import (
     read_stored,
     refereed,
     reference,
-    scratch,
     shape_referee,
     shapes_of,
     stored_cases,
     stored_shape,
 )
 from .lower import LOWERING_VERSION, lowered
+from .scratch import scratch_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -140,7 +140,7 @@ def run_graphs(bundle: str, parts: list[str], on_progress: Progress) -> dict[str
     for part in parts:
         on_progress(f"{part}: prove its graph", None)
         _check_table(opened, part)
-        with refereed(opened, part, name, opened.engines / f"graph-{part}") as (origin, engine):
+        with refereed(opened, part, name) as (origin, engine):
             found = measure(part, engine, AT_EXPORT, stored_cases(opened, part))
         figures[part] = GraphFigure(psnr_db=found.psnr_db, worst=found.worst, run_by=origin).model_dump(mode="json")
     return figures
@@ -218,9 +218,10 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
     half = target.precision == "f16"
     opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
+    graph, place = checked_graph(bundle, part), bundle.engines
     with (
-        scratch(bundle.engines / key) as folder,
-        lowered(checked_graph(bundle, part), key, opset, shape, half=half, folded=not adapter.infers_shapes) as plain,
+        scratch_folder(place) as folder,
+        lowered(graph, part, opset, shape, half=half, folded=not adapter.infers_shapes, scratch=place) as plain,
     ):
         adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
         engine = adapter.load(folder, on_cpu)

@@ -21,6 +21,9 @@ MEMORY = "memory.json"
 PLACEMENT = "placement.json"
 """In an artifact: which nodes ran where in one call, or were compiled for what, by provider and operator."""
 
+LINK = "weights"
+"""In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
+
 TOGETHER = "+"
 """In a device's name: between those that one engine is for."""
 
@@ -48,8 +51,20 @@ class Job:
     bundle: Bundle
     part: str
     graph: Path
-    """The lowered ONNX graph: in the target's precision and shapes. Its weights lie beside it."""
+    """The lowered ONNX graph: in the target's precision and shapes. Its external data is in `weights`."""
     target: Target
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the graph's external data: that of the graph, or the one that a lowered graph links to.
+
+        ONNX, onnx-ir, ONNX Runtime, OpenVINO and IREE refuse external data that is a link out of the graph's folder, so
+        their adapters name this folder to the library.
+        """
+        link = self.graph.with_name(LINK)
+        part = self.bundle.manifest.parts.get(self.part)
+        own = part is not None and self.graph == self.bundle.folder / part.path
+        return link.resolve() if link.is_symlink() and not own else self.graph.parent
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,19 @@ from .host import HostEngine
 from .machine import machine, processor
 from .order import read_names, write_names
 from .stamp import check_stamp, rebuild, write_stamp
+from .weights import read_graph
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
 PLAIN = "plain.onnx"
 """What is imported for Vulkan; removed after."""
+
+IMPORT = """
+from iree.compiler.tools.import_onnx import __main__ as tool
+asked = tool.parse_arguments()
+asked.data_dir = str(asked.data_dir)
+tool.main(asked)
+"""
+"""The importer of 3.13 passes the folder of the weights on as a `Path`, which ONNX 1.23 takes only as a string."""
 
 SCOPE = "model"
 INLINE_NUMBERS = 64
@@ -177,14 +186,18 @@ class IREE:
         write_names(job, out)
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
-        graph = _plain(job.graph, out) if target.device == VULKAN else job.graph
+        graph, weights = job.graph, job.weights
+        if target.device == VULKAN:
+            graph, weights = _plain(job, out), out
         call_program(
             f"IREE can't import {job.part}",
             *(
                 sys.executable,
-                "-m",
-                "iree.compiler.tools.import_onnx",
+                "-c",
+                IMPORT,
                 graph,
+                "--data-dir",
+                weights,
                 "-o",
                 imported,
                 "--externalize-params",
@@ -269,19 +282,19 @@ class _Loaded:
         self._function = None
 
 
-def _plain(graph: Path, folder: Path) -> Path:
+def _plain(job: Job, folder: Path) -> Path:
     """A copy of a graph, in `folder`, in what every GPU with Vulkan computes alike: f32, int32, and nothing infinite.
 
     Compiled for the baseline, 3.13's programs read f16 and 64 bits from weights and inputs wrongly, in silence, and
     what masks attention with minus infinity answers NaN.
     """
     with border(
-        CompileError, f"{graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"
+        CompileError, f"{job.graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"
     ):
         import onnx_ir as ir
 
         library = cast("Any", ir)
-        model = library.load(graph)
+        model = read_graph(job.graph, job.weights)
         _rewrite(library, model)
         library.save(model, folder / PLAIN, external_data=f"{PLAIN}.data")
     return folder / PLAIN

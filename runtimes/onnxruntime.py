@@ -39,10 +39,14 @@ from .machine import machine, processor
 from .placement import ALLOWED, SILENT, DeviceCall, compile_ahead, fault, open_session, place, plugged
 from .providers import PROVIDERS, check_option, settings
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp
+from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
 CODE = ".bin"
 """How files of compiled code end."""
+
+WEIGHTS = "session.model_external_initializers_file_folder_path"
+"""Names the folder of a graph's external data."""
 
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
@@ -224,6 +228,8 @@ class ONNXRuntime:
         self._require(target, self.unbuildable(target.device))
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
+        if job.weights != job.graph.parent:
+            options.add_session_config_entry(WEIGHTS, str(job.weights))
         told = settings(target, job.part, out / CACHE)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
@@ -306,7 +312,7 @@ def _write(job: Job, out: Path) -> None:
     import onnx_ir as ir
 
     library = cast("Any", ir)
-    model = library.load(job.graph)
+    model = read_graph(job.graph, job.weights)
     shape = None if job.target.shape is None else {name: list(sides) for name, sides in job.target.shape.items()}
     key = sha256_json([job.bundle.part(job.part).digest, job.target.precision, shape])
     model.metadata_props["COREML_CACHE_KEY"] = key[:40]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from functools import cache
+from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ from .base import Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp
+from .weights import in_memory
 
 BLOB = "engine.blob"
 ASK = "Are the device and its driver there?"
@@ -147,7 +149,8 @@ class OpenVINO:
         self._require(target.device)
         advice = "Try opset = 18 in the profile; if that fails too, the library's words say what it lacks."
         with border(CompileError, f"OpenVINO refuses {job.part} on {target.device}", advice):
-            compiled = _core().compile_model(str(job.graph), target.device, _config(target))
+            model, _mapped = _read(job)
+            compiled = _core().compile_model(model, target.device, _config(target))
         _check_precision(compiled, target, job.part)
         on_progress(f"{job.part}: write", None)
         with (
@@ -254,6 +257,14 @@ def _check_names(compiled: Any, target: Target, path: Path) -> None:
             f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; the bundle says {sorted(wanted)}"
             f"{f' and lacks {lacking}' if lacking else ''}. {REBUILD}"
         )
+
+
+def _read(job: Job) -> tuple[Any, list[mmap]]:
+    """What is compiled, and the mapped weights that it refers to: keep them for as long as it is used."""
+    if job.weights == job.graph.parent:
+        return str(job.graph), []
+    graph, mapped = in_memory(job.graph, job.weights)
+    return _core().read_model(io.BytesIO(graph)), mapped
 
 
 def _library() -> Any:

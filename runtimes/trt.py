@@ -271,7 +271,7 @@ class TensorRT:
                 )
             (out / PLAN).write_bytes(plan)
         if self.refits(target.options):
-            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph) + "\n", encoding="utf-8")
+            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
         write_stamp(out, job, self.versions(), self.device(target.device))
 
@@ -304,7 +304,7 @@ class TensorRT:
         log.clear()
         with ExitStack() as stack:
             stack.enter_context(border(CompileError, f"TensorRT can't refit {job.part}", "Build it without --like."))
-            if (other / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != without_weights(job.graph):
+            if (other / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != without_weights(job.graph, job.weights):
                 raise CompileError(f"The graph of {job.part} differs from that of {other} in more than its weights.")
             stack.callback(open_driver(device).close)
             (out / PLAN).write_bytes(refitted(trt, log, (other / PLAN).read_bytes(), job.graph))

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import CompileError
+from .weights import read_graph
 
 WITHOUT_WEIGHTS = "graph.sha256"
 """In an artifact: the digest of its graph without its weights."""
 
 
-def without_weights(graph: Path) -> str:
+def without_weights(graph: Path, weights: Path) -> str:
     """Digest of an ONNX graph without the values of its floating-point initializers; names, types and shapes count."""
     import onnx_ir as ir
 
     library = cast("Any", ir)
-    model = library.load(graph)
+    model = read_graph(graph, weights)
     told = hashlib.sha256()
     for name, value in sorted(model.graph.initializers.items()):
         told.update(f"{name} {value.dtype} {value.shape}".encode())

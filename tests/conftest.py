@@ -1,8 +1,9 @@
-"""Tiny checkpoints and their bundles, made once for a whole run and shared by its workers."""
+"""Tiny checkpoints and their exports: made once for a whole run, read by all workers, and copied to be written to."""
 
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,61 +17,104 @@ from latentc.core.files import sha256
 from latentc.export.export import export
 
 FAMILIES = ("sd1", "sd2", "sdxl")
+OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables that name folders which are written to outside of a test's own."""
+
+made_here = pytest.StashKey[list[str]]()
 
 
-def pytest_configure() -> None:
-    """Give each worker cores of its own: waiting threads spin, and the whole took 1.7 times as long."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker folders and cores of its own: waiting threads spin, and the whole took 1.7 times as long."""
+    config.stash[made_here] = [tempfile.mkdtemp(prefix="latentc-tests-") for _ in OWN_FOLDERS]
+    os.environ.update(zip(OWN_FOLDERS, config.stash[made_here], strict=True))
     workers, worker = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers] or cores)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the worker's own folders."""
+    for folder in config.stash.get(made_here, []):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def contents(folder: Path) -> dict[str, list]:
+    """What a write changes: by file its size, time and digest; by folder its time."""
+    found = {}
+    for path in (folder, *sorted(folder.rglob("*"))):
+        state = path.lstat()
+        found[str(path.relative_to(folder))] = (
+            [state.st_mtime_ns] if path.is_dir() else [state.st_mtime_ns, state.st_size, sha256(path)]
+        )
+    return found
+
+
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory, worker_id) -> Path:
-    """A folder that all workers of this run see."""
+def shared(tmp_path_factory, worker_id):
+    """`shared(name, make)`: a folder that one worker fills by `make(folder)`, and that all of this run only read.
+
+    Whatever else is written into it fails the run when the worker ends.
+    """
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "shared"
-    folder.mkdir(exist_ok=True)
-    return folder
+    root = (base if worker_id == "master" else base.parent) / "shared"
+    root.mkdir(exist_ok=True)
+    used = set()
+
+    def share(name: str, make) -> Path:
+        folder, sealed = root / name, root / f"{name}.json"
+        with FileLock(root / f"{name}.lock"):
+            if not sealed.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a test that failed to make it
+                make(folder)
+                sealed.write_text(json.dumps(contents(folder)))
+        used.add(name)
+        return folder
+
+    yield share
+    sealed = {name: json.loads((root / f"{name}.json").read_text()) for name in sorted(used)}
+    written = [name for name, was in sealed.items() if contents(root / name) != was]
+    assert not written, f"tests wrote into what all workers share: {written}"
 
 
 @pytest.fixture(scope="session")
 def checkpoint(shared):
     """`checkpoint(family)`: the folder of a tiny random checkpoint. Don't change it."""
+    return lambda family: shared(f"{family}-checkpoint", lambda folder: new_checkpoint(family, "tiny", 1, folder))
 
-    def make(family: str) -> Path:
-        folder = shared / f"{family}-checkpoint"
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                new_checkpoint(family, "tiny", 1, folder)
-        return folder
+
+@pytest.fixture(scope="session")
+def exported(shared, checkpoint):
+    """`exported(family)`: the exported tiny checkpoint, or `scenes`, to be read only. No engine may be built in it."""
+
+    def make(family: str) -> Bundle:
+        source = family if family in SHIPPED else checkpoint(family)
+        return open_bundle(shared(f"{family}.bundle", lambda folder: export(str(source), folder)))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def bundle(shared, checkpoint):
-    """`bundle(family)`: the exported tiny checkpoint, or `scenes`. Don't change it; engines may be built in it."""
+def bundle(exported, tmp_path_factory):
+    """`bundle(family)`: this worker's copy. Don't change it; engines may be built in it, and found by later tests."""
+    folders = {}
 
     def make(family: str) -> Bundle:
-        folder = shared / f"{family}.bundle"
-        source = family if family in SHIPPED else checkpoint(family)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                export(str(source), folder)
-        return open_bundle(folder)
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp("bundles") / f"{family}.bundle"
+            shutil.copytree(exported(family).folder, folders[family])
+        return open_bundle(folders[family])
 
     return make
 
 
 @pytest.fixture
-def own_bundle(bundle, tmp_path):
+def own_bundle(exported, tmp_path):
     """`own_bundle(family)`: a copy without engines, to change at will."""
 
     def make(family: str = "sd1") -> Bundle:
         folder = tmp_path / "own.bundle"
-        shutil.copytree(bundle(family).folder, folder, ignore=shutil.ignore_patterns("engines"))
+        shutil.copytree(exported(family).folder, folder)
         return open_bundle(folder)
 
     return make

@@ -102,18 +102,16 @@ def clip_model(shared, checkpoint):
     import shutil
 
     import torch
-    from filelock import FileLock
     from transformers import CLIPConfig, CLIPModel
 
-    folder = shared / "clip"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            torch.manual_seed(0)
-            size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-            text = {**size, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
-            config = CLIPConfig(
-                text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16
-            )
-            shutil.copytree(checkpoint("sd1") / "tokenizer", folder)
-            CLIPModel(config).save_pretrained(folder)
-    return folder
+    def make(folder):
+        torch.manual_seed(0)
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text = {**size, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+        config = CLIPConfig(
+            text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16
+        )
+        shutil.copytree(checkpoint("sd1") / "tokenizer", folder)
+        CLIPModel(config).save_pretrained(folder)
+
+    return shared("clip", make)

@@ -1,13 +1,19 @@
 """Opset 18 says the same as opset 23."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from latentc.compiler.build import build
 from latentc.compiler.lower import fix_shapes, lower_opset, lowered
+from latentc.compiler.scratch import PREFIX, scratch_folder
 from latentc.core.errors import CompileError
 from latentc.profiles import load_profile
+from latentc.profiles.profile import Shapes
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -37,17 +43,102 @@ def test_nodes_without_a_name_are_told_apart():
     assert len(set(names)) == len(names)
 
 
-def test_the_lowered_graph_is_gone_after_use(bundle):
-    opened = bundle("sd1")
-    graph = opened.graph("unet")
-    before = sorted(graph.parent.iterdir())
-    shape = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 77, 32)}
-    with lowered(graph, "key", 18, shape) as path:
-        assert path != graph
-        assert [value.shape.numpy() for value in ir.load(path).graph.inputs] == [*shape.values()]
-    assert sorted(graph.parent.iterdir()) == before
-    with lowered(graph, "key", 23, None) as path:
+SHAPE = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 77, 32)}
+
+
+def state(folder):
+    """What any write into a folder changes: names, sizes and times."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    return {path: (path.lstat().st_size, path.lstat().st_mtime_ns, path.lstat().st_nlink) for path in paths}
+
+
+def test_the_part_is_not_written_to_and_the_lowered_graph_is_gone_after_use(bundle, tmp_path):
+    graph = bundle("sd1").graph("unet")
+    before = state(graph.parent)
+    with lowered(graph, "key", 18, SHAPE, scratch=tmp_path) as path:
+        assert path.parent.parent == tmp_path
+        assert [value.shape.numpy() for value in ir.load(path).graph.inputs] == [*SHAPE.values()]
+        assert sum(one.lstat().st_size for one in path.parent.iterdir() if one != path) < 1000, "weights are linked"
+        assert state(graph.parent) == before
+    assert not any(tmp_path.iterdir())
+    with lowered(graph, "key", 23, None, scratch=tmp_path) as path:
         assert path == graph
+    assert state(graph.parent) == before
+
+
+def test_two_lowerings_of_one_name_share_nothing(bundle, tmp_path):
+    graph = bundle("sd1").graph("unet")
+    with lowered(graph, "key", 18, SHAPE, scratch=tmp_path) as one:
+        with lowered(graph, "key", 18, None, scratch=tmp_path) as other:
+            assert one.name == other.name
+            assert [len(ir.load(path).graph.inputs[0].shape.free_symbols()) for path in (one, other)] == [0, 3]
+        assert one.exists()
+        assert not other.exists()
+
+
+@pytest.mark.parametrize("scratch", ["/proc", "/nowhere", None])
+def test_where_the_scratch_folder_cannot_be_made_the_systems_is_taken(bundle, tmp_path, monkeypatch, scratch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with lowered(bundle("sd1").graph("unet"), "key", 18, None, scratch=scratch and Path(scratch)) as path:
+        assert path.parent.parent == tmp_path
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_scratch_folder_at_all(bundle, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/proc")
+    with (
+        pytest.raises(CompileError, match="Set TMPDIR"),
+        lowered(bundle("sd1").graph("unet"), "key", 18, None, scratch=Path("/nowhere")),
+    ):
+        pass
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from latentc.compiler.scratch import scratch_folder
+with scratch_folder(Path(sys.argv[1])) as folder:
+    (folder / "graph.onnx").write_text("half a graph")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    with scratch_folder(tmp_path) as alive:
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+        assert len(list(tmp_path.iterdir())) == 2
+        with scratch_folder(tmp_path) as other:
+            assert sorted(tmp_path.iterdir()) == sorted([alive, other])
+
+
+def test_two_processes_build_one_bundle_at_once(own_bundle):
+    """One engine at opset 18 and fixed sizes through each of two runtimes, and nothing else in the bundle changes."""
+    opened = own_bundle("sd1")
+    parts = {part: state(opened.graph(part).parent) for part in opened.manifest.parts}
+    names = ("cpu-onnxruntime", "cpu-openvino-f32")
+    running = [subprocess.Popen([sys.executable, "-c", BUILD, str(opened.folder), *names[::step]]) for step in (1, -1)]
+    assert [process.wait() for process in running] == [0, 0]
+    for name in names:
+        again = build(opened, lowered_profile(name))
+        assert [one.how for one in again.engines] == ["there"] * len(parts)
+    assert {part: state(opened.graph(part).parent) for part in parts} == parts
+    assert not list(opened.folder.rglob(f"{PREFIX}*"))
+
+
+def lowered_profile(name):
+    return load_profile(name).model_copy(update={"opset": 18, "shapes": Shapes(sizes=("64x64",))})
+
+
+BUILD = """
+import sys
+from latentc.compiler.build import build
+from latentc.core.bundle import open_bundle
+from latentc.profiles import load_profile
+from latentc.profiles.profile import Shapes
+for name in sys.argv[2:]:
+    profile = load_profile(name).model_copy(update={"opset": 18, "shapes": Shapes(sizes=("64x64",))})
+    build(open_bundle(sys.argv[1]), profile)
+"""
 
 
 def attention(**attributes):

@@ -199,9 +199,9 @@ def test_pngs_of_the_web_ui_are_read(tmp_path, text, request_, rest):
     ],
 )
 def test_hostile_text_is_read_in_no_time(text):
-    started = time.perf_counter()
+    started = time.thread_time()
     a1111.parse(text)
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0, "seconds of the processor's time, whatever else runs"
 
 
 def test_text_behind_the_pixels_is_read(tmp_path):

@@ -230,7 +230,7 @@ def usable(name: str, device: str):
 
 
 @pytest.fixture(scope="session")
-def make_case(shared, tmp_path_factory, checkpoint):
+def make_case(tmp_path_factory, checkpoint):
     """`make_case("runtime")` or `make_case("runtime device")`: the part compiled for it. Don't change it."""
     made: dict[str, Case] = {}
 

@@ -6,9 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from latentc.compiler.lower import lowered
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.shapes import shape_of, sizes_of
 from latentc.runtimes import RUNTIMES, runtime
+
+from .conftest import OPSETS, write_graph
 
 TOLERANCE = 1e-4  # of f32, for values around one
 
@@ -126,6 +129,24 @@ def test_a_static_engine_refuses_other_shapes(case, tmp_path):
     engine.close()
     with pytest.raises(CompileError, match="built for shape"):
         case.load(tmp_path / "out")
+
+
+def test_a_lowered_graph_lies_apart_from_its_weights(case, tmp_path):
+    """It is in a scratch folder, from which links lead to them."""
+    if not case.adapter.reads_onnx:
+        return
+    feeds = case.feeds(2, 8, 8)
+    shape = {name: array.shape for name, array in feeds.items()}
+    graph = write_graph(tmp_path / "part" / "model.onnx")
+    opset = OPSETS.get(case.target.device, case.adapter.newest_opset)
+    with lowered(graph, "key", opset, shape, folded=not case.adapter.infers_shapes) as path:
+        assert path.parent != graph.parent
+        case.compile(tmp_path / "out", path, shape=shape)
+    engine = case.load(tmp_path / "out", shape=shape)
+    if case.expected is not None:
+        for name, wanted in case.expected(feeds).items():
+            np.testing.assert_allclose(engine.run(feeds)[name], wanted, rtol=0, atol=TOLERANCE)
+    engine.close()
 
 
 def test_a_closed_engine_says_so(case):

@@ -577,7 +577,7 @@ for name in SCHEDULERS:
     assert np.isfinite(walk.step(walk.scale(sample, 0), 0, sample, lambda: sample)).all()
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=600)
 
 
 def test_a_plain_name_has_no_ramp_and_a_ramp_is_asked_for():

@@ -1,0 +1,73 @@
+"""Scratch folders: one for each call, gone when it ends; those of killed processes are removed by the next."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..core.errors import CompileError
+
+PREFIX = ".latentc-scratch-"
+LOCK = ".lock"
+
+
+@contextmanager
+def scratch_folder(parent: Path | None) -> Generator[Path]:
+    """Give an empty folder of this call's own in `parent`, or in the system's temporary folder where it can't.
+
+    Raises `CompileError` where neither can.
+    """
+    folder, lock = _made(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _made(parent: Path | None) -> tuple[Path, FileLock]:
+    system = Path(tempfile.gettempdir())
+    if parent is not None and parent.is_dir():
+        with suppress(OSError, NotImplementedError):
+            return _locked_folder(parent)
+    try:
+        return _locked_folder(system)
+    except (OSError, NotImplementedError) as exc:
+        raise CompileError(
+            f"No scratch folder with links and locks can be made in {parent or system} or {system} ({exc}). Set TMPDIR "
+            "to a folder in which it can."
+        ) from exc
+
+
+def _locked_folder(parent: Path) -> tuple[Path, FileLock]:
+    """A new folder and the lock in it, which says that its owner lives."""
+    _remove_leftovers(parent)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = FileLock(folder / LOCK)
+        try:
+            (folder / "link").symlink_to(folder)
+            (folder / "link").unlink()
+            lock.acquire(blocking=False)
+            if (folder / LOCK).exists():
+                return folder, lock
+            lock.release()  # another process took it for a leftover before it was locked
+        except Timeout:
+            continue
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders whose lock nobody holds. The system frees a dead owner's."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        if folder.is_symlink() or not (folder / LOCK).is_file():  # not ours, or not locked yet
+            continue
+        with suppress(OSError, NotImplementedError, Timeout), FileLock(folder / LOCK, blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
