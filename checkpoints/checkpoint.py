@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import CheckpointError
+from ..core.reading import TABLE_BYTES, read_small, unreadable
 from .families import Config, Family
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
@@ -71,7 +73,7 @@ class Checkpoint:
         if self.folder is not None:
             place = self.folder / tokenizer
             names = (*FILES, "added_tokens.json")
-            files = {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+            files = {name: _small(place / name) for name in names if os.path.lexists(place / name)}
         length = self.configs[facts.encoder].get("max_position_embeddings", facts.length)
         return complete(files, facts, length)
 
@@ -88,10 +90,8 @@ class Checkpoint:
             try:
                 for chunk in stored_bytes(tensor):
                     digest.update(chunk)
-            except OSError as exc:
-                raise CheckpointError(
-                    f"{tensor.file} can't be read: {exc.strerror or exc}. Is it still there?"
-                ) from exc
+            except (OSError, ValueError) as exc:
+                raise CheckpointError(unreadable(tensor.file, exc, "Is it still there?")) from exc
         return digest.hexdigest()
 
 
@@ -99,6 +99,10 @@ def component_tensors(tensors: Stored, family: Family, component: str) -> Stored
     """Of a whole original file, the tensors of one component, under their names there."""
     prefix = original_prefix(family, component)
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _small(path: Path) -> bytes:
+    return read_small(path, TABLE_BYTES, CheckpointError, "Fetch it again.")
 
 
 def _is_remark(key: str) -> bool:
