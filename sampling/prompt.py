@@ -135,6 +135,8 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
         frame = tokenizer.encode("").ids
     if len(frame) != 2:
         raise BundleError(f"{path} frames a prompt with {len(frame)} tokens; 2 were expected: start and end. {again}")
+    if not all(number < tokenizer.get_vocab_size() for number in frame):
+        raise BundleError(f"{path} frames a prompt with ids {frame}, which its vocabulary doesn't have. {again}")
     name = _pad_token(bundle.json(f"{encoder.tokenizer}/tokenizer_config.json"))
     filled = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
     pad = filled if name is None else tokenizer.token_to_id(name) if isinstance(name, str) else None
