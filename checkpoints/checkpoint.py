@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CheckpointError
+from ..core.reading import TABLE_BYTES, read_small, unreadable
 from .families import Config, Family, TokenizerFacts
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
@@ -86,7 +88,7 @@ class Checkpoint:
             return shipped_files(self.family.tokenizer(tokenizer))
         place = self.folder / tokenizer
         names = (*FILES, "added_tokens.json")
-        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+        return {name: _small(place / name) for name in names if os.path.lexists(place / name)}
 
     def digest(self, component: str) -> str:
         """Sha-256, in hex, of the component's config and of its tensors' names, types and stored bytes.
@@ -101,10 +103,8 @@ class Checkpoint:
             try:
                 for chunk in stored_bytes(tensor):
                     digest.update(chunk)
-            except OSError as exc:
-                raise CheckpointError(
-                    f"{tensor.file} can't be read: {exc.strerror or exc}. Is it still there?"
-                ) from exc
+            except (OSError, ValueError) as exc:
+                raise CheckpointError(unreadable(tensor.file, exc, "Is it still there?")) from exc
         return digest.hexdigest()
 
 
@@ -112,6 +112,10 @@ def component_tensors(tensors: Stored, family: Family, component: str) -> Stored
     """Of a whole original file, the tensors of one component, under their names there."""
     prefix = original_prefix(family, component)
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _small(path: Path) -> bytes:
+    return read_small(path, TABLE_BYTES, CheckpointError, "Fetch it again.")
 
 
 def _is_remark(key: str) -> bool:

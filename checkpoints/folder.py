@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import CheckpointError
+from ..core.record import LONGEST, shown
+from .bounds import check_config, check_pixels, check_scheduler
 from .checkpoint import Checkpoint
 from .families import Component, Config, Family, family_of
 from .names import Stored
@@ -29,7 +32,7 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
 
     Raises CheckpointError for a folder that is incomplete, damaged, pickled or of a kind that isn't supported.
     """
-    if not (folder / "model_index.json").is_file():
+    if not os.path.lexists(folder / "model_index.json"):
         raise CheckpointError(_no_index(folder))
     model_index = read_json(folder / "model_index.json")
     refuse_pipeline(folder, model_index)
@@ -39,28 +42,36 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
     if family is None:
         raise CheckpointError(
             f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection is "
-            f"{unet.get('use_linear_projection')!r}, addition_embed_type {unet.get('addition_embed_type')!r}). "
+            f"{shown(unet.get('use_linear_projection'))}, addition_embed_type "
+            f"{shown(unet.get('addition_embed_type'))}). "
             f"{supported()}"
         )
     _refuse_refiner(folder, family, model_index)
     configs = {c.name: read_json(folder / c.name / "config.json") for c in family.components}
     for component in family.components:
         _check_config(folder, component, configs[component.name])
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
+    weights = {component.name: _weights(folder, component) for component in family.components}
+    for name, config in configs.items():
+        check_config(folder / name / "config.json", config, len(weights[name]))
+    check_pixels(folder / "unet" / "config.json", unet, configs["vae"])
     return Checkpoint(
         family=family,
         source=source,
         configs=configs,
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler=scheduler,
         model_index=model_index,
         layout="diffusers",
-        weights={component.name: _weights(folder, component) for component in family.components},
+        weights=weights,
         folder=folder,
     )
 
 
 def _no_index(folder: Path) -> str:
-    single = sorted(path.name for path in folder.glob("*.safetensors"))
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    there = _names(folder)
+    single = [name for name in there if name.endswith(".safetensors")]
+    pickled = [name for name in there if name.endswith(PICKLES)]
     if single:
         return f"{folder} has no model_index.json. For one of its single files, pass {folder / single[0]}."
     if pickled:
@@ -96,14 +107,14 @@ def _check_config(folder: Path, component: Component, config: Config) -> None:
     fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
     if stated and not fits:
         raise CheckpointError(
-            f"{folder / component.name} holds a {stated}, and a {component.cls} was expected: "
+            f"{folder / component.name} holds a {str(stated)[:LONGEST]}, and a {component.cls} was expected: "
             "it isn't supported yet. Pass a checkpoint with the plain component."
         )
     for key, kind in _REQUIRED[component.cls].items():
         if type(config.get(key)) is not kind:
             raise CheckpointError(
-                f"{folder / component.name / 'config.json'} says {key} = {config.get(key)!r}, and {kind.__name__} was "
-                "expected. Compare it with the config that the checkpoint was published with."
+                f"{folder / component.name / 'config.json'} says {key} = {shown(config.get(key))}, and {kind.__name__} "
+                "was expected. Compare it with the config that the checkpoint was published with."
             )
 
 
@@ -111,13 +122,13 @@ def _weights(folder: Path, component: Component) -> Stored:
     place = folder / component.name
     for variant in _VARIANTS:
         file = place / f"{component.stem}{variant}.safetensors"
-        if file.is_file():
+        if os.path.lexists(file):
             return read_header(file)[0]
         dotted = variant.removeprefix(".")
         for index in (f"{file.name}.index.json", f"{component.stem}.safetensors.index.{dotted}.json"):
-            if (place / index).is_file():
+            if os.path.lexists(place / index):
                 return _sharded(place / index)
-    there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    there = _names(place)
     pickled = [name for name in there if name.endswith(PICKLES)]
     expected = f"{component.stem}.safetensors"
     if pickled:
@@ -127,8 +138,16 @@ def _weights(folder: Path, component: Component) -> Stored:
         )
     raise CheckpointError(
         f"{place} has no weights: {expected} was expected (or its .fp16 or sharded form), and it holds "
-        f"{', '.join(there) or 'nothing'}. Fetch the checkpoint again."
+        f"{', '.join(there[:8]) or 'nothing'}. Fetch the checkpoint again."
     )
+
+
+def _names(place: Path) -> list[str]:
+    """What a folder holds; nothing where it can't be listed."""
+    try:
+        return sorted(path.name for path in place.iterdir())
+    except OSError:
+        return []
 
 
 def _sharded(index: Path) -> Stored:
@@ -141,10 +160,10 @@ def _sharded(index: Path) -> Stored:
     for name in sorted({str(shard) for shard in places.values()}):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index} names the shard {name!r}, which is no .safetensors file beside it. {advice}"
+                f"{index} names the shard {shown(name)}, which is no .safetensors file beside it. {advice}"
             )
         shards[name] = read_header(index.parent / name)[0]
-    for tensor, shard in places.items():
+    for tensor, shard in places.items():  # of strings alone, as any other has no file
         if tensor not in shards[str(shard)]:
-            raise CheckpointError(f"{index} says that {shard} holds tensor {tensor!r}, and it doesn't. {advice}")
+            raise CheckpointError(f"{index} says that {shard} holds tensor {shown(tensor)}, and it doesn't. {advice}")
     return {tensor: shards[str(shard)][tensor] for tensor, shard in places.items()}

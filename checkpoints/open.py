@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import CheckpointError
+from ..core.reading import is_folder, is_regular
 from .checkpoint import Checkpoint
 from .families import find_family
 from .folder import open_folder
@@ -53,13 +55,19 @@ def open_checkpoint(
 
 
 def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint:
-    path = Path(name).expanduser()
-    if name in SHIPPED and not (path / "model_index.json").is_file():  # latentc's own checkout has a folder `scenes`
+    try:
+        path = Path(name).expanduser()
+        place = str(path.resolve())
+    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a loop of links, a NUL
+        raise CheckpointError(f"{name!r} can't be opened ({exc}). Check the path.") from exc
+    if name in SHIPPED and not is_regular(path / "model_index.json"):  # latentc's own checkout has a folder `scenes`
         return _open_dir(SHIPPED[name], Source("shipped", name))
-    if path.is_dir():
-        return _open_dir(path, Source("folder", str(path.resolve())))
-    if path.is_file():
-        return open_file(path, Source("file", str(path.resolve())), prediction)
+    if is_folder(path):
+        return _open_dir(path, Source("folder", place))
+    if is_regular(path):
+        return open_file(path, Source("file", place), prediction)
+    if os.path.lexists(path):
+        raise CheckpointError(f"{path} is neither a folder nor a file that can be read. Check the path, and its links.")
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
         folder, commit = fetch(repository, revision or at or None)
@@ -72,5 +80,5 @@ def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint
 
 def _open_dir(folder: Path, source: Source) -> Checkpoint:
     index = folder / "model_index.json"
-    random = index.is_file() and "_latentc_random" in read_json(index)
+    random = is_regular(index) and "_latentc_random" in read_json(index)
     return open_folder(folder, replace(source, random=random))

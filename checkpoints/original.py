@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
+from .bounds import check_config, check_pixels
 from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
@@ -36,6 +37,9 @@ def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
     refuse_unet(path, configs["unet"])
     if prediction == "epsilon" and family.epsilon is not None:
         configs = {name: config | family.epsilon.get(name, {}) for name, config in configs.items()}
+    for name, config in configs.items():
+        check_config(f"{path}, by its tensors,", config, len(weights[name]))
+    check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
     scheduler = family.config("scheduler") | _marked_scheduler(tensors)
     return Checkpoint(
         family=family,

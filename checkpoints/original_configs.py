@@ -14,6 +14,9 @@ from ..core.errors import CheckpointError
 from .families import Config, Family, TextLayout, norm_groups, text_heads
 from .names import drops_last_layer, openclip_layers
 
+MAX_BLOCKS = 256
+"""In a UNet; published ones have 25."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -21,6 +24,11 @@ def unet_config(shapes: Shapes, family: Family) -> Config:
     """The UNet's config: levels are told by their downsamplers, depths by their transformer blocks."""
     down = _levels(shapes, "input_blocks")
     up = _levels(shapes, "output_blocks")
+    if (blocks := sum(map(len, (*down, *up)))) > MAX_BLOCKS:
+        raise CheckpointError(
+            f"The UNet has {blocks:,} blocks, and {MAX_BLOCKS} is the limit. Pass a checkpoint of a published "
+            "structure."
+        )
     layers = {len(level) for level in down} | {len(level) - 1 for level in up}
     if len(layers) != 1 or len(up) != len(down):
         raise CheckpointError(

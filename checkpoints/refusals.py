@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from ..core.errors import CheckpointError
+from ..core.record import LONGEST, shown
 from .families import FAMILIES, Config
 
 # What a UNet of that many input channels is; text-to-image takes the 4 latent channels alone.
@@ -81,7 +82,7 @@ def refuse_names(where: object, names: Collection[str]) -> None:
 
 def refuse_pipeline(where: object, model_index: Config) -> None:
     """Raise CheckpointError if model_index.json names a pipeline that isn't in the table of families."""
-    name = str(model_index.get("_class_name"))
+    name = str(model_index.get("_class_name"))[:LONGEST]
     if any(name in family.pipelines for family in FAMILIES):
         return
     for mark, what in _PIPELINES:
@@ -95,10 +96,10 @@ def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
     channels = unet.get("in_channels", 4)
     if channels != 4:
         what = _CHANNELS.get(channels) if isinstance(channels, int) else None
-        raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {channels} input channels)")
+        raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {shown(channels)} input channels)")
     for key in ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds"):
         if unet.get(key):
-            raise _unsupported(where, f"of an unknown kind (its UNet has {key} = {unet[key]!r})")
+            raise _unsupported(where, f"of an unknown kind (its UNet has {key} = {shown(unet[key])})")
 
 
 def supported() -> str:

@@ -7,16 +7,23 @@ https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import CheckpointError
+from ..core.reading import parse_json, regular, unreadable
+from ..core.record import shown
 
 HEADER_LIMIT = 100_000_000
+MAX_NAME = 512
+"""Characters in a tensor's name; published ones have fewer than 100."""
+MAX_AXES = 8
+MAX_TENSORS = 50_000
+"""In one file; Stable Diffusion XL has 2,600, twice as many with averaged weights."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 
 _ITEM_BYTES = {
@@ -64,19 +71,19 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     Raises CheckpointError for anything but a sound safetensors file, naming the tensor if one is at fault.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             head = file.read(64)
             length = int.from_bytes(head[:8], "little")
             _check_head(path, head, length, size)
             file.seek(8)
             raw = file.read(length)
-    except OSError as exc:
-        raise CheckpointError(
-            f"{path} can't be read: {exc.strerror or exc}. Check the path and its permissions."
-        ) from exc
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(unreadable(path, exc, "Check the path and its permissions.")) from exc
     header = _parse(path, raw)
     metadata = cast("dict[str, str]", header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise _damaged(path, f"its header lists {len(header):,} tensors, and {MAX_TENSORS:,} is the limit")
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
     _check_cover(path, tensors, 8 + length, size)
     return tensors, metadata
@@ -84,7 +91,7 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
 def stored_bytes(tensor: StoredTensor, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
     """The tensor's bytes as they are stored, a chunk at a time."""
-    with tensor.file.open("rb") as file:
+    with regular(tensor.file) as file:
         file.seek(tensor.begin)
         left = tensor.end - tensor.begin
         while left > 0:
@@ -115,15 +122,9 @@ def _check_head(path: Path, head: bytes, length: int, size: int) -> None:
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name occurs twice")
-        return found
-
     try:
-        header = json.loads(raw, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as exc:
+        header = parse_json(raw)
+    except ValueError as exc:
         raise _damaged(path, f"its header is not valid JSON ({exc})") from exc
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
@@ -135,6 +136,8 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTe
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as exc:
         raise _damaged(path, f"tensor {name!r} has no dtype, shape and data_offsets") from exc
+    if len(name) > MAX_NAME or len(shape) > MAX_AXES:
+        raise _damaged(path, f"tensor {shown(name)} has a name of {len(name):,} characters and {len(shape):,} axes")
     whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if not whole or begin > end:
         raise _damaged(path, f"tensor {name!r} has an impossible shape or offset")

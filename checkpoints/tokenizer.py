@@ -16,6 +16,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import install
+from ..core.vocabulary import check_merges, check_settings, check_tokenizer, check_vocabulary, mapped
 from .families import TokenizerFacts
 
 FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
@@ -86,7 +87,12 @@ def complete(files: Mapping[str, bytes], facts: TokenizerFacts, length: int) -> 
         "tokenizer_config.json": _json(config | tokens, indent=2),
         "special_tokens_map.json": _json(tokens, indent=2),
     }
-    return made | dict(files) | {"tokenizer.json": _json(fast)}
+    whole = _json(fast)
+    try:
+        check_tokenizer(whole)  # as the pipeline will
+    except ValueError as exc:
+        raise CheckpointError(f"The checkpoint's {facts.name} isn't as CLIP's are ({exc}). Fetch it again.") from exc
+    return made | dict(files) | {"tokenizer.json": whole}
 
 
 def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
@@ -103,18 +109,33 @@ def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts) -> Any:
             f"{', '.join(sorted(files)) or 'nothing'}). Fetch the checkpoint again."
         )
     library: Any = transformers
+    refused = f"The files of the checkpoint's {facts.name} don't make a CLIP tokenizer"
     with tempfile.TemporaryDirectory(prefix="latentc-tokenizer-") as folder:
         for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        try:
+            try:
+                sound = _checked(name, content)
+            except ValueError as exc:
+                raise CheckpointError(f"{refused}: {name} isn't one ({exc}). Fetch them again.") from exc
+            (Path(folder) / name).write_bytes(sound)
+        with mapped(CheckpointError, refused, "Fetch them again."):
             loaded = library.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as exc:  # whatever the library makes of damaged files
-            raise CheckpointError(
-                f"The files of the checkpoint's {facts.name} don't make a CLIP tokenizer: {exc}. Fetch them again."
-            ) from exc
     if loaded.pad_token_id is None:
         raise CheckpointError(f"The checkpoint's {facts.name} has no padding token; {facts.pad!r} was expected.")
     return loaded
+
+
+def _checked(name: str, content: bytes) -> bytes:
+    """A file of a tokenizer as its library may read it; raises `ValueError` for what it may not."""
+    if name == "tokenizer.json":
+        check_tokenizer(content)
+    elif name == "merges.txt":
+        lines = content.decode("utf-8").splitlines()
+        check_merges([line for line in lines if line.strip() and not line.startswith("#version")])
+    elif name in ("vocab.json", "added_tokens.json"):
+        check_vocabulary(content)
+    else:
+        return _json(check_settings(content))
+    return content
 
 
 def _byte_letters() -> list[str]:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from ..core.arrays import read_arrays, read_sealed_arrays, write_arrays
-from ..core.bundle import Bundle, Part, TensorInfo, checked_graph
+from ..core.arrays import ARRAYS_BYTES, read_sealed_arrays, write_arrays
+from ..core.bundle import AGAIN, Bundle, Part, TensorInfo, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json
 from ..core.install import pip
 from ..core.progress import quiet
-from ..core.record import Record
+from ..core.reading import read_arrays
+from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, Case, Drawing, Drawings, stored_at, unpack
 from ..core.tensors import Array
@@ -65,7 +67,10 @@ def stored_cases(bundle: Bundle, part: str) -> tuple[Case, ...]:
 
 def stored_drawings(bundle: Bundle) -> tuple[tuple[Drawing, ...], Arrays]:
     """What diffusers' pipeline drew at export, and its arrays."""
-    drawings = Drawings.model_validate(bundle.json(DRAWINGS)).drawings
+    try:
+        drawings = Drawings.model_validate(bundle.json(DRAWINGS)).drawings
+    except ValidationError as exc:
+        raise BundleError(f"{bundle.folder / DRAWINGS}: {complaints(exc, Drawings)}. {AGAIN}") from exc
     return drawings, _arrays(bundle, DRAWN)
 
 
@@ -239,4 +244,4 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
 def _arrays(bundle: Bundle, name: str) -> Arrays:
     if name not in bundle.manifest.files:
         raise BundleError(f"{bundle.folder} has no {name}: engines can't be proved. Export the checkpoint again.")
-    return read_arrays(bundle.folder / name, "Export the checkpoint again.")
+    return read_arrays(bundle.folder / name, ARRAYS_BYTES, BundleError, AGAIN)

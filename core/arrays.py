@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +11,13 @@ import numpy as np
 
 from .errors import BundleError, LatentcError
 from .files import sync
+from .reading import read_arrays
 from .tensors import Array
 
 SEAL = "sha256"
+
+ARRAYS_BYTES = 4 << 30
+"""References of one part are never larger: those of SDXL at its own size take 0.1 GB."""
 
 
 def arrays_digest(arrays: Mapping[str, Array]) -> str:
@@ -39,18 +42,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def read_arrays(path: Path, advice: str, error: type[LatentcError] = BundleError) -> dict[str, Array]:
-    """The arrays of an `.npz` file as numpy wrote it; raises `error` for one that can't be read."""
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a damaged one open
-            return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, NotImplementedError) as exc:
-        raise error(f"{path} can't be read ({exc}). {advice}") from exc
-
-
-def read_sealed_arrays(path: Path, advice: str, error: type[LatentcError] = BundleError) -> dict[str, Array]:
+def read_sealed_arrays(
+    path: Path, advice: str, error: type[LatentcError] = BundleError, limit_bytes: int = ARRAYS_BYTES
+) -> dict[str, Array]:
     """What `write_arrays` wrote; raises `error` where it isn't that."""
-    arrays = read_arrays(path, advice, error)
+    arrays = read_arrays(path, limit_bytes, error, advice)
     seal = arrays.pop(SEAL, None)
     if seal is None or str(seal) != arrays_digest(arrays):
         raise error(f"{path} isn't what was written: its digest differs. {advice}")

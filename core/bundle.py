@@ -10,18 +10,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from .errors import BundleError
 from .files import SEAL, sha256, sha256_json
 from .graph_rules import check_graph
+from .reading import CONFIG_BYTES, INFINITE, TABLE_BYTES, is_folder, is_regular, read_json
 from .record import Record, complaints
 
 SCHEMA_VERSION = 2
@@ -31,8 +31,15 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """What a part does in a picture, whatever its family calls it."""
 
-Dim = int | str
+AGAIN = "Export the checkpoint again."
+
+Dim = (
+    Annotated[int, Field(ge=1, lt=1 << 31)]
+    | Annotated[str, StringConstraints(pattern=r"^([1-9]\d{0,3}\*[a-z_]{1,32}|[a-z_]{1,32}(/[1-9]\d{0,3})?)$")]
+)
 """An axis: its size, or the name of a size that is free, as `height`, `8*height` or `height/8`."""
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class TensorInfo(Record):
@@ -47,7 +54,7 @@ class FileInfo(Record):
     """What a file of the bundle must be."""
 
     sha256: str
-    bytes: int
+    bytes: Count
 
 
 class Part(Record):
@@ -55,9 +62,9 @@ class Part(Record):
 
     path: str
     role: Role
-    opset: int
+    opset: Annotated[int, Field(ge=1, lt=1000)]
     weights: Literal["f32", "f16"]
-    parameters: int
+    parameters: Count
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     digest: str
@@ -87,15 +94,15 @@ class TextEncoder(Record):
 class Model(Record):
     """What the pipeline must know of the model family to draw."""
 
-    text_encoders: tuple[TextEncoder, ...]
-    latent_channels: int
-    downscale: int
+    text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
+    latent_channels: Annotated[int, Field(ge=1, le=1024)]
+    downscale: Annotated[int, Field(ge=1, le=256)]
     """Pixels per latent, along each side."""
-    scaling_factor: float
-    default_size: int
+    scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    default_size: Annotated[int, Field(ge=8, le=8192)]
     """Side of the picture the model was made for, in pixels."""
     time_ids: bool = False
-    guidance_embedding: int | None = None
+    guidance_embedding: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     """Width of `timestep_cond`, for models distilled with guidance as an input (LCM)."""
     zero_empty_negative: bool = False
     """An empty negative prompt means zeros, not the embedding of nothing (SDXL's `force_zeros_for_empty_prompt`)."""
@@ -165,11 +172,8 @@ class Bundle:
         return self.folder / self.part(part).path
 
     def json(self, path: str) -> dict[str, Any]:
-        """A JSON file of the bundle, read."""
-        try:
-            return json.loads((self.folder / path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise BundleError(f"{self.folder / path} can't be read ({exc}). Export the checkpoint again.") from exc
+        """A JSON object of the bundle, as diffusers writes it; raises `BundleError` for anything else."""
+        return read_json(self.folder / path, CONFIG_BYTES, BundleError, AGAIN, constants=INFINITE)
 
     def files(self, part: str) -> dict[str, FileInfo]:
         """The files that make up a part."""
@@ -182,36 +186,33 @@ def open_bundle(folder: Path | str) -> Bundle:
 
     Raises `BundleError` for a missing, damaged or unknown manifest, and for paths that leave the folder.
     """
-    folder = Path(folder).resolve()
+    folder = _resolved(folder)
     path = folder / MANIFEST
-    if not folder.exists():
+    if not is_folder(folder):
         raise BundleError(
             f"There is no folder {folder}. Check the path; `latentc export CHECKPOINT -o BUNDLE` makes one."
         )
-    if not path.is_file():
+    if not is_regular(path):
         hint = (
             "It looks like a checkpoint: run `latentc export` on it first."
-            if (folder / "model_index.json").is_file()
+            if is_regular(folder / "model_index.json")
             else "Make one with `latentc export CHECKPOINT -o BUNDLE`."
         )
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. {hint}")
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise BundleError(f"{path} can't be read as JSON ({exc}). Export the checkpoint again.") from exc
-    version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
+    value = read_json(path, TABLE_BYTES, BundleError, AGAIN)
+    version = value.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"{path} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. "
             "Export the checkpoint again, or use the latentc that wrote it."
         )
-    content = {key: item for key, item in cast("dict[str, Any]", value).items() if key != SEAL}
-    if cast("dict[str, Any]", value).get(SEAL) != sha256_json(content):
+    content = {key: item for key, item in value.items() if key != SEAL}
+    if value.get(SEAL) != sha256_json(content):
         raise BundleError(f"{path} was changed: its digest isn't that of its content. Copy or export it again.")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as exc:
-        raise BundleError(f"{path}: {complaints(exc, Manifest)}. Export the checkpoint again.") from exc
+        raise BundleError(f"{path}: {complaints(exc, Manifest)}. {AGAIN}") from exc
     bundle = Bundle(folder, manifest)
     for name in manifest.files:
         check_path(folder, name)
@@ -241,10 +242,22 @@ def check_path(folder: Path, name: str) -> None:
     Source: the four CVEs of ONNX external data (2022-25882, 2024-27318, 2026-34446, 2026-34447).
     """
     path = folder / name
-    if leads_out(folder, name):
+    try:
+        out = leads_out(folder, name)
+        linked = not out and (path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1))
+    except (OSError, ValueError, RuntimeError) as exc:  # a name that is too long or has a NUL, or a loop of links
+        raise BundleError(f"{name!r} is no name of a file of {folder} ({exc}). {AGAIN}") from exc
+    if out:
         raise BundleError(f"{name!r} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
-    if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+    if linked:
         raise BundleError(f"{path} is a link; a bundle holds plain files only. Copy the file itself.")
+
+
+def _resolved(folder: Path | str) -> Path:
+    try:
+        return Path(folder).resolve()
+    except (OSError, ValueError, RuntimeError) as exc:  # a loop of links, a NUL
+        raise BundleError(f"{folder} can't be opened ({exc}). Check the path.") from exc
 
 
 def leads_out(folder: Path, name: str) -> bool:

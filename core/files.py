@@ -15,15 +15,19 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from .errors import LatentcError
+from .reading import INFINITE, NAN, TABLE_BYTES, parse_json, read_bounded, regular
 
 CHUNK_BYTES = 8 << 20
 SEAL = "digest"
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hex SHA-256 of a file, read in pieces; `on_bytes` is told how many bytes each piece had."""
+    """Hex SHA-256 of a regular file, read in pieces; `on_bytes` gets the number of bytes of each piece.
+
+    Raises `OSError`, and `ValueError` for what isn't a regular file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path) as file:
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
             if on_bytes:
@@ -69,7 +73,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote; raises `ValueError` where it isn't that, and `OSError`."""
-    found: object = json.loads(path.read_text(encoding="utf-8"))
+    found = parse_json(read_bounded(path, TABLE_BYTES), constants=(*INFINITE, *NAN))  # a figure of dB may be infinite
     value = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     if value.pop(SEAL, None) != sha256_json(value):
         raise ValueError(f"{path} isn't what was written")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+MOST = 5
+"""Complaints that are listed of one file."""
+LONGEST = 80
 
 
 class Record(BaseModel):
@@ -16,16 +21,26 @@ class Record(BaseModel):
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
     """Say what is wrong with a record in words: each key, what was found, and the near name if it is a slip."""
-    return "; ".join(_complaint(error, model) for error in exc.errors())
+    errors = exc.errors()
+    more = [f"and {len(errors) - MOST} more"] if len(errors) > MOST else []
+    return "; ".join([*(_complaint(error, model) for error in errors[:MOST]), *more])
+
+
+def shown(value: object) -> str:
+    """A value from a file as an error shows it: in Python's notation, and no longer than a line."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    text = reprlib.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _complaint(error: ErrorDetails, model: type[BaseModel]) -> str:
     location, message, found = error["loc"], error["msg"], error["input"]
-    where = ".".join(str(step) for step in location)
+    where = ".".join(str(step)[:LONGEST] for step in location)
     if error["type"] != "extra_forbidden":
         message = f"{message[:1].lower()}{message[1:]}"
         if isinstance(found, int | float) and message.startswith("input should "):
-            message = f"{found} {message.removeprefix('input ')}"
+            message = f"{shown(found)} {message.removeprefix('input ')}"
         return f"{where}: {message}" if where else error["msg"]
     known = _keys(model, location[:-1])
     close = difflib.get_close_matches(str(location[-1]), known, n=1)

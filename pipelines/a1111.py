@@ -23,6 +23,11 @@ from .complete import size_and_seed
 
 NEGATIVE = "Negative prompt:"
 
+MAX_PAIRS = 1000
+"""Pairs that are read; the web UI writes a few dozen."""
+MAX_VALUE = 1 << 16
+"""Characters of a quoted value."""
+
 _SAMPLERS = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
@@ -53,6 +58,8 @@ class Parsed:
 
     request: Request
     rest: Mapping[str, str]
+    stated: frozenset[str]
+    """Fields of the request that the text says; the others have their defaults."""
 
 
 def write(request: Request, extra: Mapping[str, str]) -> str:
@@ -88,7 +95,7 @@ def parse(text: str) -> Parsed:
             continue
         values |= found
         del rest[key]
-    return Parsed(Request.model_validate(values), rest)
+    return Parsed(Request.model_validate(values), rest, frozenset(values))
 
 
 def _sampler_pairs(scheduler: str | None) -> dict[str, str]:
@@ -122,7 +129,10 @@ def _pairs(line: str) -> dict[str, str]:
     """The pairs `Key: value, Key: "quoted value"` of a line, in one pass."""
     pairs: dict[str, str] = {}
     at = 0
-    while (colon := line.find(":", at)) >= 0:
+    for _ in range(MAX_PAIRS):
+        colon = line.find(":", at)
+        if colon < 0:
+            break
         value, end = _value(line, colon + 1)
         if key := line[at:colon].strip(" ,"):
             pairs[key] = value
@@ -137,11 +147,11 @@ def _value(line: str, start: int) -> tuple[str, int]:
         start += 1
     if line[start : start + 1] in ('"', "{"):
         try:
-            found, end = json.JSONDecoder().raw_decode(line, start)
+            found, length = json.JSONDecoder().raw_decode(line[start : start + MAX_VALUE])
         except (ValueError, RecursionError):
             pass
         else:
-            return (found if isinstance(found, str) else line[start:end]), end
+            return (found if isinstance(found, str) else line[start : start + length]), start + length
     comma = line.find(",", start)
     end = len(line) if comma < 0 else comma
     return line[start:end].strip(), end
@@ -181,3 +191,5 @@ _READERS = {
     "Size": _size,
     "Sampler": _scheduler,
 }
+OWN_KEYS = (*_READERS, "Schedule type")
+"""Keys of the pairs that a request is read from."""

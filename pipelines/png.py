@@ -7,7 +7,6 @@ and `latentc`, exact JSON with what drew it. Both lie before the pixels.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,15 +23,14 @@ from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.files import sha256_json, write_bytes
-from ..core.record import Record
-from ..core.request import MAX_SIDE, Request, Result
-from .a1111 import parse, write
+from ..core.reading import parse_json
+from ..core.record import Record, complaints
+from ..core.request import Request, Result
+from .a1111 import OWN_KEYS, Parsed, parse, write
+from .chunks import read_texts
 from .complete import size_and_seed
 
 PARAMETERS, OURS = "parameters", "latentc"
-MAX_PIXELS = MAX_SIDE * MAX_SIDE
-MAX_BYTES = 1 << 29
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class Drawing(Record):
@@ -69,6 +67,10 @@ class Shown:
     """What latentc wrote beside it, if latentc drew it."""
     width: int
     height: int
+    notices: tuple[str, ...] = ()
+    """What is doubtful about the file, in sentences: records that disagree, or can't be read."""
+    differ: tuple[str, ...] = ()
+    """Fields that the text and latentc's own record say differently; `request` is the latter's."""
 
 
 def save(result: Result, bundle: Bundle, path: Path | str) -> tuple[Path, ...]:
@@ -129,10 +131,8 @@ def drawings(result: Result, bundle: Bundle) -> Iterator[Drawing]:
 
 def encoded(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], drawing: Drawing) -> bytes:
     """One image, [height, width, 3], as the bytes of a PNG with its request inside."""
-    text = write(drawing.request, {"Model": drawing.model, "Version": f"latentc {__version__}"})
     info = PngInfo()
-    # PNG's text has no NUL; the JSON below keeps it, escaped.
-    info.add_text(PARAMETERS, text.replace("\0", " "))
+    info.add_text(PARAMETERS, _text(drawing))
     info.add_text(OURS, drawing.model_dump_json(ensure_ascii=True))
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
@@ -142,65 +142,60 @@ def encoded(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], drawing: Dra
 def read(path: Path | str) -> Shown:
     """The request inside a PNG, drawn by latentc or by any tool that writes AUTOMATIC1111's form.
 
-    Exact JSON wins over the text. Raises `RequestError` for a file that isn't a PNG, is damaged or too
-    large, or says nothing of how it was drawn.
+    Exact JSON wins over the text; where they disagree, `notices` says so. No pixel is decoded. Raises `RequestError`
+    for a file that isn't a PNG, is damaged or too large, or says nothing of how it was drawn.
     """
-    path = Path(path)
-    width, height, chunks = _chunks(path)
-    text = chunks.get(PARAMETERS, "")
-    drawing = _drawing(chunks.get(OURS))
-    if drawing is None and PARAMETERS not in chunks:
-        others = ", ".join(sorted(chunks)[:8])
+    found = read_texts(path, (PARAMETERS, OURS))
+    text = found.texts.get(PARAMETERS, "")
+    drawing, why = _drawing(found.texts.get(OURS))
+    if drawing is None and PARAMETERS not in found.texts:
+        others = ", ".join(sorted(found.keys)[:8])
         raise RequestError(
             f"{path} has no parameters: it doesn't say how it was drawn (text chunks: {others or 'none'}). "
             "Show a PNG that latentc or the AUTOMATIC1111 web UI saved; editors often drop its text."
         )
     parsed = parse(text)
-    return Shown(drawing.request if drawing else parsed.request, text, parsed.rest, drawing, width, height)
+    notices = list(found.notices)
+    differ = _differences(drawing, parsed) if drawing and PARAMETERS in found.texts else []
+    if differ:
+        notices.append(
+            f"Its two records disagree about {', '.join(differ)}: the text was edited, or belongs to another picture. "
+            "The request is that of latentc's own record."
+        )
+    if why:
+        notices.append(f"Its latentc record can't be read ({why}): the request is that of the text.")
+    request = drawing.request if drawing else parsed.request
+    return Shown(request, text, parsed.rest, drawing, found.width, found.height, tuple(notices), tuple(differ))
 
 
 def _prefixed(versions: Mapping[str, str]) -> dict[str, str]:
     return {f"export {name}": version for name, version in versions.items()}
 
 
-def _drawing(text: str | None) -> Drawing | None:
+def _drawing(text: str | None) -> tuple[Drawing | None, str]:
+    """What latentc wrote; where that can't be read, None and why."""
     if text is None:
-        return None
+        return None, ""
     try:
-        return Drawing.model_validate_json(text)
-    except (ValidationError, RequestError):  # of another version, or edited: the parameters still hold
-        return None
+        parse_json(text)
+        return Drawing.model_validate_json(text), ""
+    except ValidationError as exc:  # of another version, or edited: the parameters still hold
+        return None, complaints(exc, Drawing)
+    except (RequestError, ValueError) as exc:
+        return None, str(exc)
 
 
-def _chunks(path: Path) -> tuple[int, int, dict[str, str]]:
-    """Width, height and text chunks, with no pixels decoded where the text lies before them."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError as exc:
-        raise RequestError(f"{path} can't be read ({exc.strerror or exc}). Check the path.") from exc
-    if not head.startswith(_SIGNATURE) or len(head) < 24:
-        raise RequestError(f"{path} is not a PNG. Only PNG files hold a request; a converted copy has lost it.")
-    width, height = struct.unpack(">II", head[16:24])
-    if width * height > MAX_PIXELS or size > MAX_BYTES:
-        raise RequestError(
-            f"{path} is {width}x{height} pixels in {size:,} bytes; {MAX_SIDE}x{MAX_SIDE} in {MAX_BYTES:,} are the most "
-            "that is read. Show a smaller one."
-        )
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            found = _texts(image.info)
-            if not found.keys() & {PARAMETERS, OURS}:
-                image.load()  # some tools put the text behind the pixels
-                found |= _texts(image.info)
-    except Exception as exc:  # whatever the library makes of damaged files
-        raise RequestError(f"{path} is a damaged PNG ({exc}). Fetch or save it again.") from exc
-    return width, height, found
+def _differences(drawing: Drawing, found: Parsed) -> list[str]:
+    """What the text says otherwise than it was written for this drawing; a key that it lacks says nothing."""
+    wrote = parse(_text(drawing))
+    names = [name for name in sorted(found.stated) if getattr(found.request, name) != getattr(wrote.request, name)]
+    return names + [key for key in (*OWN_KEYS, "Model") if key in found.rest and found.rest[key] != wrote.rest.get(key)]
 
 
-def _texts(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
-    return {key: str(value) for key, value in info.items() if isinstance(key, str) and isinstance(value, str)}
+def _text(drawing: Drawing) -> str:
+    """The `parameters` chunk of a drawing. PNG's text has no NUL; the JSON beside it keeps it, escaped."""
+    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
+    return write(drawing.request, made).replace("\0", " ")
 
 
 def _write(target: Path, content: bytes) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, field_validator
 
 from ..core.errors import ProfileError
+from ..core.reading import is_regular, read_toml
 from ..core.record import Record, complaints, near
 from ..core.tensors import Precision
 
@@ -19,6 +20,9 @@ FLOORS_DB: dict[Precision, float] = {"f32": 90.0, "f16": 40.0, "bf16": 30.0}
 """Parity floors by precision where a profile states none. Sound engines reach 120 in f32, 65 in f16 and 36 in bf16, the
 last on models of random weights; trained ones come to 45 (docs/power.md).
 """
+
+PROFILE_BYTES = 1 << 16
+"""Limit of a profile's file: the package's have less than 2 kB."""
 
 OWN = "own"
 """As a size: the one that the model was made for."""
@@ -30,7 +34,7 @@ Option = bool | int | float | str
 class Shapes(Record):
     """Picture sizes to build for."""
 
-    sizes: tuple[Size, ...] = ()
+    sizes: Annotated[tuple[Size, ...], Field(max_length=64)] = ()
     """`WIDTHxHEIGHT` in pixels, or `own`, each a static engine of its own; none: one engine for every size."""
     images: int = Field(default=1, ge=1, le=64)
     """Pictures drawn at once, for static sizes."""
@@ -121,17 +125,14 @@ def load_profile(name: str) -> Profile:
     """
     own = name.endswith(".toml")
     path = Path(name) if own else FOLDER / f"{name}.toml"
-    if own and not path.is_file():
+    if own and not os.path.lexists(path):
         raise ProfileError(f"There is no file {name}. Check the path; to take a shipped profile, leave .toml out.")
-    if not path.is_file() or not (own or re.fullmatch(r"[\w.-]+", name)):
+    if not own and not (is_regular(path) and re.fullmatch(r"[\w.-]+", name)):
         raise ProfileError(
             f"There is no profile {name!r}. {near(name, profile_names())}`latentc profiles` lists them; a file of "
             "your own ends in .toml."
         )
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ProfileError(f"{path} can't be read as TOML: {exc}.") from exc
+    value = read_toml(path, PROFILE_BYTES, ProfileError, "`latentc profiles` lists those that come with the package.")
     if "name" in value:
         raise ProfileError(f"{path}: unknown key 'name': a profile's name is its file's, here {path.stem!r}.")
     try:

@@ -9,10 +9,11 @@ chunks. A whole-prompt embedding (SDXL's `text_embeds`) is that of the first chu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,18 @@ from tokenizers import Tokenizer
 
 from ..core.bundle import Bundle, Model, TextEncoder
 from ..core.errors import BundleError, RequestError
+from ..core.reading import TABLE_BYTES, read_small
+from ..core.record import shown
 from ..core.tensors import Array
+from ..core.vocabulary import check_tokenizer, mapped
 from .finite import check_finite
 
 LENGTH = 77
 MAX_CHUNKS = 20
 MAX_CHARACTERS = 100_000
+MAX_LENGTH = 4096
+MOST_TOKENS = 64
+"""Of one character: Unicode makes at most 18 of it, of at most 3 bytes each."""
 
 Call = Callable[[str, Mapping[str, Array]], dict[str, Array]]
 """Runs a part on these feeds."""
@@ -117,31 +124,41 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
     path = bundle.folder / encoder.tokenizer / "tokenizer.json"
     again = "Export the checkpoint again."
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as exc:  # the library raises a bare Exception for whatever is wrong
+        said = check_tokenizer(read_small(path, TABLE_BYTES, BundleError, again))
+    except ValueError as exc:
         raise BundleError(f"{path} can't be read as a tokenizer ({exc}). {again}") from exc
-    padding = cast("dict[str, Any] | None", tokenizer.padding)  # pyright: ignore[reportUnknownMemberType]
+    padding: object = said.get("padding")
     # Whatever the file says of cutting and filling would change `encode`; both are done here, in numpy.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    frame = tokenizer.encode("").ids
+    said |= {"truncation": None, "padding": None}
+    with mapped(BundleError, f"{path} can't be read as a tokenizer", again):
+        tokenizer = Tokenizer.from_str(json.dumps(said))
+        frame = tokenizer.encode("").ids
     if len(frame) != 2:
         raise BundleError(f"{path} frames a prompt with {len(frame)} tokens; 2 were expected: start and end. {again}")
+    if not all(number < tokenizer.get_vocab_size() for number in frame):
+        raise BundleError(f"{path} frames a prompt with ids {frame}, which its vocabulary doesn't have. {again}")
     name = _pad_token(bundle.json(f"{encoder.tokenizer}/tokenizer_config.json"))
-    pad: int | None = padding["pad_id"] if name is None and padding else tokenizer.token_to_id(name or "")
-    if pad is None:
-        raise BundleError(f"{path} has no id for the padding token {name!r} of tokenizer_config.json. {again}")
+    filled = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
+    pad = filled if name is None else tokenizer.token_to_id(name) if isinstance(name, str) else None
+    if type(pad) is not int or not 0 <= pad < tokenizer.get_vocab_size():
+        raise BundleError(f"{path} has no id for the padding token {shown(name)} of tokenizer_config.json. {again}")
     return Vocabulary(tokenizer, frame[0], frame[1], pad, _length(bundle, encoder))
 
 
-def _pad_token(config: Mapping[str, Any]) -> str | None:
+def _pad_token(config: Mapping[str, object]) -> object:
     token = config.get("pad_token")
-    return cast("dict[str, str]", token)["content"] if isinstance(token, dict) else token
+    return cast("dict[str, object]", token).get("content") if isinstance(token, dict) else token
 
 
 def _length(bundle: Bundle, encoder: TextEncoder) -> int:
+    """Ids in a row of the text encoder's input; raises `BundleError` where that has no room for a prompt."""
     for tensor in bundle.part(encoder.part).inputs:
-        if tensor.name == "input_ids" and isinstance(tensor.shape[-1], int):
+        if tensor.name == "input_ids" and tensor.shape and isinstance(tensor.shape[-1], int):
+            if not 3 <= tensor.shape[-1] <= MAX_LENGTH:
+                raise BundleError(
+                    f"{encoder.part} of {bundle.folder} reads {tensor.shape[-1]:,} ids at once; 3 to {MAX_LENGTH:,} "
+                    "were expected. Export the checkpoint again."
+                )
             return tensor.shape[-1]
     return LENGTH
 
@@ -156,7 +173,13 @@ def _ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
         prompt.encode()
     except UnicodeEncodeError as exc:
         raise RequestError(f"The prompt isn't Unicode text ({exc.reason} at {exc.start}). Remove that.") from exc
-    ids = vocabulary.tokenizer.encode(prompt, add_special_tokens=False).ids
+    with mapped(BundleError, "The bundle's tokenizer failed", "Export the checkpoint again."):
+        ids = vocabulary.tokenizer.encode(prompt, add_special_tokens=False).ids
+    if len(ids) > MOST_TOKENS * len(prompt):
+        raise BundleError(
+            f"The bundle's tokenizer makes {len(ids):,} tokens of {len(prompt):,} characters, so it isn't CLIP's. "
+            "Export the checkpoint again."
+        )
     if len(ids) > limit:
         raise RequestError(
             f"The prompt has {len(ids):,} tokens; {limit:,} at most are drawn "

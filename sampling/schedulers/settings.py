@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError
 
 from ...core.errors import ProfileError
-from ...core.record import Record, complaints, suggest
+from ...core.record import Record, complaints, shown, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .protocol import Schedule
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
+MAX_TIMESTEPS = 100_000
+"""That a model was trained on: all of them are held in memory; published ones have 1000."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ramp = Literal["karras", "exponential", "beta", "lu"]
 
 RAMPS: dict[Ramp, str] = {
@@ -34,45 +38,45 @@ class Settings(Record, strict=True):
     """One scheduler's configuration; a key its class doesn't know keeps a default that does nothing."""
 
     # What the denoiser was trained on.
-    num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
+    num_train_timesteps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS)] = 1000
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0001
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    trained_betas: list[float] | None = None
+    trained_betas: Annotated[list[Finite], Field(max_length=MAX_TIMESTEPS)] | None = None
     rescale_betas_zero_snr: bool = False
     prediction_type: Prediction = "epsilon"
     timestep_type: Literal["discrete", "continuous"] = "discrete"
 
     # Where on that training schedule the steps fall.
     timestep_spacing: Literal["linspace", "leading", "trailing"] = "linspace"
-    steps_offset: Annotated[int, Field(ge=0)] = 0
+    steps_offset: Annotated[int, Field(ge=0, le=MAX_TIMESTEPS)] = 0
     interpolation_type: Literal["linear", "log_linear"] = "linear"
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     use_lu_lambdas: bool = False
-    sigma_min: Annotated[float, Field(gt=0)] | None = None
-    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    sigma_min: Annotated[Finite, Field(gt=0)] | None = None
+    sigma_max: Annotated[Finite, Field(gt=0)] | None = None
     lambda_min_clipped: float = float("-inf")
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     set_alpha_to_one: bool = True
-    original_inference_steps: Annotated[int, Field(ge=1)] = 50
+    original_inference_steps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] = 50
 
     # How a step is taken.
     clip_sample: bool = False
-    clip_sample_range: Annotated[float, Field(gt=0)] = 1.0
+    clip_sample_range: Annotated[Finite, Field(gt=0)] = 1.0
     # Without `learned` ones, which no denoiser of latents predicts, and `fixed_large_log`, which is
     # the logarithm of a variance where diffusers takes its root.
     variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] | None = None
     skip_prk_steps: bool = False
-    solver_order: Annotated[int, Field(ge=1)] = 2
+    solver_order: Annotated[int, Field(ge=1, le=10)] = 2
     algorithm_type: Literal["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"] = "dpmsolver++"
     solver_type: Literal["midpoint", "heun", "bh1", "bh2", "logrho"] = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
     predict_x0: bool = True
     disable_corrector: list[int] = Field(default_factory=list[int])
-    timestep_scaling: float = 10.0
+    timestep_scaling: Finite = 10.0
 
     @property
     def ramp(self) -> Ramp | None:
@@ -154,7 +158,7 @@ def settings(
     for key, value in said.items():
         if key in REFUSED and value:
             raise ProfileError(
-                f"The scheduler config says {key} = {value!r}, which isn't supported: {REFUSED[key]}. "
+                f"The scheduler config says {key} = {shown(value)}, which isn't supported: {REFUSED[key]}. "
                 "Use a checkpoint without it."
             )
         if key not in known and key not in REFUSED and key not in INERT:
@@ -163,7 +167,7 @@ def settings(
             )
         if key in FACTS and key not in sampler.keys and value != FACTS[key]:
             raise ProfileError(
-                f"The model was trained with {key} = {value!r}, which {sampler.class_name} can't honour. "
+                f"The model was trained with {key} = {shown(value)}, which {sampler.class_name} can't honour. "
                 "Choose another scheduler, such as 'euler'."
             )
     values = {**sampler.defaults, **{key: said[key] for key in said if key in sampler.keys}, **asks}

@@ -49,7 +49,7 @@ def test_a_damaged_manifest_says_what_is_wrong(own_bundle, edit_manifest, change
 def test_a_manifest_that_is_no_json(own_bundle):
     opened = own_bundle()
     (opened.folder / "latentc.json").write_text("{")
-    with pytest.raises(BundleError, match="can't be read as JSON"):
+    with pytest.raises(BundleError, match="is not valid JSON"):
         open_bundle(opened.folder)
 
 

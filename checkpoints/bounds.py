@@ -1,0 +1,143 @@
+"""What numbers in a checkpoint's configs can be: compared before a library builds what they ask for.
+
+Counts of layers are bounded by the tensors that are stored: a layer has at least one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from typing import cast
+
+from ..core.errors import CheckpointError
+from ..core.record import shown
+from ..core.request import MAX_SIDE
+from .families import Config
+
+MAX_LEVELS = 8
+MAX_WIDTH = 1 << 16
+MAX_TIMESTEPS = 100_000
+
+_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
+_LAYERS = (
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "num_hidden_layers",
+)
+# Integers, alone or in lists, where a config has them: the least and the largest.
+_INTEGERS: dict[str, tuple[int, int]] = {
+    "in_channels": (1, 1024),
+    "out_channels": (1, 1024),
+    "latent_channels": (1, 1024),
+    "block_out_channels": (1, MAX_WIDTH),
+    "cross_attention_dim": (1, MAX_WIDTH),
+    "attention_head_dim": (1, MAX_WIDTH),
+    "norm_num_groups": (1, MAX_WIDTH),
+    "sample_size": (1, MAX_SIDE),
+    "time_cond_proj_dim": (1, MAX_WIDTH),
+    "addition_time_embed_dim": (1, MAX_WIDTH),
+    "projection_class_embeddings_input_dim": (1, MAX_WIDTH),
+    "hidden_size": (1, MAX_WIDTH),
+    "intermediate_size": (1, 4 * MAX_WIDTH),
+    "projection_dim": (0, MAX_WIDTH),
+    "num_attention_heads": (1, MAX_WIDTH),
+    "vocab_size": (1, 1 << 20),
+    "max_position_embeddings": (3, 4096),
+    "num_labels": (0, 10_000),
+}
+_SCHEDULER_INTEGERS: dict[str, tuple[int, int]] = {
+    "num_train_timesteps": (2, MAX_TIMESTEPS),
+    "steps_offset": (0, MAX_TIMESTEPS),
+    "original_inference_steps": (1, MAX_TIMESTEPS),
+    "solver_order": (1, 10),
+}
+# What the export's own schedule reads.
+_SCHEDULER_WORDS: dict[str, tuple[object, ...]] = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "rescale_betas_zero_snr": (True, False),
+    "set_alpha_to_one": (True, False),
+}
+
+
+def check_config(where: object, config: Config, tensors: int) -> None:
+    """Raise CheckpointError for a number that no model of so many stored tensors has.
+
+    `where` is the config's file, or the checkpoint whose shapes it was read off.
+    """
+    for key in _LISTS:
+        value = config.get(key)
+        if value is not None and not 0 < len(_listed(value)) <= MAX_LEVELS:
+            raise _refused(where, key, value, f"a list of 1 to {MAX_LEVELS} levels")
+    bounds = _INTEGERS | dict.fromkeys(_LAYERS, (0, tensors))
+    _check_integers(where, config, bounds)
+    layers = max(_integers(config.get("layers_per_block")), default=1)
+    deep = max((number for key in _LAYERS[1:3] for number in _integers(config.get(key))), default=1)
+    levels = len(config.get("block_out_channels", ()))
+    if levels and layers * levels * (1 + deep) > max(tensors, 8):
+        said = f"{layers} layers at each of {levels} levels, {deep} transformers deep"
+        raise CheckpointError(f"{where} asks for {said}, and {tensors:,} tensors are stored. {_ADVICE}")
+    scale = config.get("scaling_factor")
+    if scale is not None and not _number(scale, 1e-6, 1e6):
+        raise _refused(where, "scaling_factor", scale, "a positive number")
+
+
+def check_pixels(where: object, unet: Config, vae: Config) -> None:
+    """Raise CheckpointError for a UNet that says it draws larger pictures than a request can ask for."""
+    size, downscale = unet.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
+    if isinstance(size, int) and not 8 <= size * downscale <= MAX_SIDE:
+        raise _refused(where, "sample_size", size, f"8 to {MAX_SIDE} pixels, each {downscale} to a latent,")
+
+
+def check_scheduler(where: object, config: Config) -> None:
+    """Raise CheckpointError for a noise schedule of an unknown kind, or one that would take all memory."""
+    _check_integers(where, config, _SCHEDULER_INTEGERS)
+    for key, words in _SCHEDULER_WORDS.items():
+        value = config.get(key, words[0])
+        if not any(value is word or (isinstance(value, str) and value == word) for word in words):
+            raise _refused(where, key, value, " or ".join(map(str, words)))
+    for key in ("beta_start", "beta_end"):
+        if key in config and not _number(config[key], 0, 1):
+            raise _refused(where, key, config[key], "a number from 0 to 1")
+    betas = config.get("trained_betas")
+    listed = _listed(betas)
+    if betas is not None and not (0 < len(listed) <= MAX_TIMESTEPS and all(_number(beta, 0, 1) for beta in listed)):
+        raise _refused(where, "trained_betas", betas, f"at most {MAX_TIMESTEPS:,} numbers from 0 to 1")
+
+
+_ADVICE = "Compare it with the config that the checkpoint was published with."
+
+
+def _refused(where: object, key: str, value: object, expected: str) -> CheckpointError:
+    return CheckpointError(f"{where} says {key} = {shown(value)}, and {expected} was expected. {_ADVICE}")
+
+
+def _check_integers(where: object, config: Config, bounds: Mapping[str, tuple[int, int]]) -> None:
+    for key, (least, most) in bounds.items():
+        value = config.get(key)
+        if value is not None and not all(type(one) is int and least <= one <= most for one in _flat(value)):
+            raise _refused(where, key, value, f"integers from {least} to {most:,}")
+
+
+def _integers(value: object) -> list[int]:
+    return [one for one in _flat(value) if isinstance(one, int)]
+
+
+def _listed(value: object) -> list[object]:
+    """The list, or an empty one where it is anything else."""
+    return list(cast("list[object]", value)) if isinstance(value, list | tuple) else []
+
+
+def _flat(value: object) -> Generator[object]:
+    """The values in lists of lists; anything else alone."""
+    if isinstance(value, list | tuple):
+        for inner in cast("list[object]", value):
+            yield from _flat(inner)
+    else:
+        yield value
+
+
+def _number(value: object, least: float, most: float) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast("float", value)) and least <= cast("float", value) <= most
