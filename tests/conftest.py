@@ -13,7 +13,9 @@ from filelock import FileLock
 from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
 from latentc.core.bundle import Bundle, FileInfo, digest, open_bundle
-from latentc.core.files import sha256
+from latentc.core.files import read_sealed, sha256, write_sealed
+from latentc.core.records import GraphFigure, graph_key, remember, state_folder
+from latentc.core.references import stored_at
 from latentc.export.export import export
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -89,7 +91,11 @@ def exported(shared, checkpoint):
 
     def make(family: str) -> Bundle:
         source = family if family in SHIPPED else checkpoint(family)
-        return open_bundle(shared(f"{family}.bundle", lambda folder: export(str(source), folder)))
+        opened = open_bundle(shared(f"{family}.bundle", lambda folder: export(str(source), folder)))
+        for name, part in opened.manifest.parts.items():  # as the export itself remembers, on the machine that made it
+            key = graph_key(part.digest, opened.manifest.files[stored_at(name)].sha256)
+            remember(key, GraphFigure(psnr_db=part.psnr_db, worst="", run_by="the export"))
+        return opened
 
     return make
 
@@ -109,12 +115,17 @@ def bundle(exported, tmp_path_factory):
 
 
 @pytest.fixture
-def own_bundle(exported, tmp_path):
-    """`own_bundle(family)`: a copy without engines, to change at will."""
+def own_bundle(exported, tmp_path, monkeypatch):
+    """`own_bundle(family)`: a copy without engines, to change at will, on a machine that proved nothing but exports."""
 
     def make(family: str = "sd1") -> Bundle:
-        folder = tmp_path / "own.bundle"
+        folder, state = tmp_path / "own.bundle", tmp_path / "state"
         shutil.copytree(exported(family).folder, folder)
+        if not state.exists():
+            (state / "proofs").mkdir(parents=True)
+            for path in (state_folder() / "proofs").glob("graph-*.json"):
+                shutil.copyfile(path, state / "proofs" / path.name)
+            monkeypatch.setenv("LATENTC_STATE", str(state))
         return open_bundle(folder)
 
     return make
@@ -126,9 +137,9 @@ def edit_manifest():
 
     def edit(opened: Bundle, change) -> None:
         path = opened.folder / "latentc.json"
-        value = json.loads(path.read_text())
+        value = read_sealed(path)
         change(value)
-        path.write_text(json.dumps(value))
+        write_sealed(path, value)
 
     return edit
 
@@ -149,10 +160,10 @@ def perturb():
         values = np.frombuffer(bytes(content[begin:end]), np.float32)
         content[begin:end] = change(values).astype(np.float32).tobytes()
         data.write_bytes(content)
-        manifest = json.loads((bundle.folder / "latentc.json").read_text())
+        manifest = read_sealed(bundle.folder / "latentc.json")
         manifest["files"][f"{part}/model.onnx_data"]["sha256"] = sha256(data)
         files = {name: FileInfo(**info) for name, info in manifest["files"].items() if name.startswith(f"{part}/")}
         manifest["parts"][part]["digest"] = digest(files)
-        (bundle.folder / "latentc.json").write_text(json.dumps(manifest))
+        write_sealed(bundle.folder / "latentc.json", manifest)
 
     return change_one

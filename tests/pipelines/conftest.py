@@ -93,6 +93,7 @@ class NumpyEngines:
     feeds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     bound: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     closed: bool = False
+    notices: tuple[str, ...] = ()
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> NumpyEngine:
         for shape in shapes.values():
@@ -110,6 +111,7 @@ class NumpyEngines:
 def _part(name: str, inputs: dict[str, tuple[int | str, ...]]) -> Part:
     return Part(
         path=f"{name}/model.onnx",
+        role={"unet": "denoiser", "vae_decoder": "decoder"}.get(name, "text_encoder"),
         opset=23,
         weights="f32",
         parameters=1,
@@ -117,6 +119,8 @@ def _part(name: str, inputs: dict[str, tuple[int | str, ...]]) -> Part:
         outputs=(),
         digest=f"digest of {name}",
         psnr_db=100.0,
+        proved="",
+        bf16_db=50.0,
     )
 
 
