@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
+from ..core.telemetry import switch_off_events
 from ..core.tensors import Array, psnr_db
 
 FLOOR_DB = 60.0
@@ -45,6 +46,7 @@ def check(part: str, graph: Path, feeds: Mapping[str, Array], reference: Mapping
     Raises `ParityError` below 60 dB, naming the part and the output.
     """
     ort: Any = import_module("onnxruntime")
+    switch_off_events(ort)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
