@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .core.telemetry import switch_off as _switch_off
+
 if TYPE_CHECKING:
     from .compiler.build import build
     from .core.bundle import Bundle, open_bundle
@@ -46,6 +48,9 @@ __all__ = [
     "load_profile",
     "open_bundle",
 ]
+
+
+_switch_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,15 +10,12 @@ that triggers it. What each recipe's own rounding does to the same pictures stan
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,10 +33,8 @@ from ..core.progress import quiet
 from ..core.records import STATE
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
-from ..export.export import export
-from ..profiles import Profile, load_profile
+from ..profiles import Profile
 from ..runtimes import Job, runtime
-from ..runtimes.machine import machine
 from ..sampling.draw import draw, latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
 
@@ -48,6 +43,7 @@ UNET, DECODER, ENCODER, TEXT = "unet", "vae_decoder", "vae_encoder", "text_encod
 HOST = "host"
 PROMPT = "two small red houses on the left in a meadow at sunset"
 STEPS, GUIDANCE, SEED = 20, 4.0, 7
+
 
 @dataclass
 class Graph:

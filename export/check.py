@@ -15,6 +15,7 @@ from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
 from ..core.records import GraphFigure
 from ..core.references import Case
+from ..core.telemetry import switch_off_events
 from ..core.tensors import PERFECT_DB, Array, psnr_db
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
     Raises `ParityError` below 90 dB, naming the part, the case and the output.
     """
     ort: Any = import_module("onnxruntime")
+    switch_off_events(ort)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")

@@ -31,6 +31,7 @@ from ..core.graph_rules import check_engine_graph
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.record import suggest
+from ..core.telemetry import switch_off_events
 from ..core.tensors import Array, Precision
 from .base import PLACEMENT, Costs, Job, Option, Target
 from .border import border, first_line
@@ -384,5 +385,6 @@ def _library() -> Any:
     import onnxruntime
 
     library: Any = onnxruntime
+    switch_off_events(library)
     library.InferenceSession  # noqa: B018  a folder that lost its files still imports
     return library

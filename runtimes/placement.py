@@ -26,6 +26,7 @@ import numpy as np
 from ..core.bundle import Model
 from ..core.errors import CompileError, RuntimeMissing
 from ..core.shapes import shape_of
+from ..core.telemetry import switch_off_events
 from ..core.tensors import Array, Precision
 from .base import Target
 from .border import border, first_line
@@ -261,4 +262,6 @@ class DeviceCall:
 
 
 def _library() -> Any:
-    return import_module("onnxruntime")
+    library = import_module("onnxruntime")
+    switch_off_events(library)
+    return library

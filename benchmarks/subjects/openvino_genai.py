@@ -11,10 +11,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, command, serve_subject
 from .exported import MAKE, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
+OPTIMUM = "benchmarks.subjects.optimum_cli"
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 
 
@@ -37,7 +38,7 @@ class OpenVINOGenAI:
 
         def export(folder: Path) -> None:
             order = ("--model", brief.checkpoint, "--task", "text-to-image", "--weight-format", "fp16", str(folder))
-            program = (sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino")
+            program = (*command(Path(sys.executable), OPTIMUM), "export", "openvino")
             done = subprocess.run(
                 [*program, *order], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
             )
