@@ -1,0 +1,389 @@
+"""Faults to plant in a bundle's graphs and files, for the power test (`power.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.bundle import MANIFEST
+from ..core.files import read_sealed, write_sealed
+from ..core.tensors import Array
+
+UNET, DECODER, ENCODER, TEXT = "unet", "vae_decoder", "vae_encoder", "text_encoder"
+HOST = "host"
+PROMPT = "two small red houses on the left in a meadow at sunset"
+
+
+@dataclass
+class Graph:
+    """A part's graph and weights, to be changed at will."""
+
+    model: Any
+    weights: dict[str, Array]
+    count: int = 0
+
+    def add(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
+        """A node at the end; gives the name of its output."""
+        from onnx import helper
+
+        self.count += 1
+        name = to or f"planted.{self.count}"
+        self.model.graph.node.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def cast(self, value: str, kind: int, to: str = "") -> str:
+        """A value in another type, by ONNX's number of it; gives its name."""
+        from onnx import helper
+
+        self.count += 1
+        name = to or f"planted.{self.count}"
+        self.model.graph.node.append(helper.make_node("Cast", [value], [name], to=kind))
+        return name
+
+    def constant(self, value: Any, kind: str = "float32") -> str:
+        """An initializer; gives its name."""
+        from onnx import numpy_helper
+
+        self.count += 1
+        name = f"planted.{self.count}"
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, kind), name))
+        return name
+
+    def output(self, name: str) -> str:
+        """Free the name of an output for another node; gives what the sound value is called now."""
+        hidden = f"{name}.sound"
+        for node in self.model.graph.node:
+            for names in (node.input, node.output):
+                for index, each in enumerate(names):
+                    if each == name:
+                        names[index] = hidden
+        return hidden
+
+    def replace(self, name: str, other: str, *, but: frozenset[str] = frozenset()) -> None:
+        """Feed `other` wherever `name` is fed; not to the nodes that give `but`."""
+        for node in self.model.graph.node:
+            if not but & set(node.output):
+                for index, each in enumerate(node.input):
+                    if each == name:
+                        node.input[index] = other
+
+    def first(self, *names: str) -> None:
+        """Move the nodes that give these to the beginning: what they feed comes later."""
+        nodes = list(self.model.graph.node)
+        moved = [node for node in nodes if set(node.output) & set(names)]
+        kept = [node for node in nodes if not set(node.output) & set(names)]
+        del self.model.graph.node[:]
+        self.model.graph.node.extend([*moved, *kept])
+
+    def where(self, condition: str, wrong: str, name: str) -> None:
+        """The wrong value of an output where a condition holds, else the sound one."""
+        self.add("Where", condition, wrong, f"{name}.sound", to=name)
+
+    def axis(self, name: str, index: int) -> str:
+        """The size of an axis, int64 [1]."""
+        return self.add("Shape", name, start=index, end=index + 1)
+
+
+Change = Callable[[Graph], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and a request that triggers it."""
+
+    name: str
+    part: str
+    """What is changed: a part's graph, or `host`: the manifest and the files that the host reads."""
+    change: Callable[[Any], None]
+    request: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the request asks for beside prompt and seed."""
+    engine: bool = False
+    """Whether it is in the engine alone: the bundle is sound, and the engine's header says that it was proved."""
+
+
+def gain(factor: float, name: str) -> Change:
+    """An output times a factor."""
+
+    def change(graph: Graph) -> None:
+        graph.add("Mul", graph.output(name), graph.constant(factor), to=name)
+
+    return change
+
+
+def only(name: str, condition: Callable[[Graph], str], factor: float = 1.3) -> Change:
+    """An output times a factor, where a condition on the inputs holds."""
+
+    def change(graph: Graph) -> None:
+        sound = graph.output(name)
+        graph.where(condition(graph), graph.add("Mul", sound, graph.constant(factor)), name)
+
+    return change
+
+
+def timestep(low: float, high: float) -> Callable[[Graph], str]:
+    """Whether the timestep lies between two."""
+
+    def condition(graph: Graph) -> str:
+        above = graph.add("Greater", "timestep", graph.constant([low]))
+        return graph.add("And", above, graph.add("Less", "timestep", graph.constant([high])))
+
+    return condition
+
+
+def larger(name: str, axis: int, size: int) -> Callable[[Graph], str]:
+    """Whether an axis of an input is larger than that."""
+    return lambda graph: graph.add("Greater", graph.axis(name, axis), graph.constant([size], "int64"))
+
+
+def unequal(name: str) -> Callable[[Graph], str]:
+    """Whether height and width of an input differ."""
+
+    def condition(graph: Graph) -> str:
+        return graph.add("Not", graph.add("Equal", graph.axis(name, 2), graph.axis(name, 3)))
+
+    return condition
+
+
+def other_than(name: str, axis: int, size: int) -> Callable[[Graph], str]:
+    """Whether an axis of an input is of another size."""
+    return lambda graph: graph.add("Not", graph.add("Equal", graph.axis(name, axis), graph.constant([size], "int64")))
+
+
+def weight(pattern: str, change: Callable[[Array], Array]) -> Change:
+    """The first weights whose name ends so, and that are large enough to be kept beside the graph, changed."""
+
+    def planted(graph: Graph) -> None:
+        name = next(name for name in graph.weights if name.removesuffix(".f16").endswith(pattern))
+        graph.weights[name][...] = change(graph.weights[name].astype(np.float32))
+
+    return planted
+
+
+def same_prompt(graph: Graph) -> None:
+    """All rows are given the first row's embedding, so that guidance adds nothing."""
+    name = "encoder_hidden_states"
+    zero, one = graph.constant([0], "int64"), graph.constant([1], "int64")
+    first, shape = graph.add("Slice", name, zero, one, zero), graph.add("Shape", name)
+    same = graph.add("Expand", first, shape)
+    graph.replace(name, same, but=frozenset({first, shape}))
+    graph.first(first, shape, same)
+
+
+def no_prompt(graph: Graph) -> None:
+    """The prompt's embedding is zeros."""
+    name = "encoder_hidden_states"
+    zero = graph.add("Mul", name, graph.constant(0.0))
+    graph.replace(name, zero, but=frozenset({zero}))
+    graph.first(zero)
+
+
+def first_chunk_only(graph: Graph) -> None:
+    """Only the first 77 tokens of the embedding are read."""
+    name = "encoder_hidden_states"
+    cut = graph.add(
+        "Slice", name, graph.constant([0], "int64"), graph.constant([77], "int64"), graph.constant([1], "int64")
+    )
+    graph.replace(name, cut, but=frozenset({cut}))
+    graph.first(cut)
+
+
+def without_guidance(graph: Graph) -> None:
+    """The mean over the rows is answered for each: positive less negative is nothing."""
+    sound = graph.output("out_sample")
+    mean = graph.add("ReduceMean", sound, graph.constant([0], "int64"))
+    graph.add("Expand", mean, graph.add("Shape", sound), to="out_sample")
+
+
+def swapped_rows(graph: Graph) -> None:
+    """Rows are answered in reverse order."""
+    backward = [graph.constant([each], "int64") for each in (-1, -(2**31) + 1, 0, -1)]
+    graph.add("Slice", graph.output("out_sample"), *backward, to="out_sample")
+
+
+def narrowed(name: str) -> Change:
+    """An output is rounded to f16."""
+
+    def change(graph: Graph) -> None:
+        half = graph.cast(graph.output(name), 10)
+        graph.cast(half, 1, to=name)
+
+    return change
+
+
+def clipped(low: float, high: float, name: str) -> Change:
+    """An output is clipped."""
+
+    def change(graph: Graph) -> None:
+        graph.add("Clip", graph.output(name), graph.constant(low), graph.constant(high), to=name)
+
+    return change
+
+
+def attribute(op: str, name: str, value: Any, index: int = 0) -> Change:
+    """An attribute of the n-th node of its kind."""
+
+    def change(graph: Graph) -> None:
+        from onnx import helper
+
+        node = [node for node in graph.model.graph.node if node.op_type == op][index]
+        kept = [each for each in node.attribute if each.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
+def upside_down(graph: Graph) -> None:
+    """The picture is upside down."""
+    backward = [graph.constant([each], "int64") for each in (-1, -(2**31) + 1, 2, -1)]
+    graph.add("Slice", graph.output("sample"), *backward, to="sample")
+
+
+def swapped_colours(graph: Graph) -> None:
+    """Blue, green, red."""
+    graph.add("Gather", graph.output("sample"), graph.constant([2, 1, 0], "int64"), to="sample", axis=1)
+
+
+def shifted(amount: float, name: str) -> Change:
+    """An output plus a number."""
+
+    def change(graph: Graph) -> None:
+        graph.add("Add", graph.output(name), graph.constant(amount), to=name)
+
+    return change
+
+
+def other_id(old: int, new: int) -> Change:
+    """One token id is read as another."""
+
+    def change(graph: Graph) -> None:
+        one = graph.add("Equal", "input_ids", graph.constant(old, "int64"))
+        read = graph.add("Where", one, graph.constant(new, "int64"), "input_ids")
+        graph.replace("input_ids", read, but=frozenset({one, read}))
+        graph.first(one, read)
+
+    return change
+
+
+def swapped_words(folder: Path) -> None:
+    """Two tokens of the tokenizer change places."""
+    path = folder / "tokenizer" / "tokenizer.json"
+    read = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = read["model"]["vocab"]
+    first, second = "red</w>", "houses</w>"
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8")
+
+
+def manifest(*path: str, value: Any) -> Callable[[Path], None]:
+    """Another value in the manifest."""
+
+    def change(folder: Path) -> None:
+        read = read_sealed(folder / MANIFEST)
+        at = read
+        for step in path[:-1]:
+            at = at[step]
+        at[path[-1]] = value
+        write_sealed(folder / MANIFEST, read)
+
+    return change
+
+
+def json_file(name: str, old: str, new: str) -> Callable[[Path], None]:
+    """Other words in one of the host's files, its digest made to fit."""
+
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert old in text, f"{name} holds no {old!r}"
+        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+WIDE = {"width": 192, "height": 128}
+LONG = {"prompt": " and ".join([PROMPT] * 9)}
+HIGH, LOW = timestep(900, 1001), timestep(-1, 120)
+OUT, STATES, PICTURE = "out_sample", "last_hidden_state", "sample"
+SCHEDULER = "scheduler/scheduler_config.json"
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+
+
+def lost(values: Array) -> Array:
+    """Zeros."""
+    return values * 0
+
+
+def flipped_largest(values: Array) -> Array:
+    """The largest weight with the other sign."""
+    return np.where(np.abs(values) == np.abs(values).max(), -values, values)
+
+
+def borrowed_row(values: Array) -> Array:
+    """Row 400 is row 401's."""
+    return np.where(np.arange(len(values))[:, None] == 400, values[401], values)
+
+
+FAULTS = (
+    Fault("the prompt is zeros", UNET, no_prompt),
+    Fault("every row has one prompt, guidance adds nothing", UNET, same_prompt),
+    Fault("rows are averaged, guidance adds nothing", UNET, without_guidance),
+    Fault("negative and positive rows are swapped", UNET, swapped_rows),
+    Fault("a second chunk of the prompt isn't read", UNET, first_chunk_only, LONG),
+    Fault("wrong at the first timesteps only", UNET, only(OUT, HIGH)),
+    Fault("wrong at the last timesteps only", UNET, only(OUT, LOW)),
+    Fault("wrong between them only", UNET, only(OUT, timestep(400, 650))),
+    Fault("wrong for more than two rows", UNET, only(OUT, larger("sample", 0, 2)), {"count": 2}),
+    Fault("wrong for pictures that aren't square", UNET, only(OUT, unequal("sample")), WIDE),
+    Fault("wrong at other sizes than its own", UNET, only(OUT, other_than("sample", 3, 16)), WIDE),
+    Fault("wrong for long prompts", UNET, only(OUT, larger("encoder_hidden_states", 1, 77)), LONG),
+    Fault("1 % too large", UNET, gain(1.01, OUT)),
+    Fault("0.1 % too large", UNET, gain(1.001, OUT)),
+    Fault("rounded to f16", UNET, narrowed(OUT)),
+    Fault("clipped at 1", UNET, clipped(-1, 1, OUT)),
+    Fault("infinite at the first timesteps", UNET, only(OUT, HIGH, float("inf"))),
+    Fault("NaN at the last timesteps", UNET, only(OUT, LOW, float("nan"))),
+    Fault("keys of one block are 10 % too large", UNET, weight(f"{BLOCK}.attn2.to_k.weight", lambda w: w * 1.1)),
+    Fault("queries of one block are lost", UNET, weight(f"{BLOCK}.attn1.to_q.weight", lost)),
+    Fault("one convolution is transposed", UNET, weight("resnets.0.conv2.weight", lambda w: w.transpose(0, 1, 3, 2))),
+    Fault("one weight has the other sign", UNET, weight("mid_block.resnets.1.conv2.weight", flipped_largest)),
+    Fault("one block doesn't read the timestep", UNET, weight("mid_block.resnets.0.time_emb_proj.weight", lost)),
+    Fault("a group norm has another epsilon", UNET, attribute("GroupNormalization", "epsilon", 1e-2)),
+    Fault("a group norm has half the groups", UNET, attribute("GroupNormalization", "num_groups", 8)),
+    Fault("a layer norm has another epsilon", UNET, attribute("LayerNormalization", "epsilon", 0.1)),
+    Fault("one attention isn't scaled", UNET, attribute("Attention", "scale", 1.0)),
+    Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1)),
+    Fault("one token id is read as another", TEXT, other_id(300, 301)),
+    Fault("one embedding is another's", TEXT, weight("token_embedding.weight", borrowed_row)),
+    Fault("positions are shifted by one", TEXT, weight("position_embedding.weight", lambda w: np.roll(w, 1, axis=0))),
+    Fault("one layer's output is lost", TEXT, weight("layers.1.mlp.fc2.weight", lost)),
+    Fault("wrong for more than two rows", TEXT, only(STATES, larger("input_ids", 0, 2)), LONG),
+    Fault("embeddings are 2 % too large", TEXT, gain(1.02, STATES)),
+    Fault("blue and red are swapped", DECODER, swapped_colours),
+    Fault("upside down", DECODER, upside_down),
+    Fault("2 % brighter", DECODER, shifted(0.04, PICTURE)),
+    Fault("5 % more contrast", DECODER, gain(1.05, PICTURE)),
+    Fault("wrong for pictures that aren't square", DECODER, only(PICTURE, unequal("latent_sample")), WIDE),
+    Fault("clipped early", DECODER, clipped(-0.8, 0.8, PICTURE)),
+    Fault("a group norm has another epsilon", DECODER, attribute("GroupNormalization", "epsilon", 1e-2)),
+    Fault("moments are 1 % too large", ENCODER, gain(1.01, "latent_parameters")),
+    Fault("another scaling factor", HOST, manifest("model", "scaling_factor", value=0.3)),
+    Fault("v is taken for noise", HOST, json_file(SCHEDULER, "v_prediction", "epsilon")),
+    Fault("noise levels of another schedule", HOST, json_file(SCHEDULER, "0.02", "0.012")),
+    Fault("steps are spaced otherwise", HOST, json_file(SCHEDULER, "trailing", "leading")),
+    Fault("two words of the tokenizer are swapped", HOST, swapped_words),
+    Fault("an empty negative prompt is zeros", HOST, manifest("model", "zero_empty_negative", value=True)),
+    Fault("the prompt is zeros", UNET, no_prompt, engine=True),
+    Fault("every row has one prompt, guidance adds nothing", UNET, same_prompt, engine=True),
+    Fault("negative and positive rows are swapped", UNET, swapped_rows, engine=True),
+    Fault("wrong at the first timesteps only", UNET, only(OUT, HIGH), engine=True),
+    Fault("wrong for more than two rows", UNET, only(OUT, larger("sample", 0, 2)), {"count": 2}, engine=True),
+    Fault("5 % too large", UNET, gain(1.05, OUT), engine=True),
+    Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1), engine=True),
+    Fault("5 % more contrast", DECODER, gain(1.05, PICTURE), engine=True),
+    Fault("blue and red are swapped", DECODER, swapped_colours, engine=True),
+)
