@@ -33,6 +33,7 @@ from .cache import (
     locked,
     seal,
     share,
+    sweep,
     take,
     verify,
 )
@@ -110,6 +111,7 @@ def build(
     """
     start = time.perf_counter()
     adapter, engines = wanted(bundle, profile, to_run=False)
+    sweep(bundle)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
     check(bundle, profile, force=force, like=like)
     host = prove_host(bundle)

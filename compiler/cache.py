@@ -3,13 +3,15 @@
 <bundle>/engines/<part>-<key>/key.json    the fields behind the key, digests, parity figures
 <bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked, as
                                          is what was taken from another bundle
-<bundle>/engines/.locks/                  one lock for each key; the system frees a dead owner's
+<bundle>/engines/.<name>.build.lock       while it is built; the system frees a dead owner's
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +30,12 @@ from ..core.record import Record
 HEADER = "key.json"
 SHARED_BYTES = 1 << 20
 """Smaller files are copied: looking whether another artifact has them takes longer."""
+
+LOCK = ".build.lock"
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+"""What `core.files` writes before it takes its place."""
+WRITING_SECONDS = 60.0
+"""A file that is being written is never older."""
 
 KEY_LENGTH = 16
 DIGEST = "part digest"
@@ -266,14 +274,14 @@ def built_profiles(bundle: Bundle) -> tuple[str, ...]:
 @contextmanager
 def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generator[None]:
     """Hold the lock of one artifact, and tell if that means waiting. The system frees a dead owner's lock."""
-    locks = bundle.engines / ".locks"
+    path = bundle.engines / f".{name}{LOCK}"
     try:
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            on_progress(f"{name}: another process is at it", None)
+            on_progress(f"{name}: another process builds it", None)
             lock.acquire()
     except OSError as exc:
         raise BundleError(
@@ -282,7 +290,20 @@ def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generato
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # held: who waits for it sees that, and makes another
         lock.release()
+
+
+def sweep(bundle: Bundle) -> None:
+    """Remove what killed builds left among the engines: files that were being written, and locks that nobody holds."""
+    for path in bundle.engines.glob(".*"):
+        with suppress(OSError):
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > WRITING_SECONDS:
+                path.unlink()
+            elif path.name.endswith(".lock") and path.is_file():
+                with suppress(Timeout), FileLock(path, blocking=False):
+                    shutil.rmtree(path.with_name(path.name.removesuffix(".lock") + ".tmp"), ignore_errors=True)
+                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

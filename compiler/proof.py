@@ -177,9 +177,9 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
             f"{want.part} a wider type under [precision]."
         )
     raise ParityError(
-        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); {floor:.0f} dB was expected "
-        f"for profile {profile.name}. It won't be used. Give {want.part} a wider type under [precision], or lower "
-        "[parity_db] if that is what you want."
+        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} asks "
+        f"for {floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] if "
+        "that is what you want."
     )
 
 

@@ -67,7 +67,7 @@ def test_the_version_is_said_without_a_command():
 
 
 def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
-    show.builds([Build("mi300x", (), None, 1.0)], as_json=False)
+    show.builds([Build("mi300x", (), 150.0, None, 1.0)], as_json=False)
     assert "Its device isn't here." in capsys.readouterr().out
 
 

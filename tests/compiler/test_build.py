@@ -1,6 +1,7 @@
 """Builds: keys, hits and misses, floors, damage, and several at once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,21 +14,26 @@ import onnxruntime
 import pytest
 
 from latentc.cli import show
-from latentc.compiler import cache
+from latentc.compiler import cache, cases
+from latentc.compiler.apart import Measured
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, verify
 from latentc.compiler.engines import Engines, load
 from latentc.compiler.faults import faults
-from latentc.compiler.parity import measure, measure_step
+from latentc.compiler.parity import measure
+from latentc.compiler.proof import Steps, proved_here
 from latentc.compiler.targets import wanted
+from latentc.compiler.trial import measure_steps
 from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.core.progress import quiet
+from latentc.core.records import state_folder
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
 from latentc.runtimes.null import Null
 from latentc.runtimes.onnxruntime import ONNXRuntime
+from latentc.sampling.draw import load_host
 
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
@@ -48,46 +54,49 @@ def test_a_second_build_finds_everything(own_bundle):
     assert [one.hit for one in first.engines] == [False] * 4
     assert [one.hit for one in second.engines] == [True] * 4
     assert first.step_psnr_db == second.step_psnr_db
-    assert sorted(path.name for path in opened.engines.iterdir() if path.is_dir()) == sorted(
-        [".locks", *(one.artifact.name for one in first.engines)]
-    )
+    assert sorted(path.name for path in opened.engines.iterdir()) == sorted(one.artifact.name for one in first.engines)
 
 
-def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypatch):
+def of_two_devices(monkeypatch):
+    """The null runtime, of whose devices `left` and `right` those in the list are here."""
     here = ["left"]
     absent = lambda _, device: None if set(device.split("+")) & set(here) else f"There is no {device} here."  # noqa: E731
     monkeypatch.setattr(Null, "missing", absent)
-    opened, profile = own_bundle(), of(NULL, device="right+left")
+    return here, of(NULL, device="right+left")
+
+
+def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypatch):
+    here, profile = of_two_devices(monkeypatch)
+    opened = own_bundle()
     first = build(opened, profile)
     assert {one.artifact.parity.compared_on for one in first.engines} == {"left"}
     load(opened, profile).close()
     here[:] = ["right"]
-    with pytest.raises(BundleError, match="was compared on left, and this is right.*compiles nothing again"):
-        load(opened, profile)
+    adapter, found = runtime("null"), [one.artifact for one in first.engines]
+    assert [proved_here(opened, adapter, one) for one in found] == [None] * 4
     again = build(opened, profile)
     assert all(one.hit for one in again.engines)
-    assert {one.artifact.parity.compared_on for one in again.engines} == {"right"}
+    assert all(proved_here(opened, adapter, one) for one in found)
     load(opened, profile).close()
-    assert len(list(opened.engines.glob("step-*.json"))) == 2, "the whole step was compared on both"
     here[:] = ["left"]
+    monkeypatch.setattr("latentc.compiler.engines.measured_apart", None)  # it is remembered
     load(opened, profile).close()
-    assert {one.artifact.parity.compared_on for one in build(opened, profile).engines} == {"left"}, "it is remembered"
-    assert len(list(opened.engines.glob("step-*.json"))) == 2
     here[:] = ["right"]
     load(opened, profile).close()
 
 
 def test_what_fails_on_one_device_is_used_on_the_other(own_bundle, monkeypatch, capsys):
-    here = ["left"]
-    absent = lambda _, device: None if set(device.split("+")) & set(here) else f"There is no {device} here."  # noqa: E731
-    monkeypatch.setattr(Null, "missing", absent)
-    opened, profile = own_bundle(), of(NULL, device="right+left")
+    here, profile = of_two_devices(monkeypatch)
+    opened = own_bundle()
     build(opened, profile)
     here[:] = ["right"]
     show.why(opened, [(profile, why(opened, profile))], as_json=False)
-    assert capsys.readouterr().out.count("wasn't compared on its device yet") == 4
-    wrong = lambda *asked: measure(*asked).model_copy(update={"psnr_db": -5.0})  # noqa: E731
-    monkeypatch.setattr("latentc.compiler.build.measure", wrong)
+    assert capsys.readouterr().out.count("wasn't proved on this machine yet") == 4
+
+    def wrong(bundle, profile, found, **_):
+        return Measured({one.key: one.parity.model_copy(update={"psnr_db": -5.0}) for one in found}, None)
+
+    monkeypatch.setattr("latentc.compiler.build.measured_apart", wrong)
     for _ in range(2):
         with pytest.raises(ParityError, match="-5.0 dB"):
             build(opened, profile)
@@ -128,19 +137,82 @@ def test_what_two_artifacts_have_alike_is_on_disk_once(own_bundle, monkeypatch):
     assert len(artifacts(open_bundle(copy))) == len(artifacts(opened)) == len(one) + len(other) - 1
 
 
-def test_engines_whose_step_was_never_compared_are_refused(own_bundle):
+def step_record():
+    (path,) = (state_folder() / "proofs").glob("steps-*.json")
+    return path
+
+
+def test_engines_whose_step_was_never_compared_are_proved_before_they_draw(own_bundle):
     opened = own_bundle()
     build(opened, NULL)
-    (step,) = opened.engines.glob("step-*.json")
+    step = step_record()
     whole = step.read_text()
-    for damage in (None, "{", whole.replace('"psnr_db": ', '"psnr_db": 1')):
+    for damage in (None, "{", whole.replace('"step_db": ', '"step_db": 1')):
         step.write_text(damage) if damage else step.unlink()
-        with pytest.raises(BundleError, match="the build didn't finish"):
-            load(opened, NULL)
-        assert [step.name in fault for fault in faults(opened)] == [True] * bool(damage)
-        build(opened, NULL)
-        assert step.read_text() == whole
+        assert "weren't proved on this machine yet (the whole step)" in Engines(opened, NULL).unproved()
         load(opened, NULL).close()
+        assert step.read_text() == whole
+        assert Engines(opened, NULL).unproved() is None
+
+
+def test_what_cannot_be_remembered_is_proved_at_every_start(own_bundle, monkeypatch):
+    opened = own_bundle()
+    folder = state_folder()
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+    build(opened, NULL)
+    for _ in range(2):
+        with load(opened, NULL) as engines:
+            assert "engines were proved before drawing" in engines.notices[0]
+            assert f"because {folder} can't be written" in engines.notices[0]
+
+
+def test_a_forged_header_proves_nothing(own_bundle, monkeypatch, tmp_path):
+    """An engine of other weights under the header of a sound one, in a bundle that came from elsewhere."""
+    opened = own_bundle()
+    built = build(opened, ONNXRUNTIME).engines
+    decoder = next(one.artifact for one in built if one.artifact.part == "vae_decoder")
+    data = opened.engines / decoder.name / "engine.data"
+    values = np.frombuffer(data.read_bytes(), np.float32) * np.float32(1.02)
+    data.write_bytes(values.tobytes())
+    files = {**decoder.files, data.name: FileInfo(sha256=sha256(data), bytes=data.stat().st_size)}
+    cache.keep(opened.engines / decoder.name / "key.json", decoder.model_copy(update={"files": files}))
+    with pytest.raises(ParityError, match="vae_decoder in f32 through onnxruntime agrees with the reference to"):
+        load(opened, ONNXRUNTIME)
+    with pytest.raises(ParityError, match="vae_decoder"):
+        build(opened, ONNXRUNTIME)
+    other = copied(opened, "other")
+    shutil.rmtree(other.engines)
+    with pytest.raises(ParityError, match="vae_decoder"):
+        build(other, ONNXRUNTIME, like=opened)
+    assert "vae_decoder" not in {one.part for one in artifacts(other)}, "what was taken and isn't sound goes again"
+
+
+def test_a_bundle_on_another_machine_is_proved_once_before_it_draws(own_bundle, monkeypatch, tmp_path):
+    opened = own_bundle()
+    build(opened, ONNXRUNTIME)
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "another machine"))
+    said = []
+    load(opened, ONNXRUNTIME, on_progress=lambda what, _=None: said.append(what)).close()
+    assert [what for what in said if what.endswith(": compare")] == [
+        "text_encoder: compare", "unet: compare", "vae_decoder: compare", "vae_encoder: compare", "step: compare",
+    ]  # fmt: skip
+    monkeypatch.setattr("latentc.compiler.engines.measured_apart", None)
+    load(opened, ONNXRUNTIME).close()
+
+
+def test_what_killed_builds_left_goes(own_bundle):
+    opened = own_bundle()
+    build(opened, NULL)
+    sound = sorted(path.name for path in opened.engines.iterdir())
+    (opened.engines / ".0123456789abcdef.tmp").write_text("half a header")
+    os.utime(opened.engines / ".0123456789abcdef.tmp", (0, 0))
+    (opened.engines / ".fedcba9876543210.tmp").write_text("being written")
+    (opened.engines / ".unet-0123456789abcdef.build.lock").touch()
+    (opened.engines / ".unet-0123456789abcdef.lock").touch()
+    (opened.engines / ".unet-0123456789abcdef.tmp").mkdir()
+    build(opened, NULL)
+    assert sorted(path.name for path in opened.engines.iterdir()) == sorted([*sound, ".fedcba9876543210.tmp"])
 
 
 def test_a_second_build_needs_no_torch(own_bundle):
@@ -272,10 +344,10 @@ def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_m
         if fault == "refused":
             raise CompileError("The graph of unet differs.")
         self.compile(job, out, lambda *_: None)
-        monkeypatch.setattr("latentc.compiler.build.measure", wrong)
+        monkeypatch.setattr("latentc.compiler.proof.measure", wrong)
 
     def wrong(*asked):
-        monkeypatch.setattr("latentc.compiler.build.measure", measure)
+        monkeypatch.setattr("latentc.compiler.proof.measure", measure)
         return measure(*asked).model_copy(update={"psnr_db": 12.0})
 
     refitting(monkeypatch, refit)
@@ -334,7 +406,7 @@ def test_an_engine_below_the_floor_is_not_kept(own_bundle):
     with pytest.raises(ParityError, match=r"text_encoder in f32 through null agrees .* asks for 50 dB"):
         build(opened, strict)
     assert artifacts(opened) == []
-    assert not [path for path in opened.engines.iterdir() if path.name != ".locks"]
+    assert not list(opened.engines.iterdir())
     build(opened, NULL)
     with pytest.raises(ParityError, match="text_encoder"):
         build(opened, strict)
@@ -342,10 +414,10 @@ def test_an_engine_below_the_floor_is_not_kept(own_bundle):
         load(opened, strict)
 
 
-def test_a_wiring_mistake_fails_the_step(own_bundle, edit_manifest):
+def test_a_wiring_mistake_is_refused(own_bundle, edit_manifest):
     opened = own_bundle()
     edit_manifest(opened, lambda value: value["model"].update(time_ids=True))
-    with pytest.raises(ShapeError, match="time_ids"):
+    with pytest.raises(ParityError, match="feeds the unet .*time_ids.*diffusers' pipeline fed it"):
         build(open_bundle(opened.folder), NULL)
 
 
@@ -377,7 +449,7 @@ def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
         manifest["parts"]["vae_decoder"]["digest"] = digest(files)
 
     edit_manifest(opened, accept)
-    with pytest.raises(ParityError, match="vae_decoder in f32 through openvino"):
+    with pytest.raises(ParityError, match="The graph of vae_decoder, run in f32, isn't what PyTorch computed"):
         build(open_bundle(opened.folder), OPENVINO)
 
 
@@ -449,20 +521,6 @@ def test_what_another_process_is_removing_is_no_fault_of_the_disk(own_bundle, mo
     monkeypatch.setattr("latentc.compiler.cache.sha256", gone)
     with pytest.raises(BundleError, match="is damaged"):
         verify(opened, built)
-
-
-def test_figures_that_cannot_be_written_are_an_error_of_the_bundle(own_bundle, monkeypatch):
-    opened = own_bundle()
-    build(opened, NULL)
-    (step,) = opened.engines.glob("step-*.json")
-    step.unlink()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("latentc.compiler.cache.write_sealed", full)
-    with pytest.raises(BundleError, match=r"step-.*json can't be written \(No space left on device\)"):
-        build(opened, NULL)
 
 
 def test_what_replaces_a_damaged_engine_has_to_fit_too(own_bundle):
@@ -651,10 +709,6 @@ def test_the_whole_step_is_compared_at_the_engines_own_size(own_bundle, monkeypa
     monkeypatch.setattr(type(runtime("onnxruntime")), "takes_free_sizes", lambda *_: False)
     assert build(opened, sized).step_psnr_db > 60
     load(opened, sized).close()
-    (step,) = opened.engines.glob("step-*.json")
-    step.unlink()
-    with pytest.raises(BundleError, match="the whole step was never compared"):
-        load(opened, sized)
 
 
 @pytest.mark.parametrize("size", ["128x128", "192x64"])
@@ -672,8 +726,12 @@ def test_a_step_whose_prompts_are_swapped_fails(own_bundle, size):
                 return found
             return SimpleNamespace(run=lambda feeds: {name: out[::-1] for name, out in found.run(feeds).items()})
 
-        assert measure_step(opened, loaded.engine, shape, guided=True) > 60
-        assert measure_step(opened, engine, shape, guided=True) < 40
+        host = load_host(opened)
+        sound, swapped = (measure_steps(opened, host, one, shape, guided=True) for one in (loaded.engine, engine))
+    assert sound.step_db > 90
+    assert sound.difference_db > 90
+    assert swapped.step_db < 40
+    assert swapped.difference_db < 0
 
 
 def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch):
@@ -689,18 +747,20 @@ def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch
         (out / "more").write_text("")
 
     monkeypatch.setattr(type(runtime("onnxruntime")), "compile", otherwise)
-    monkeypatch.setattr("latentc.compiler.build.measure_step", lambda *_, **__: 5.0)
+    bad = Steps(step_db=5.0, difference_db=None, difference_share=None, picture_db=None)
+    monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     with pytest.raises(ParityError, match=r"The whole step .* agrees with the reference to 5.0 dB"):
         build(opened, ONNXRUNTIME)
 
 
 def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
     opened = own_bundle()
-    monkeypatch.setattr("latentc.compiler.build.measure_step", lambda *_, **__: float("-inf"))
+    bad = Steps(step_db=float("-inf"), difference_db=None, difference_share=None, picture_db=None)
+    monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     for _ in range(2):
         with pytest.raises(ParityError, match="whole step .* answers NaN or infinity"):
             build(opened, ONNXRUNTIME)
-        monkeypatch.setattr("latentc.compiler.build.measure_step", None)  # it isn't asked again
+        monkeypatch.setattr("latentc.compiler.build.prove_steps", None)  # it isn't asked again
 
 
 def test_a_damaged_reference_is_named(own_bundle):
@@ -720,7 +780,7 @@ def test_a_machine_without_referees_takes_the_references_that_came_along(own_bun
     build(opened, sized)
     for artifact in artifacts(opened):
         shutil.rmtree(opened.engines / artifact.name)
-    monkeypatch.setattr("latentc.compiler.parity.REFEREES", {})
+    monkeypatch.setattr(cases, "REFEREES", {})
     told = {one.artifact.part: one.artifact.parity.reference for one in build(opened, sized).engines}
     assert "the exported graph in f32" in told["unet"]
     with pytest.raises(RuntimeMissing, match="has no stored reference"):

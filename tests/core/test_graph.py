@@ -9,7 +9,7 @@ import pytest
 
 from latentc.core.bundle import FileInfo, TensorInfo, checked_graph, digest, open_bundle
 from latentc.core.errors import BundleError
-from latentc.core.files import sha256
+from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.graph import inspect_graph
 from latentc.core.graph_rules import check_engine_graph, check_graph
 
@@ -391,15 +391,13 @@ def test_damage_is_never_anything_but_an_error(refused, tmp_path):
 
 def rewritten(opened, part, model):
     """Put a graph in a bundle whose manifest then says that all is well."""
-    import json
-
     path = opened.folder / part / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    manifest = json.loads((opened.folder / "latentc.json").read_text())
+    manifest = read_sealed(opened.folder / "latentc.json")
     manifest["files"][f"{part}/model.onnx"] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     files = {name: FileInfo(**info) for name, info in manifest["files"].items() if name.startswith(f"{part}/")}
     manifest["parts"][part]["digest"] = digest(files)
-    (opened.folder / "latentc.json").write_text(json.dumps(manifest))
+    write_sealed(opened.folder / "latentc.json", manifest)
     return open_bundle(opened.folder)
 
 

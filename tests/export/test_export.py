@@ -98,21 +98,23 @@ def test_half_weights_stay_half_and_compute_in_f32(checkpoint, tmp_path):
     }
     assert kinds == {"FLOAT16"}
     assert {value.dtype.name for value in unet.graph.inputs} == {"FLOAT"}
-    assert stages[0] == "text_encoder: read"
+    assert stages[:2] == ["prompts: reference", "text_encoder: read"]
     assert "unet: check" in stages
 
 
 def test_an_export_that_differs_names_the_part_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     taken = reference.References.take
 
-    def wrong(self, spec, module):
-        stored = taken(self, spec, module)
+    def wrong(self, spec, component, module):
+        stored = taken(self, spec, component, module)
         if spec.name == "text_encoder":
-            stored["out.last_hidden_state"] = stored["out.last_hidden_state"] * 1.01
+            stored["prompts/out.last_hidden_state"] = stored["prompts/out.last_hidden_state"] * 1.01
         return stored
 
     monkeypatch.setattr(reference.References, "take", wrong)
-    with pytest.raises(ParityError, match=r"exported text_encoder .* last_hidden_state agrees to 4\d\.\d dB"):
+    with pytest.raises(
+        ParityError, match=r"exported text_encoder .* last_hidden_state of prompts agrees to 4\d\.\d dB"
+    ):
         run_export(str(checkpoint("sd1")), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -129,7 +131,7 @@ def test_refusals_come_before_any_work(checkpoint, tmp_path):
 
 def test_the_manifest_is_json_that_others_can_read(bundle):
     value = json.loads((bundle("sd1").folder / "latentc.json").read_text())
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["parts"]["unet"]["inputs"][0] == {
         "name": "sample",
         "dtype": "float32",
