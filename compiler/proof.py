@@ -178,8 +178,8 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
         )
     raise ParityError(
         f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} asks "
-        f"for {floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] if "
-        "that is what you want."
+        f"for {floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] "
+        "if that is what you want."
     )
 
 
