@@ -13,6 +13,12 @@ MOST = 5
 LONGEST = 80
 
 
+def in_a_line(exc: BaseException) -> str:
+    """What a library says, in a line and no longer than a few: it may quote the file that it was given."""
+    words = " ".join(str(exc).split()) or type(exc).__name__
+    return words if len(words) <= 5 * LONGEST else f"{words[: 5 * LONGEST]}..."
+
+
 class Record(BaseModel):
     """A frozen value; an unknown key is an error, not a shrug."""
 
