@@ -316,7 +316,7 @@ def save_references(path: Path, references: References) -> None:
 def load_references(path: Path) -> References:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
-        arrays = read_arrays(path, REFERENCES_BYTES, BundleError, "Remove it, and draw them again.")
+        arrays = read_arrays(path, REFERENCES_BYTES, BundleError, "Remove it, and make them again.")
         about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(

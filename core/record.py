@@ -27,7 +27,7 @@ class Record(BaseModel):
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
     """Say what is wrong with a record in words: each key, what was found, and the near name if it is a slip."""
-    errors = exc.errors()
+    errors = sorted(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a slip explains the others
     more = [f"and {len(errors) - MOST} more"] if len(errors) > MOST else []
     return "; ".join([*(_complaint(error, model) for error in errors[:MOST]), *more])
 
