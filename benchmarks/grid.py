@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..core.reading import regular
+from ..core.request import MAX_SIDE
 from .reading import AXES, Section
 from .records import Measurement
 
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
 AMPLIFIED = 10
 """How many times differences from the reference are shown."""
 
@@ -55,10 +58,10 @@ def _nearness(row: Measurement) -> tuple[float, ...]:
 
 
 def _first(paths: Sequence[str]) -> NDArray[np.uint8] | None:
-    """The first picture; None where there is none that can be read as PNG."""
+    """The first picture; None where there is none that can be read as PNG of at most `MAX_PIXELS`."""
     try:
-        with Image.open(paths[0], formats=["PNG"]) as image:
-            return np.asarray(image.convert("RGB"))
+        with regular(paths[0]) as file, Image.open(file, formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB")) if image.width * image.height <= MAX_PIXELS else None
     except (IndexError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 

@@ -7,7 +7,6 @@ Seconds are wall time, bytes are bytes. What can't be known is absent, never zer
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError
-from ..core.record import Record, complaints
+from ..core.reading import parse_json, read_small
+from ..core.record import Record, complaints, shown
 from ..profiles import Profile
 from ..runtimes.machine import Machine
 
@@ -36,7 +36,10 @@ Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 
 DOUBT = 20
 """One in so many intervals misses the true median: 95 % confidence."""
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RESULTS_BYTES = 1 << 28
+"""Limit of a file of results; a line has about 20 kB."""
+
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class Line(Record):
@@ -369,16 +372,13 @@ def append_records(path: Path, rows: Iterable[Measurement]) -> None:
 
 def read_records(path: Path) -> list[Measurement]:
     """The lines of a file of results. Raises `LatentcError` naming the line that can't be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise LatentcError(f"{path} can't be read ({exc}). `latentc bench -o FILE` writes one.") from exc
+    lines = read_small(path, RESULTS_BYTES, LatentcError, "`latentc bench -o FILE` writes one.").split(b"\n")
     return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _read(path: Path, number: int, line: str) -> Measurement:
+def _read(path: Path, number: int, line: bytes) -> Measurement:
     try:
-        value: Any = json.loads(line)
+        value: Any = parse_json(line)
     except ValueError as exc:
         raise LatentcError(
             f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote? Remove that line."
@@ -386,7 +386,7 @@ def _read(path: Path, number: int, line: str) -> Measurement:
     version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise LatentcError(
-            f"{path}:{number} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. "
+            f"{path}:{number} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION}. "
             "Read it with the latentc that wrote it, or measure again."
         )
     try:

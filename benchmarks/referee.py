@@ -16,10 +16,12 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError, RequestError, RuntimeMissing
+from ..core.errors import BundleError, LatentcError, RequestError, RuntimeMissing
 from ..core.files import write_text
 from ..core.install import pip
 from ..core.progress import Progress
+from ..core.reading import CONFIG_BYTES, INFINITE, NAN, is_folder, is_regular, read_json, read_plain, unreadable
+from ..core.record import shown
 from .baselines import EAGER, PROFILE_MODULE
 from .contender import OWN_COST, Awake, Contender
 from .line import Likeness, Scored, Understood
@@ -52,12 +54,12 @@ def check_suite(bundle: Bundle, plan: Plan, settings: Sequence[Setting]) -> None
 def _check_clip(folder: Path, plan: Plan) -> None:
     if not plan.suite:
         raise RequestError("--clip holds the suite's pictures against their prompts: add --suite.")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as exc:
-        raise RequestError(f"{folder} holds no CLIP model ({exc}). Name a folder in transformers' layout.") from exc
+    name = "--clip takes a folder with a CLIPModel, in transformers' layout."
+    kind = read_json(folder / "config.json", CONFIG_BYTES, RequestError, name).get("model_type")
+    if odd := next((path for path in folder.iterdir() if not (is_regular(path) or is_folder(path))), None):
+        raise RequestError(f"{odd} is neither a file nor a folder. {name}")  # transformers might wait for a pipe
     if kind != "clip":
-        raise RequestError(f"{folder} holds a model of type {kind!r}, not 'clip'. Name a folder with a CLIPModel.")
+        raise RequestError(f"{folder} holds a model of type {shown(kind)}, not 'clip'. Name a folder with a CLIPModel.")
 
 
 def _require(libraries: Sequence[str], extra: str) -> None:
@@ -183,7 +185,10 @@ def _refer(contender: Contender, path: Path, on_progress: Progress) -> Likeness:
     if not _fresh_floor(path):
         on_progress("reference: draw the suite with one thread", None)
         write_text(kept, json.dumps(_ask_torch(contender, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"})))
-    return Likeness(**json.loads(kept.read_text(encoding="utf-8")))
+    try:
+        return read_plain(kept, Likeness, constants=(*INFINITE, *NAN))
+    except (OSError, ValueError) as exc:
+        raise BundleError(unreadable(kept, exc, "Remove it, and measure again.")) from exc
 
 
 def _fresh_floor(path: Path) -> bool:

@@ -20,6 +20,7 @@ from ..compiler.targets import choose
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
 from ..core.files import sha256_json, sync
+from ..core.reading import parse_json, read_arrays
 from ..core.request import Request
 from ..core.tensors import Array, Precision
 from ..pipelines.pipeline import Pipeline
@@ -28,6 +29,9 @@ from ..sampling.denoise import DENOISER
 from ..sampling.noise import initial_noise
 from .forced import Call, Forced, Recording, force, record
 from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
+
+REFERENCES_BYTES = 1 << 30
+"""Limit of a suite's references: 16 pictures of 1024 x 1024 and one recorded drawing have 200 MB."""
 
 
 @dataclass(frozen=True)
@@ -312,9 +316,8 @@ def save_references(path: Path, references: References) -> None:
 def load_references(path: Path) -> References:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays: dict[str, Array] = {name: file[name] for name in file.files}
-        about: dict[str, Any] = json.loads(str(arrays["about"]))
+        arrays = read_arrays(path, REFERENCES_BYTES, BundleError, "Remove it, and make them again.")
+        about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(
             Call(

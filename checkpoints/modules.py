@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import pip
+from ..core.record import in_a_line
 from .families import Component, Config
 from .names import Plan, View, fit
 from .stored import FLOATS
@@ -40,7 +41,7 @@ def build(component: Component, config: Config) -> torch.nn.Module:
             return cls(cls.config_class.from_dict(known))
     except Exception as exc:  # whatever a library makes of a config that isn't its own
         raise CheckpointError(
-            f"{component.cls} doesn't accept the config of {component.name}: {exc}. "
+            f"{component.cls} doesn't accept the config of {component.name}: {in_a_line(exc)}. "
             "Compare it with the config that the checkpoint was published with."
         ) from exc
 

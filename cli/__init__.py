@@ -17,7 +17,9 @@ def main() -> None:
     except LatentcError as exc:
         if debug:
             raise
-        sys.stderr.write(f"latentc: {exc}\n")
+        from .text import plain
+
+        sys.stderr.write(plain(f"latentc: {exc}\n"))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("latentc: stopped\n")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from .text import say
+
 app = typer.Typer(
     help="Compile Stable Diffusion checkpoints into verified engines for one device.",
     no_args_is_help=True,
@@ -39,7 +41,7 @@ def _say_version(asked: bool) -> None:
     if asked:
         from .. import __version__
 
-        typer.echo(f"latentc {__version__}")
+        say(f"latentc {__version__}")
         raise typer.Exit
 
 
@@ -251,7 +253,7 @@ def new_checkpoint(
 
     with shown(quiet) as tell:
         write(family, size, seed, folder, on_progress=tell)
-    typer.echo(f"{folder}: {family}, {size}, random weights. Next: latentc export {folder} -o {folder}.bundle")
+    say(f"{folder}: {family}, {size}, random weights. Next: latentc export {folder} -o {folder}.bundle")
 
 
 @app.command()

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 from ..benchmarks.bench import bench
 from ..benchmarks.contender import OWN_COST
@@ -20,6 +19,7 @@ from ..core.errors import RequestError
 from ..core.progress import quiet as silent
 from .show import size as bytes_shown
 from .show import table
+from .text import Screen, say
 
 BUSY = 0.5
 """Processes that want a core, beside which times mean little."""
@@ -57,7 +57,7 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was measured is written, as after Ctrl-C
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
-        typer.echo(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
+        say(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
     else:
         print_rows(rows, output)
     asked = [row for row in rows if row.subject.name != OWN_COST] or rows
@@ -68,12 +68,12 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
 def _say(what: str, share: float | None) -> None:
     """A line to standard error. No bar: what moves would take its share of the cores that are measured."""
     del share
-    typer.echo(what, err=True)
+    say(what, err=True)
 
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     """A line for each measurement, then what went wrong."""
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     seen = tuple(name for index, name in enumerate(PICTURES) if any(_likeness(row)[index] for row in rows))
     figures = (*FIGURES, *seen)
     for setting, same in groupby(rows, key=lambda row: row.setting):

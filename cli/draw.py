@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from ..benchmarks.memory import peak_bytes
 from ..core.errors import RequestError
 from ..core.request import Request, Step
 from ..pipelines.png import check_name, make_place, save
 from ..profiles import Profile
+from .text import say
 
 
 def parse_size(size: str | None) -> dict[str, int]:
@@ -68,13 +67,13 @@ def draw(
         "notices": list(result.notices),
     }
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        say(json.dumps(record, ensure_ascii=False))
         return
     step = sum(result.step_seconds) / len(result.step_seconds)
-    typer.echo(
+    say(
         f"{', '.join(record['files'])}   {profile.name}, seed {result.request.seed}, {seconds['total']:.2f} s "
         f"(text {seconds['text_encoder']:.2f}, {len(result.step_seconds)} calls of {step:.3f}, "
         f"decode {seconds['vae_decoder']:.2f}) after {seconds['load']:.2f} s of loading"
     )
     for notice in result.notices:
-        typer.echo(f"note: {notice}")
+        say(f"note: {notice}")

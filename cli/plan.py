@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Console
-
 from ..compiler.plan import EnginePlan, Plan
 from .show import emit, shape, size, table
+from .text import Screen
 
 LEGEND = {
     "held": "held: on the device, by the loaded engine, at the model's own size where sizes are free",
@@ -28,7 +27,7 @@ def show(plans: Sequence[Plan], as_json: bool) -> None:
     if as_json:
         emit([_plain(one) for one in plans])
         return
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     told: set[str] = set()
     for one in plans:
         lines = [_figures(engine) for engine in one.engines]

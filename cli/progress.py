@@ -24,11 +24,12 @@ def shown(silent: bool) -> Generator[Progress]:
     if silent:
         yield quiet
         return
-    from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    console = Console(file=sys.stderr, highlight=False)
+    from .text import Screen
+
+    console = Screen(file=sys.stderr, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=None)

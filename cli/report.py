@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..benchmarks.compare import Comparison, compare_files
 from ..benchmarks.report import report as write
 from .show import emit, table
+from .text import Screen, say
 
 COLOURS = {"worse": "red", "better": "green", "note": "dim"}
 
@@ -24,7 +24,7 @@ def report(results: Sequence[Path], folder: Path, as_json: bool) -> None:
         emit(asdict(made))
         return
     count = f"{made.rows} measurement{'s' if made.rows > 1 else ''}"
-    typer.echo(f"{count}. Open {made.page}; {made.markdown} is for a README.")
+    say(f"{count}. Open {made.page}; {made.markdown} is for a README.")
 
 
 def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
 
 
 def _print(found: Comparison) -> None:
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     for title in dict.fromkeys(change.row for change in found.changes):
         listed = table(None, "verdict", "what", "old to new")
         for change in found.changes:

@@ -6,9 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import typer
 from pydantic import TypeAdapter
-from rich.console import Console
 
 from ..benchmarks.meaning import Meaning, captions, draw_captions
 from ..benchmarks.score import NEGATIVE, Scores, sheet
@@ -20,6 +18,7 @@ from ..profiles import Profile
 from ..scenes.caption import EACH, WHOLE
 from .progress import shown
 from .show import table
+from .text import Screen, say
 
 NAMES = (*WHOLE, *EACH)
 SHEET = 32
@@ -61,13 +60,13 @@ def score(
             asked = captions(SHEET)
             sheet(draw_captions(pipeline, asked, guidances[-1], on_progress=tell), asked).save(drawn, quality=90)
     if as_json:
-        typer.echo(text)
+        say(text)
         return
     _print(found)
 
 
 def _print(found: Scores) -> None:
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     guidances = list(found.drawn)
     last = guidances[-1]
     columns = {"rendered": found.ceiling, **{f"{guidance:g}": found.drawn[guidance] for guidance in guidances}}

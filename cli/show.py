@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..core.bundle import PARTS, Bundle
 from ..core.errors import LatentcError
+from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
 from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
+from .text import Screen, say
 
 if TYPE_CHECKING:
     from ..benchmarks.demo import Demo
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def emit(value: Any) -> None:
     """Print a JSON value."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    say(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def size(count: float) -> str:
@@ -63,7 +64,7 @@ def bundle(
             engines = {"engines": [one.model_dump() for one in artifacts], "damaged": [path.name for path in broken]}
         emit({"folder": str(opened.folder), **manifest.model_dump(mode="json", exclude={"files"}), **engines})
         return
-    console = Console()
+    console = Screen()
     label = ", random weights" if manifest.source.random else ""
     console.print(
         f"[bold]{escape(str(opened.folder))}[/]: {manifest.family}{label}, from {escape(manifest.source.location)}"
@@ -86,7 +87,7 @@ def bundle(
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     """A table for each device that some are for, under the profiles that asked for them."""
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     groups: dict[tuple[str, str, str | None], list[Artifact]] = {}
     for artifact in sorted(artifacts, key=lambda one: (*PARTS, one.part).index(one.part)):
         fields = artifact.fields
@@ -123,8 +124,8 @@ def _on_device(opened: Bundle, artifact: Artifact) -> str:
     """What the compiler says that weights and activations take of the device's memory, where it says so."""
     path = opened.engines / artifact.name / MEMORY
     try:
-        return size(sum(json.loads(path.read_text(encoding="utf-8")).values()))
-    except (OSError, ValueError, AttributeError, TypeError):  # there is none, or it is damaged, which `verify` says
+        return size(sum(read_plain(path, dict[str, int]).values()))
+    except (OSError, ValueError):  # there is none, or it is damaged, which `verify` says
         return ""
 
 
@@ -168,7 +169,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             ]
         )
         return
-    console = Console()
+    console = Screen()
     for build in done:
         fresh = sum(one.how in ("compiled", "refitted") for one in build.engines)
         taken = sum(one.how == "taken" for one in build.engines)
@@ -246,21 +247,19 @@ def why(
     for row in rows:
         if row["hit"]:
             said = "" if row["compared"] else ", and wasn't proved on this machine yet"
-            typer.echo(f"{row['profile']}: {row['part']} is there, {row['engine']}{said}")
+            say(f"{row['profile']}: {row['part']} is there, {row['engine']}{said}")
         elif row["nearest"] is None:
-            typer.echo(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")
+            say(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")
         elif row["nearest"] == row["engine"]:
-            typer.echo(f"{row['profile']}: {row['part']} is damaged, {row['engine']}")
+            say(f"{row['profile']}: {row['part']} is damaged, {row['engine']}")
         else:
-            typer.echo(
-                f"{row['profile']}: {row['part']} isn't there; the nearest is {row['nearest']}, which differs in"
-            )
+            say(f"{row['profile']}: {row['part']} isn't there; the nearest is {row['nearest']}, which differs in")
             for name, (has, wants) in row["differences"].items():
-                typer.echo(f"    {name}: it has {has!r}, wanted is {wants!r}")
+                say(f"    {name}: it has {has!r}, wanted is {wants!r}")
     for row in refusals:
-        typer.echo(row["refusal"])
+        say(row["refusal"])
     if lacking:
-        typer.echo(f"To have all of them: latentc build {opened.argument} --profile {','.join(lacking)}")
+        say(f"To have all of them: latentc build {opened.argument} --profile {','.join(lacking)}")
 
 
 def verified(opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], as_json: bool) -> None:
@@ -270,11 +269,11 @@ def verified(opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str
         facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts)}
         emit({**facts, "whole": not faults, "faults": faults})
     elif faults:
-        typer.echo("\n".join(f"latentc: {fault}" for fault in faults), err=True)
+        say("\n".join(f"latentc: {fault}" for fault in faults), err=True)
     elif artifacts:
-        typer.echo(f"{opened.folder}: all {files} files and {len(artifacts)} engines are what they were.")
+        say(f"{opened.folder}: all {files} files and {len(artifacts)} engines are what they were.")
     else:
-        typer.echo(f"{opened.folder}: all {files} files are what they were; no engine is built yet.")
+        say(f"{opened.folder}: all {files} files are what they were; no engine is built yet.")
     if faults:
         raise typer.Exit(1)
 
@@ -283,12 +282,15 @@ def picture(shown: Shown, as_json: bool) -> None:
     """The request in a picture."""
     if as_json:
         drawing = shown.drawing.model_dump(mode="json") if shown.drawing else None
-        emit({"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing})
+        said = {"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing}
+        emit({**said, "differ": shown.differ, "notices": shown.notices})
         return
-    typer.echo(shown.text)
+    say(shown.text)
     if shown.drawing:
         for part, engine in shown.drawing.engines.items():
-            typer.echo(f"{part}: {engine}")
+            say(f"{part}: {engine}")
+    for notice in shown.notices:
+        say(f"note: {notice}")
 
 
 def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | None, as_json: bool) -> None:
@@ -297,7 +299,7 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
         name = advised.name if advised else None
         emit({"machine": machine.model_dump(), "runtimes": [asdict(state) for state in states], "profile": name})
         return
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     facts = table(None, "machine", "")
     facts.add_row("system", f"{machine.system}, {machine.libc}, Python {machine.python}")
     facts.add_row("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}")
@@ -334,7 +336,7 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
         sizes = ", ".join("the model's own size" if size == OWN else size for size in profile.shapes.sizes)
         how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes or 'every size'}")
         listed.add_row(profile.name, profile.proof, f"{escape(profile.title)}\n[dim]{how}[/]")
-    console = Console()
+    console = Screen()
     console.print(listed)
     console.print("Proof: run on such a device, on one in software, built for it without one, or only written.")
 
@@ -344,7 +346,7 @@ def demo(outcome: Demo, as_json: bool) -> None:
     if as_json:
         emit(asdict(outcome))
         return
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     figures = ("build", "load", "text", "step", "decode", "all", "memory", "step dB", "all dB")
     rows = table(None, "profile", *figures, right=figures)
     for row in outcome.rows:

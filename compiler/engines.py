@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from ..core.bundle import Bundle
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..core.progress import Progress, quiet
+from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime
@@ -193,7 +193,7 @@ def _placed(bundle: Bundle, want: Wanted) -> str:
     """Nodes by provider, as they were placed when the engine was built; empty where the runtime has one place only."""
     path = bundle.engines / folder_name(want.part, want.key) / PLACEMENT
     try:
-        nodes: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8"))
+        nodes = read_plain(path, dict[str, dict[str, int]])
         return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"
     except (OSError, ValueError, AttributeError):  # there is none, or it is damaged, which loading the engine says
         return ""

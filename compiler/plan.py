@@ -7,7 +7,6 @@ measured (`Costs`). Where the builder has said what its engine will hold, that s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.bundle import Bundle, checked_graph
+from ..core.reading import read_plain
 from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import Profile
@@ -314,7 +314,7 @@ def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:
     if artifact is None or MEMORY not in artifact.files:
         return None
     try:
-        held: dict[str, int] = json.loads((bundle.engines / artifact.name / MEMORY).read_text(encoding="utf-8"))
+        held = read_plain(bundle.engines / artifact.name / MEMORY, dict[str, int])
         return sum(held.values()) if "activation_bytes" in held else None
     except (OSError, ValueError):  # damaged: `verify` says so
         return None

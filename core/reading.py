@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from .errors import LatentcError
+from .record import in_a_line
 from .tensors import Array
 
 CONFIG_BYTES = 4 << 20
@@ -141,9 +142,11 @@ def read_toml(path: Path | str, limit_bytes: int, error: type[LatentcError], adv
     return found
 
 
-def read_plain(path: Path | str, kind: type[T], limit_bytes: int = CONFIG_BYTES) -> T:
+def read_plain(
+    path: Path | str, kind: type[T], limit_bytes: int = CONFIG_BYTES, *, constants: Collection[str] = ()
+) -> T:
     """A JSON file as a value of this type, such as `dict[str, int]`; raises `OSError`, or `ValueError`."""
-    return TypeAdapter(kind).validate_python(parse_json(read_bounded(path, limit_bytes)))
+    return TypeAdapter(kind).validate_python(parse_json(read_bounded(path, limit_bytes), constants=constants))
 
 
 def read_arrays(path: Path | str, limit_bytes: int, error: type[LatentcError], advice: str) -> dict[str, Array]:
@@ -207,7 +210,7 @@ def parse_json(raw: bytes | str, *, constants: Collection[str] = ()) -> Any:
 
 def unreadable(path: Path | str, exc: Exception, advice: str) -> str:
     """A sentence about a file that can't be read, and what to do."""
-    reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc) or type(exc).__name__
+    reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else in_a_line(exc)
     return f"{path} can't be read ({reason}). {advice}"
 
 

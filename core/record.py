@@ -13,6 +13,12 @@ MOST = 5
 LONGEST = 80
 
 
+def in_a_line(exc: BaseException) -> str:
+    """What a library says, in a line and no longer than a few: it may quote the file that it was given."""
+    words = " ".join(str(exc).split()) or type(exc).__name__
+    return words if len(words) <= 5 * LONGEST else f"{words[: 5 * LONGEST]}..."
+
+
 class Record(BaseModel):
     """A frozen value; an unknown key is an error, not a shrug."""
 
@@ -21,7 +27,7 @@ class Record(BaseModel):
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
     """Say what is wrong with a record in words: each key, what was found, and the near name if it is a slip."""
-    errors = exc.errors()
+    errors = sorted(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a slip explains the others
     more = [f"and {len(errors) - MOST} more"] if len(errors) > MOST else []
     return "; ".join([*(_complaint(error, model) for error in errors[:MOST]), *more])
 

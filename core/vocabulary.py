@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from .errors import LatentcError
 from .reading import parse_json
-from .record import shown
+from .record import in_a_line, shown
 
 MAX_TOKENS = 500_000
 MAX_ADDED = 20_000
@@ -95,7 +95,7 @@ def mapped(error: type[LatentcError], sentence: str, advice: str) -> Generator[N
     except (LatentcError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as exc:
-        raise error(f"{sentence} ({shown(str(exc))}). {advice}") from exc
+        raise error(f"{sentence} ({in_a_line(exc)}). {advice}") from exc
 
 
 def _each(where: str, value: object, inner: str, check: Callable[[str, Mapping[str, Any]], None]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CompileError
+from ..core.reading import read_plain, unreadable
 from .base import Job
 from .stamp import REBUILD
 
@@ -29,6 +30,9 @@ def write_names(job: Job, out: Path) -> None:
 
 
 def read_names(artifact: Path) -> tuple[list[str], list[str]]:
-    """Inputs and outputs, in order."""
-    names: dict[str, list[str]] = json.loads((artifact / NAMES).read_text(encoding="utf-8"))
-    return names["inputs"], names["outputs"]
+    """Inputs and outputs, in order; raises `CompileError` where the file is damaged."""
+    try:
+        names = read_plain(artifact / NAMES, dict[str, list[str]])
+        return names["inputs"], names["outputs"]
+    except (OSError, ValueError, KeyError) as exc:
+        raise CompileError(unreadable(artifact / NAMES, exc, REBUILD)) from exc

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..core.errors import CompileError
+from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints
 from ..core.tensors import Precision
 from .base import Job, Target
@@ -58,11 +59,9 @@ def check_stamp(artifact: Path, target: Target, versions: Mapping[str, str], dev
     """Read an artifact's stamp; raises `CompileError` unless it is whole and was made for this target, here."""
     path = artifact / NAME
     try:
-        stamp = Stamp.model_validate_json(path.read_bytes())
-    except OSError as exc:
-        raise CompileError(
-            f"{artifact} holds no engine: {path.name} can't be read ({exc.strerror}). {REBUILD}"
-        ) from exc
+        stamp = Stamp.model_validate(
+            read_json(path, CONFIG_BYTES, CompileError, f"So {artifact} holds no engine. {REBUILD}")
+        )
     except ValidationError as exc:
         raise CompileError(f"{path} is damaged: {complaints(exc, Stamp)}. {REBUILD}") from exc
     wanted = {

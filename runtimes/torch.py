@@ -21,6 +21,7 @@ from ..core.engine import Engine
 from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
 from ..core.progress import Progress
+from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array, Precision
 from .base import Costs, Job, Option, Target
@@ -137,7 +138,7 @@ class Torch:
         self._require(target)
         check_stamp(artifact, target, self.versions(), {})
         try:
-            reference = Reference.model_validate_json((artifact / SOURCE).read_bytes())
+            reference = Reference.model_validate(read_json(artifact / SOURCE, CONFIG_BYTES, CompileError, REBUILD))
         except ValidationError as exc:
             raise CompileError(f"{artifact / SOURCE} is damaged: {complaints(exc, Reference)}. {REBUILD}") from exc
         if not Path(reference.location).exists():

@@ -28,6 +28,7 @@ from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
+from ..core.reading import read_bounded
 from ..core.record import suggest
 from ..core.tensors import Precision
 from .base import MEMORY, TOGETHER, Costs, Job, Option, Target
@@ -40,6 +41,7 @@ from .trt_plan import Plan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
+TIMING_BYTES = 1 << 28
 TIMING = ".timing"
 """Folder beside the artifacts: what was timed, by GPU and version."""
 
@@ -280,7 +282,7 @@ class TensorRT:
         device = job.target.device
         name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
         kept = job.bundle.engines / TIMING / f"{name}.cache"
-        timed = config.create_timing_cache(kept.read_bytes() if kept.exists() else b"")
+        timed = config.create_timing_cache(_timed(kept))
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         plan = builder.build_serialized_network(network, config)
@@ -401,6 +403,14 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
             self.steps.pop(phase_name, None)
 
     return Monitor()
+
+
+def _timed(path: Path) -> bytes:
+    """What was timed before; nothing where it can't be read."""
+    try:
+        return read_bounded(path, TIMING_BYTES)
+    except (OSError, ValueError):
+        return b""
 
 
 @cache

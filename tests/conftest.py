@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from latentc import cli
 from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
 from latentc.core.bundle import Bundle, FileInfo, digest, open_bundle
@@ -167,3 +170,124 @@ def perturb():
         write_sealed(bundle.folder / "latentc.json", manifest)
 
     return change_one
+
+
+LIMIT_SECONDS = 300
+"""Far above what any test takes, the first one's checkpoint and bundle included: only a hang takes longer."""
+
+DEEP = 1_000_000
+
+
+class HangError(BaseException):
+    """Not an `Exception`: nothing that is tested may catch it."""
+
+
+def _fifo(path):
+    os.mkfifo(path)
+
+
+def _loop(path):
+    path.symlink_to(path)
+
+
+def _sparse(path):
+    with path.open("wb") as file:
+        file.truncate(2 << 30)
+
+
+PLACES = {
+    "fifo": _fifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": lambda path: path.mkdir(),
+    "loop": _loop,
+    "sparse": _sparse,
+}
+"""What may be where a file should be."""
+
+JSON = {
+    "deep list": b"[" * DEEP,
+    "deep object": b'{"a":' * DEEP,
+    "twice": b'{"a": 1, "a": 2}',
+    "surrogate": b'{"a": "\\ud800"}',
+    "no UTF-8": b'{"a": "\xff"}',
+    "a list": b"[1, 2]",
+    "a text": b'"text"',
+    "a number": b"5",
+    "null": b"null",
+    "NaN": b'{"a": NaN}',
+    "too large a number": b'{"a": 1e999}',
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "nothing": b"",
+    "cut": b'{"a": ',
+}
+"""JSON that no command takes for an object."""
+
+
+@pytest.fixture
+def no_hang():
+    """Fail a test that waits, rather than the whole run."""
+
+    def hung(*_):
+        raise HangError
+
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(LIMIT_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def place():
+    """`place(path, kind)`: put one of `PLACES` or `JSON` where a file should be, until the test ends."""
+    moved = []
+
+    def put(path, kind):
+        path.parent.mkdir(exist_ok=True)
+        kept = path.with_name(f"{path.name}.kept") if path.exists() else None
+        if kept:
+            path.rename(kept)
+        moved.append((path, kept))
+        if kind in PLACES:
+            PLACES[kind](path)
+        else:
+            path.write_bytes(JSON[kind])
+
+    yield put
+    for path, kept in reversed(moved):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        if kept:
+            kept.rename(path)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(*words)`: run latentc in this process; gives exit code, standard output and standard error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["latentc", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exc:
+            code = exc.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """`refused(*words)`: run latentc, which must end with one line and code 1; gives the line."""
+
+    def run(*words):
+        code, _, err = command(*words)
+        assert code == 1, err
+        assert err.startswith("latentc: ")
+        assert err.count("\n") == 1
+        assert len(err) < 2000
+        assert "\x1b" not in err
+        return err
+
+    return run

@@ -15,6 +15,7 @@ from latentc.compiler.build import Build, build
 from latentc.compiler.cache import artifacts
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, RequestError
+from latentc.core.records import state_folder
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.profiles.profile import FOLDER
@@ -102,7 +103,7 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
 def test_what_is_in_a_bundle(bundle):
     folder = bundle("sd1").folder
     latentc("build", folder, "--profile", "null", "--quiet")
-    assert "random weights" in latentc("inspect", folder).stdout
+    assert "random weights" in " ".join(latentc("inspect", folder).stdout.split())
     listed = json.loads(latentc("inspect", folder, "--json").stdout)
     assert "null" in {engine["fields"]["runtime"] for engine in listed["engines"]}
     assert json.loads(latentc("verify", folder, "--json").stdout)["whole"]
@@ -134,13 +135,13 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
 def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
     folder = own_bundle().folder
     latentc("build", folder, "--profile", "null", "--quiet")
-    assert "never compared" not in latentc("why", folder, "-p", "null").stdout
-    (step,) = folder.glob("engines/step-*.json")
+    assert "proved" not in latentc("why", folder, "-p", "null").stdout
+    (step,) = (state_folder() / "proofs").glob("steps-*.json")
     step.unlink()
-    assert "the whole step was never compared" in latentc("why", folder, "-p", "null").stdout
+    assert "weren't proved on this machine yet (the whole step)" in latentc("why", folder, "-p", "null").stdout
     said = json.loads(latentc("why", folder, "-p", "null", "--json").stdout)
     assert [row["hit"] for row in said] == [True] * 4 + [False]
-    assert "the whole step was never compared" in said[-1]["refusal"]
+    assert "weren't proved on this machine yet (the whole step)" in said[-1]["refusal"]
 
 
 def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):

@@ -763,15 +763,22 @@ def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
         monkeypatch.setattr("latentc.compiler.build.prove_steps", None)  # it isn't asked again
 
 
-def test_a_damaged_reference_is_named(own_bundle):
+@pytest.mark.parametrize("damage", [lambda raw: raw[:1000], lambda raw: raw[:-600] + bytes(600), lambda raw: b""])
+def test_a_damaged_reference_is_named_or_made_again(own_bundle, monkeypatch, damage):
     opened = own_bundle()
-    build(opened, static(ONNXRUNTIME, "192x64"))
-    for path in opened.engines.glob("reference-unet-*.npz"):
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BundleError, match="can't be read .* Remove .*reference-unet"):
-        build(opened, static(OPENVINO, "192x64"))
+    build(opened, static(NULL, "192x64"))
+    (path,) = opened.engines.glob("reference-unet-*.npz")
+    sound = path.read_bytes()
+    path.write_bytes(damage(sound))
     (said,) = faults(opened)
     assert said.startswith(f"{path} isn't what was written. Remove it")
+    shutil.rmtree(opened.engines / next(one for one in artifacts(opened) if one.part == "unet").name)
+    with monkeypatch.context() as patch:
+        patch.setattr(cases, "REFEREES", {})
+        with pytest.raises(BundleError, match="Remove .*reference-unet"):
+            build(opened, static(NULL, "192x64"))
+    build(opened, static(NULL, "192x64"))
+    assert faults(opened) == []
 
 
 def test_a_machine_without_referees_takes_the_references_that_came_along(own_bundle, monkeypatch):
