@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BINDINGS := $(VENV)/bindings/.ready
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check peers software-gpu clean
 
@@ -11,7 +12,7 @@ demo: $(READY)
 	$(BIN)/latentc demo
 
 test: check $(BINDINGS)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest $(WORKERS)
 
 check: $(READY)
 	$(BIN)/ruff check .
