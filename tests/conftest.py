@@ -122,8 +122,8 @@ def bundle(exported, tmp_path_factory):
 
     def make(family: str) -> Bundle:
         if family not in folders:
-            folders[family] = tmp_path_factory.mktemp("bundles") / f"{family}.bundle"
-            shutil.copytree(exported(family).folder, folders[family])
+            source = exported(family).folder
+            folders[family] = Path(shutil.copytree(source, tmp_path_factory.mktemp("bundles") / source.name))
         return open_bundle(folders[family])
 
     return make

@@ -86,6 +86,7 @@ def test_configurations_are_drawn_in_turn_and_the_own_cost_always(bundle, result
     assert len(rounds) == 2 * 2 * PATIENCE, "fewer than six draws are never stable"
 
 
+@pytest.mark.slow
 def test_apart_each_draw_has_a_process_of_its_own(bundle, results, monkeypatch):
     alive, most, lives = set(), [], []
 
@@ -360,6 +361,7 @@ def test_baselines_have_their_own_environments(tmp_path):
         python_of(BASELINES["optimum-onnxruntime"], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_and_a_table(own_bundle, results):
     folder = own_bundle("sd1").folder
     options = ["-p", "null", "--size", "72x64", "--batch", "1", "--steps", "1", "--repeat", "1", "-o", str(results)]

@@ -115,6 +115,7 @@ def test_without_a_judge_or_a_runtime_that_is_said(judge_file, tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkeypatch):
     monkeypatch.setattr(score, "open_judge", lambda: open_judge(judge_file))
     monkeypatch.setattr(meaning, "REFERENCES", 8)

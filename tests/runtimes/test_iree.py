@@ -19,6 +19,7 @@ from .conftest import lower, write_graph
 
 pytestmark = pytest.mark.skipif(IREE().unbuildable("CPU") is not None, reason=str(IREE().unbuildable("CPU")))
 
+SLOW = pytest.mark.slow
 MACH = {"gfx90a": 0x3F, "gfx942": 0x4C, "gfx950": 0x4F, "gfx1100": 0x41, "gfx1101": 0x46, "gfx1201": 0x4E}
 """LLVM's EF_AMDGPU_MACH: llvm.org/docs/AMDGPUUsage.html."""
 
@@ -39,7 +40,7 @@ def compiled(make_case, tmp_path_factory):
     return compiled
 
 
-@pytest.mark.parametrize("device", MACH)
+@pytest.mark.parametrize("device", [pytest.param(name, marks=[] if name == "gfx942" else SLOW) for name in MACH])
 def test_real_code_is_made_for_gpus_that_are_not_here(compiled, device):
     out = compiled(device)
     program = (out / "engine.vmfb").read_bytes()
@@ -48,7 +49,7 @@ def test_real_code_is_made_for_gpus_that_are_not_here(compiled, device):
     assert program[start + 48] == MACH[device]
 
 
-@pytest.mark.parametrize("device", ["sm_80", "sm_120"])
+@pytest.mark.parametrize("device", ["sm_80", pytest.param("sm_120", marks=SLOW)])
 def test_ptx_is_written_for_nvidias_gpus(compiled, device):
     assert f".target {device}".encode() in (compiled(device) / "engine.vmfb").read_bytes()
 
