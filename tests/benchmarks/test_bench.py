@@ -239,6 +239,7 @@ def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypat
     assert not results.exists()
 
 
+@pytest.mark.slow
 def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
     opened = bundle("sd1")
     row = bench(opened, Plan((load_profile("cpu-onnxruntime"),), keep=tmp_path / "kept", **SMALL), results)[1]

@@ -43,6 +43,7 @@ def test_what_isnt_reached_is_told(tmp_path):
         main(["-o", str(output), "--only", "sd3"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(machine().gpus), reason="There is a GPU here.")
 def test_what_needs_a_gpu_says_so_without_one(tmp_path):
     output, scratch = tmp_path / "results.jsonl", tmp_path / "not" / "there"

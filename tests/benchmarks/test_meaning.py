@@ -51,6 +51,7 @@ def judge_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_shipped_judge_reads_what_is_rendered():
     """At least 99 percent of each attribute, of scenes that it wasn't trained on; of sides, which meet, 93."""
     assert JUDGE.stat().st_size < 2_000_000

@@ -100,6 +100,7 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     assert "a cat, sitting" in latentc("show", picture).stdout
 
 
+@pytest.mark.slow
 def test_what_is_in_a_bundle(bundle):
     folder = bundle("sd1").folder
     latentc("build", folder, "--profile", "null", "--quiet")
@@ -112,6 +113,7 @@ def test_what_is_in_a_bundle(bundle):
     assert [row["hit"] for row in rows] == [True] * 4
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     folder = own_bundle().folder
     assert "no engine is built yet" in latentc("verify", folder).stdout

@@ -186,6 +186,7 @@ def copied(opened, name):
     return open_bundle(shutil.copytree(opened.folder, opened.folder.with_name(name)))
 
 
+@pytest.mark.slow
 def test_engines_of_parts_that_are_the_same_are_taken(own_bundle, edit_manifest):
     opened = own_bundle()
     tuned = new_unet(copied(opened, "tuned"), edit_manifest)
