@@ -4,20 +4,34 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BINDINGS := $(VENV)/bindings/.ready
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check peers software-gpu clean
+.PHONY: demo test quick quick-tests check types peers software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
 
 test: check $(BINDINGS)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest $(WORKERS)
+
+# For every edit, in under two minutes: lint, types, and all tests but those that are marked as slow (over two seconds
+# of one core) or need an export of another family than `sd1`. Types are checked beside the tests.
+quick: $(READY) $(BINDINGS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types quick-tests
+
+quick-tests: $(READY)
+	$(BIN)/pytest $(WORKERS) --quick
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python tests/rooms.py
+
+types: $(READY)
+	$(BIN)/pyright
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; say PYTHON=python3.x") if sys.version_info < (3, 11) else 0'

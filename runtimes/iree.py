@@ -188,7 +188,7 @@ class IREE:
         on_progress(f"{job.part}: import", None)
         graph, weights = job.graph, job.weights
         if target.device == VULKAN:
-            graph, weights = _plain(job, out), out
+            graph, weights = _plain(graph, weights, out), out
         call_program(
             f"IREE can't import {job.part}",
             *(
@@ -282,19 +282,19 @@ class _Loaded:
         self._function = None
 
 
-def _plain(job: Job, folder: Path) -> Path:
+def _plain(graph: Path, weights: Path, folder: Path) -> Path:
     """A copy of a graph, in `folder`, in what every GPU with Vulkan computes alike: f32, int32, and nothing infinite.
 
     Compiled for the baseline, 3.13's programs read f16 and 64 bits from weights and inputs wrongly, in silence, and
     what masks attention with minus infinity answers NaN.
     """
     with border(
-        CompileError, f"{job.graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"
+        CompileError, f"{graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"
     ):
         import onnx_ir as ir
 
         library = cast("Any", ir)
-        model = read_graph(job.graph, job.weights)
+        model = read_graph(graph, weights)
         _rewrite(library, model)
         library.save(model, folder / PLAIN, external_data=f"{PLAIN}.data")
     return folder / PLAIN

@@ -25,7 +25,26 @@ FAMILIES = ("sd1", "sd2", "sdxl")
 OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
 """Variables that name folders which are written to outside of a test's own."""
 
+FIRST = (
+    *("test_flops", "test_bench", "test_suite", "test_half", "test_qnn", "test_export", "test_build", "test_plan"),
+    *("test_commands", "test_tokenizer", "test_iree", "test_pictures", "test_torch", "test_lower", "test_random"),
+)
+"""Files that take longest, begun first: with `--dist loadfile`, no worker then waits for the other's last file."""
+
 made_here = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--quick`: leave out what is marked as slow, and what needs an export of another family than `sd1`."""
+    parser.addoption("--quick", action="store_true", help="without slow tests, with the export of one family")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files of `FIRST`; leave out slow tests if that is asked."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    if config.getoption("--quick"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -89,10 +108,12 @@ def checkpoint(shared):
 
 
 @pytest.fixture(scope="session")
-def exported(shared, checkpoint):
+def exported(shared, checkpoint, pytestconfig):
     """`exported(family)`: the exported tiny checkpoint, or `scenes`, to be read only. No engine may be built in it."""
 
     def make(family: str) -> Bundle:
+        if family != "sd1" and pytestconfig.getoption("--quick"):
+            pytest.skip("an export of another family: `make test` has it")
         source = family if family in SHIPPED else checkpoint(family)
         opened = open_bundle(shared(f"{family}.bundle", lambda folder: export(str(source), folder)))
         for name, part in opened.manifest.parts.items():  # as the export itself remembers, on the machine that made it
@@ -110,8 +131,8 @@ def bundle(exported, tmp_path_factory):
 
     def make(family: str) -> Bundle:
         if family not in folders:
-            folders[family] = tmp_path_factory.mktemp("bundles") / f"{family}.bundle"
-            shutil.copytree(exported(family).folder, folders[family])
+            source = exported(family).folder
+            folders[family] = Path(shutil.copytree(source, tmp_path_factory.mktemp("bundles") / source.name))
         return open_bundle(folders[family])
 
     return make

@@ -135,6 +135,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["cpu-openvino-f32", "cpu-onnxruntime"])
 def test_a_bundle_builds_and_draws_without_torch(own_bundle, tmp_path, profile):
     opened = own_bundle("sdxl")

@@ -86,6 +86,7 @@ def test_configurations_are_drawn_in_turn_and_the_own_cost_always(bundle, result
     assert len(rounds) == 2 * 2 * PATIENCE, "fewer than six draws are never stable"
 
 
+@pytest.mark.slow
 def test_apart_each_draw_has_a_process_of_its_own(bundle, results, monkeypatch):
     alive, most, lives = set(), [], []
 
@@ -134,7 +135,8 @@ def test_apart_what_dies_in_a_later_round_keeps_its_draws(bundle, results, monke
 
 
 @pytest.mark.slow
-def test_apart_the_suite_is_drawn_too(bundle, results):
+def test_apart_the_suite_is_drawn_too(bundle, results, monkeypatch):
+    monkeypatch.setattr("latentc.benchmarks.bench.PATIENCE", 1)  # each draw more starts PyTorch once more
     profiles = (load_profile("cpu-onnxruntime"), load_profile("torch-f32"))
     _, *rows = bench(bundle("sd1"), Plan(profiles, suite=True, apart=True, **SMALL), results)
     for row in rows:
@@ -237,6 +239,7 @@ def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypat
     assert not results.exists()
 
 
+@pytest.mark.slow
 def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
     opened = bundle("sd1")
     row = bench(opened, Plan((load_profile("cpu-onnxruntime"),), keep=tmp_path / "kept", **SMALL), results)[1]
@@ -359,6 +362,7 @@ def test_baselines_have_their_own_environments(tmp_path):
         python_of(BASELINES["optimum-onnxruntime"], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_and_a_table(own_bundle, results):
     folder = own_bundle("sd1").folder
     options = ["-p", "null", "--size", "72x64", "--batch", "1", "--steps", "1", "--repeat", "1", "-o", str(results)]

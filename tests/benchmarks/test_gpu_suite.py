@@ -43,6 +43,7 @@ def test_what_isnt_reached_is_told(tmp_path):
         main(["-o", str(output), "--only", "sd3"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(machine().gpus), reason="There is a GPU here.")
 def test_what_needs_a_gpu_says_so_without_one(tmp_path):
     output, scratch = tmp_path / "results.jsonl", tmp_path / "not" / "there"
@@ -143,6 +144,7 @@ def test_it_is_stopped_from_outside_as_by_ctrl_c(tmp_path, monkeypatch):
     assert main(["-o", str(tmp_path / "results.jsonl"), "--only", "scenes"]) == 0
 
 
+@pytest.mark.slow
 def test_measuring_takes_each_subject_and_fails_where_none_works(tmp_path, own_bundle, monkeypatch):
     bundle = own_bundle("sd1")
     times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 300)

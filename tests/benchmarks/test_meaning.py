@@ -51,6 +51,7 @@ def judge_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_shipped_judge_reads_what_is_rendered():
     """At least 99 percent of each attribute, of scenes that it wasn't trained on; of sides, which meet, 93."""
     assert JUDGE.stat().st_size < 2_000_000
@@ -115,6 +116,7 @@ def test_without_a_judge_or_a_runtime_that_is_said(judge_file, tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkeypatch):
     monkeypatch.setattr(score, "open_judge", lambda: open_judge(judge_file))
     monkeypatch.setattr(meaning, "REFERENCES", 8)

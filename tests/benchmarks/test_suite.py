@@ -72,7 +72,10 @@ def verdict(pipeline, references):
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("cpu-onnxruntime", "f32"), ("cpu-openvino-f32", "f32"), ("torch-f32", "bf16"), ("torch-f32", "f16")],
+    [
+        *[("cpu-onnxruntime", "f32"), ("cpu-openvino-f32", "f32"), ("torch-f32", "bf16")],
+        pytest.param("torch-f32", "f16", marks=pytest.mark.slow),
+    ],
 )
 def test_sound_engines_pass_in_every_precision(bundle, references, family, name, precision):
     with opened(bundle(family), name, precision={"default": (precision,)}) as pipeline:
@@ -176,6 +179,7 @@ def test_one_wrong_weight_tensor_fails(own_bundle, perturb, references, engine_n
         assert "unet in" in verdict(pipeline, references("sd1"))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [MIDDLE, "mid_block.resnets.0.conv1.weight"])
 def test_one_weight_tensor_off_by_a_twentieth_fails_in_f32(own_bundle, perturb, references, tensor):
     """In bf16 it is less than what rounding does: there no gate can tell, and this one doesn't say it can."""

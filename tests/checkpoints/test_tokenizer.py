@@ -83,6 +83,7 @@ def test_files_of_the_checkpoint_are_kept_as_they_are(checkpoint):
         assert made[path.name] == path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [["vocab.json", "merges.txt"], ["tokenizer_config.json"], ["special_tokens_map.json"]])
 def test_missing_files_are_made_from_the_others(gone, own, checkpoint):
     folder = own("sd2")

@@ -1,6 +1,7 @@
 """The command as its users run it: a process, its output, its exit code."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,9 @@ from latentc.runtimes.machine import machine
 
 
 def latentc(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "latentc", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    """Lines are as long as any temporary folder's name makes them."""
+    command, wide = [sys.executable, "-m", "latentc", *map(str, arguments)], {**os.environ, "COLUMNS": "500"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
@@ -100,6 +101,7 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     assert "a cat, sitting" in latentc("show", picture).stdout
 
 
+@pytest.mark.slow
 def test_what_is_in_a_bundle(bundle):
     folder = bundle("sd1").folder
     latentc("build", folder, "--profile", "null", "--quiet")
@@ -112,6 +114,7 @@ def test_what_is_in_a_bundle(bundle):
     assert [row["hit"] for row in rows] == [True] * 4
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     folder = own_bundle().folder
     assert "no engine is built yet" in latentc("verify", folder).stdout
@@ -144,6 +147,7 @@ def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
     assert "weren't proved on this machine yet (the whole step)" in said[-1]["refusal"]
 
 
+@pytest.mark.slow
 def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
     command = (
         "bench",
@@ -180,6 +184,7 @@ def test_advice_is_written_as_a_shell_reads_it(own_bundle, tmp_path):
     assert f"latentc build '{folder}' --profile null" in latentc("run", folder, "x", "-p", "null").stderr
 
 
+@pytest.mark.slow
 def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_path):
     folder = own_bundle().folder
     advised = json.loads(latentc("doctor", "--json").stdout)["profile"]
@@ -197,6 +202,7 @@ def test_a_profile_of_ones_own_is_advised_by_its_path(own_bundle):
     assert f"latentc build {mine.parent} --profile {mine} " in refused
 
 
+@pytest.mark.slow
 def test_doctor_and_profiles():
     said = json.loads(latentc("doctor", "--json").stdout)
     assert said["machine"]["cores"] >= 1
@@ -219,6 +225,7 @@ def test_what_to_install_is_printed_whole(capsys):
     assert "builds  y 1.2; for other machines: sm86, sm89" in told
 
 
+@pytest.mark.slow
 def test_new_checkpoint_and_export(tmp_path):
     done = latentc("new-checkpoint", tmp_path / "new", "--family", "sd21", "--seed", 3)
     assert done.returncode == 0
@@ -300,6 +307,7 @@ def test_what_is_done_in_under_a_second_is_not_told(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
     def export(name, folder, on_progress):
         return open_bundle(shutil.copytree(exported(name).folder, folder))

@@ -258,6 +258,7 @@ def copied(opened, name):
     return open_bundle(shutil.copytree(opened.folder, opened.folder.with_name(name)))
 
 
+@pytest.mark.slow
 def test_engines_of_parts_that_are_the_same_are_taken(own_bundle, edit_manifest):
     opened = own_bundle()
     tuned = new_unet(copied(opened, "tuned"), edit_manifest)
@@ -308,6 +309,7 @@ def refitting(monkeypatch, refit):
     monkeypatch.setattr("latentc.compiler.targets.runtime", lambda _: type("Refitting", (ONNXRuntime,), able)())
 
 
+@pytest.mark.slow
 def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manifest, monkeypatch, capsys):
     opened = own_bundle()
     tuned = new_unet(copied(opened, "tuned"), edit_manifest)
@@ -331,6 +333,7 @@ def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manif
     assert len(asked) == 1, "one of another shape or with other options isn't refitted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refused", "wrong", "damaged"])
 def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_manifest, monkeypatch, capsys, fault):
     opened = own_bundle()
@@ -671,6 +674,7 @@ def folder_of_unet(opened):
     return next(folder_name(want.part, want.key) for want, _ in why(opened, NULL) if want.part == "unet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [OPENVINO, ONNXRUNTIME], ids=lambda profile: profile.name)
 def test_static_sizes_are_built_proved_and_kept_apart(own_bundle, profile):
     opened = own_bundle()

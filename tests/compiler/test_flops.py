@@ -80,7 +80,12 @@ def test_pytorch_counts_the_published_figures(family, part, side, published):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "part", "side", "published"), PUBLISHED)
-def test_full_size_graphs_count_as_published(tmp_path, family, part, side, published):
+def test_full_size_graphs_count_as_published(tmp_path, monkeypatch, family, part, side, published):
+    """Traced at one size: free ones, which the tiny parts are counted with, take three times as long."""
+    from torch.export import Dim
+
+    sizes = {"batch": 1, "height": side, "width": side, "length": 77}
+    monkeypatch.setattr("latentc.export.trace._sizes", lambda spec: (sizes, dict.fromkeys(sizes, Dim.STATIC)))
     graph = tmp_path / "model.onnx"
     spec = full_size_graph(family, part, graph)
     counted = count_flops(graph, shapes_of(spec.inputs, 1, side, side))

@@ -147,6 +147,7 @@ def test_many_new_weights_are_written_to_a_file_of_their_own(bundle, monkeypatch
 # Built where the device isn't, by IREE.
 
 
+@pytest.mark.slow
 @iree
 def test_an_engine_for_a_gpu_is_built_and_proved_without_it(own_bundle):
     opened = own_bundle("sd1")
@@ -166,6 +167,7 @@ def test_an_engine_for_a_gpu_is_built_and_proved_without_it(own_bundle):
         Pipeline.open(opened, profile)
 
 
+@pytest.mark.slow
 @iree
 def test_a_graph_that_overflows_in_f16_is_seen_to(own_bundle, perturb):
     """Each weight is one that f16 holds; what they make of a latent isn't."""

@@ -111,6 +111,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
             assert sorted(tmp_path.iterdir()) == sorted([alive, other])
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_bundle_at_once(own_bundle):
     """One engine at opset 18 and fixed sizes through each of two runtimes, and nothing else in the bundle changes."""
     opened = own_bundle("sd1")

@@ -15,35 +15,43 @@ from latentc.runtimes import Job
 from latentc.runtimes.iree import HIP, IREE, PTX, _plain
 from latentc.runtimes.machine import Gpu, machine
 
+from .conftest import lower, write_graph
+
 pytestmark = pytest.mark.skipif(IREE().unbuildable("CPU") is not None, reason=str(IREE().unbuildable("CPU")))
 
+SLOW = pytest.mark.slow
 MACH = {"gfx90a": 0x3F, "gfx942": 0x4C, "gfx950": 0x4F, "gfx1100": 0x41, "gfx1101": 0x46, "gfx1201": 0x4E}
 """LLVM's EF_AMDGPU_MACH: llvm.org/docs/AMDGPUUsage.html."""
 
 
-@pytest.mark.parametrize("device", MACH)
-def test_real_code_is_made_for_gpus_that_are_not_here(make_case, tmp_path, device):
+@pytest.fixture(scope="module")
+def compiled(make_case, tmp_path_factory):
+    """`compiled(device)`: the folder of the small part, compiled for one shape."""
     case = make_case("iree")
-    out = tmp_path / "out"
-    feeds = case.feeds()
-    shape = {name: array.shape for name, array in feeds.items()}
-    case.static(tmp_path / "cpu", feeds)  # leaves the graph with these shapes beside it
-    case.compile(out, tmp_path / "static" / "model.onnx", device=device, shape=shape)
+    folder = tmp_path_factory.mktemp("fixed")
+    shape = {name: array.shape for name, array in case.feeds().items()}
+    graph = write_graph(folder / "model.onnx", shape)
+    lower(case.adapter, "CPU", graph, shape)
+
+    def compiled(device):
+        case.compile(folder / device, graph, device=device, shape=shape)
+        return folder / device
+
+    return compiled
+
+
+@pytest.mark.parametrize("device", [pytest.param(name, marks=[] if name == "gfx942" else SLOW) for name in MACH])
+def test_real_code_is_made_for_gpus_that_are_not_here(compiled, device):
+    out = compiled(device)
     program = (out / "engine.vmfb").read_bytes()
     start = program.index(b"\x7fELF")
     assert int.from_bytes(program[start + 18 : start + 20], "little") == 224, "EM_AMDGPU"
     assert program[start + 48] == MACH[device]
 
 
-@pytest.mark.parametrize("device", ["sm_80", "sm_120"])
-def test_ptx_is_written_for_nvidias_gpus(make_case, tmp_path, device):
-    case = make_case("iree")
-    out = tmp_path / "out"
-    feeds = case.feeds()
-    case.static(tmp_path / "cpu", feeds)
-    shape = {name: array.shape for name, array in feeds.items()}
-    case.compile(out, tmp_path / "static" / "model.onnx", device=device, shape=shape)
-    assert f".target {device}".encode() in (out / "engine.vmfb").read_bytes()
+@pytest.mark.parametrize("device", ["sm_80", pytest.param("sm_120", marks=SLOW)])
+def test_ptx_is_written_for_nvidias_gpus(compiled, device):
+    assert f".target {device}".encode() in (compiled(device) / "engine.vmfb").read_bytes()
 
 
 def test_ptx_runs_on_that_gpu_and_on_later_ones(monkeypatch):
@@ -92,7 +100,7 @@ def test_what_vulkan_is_given_computes_the_same(tmp_path):
     given = tmp_path / "model.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), given)
     (tmp_path / "out").mkdir()
-    plain = onnx.load(_plain(given, tmp_path / "out"))
+    plain = onnx.load(_plain(given, tmp_path, tmp_path / "out"))
     onnx.checker.check_model(plain, full_check=True)
     assert plain.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT32
     kinds = {
@@ -107,7 +115,7 @@ def test_what_vulkan_is_given_computes_the_same(tmp_path):
     model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights["places"] << 40, "places"))
     onnx.save(model, given)
     with pytest.raises(CompileError, match="places holds numbers that take 64 bits"):
-        _plain(given, tmp_path / "out")
+        _plain(given, tmp_path, tmp_path / "out")
 
 
 def test_a_gpu_that_is_here_needs_its_driver(monkeypatch):

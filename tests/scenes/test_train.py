@@ -168,6 +168,7 @@ def test_a_judge_answers_for_each_picture():
     assert judge.accuracy(outputs, [0, 1]).keys() == {*WHOLE, *EACH, "absent"}
 
 
+@pytest.mark.slow
 def test_a_saved_judge_answers_as_it_was_trained_for_any_number_of_pictures(tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = judge.Judge().eval()
