@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.targets import choose
+from ..core.arrays import read_sealed_arrays, write_arrays
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
-from ..core.files import sha256_json, sync
-from ..core.reading import parse_json, read_arrays
+from ..core.files import sha256_json
+from ..core.reading import parse_json
 from ..core.request import Request
 from ..core.tensors import Array, Precision
 from ..pipelines.pipeline import Pipeline
@@ -288,7 +289,7 @@ def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path
 
 
 def save_references(path: Path, references: References) -> None:
-    """Write references to one `.npz` file, which appears whole or not at all."""
+    """Write references to one `.npz` file, sealed with its digest, which appears whole or not at all."""
     recording = references.recording
     about = {
         "suite": asdict(references.suite),
@@ -303,20 +304,13 @@ def save_references(path: Path, references: References) -> None:
         arrays |= {f"{index}.in.{name}": array for name, array in call.feeds.items()}
         arrays |= {f"{index}.out.{name}": array for name, array in call.outputs.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}")
-    try:
-        with fresh.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        sync(fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_arrays(path, arrays)
 
 
 def load_references(path: Path) -> References:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
-        arrays = read_arrays(path, REFERENCES_BYTES, BundleError, "Remove it, and make them again.")
+        arrays = read_sealed_arrays(path, "Remove it, and make them again.", BundleError, REFERENCES_BYTES)
         about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(

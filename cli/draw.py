@@ -45,7 +45,7 @@ def draw(
         start = time.perf_counter()
         from ..pipelines.pipeline import Pipeline
 
-        with Pipeline.open(bundle, profile) as pipeline:
+        with Pipeline.open(bundle, profile, tell) as pipeline:
             seconds = {"load": time.perf_counter() - start}
             make_place(output)
 

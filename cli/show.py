@@ -159,7 +159,9 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
                 {
                     "profile": build.profile,
                     "seconds": round(build.seconds, 3),
+                    "host_psnr_db": build.host_psnr_db,
                     "step_psnr_db": build.step_psnr_db,
+                    "steps": build.steps.model_dump(mode="json") if build.steps else None,
                     "engines": [
                         {"hit": one.hit, "how": one.how, "note": one.note, **one.artifact.model_dump()}
                         for one in build.engines
@@ -174,7 +176,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         fresh = sum(one.how in ("compiled", "refitted") for one in build.engines)
         taken = sum(one.how == "taken" for one in build.engines)
         if build.step_psnr_db is not None:
-            step = f"The whole step agrees to {build.step_psnr_db:.1f} dB."
+            step = f"The whole step agrees to {build.step_psnr_db:.1f} dB{_further(build)}."
         else:
             graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
             told = f": parity is its graph's, run by {', '.join(sorted(graphs))}" if graphs else ""
@@ -196,6 +198,13 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         for one in build.engines:
             if one.note:
                 console.print(f"{one.artifact.part}: {one.note}", markup=False)
+
+
+def _further(build: Build) -> str:
+    """What else was compared with diffusers' drawings."""
+    assert build.steps is not None
+    figures = ("what the prompt changes", build.steps.difference_db), ("a picture", build.steps.picture_db)
+    return "".join(f", {name} to {figure:.1f} dB" for name, figure in figures if figure is not None)
 
 
 def why(

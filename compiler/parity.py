@@ -80,9 +80,8 @@ def check_outputs(part: str, case: Case, found: dict[str, Array]) -> None:
     """Raise `ParityError` where an engine doesn't give an output, or gives one of another shape."""
     for name, wanted in case.outputs.items():
         if name not in found:
-            raise ParityError(
-                f"The engine of {part} gives {sorted(found) or 'nothing'}, and no {name!r}. Build it again."
-            )
+            gives = sorted(found) or "nothing"
+            raise ParityError(f"The engine of {part} gives {gives}, and {name!r} was expected. Build it again.")
         if found[name].shape != wanted.shape:
             raise ParityError(
                 f"The engine of {part} gives {name!r} of shape {list(found[name].shape)} to inputs "

@@ -1,0 +1,330 @@
+"""What the gate catches: faults in graphs, in engines, in what is around them, and in how they are called."""
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from latentc.benchmarks.planted import FAULTS, same_prompt
+from latentc.benchmarks.power import opened_graph, plant
+from latentc.compiler.build import build
+from latentc.compiler.cases import reference, stored_cases
+from latentc.compiler.engines import load
+from latentc.compiler.parity import measure
+from latentc.compiler.proof import Steps, check_steps, prove_host
+from latentc.compiler.targets import wanted
+from latentc.compiler.trial import check_host, measure_steps
+from latentc.core.bundle import open_bundle
+from latentc.core.errors import LatentcError, ParityError
+from latentc.core.files import read_sealed, write_sealed
+from latentc.core.tensors import snr_db
+from latentc.profiles import load_profile
+from latentc.sampling.draw import load_host
+
+ONNXRUNTIME = load_profile("cpu-onnxruntime")
+HOST_FAULTS = [fault for fault in FAULTS if fault.part == "host"]
+
+
+@pytest.mark.parametrize("fault", HOST_FAULTS, ids=lambda fault: fault.name)
+def test_what_the_host_reads_is_proved(own_bundle, fault):
+    opened = own_bundle("scenes")
+    assert prove_host(opened) > 100
+    plant(fault, opened.folder)
+    with pytest.raises(ParityError, match="isn't what diffusers' pipeline|other token ids|isn't the checkpoint's"):
+        prove_host(open_bundle(opened.folder))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_the_host_of_every_family_is_diffusers(exported, family):
+    opened = exported(family)
+    assert check_host(opened, load_host(opened)) > 100
+
+
+def run_latentc(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "latentc", *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+PRECISIONS = {
+    "f32": 'runtime = "onnxruntime"\n',
+    "bf16": 'runtime = "openvino"\n[precision]\ndefault = ["bf16", "f32"]\n',
+    "f16": 'runtime = "iree"\nopset = 18\ndevice = "gfx942"\n[precision]\ndefault = "f32"\nunet = "f16"\n'
+    '[shapes]\nsizes = ["own"]\n',
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_unet_that_ignores_the_prompt_is_refused_from_the_command_line(own_bundle, tmp_path, precision):
+    opened = own_bundle("scenes")
+    with opened_graph(opened.folder, "unet") as graph:
+        same_prompt(graph)
+    profile = tmp_path / f"{precision}.toml"
+    profile.write_text(f'title = "{precision}"\n{PRECISIONS[precision]}')
+    done = run_latentc("build", opened.folder, "--profile", profile, "--quiet")
+    assert done.returncode == 1
+    assert "The graph of unet, run in f32, isn't what PyTorch computed at export" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def sound(bundle):
+    """A bundle of `scenes`, its engines, and a way to put other engines in their place."""
+    opened = bundle("scenes")
+    build(opened, ONNXRUNTIME)
+    with load(opened, ONNXRUNTIME) as engines:
+        yield opened, load_host(opened), engines
+
+
+class Standing:
+    """An engine that answers in another's place."""
+
+    def __init__(self, engine, run=None, bind=None):
+        self.engine, self.answer, self.fixed = engine, run or engine.run, bind
+
+    def run(self, feeds):
+        return self.answer(feeds)
+
+    def bind(self, feeds):
+        return self.fixed(feeds) if self.fixed else lambda others: self.run({**feeds, **others})
+
+    def close(self):
+        pass
+
+
+def steps_with(sound, part, wrong):
+    opened, host, engines = sound
+
+    def engine(name, shapes):
+        found = engines.engine(name, shapes)
+        return wrong(found) if name == part else found
+
+    return measure_steps(opened, host, engine, None, guided=True)
+
+
+def changed(change):
+    """An engine whose every answer is changed."""
+    return lambda engine: Standing(
+        engine, lambda feeds: {name: change(out, feeds) for name, out in engine.run(feeds).items()}
+    )
+
+
+def stale(engine):
+    """Every call gives the first call's answer of its shape."""
+    known = {}
+
+    def run(feeds):
+        key = tuple(array.shape for array in feeds.values())
+        return {name: out.copy() for name, out in known.setdefault(key, engine.run(feeds)).items()}
+
+    return Standing(engine, run)
+
+
+def bound_last(engine):
+    """All that was ever bound shares what was bound last."""
+    held = {}
+
+    def bind(feeds):
+        held.update(feeds)
+        return lambda others: engine.run({**{name: held[name] for name in feeds}, **others})
+
+    return Standing(engine, bind=bind)
+
+
+def test_sound_engines_pass(sound):
+    opened, host, engines = sound
+    found = measure_steps(opened, host, engines.engine, None, guided=True)
+    assert found.step_db > 110
+    assert found.difference_db > 100
+    assert found.difference_share > 0.1
+    assert found.picture_db > 60
+
+
+FAULTY = {
+    "text moves nothing": lambda engine: Standing(
+        engine, lambda feeds: engine.run({**feeds, "encoder_hidden_states": feeds["encoder_hidden_states"] * 0})
+    ),
+    "rows beyond the second": changed(lambda out, _: np.concatenate([out[:2], out[2:] * 0])),
+    "a second chunk": changed(lambda out, feeds: out * (1.2 if feeds["encoder_hidden_states"].shape[1] > 77 else 1)),
+    "one timestep": changed(lambda out, feeds: out * (1.5 if feeds["timestep"][0] < 300 else 1)),
+    "not square": changed(lambda out, _: out * (1 if out.shape[2] == out.shape[3] else 1.2)),
+    "one size": changed(lambda out, _: out * (1 if out.shape[2] == 16 else 1.2)),
+    "5 % too large": changed(lambda out, _: out * np.float32(1.05)),
+    "stale": stale,
+    "bound last": bound_last,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_what_a_denoiser_gets_wrong_in_one_place_fails_the_step(sound, fault):
+    found = steps_with(sound, "unet", FAULTY[fault])
+    assert found.step_db < 40
+    _, engines = wanted(sound[0], ONNXRUNTIME, to_run=True)
+    with pytest.raises(ParityError):
+        check_steps(sound[0], ONNXRUNTIME, engines, Steps(**vars(found)))
+
+
+def test_a_text_that_moves_nothing_is_zero_db(sound):
+    found = steps_with(sound, "unet", FAULTY["text moves nothing"])
+    assert found.difference_db == pytest.approx(0, abs=0.01)
+    opened = sound[0]
+    bf16 = load_profile("cpu-openvino").model_copy(update={"precision": {"default": ("bf16",)}})
+    engines = wanted(opened, ONNXRUNTIME, to_run=True)[1]
+    from dataclasses import replace
+
+    narrow = [replace(want, target=replace(want.target, precision="bf16")) for want in engines]
+    near = Steps(step_db=45.0, difference_db=0.0, difference_share=0.5, picture_db=40.0)
+    with pytest.raises(ParityError, match=r"What the prompt changes .* 0.0 dB above its error"):
+        check_steps(opened, bf16, narrow, near)
+    check_steps(opened, bf16, narrow, near.model_copy(update={"difference_db": 30.0}))
+
+
+def cases_of(sound, part):
+    opened, _, engines = sound
+    cases = stored_cases(opened, part)
+    return engines.engine(part, {name: array.shape for name, array in cases[0].feeds.items()}), cases
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda engine: Standing(engine, lambda feeds: {}), "gives nothing, and 'out_sample' was expected"),
+        (changed(lambda out, _: out[:, :2]), r"gives 'out_sample' of shape .* PyTorch gave"),
+        (lambda engine: Standing(engine, lambda feeds: {"other": 1}), r"gives \['other'\], and 'out_sample'"),
+    ],
+)
+def test_answers_of_another_kind_are_errors_in_words(sound, wrong, says):
+    engine, cases = cases_of(sound, "unet")
+    with pytest.raises(ParityError, match=says):
+        measure("unet", wrong(engine), "PyTorch, at export", cases)
+
+
+@pytest.mark.parametrize("fault", ["rows beyond the second", "a second chunk", "one timestep", "not square", "stale"])
+def test_a_part_is_compared_in_every_row_size_and_timestep(sound, fault):
+    engine, cases = cases_of(sound, "unet")
+    assert measure("unet", engine, "", cases).psnr_db > 110
+    assert measure("unet", FAULTY[fault](engine), "", cases).psnr_db < 40
+
+
+def test_every_id_of_a_small_vocabulary_is_fed(exported):
+    opened = exported("scenes")
+    ids = np.concatenate([case.feeds["input_ids"].ravel() for case in stored_cases(opened, "text_encoder")])
+    size = len(json.loads((opened.folder / "tokenizer" / "vocab.json").read_text()))
+    assert set(ids) >= set(range(size))
+
+
+def test_static_engines_are_compared_with_pytorchs_own_answers(exported):
+    """Their rows are taken from PyTorch's answers, however many they are."""
+    opened = exported("sd1")
+    for rows in (1, 2, 3, 6):
+        shape = {"sample": (rows, 4, 16, 16), "timestep": (1,), "encoder_hidden_states": (rows, 77, 32)}
+        found = reference(opened, "unet", shape)
+        assert found.origin == "PyTorch, at export"
+        assert len({float(case.feeds["timestep"][0]) for case in found.cases}) >= 3
+        assert all(len(case.outputs["out_sample"]) == rows for case in found.cases)
+
+
+def test_a_signal_to_noise_ratio():
+    signal = np.array([3.0, 4.0])
+    assert snr_db(signal, signal * 0) == 0
+    assert snr_db(signal, signal * 0.9) == pytest.approx(20)
+    assert snr_db(signal, signal) == 200
+    assert snr_db(signal, signal * np.nan) == -np.inf
+
+
+@contextmanager
+def flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    yield
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_of_the_manifest_is_seen_or_changes_nothing(own_bundle):
+    opened = own_bundle()
+    path = opened.folder / "latentc.json"
+    for bit in np.random.default_rng(3).integers(0, path.stat().st_size * 8, 400):
+        with flipped(path, int(bit)):
+            try:
+                found = open_bundle(opened.folder)
+            except LatentcError:
+                continue
+            assert found.manifest == opened.manifest
+
+
+def test_a_flipped_bit_of_a_reference_is_seen_or_changes_nothing(own_bundle):
+    opened = own_bundle()
+    shape = {"sample": (2, 4, 8, 24), "timestep": (1,), "encoder_hidden_states": (2, 77, 32)}
+    sound = reference(opened, "unet", shape)
+    (path,) = opened.engines.glob("reference-unet-*.npz")
+    from latentc.core.arrays import read_sealed_arrays
+
+    before = read_sealed_arrays(path, "")
+    for bit in np.random.default_rng(3).integers(0, path.stat().st_size * 8, 400):
+        with flipped(path, int(bit)):
+            try:
+                found = read_sealed_arrays(path, "Remove it.")
+            except LatentcError:
+                continue
+            assert found.keys() == before.keys()
+            assert all(np.array_equal(found[name], before[name]) for name in before)
+    assert sound.cases
+
+
+def test_a_manifest_says_which_graph_its_figure_is_of(own_bundle, monkeypatch):
+    """A machine with nothing to run a graph takes the export's figure, unless the graph was changed since."""
+    from latentc.compiler.parity import check_graphs
+    from latentc.core.errors import RuntimeMissing
+
+    opened = own_bundle()
+    monkeypatch.setattr("latentc.compiler.cases.REFEREES", {})
+    monkeypatch.setattr("latentc.compiler.parity.recall", lambda *_: None)
+    assert check_graphs(opened, ["unet"])["unet"] == opened.part("unet").psnr_db
+    read = read_sealed(opened.folder / "latentc.json")
+    read["parts"]["unet"]["proved"] = "0" * 64
+    write_sealed(opened.folder / "latentc.json", read)
+    with pytest.raises(RuntimeMissing, match="The graph of unet was changed since its export"):
+        check_graphs(open_bundle(opened.folder), ["unet"])
+
+
+def test_tokens_reach_nothing_but_their_table(own_bundle):
+    from latentc.benchmarks.planted import other_id
+
+    opened = own_bundle()
+    with opened_graph(opened.folder, "text_encoder") as graph:
+        other_id(300, 301)(graph)
+    with pytest.raises(ParityError, match="computes Where of token ids"):
+        build(open_bundle(opened.folder), ONNXRUNTIME)
+
+
+def test_another_embedding_of_an_id_that_no_reference_feeds_is_seen(own_bundle):
+    opened = own_bundle()
+    fed = {int(each) for case in stored_cases(opened, "text_encoder") for each in case.feeds["input_ids"].ravel()}
+    unfed = next(number for number in range(40_000) if number not in fed)
+    with opened_graph(opened.folder, "text_encoder") as graph:
+        name = next(name for name in graph.weights if name.endswith("token_embedding.weight"))
+        graph.weights[name][unfed] += 1
+    with pytest.raises(ParityError, match="looks token ids up in another table"):
+        build(open_bundle(opened.folder), ONNXRUNTIME)
+
+
+def test_references_hold_what_the_gate_needs(exported):
+    opened = exported("sdxl")
+    drawings = {
+        one["name"]: one for one in json.loads((opened.folder / "reference/drawings.json").read_text())["drawings"]
+    }
+    assert set(drawings) == {"whole", "wide", "single", "long"}
+    cases = {case.name: case for case in stored_cases(opened, "unet")}
+    rows = {case.feeds["sample"].shape[0] for case in cases.values()}
+    assert {2, 3, 4} <= rows
+    assert {case.feeds["encoder_hidden_states"].shape[1] for case in cases.values()} == {77, 154}
+    timesteps = sorted(float(case.feeds["timestep"][0]) for case in cases.values())
+    assert timesteps[0] < 100
+    assert timesteps[-1] > 750
+    assert any(300 < timestep < 700 for timestep in timesteps)
+    assert len({tuple(case.feeds["time_ids"][0]) for case in cases.values()}) == 2
+    assert any(case.feeds["sample"].shape[2] != case.feeds["sample"].shape[3] for case in cases.values())
