@@ -377,7 +377,9 @@ class References:
         needed = {name: None for name, one in known.items() if one.default is one.empty and name != "self"}
         pipeline = cls(**needed | {name: value for name, value in given.items() if name in known})
         pipeline.set_progress_bar_config(disable=True)
-        if self._own is not None:
+        if self._own is None:
+            pipeline.scheduler = scheduler  # the one that draws in its place isn't repaired
+        else:
             for key in ("steps_offset", "clip_sample"):
                 if pipeline.scheduler.config.get(key) != scheduler.config.get(key):
                     self.scheduler[key] = pipeline.scheduler.config[key]

@@ -1,0 +1,81 @@
+"""The host's part of a picture against diffusers' pipeline, for whatever a checkpoint's scheduler config says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from latentc.benchmarks.power import reseal
+from latentc.checkpoints.open import open_checkpoint
+from latentc.checkpoints.parts import as_part, part_specs
+from latentc.compiler.trial import check_host
+from latentc.core.bundle import open_bundle
+from latentc.core.errors import ParityError
+from latentc.core.references import DRAWINGS, DRAWN, Drawings, stored_at
+from latentc.export.reference import References
+from latentc.sampling.draw import load_host
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+SCHEDULERS = {
+    "ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
+    "ddpm": {"_class_name": "DDPMScheduler", "clip_sample": False, "variance_type": "fixed_small"},
+    "lcm": {"_class_name": "LCMScheduler", "original_inference_steps": 50},
+    "heun": {"_class_name": "HeunDiscreteScheduler"},
+    "pndm": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1},
+    "unipc": {"_class_name": "UniPCMultistepScheduler"},
+    "sde": {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+    "brownian": {"_class_name": "DPMSolverSDEScheduler"},
+    "unknown": {"_class_name": "DEISMultistepScheduler"},
+    "an old offset": {"_class_name": "DDIMScheduler", "steps_offset": 0, "clip_sample": False},
+    "old clipping": {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": True},
+    "said nothing": {"_class_name": "DDIMScheduler"},
+    "velocity": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
+    "zero signal": {
+        "_class_name": "EulerDiscreteScheduler",
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+    "karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+}
+
+
+@pytest.fixture
+def referenced(exported, checkpoint, tmp_path):
+    """`referenced(config)`: a bundle whose references were drawn with that scheduler."""
+
+    def make(config):
+        source = shutil.copytree(checkpoint("sd1"), tmp_path / "checkpoint")
+        path = source / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**BETAS, **config}))
+        opened = open_checkpoint(str(source))
+        folder = shutil.copytree(exported("sd1").folder, tmp_path / "bundle")
+        references = References(opened)
+        references.read_prompts()
+        for spec in part_specs(opened):
+            module = opened.module(spec.component)
+            stored = references.take(spec, module, as_part(opened, spec, module))
+            np.savez(folder / stored_at(spec.name), allow_pickle=False, **stored)
+        np.savez(folder / DRAWN, allow_pickle=False, **references.drawn)
+        drawings = Drawings(drawings=tuple(references.drawings))
+        (folder / DRAWINGS).write_text(drawings.model_dump_json())
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(references.scheduler))
+        reseal(folder)
+        return open_bundle(folder)
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_host_takes_diffusers_steps(referenced, name):
+    opened = referenced(SCHEDULERS[name])
+    assert check_host(opened, load_host(opened)) > 80
+    path = opened.folder / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.012", "0.013"))
+    reseal(opened.folder)
+    other = open_bundle(opened.folder)
+    with pytest.raises(ParityError, match="isn't what diffusers' pipeline computed"):
+        check_host(other, load_host(other))
