@@ -372,6 +372,7 @@ FAULTS = (
     Fault("a group norm has another epsilon", DECODER, attribute("GroupNormalization", "epsilon", 1e-2)),
     Fault("moments are 1 % too large", ENCODER, gain(1.01, "latent_parameters")),
     Fault("another scaling factor", HOST, manifest("model", "scaling_factor", value=0.3)),
+    Fault("latents are half as large", HOST, manifest("model", "downscale", value=16)),
     Fault("v is taken for noise", HOST, json_file(SCHEDULER, "v_prediction", "epsilon")),
     Fault("noise levels of another schedule", HOST, json_file(SCHEDULER, "0.02", "0.012")),
     Fault("steps are spaced otherwise", HOST, json_file(SCHEDULER, "trailing", "leading")),

@@ -283,8 +283,7 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
 
 def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path:
     """Where references of a bundle are kept: another suite, size or weights have another name."""
-    parts = {name: part.digest for name, part in bundle.manifest.parts.items()}
-    key = sha256_json([suite.digest, parts, size, bundle.manifest.model.model_dump(mode="json")])[:16]
+    key = sha256_json([suite.digest, size, bundle.digest])[:16]
     return bundle.engines / f"suite-{suite.name}-{suite.version}-{size[0]}x{size[1]}-{key}.npz"
 
 

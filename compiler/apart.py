@@ -62,6 +62,8 @@ def measure_all(
     opened, chosen = open_bundle(bundle), Profile.model_validate(profile)
     adapter, engines = wanted(opened, chosen, to_run=True)
     parities: dict[str, Any] = {}
+    if unknown := sorted(set(keys) - {want.key for want in engines}):
+        raise BundleError(f"The engines {', '.join(unknown)} aren't those of this profile any more. Build them again.")
     for want in engines:
         if want.key not in keys:
             continue

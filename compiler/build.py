@@ -113,10 +113,10 @@ def build(
     adapter, engines = wanted(bundle, profile, to_run=False)
     sweep(bundle)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
-    check(bundle, profile, force=force, like=like)
     host = prove_host(bundle)
     if adapter.reads_onnx:
         check_graphs(bundle, bundle.manifest.parts, on_progress)
+    check(bundle, profile, force=force, like=like)
     built = tuple(
         _build_one(bundle, profile, adapter, want, like, note, on_progress)
         for want, note in zip(engines, replaced, strict=True)
@@ -328,7 +328,7 @@ def _prove_steps(
 ) -> Steps:
     """Take diffusers' steps with the engines, once for each set of them."""
     wants = [want for want, _ in pairs]
-    key = steps_key(bundle, adapter, [artifact for _, artifact in pairs])
+    key = steps_key(bundle, adapter, [artifact for _, artifact in pairs], guided=profile.shapes.guided)
     steps = recall(key, Steps)
     if steps is None:
         steps = prove_steps(bundle, profile, wants, lambda: Engines(bundle, profile), on_progress)

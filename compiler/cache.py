@@ -294,13 +294,18 @@ def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generato
         lock.release()
 
 
+def _is_old(path: Path) -> bool:
+    """Whether a file is older than one that is being written, or locked, can be."""
+    return time.time() - path.stat().st_mtime > WRITING_SECONDS
+
+
 def sweep(bundle: Bundle) -> None:
     """Remove what killed builds left among the engines: files that were being written, and locks that nobody holds."""
     for path in bundle.engines.glob(".*"):
         with suppress(OSError):
-            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > WRITING_SECONDS:
+            if TEMPORARY.fullmatch(path.name) and _is_old(path):
                 path.unlink()
-            elif path.name.endswith(".lock") and path.is_file():
+            elif path.name.endswith(".lock") and path.is_file() and _is_old(path):
                 with suppress(Timeout), FileLock(path, blocking=False):
                     shutil.rmtree(path.with_name(path.name.removesuffix(".lock") + ".tmp"), ignore_errors=True)
                     path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from ..core.progress import quiet
 from ..core.reading import read_arrays
 from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
-from ..core.references import DRAWINGS, DRAWN, Case, Drawing, Drawings, stored_at, unpack
+from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, unpack
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
 from .cache import locked
@@ -36,8 +36,8 @@ REFEREES: dict[str, dict[str, bool | int | float | str]] = {
 }
 """Runtimes that may run the exported graph in f32 as it stands, and their options."""
 
-ENDS = ("whole", "single")
-"""Drawings whose calls are put to engines of sizes that no drawing has."""
+FIRSTS = ("whole", "single")
+"""Drawings whose first calls are put to engines of sizes that no drawing has."""
 
 TIMESTEPS = 3
 """A denoiser is compared at so many timesteps at least."""
@@ -62,13 +62,26 @@ def read_stored(bundle: Bundle, part: str) -> Arrays:
 
 def stored_cases(bundle: Bundle, part: str) -> tuple[Case, ...]:
     """What PyTorch computed of a part at export."""
-    return unpack(read_stored(bundle, part))
+    cases = unpack(read_stored(bundle, part))
+    _check_complete(bundle, part, cases)
+    return cases
 
 
-def stored_drawings(bundle: Bundle) -> tuple[tuple[Drawing, ...], Arrays]:
+def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
+    """Raise `BundleError` where references lack what a proof rests on."""
+    info, model = bundle.part(part), bundle.manifest.model
+    read = next(({each.embedding, each.pooled} for each in model.text_encoders if each.part == part), None)
+    outputs = {tensor.name for tensor in info.outputs} if read is None else read - {None}
+    inputs = {tensor.name for tensor in info.inputs}
+    whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
+    if not whole or (info.takes("timestep") and _lacks(cases)):
+        raise BundleError(f"{bundle.folder / stored_at(part)} lacks references of {part}: it can't be proved. {AGAIN}")
+
+
+def stored_drawings(bundle: Bundle) -> tuple[Drawings, Arrays]:
     """What diffusers' pipeline drew at export, and its arrays."""
     try:
-        drawings = Drawings.model_validate(bundle.json(DRAWINGS)).drawings
+        drawings = Drawings.model_validate(bundle.json(DRAWINGS))
     except ValidationError as exc:
         raise BundleError(f"{bundle.folder / DRAWINGS}: {complaints(exc, Drawings)}. {AGAIN}") from exc
     return drawings, _arrays(bundle, DRAWN)
@@ -98,9 +111,15 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None) -> Fixed:
     if not _lacks(fitting):
         return Fixed(AT_EXPORT, fitting)
     if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
-        return Fixed(AT_EXPORT, fitting)
+        return Fixed(f"{AT_EXPORT}, at one timestep", fitting)
     origin, made = _refereed(bundle, part, [_stretched(bundle, case, shape) for case in _ends(cases)], shape)
     return Fixed(f"{AT_EXPORT}; {origin}" if fitting else origin, (*fitting, *made))
+
+
+def made_reference(bundle: Bundle, part: str, shape: Shapes | None) -> str | None:
+    """SHA-256 of a referee's answers for a shape, where the bundle has some."""
+    path = _reference_kept(bundle, part, shape) if shape is not None else None
+    return sha256(path) if path is not None and path.is_file() else None
 
 
 def needs_referee(bundle: Bundle, part: str, shape: Shapes) -> bool:
@@ -120,12 +139,10 @@ def _lacks(fitting: tuple[Case, ...]) -> bool:
 
 
 def _ends(cases: tuple[Case, ...]) -> list[Case]:
-    """The first case; of a denoiser the calls near each end and between of two drawings: guided, and of one prompt."""
-    chosen: list[Case] = []
-    for drawing in dict.fromkeys(case.drawing for case in cases if case.drawing in ENDS or case is cases[0]):
-        calls = [case for case in cases if case.drawing == drawing]
-        chosen += [calls[index] for index in sorted({0, len(calls) // 2, len(calls) - 1})]
-    return chosen
+    """The first case; of a denoiser the first calls of a guided and an unguided drawing, and three at the ends."""
+    firsts = {case.drawing: case for case in reversed(cases) if case.drawing in FIRSTS or case is cases[0]}
+    ends = [case for case in cases if case.drawing == ENDS]
+    return [*reversed(firsts.values()), *ends[:: max(1, (len(ends) - 1) // 2)]]
 
 
 def has_rows(tensor: TensorInfo) -> bool:
@@ -191,7 +208,7 @@ def _refereed(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> tu
     origin = str(made.pop(ORIGIN))
     outputs = {case.name: case.outputs for case in unpack(made)}
     if outputs.keys() != {case.name for case in cases}:
-        raise BundleError(f"{path} isn't of these references. Remove it, and build again.")
+        raise BundleError(f"{path} doesn't belong to these references. Remove it, and build again.")
     return origin, [replace(case, outputs=outputs[case.name]) for case in cases]
 
 

@@ -36,6 +36,8 @@ class Engines:
     _closed: bool = field(default=False, init=False, repr=False)
     notices: tuple[str, ...] = field(default=(), init=False)
     """What a user should know of how they were proved."""
+    _proved: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
+    """Of engines that were proved, by key, what their figures are remembered under."""
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,10 +70,11 @@ class Engines:
         Raises `BundleError` where an engine isn't built, and `ParityError` where one, or the whole step, is below.
         """
         prove_host(self.bundle)
+        guided = self.profile.shapes.guided
         pairs = self._pairs()
         artifacts = [artifact for _, artifact in pairs]
         known = {one.key: found for one in artifacts if (found := proved_here(self.bundle, self._adapter, one))}
-        steps = recall(steps_key(self.bundle, self._adapter, artifacts), Steps)
+        steps = recall(steps_key(self.bundle, self._adapter, artifacts, guided=guided), Steps)
         if steps is None or len(known) < len(artifacts):
             start = time.perf_counter()
             unknown = [one for one in artifacts if one.key not in known]
@@ -83,13 +86,15 @@ class Engines:
             if artifact.key in known:  # measuring ends with the first that is below its floor
                 check_floor(self.bundle, self.profile, want, known[artifact.key])
         assert steps is not None
+        self._proved = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
         check_steps(self.bundle, self.profile, self._wanted, steps)
 
     def unproved(self) -> str | None:
         """What `check` would have to prove first; None where this machine proved all of it."""
         artifacts = [artifact for _, artifact in self._pairs()]
         lacking = [one.part for one in artifacts if not proved_here(self.bundle, self._adapter, one)]
-        if not lacking and recall(steps_key(self.bundle, self._adapter, artifacts), Steps):
+        key = steps_key(self.bundle, self._adapter, artifacts, guided=self.profile.shapes.guided)
+        if not lacking and recall(key, Steps):
             return None
         return (
             f"The engines for profile {self.profile.name} weren't proved on this machine yet "
@@ -104,7 +109,8 @@ class Engines:
         keys = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
         kept = [remember(keys[key], parity) for key, parity in measured.parities.items()]
         if measured.steps:
-            kept.append(remember(steps_key(self.bundle, self._adapter, artifacts), measured.steps))
+            key = steps_key(self.bundle, self._adapter, artifacts, guided=self.profile.shapes.guided)
+            kept.append(remember(key, measured.steps))
         if not all(kept):
             notice = (
                 f"The engines were proved before drawing, which took {seconds:.1f} s. It is done at every start, "
@@ -138,6 +144,10 @@ class Engines:
                 raise RuntimeMissing("These engines were closed, and their memory given back. Open the bundle again.")
             if want.key not in self._loaded:
                 artifact = self._artifact(want)
+                proved = self._proved.get(want.key)
+                if proved is not None and proved != engine_key(self.bundle, self._adapter, artifact):
+                    place = self.bundle.engines / artifact.name
+                    raise BundleError(f"{place} was replaced after it was proved. Open the bundle again.")
                 self._loaded[want.key] = self._adapter.load(verify(self.bundle, artifact), want.target)
             return self._loaded[want.key]
 

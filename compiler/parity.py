@@ -11,11 +11,11 @@ import numpy as np
 
 from ..core.bundle import Bundle, checked_graph, open_bundle, proof_digest, verify_files
 from ..core.engine import Engine
-from ..core.errors import ParityError, RuntimeMissing
+from ..core.errors import BundleError, ParityError, RuntimeMissing
 from ..core.install import pip
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
-from ..core.records import GraphFigure, graph_key, recall, record_key, remember
+from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
 from ..core.references import IDS, TABLE, Case, stored_at
 from ..core.tensors import Array, Precision, cosine, psnr_db
 from ..runtimes import Job, Target, runtime
@@ -37,9 +37,6 @@ from .scratch import scratch_folder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-GRAPH_DB = 90.0
-"""How near an exported graph, run in f32, must come to PyTorch. Sound ones reach 120 and more."""
-
 LIMIT_SECONDS = 3600.0
 """How long the first run of a bundle's graphs, or of its engines, may take: an endless one is ended."""
 
@@ -49,11 +46,8 @@ GRAPH_REFEREES = ("iree",)
 F32_REFEREE = "onnxruntime"
 """Where it is here, a graph in f32 is run by it: many times faster."""
 
-KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "ArgMax", "Concat")
+KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "Concat")
 """Operators of a text encoder's graph whose output is still token ids, or the place of one."""
-
-SELECTING = ("Gather", "GatherND")
-"""And those that look something up by them: the table of embeddings, and the row that is pooled."""
 
 
 def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Parity:
@@ -62,6 +56,8 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Pa
     Raises `ParityError` where it doesn't give an output, or gives one of another shape.
     """
     given = tuple(cases)
+    if not given:
+        raise BundleError(f"The bundle has no references of {part} that fit: it can't be proved. Export it again.")
     worst = Parity(psnr_db=float("inf"), cosine=1.0, reference=origin)
     for case in (*given, *given[:1]):
         found = engine.run(case.feeds)
@@ -95,7 +91,7 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
     Of a text encoder the table of token embeddings is compared by its digest: references feed a part of a large
     vocabulary only. It is done once for a graph on each machine, in a process of its own. Where nothing is here to run
     them, what the export measured counts, as long as neither graph, weights nor references changed since.
-    Raises `ParityError` below 90 dB, and `RuntimeMissing`.
+    Raises `ParityError` below `GRAPH_DB`, and `RuntimeMissing`.
     """
     keys = {part: graph_key(bundle.part(part).digest, _fixed(bundle, part)) for part in parts}
     figures = {part: found for part, key in keys.items() if (found := recall(key, GraphFigure))}
@@ -157,15 +153,20 @@ def _check_table(bundle: Bundle, part: str) -> None:
     import onnx_ir as ir
 
     model: ir.Model = cast("Any", ir).load(checked_graph(bundle, part))
-    derived, tables = {IDS}, list[str]()
+    ids, places, tables = {IDS}, set[str](), list[str]()
     for node in model.graph:
         names = [value.name if value is not None else None for value in node.inputs]
-        if not derived.intersection(names) or node.op_type == "Shape":
+        outputs = {str(value.name) for value in node.outputs}
+        if not (ids | places).intersection(names) or node.op_type == "Shape":
             continue
-        if node.op_type in SELECTING and names[0] not in derived:
-            tables += [_values_digest(node.inputs[0])] if node.op_type == "Gather" else []
-        elif node.op_type in KEEPS_IDS:
-            derived |= {str(value.name) for value in node.outputs}
+        if node.op_type == "Gather" and names[0] not in ids | places and names[1] in ids:
+            tables.append(_values_digest(node.inputs[0]))
+        elif node.op_type == "GatherND" and names[0] not in ids | places and names[1] in places:
+            continue  # the pooled row
+        elif node.op_type == "ArgMax" and not places.intersection(names):
+            places |= outputs
+        elif node.op_type in KEEPS_IDS and not (ids.intersection(names) and places.intersection(names)):
+            (ids if ids.intersection(names) else places).update(outputs)
         else:
             raise ParityError(
                 f"The graph of {part} computes {node.op_type} of token ids, which no exported one does. Its bundle was "

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bundle import Bundle, Model
+from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.references import IDS, Case, Drawing
+from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, psnr_db, snr_db
 from ..sampling.denoise import DENOISER, Walk, feeds, is_guided, step
@@ -27,6 +27,9 @@ from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, 
 
 CHANGING = ("sample", "timestep")
 """The denoiser's inputs that change from call to call."""
+
+DRAWN_ALWAYS = ("whole", "wide", "single", "long")
+"""Drawings that every export makes."""
 
 HOST_DB = 80.0
 """How near the host's numbers must come to diffusers': both compute in f32."""
@@ -61,10 +64,10 @@ class StepFigures:
 
     step_db: float
     """PSNR of the next latents, each from diffusers' own: the worst of all calls."""
-    difference_db: float | None
-    """SNR of what the prompt changes in the denoiser's answer, over a drawing: the worst. None: nothing was guided."""
-    difference_share: float | None
-    """RMS of that change in the reference, of its answer's: the least."""
+    differences: tuple[tuple[float, float], ...]
+    """Of each guided drawing, over its calls: SNR in dB of what the prompt changes in the denoiser's answer, and that
+    change's RMS in the reference, as a share of its answer's.
+    """
     picture_db: float | None
     """PSNR of a whole picture, 8 bits; None where the engines don't take its size."""
 
@@ -74,7 +77,24 @@ def check_host(bundle: Bundle, host: Host) -> float:
 
     Raises `ParityError` below 80 dB, or for other token ids, naming the drawing and the number.
     """
-    drawings, arrays = stored_drawings(bundle)
+    try:
+        return _check_host(bundle, host)
+    except (KeyError, IndexError, StopIteration, ValueError) as exc:
+        raise BundleError(f"{bundle.folder / DRAWN} lacks references ({exc!r}). Export the checkpoint again.") from exc
+
+
+def _check_host(bundle: Bundle, host: Host) -> float:
+    stored, arrays = stored_drawings(bundle)
+    drawings = stored.drawings
+    if not any(drawing.complete for drawing in drawings) or len(drawings) < len(DRAWN_ALWAYS):
+        raise BundleError(
+            f"{bundle.folder / DRAWINGS} lacks drawings, so nothing is proved. Export the checkpoint again."
+        )
+    if stored.default_size != host.model.default_size:
+        raise ParityError(
+            f"The manifest says that the model draws {host.model.default_size} pixels a side; the checkpoint draws "
+            f"{stored.default_size}. Export it again."
+        )
     answer = _recorded_text(bundle, host.model)
     cases = {case.name: case for case in stored_cases(bundle, DENOISER)}
     decoded = {case.name: case for case in stored_cases(bundle, DECODER)}
@@ -87,6 +107,12 @@ def check_host(bundle: Bundle, host: Host) -> float:
 
     for drawing in drawings:
         trial = _trial(drawing, arrays, cases)
+        if latent_shape(host.model, drawing.request) != trial.start.shape:
+            raise ParityError(
+                f"The manifest makes latents of {list(latent_shape(host.model, drawing.request))} for "
+                f"{drawing.request.width}x{drawing.request.height} pixels; diffusers' pipeline made "
+                f"{list(trial.start.shape)}. {AGAIN}"
+            )
         text = read_text(host, drawing.request, answer, {})
         wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in CHANGING}
         found = unet_constants(host, drawing.request, text)
@@ -138,8 +164,7 @@ def measure_steps(bundle: Bundle, host: Host, engine: EngineOf, shape: Shapes | 
             picture = _picture(host, engine, trial)
     return StepFigures(
         step_db=round(min(figures), 2),
-        difference_db=round(min(db for db, _ in differences), 2) if differences else None,
-        difference_share=min(share for _, share in differences) if differences else None,
+        differences=tuple((round(db, 2), share) for db, share in differences),
         picture_db=picture,
     )
 
@@ -176,16 +201,18 @@ def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[flo
 def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:
     """PSNR of the picture as the pipeline draws it; None where the decoder takes another size."""
     try:
-        drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise))
+        engine(DECODER, {"latent_sample": (1, *trial.start.shape[1:])})
     except ShapeError:
         return None
+    drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise))
     assert trial.images is not None
     return round(psnr_db(trial.images, drawn.images), 2)
 
 
 def _fitting(bundle: Bundle, host: Host, shape: Shapes | None, *, guided: bool) -> list[Trial]:
     """Every drawing where shapes are free; else those of the shape, or one that is made for it."""
-    drawings, arrays = stored_drawings(bundle)
+    stored, arrays = stored_drawings(bundle)
+    drawings = stored.drawings
     cases = {case.name: case for case in stored_cases(bundle, DENOISER)}
     trials = [_trial(drawing, arrays, cases) for drawing in drawings]
     if shape is None:

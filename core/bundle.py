@@ -217,7 +217,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     for name in manifest.files:
         check_path(folder, name)
     for name, part in manifest.parts.items():
-        if name not in PARTS or part.path not in manifest.files:
+        if name not in PARTS or part.path != f"{name}/model.onnx" or part.path not in manifest.files:
             raise BundleError(f"{path} has a part {name!r} at {part.path!r}, and no such file. Export it again.")
         if part.digest != digest(bundle.files(name)):
             raise BundleError(f"{path}: the digest of {name} isn't that of its files. Export the checkpoint again.")

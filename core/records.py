@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from platformdirs import user_state_path
 
 from .files import read_sealed, sha256_json, write_sealed
+from .reading import read_bounded
 from .record import Record
 
 GATE_VERSION = 1
@@ -31,7 +32,16 @@ def state_folder() -> Path:
 
 def record_key(what: str, facts: dict[str, Any]) -> str:
     """The name of a record: a digest of what it is of, and of all that its figure depends on."""
-    return f"{what}-{sha256_json({'gate': GATE_VERSION, 'what': what, **facts})[:32]}"
+    of = {"gate": GATE_VERSION, "what": what, "machine": _machine(), **facts}
+    return f"{what}-{sha256_json(of)[:32]}"
+
+
+def _machine() -> str:
+    """What tells this machine from others that see the same state folder; empty where the system doesn't say."""
+    try:
+        return read_bounded("/etc/machine-id", 1000).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
 
 
 def recall(key: str, kind: type[Kind]) -> Kind | None:
@@ -51,6 +61,10 @@ def remember(key: str, record: Record) -> bool:
     except OSError:
         return False
     return True
+
+
+GRAPH_DB = 100.0
+"""How near an exported graph, run in f32, must come to PyTorch. Sound ones reach 120 and more."""
 
 
 class GraphFigure(Record):

@@ -20,6 +20,9 @@ from .tensors import Array
 DRAWINGS = "reference/drawings.json"
 DRAWN = "reference/drawings.npz"
 
+ENDS = "ends"
+"""The denoiser's cases that belong to no drawing: timesteps at both ends, and near them."""
+
 IN, OUT = "in.", "out."
 IDS = "input_ids"
 TABLE = "table"
@@ -60,6 +63,8 @@ class Drawing(Record):
 class Drawings(Record):
     """`drawings.json`."""
 
+    default_size: int
+    """Side in pixels of the pictures that the checkpoint was made for."""
     drawings: tuple[Drawing, ...]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..checkpoints.parts import PartSpec, as_part
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
-from ..core.records import GraphFigure
+from ..core.records import GRAPH_DB, GraphFigure
 from ..core.references import Case
 from ..core.telemetry import switch_off_events
 from ..core.tensors import PERFECT_DB, Array, psnr_db
@@ -21,7 +21,6 @@ from ..core.tensors import PERFECT_DB, Array, psnr_db
 if TYPE_CHECKING:
     from ..checkpoints.open import Checkpoint
 
-FLOOR_DB = 90.0
 NEEDED = ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript", "onnxruntime")
 
 
@@ -51,7 +50,7 @@ def _lacking(name: str, why: str) -> RuntimeMissing:
 def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
     """The worst PSNR over a part's cases and outputs of the graph run as it stands: ONNX Runtime, not optimized.
 
-    Raises `ParityError` below 90 dB, naming the part, the case and the output.
+    Raises `ParityError` below `GRAPH_DB`, naming the part, the case and the output.
     """
     ort: Any = import_module("onnxruntime")
     switch_off_events(ort)
@@ -66,10 +65,10 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
         for (name, wanted), output in zip(case.outputs.items(), outputs, strict=True):
             figures[f"{name} of {case.name}"] = psnr_db(wanted, output)
     worst = min(figures, key=lambda name: figures[name])
-    if figures[worst] < FLOOR_DB:
+    if figures[worst] < GRAPH_DB:
         raise ParityError(
             f"The exported {part} isn't what PyTorch computes: {worst} agrees to {figures[worst]:.1f} dB, and "
-            f"{FLOOR_DB:.0f} dB was expected. Nothing was written; please report the checkpoint."
+            f"{GRAPH_DB:.0f} dB was expected. Nothing was written; please report the checkpoint."
         )
     return GraphFigure(psnr_db=round(figures[worst], 2), worst=worst, run_by=f"onnxruntime {ort.__version__}")
 

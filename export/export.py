@@ -18,7 +18,7 @@ from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.progress import Progress, quiet
 from ..core.records import graph_key, remember
-from ..core.references import DRAWINGS, DRAWN, Drawings, stored_at, unpack
+from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
 from .check import bf16_figure, check, installed, ready
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ def export(
 
     `checkpoint` is what `open_checkpoint` takes. Each part is compared with PyTorch on fixed inputs as it
     is written. Weights are kept in f16 where the checkpoint has them so, else in f32; the graph computes in f32.
-    Memory: one part at a time as it is kept, and what its call needs.
+    Memory: one part at a time as it is kept, the VAE beside the UNet, all text encoders while
+    prompts are read, and what a call needs.
 
-    Raises `CheckpointError`, `CompileError`, `ParityError` below 60 dB, `RuntimeMissing` without torch,
+    Raises `CheckpointError`, `CompileError`, `ParityError` below 100 dB, `RuntimeMissing` without torch,
     `BundleError` where the folder exists or can't be written; then nothing is left.
     """
     installed()
@@ -58,7 +59,7 @@ def export(
         references.read_prompts()
         parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
-        _write_json(fresh / DRAWINGS, Drawings(drawings=tuple(references.drawings)).model_dump(mode="json"))
+        _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
         _write_configs(opened, references.scheduler, fresh)
         on_progress("digest", None)
         _write_manifest(opened, parts, fresh)

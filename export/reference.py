@@ -11,16 +11,16 @@ import inspect
 import logging
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..checkpoints import SHIPPED
-from ..checkpoints.parts import PartSpec, model_facts
-from ..core.errors import ProfileError
-from ..core.references import IDS, TABLE, Case, Drawing, pack
+from ..checkpoints.parts import PartSpec, as_part, model_facts
+from ..core.errors import ProfileError, RequestError
+from ..core.references import ENDS, IDS, TABLE, Case, Drawing, Drawings, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..sampling.schedulers import schedule
@@ -57,6 +57,14 @@ WORLDS = {"scenes": (SCENES, "a storm"), "": (GENERAL, "blurry, text")}
 
 BROWNIAN = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 """Schedulers that take their noise from a Brownian tree of torchsde's: another one draws the references."""
+
+DRAWS_INSTEAD = "ddim"
+"""What draws the references where the checkpoint's own scheduler can't."""
+
+MOST_STEPS = 10
+
+AT_SHARES = (1.0, 0.95, 0.5, 0.05, 0.02, 0.0)
+"""Timesteps of the calls at the ends, of the last one."""
 
 CHUNK = 75
 """Tokens of a prompt in one chunk of CLIP's."""
@@ -157,6 +165,10 @@ class References:
             return pack(self.cases[spec.name], {})
         return pack(self._pictures(spec, module), {})
 
+    def made(self) -> Drawings:
+        """What was drawn, once every part's references were taken."""
+        return Drawings(default_size=self.checkpoint.pixels, drawings=tuple(self.drawings))
+
     def _pictures(self, spec: PartSpec, module: torch.nn.Module) -> list[Case]:
         """Calls of the VAE's encoder."""
         made: list[Case] = []
@@ -199,7 +211,20 @@ class References:
                 calls = self._record(pipeline, asked)
                 shared[asked.name] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
+            shared[ENDS] = shared[cases[0].drawing]
+            cases += self._at_ends(spec, unet, cases[0])
         return pack(cases, shared)
+
+    def _at_ends(self, spec: PartSpec, unet: torch.nn.Module, like: Case) -> list[Case]:
+        """Calls that no drawing makes, at both ends of the timesteps that the model was trained on, and near them."""
+        last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
+        made: list[Case] = []
+        for share in AT_SHARES:
+            sample = self.random.standard_normal(like.feeds["sample"].shape[1:], dtype=np.float32)
+            feeds = {**like.feeds, "sample": np.stack([sample] * len(like.feeds["sample"]))}
+            feeds["timestep"] = np.array([round(last * share)], np.float32)
+            made.append(Case(f"{ENDS}.{len(made)}", feeds, run(as_part(self.checkpoint, spec, unet), spec, feeds)))
+        return made
 
     def _record(self, pipeline: Any, asked: Asked) -> list[Case]:
         import torch
@@ -285,7 +310,7 @@ class References:
             steps=asked.steps,
             guidance=asked.guidance,
             count=asked.count,
-            scheduler=None if self._own else "ddim",
+            scheduler=None if self._own else DRAWS_INSTEAD,
         )
 
     def _wishes(self, tokenizer: Any) -> tuple[Asked, ...]:
@@ -293,15 +318,15 @@ class References:
         source = self.checkpoint.source
         named = source.location if source.kind == "shipped" and source.location in SHIPPED else ""
         (first, second, third, *_), negative = WORLDS.get(named, WORLDS[""])
-        side, wide, own = self._square(), self._wide(), self._own_size()
+        side, wide, own, more = self._square(), self._wide(), self._own_size(), self._more_steps()
         wishes = [
-            Asked("whole", (first,), negative, (side, side), 5),
-            Asked("wide", (second,), "", wide, 2, count=2),
-            Asked("single", (third,), "", (side, side), 3, count=3, guidance=1.0, calls=3),
-            Asked("long", (_full_chunk(tokenizer, first), second), negative, (side, side), 2, calls=2),
+            Asked("whole", (first,), negative, (side, side), 5 + more),
+            Asked("wide", (second,), "", wide, 2 + more, count=2),
+            Asked("single", (third,), "", (side, side), 3 + more, count=3, guidance=1.0, calls=3),
+            Asked("long", (_full_chunk(tokenizer, first), second), negative, (side, side), 2 + more, calls=2),
         ]
         if own > side:
-            wishes.append(Asked("own", (first,), negative, (own, own), 2, calls=1))
+            wishes.append(Asked("own", (first,), negative, (own, own), 2 + more, calls=1))
         return tuple(wishes)
 
     def _own_size(self) -> int:
@@ -385,12 +410,21 @@ class References:
                     self.scheduler[key] = pipeline.scheduler.config[key]
         return pipeline
 
+    def _more_steps(self) -> int:
+        """How many steps more than two the scheduler needs: PNDM begins with three of Runge-Kutta's."""
+        name = None if self._own else DRAWS_INSTEAD
+        for more in range(MOST_STEPS):
+            with suppress(RequestError):
+                schedule(self.checkpoint.scheduler, 2 + more, name)
+                return more
+        return MOST_STEPS
+
     def _own_scheduler(self) -> str | None:
         """The class of the checkpoint's own scheduler, where latentc has it and PyTorch draws its noise."""
         name = self.checkpoint.scheduler.get("_class_name")
         try:
-            schedule(self.checkpoint.scheduler, 5)
-        except ProfileError:
+            schedule(self.checkpoint.scheduler, MOST_STEPS)
+        except (ProfileError, RequestError):
             return None
         return None if name in BROWNIAN else name
 

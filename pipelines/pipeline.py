@@ -10,14 +10,13 @@ from types import TracebackType
 from typing import Self
 
 from ..compiler.engines import load
-from ..compiler.proof import HOST_FILES
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
 from ..core.tensors import Array
 from ..profiles import Profile, load_profile
 from ..sampling.denoise import OnStep
-from ..sampling.draw import draw, latent_shape, load_host
+from ..sampling.draw import draw, host_files, latent_shape, load_host
 from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise
@@ -44,7 +43,7 @@ class Pipeline:
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
-        verify_files(opened, [name for name in opened.manifest.files if name.split("/")[0] in HOST_FILES])
+        verify_files(opened, host_files(opened.manifest.model))
         return cls(opened, load(opened, chosen, opened.drawing, on_progress), chosen)
 
     def __enter__(self) -> Pipeline:

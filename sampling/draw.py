@@ -58,6 +58,12 @@ class Drawn:
     step_seconds: tuple[float, ...]
 
 
+def host_files(model: Model) -> list[str]:
+    """Files of a bundle that decide the picture, and that the host reads itself."""
+    tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.text_encoders)
+    return [SCHEDULER, *(f"{one}/{name}" for one in tokenizers for name in ("tokenizer.json", "tokenizer_config.json"))]
+
+
 def load_host(bundle: Bundle) -> Host:
     """What a bundle gives the host. Raises `BundleError` for a missing or damaged file."""
     return Host(bundle.manifest.model, load_vocabularies(bundle), bundle.json(SCHEDULER))

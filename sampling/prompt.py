@@ -99,7 +99,7 @@ def encode(
 ) -> dict[str, dict[str, Array]]:
     """Run the text encoders, each once over all prompts and chunks; returns what each answers, by part and output.
 
-    Embeddings are [prompts, 77 * chunks, width], pooled ones [prompts, width]: as `core.condition` reads
+    Embeddings are [prompts, 77 * chunks, width], pooled ones [prompts, width]: as `condition` reads
     them. `zero_negative` puts a row of zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines`
     says what runs each part, for errors. Raises `NotFiniteError` if an encoder answers NaN or infinity.
     """

@@ -206,11 +206,12 @@ def test_what_killed_builds_left_goes(own_bundle):
     build(opened, NULL)
     sound = sorted(path.name for path in opened.engines.iterdir())
     (opened.engines / ".0123456789abcdef.tmp").write_text("half a header")
-    os.utime(opened.engines / ".0123456789abcdef.tmp", (0, 0))
-    (opened.engines / ".fedcba9876543210.tmp").write_text("being written")
     (opened.engines / ".unet-0123456789abcdef.build.lock").touch()
     (opened.engines / ".unet-0123456789abcdef.lock").touch()
     (opened.engines / ".unet-0123456789abcdef.tmp").mkdir()
+    for path in opened.engines.glob(".*"):
+        os.utime(path, (0, 0))
+    (opened.engines / ".fedcba9876543210.tmp").write_text("being written")
     build(opened, NULL)
     assert sorted(path.name for path in opened.engines.iterdir()) == sorted([*sound, ".fedcba9876543210.tmp"])
 
@@ -751,7 +752,7 @@ def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch
         (out / "more").write_text("")
 
     monkeypatch.setattr(type(runtime("onnxruntime")), "compile", otherwise)
-    bad = Steps(step_db=5.0, difference_db=None, difference_share=None, picture_db=None)
+    bad = Steps(step_db=5.0, picture_db=None)
     monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     with pytest.raises(ParityError, match=r"The whole step .* agrees with the reference to 5.0 dB"):
         build(opened, ONNXRUNTIME)
@@ -759,7 +760,7 @@ def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch
 
 def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
     opened = own_bundle()
-    bad = Steps(step_db=float("-inf"), difference_db=None, difference_share=None, picture_db=None)
+    bad = Steps(step_db=float("-inf"), picture_db=None)
     monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     for _ in range(2):
         with pytest.raises(ParityError, match="whole step .* answers NaN or infinity"):

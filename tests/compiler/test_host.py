@@ -12,7 +12,7 @@ from latentc.checkpoints.parts import as_part, part_specs
 from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import ParityError
-from latentc.core.references import DRAWINGS, DRAWN, Drawings, stored_at
+from latentc.core.references import DRAWINGS, DRAWN, stored_at
 from latentc.export.reference import References
 from latentc.sampling.draw import load_host
 
@@ -24,6 +24,7 @@ SCHEDULERS = {
     "lcm": {"_class_name": "LCMScheduler", "original_inference_steps": 50},
     "heun": {"_class_name": "HeunDiscreteScheduler"},
     "pndm": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1},
+    "runge-kutta": {"_class_name": "PNDMScheduler", "skip_prk_steps": False, "steps_offset": 1},
     "unipc": {"_class_name": "UniPCMultistepScheduler"},
     "sde": {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
     "brownian": {"_class_name": "DPMSolverSDEScheduler"},
@@ -59,8 +60,7 @@ def referenced(exported, checkpoint, tmp_path):
             stored = references.take(spec, module, as_part(opened, spec, module))
             np.savez(folder / stored_at(spec.name), allow_pickle=False, **stored)
         np.savez(folder / DRAWN, allow_pickle=False, **references.drawn)
-        drawings = Drawings(drawings=tuple(references.drawings))
-        (folder / DRAWINGS).write_text(drawings.model_dump_json())
+        (folder / DRAWINGS).write_text(references.made().model_dump_json())
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(references.scheduler))
         reseal(folder)
         return open_bundle(folder)
