@@ -258,7 +258,7 @@ class References:
         seed = int(self.random.integers(1 << 31))
         if self._own is not None:
             kind = cast("Any", type(pipeline.scheduler))
-            pipeline.scheduler = kind.from_config(pipeline.scheduler.config)  # with no history
+            pipeline.scheduler = kind.from_config(self.scheduler)  # with no history
         whole = asked.calls is None
         hook = pipeline.unet.register_forward_hook(called, with_kwargs=True)
         decode, decoded = pipeline.vae.decode, list[Case]()
@@ -390,6 +390,7 @@ class References:
             scheduler = getattr(library, self._own).from_config(self.checkpoint.scheduler)
         else:
             scheduler = library.DDIMScheduler.from_config(self.checkpoint.scheduler, clip_sample=False)
+        before = dict(scheduler.config)  # the pipeline changes it in place
         index = self.checkpoint.model_index
         given: dict[str, Any] = {
             "requires_safety_checker": False,
@@ -403,10 +404,10 @@ class References:
         pipeline = cls(**needed | {name: value for name, value in given.items() if name in known})
         pipeline.set_progress_bar_config(disable=True)
         if self._own is None:
-            pipeline.scheduler = scheduler  # the one that draws in its place isn't repaired
+            pipeline.scheduler = library.DDIMScheduler.from_config(before)  # what draws in its place isn't repaired
         else:
             for key in ("steps_offset", "clip_sample"):
-                if pipeline.scheduler.config.get(key) != scheduler.config.get(key):
+                if pipeline.scheduler.config.get(key) != before.get(key):
                     self.scheduler[key] = pipeline.scheduler.config[key]
         return pipeline
 
