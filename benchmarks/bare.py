@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..compiler.lower import lowered
-from ..core.bundle import Bundle, Manifest, Model, Source
+from ..core.bundle import Bundle, Manifest, Model, Source, TextEncoder
 from ..core.engine import Engine
 from ..core.progress import quiet
 from ..runtimes import Job, Target, runtime
@@ -30,7 +30,8 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
 
 def _no_bundle(folder: Path) -> Bundle:
     """A bundle of no parts: a job names one, and a runtime that compiles graphs has no need of it."""
-    model = Model(text_encoders=(), latent_channels=1, downscale=1, scaling_factor=1.0, default_size=1)
+    encoder = TextEncoder(part="none", tokenizer="none", embedding="none")
+    model = Model(text_encoders=(encoder,), latent_channels=1, downscale=1, scaling_factor=1.0, default_size=8)
     source = Source(kind="made", location="none", random=True)
     return Bundle(
         folder,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..core.errors import RuntimeMissing
+from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
 
@@ -14,7 +13,7 @@ def choose(names: str | None) -> list[Profile]:
     Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where none works here.
     """
     if names is not None:
-        each = [names] if Path(names).is_file() else names.split(",")  # a path may have a comma
+        each = [names] if is_regular(names) else names.split(",")  # a path may have a comma
         return [load_profile(name.strip()) for name in each]
     from ..runtimes.diagnose import advise
     from ..runtimes.machine import machine

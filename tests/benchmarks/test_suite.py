@@ -24,7 +24,7 @@ from latentc.benchmarks.suite import (
     suite_for,
 )
 from latentc.compiler.build import build
-from latentc.core.bundle import Bundle, open_bundle
+from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError
 from latentc.core.tensors import PERFECT_DB
 from latentc.pipelines.pipeline import Pipeline
@@ -142,8 +142,8 @@ def test_guidance_of_7_0_for_7_5_fails(engine, references):
 
 @pytest.mark.parametrize("change", [{"steps_offset": 0}, {"beta_end": 0.0121}])
 def test_a_scheduler_off_by_one_fails(engine, references, change):
-    assert engine._scheduler["steps_offset"] == 1
-    engine._scheduler = engine._scheduler | change
+    assert engine._host.scheduler["steps_offset"] == 1
+    engine._host = replace(engine._host, scheduler=engine._host.scheduler | change)
     _, said = verdict(engine, references("sd1"))
     assert "Host code departs" in said
     assert "of unet" in said
@@ -162,14 +162,20 @@ def test_one_step_more_or_less_fails(engine, references, difference):
 
 
 def test_a_wrong_vae_scale_fails(engine, references):
-    manifest = engine.bundle.manifest
-    assert manifest.model.scaling_factor == 0.18215
-    wrong = manifest.model_copy(update={"model": manifest.model.model_copy(update={"scaling_factor": 0.13025})})
-    engine.bundle = Bundle(engine.bundle.folder, wrong)
+    model = engine._host.model
+    assert model.scaling_factor == 0.18215
+    engine._host = replace(engine._host, model=model.model_copy(update={"scaling_factor": 0.13025}))
     _, said = verdict(engine, references("sd1"))
     assert "latent_sample of vae_decoder" in said
 
 
+@pytest.fixture
+def unproved_graphs(monkeypatch):
+    """A build that compiles any graph, and leaves it to the suite to find what is wrong."""
+    monkeypatch.setattr("latentc.compiler.build.check_graphs", lambda *_: {})
+
+
+@pytest.mark.usefixtures("unproved_graphs")
 @pytest.mark.parametrize("engine_name", ENGINES.values())
 def test_one_wrong_weight_tensor_fails(own_bundle, perturb, references, engine_name):
     """The values of one tensor of about two hundred in another order, as after a wrong transposition."""
@@ -180,6 +186,7 @@ def test_one_wrong_weight_tensor_fails(own_bundle, perturb, references, engine_n
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unproved_graphs")
 @pytest.mark.parametrize("tensor", [MIDDLE, "mid_block.resnets.0.conv1.weight"])
 def test_one_weight_tensor_off_by_a_twentieth_fails_in_f32(own_bundle, perturb, references, tensor):
     """In bf16 it is less than what rounding does: there no gate can tell, and this one doesn't say it can."""

@@ -1,7 +1,6 @@
 """Absurd values in a manifest, a profile and a request: named, in a line."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from latentc.cli.show import bundle as show_bundle
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, LatentcError, ProfileError, RequestError
+from latentc.core.files import read_sealed, write_sealed
 from latentc.core.request import Request
 from latentc.profiles import load_profile
 from latentc.sampling.prompt import load_vocabularies
@@ -56,12 +56,12 @@ def changed(whole, path, value):
 def test_no_value_of_a_manifest_is_a_trace(own_bundle, capsys):
     folder = own_bundle().folder
     path = folder / "latentc.json"
-    whole = json.loads(path.read_text())
+    whole = read_sealed(path)
     paths = list(leaves(whole))
     rng, refused, opened = np.random.default_rng(0), [], 0
     for _ in range(250):
         place, value = paths[rng.integers(len(paths))], ABSURD[rng.integers(len(ABSURD))]
-        path.write_text(json.dumps(changed(whole, place, value)))
+        write_sealed(path, changed(whole, place, value))
         try:
             found = open_bundle(folder)
             show_bundle(found, True)
@@ -99,7 +99,7 @@ def test_no_value_of_a_manifest_is_a_trace(own_bundle, capsys):
 )
 def test_values_that_no_bundle_has(place, value, match, own_bundle):
     path = own_bundle().folder / "latentc.json"
-    path.write_text(json.dumps(changed(json.loads(path.read_text()), place, value)))
+    write_sealed(path, changed(read_sealed(path), place, value))
     with pytest.raises(BundleError, match=match):
         open_bundle(path.parent)
 
@@ -107,8 +107,8 @@ def test_values_that_no_bundle_has(place, value, match, own_bundle):
 @pytest.mark.parametrize("length", [0, 1, 2, 10**9])
 def test_a_text_encoder_without_room(length, own_bundle):
     path = own_bundle().folder / "latentc.json"
-    whole = json.loads(path.read_text())
-    path.write_text(json.dumps(changed(whole, ("parts", "text_encoder", "inputs", 0, "shape", 1), length)))
+    whole = read_sealed(path)
+    write_sealed(path, changed(whole, ("parts", "text_encoder", "inputs", 0, "shape", 1), length))
     with pytest.raises(BundleError, match="shape.1|3 to 4,096 were expected"):
         load_vocabularies(open_bundle(path.parent))
 

@@ -27,7 +27,7 @@ def test_precision_is_a_list_of_wishes_by_part(tmp_path):
 
 
 def test_floors_that_are_not_given_are_filled_in(tmp_path):
-    assert own(tmp_path, HEAD + "[parity_db]\nbf16 = 42\n").parity_db == {"f32": 60.0, "f16": 35.0, "bf16": 42.0}
+    assert own(tmp_path, HEAD + "[parity_db]\nbf16 = 42\n").parity_db == {"f32": 90.0, "f16": 40.0, "bf16": 42.0}
 
 
 @pytest.mark.parametrize(

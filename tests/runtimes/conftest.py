@@ -126,6 +126,7 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
     """A bundle of one part, as far as a runtime looks at it."""
     part = Part(
         path=f"{PART}/model.onnx",
+        role="denoiser",
         opset=23,
         weights="f32",
         parameters=1,
@@ -133,6 +134,8 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
         outputs=outputs,
         digest="0" * 64,
         psnr_db=100.0,
+        proved="0" * 64,
+        bf16_db=40.0,
     )
     model = Model(
         text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state"),),

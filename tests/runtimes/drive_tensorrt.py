@@ -185,7 +185,7 @@ def drive(folder):
     trt.open_driver = trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
     out = sample.model_copy(update={"name": "out_sample"})
-    bundle = SimpleNamespace(engines=folder)
+    bundle = SimpleNamespace(engines=folder, manifest=SimpleNamespace(parts={}))
     options = {
         "builder_optimization_level": 4,
         "workspace_mb": 512,
