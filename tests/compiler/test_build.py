@@ -734,9 +734,9 @@ def test_a_step_whose_prompts_are_swapped_fails(own_bundle, size):
         host = load_host(opened)
         sound, swapped = (measure_steps(opened, host, one, shape, guided=True) for one in (loaded.engine, engine))
     assert sound.step_db > 90
-    assert sound.difference_db > 90
+    assert min(db for db, _ in sound.differences) > 90
     assert swapped.step_db < 40
-    assert swapped.difference_db < 0
+    assert max(db for db, _ in swapped.differences) < 0
 
 
 def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch):
