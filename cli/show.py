@@ -161,6 +161,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
                     "seconds": round(build.seconds, 3),
                     "host_psnr_db": build.host_psnr_db,
                     "step_psnr_db": build.step_psnr_db,
+                    "notes": list(build.notes),
                     "steps": build.steps.model_dump(mode="json") if build.steps else None,
                     "engines": [
                         {"hit": one.hit, "how": one.how, "note": one.note, **one.artifact.model_dump()}
@@ -195,6 +196,8 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             figure = _parity(artifact)
             made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
         console.print(made)
+        for note in build.notes:
+            console.print(note, markup=False)
         for one in build.engines:
             if one.note:
                 console.print(f"{one.artifact.part}: {one.note}", markup=False)

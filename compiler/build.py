@@ -52,6 +52,7 @@ from .proof import (
     prove_steps,
     proved_here,
     steps_key,
+    unproved,
 )
 from .targets import Wanted, wanted
 
@@ -85,6 +86,8 @@ class Build:
     steps: Steps | None
     """The whole step, what the prompt changes in it, and a picture; None where the device isn't here."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What wasn't proved."""
 
     @property
     def step_psnr_db(self) -> float | None:
@@ -124,7 +127,7 @@ def build(
     here = adapter.missing(profile.device) is None
     pairs = [(want, one.artifact) for want, one in zip(engines, built, strict=True)]
     steps = _prove_steps(bundle, profile, adapter, pairs, on_progress) if here else None
-    return Build(profile.name, built, host, steps, time.perf_counter() - start)
+    return Build(profile.name, built, host, steps, time.perf_counter() - start, unproved(bundle))
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:

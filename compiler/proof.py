@@ -22,9 +22,9 @@ from ..core.references import DRAWINGS, DRAWN, stored_at
 from ..core.tensors import Precision
 from ..profiles import FLOORS_DB, Profile
 from ..runtimes import Runtime
-from ..sampling.draw import host_files, load_host
+from ..sampling.draw import SCHEDULER, host_files, load_host
 from .cache import Artifact, Parity
-from .cases import made_reference, reference
+from .cases import made_reference, reference, stored_drawings
 from .parity import measure
 from .targets import Wanted, device_here
 from .trial import StepFigures, check_host, measure_steps
@@ -97,6 +97,15 @@ def prove_host(bundle: Bundle) -> float:
         known = _Host(psnr_db=check_host(bundle, load_host(bundle)))
         remember(key, known)
     return known.psnr_db
+
+
+def unproved(bundle: Bundle) -> tuple[str, ...]:
+    """What of a bundle isn't proved, in sentences."""
+    drawings, _ = stored_drawings(bundle)
+    if all(drawing.request.scheduler is None for drawing in drawings.drawings):
+        return ()
+    name = bundle.json(SCHEDULER).get("_class_name")
+    return (f"The checkpoint's own scheduler, {name}, isn't proved: DDIM drew the references.",)
 
 
 class _Host(Record):

@@ -9,6 +9,7 @@ import pytest
 from latentc.benchmarks.power import reseal
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_specs
+from latentc.compiler.proof import unproved
 from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import ParityError
@@ -73,6 +74,7 @@ def referenced(exported, checkpoint, tmp_path):
 def test_the_host_takes_diffusers_steps(referenced, name):
     opened = referenced(SCHEDULERS[name])
     assert check_host(opened, load_host(opened)) > 80
+    assert [name in ("brownian", "unknown")] == [bool(unproved(opened))]
     path = opened.folder / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
     reseal(opened.folder)
