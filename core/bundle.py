@@ -22,7 +22,7 @@ from .errors import BundleError
 from .files import SEAL, sha256, sha256_json
 from .graph_rules import check_graph
 from .reading import CONFIG_BYTES, INFINITE, TABLE_BYTES, is_folder, is_regular, read_json
-from .record import Record, complaints
+from .record import Record, complaints, in_a_line, shown
 
 SCHEMA_VERSION = 2
 MANIFEST = "latentc.json"
@@ -164,7 +164,7 @@ class Bundle:
             return self.manifest.parts[name]
         except KeyError:
             raise BundleError(
-                f"{self.folder} has no part {name!r}. It has: {', '.join(self.manifest.parts)}."
+                f"{self.folder} has no part {shown(name)}. It has: {', '.join(self.manifest.parts)}."
             ) from None
 
     def graph(self, part: str) -> Path:
@@ -203,7 +203,7 @@ def open_bundle(folder: Path | str) -> Bundle:
     version = value.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {version!r}; this latentc reads {SCHEMA_VERSION}. "
+            f"{path} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION}. "
             "Export the checkpoint again, or use the latentc that wrote it."
         )
     content = {key: item for key, item in value.items() if key != SEAL}
@@ -218,7 +218,8 @@ def open_bundle(folder: Path | str) -> Bundle:
         check_path(folder, name)
     for name, part in manifest.parts.items():
         if name not in PARTS or part.path != f"{name}/model.onnx" or part.path not in manifest.files:
-            raise BundleError(f"{path} has a part {name!r} at {part.path!r}, and no such file. Export it again.")
+            where = f"{shown(name)} at {shown(part.path)}"
+            raise BundleError(f"{path} has a part {where}, and no such file. Export it again.")
         if part.digest != digest(bundle.files(name)):
             raise BundleError(f"{path}: the digest of {name} isn't that of its files. Export the checkpoint again.")
     for encoder in manifest.model.text_encoders:
@@ -246,9 +247,9 @@ def check_path(folder: Path, name: str) -> None:
         out = leads_out(folder, name)
         linked = not out and (path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1))
     except (OSError, ValueError, RuntimeError) as exc:  # a name that is too long or has a NUL, or a loop of links
-        raise BundleError(f"{name!r} is no name of a file of {folder} ({exc}). {AGAIN}") from exc
+        raise BundleError(f"{shown(name)} is no name of a file of {folder} ({in_a_line(exc)}). {AGAIN}") from exc
     if out:
-        raise BundleError(f"{name!r} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
+        raise BundleError(f"{shown(name)} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
     if linked:
         raise BundleError(f"{path} is a link; a bundle holds plain files only. Copy the file itself.")
 

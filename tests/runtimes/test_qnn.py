@@ -105,10 +105,10 @@ def test_the_npus_code_draws_what_pytorch_draws(own_bundle, tmp_path):
     text = (FOLDER / "snapdragon-x-elite.toml").read_text().replace('device = "QNN"', 'device = "QNN-simulator"')
     (tmp_path / "simulated.toml").write_text(text)
     pictures = []
-    for name in (str(tmp_path / "simulated.toml"), "torch-f32"):
+    for name, floor in ((str(tmp_path / "simulated.toml"), 45), ("torch-f32", 150)):
         profile = load_profile(name)
         built = build(bundle, profile)
-        assert built.step_psnr_db > 50
+        assert built.step_psnr_db > floor  # the worst of every call that diffusers' pipeline made
         with Pipeline.open(bundle.folder, profile) as pipeline:
             request = Request(prompt="a red boat on the sea at sunset", steps=2, guidance=4, seed=1)
             result = pipeline(request)
