@@ -141,8 +141,9 @@ def _lacks(fitting: tuple[Case, ...]) -> bool:
 def _ends(cases: tuple[Case, ...]) -> list[Case]:
     """The first case; of a denoiser the first calls of a guided and an unguided drawing, and three at the ends."""
     firsts = {case.drawing: case for case in reversed(cases) if case.drawing in FIRSTS or case is cases[0]}
-    ends = [case for case in cases if case.drawing == ENDS]
-    return [*reversed(firsts.values()), *ends[:: max(1, (len(ends) - 1) // 2)]]
+    ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
+    chosen = {id(ends[index]): ends[index] for index in (0, len(ends) // 2, -1)} if ends else {}
+    return [*reversed(firsts.values()), *chosen.values()]
 
 
 def has_rows(tensor: TensorInfo) -> bool:

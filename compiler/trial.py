@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing
+from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, psnr_db, snr_db
 from ..sampling.denoise import DENOISER, Walk, feeds, is_guided, step
@@ -79,16 +80,24 @@ def check_host(bundle: Bundle, host: Host) -> float:
     """
     try:
         return _check_host(bundle, host)
-    except (KeyError, IndexError, StopIteration, ValueError) as exc:
+    except (KeyError, IndexError, StopIteration, ValueError, TypeError, AssertionError) as exc:
         raise BundleError(f"{bundle.folder / DRAWN} lacks references ({exc!r}). Export the checkpoint again.") from exc
 
 
 def _check_host(bundle: Bundle, host: Host) -> float:
     stored, arrays = stored_drawings(bundle)
     drawings = stored.drawings
-    if not any(drawing.complete for drawing in drawings) or len(drawings) < len(DRAWN_ALWAYS):
+    whole = next((drawing for drawing in drawings if drawing.name == DRAWN_ALWAYS[0]), None)
+    complete = whole is not None and whole.complete and f"{whole.name}/images" in arrays
+    if not complete or len(drawings) < len(DRAWN_ALWAYS):
         raise BundleError(
             f"{bundle.folder / DRAWINGS} lacks drawings, so nothing is proved. Export the checkpoint again."
+        )
+    _check_tokens(host, stored)
+    if dict(host.scheduler) != stored.scheduler:
+        raise ParityError(
+            "The scheduler config isn't the one that diffusers' pipeline drew with at export; it differs in "
+            f"{', '.join(sorted(set(_differing(host.scheduler, stored.scheduler))))}. {AGAIN}"
         )
     if stored.default_size != host.model.default_size:
         raise ParityError(
@@ -143,6 +152,25 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             "tokenizer isn't the checkpoint's. Export it again."
         )
     return round(worst, 2)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**one, **other} if key not in one or key not in other or one[key] != other[key]]
+
+
+def _check_tokens(host: Host, stored: Drawings) -> None:
+    """Raise `ParityError` where a tokenizer reads a text otherwise than transformers' did."""
+    for encoder, vocabulary in zip(host.model.text_encoders, host.vocabularies, strict=True):
+        wanted = stored.tokens[encoder.part]
+        frame = (vocabulary.start, vocabulary.end, vocabulary.pad, vocabulary.length)
+        texts = list(wanted.texts)
+        read = vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)
+        other = [text for text, ids, one in zip(texts, wanted.ids, read, strict=True) if tuple(one.ids) != ids]
+        if other or frame != (wanted.start, wanted.end, wanted.pad, wanted.length):
+            raise ParityError(
+                f"The tokenizer of {encoder.part} gives other token ids than transformers gave at export, for "
+                f"{(other or ['start, end and padding'])[0]!r}. It isn't the checkpoint's. {AGAIN}"
+            )
 
 
 def measure_steps(bundle: Bundle, host: Host, engine: EngineOf, shape: Shapes | None, *, guided: bool) -> StepFigures:

@@ -64,7 +64,7 @@ class Part(Record):
     role: Role
     opset: Annotated[int, Field(ge=1, lt=1000)]
     weights: Literal["f32", "f16"]
-    parameters: Count
+    parameters: Annotated[int, Field(ge=1, lt=1 << 63)]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     digest: str
@@ -72,7 +72,7 @@ class Part(Record):
     """How near the ONNX graph, run as it stands in f32 at export, came to PyTorch: the worst of its references."""
     proved: str
     """Of which graph, weights and references that is: `proof_digest`."""
-    bf16_db: float
+    bf16_db: Annotated[float, Field(ge=0, le=200)]
     """How near PyTorch's own modules come in bf16 to themselves in f32: what a sound engine of that type can reach."""
 
     def takes(self, name: str) -> bool:

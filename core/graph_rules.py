@@ -30,7 +30,7 @@ REFUSED = {
     "strings": frozenset({"ImageDecoder", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit"}),
     "random numbers": frozenset(
         {
-            *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+            *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
             "RandomUniformLike",
         }
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .record import Record
 from .request import Request
@@ -60,11 +61,27 @@ class Drawing(Record):
     """Whether it was drawn to the end and decoded."""
 
 
+class Tokens(Record):
+    """What transformers' tokenizer makes of texts."""
+
+    start: int
+    end: int
+    pad: int
+    length: int
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    """Of each text, without frame and padding."""
+
+
 class Drawings(Record):
     """`drawings.json`."""
 
     default_size: int
     """Side in pixels of the pictures that the checkpoint was made for."""
+    scheduler: dict[str, Any]
+    """The scheduler's config, as diffusers' pipeline repairs it."""
+    tokens: dict[str, Tokens]
+    """By text encoder."""
     drawings: tuple[Drawing, ...]
 
 

@@ -38,11 +38,11 @@ def shape_of(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]
 
 
 def _value(dim: str, sizes: Mapping[str, int]) -> int:
-    if "*" in dim:
-        factor, name = dim.split("*")
-        return int(factor) * sizes[name]
-    name, _, divisor = dim.partition("/")
-    return sizes[name] // int(divisor or 1)
+    factor, _, name = dim.rpartition("*")
+    name, _, divisor = name.partition("/")
+    if name not in sizes:
+        raise ShapeError(f"{dim!r} is no axis here; known: {', '.join(sorted(sizes))}. Export the checkpoint again.")
+    return int(factor or 1) * sizes[name] // int(divisor or 1)
 
 
 def _shown(dims: tuple[Dim, ...]) -> str:

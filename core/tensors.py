@@ -18,10 +18,10 @@ def psnr_db(reference: Array, other: Array) -> float:
     """Peak signal-to-noise ratio in dB, with the reference's largest magnitude as the peak.
 
     20 log10(max|reference| / rmse), the form of Apple's ml-stable-diffusion, so that thresholds can be
-    compared. Returns `PERFECT_DB` for equal arrays and -inf where `other` holds a NaN or an infinity or
-    has another shape.
+    compared. Returns `PERFECT_DB` for equal arrays and -inf where either holds a NaN or an infinity,
+    or they differ in shape.
     """
-    if reference.shape != other.shape or not np.isfinite(other).all():
+    if reference.shape != other.shape or not (np.isfinite(other).all() and np.isfinite(reference).all()):
         return float("-inf")
     wide = reference.astype(np.float64)
     rmse = float(np.sqrt(np.mean((wide - other.astype(np.float64)) ** 2)))
@@ -36,10 +36,10 @@ def psnr_db(reference: Array, other: Array) -> float:
 def snr_db(reference: Array, other: Array) -> float:
     """Signal-to-noise ratio in dB: 10 log10(sum of reference^2 / sum of errors^2).
 
-    An `other` of zeros gives 0. Returns `PERFECT_DB` for equal arrays and -inf where `other` holds a NaN or an infinity
-    or has another shape.
+    An `other` of zeros gives 0. Returns `PERFECT_DB` for equal arrays and -inf where either holds a NaN or an infinity,
+    or they differ in shape.
     """
-    if reference.shape != other.shape or not np.isfinite(other).all():
+    if reference.shape != other.shape or not (np.isfinite(other).all() and np.isfinite(reference).all()):
         return float("-inf")
     wide = reference.astype(np.float64)
     signal, noise = float(np.sum(wide**2)), float(np.sum((wide - other.astype(np.float64)) ** 2))

@@ -20,7 +20,7 @@ import numpy as np
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import ProfileError, RequestError
-from ..core.references import ENDS, IDS, TABLE, Case, Drawing, Drawings, pack
+from ..core.references import ENDS, IDS, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..sampling.schedulers import schedule
@@ -63,8 +63,27 @@ DRAWS_INSTEAD = "ddim"
 
 MOST_STEPS = 10
 
-AT_SHARES = (1.0, 0.95, 0.5, 0.05, 0.02, 0.0)
-"""Timesteps of the calls at the ends, of the last one."""
+AT_SHARES = (
+    *(1.0, 0.951, 0.907, 0.861, 0.818, 0.767, 0.722, 0.676, 0.631, 0.577, 0.532, 0.486, 0.441, 0.387, 0.342, 0.296),
+    *(0.251, 0.207, 0.161, 0.118, 0.083, 0.049, 0.021, 0.0),
+)
+"""Timesteps of the calls that no drawing makes, as shares of the last one: no round numbers, as steps fall on."""
+
+ODD_TEXTS = (
+    "Two SMALL red Houses, in the MEADOW!",
+    "it's a child's drawing; they'll say \u201cno\u201d",
+    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m stra\u00dfe \u0130stanbul",
+    "1234567890 3.14 2,000 50% #7 a1b2 x86-64",
+    "\u732b\u304c\u597d\u304d \u043a\u043e\u0442 \u0633\u0644\u0627\u0645 \U0001f408\u200d\u2b1b\ufe0f",
+    "  spaces \t tabs \n lines \u00a0 and \u3000 wide ones  ",
+    "a_b-c+d=e/f\\g|h~i^j`k@l&m*n(o)p[q]r{s}t<u>v",
+    "e\u0301 \ufb01 \u2460 \uff21",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
+)
+"""Texts that tokenizers read differently: case, quotes, accents, digits, other scripts, spaces, signs."""
+
+MOST_WORDS = 4000
+"""Entries of a vocabulary that are read as texts: all of a small one."""
 
 CHUNK = 75
 """Tokens of a prompt in one chunk of CLIP's."""
@@ -134,6 +153,7 @@ class References:
         self._own = self._own_scheduler()
         self._embedded: dict[str, Embedded] = {}
         self._frames: dict[str, Frame] = {}
+        self._tokens: dict[str, Tokens] = {}
         self._asked: tuple[Asked, ...] = ()
 
     def read_prompts(self) -> None:
@@ -145,6 +165,7 @@ class References:
             for facts, one in tokenizers.items():
                 frame = (one.bos_token_id, one.eos_token_id, one.pad_token_id, one.model_max_length)
                 self._frames[facts.encoder] = Frame(*frame)
+                self._tokens[facts.encoder] = _tokens(one, self._frames[facts.encoder])
             pipeline = self._pipeline(**modules, **{facts.name: one for facts, one in tokenizers.items()})
             self._asked = self._wishes(pipeline.tokenizer)
             for asked in self._asked:
@@ -167,7 +188,12 @@ class References:
 
     def made(self) -> Drawings:
         """What was drawn, once every part's references were taken."""
-        return Drawings(default_size=self.checkpoint.pixels, drawings=tuple(self.drawings))
+        return Drawings(
+            default_size=self.checkpoint.pixels,
+            scheduler=self.scheduler,
+            tokens=self._tokens,
+            drawings=tuple(self.drawings),
+        )
 
     def _pictures(self, spec: PartSpec, module: torch.nn.Module) -> list[Case]:
         """Calls of the VAE's encoder."""
@@ -211,19 +237,33 @@ class References:
                 calls = self._record(pipeline, asked)
                 shared[asked.name] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
-            shared[ENDS] = shared[cases[0].drawing]
-            cases += self._at_ends(spec, unet, cases[0])
+            long = next(case for case in cases if case.drawing == "long")
+            cases += self._at_ends(spec, unet, cases[0], long)
         return pack(cases, shared)
 
-    def _at_ends(self, spec: PartSpec, unet: torch.nn.Module, like: Case) -> list[Case]:
-        """Calls that no drawing makes, at both ends of the timesteps that the model was trained on, and near them."""
+    def _at_ends(self, spec: PartSpec, unet: torch.nn.Module, like: Case, long: Case) -> list[Case]:
+        """Calls that no drawing makes: one row at timesteps from end to end, and shapes of which drawings have none."""
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
+        module, side, (low, broad) = as_part(self.checkpoint, spec, unet), self._square(), self._wide()
+        text = "encoder_hidden_states"
+        longer = np.concatenate([like.feeds[text][-1:], long.feeds[text][-1:]], axis=1)
+        wishes = [(share, 1, (side, side), like.feeds[text][-1:]) for share in AT_SHARES]
+        wishes += [
+            (0.7, 6, (low, broad), like.feeds[text][-1:]),
+            (0.6, 1, (broad, low), like.feeds[text][-1:]),
+            (0.4, 1, (side * 3 // 2, side * 3 // 2), like.feeds[text][-1:]),
+            (0.3, 1, (low, broad), longer),
+        ]
         made: list[Case] = []
-        for share in AT_SHARES:
-            sample = self.random.standard_normal(like.feeds["sample"].shape[1:], dtype=np.float32)
-            feeds = {**like.feeds, "sample": np.stack([sample] * len(like.feeds["sample"]))}
-            feeds["timestep"] = np.array([round(last * share)], np.float32)
-            made.append(Case(f"{ENDS}.{len(made)}", feeds, run(as_part(self.checkpoint, spec, unet), spec, feeds)))
+        for share, rows, size, states in wishes:
+            shape = (rows, self.facts.latent_channels, *size)
+            feeds = {name: array[-1:].repeat(rows, axis=0) for name, array in like.feeds.items()}
+            feeds |= {
+                "sample": self.random.standard_normal(shape, dtype=np.float32),
+                "timestep": np.array([round(last * share)], np.float32),
+                text: states.repeat(rows, axis=0),
+            }
+            made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         return made
 
     def _record(self, pipeline: Any, asked: Asked) -> list[Case]:
@@ -344,7 +384,9 @@ class References:
     def _sizes(self, *, own_only: bool) -> dict[str, tuple[int, int]]:
         """Of calls of the VAE that no drawing makes."""
         side, own = self._square(), self._own_size()
-        more = {} if own_only else {"square": (side, side), "other": self._wide()}
+        low, broad = self._wide()
+        more = {} if own_only else {"square": (side, side), "other": (low, broad)}
+        more |= {"portrait": (broad, low), "large": (side * 3 // 2, side * 3 // 2)}
         return more | ({"own": (own, own)} if own > side else {})
 
     def _embed(self, pipeline: Any, asked: Asked) -> Embedded:
@@ -428,6 +470,17 @@ class References:
         except (ProfileError, RequestError):
             return None
         return None if name in BROWNIAN else name
+
+
+def _tokens(tokenizer: Any, frame: Frame) -> Tokens:
+    """What transformers' tokenizer makes of odd texts, and of words from all over its vocabulary."""
+    words = sorted(
+        word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
+    )
+    chosen = words[:: max(1, len(words) // MOST_WORDS)]
+    texts = (*ODD_TEXTS, *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)))
+    ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in texts)
+    return Tokens(start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids))
 
 
 def _spread(frame: Frame, size: int) -> Array:

@@ -139,7 +139,8 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
         raise BundleError(f"{path} frames a prompt with ids {frame}, which its vocabulary doesn't have. {again}")
     name = _pad_token(bundle.json(f"{encoder.tokenizer}/tokenizer_config.json"))
     filled = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
-    pad = filled if name is None else tokenizer.token_to_id(name) if isinstance(name, str) else None
+    # The one file that transformers itself wrote; what stands beside it may say otherwise, as in SD 2's folders.
+    pad = filled if type(filled) is int else tokenizer.token_to_id(name) if isinstance(name, str) else None
     if type(pad) is not int or not 0 <= pad < tokenizer.get_vocab_size():
         raise BundleError(f"{path} has no id for the padding token {shown(name)} of tokenizer_config.json. {again}")
     return Vocabulary(tokenizer, frame[0], frame[1], pad, _length(bundle, encoder))

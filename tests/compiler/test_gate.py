@@ -8,20 +8,20 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from latentc.benchmarks.planted import FAULTS, same_prompt
+from latentc.benchmarks.planted import FAULTS, larger, only, same_prompt, timestep
 from latentc.benchmarks.power import opened_graph, plant, reseal
 from latentc.compiler.build import build
 from latentc.compiler.cache import keep
 from latentc.compiler.cases import reference, stored_cases
 from latentc.compiler.engines import load
-from latentc.compiler.parity import measure
+from latentc.compiler.parity import check_graphs, measure
 from latentc.compiler.proof import Steps, check_steps, prove_host
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import check_host, measure_steps
 from latentc.core.bundle import FileInfo, open_bundle
 from latentc.core.errors import BundleError, LatentcError, ParityError
 from latentc.core.files import read_sealed, sha256, write_sealed
-from latentc.core.tensors import snr_db
+from latentc.core.tensors import psnr_db, snr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.draw import load_host
@@ -284,7 +284,6 @@ def test_a_flipped_bit_of_a_reference_is_seen_or_changes_nothing(own_bundle):
 
 def test_a_manifest_says_which_graph_its_figure_is_of(own_bundle, monkeypatch):
     """A machine with nothing to run a graph takes the export's figure, unless the graph was changed since."""
-    from latentc.compiler.parity import check_graphs
     from latentc.core.errors import RuntimeMissing
 
     opened = own_bundle()
@@ -328,11 +327,12 @@ def test_references_hold_what_the_gate_needs(exported, family):
     assert set(drawings) == {"whole", "wide", "single", "long"}
     cases = {case.name: case for case in stored_cases(opened, "unet")}
     rows = {case.feeds["sample"].shape[0] for case in cases.values()}
-    assert {2, 3, 4} <= rows
-    assert {case.feeds["encoder_hidden_states"].shape[1] for case in cases.values()} == {77, 154}
+    assert rows == {1, 2, 3, 4, 6}
+    assert {case.feeds["encoder_hidden_states"].shape[1] for case in cases.values()} == {77, 154, 231}
     timesteps = sorted(float(case.feeds["timestep"][0]) for case in cases.values())
     assert timesteps[0] == 0
     assert timesteps[1] < 25
+    assert max(np.diff(timesteps)) < 60
     assert timesteps[-1] == 999
     assert any(300 < timestep < 700 for timestep in timesteps)
     if family == "sdxl":
@@ -425,3 +425,50 @@ def test_what_is_guided_has_a_figure_of_its_own(own_bundle):
     first, second = (build(opened, ONNXRUNTIME.model_copy(update={"shapes": shapes})) for shapes in (unguided, plain))
     assert first.steps.differences == ()
     assert second.steps.difference_db > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer/tokenizer.json", lambda read: read["model"]["merges"].pop()),
+        ("tokenizer/tokenizer.json", lambda read: read.update(normalizer={"type": "NFC"})),
+        ("tokenizer/tokenizer.json", lambda read: read.update(normalizer=None)),
+        ("scheduler/scheduler_config.json", lambda read: read.update(clip_sample=True)),
+        ("scheduler/scheduler_config.json", lambda read: read.update(set_alpha_to_one=True)),
+    ],
+)
+def test_no_setting_of_the_host_is_left_unproved(own_bundle, name, change):
+    """Also what the references' own prompts, and the checkpoint's own scheduler, don't read."""
+    opened = own_bundle("scenes")
+    path = opened.folder / name
+    read = json.loads(path.read_text())
+    change(read)
+    path.write_text(json.dumps(read))
+    reseal(opened.folder)
+    with pytest.raises(ParityError, match="other token ids|The scheduler config isn't the one"):
+        prove_host(open_bundle(opened.folder))
+
+
+SHAPES = {
+    "one row": larger("sample", 0, 1),
+    "more than four rows": larger("sample", 0, 4),
+    "three chunks": larger("encoder_hidden_states", 1, 154),
+    "wider than its own size": larger("sample", 3, 16),
+    "between the steps of a drawing": timestep(840, 910),
+}
+
+
+@pytest.mark.parametrize("fault", SHAPES)
+def test_a_graph_that_is_wrong_in_shapes_that_no_drawing_has_is_refused(own_bundle, fault):
+    opened = own_bundle("scenes")
+    with opened_graph(opened.folder, "unet") as graph:
+        condition = SHAPES[fault]
+        wrong = only("out_sample", lambda of: of.add("Not", condition(of)) if fault == "one row" else condition(of))
+        wrong(graph)
+    with pytest.raises(ParityError, match="The graph of unet, run in f32"):
+        check_graphs(open_bundle(opened.folder), ["unet"])
+
+
+def test_a_reference_of_nan_proves_nothing():
+    assert psnr_db(np.array([np.nan, 1.0]), np.array([0.0, 1.0])) == -np.inf
+    assert snr_db(np.array([np.inf, 1.0]), np.array([0.0, 1.0])) == -np.inf

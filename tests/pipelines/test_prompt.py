@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -133,8 +134,14 @@ def test_a_bundle_without_its_tokenizer_is_refused(sd_bundle: Bundle, tmp_path):
     shutil.copytree(sd_bundle.folder, tmp_path / "copy")
     config = tmp_path / "copy" / "tokenizer" / "tokenizer_config.json"
     config.write_text('{"pad_token": {"content": "<|nothing|>"}}')
+    (vocabulary,) = load_vocabularies(replace(sd_bundle, folder=tmp_path / "copy"))
+    assert vocabulary.pad == 49407, "tokenizer.json is what transformers wrote, and says it too"
+    fast = tmp_path / "copy" / "tokenizer" / "tokenizer.json"
+    whole = fast.read_text()
+    fast.write_text(json.dumps({**json.loads(whole), "padding": None}))
     with pytest.raises(BundleError, match=r"no id for the padding token '<\|nothing\|>'"):
         load_vocabularies(replace(sd_bundle, folder=tmp_path / "copy"))
     config.write_text("{}")
+    fast.write_text(whole)
     (vocabulary,) = load_vocabularies(replace(sd_bundle, folder=tmp_path / "copy"))
     assert vocabulary.pad == 49407
