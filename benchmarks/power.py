@@ -303,8 +303,9 @@ the picture with the fault, of the one without, in f32 after {steps} steps at gu
   picture of five steps;
 - **refused**: it isn't a file that the export writes, or the library refuses it.
 
-A sound picture of each recipe comes to {sound}. A fault whose effect is above that is hidden by the recipe's own
-rounding.
+A sound picture of each recipe comes to {sound}.
+A fault whose effect is above that is hidden by the recipe's own rounding. `not drawn`: the recipe's engines are of one
+size, and refuse the request that triggers the fault.
 """
 
 
@@ -320,8 +321,8 @@ def page(rows: list[Row], rounding: Mapping[str, float]) -> str:
         effect = f"{row.effect_db:.1f}" if np.isfinite(row.effect_db) else "error"
         gates = " | ".join(gate(row.caught[name]) for name in names)
         lines.append(f"| {part} | {row.fault.name} | {effect} | {gates} |")
-    caught_ = {name: sum(bool(row.caught[name]) for row in rows) for name in names}
-    told = ", ".join(f"{count} of {len(rows)} in {name}" for name, count in caught_.items())
+    drawn = {name: [row.caught[name] for row in rows if row.caught[name] != NOT_DRAWN] for name in names}
+    told = ", ".join(f"{sum(map(bool, found))} of {len(found)} in {name}" for name, found in drawn.items())
     return "\n".join(
         [*lines, "", f"Caught: {told}. Above a recipe's rounding and not caught: {missed(rows, rounding)}.", ""]
     )
