@@ -105,7 +105,7 @@ def test_the_npus_code_draws_what_pytorch_draws(own_bundle, tmp_path):
     text = (FOLDER / "snapdragon-x-elite.toml").read_text().replace('device = "QNN"', 'device = "QNN-simulator"')
     (tmp_path / "simulated.toml").write_text(text)
     pictures = []
-    for name, floor in ((str(tmp_path / "simulated.toml"), 45), ("torch-f32", 150)):
+    for name, floor in ((str(tmp_path / "simulated.toml"), 45), ("torch-f32", 100)):
         profile = load_profile(name)
         built = build(bundle, profile)
         assert built.step_psnr_db > floor  # the worst of every call that diffusers' pipeline made
