@@ -473,7 +473,7 @@ class References:
 
 
 def _exact(timestep: float) -> int:
-    """The nearest timestep that bf16 holds: what rounding a timestep costs is shown by the last one, and by drawings."""
+    """The nearest timestep that bf16 holds. What rounding one costs is shown by the last, and by drawings."""
     unit = 4 if timestep > 512 else 2 if timestep > 256 else 1
     return round(timestep / unit) * unit
 
