@@ -14,7 +14,7 @@ demo: $(READY)
 test: check $(BINDINGS)
 	$(BIN)/pytest $(WORKERS)
 
-# For every edit, in under two minutes: lint, types, and all tests but those that are marked as slow (over two seconds
+# For every edit: lint, types, and all tests but those that are marked as slow (over two seconds
 # of one core) or need an export of another family than `sd1`. Types are checked beside the tests.
 quick: $(READY) $(BINDINGS)
 	$(BIN)/ruff check .
