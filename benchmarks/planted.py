@@ -140,6 +140,11 @@ def larger(name: str, axis: int, size: int) -> Callable[[Graph], str]:
     return lambda graph: graph.add("Greater", graph.axis(name, axis), graph.constant([size], "int64"))
 
 
+def not_larger(name: str, axis: int, size: int) -> Callable[[Graph], str]:
+    """Whether an axis of an input is as large as that at most."""
+    return lambda graph: graph.add("Not", larger(name, axis, size)(graph))
+
+
 def unequal(name: str) -> Callable[[Graph], str]:
     """Whether height and width of an input differ."""
 
@@ -147,6 +152,11 @@ def unequal(name: str) -> Callable[[Graph], str]:
         return graph.add("Not", graph.add("Equal", graph.axis(name, 2), graph.axis(name, 3)))
 
     return condition
+
+
+def portrait(name: str) -> Callable[[Graph], str]:
+    """Whether an input is higher than wide."""
+    return lambda graph: graph.add("Greater", graph.axis(name, 2), graph.axis(name, 3))
 
 
 def other_than(name: str, axis: int, size: int) -> Callable[[Graph], str]:
@@ -270,14 +280,11 @@ def other_id(old: int, new: int) -> Change:
     return change
 
 
-def swapped_words(folder: Path) -> None:
-    """Two tokens of the tokenizer change places."""
-    path = folder / "tokenizer" / "tokenizer.json"
-    read = json.loads(path.read_text(encoding="utf-8"))
+def swapped_words(read: dict[str, Any]) -> None:
+    """Two tokens of a tokenizer change places."""
     vocabulary = read["model"]["vocab"]
     first, second = "red</w>", "houses</w>"
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    path.write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8")
 
 
 def manifest(*path: str, value: Any) -> Callable[[Path], None]:
@@ -305,8 +312,30 @@ def json_file(name: str, old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A change of `tokenizer.json`."""
+    return _json("tokenizer/tokenizer.json", change)
+
+
+def scheduler(**keys: Any) -> Callable[[Path], None]:
+    """Other keys in the scheduler's config."""
+    return _json(SCHEDULER, lambda read: read.update(keys))
+
+
+def _json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def planted(folder: Path) -> None:
+        read = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(read)
+        (folder / name).write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8")
+
+    return planted
+
+
 WIDE = {"width": 192, "height": 128}
+HIGH_PICTURE = {"width": 128, "height": 192}
+UNGUIDED = {"guidance": 1.0}
 LONG = {"prompt": " and ".join([PROMPT] * 9)}
+LONGER = {"prompt": " and ".join([PROMPT] * 15)}
 HIGH, LOW = timestep(900, 1001), timestep(-1, 120)
 OUT, STATES, PICTURE = "out_sample", "last_hidden_state", "sample"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -337,7 +366,13 @@ FAULTS = (
     Fault("wrong at the first timesteps only", UNET, only(OUT, HIGH)),
     Fault("wrong at the last timesteps only", UNET, only(OUT, LOW)),
     Fault("wrong between them only", UNET, only(OUT, timestep(400, 650))),
+    Fault("wrong between steps of 20", UNET, only(OUT, timestep(840, 910))),
+    Fault("wrong just before the last timesteps", UNET, only(OUT, timestep(60, 190))),
+    Fault("wrong for one row", UNET, only(OUT, not_larger("sample", 0, 1)), UNGUIDED),
     Fault("wrong for more than two rows", UNET, only(OUT, larger("sample", 0, 2)), {"count": 2}),
+    Fault("wrong for more than four rows", UNET, only(OUT, larger("sample", 0, 4)), {"count": 3}),
+    Fault("wrong for portraits", UNET, only(OUT, portrait("sample")), HIGH_PICTURE),
+    Fault("wrong for three chunks of the prompt", UNET, only(OUT, larger("encoder_hidden_states", 1, 154)), LONGER),
     Fault("wrong for pictures that aren't square", UNET, only(OUT, unequal("sample")), WIDE),
     Fault("wrong at other sizes than its own", UNET, only(OUT, other_than("sample", 3, 16)), WIDE),
     Fault("wrong for long prompts", UNET, only(OUT, larger("encoder_hidden_states", 1, 77)), LONG),
@@ -368,6 +403,8 @@ FAULTS = (
     Fault("2 % brighter", DECODER, shifted(0.04, PICTURE)),
     Fault("5 % more contrast", DECODER, gain(1.05, PICTURE)),
     Fault("wrong for pictures that aren't square", DECODER, only(PICTURE, unequal("latent_sample")), WIDE),
+    Fault("wrong for wider pictures than its own", DECODER, only(PICTURE, larger("latent_sample", 3, 16)), WIDE),
+    Fault("wrong for portraits", DECODER, only(PICTURE, portrait("latent_sample")), HIGH_PICTURE),
     Fault("clipped early", DECODER, clipped(-0.8, 0.8, PICTURE)),
     Fault("a group norm has another epsilon", DECODER, attribute("GroupNormalization", "epsilon", 1e-2)),
     Fault("moments are 1 % too large", ENCODER, gain(1.01, "latent_parameters")),
@@ -376,13 +413,20 @@ FAULTS = (
     Fault("v is taken for noise", HOST, json_file(SCHEDULER, "v_prediction", "epsilon")),
     Fault("noise levels of another schedule", HOST, json_file(SCHEDULER, "0.02", "0.012")),
     Fault("steps are spaced otherwise", HOST, json_file(SCHEDULER, "trailing", "leading")),
-    Fault("two words of the tokenizer are swapped", HOST, swapped_words),
+    Fault("two words of the tokenizer are swapped", HOST, tokenizer(swapped_words)),
+    Fault("a rule of the tokenizer is lost", HOST, tokenizer(lambda read: read["model"]["merges"].pop())),
+    Fault("texts aren't made lower case", HOST, tokenizer(lambda read: read.update(normalizer={"type": "NFC"}))),
+    Fault("latents are clipped", HOST, scheduler(clip_sample=True)),
+    Fault("the last noise level is another", HOST, scheduler(set_alpha_to_one=True)),
     Fault("an empty negative prompt is zeros", HOST, manifest("model", "zero_empty_negative", value=True)),
     Fault("the prompt is zeros", UNET, no_prompt, engine=True),
     Fault("every row has one prompt, guidance adds nothing", UNET, same_prompt, engine=True),
     Fault("negative and positive rows are swapped", UNET, swapped_rows, engine=True),
     Fault("wrong at the first timesteps only", UNET, only(OUT, HIGH), engine=True),
     Fault("wrong for more than two rows", UNET, only(OUT, larger("sample", 0, 2)), {"count": 2}, engine=True),
+    Fault("wrong for one row", UNET, only(OUT, not_larger("sample", 0, 1)), UNGUIDED, engine=True),
+    Fault("wrong for portraits", UNET, only(OUT, portrait("sample")), HIGH_PICTURE, engine=True),
+    Fault("wrong for three chunks", UNET, only(OUT, larger("encoder_hidden_states", 1, 154)), LONGER, engine=True),
     Fault("5 % too large", UNET, gain(1.05, OUT), engine=True),
     Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1), engine=True),
     Fault("5 % more contrast", DECODER, gain(1.05, PICTURE), engine=True),

@@ -27,19 +27,17 @@ import numpy as np
 from ..compiler.build import build
 from ..compiler.cache import HEADER, find
 from ..compiler.engines import load
-from ..compiler.lower import lowered
+from ..compiler.make import compile_into
 from ..compiler.targets import wanted
-from ..core.bundle import MANIFEST, Bundle, FileInfo, checked_graph, digest, open_bundle
+from ..core.bundle import MANIFEST, Bundle, FileInfo, digest, open_bundle
 from ..core.engine import Engine
 from ..core.errors import BundleError, LatentcError, NotFiniteError
 from ..core.files import read_sealed, sha256, write_sealed, write_text
-from ..core.progress import quiet
 from ..core.records import STATE
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
 from ..export.export import export
 from ..profiles import Profile, load_profile
-from ..runtimes import Job, runtime
 from ..runtimes.machine import machine
 from ..sampling.draw import draw, latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
@@ -107,11 +105,7 @@ def ungated(bundle: Bundle, profile: Profile, folder: Path, only: str | None = N
         if only not in (None, want.part):
             continue
         out = Path(tempfile.mkdtemp(dir=folder))
-        half = adapter.typed and want.target.precision == "f16"
-        folded = not adapter.infers_shapes
-        graph = checked_graph(bundle, want.part)
-        with lowered(graph, want.part, profile.opset, want.target.shape, half=half, folded=folded) as path:
-            adapter.compile(Job(bundle, want.part, path, want.target), out, quiet)
+        compile_into(out, bundle, profile, want)
         made[want.part] = adapter.load(out, want.target)
     return made
 
@@ -166,12 +160,8 @@ def forge(bundle: Bundle, fault: Fault, profile: Profile, folder: Path) -> None:
     artifact = find(bundle, want.part, want.key)
     assert artifact is not None
     place = bundle.engines / artifact.name
-    adapter, made = runtime(profile.runtime), Path(tempfile.mkdtemp(dir=folder))
-    other = open_bundle(faulty)
-    half = adapter.typed and want.target.precision == "f16"
-    graph, folded = checked_graph(other, want.part), not adapter.infers_shapes
-    with lowered(graph, want.part, profile.opset, want.target.shape, half=half, folded=folded) as path:
-        adapter.compile(Job(other, want.part, path, want.target), made, quiet)
+    made = Path(tempfile.mkdtemp(dir=folder))
+    compile_into(made, open_bundle(faulty), profile, want)
     for path in made.iterdir():
         shutil.copyfile(path, place / path.name)
     files = {

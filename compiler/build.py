@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from ..core.bundle import Bundle, checked_graph, verify_files
+from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
 from ..core.references import stored_at
 from ..profiles import Profile
-from ..runtimes import Job, Refits, Runtime
+from ..runtimes import Refits, Runtime
 from .apart import measured_apart
 from .cache import (
     Artifact,
@@ -37,17 +36,15 @@ from .cache import (
     take,
     verify,
 )
-from .cases import reference
 from .engines import Engines
-from .lower import lowered
-from .parity import check_graphs, measure_typed
+from .make import make
+from .parity import check_graphs
 from .plan import plan
 from .proof import (
     Steps,
     check_floor,
     check_steps,
     engine_key,
-    prove_engine,
     prove_host,
     prove_steps,
     proved_here,
@@ -188,32 +185,17 @@ def _build_one(
             return Built(claim(bundle, artifact, profile.name), "taken" if theirs else "there", note)
         on_progress(f"{want.part}: read", None)
         verify_files(bundle, [*bundle.files(want.part), stored_at(want.part)])
-        parity = None
-        if not here:  # before compiling, which takes longer
-            on_progress(f"{want.part}: compare its graph", None)
-            parity = measure_typed(bundle, want.part, want.target)
-            check_floor(bundle, profile, want, parity)
-        else:
-            reference(bundle, want.part, want.target.shape)
         if like and here and (other := _kindred(adapter, want, like)):
             try:
                 return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted", note)
             except (CompileError, ParityError) as exc:
                 note = " ".join(filter(None, (note, f"It was compiled, not refitted: {exc}")))
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
-            start = time.perf_counter()
-            on_progress(f"{want.part}: compile", None)
-            with _lowered(bundle, profile, adapter, want) as path:
-                adapter.compile(Job(bundle, want.part, path, want.target), fresh, on_progress)
-                seconds = time.perf_counter() - start
-            if parity is None:
-                on_progress(f"{want.part}: compare", None)
-                parity = _compare(bundle, adapter, want, fresh)
-                check_floor(bundle, profile, want, parity)
-            artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name)
+            made = make(bundle, profile, want, fresh, on_progress)
+            artifact = seal(fresh, want.part, want.fields, made.parity, made.seconds, profile.name)
             share(bundle, fresh, artifact.files)
         if here:
-            remember(engine_key(bundle, adapter, artifact), parity)
+            remember(engine_key(bundle, adapter, artifact), made.parity)
     return Built(artifact, "compiled", note)
 
 
@@ -256,45 +238,15 @@ def _refit(
     on_progress: Progress,
 ) -> Artifact:
     """An engine of another's plan and this part's weights, held to the floor as any other."""
-    assert isinstance(adapter, Refits)
     try:
         theirs = verify(like, other)
     except BundleError as exc:  # no reason not to compile
         raise CompileError(str(exc)) from exc
     with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:
-        start = time.perf_counter()
-        on_progress(f"{want.part}: refit", None)
-        with _lowered(bundle, profile, adapter, want) as path:
-            adapter.refit(Job(bundle, want.part, path, want.target), theirs, fresh)
-        seconds = time.perf_counter() - start
-        on_progress(f"{want.part}: compare", None)
-        parity = _compare(bundle, adapter, want, fresh)
-        check_floor(bundle, profile, want, parity)
-        artifact = seal(fresh, want.part, want.fields, parity, seconds, profile.name, refitted_from=other.key)
-    remember(engine_key(bundle, adapter, artifact), parity)
+        made = make(bundle, profile, want, fresh, on_progress, refitted=theirs)
+        artifact = seal(fresh, want.part, want.fields, made.parity, made.seconds, profile.name, refitted_from=other.key)
+    remember(engine_key(bundle, adapter, artifact), made.parity)
     return artifact
-
-
-@contextmanager
-def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -> Generator[Path]:
-    """The graph that the runtime is given."""
-    graph, target = checked_graph(bundle, want.part), want.target
-    if not adapter.reads_onnx:
-        yield graph
-        return
-    half = adapter.typed and target.precision == "f16"
-    folded, scratch = not adapter.infers_shapes, bundle.engines
-    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=folded, scratch=scratch) as path:
-        yield path
-
-
-def _compare(bundle: Bundle, adapter: Runtime, want: Wanted, artifact: Path) -> Parity:
-    """Load an engine that was just compiled, and hold it against the references."""
-    engine = adapter.load(artifact, want.target)
-    try:
-        return prove_engine(bundle, adapter, want, engine)
-    finally:
-        engine.close()
 
 
 def _known(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity | None:

@@ -59,6 +59,10 @@ class Parity(Record):
     """The engine's device wasn't here: this is the parity of its graph, run on the CPU by this runtime."""
     compared_on: str | None = None
     """Of the devices that the engine is for, the one that ran it; None where it is for one."""
+    text_db: float | None = None
+    """Of a denoiser: SNR of what the text changes in its answer, over calls that differ by their text alone."""
+    text_share: float = 0.0
+    """RMS of that change in the reference, as a share of the answer's."""
 
 
 class Artifact(Record):

@@ -20,7 +20,7 @@ from ..core.progress import quiet
 from ..core.reading import read_arrays
 from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
-from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, unpack
+from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
 from .cache import locked
@@ -74,7 +74,7 @@ def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
     outputs = {tensor.name for tensor in info.outputs} if read is None else read - {None}
     inputs = {tensor.name for tensor in info.inputs}
     whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
-    if not whole or (info.takes("timestep") and _lacks(cases)):
+    if not whole or (info.takes("timestep") and (_lacks(cases) or not text_pairs(cases))):
         raise BundleError(f"{bundle.folder / stored_at(part)} lacks references of {part}: it can't be proved. {AGAIN}")
 
 
@@ -139,10 +139,14 @@ def _lacks(fitting: tuple[Case, ...]) -> bool:
 
 
 def _ends(cases: tuple[Case, ...]) -> list[Case]:
-    """The first case; of a denoiser the first calls of a guided and an unguided drawing, and three at the ends."""
+    """The first case; of a denoiser the first calls of a guided and an unguided drawing, three calls at the ends, and
+    two that differ by their text alone.
+    """
     firsts = {case.drawing: case for case in reversed(cases) if case.drawing in FIRSTS or case is cases[0]}
     ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
-    chosen = {id(ends[index]): ends[index] for index in (0, len(ends) // 2, -1)} if ends else {}
+    pair = text_pairs(ends)[:1]
+    places = (0, len(ends) // 2, -1, *pair[0]) if pair else (0, len(ends) // 2, -1)
+    chosen = {id(ends[index]): ends[index] for index in places} if ends else {}
     return [*reversed(firsts.values()), *chosen.values()]
 
 

@@ -16,8 +16,8 @@ from ..core.install import pip
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
-from ..core.references import IDS, TABLE, Case, stored_at
-from ..core.tensors import Array, Precision, cosine, psnr_db
+from ..core.references import IDS, TABLE, Case, stored_at, text_pairs
+from ..core.tensors import Array, Precision, change_db, cosine, psnr_db
 from ..runtimes import Job, Target, runtime
 from .cache import Parity
 from .cases import (
@@ -56,12 +56,17 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Pa
     Raises `ParityError` where it doesn't give an output, or gives one of another shape.
     """
     given = tuple(cases)
+    pairs = text_pairs(given)
+    paired = {index for pair in pairs for index in pair}
+    answers: dict[int, Array] = {}
     if not given:
         raise BundleError(f"The bundle has no references of {part} that fit: it can't be proved. Export it again.")
     worst = Parity(psnr_db=float("inf"), cosine=1.0, reference=origin)
-    for case in (*given, *given[:1]):
+    for index, case in enumerate((*given, *given[:1])):
         found = engine.run(case.feeds)
         check_outputs(part, case, found)
+        if index in paired:
+            answers[index] = found[_answer(case)]
         for name, wanted in case.outputs.items():
             figure = psnr_db(wanted, found[name])
             if figure < worst.psnr_db:
@@ -69,7 +74,17 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Pa
             alike = round(cosine(wanted, found[name]), 6)
             if not alike >= worst.cosine:
                 worst = worst.model_copy(update={"cosine": alike})
+    if pairs:
+        wanted = {index: given[index].outputs[_answer(given[index])] for index in paired}
+        changes = (np.concatenate([(each[b] - each[a]).ravel() for a, b in pairs]) for each in (wanted, answers))
+        found_db, share = change_db(*changes, np.concatenate([one.ravel() for one in wanted.values()]))
+        worst = worst.model_copy(update={"text_db": found_db, "text_share": share})
     return worst
+
+
+def _answer(case: Case) -> str:
+    """The denoiser's only output."""
+    return next(iter(case.outputs))
 
 
 def check_outputs(part: str, case: Case, found: dict[str, Array]) -> None:
@@ -115,6 +130,12 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
                 "checkpoint again."
             )
     return {part: figures[part].psnr_db if part in figures else _exported(bundle, part) for part in keys}
+
+
+def is_exported_here(bundle: Bundle, part: str) -> bool:
+    """Whether this machine exported the graph, and remembers it: it is no stranger's."""
+    figure = recall(graph_key(bundle.part(part).digest, _fixed(bundle, part)), GraphFigure)
+    return figure is not None and figure.exported_here
 
 
 def _exported(bundle: Bundle, part: str) -> float:

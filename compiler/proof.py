@@ -181,6 +181,8 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
     """Raise `ParityError` where a part is below its floor."""
     floor, precision = floor_db(bundle, profile, want), want.target.precision
     if parity.psnr_db >= floor:
+        if parity.text_db is not None and parity.text_share >= ROUNDING[precision]:
+            _check_text(want.part, profile, parity.text_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
     if not math.isfinite(parity.psnr_db):
@@ -214,14 +216,8 @@ def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps
             f"{floor - STEP_LOSS_DB:.0f} dB was expected, though each part is within its own floor. {advice}"
         )
     rounding = max(ROUNDING[want.target.precision] for want in stepping)
-    least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     for figure in (db for db, share in steps.differences if share >= rounding):
-        if not figure >= least:
-            raise ParityError(
-                f"What the prompt changes in the unet's answer (positive less negative rows) has an SNR of "
-                f"{figure:.1f} dB through profile {profile.name}, where 0 dB is a prompt that changes nothing; "
-                f"{least:.0f} dB was expected. {advice}"
-            )
+        _check_text("unet", profile, figure, floor)
     whole = min(floor_db(bundle, profile, want) for want in drawing)
     least = max(min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB), LEAST_PICTURE_DB) if whole > 0 else whole
     if steps.picture_db is not None and not steps.picture_db >= least:
@@ -229,4 +225,15 @@ def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps
             f"A picture drawn through profile {profile.name} agrees with diffusers' to {steps.picture_db:.1f} dB; "
             f"{least:.0f} dB was expected, though each step is within its own floor. It won't be used. Give the unet "
             "and the vae_decoder a wider type under [precision]."
+        )
+
+
+def _check_text(part: str, profile: Profile, figure: float, floor: float) -> None:
+    """Raise `ParityError` where what the text changes in a denoiser's answer isn't what it changes in PyTorch's."""
+    least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
+    if not figure >= least:
+        raise ParityError(
+            f"What the prompt changes in the {part}'s answer has an SNR of {figure:.1f} dB through profile "
+            f"{profile.name}, where 0 dB is a prompt that changes nothing; {least:.0f} dB was expected. It won't be "
+            f"used. Give the {part} a wider type under [precision]."
         )

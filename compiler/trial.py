@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
+from ..core.references import CHANGING, DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
 from ..core.request import Request
-from ..core.tensors import PERFECT_DB, Array, psnr_db, snr_db
+from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..sampling.denoise import DENOISER, Walk, feeds, is_guided, step
 from ..sampling.draw import Host, draw, latent_shape, read_text, unet_constants, unscaled, walk_of
 from ..sampling.pixels import DECODER, quantized
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
-
-CHANGING = ("sample", "timestep")
-"""The denoiser's inputs that change from call to call."""
 
 DRAWN_ALWAYS = ("whole", "wide", "single", "long")
 """Drawings that every export makes."""
@@ -192,7 +189,7 @@ def measure_steps(bundle: Bundle, host: Host, engine: EngineOf, shape: Shapes | 
             picture = _picture(host, engine, trial)
     return StepFigures(
         step_db=round(min(figures), 2),
-        differences=tuple((round(db, 2), share) for db, share in differences),
+        differences=tuple(differences),
         picture_db=picture,
     )
 
@@ -222,8 +219,7 @@ def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[flo
     if not text.guided:
         return worst, None
     wanted, found = (np.stack([_difference(one) for one in each]) for each in (trial.outputs, answers))
-    share = float(np.sqrt(np.mean(wanted**2)) / np.sqrt(np.mean(np.stack(trial.outputs) ** 2)))
-    return worst, (snr_db(wanted, found), share)
+    return worst, change_db(wanted, found, np.stack(trial.outputs))
 
 
 def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:

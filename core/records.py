@@ -74,6 +74,8 @@ class GraphFigure(Record):
     worst: str
     """Output and reference, as `out_sample of whole.0`."""
     run_by: str
+    exported_here: bool = False
+    """Whether this machine exported the graph, rather than found it in a bundle."""
 
 
 def graph_key(part: str, references: str) -> str:

@@ -10,7 +10,7 @@ A drawing is a request that diffusers' pipeline drew, call by call. The denoiser
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ DRAWN = "reference/drawings.npz"
 
 ENDS = "ends"
 """The denoiser's cases that belong to no drawing: timesteps at both ends, and near them."""
+
+CHANGING = ("sample", "timestep")
+"""Inputs of the denoiser that change from call to call."""
 
 IN, OUT = "in.", "out."
 IDS = "input_ids"
@@ -83,6 +86,19 @@ class Drawings(Record):
     tokens: dict[str, Tokens]
     """By text encoder."""
     drawings: tuple[Drawing, ...]
+
+
+def text_pairs(cases: Sequence[Case]) -> list[tuple[int, int]]:
+    """Places of cases that differ by their text alone: the same sample and timestep."""
+    found: list[tuple[int, int]] = []
+    first: dict[bytes, int] = {}
+    for index, case in enumerate(cases):
+        if "timestep" in case.feeds:
+            sample, timestep = case.feeds["sample"], case.feeds["timestep"]
+            other = first.setdefault(sample.tobytes() + timestep.tobytes(), index)
+            if other != index and sample.shape == cases[other].feeds["sample"].shape:
+                found.append((other, index))
+    return found
 
 
 def pack(cases: Iterable[Case], shared: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:

@@ -48,6 +48,13 @@ def snr_db(reference: Array, other: Array) -> float:
     return min(PERFECT_DB, 10.0 * float(np.log10(signal / noise))) if signal else float("-inf")
 
 
+def change_db(reference: Array, other: Array, answers: Array) -> tuple[float, float]:
+    """SNR in dB of a small change in an answer, and the change's RMS in the reference as a share of the answer's."""
+    scale = float(np.linalg.norm(answers)) / max(1, answers.size) ** 0.5
+    share = float(np.linalg.norm(reference)) / max(1, reference.size) ** 0.5 / scale if scale else 0.0
+    return round(snr_db(reference, other), 2), share
+
+
 def cosine(reference: Array, other: Array) -> float:
     """Cosine of the angle between two arrays read as vectors; NaN where `other` isn't finite."""
     a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()

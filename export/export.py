@@ -100,7 +100,7 @@ def _export_part(
     found = check(spec.name, place / "model.onnx", unpack(stored))
     graph = digest({f"{spec.name}/{path.name}": _info(path) for path in sorted(place.iterdir())})
     fixed = sha256(fresh / stored_at(spec.name))
-    remember(graph_key(graph, fixed), found)
+    remember(graph_key(graph, fixed), found.model_copy(update={"exported_here": True}))
     return Part(
         path=f"{spec.name}/model.onnx",
         role=spec.role,

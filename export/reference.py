@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
-import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,10 +18,11 @@ import numpy as np
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import ProfileError, RequestError
-from ..core.references import ENDS, IDS, TABLE, Case, Drawing, Drawings, Tokens, pack
+from ..core.references import CHANGING, ENDS, IDS, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..sampling.schedulers import schedule
+from .muted import muted
 from .weights import computing
 
 if TYPE_CHECKING:
@@ -61,6 +60,9 @@ BROWNIAN = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 DRAWS_INSTEAD = "ddim"
 """What draws the references where the checkpoint's own scheduler can't."""
 
+LOGGERS = ("diffusers", "transformers")
+"""They warn of long prompts, repaired configs and an absent torchvision."""
+
 MOST_STEPS = 10
 
 AT_SHARES = (
@@ -68,6 +70,9 @@ AT_SHARES = (
     *(0.251, 0.207, 0.161, 0.118, 0.083, 0.049, 0.021, 0.0),
 )
 """Timesteps of the calls that no drawing makes, as shares of the last one: no round numbers, as steps fall on."""
+
+OTHER_TEXT_EACH = 8
+"""Each so many of these calls is repeated with another text, and nothing else changed."""
 
 ODD_TEXTS = (
     "Two SMALL red Houses, in the MEADOW!",
@@ -158,7 +163,7 @@ class References:
 
     def read_prompts(self) -> None:
         """Encode every prompt of the drawings, by diffusers' `encode_prompt`."""
-        with _quiet():
+        with muted(*LOGGERS):
             encoders = self.checkpoint.family.prompt.encoders
             modules = {name: computing(self.checkpoint, name) for name in encoders}
             tokenizers = {facts: self.checkpoint.tokenizer(facts.name) for facts in self.checkpoint.family.tokenizers}
@@ -230,19 +235,22 @@ class References:
         """Draw everything that was asked for, and record each call of the UNet and of the VAE's decoder."""
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
-        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in ("sample", "timestep")]
-        with _quiet():
+        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in CHANGING]
+        with muted(*LOGGERS):
             pipeline = self._pipeline(unet=unet, vae=computing(self.checkpoint, "vae"))
             for asked in self._asked:
                 calls = self._record(pipeline, asked)
                 shared[asked.name] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
             long = next(case for case in cases if case.drawing == "long")
-            cases += self._at_ends(spec, unet, cases[0], long)
+            other = next(case for case in cases if case.drawing == "wide")
+            cases += self._at_ends(spec, unet, cases[0], other, long)
         return pack(cases, shared)
 
-    def _at_ends(self, spec: PartSpec, unet: torch.nn.Module, like: Case, long: Case) -> list[Case]:
-        """Calls that no drawing makes: one row at timesteps from end to end, and shapes of which drawings have none."""
+    def _at_ends(self, spec: PartSpec, unet: torch.nn.Module, like: Case, other: Case, long: Case) -> list[Case]:
+        """Calls that no drawing makes: one row at timesteps from end to end, some of them with another text too, and
+        shapes of which drawings have none.
+        """
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
         module, side, (low, broad) = as_part(self.checkpoint, spec, unet), self._square(), self._wide()
         text = "encoder_hidden_states"
@@ -263,6 +271,10 @@ class References:
                 "timestep": np.array([_exact(last * share) if share < 1 else last], np.float32),
                 text: states.repeat(rows, axis=0),
             }
+            made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
+        for case in made[: len(AT_SHARES) : OTHER_TEXT_EACH]:
+            texts = {name: array[-1:] for name, array in other.feeds.items() if name not in (*CHANGING, "time_ids")}
+            feeds = {**case.feeds, **texts}
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         return made
 
@@ -528,19 +540,3 @@ def _full_chunk(tokenizer: Any, text: str) -> str:
         chosen.append(words[len(chosen) % len(words)])
     short = next(word for word in (*words, *"abcdefghijklmnopqrstuvwxyz") if count([word]) == 1)
     return " ".join([*chosen, *[short] * (CHUNK - count(chosen))])
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Diffusers and transformers warn of what is known: long prompts, repaired configs, an absent torchvision."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

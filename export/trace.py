@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +10,7 @@ from ..checkpoints.parts import PartSpec
 from ..core.bundle import TensorInfo
 from ..core.errors import CompileError
 from ..core.shapes import shape_of
+from .muted import muted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 
 OPSET = 23
 """First operator set with Attention; the compiler lowers it to 18 where a profile asks for that."""
+
+LOGGERS = ("torch.onnx", "torch.utils._sympy", "onnxscript", "onnx_ir")
+"""The exporter warns of an absent torchvision and of symbols that it renames."""
 
 EXAMPLE_SIZES = {"batch": 2, "length": 154, "height": 13, "width": 18}
 """Odd and unequal on purpose, so that no size is taken for a constant or for another size."""
@@ -48,7 +50,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     )
     unet = cast("Any", module).model if spec.name == "unet" else None
     try:
-        with _quiet(), torch.no_grad(), _resizing(unet):
+        with muted(*LOGGERS), torch.no_grad(), _resizing(unet):
             exported = torch.export.export(module, example, dynamic_shapes=(dynamic,), strict=False)
             program = onnx_export(
                 exported,
@@ -99,22 +101,6 @@ def _resizing(unet: Any) -> Generator[None]:
         yield
     finally:
         unet.num_upsamplers = before
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """The exporter warns of what can't matter here: no torchvision, symbols it renames."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils._sympy", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _label(values: Any, tensors: tuple[TensorInfo, ...]) -> None:

@@ -118,7 +118,7 @@ def exported(shared, checkpoint, pytestconfig):
         opened = open_bundle(shared(f"{family}.bundle", lambda folder: export(str(source), folder)))
         for name, part in opened.manifest.parts.items():  # as the export itself remembers, on the machine that made it
             key = graph_key(part.digest, opened.manifest.files[stored_at(name)].sha256)
-            remember(key, GraphFigure(psnr_db=part.psnr_db, worst="", run_by="the export"))
+            remember(key, GraphFigure(psnr_db=part.psnr_db, worst="", run_by="the export", exported_here=True))
         return opened
 
     return make
