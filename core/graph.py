@@ -1,8 +1,8 @@
 """What an ONNX file holds, read without the onnx package, before any library opens it.
 
 ONNX files are protobuf messages. A library that loads one follows the paths of external data, inlines functions and
-runs loops: a hostile file reads other files, overflows the stack or never ends. `inspect_graph` walks the bytes with a
-stack of its own, and copies no weights. `graph_rules.check_graph` decides what is accepted.
+runs loops: a hostile file reads other files, overflows the stack or never ends. `inspect_graph` walks the messages
+(`protobuf`) with a stack of its own, and copies no weights. `graph_rules.check_graph` decides what is accepted.
 
 Field numbers: onnx/onnx.proto, IR version 14.
 """
@@ -10,30 +10,20 @@ Field numbers: onnx/onnx.proto, IR version 14.
 from __future__ import annotations
 
 import math
-import mmap
-import os
-import stat
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import BundleError
+from .protobuf import FIXED32, FIXED64, INT, LEN, MANY, MAX_NAME, Reader, Schema, Span, mapped, schema, signed
 
 AGAIN = "Export the checkpoint again, or copy the bundle whole."
 
-MAX_BYTES = 2**31 - 1
-"""Protobuf reads no larger message."""
-MAX_FIELDS = 4_000_000
-MAX_UNKNOWN = 1000
-"""Fields that this file doesn't know: a newer ONNX may write a few."""
 MAX_DEPTH = 16
 """Graphs inside nodes of graphs."""
 MAX_RANK = 64
-MAX_NAME = 4096
 SMALL = 64
 """Numbers that a constant may have to be read."""
 
@@ -127,8 +117,6 @@ class GraphFacts:
     sparse: int
     strings: int
     external: tuple[External, ...]
-    largest: tuple[str, int]
-    """The tensor with the most bytes by its shape and type, and how many."""
     other_types: tuple[str, ...]
     """Kinds of values that aren't tensors."""
     largest_dimension: tuple[str, int]
@@ -146,8 +134,8 @@ def inspect_graph(path: Path, advice: str = AGAIN) -> GraphFacts:
 
     Raises `BundleError`, which ends in `advice`, where it isn't a regular file, is damaged, or exceeds a limit.
     """
-    with _mapped(path, advice) as data:
-        return _Walk(data, path, advice).run()
+    with mapped(path, advice) as data:
+        return _Walk(Reader(data, path, advice)).run()
 
 
 def shown(text: str) -> str:
@@ -155,53 +143,12 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= 80 else text[:77] + "...")
 
 
-@contextmanager
-def _mapped(path: Path, advice: str) -> Generator[mmap.mmap]:
-    flags = os.O_RDONLY
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, name, 0)
-    try:
-        if stat.S_ISLNK(os.lstat(path).st_mode):
-            raise BundleError(f"{path} is a link; a plain file was expected. Copy the file itself.")
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as exc:
-        raise BundleError(f"{path} can't be read ({getattr(exc, 'strerror', None) or exc}). {advice}") from exc
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise BundleError(f"{path} isn't a regular file. {advice}")
-        if not 0 < found.st_size <= MAX_BYTES:
-            raise BundleError(f"{path} has {found.st_size:,} bytes; an ONNX graph has 1 to {MAX_BYTES:,}. {advice}")
-        try:
-            data = mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as exc:
-            raise BundleError(f"{path} can't be read ({exc}). {advice}") from exc
-    finally:
-        os.close(descriptor)
-    try:
-        yield data
-    finally:
-        data.close()
-
-
-MANY = 256
-"""Flag of a repeated field."""
-INT, FIXED64, LEN, FIXED32 = 1 << 0, 1 << 1, 1 << 2, 1 << 5
-
-Schema = Mapping[int, int]
-"""Wire types that each field may have, as bits."""
-
-
-def _schema(fields: Mapping[int, Iterable[int]]) -> Schema:
-    return {number: kind for kind, numbers in fields.items() for number in numbers}
-
-
-MODEL = _schema({INT: (1, 5), LEN: (2, 3, 4, 6, 7), LEN | MANY: (8, 14, 20, 25, 26)})
-GRAPH = _schema({LEN: (2, 10), LEN | MANY: (1, 5, 11, 12, 13, 14, 15, 16)})
-FUNCTION = _schema({LEN: (1, 8, 10, 13), LEN | MANY: (4, 5, 6, 7, 9, 11, 12, 14)})
-TRAINING = _schema({LEN: (1, 2), LEN | MANY: (3, 4)})
-NODE = _schema({LEN: (3, 4, 6, 7, 8), LEN | MANY: (1, 2, 5, 9, 10)})
-ATTRIBUTE = _schema(
+MODEL = schema({INT: (1, 5), LEN: (2, 3, 4, 6, 7), LEN | MANY: (8, 14, 20, 25, 26)})
+GRAPH = schema({LEN: (2, 10), LEN | MANY: (1, 5, 11, 12, 13, 14, 15, 16)})
+FUNCTION = schema({LEN: (1, 8, 10, 13), LEN | MANY: (4, 5, 6, 7, 9, 11, 12, 14)})
+TRAINING = schema({LEN: (1, 2), LEN | MANY: (3, 4)})
+NODE = schema({LEN: (3, 4, 6, 7, 8), LEN | MANY: (1, 2, 5, 9, 10)})
+ATTRIBUTE = schema(
     {
         INT: (3, 20),
         FIXED32: (2,),
@@ -211,7 +158,7 @@ ATTRIBUTE = _schema(
         LEN | INT | MANY: (8,),
     }
 )
-TENSOR = _schema(
+TENSOR = schema(
     {
         INT: (2, 14),
         LEN: (3, 8, 9, 12),
@@ -221,18 +168,17 @@ TENSOR = _schema(
         LEN | FIXED64 | MANY: (10,),
     }
 )
-SPARSE = _schema({LEN: (1, 2), LEN | INT | MANY: (3,)})
-VALUE = _schema({LEN: (1, 2, 3), LEN | MANY: (4,)})
-TYPE = _schema({LEN: (1, 4, 5, 6, 7, 8, 9)})
-TENSOR_TYPE = _schema({INT: (1,), LEN: (2,)})
-SHAPE = _schema({LEN | MANY: (1,)})
-DIMENSION = _schema({INT: (1,), LEN: (2, 3)})
-OPSET = _schema({LEN: (1,), INT: (2,)})
-ENTRY = _schema({LEN: (1, 2)})
+SPARSE = schema({LEN: (1, 2), LEN | INT | MANY: (3,)})
+VALUE = schema({LEN: (1, 2, 3), LEN | MANY: (4,)})
+TYPE = schema({LEN: (1, 4, 5, 6, 7, 8, 9)})
+TENSOR_TYPE = schema({INT: (1,), LEN: (2,)})
+SHAPE = schema({LEN | MANY: (1,)})
+DIMENSION = schema({INT: (1,), LEN: (2, 3)})
+OPSET = schema({LEN: (1,), INT: (2,)})
+ENTRY = schema({LEN: (1, 2)})
 
 KINDS = {4: "sequence", 5: "map", 7: "opaque", 8: "sparse tensor", 9: "optional"}
 
-Span = tuple[int, int]
 Numbers = tuple[int | float, ...]
 Place = tuple[Span, Schema, int, Operator | None]
 """A body of nodes to walk: where it is, what it is, how deep, and the function that it belongs to."""
@@ -241,9 +187,8 @@ Place = tuple[Span, Schema, int, Operator | None]
 class _Walk:
     """One pass over a file. Graphs and functions wait on a list; everything else nests a fixed number of times."""
 
-    def __init__(self, data: mmap.mmap, path: Path, advice: str) -> None:
-        self._data, self._path, self._advice = data, path, advice
-        self._left, self._unknown = MAX_FIELDS, 0
+    def __init__(self, reader: Reader) -> None:
+        self._read = reader
         self._places: list[Place] = []
         self._opsets: list[tuple[str, int]] = []
         self._inputs: list[Value] = []
@@ -251,7 +196,7 @@ class _Walk:
         self._operators: Counter[Operator] = Counter()
         self._subgraphs = self._subgraph_depth = self._training = self._tensors = self._sparse = self._strings = 0
         self._external: list[External] = []
-        self._largest = self._dimension = self._attribute_size = ("", 0)
+        self._dimension = self._attribute_size = ("", 0)
         self._other_types: set[str] = set()
         self._calls: dict[Operator, set[Operator]] = {}
         self._function_count = 0
@@ -260,21 +205,21 @@ class _Walk:
         self._contexts: list[tuple[int, str]] = []
 
     def run(self) -> GraphFacts:
-        self._model((0, len(self._data)))
+        self._model((0, len(self._read.data)))
         while self._places:
             place = self._places.pop()
             if place[1] is FUNCTION:
                 self._function(place)
             elif place[1] is TRAINING:
-                for number, _, begin, end in self._fields(place[0], TRAINING):
+                for number, _, begin, end in self._read.fields(place[0], TRAINING):
                     if number in (1, 2):
                         self._push((begin, end), place[2] + 1, None)
             else:
                 self._graph(place)
         depth, recursive = _chain(self._calls)
         return GraphFacts(
-            path=self._path,
-            bytes=len(self._data),
+            path=self._read.path,
+            bytes=len(self._read.data),
             opsets=tuple(self._opsets),
             inputs=tuple(self._inputs),
             outputs=tuple(self._outputs),
@@ -293,7 +238,6 @@ class _Walk:
             sparse=self._sparse,
             strings=self._strings,
             external=tuple(self._external),
-            largest=self._largest,
             other_types=tuple(sorted(self._other_types)),
             largest_dimension=self._dimension,
             largest_attribute=self._attribute_size,
@@ -301,97 +245,9 @@ class _Walk:
             contexts=tuple(self._contexts),
         )
 
-    def _fail(self, what: str) -> BundleError:
-        return BundleError(f"{self._path} isn't an ONNX graph that can be used: {what}. {self._advice}")
-
-    # The wire format
-
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """An unsigned number of up to 64 bits, and where it ends."""
-        value = shift = 0
-        while at < end:
-            byte = self._data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if value >= 2**64:
-                    break
-                return value, at
-            shift += 7
-            if shift >= 70:
-                break
-        raise self._fail(f"a number near byte {at} has no end or more than 64 bits")
-
-    def _fields(self, span: Span, schema: Schema) -> Generator[tuple[int, int, int, int]]:
-        """Known fields of a message: number, wire type, and where the content begins and ends; of a varint, its value
-        in place of the begin.
-        """
-        data, (at, end), seen = self._data, span, 0
-        while at < end:
-            self._left -= 1
-            if self._left < 0:
-                raise self._fail(f"it has more than {MAX_FIELDS:,} fields")
-            tag = data[at]
-            at += 1
-            if tag >= 0x80:
-                tag, at = self._varint(at - 1, end)
-            number, wire = tag >> 3, tag & 7
-            if wire == 0:
-                begin, at = self._varint(at, end)
-                stop = at
-            elif wire == 2:
-                size, begin = self._varint(at, end)
-                at = stop = begin + size
-            elif wire in (1, 5):
-                begin = at
-                at = stop = begin + (8 if wire == 1 else 4)
-            else:
-                raise self._fail(f"byte {at} has wire type {wire}")
-            if at > end:
-                raise self._fail(
-                    f"a field near byte {min(at, len(data))} ends beyond what holds it; the file is cut off"
-                )
-            if not 0 < number < 2**29:
-                raise self._fail(f"a field near byte {at} has number {number}")
-            allowed = schema.get(number)
-            if allowed is None:
-                self._unknown += 1
-                if self._unknown > MAX_UNKNOWN:
-                    raise self._fail(f"it has more than {MAX_UNKNOWN:,} fields that ONNX doesn't define")
-                continue
-            if not allowed >> wire & 1:
-                raise self._fail(f"field {number} near byte {at} has wire type {wire}")
-            if not allowed & MANY:
-                if seen >> number & 1:
-                    raise self._fail(f"field {number} near byte {at} is there twice")
-                seen |= 1 << number
-            yield number, wire, begin, stop
-
-    def _text(self, begin: int, end: int) -> str:
-        if end - begin > MAX_NAME:
-            raise self._fail(f"a name at byte {begin} has {end - begin:,} bytes; at most {MAX_NAME:,} are accepted")
-        try:
-            return self._data[begin:end].decode("utf-8")
-        except UnicodeDecodeError:
-            raise self._fail(f"the name at byte {begin} isn't UTF-8") from None
-
-    def _integers(self, wire: int, begin: int, end: int) -> Generator[int]:
-        """Signed 64-bit numbers of a repeated field, packed or not."""
-        if wire == 0:
-            yield _signed(begin)
-            return
-        while begin < end:
-            self._left -= 1
-            if self._left < 0:
-                raise self._fail(f"it has more than {MAX_FIELDS:,} fields")
-            value, begin = self._varint(begin, end)
-            yield _signed(value)
-
-    # Messages
-
     def _model(self, span: Span) -> None:
         graph: Span | None = None
-        for number, _, begin, end in self._fields(span, MODEL):
+        for number, _, begin, end in self._read.fields(span, MODEL):
             if number == 7:
                 graph = (begin, end)
             elif number == 8:
@@ -403,21 +259,21 @@ class _Walk:
                 self._function_count += 1
                 self._places.append(((begin, end), FUNCTION, 0, None))
         if graph is None:
-            raise self._fail("it holds no graph")
+            raise self._read.fail("it holds no graph")
         self._places.append((graph, GRAPH, 0, None))
 
     def _opset(self, span: Span) -> tuple[str, int]:
         domain, version = "", 0
-        for number, _, begin, end in self._fields(span, OPSET):
+        for number, _, begin, end in self._read.fields(span, OPSET):
             if number == 1:
-                domain = self._text(begin, end)
+                domain = self._read.text(begin, end)
             else:
-                version = _signed(begin)
+                version = signed(begin)
         return _domain(domain), version
 
     def _push(self, span: Span, depth: int, owner: Operator | None) -> None:
         if depth > MAX_DEPTH:
-            raise self._fail(f"graphs are nested more than {MAX_DEPTH} deep")
+            raise self._read.fail(f"graphs are nested more than {MAX_DEPTH} deep")
         self._subgraphs += 1
         self._subgraph_depth = max(self._subgraph_depth, depth)
         self._places.append((span, GRAPH, depth, owner))
@@ -425,7 +281,7 @@ class _Walk:
     def _graph(self, place: Place) -> None:
         span, _, depth, owner = place
         outermost = not depth and owner is None
-        for number, _, begin, end in self._fields(span, GRAPH):
+        for number, _, begin, end in self._read.fields(span, GRAPH):
             if number == 1:
                 self._node((begin, end), depth, owner)
             elif number == 5:
@@ -440,11 +296,11 @@ class _Walk:
                     (self._inputs if number == 11 else self._outputs).append(value)
 
     def _function(self, place: Place) -> None:
-        names = {number: (begin, end) for number, _, begin, end in self._fields(place[0], FUNCTION)}
-        domain, name = (self._text(*names[number]) if number in names else "" for number in (10, 1))
+        names = {number: (begin, end) for number, _, begin, end in self._read.fields(place[0], FUNCTION)}
+        domain, name = (self._read.text(*names[number]) if number in names else "" for number in (10, 1))
         owner = (_domain(domain), name)
         self._calls.setdefault(owner, set())
-        for number, _, begin, end in self._fields(place[0], FUNCTION):
+        for number, _, begin, end in self._read.fields(place[0], FUNCTION):
             if number == 7:
                 self._node((begin, end), 0, owner)
             elif number == 11:
@@ -457,23 +313,23 @@ class _Walk:
         output: Span | None = None
         attributes: list[Span] = []
         name = domain = ""
-        for number, _, begin, end in self._fields(span, NODE):
+        for number, _, begin, end in self._read.fields(span, NODE):
             if number == 1:
                 inputs.append((begin, end))
             elif number == 2:
                 output = output or (begin, end)
             elif number == 4:
-                name = self._text(begin, end)
+                name = self._read.text(begin, end)
             elif number == 5:
                 attributes.append((begin, end))
             elif number == 7:
-                domain = _domain(self._text(begin, end))
+                domain = _domain(self._read.text(begin, end))
         operator = (domain, name)
         self._operators[operator] += 1
         if owner is not None:
             self._calls[owner].add(operator)
         if name in GROWING:
-            self._growing.append((name, [self._text(*each) for each in inputs[:4]]))
+            self._growing.append((name, [self._read.text(*each) for each in inputs[:4]]))
         known: dict[str, Numbers | str] = {}
         for each in attributes:
             key, found = self._attribute(each, operator, depth, owner)
@@ -484,7 +340,7 @@ class _Walk:
                 (one for key, one in known.items() if key.startswith("value") and not isinstance(one, str)), None
             )
             if values is not None:
-                self._constants[self._text(*output)] = values
+                self._constants[self._read.text(*output)] = values
         elif name == "EPContext":
             mode, place = known.get("embed_mode", (1,)), known.get("ep_cache_context", "")
             self._contexts.append((int(mode[0]) if mode and not isinstance(mode, str) else 1, str(place)))
@@ -494,17 +350,17 @@ class _Walk:
     ) -> tuple[str, Numbers | str | None]:
         """Its name, and its value where that is a few numbers or a short string."""
         name, integers, floats, found = "", list[int](), list[float](), None
-        for number, wire, begin, end in self._fields(span, ATTRIBUTE):
+        for number, wire, begin, end in self._read.fields(span, ATTRIBUTE):
             if number == 1:
-                name = self._text(begin, end)
+                name = self._read.text(begin, end)
             elif number == 3:
-                integers.append(_signed(begin))
+                integers.append(signed(begin))
             elif number == 8:
-                integers.extend(self._integers(wire, begin, end))
+                integers.extend(self._read.integers(wire, begin, end))
             elif number in (2, 7) and end - begin <= 4 * SMALL and (end - begin) % 4 == 0:
-                floats += np.frombuffer(self._data[begin:end], "<f4").tolist()
+                floats += np.frombuffer(self._read.data[begin:end], "<f4").tolist()
             elif number == 4 and operator[1] == "EPContext" and end - begin <= MAX_NAME:
-                found = self._data[begin:end].decode("utf-8", "replace")
+                found = self._read.data[begin:end].decode("utf-8", "replace")
             elif number in (5, 10):
                 found = self._tensor((begin, end))[1]
             elif number in (6, 11):
@@ -523,9 +379,9 @@ class _Walk:
 
     def _value(self, span: Span) -> Value:
         name, found = "", None
-        for number, _, begin, end in self._fields(span, VALUE):
+        for number, _, begin, end in self._read.fields(span, VALUE):
             if number == 1:
-                name = self._text(begin, end)
+                name = self._read.text(begin, end)
             elif number == 2:
                 found = (begin, end)
         dtype, shape = self._type(found, name) if found else ("", None)
@@ -534,7 +390,7 @@ class _Walk:
     def _type(self, span: Span, name: str) -> tuple[str, tuple[int | str | None, ...] | None]:
         found: Span | None = None
         kinds: list[str] = []
-        for number, _, begin, end in self._fields(span, TYPE):
+        for number, _, begin, end in self._read.fields(span, TYPE):
             if number == 1:
                 found = (begin, end)
             elif number in KINDS:
@@ -545,7 +401,7 @@ class _Walk:
         if found is None:
             return "", None
         dtype, shape = 0, None
-        for number, _, begin, end in self._fields(found, TENSOR_TYPE):
+        for number, _, begin, end in self._read.fields(found, TENSOR_TYPE):
             if number == 1:
                 dtype = begin
             else:
@@ -554,34 +410,26 @@ class _Walk:
 
     def _shape(self, span: Span, name: str) -> tuple[int | str | None, ...]:
         dims: list[int | str | None] = []
-        for _, _, begin, end in self._fields(span, SHAPE):
+        for _, _, begin, end in self._read.fields(span, SHAPE):
             dim: int | str | None = None
-            for number, _, first, last in self._fields((begin, end), DIMENSION):
+            for number, _, first, last in self._read.fields((begin, end), DIMENSION):
                 if number == 3:
                     continue
                 if dim is not None:
-                    raise self._fail(f"a dimension of {shown(name)} has both a size and a name")
-                dim = _signed(first) if number == 1 else self._text(first, last)
+                    raise self._read.fail(f"a dimension of {shown(name)} has both a size and a name")
+                dim = signed(first) if number == 1 else self._read.text(first, last)
                 if isinstance(dim, int) and abs(dim) > self._dimension[1]:
                     self._dimension = (name, abs(dim))
             dims.append(dim)
             if len(dims) > MAX_RANK:
-                raise self._fail(f"{shown(name)} has more than {MAX_RANK} dimensions")
+                raise self._read.fail(f"{shown(name)} has more than {MAX_RANK} dimensions")
         return tuple(dims)
 
     def _sparse_tensor(self, span: Span) -> None:
         self._sparse += 1
-        dims: list[int] = []
-        for number, wire, begin, end in self._fields(span, SPARSE):
-            if number == 3:
-                dims.extend(self._integers(wire, begin, end))
-            else:
+        for number, _, begin, end in self._read.fields(span, SPARSE):
+            if number != 3:
                 self._tensor((begin, end))
-        self._claim("sparse tensor", math.prod(map(abs, dims[:MAX_RANK])) * 4)
-
-    def _claim(self, name: str, size: int) -> None:
-        if size > self._largest[1]:
-            self._largest = (name, size)
 
     def _tensor(self, span: Span) -> tuple[str, Numbers | None]:
         """Its name, and its numbers where it has few; raises where its content isn't what its shape says."""
@@ -591,15 +439,15 @@ class _Walk:
         name, raw = "", None
         entries: list[Span] = []
         integers: list[int] = []
-        for number, wire, begin, end in self._fields(span, TENSOR):
+        for number, wire, begin, end in self._read.fields(span, TENSOR):
             if number == 1:
-                dims.extend(self._integers(wire, begin, end))
+                dims.extend(self._read.integers(wire, begin, end))
                 if len(dims) > MAX_RANK:
-                    raise self._fail(f"a tensor near byte {end} has more than {MAX_RANK} dimensions")
+                    raise self._read.fail(f"a tensor near byte {end} has more than {MAX_RANK} dimensions")
             elif number == 2:
                 dtype = begin
             elif number == 3:
-                raise self._fail(f"a tensor near byte {end} is split into segments")
+                raise self._read.fail(f"a tensor near byte {end} is split into segments")
             elif number in (4, 10):
                 typed += (end - begin) // (4 if number == 4 else 8)
             elif number in (5, 7, 11):
@@ -610,11 +458,11 @@ class _Walk:
                     count = self._packed(begin, end)
                     typed += count
                 if number != 11 and len(integers) + count <= SMALL:
-                    integers.extend(self._integers(wire, begin, end))
+                    integers.extend(self._read.integers(wire, begin, end))
             elif number == 6:
                 typed += 1
             elif number == 8:
-                name = self._text(begin, end)
+                name = self._read.text(begin, end)
             elif number == 9:
                 raw = (begin, end)
             elif number == 13:
@@ -622,45 +470,48 @@ class _Walk:
             elif number == 14:
                 location = begin
         if any(dim < 0 for dim in dims):
-            raise self._fail(f"tensor {shown(name)} has a negative size: {dims}")
+            raise self._read.fail(f"tensor {shown(name)} has a negative size: {dims}")
         if dtype == STRING:
             self._strings += 1
         elif dtype not in BITS:
-            raise self._fail(f"tensor {shown(name)} has type {dtype}, which isn't known")
+            raise self._read.fail(f"tensor {shown(name)} has type {dtype}, which isn't known")
         elements = math.prod(dims)
         expected = (elements * BITS.get(dtype, 8) + 7) // 8
-        self._claim(name, expected)
         if location or entries:
             if location != 1 or raw is not None or typed or dtype == STRING:
-                raise self._fail(f"tensor {shown(name)} is both in the graph and in another file, or in neither")
+                raise self._read.fail(f"tensor {shown(name)} is both in the graph and in another file, or in neither")
             self._external.append(self._place(name, entries, expected))
             return name, None
         if raw is not None:
             if typed or raw[1] - raw[0] != expected or dtype == STRING:
-                raise self._fail(
+                raise self._read.fail(
                     f"tensor {shown(name)} of shape {dims} takes {expected:,} bytes and {raw[1] - raw[0]:,} are there"
                 )
         elif typed != _stored(elements, dtype):
-            raise self._fail(f"tensor {shown(name)} of shape {dims} takes {elements:,} numbers and {typed:,} are there")
+            raise self._read.fail(
+                f"tensor {shown(name)} of shape {dims} takes {elements:,} numbers and {typed:,} are there"
+            )
         if elements > SMALL or dtype not in READ:
             return name, None
         if raw is not None:
-            return name, tuple(np.frombuffer(self._data[raw[0] : raw[1]], READ[dtype]).tolist())
+            return name, tuple(np.frombuffer(self._read.data[raw[0] : raw[1]], READ[dtype]).tolist())
         return name, tuple(integers) if dtype in (6, 7) else None
 
     def _packed(self, begin: int, end: int) -> int:
         """How many varints lie in a span: the bytes that end one."""
         if end - begin > 2**20:
-            raise self._fail(f"{end - begin:,} bytes of numbers at byte {begin} are stored one by one, not as raw data")
-        return sum(byte < 0x80 for byte in self._data[begin:end])
+            raise self._read.fail(
+                f"{end - begin:,} bytes of numbers at byte {begin} are stored one by one, not as raw data"
+            )
+        return sum(byte < 0x80 for byte in self._read.data[begin:end])
 
     def _place(self, name: str, entries: list[Span], expected: int) -> External:
         found: dict[str, str] = {}
         for each in entries:
-            pair = {number: self._text(begin, end) for number, _, begin, end in self._fields(each, ENTRY)}
+            pair = {number: self._read.text(begin, end) for number, _, begin, end in self._read.fields(each, ENTRY)}
             key = pair.get(1, "")
             if key in found or key not in ("location", "offset", "length", "checksum"):
-                raise self._fail(
+                raise self._read.fail(
                     f"the external data of {shown(name)} says {shown(key)} twice, or what ONNX doesn't know"
                 )
             found[key] = pair.get(2, "")
@@ -668,12 +519,12 @@ class _Walk:
         for key in ("offset", "length"):
             text = found.get(key)
             if text is not None and not (text.isascii() and text.isdigit() and len(text) < 20):
-                raise self._fail(
+                raise self._read.fail(
                     f"the external data of {shown(name)} has {key} {shown(text)}; a whole number was expected"
                 )
             numbers[key] = None if text is None else int(text)
         if "location" not in found:
-            raise self._fail(f"the external data of {shown(name)} names no file")
+            raise self._read.fail(f"the external data of {shown(name)} names no file")
         return External(name, found["location"], numbers["offset"] or 0, numbers["length"], expected)
 
     def _grown(self, name: str, inputs: list[str]) -> tuple[str, int]:
@@ -693,10 +544,6 @@ class _Walk:
                 else:
                     return name, 2**63
         return name, count
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _domain(name: str) -> str:
