@@ -15,6 +15,7 @@ import pytest
 
 from latentc.benchmarks.baselines import BASELINES, PROFILE_MODULE
 from latentc.benchmarks.line import command
+from latentc.core.bundle import open_bundle
 from latentc.core.telemetry import VARIABLES
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
@@ -129,9 +130,11 @@ def test_commands_without_a_bundle(watched, name):
 
 
 @pytest.mark.slow
-def test_export(watched, checkpoint, tmp_path):
+def test_export_sends_nothing_and_gives_the_same_bytes_again(watched, exported, checkpoint, tmp_path):
     imported = watched(*LATENTC, "export", checkpoint("sd1"), "-o", tmp_path / "sd1.bundle")
     assert {"onnxruntime", "diffusers", "transformers", "huggingface_hub"} <= imported
+    again, first = open_bundle(tmp_path / "sd1.bundle").manifest, exported("sd1").manifest
+    assert (again.files, again.parts) == (first.files, first.parts)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_the_simulator_is_kept_from_standard_output():
 @simulated
 @pytest.mark.slow
 def test_the_npus_code_draws_what_pytorch_draws(own_bundle, tmp_path):
-    bundle = own_bundle("scenes")
+    bundle = own_bundle("sd1")
     text = (FOLDER / "snapdragon-x-elite.toml").read_text().replace('device = "QNN"', 'device = "QNN-simulator"')
     (tmp_path / "simulated.toml").write_text(text)
     pictures = []
