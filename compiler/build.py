@@ -191,7 +191,7 @@ def _build_one(
             except (CompileError, ParityError) as exc:
                 note = " ".join(filter(None, (note, f"It was compiled, not refitted: {exc}")))
         with fresh_folder(bundle.engines / name, BundleError) as fresh:
-            made = make(bundle, profile, want, fresh, on_progress)
+            made = make(bundle, profile, adapter, want, fresh, on_progress)
             artifact = seal(fresh, want.part, want.fields, made.parity, made.seconds, profile.name)
             share(bundle, fresh, artifact.files)
         if here:
@@ -243,7 +243,7 @@ def _refit(
     except BundleError as exc:  # no reason not to compile
         raise CompileError(str(exc)) from exc
     with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:
-        made = make(bundle, profile, want, fresh, on_progress, refitted=theirs)
+        made = make(bundle, profile, adapter, want, fresh, on_progress, refitted=theirs)
         artifact = seal(fresh, want.part, want.fields, made.parity, made.seconds, profile.name, refitted_from=other.key)
     remember(engine_key(bundle, adapter, artifact), made.parity)
     return artifact

@@ -20,9 +20,12 @@ from ..runtimes import Job, Refits, Runtime, runtime
 from .cache import Parity
 from .cases import reference
 from .lower import lowered
-from .parity import LIMIT_SECONDS, is_exported_here, measure_typed
+from .parity import is_exported_here, measure_typed
 from .proof import check_floor, prove_engine
 from .targets import Wanted, wanted
+
+LIMIT_SECONDS = 6 * 3600.0
+"""How long compiling one engine may take: TensorRT needs an hour for a large UNet on a small device."""
 
 
 class Made(Record):
@@ -34,15 +37,21 @@ class Made(Record):
 
 
 def make(
-    bundle: Bundle, profile: Profile, want: Wanted, folder: Path, on_progress: Progress, *, refitted: Path | None = None
+    bundle: Bundle,
+    profile: Profile,
+    adapter: Runtime,
+    want: Wanted,
+    folder: Path,
+    on_progress: Progress,
+    *,
+    refitted: Path | None = None,
 ) -> Made:
     """Compile an engine into an empty folder, or give its weights to the plan in folder `refitted`; compare it.
 
     Where the device isn't here, what is compared is the graph in the engine's own types, before it is compiled.
     Raises `ParityError` below the profile's floor, and `CompileError`.
     """
-    if is_exported_here(bundle, want.part):
-        adapter, _ = wanted(bundle, profile, to_run=False)
+    if not adapter.reads_onnx or is_exported_here(bundle, want.part):
         return _make(bundle, profile, adapter, want, folder, refitted, on_progress)
     answer = quarantined(
         f"{__name__}:make_apart",
