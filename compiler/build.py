@@ -24,6 +24,7 @@ from .cache import (
     Artifact,
     Miss,
     Parity,
+    check_place,
     claim,
     explain,
     find,
@@ -116,6 +117,8 @@ def build(
     adapter, engines = wanted(bundle, profile, to_run=False)
     sweep(bundle)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
+    if not all(find(bundle, want.part, want.key) for want in engines):
+        check_place(bundle)
     host = prove_host(bundle)
     if adapter.reads_onnx:
         check_graphs(bundle, bundle.manifest.parts, on_progress)
@@ -133,6 +136,8 @@ def build(
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
     """Raise what `build` would before a minute is spent on what isn't there yet."""
     adapter, engines = wanted(bundle, profile, to_run=False)
+    if not all(find(bundle, want.part, want.key) for want in engines):
+        check_place(bundle)
     if force or all(find(bundle, want.part, want.key) or _theirs(like, adapter, want) for want in engines):
         return
     try:
@@ -194,7 +199,7 @@ def _build_one(
             parity = measure_typed(bundle, want.part, want.target)
             check_floor(bundle, profile, want, parity)
         else:
-            reference(bundle, want.part, want.target.shape)
+            reference(bundle, want.part, want.target.shape, on_progress)
         if like and here and (other := _kindred(adapter, want, like)):
             try:
                 return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted", note)
