@@ -29,6 +29,10 @@ class Plan:
     """What to measure."""
 
     profiles: tuple[Profile, ...]
+    threads: int | None = None
+    """What `profiles` compute in, and baselines as far as they heed OMP_NUM_THREADS; None: as they like, within the
+    container's quota.
+    """
     baselines: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
     """Width and height in pixels; none: the size that the model was made for."""

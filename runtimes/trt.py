@@ -149,6 +149,7 @@ class TensorRT:
     reads_onnx = True
     typed = True
     infers_shapes = True
+    at_load: frozenset[str] = frozenset()
 
     def __init__(self, library: Library) -> None:
         self._is = library
@@ -219,6 +220,11 @@ class TensorRT:
         """What the builder for RTX reports, and what building took; nobody has measured the other."""
         del device, options, free
         return self._is.costs
+
+    def threads_option(self, device: str) -> str | None:
+        """Its GPUs compute by themselves."""
+        del device
+        return None
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`OPTIONS`."""

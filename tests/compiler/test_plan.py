@@ -279,7 +279,7 @@ def test_building_needs_memory_and_disk(bundle, monkeypatch):
     here = module.machine().model_copy(update={"available_bytes": 1000})
     monkeypatch.setattr(module, "machine", lambda: here)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    profile = load_profile("cpu-onnxruntime").model_copy(update={"options": {"intra_op_num_threads": 3}})
+    profile = load_profile("cpu-onnxruntime").model_copy(update={"options": {"graph_optimization_level": "extended"}})
     memory, disk = plan(bundle("sd1"), profile).complaints
     assert memory.startswith("Building holds 0.1 GB, and 0.0 GB are free here")
     assert "on disk, where 0.0 GB are free" in disk
