@@ -91,6 +91,7 @@ AT_LOAD = frozenset(
     {
         *(THREADS, "inter_op_num_threads", "enable_cpu_mem_arena", PATTERN, "session.dynamic_block_base"),
         *("session.intra_op.allow_spinning", "session.inter_op.allow_spinning", "session.intra_op_thread_affinities"),
+        *("arena_extend_strategy", "gpu_mem_limit", "migraphx_arena_extend_strategy", "migraphx_mem_limit"),
     }
 )
 """Options of memory and threads, which no graph has in it. The others say what is computed, and how."""
