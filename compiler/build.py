@@ -31,12 +31,12 @@ from .cache import (
     folder_name,
     intact,
     kindred,
+    loadable,
     locked,
     seal,
     share,
     sweep,
     take,
-    verify,
 )
 from .cases import reference
 from .engines import Engines
@@ -263,7 +263,7 @@ def _refit(
     """An engine of another's plan and this part's weights, held to the floor as any other."""
     assert isinstance(adapter, Refits)
     try:
-        theirs = verify(like, other)
+        theirs = loadable(like, other)
     except BundleError as exc:  # no reason not to compile
         raise CompileError(str(exc)) from exc
     with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:

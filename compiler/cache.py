@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from pydantic import ConfigDict
 
-from ..core.bundle import Bundle, FileInfo, check_path, leads_out
+from ..core.bundle import Bundle, FileInfo, check_path, leads_out, plain_files
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, read_sealed, sha256, sha256_json, unwritable, write_sealed
 from ..core.locks import WAIT_SECONDS, LockedError, held
@@ -155,6 +155,12 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
         known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
         raise BundleError(f"{path} is damaged: it isn't what was built. Run `latentc build`{known} again.")
     return bundle.engines / artifact.name
+
+
+def loadable(bundle: Bundle, artifact: Artifact) -> Path:
+    """As `verify`, for an adapter to load from: in a bundle of links, the folder of plain files instead."""
+    folder = verify(bundle, artifact)
+    return plain_files(bundle, artifact.name, {name: folder / name for name in artifact.files})
 
 
 def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:

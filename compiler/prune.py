@@ -30,6 +30,7 @@ NOTHING = "null"
 ENGINE = rf"({'|'.join(PARTS)})-{KEY.pattern}"
 REFERENCE = rf"reference-{ENGINE}"
 FRESH = re.compile(rf"\.{ENGINE}\.tmp")
+PLAINS = re.compile(rf"{re.escape(PLAIN)}({'|'.join(PARTS)}|{ENGINE})")
 LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE})(\.build)?\.lock")
 
 
@@ -95,8 +96,8 @@ def _leftovers(bundle: Bundle) -> Iterator[Leftover]:
             yield _leftover(path, "a lock that nobody holds", path)
         elif path.name.startswith(PREFIX) and (path / SCRATCH_LOCK).is_file() and not path.is_symlink():
             yield _leftover(path, "a scratch folder", path / SCRATCH_LOCK)
-        elif path.name.removeprefix(PLAIN) in PARTS and path.name.startswith(PLAIN):
-            yield _leftover(path, "hard links to a graph in the hub's cache, made again when a build needs them")
+        elif PLAINS.fullmatch(path.name):
+            yield _leftover(path, "names for files of the hub's cache, given again when they are needed")
 
 
 def lost(bundle: Bundle) -> tuple[Leftover, ...]:

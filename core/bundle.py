@@ -14,7 +14,7 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,7 +39,7 @@ from .record import Record, complaints, in_a_line, shown
 SCHEMA_VERSION = 2
 MANIFEST = "latentc.json"
 PLAIN = ".plain-"
-"""Begins the folder of a part's plain files, in a bundle of links."""
+"""Begins the name of a folder of plain files, in a bundle of links."""
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
@@ -333,26 +333,29 @@ def checked_graph(bundle: Bundle, part: str) -> Path:
     folder = info.path.rpartition("/")[0]
     beside = {name.removeprefix(f"{folder}/"): known.bytes for name, known in bundle.files(part).items()}
     files = {name: size for name, size in beside.items() if "/" not in name and name.startswith("model.onnx_")}
-    graph = _plain_graph(bundle, part, (info.path, *(f"{folder}/{name}" for name in files)))
+    names = (info.path, *(f"{folder}/{name}" for name in files))
+    place = plain_files(bundle, part, {Path(name).name: bundle.folder / name for name in names})
+    graph = place / Path(info.path).name
     check_graph(graph, files, opset=info.opset, inputs=info.inputs, outputs=info.outputs)
     return graph
 
 
-def _plain_graph(bundle: Bundle, part: str, names: Iterable[str]) -> Path:
-    """The part's graph, with plain files beside it: most libraries refuse external data that is a link.
+def plain_files(bundle: Bundle, name: str, files: Mapping[str, Path]) -> Path:
+    """A folder of these files, none of which is a link: most libraries refuse data that is one.
 
-    In a bundle of links they are hard links under `engines`, or copies where there are none.
+    It is the files' own folder; in a bundle of links, one of hard links under `engines`, or of copies where there are
+    none. `files` are by the path below it. Raises `BundleError`.
     """
-    links = [name for name in names if (bundle.folder / name).is_symlink()]
-    if not links:
-        return bundle.graph(part)
-    place = bundle.engines / f"{PLAIN}{part}"
+    first, path = next(iter(files.items()))
+    if not any(each.is_symlink() for each in files.values()):
+        return path.parents[len(Path(first).parents) - 1]
+    place = bundle.engines / f"{PLAIN}{name}"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            check_path(bundle.folder, name)
-            real, plain = (bundle.folder / name).resolve(), place / Path(name).name
+        for below, each in files.items():
+            check_path(bundle.folder, str(each.relative_to(bundle.folder)))
+            real, plain = each.resolve(), place / below
             if not _same(plain, real):
+                plain.parent.mkdir(parents=True, exist_ok=True)
                 fresh = place / f".{secrets.token_hex(8)}.tmp"
                 try:
                     os.link(real, fresh)
@@ -361,7 +364,7 @@ def _plain_graph(bundle: Bundle, part: str, names: Iterable[str]) -> Path:
                 fresh.replace(plain)
     except OSError as exc:
         raise BundleError(unwritable(place, exc, "The bundle is one of links, which libraries refuse.")) from exc
-    return place / Path(bundle.part(part).path).name
+    return place
 
 
 def _same(plain: Path, real: Path) -> bool:

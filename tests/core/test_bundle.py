@@ -1,12 +1,10 @@
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
 from latentc.core.bundle import checked_graph, open_bundle, verify_files
 from latentc.core.errors import BundleError
-from latentc.core.files import sha256
 
 
 def test_a_bundle_opens_and_verifies(bundle):
@@ -92,20 +90,7 @@ def test_hard_links_of_a_backup_are_files_like_any_other(own_bundle, tmp_path):
         verify_files(again, ["unet/model.onnx_data"])
 
 
-def in_the_hubs_cache(folder, cache):
-    """The same bundle as huggingface_hub keeps it: blobs by digest, and a snapshot of links to them."""
-    snapshot, blobs = cache / "snapshots" / "0123abc", cache / "blobs"
-    blobs.mkdir(parents=True)
-    for path in [path for path in folder.rglob("*") if path.is_file()]:
-        blob, link = blobs / sha256(path), snapshot / path.relative_to(folder)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not blob.exists():
-            path.rename(blob)
-        link.symlink_to(Path(os.path.relpath(blob, link.parent)))
-    return snapshot
-
-
-def test_a_bundle_in_the_hubs_cache_is_one_of_links(own_bundle, tmp_path):
+def test_a_bundle_in_the_hubs_cache_is_one_of_links(own_bundle, in_the_hubs_cache, tmp_path):
     snapshot = in_the_hubs_cache(own_bundle().folder, tmp_path / "models--me--mine")
     opened = open_bundle(snapshot)
     verify_files(opened, list(opened.manifest.files))
