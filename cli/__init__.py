@@ -42,6 +42,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run a command; its exit code."""
     from ..core.errors import CancelledError, LatentcError
+    from ..core.hunger import ADVICE
     from .app import app
 
     as_json = "--json" in arguments
@@ -51,6 +52,9 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             raise
         _say_error(type(exc).__name__, str(exc), exc, as_json=as_json)
+        return 1
+    except MemoryError as exc:
+        _say_error(type(exc).__name__, f"memory ran out ({exc or 'no more is known'}). {ADVICE}", exc, as_json=as_json)
         return 1
     except KeyboardInterrupt as exc:
         _say_error(CancelledError.__name__, "stopped", exc, as_json=as_json)
@@ -92,7 +96,8 @@ def _ended_by_signals() -> Generator[list[int]]:
 
     def end(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        if len(received) == 1:  # what it ends cleans up, and takes no second one
+            raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     try:

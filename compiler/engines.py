@@ -186,6 +186,7 @@ class Engines:
 
     def describe(self) -> dict[str, str]:
         """What runs each part, as `openvino 2026.4.1 CPU bf16`, and how many nodes where, for what has providers."""
+        check_process(self._process, "These engines were")
         with self._lock:
             if not self._described:
                 self._described = self._describe()

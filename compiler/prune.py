@@ -17,6 +17,7 @@ from ..core.bundle import PARTS, PLAIN, Bundle
 from ..core.errors import BundleError, LatentcError
 from ..core.files import unwritable
 from ..core.locks import LockedError, held, is_held
+from ..core.reading import is_regular
 from ..runtimes import RUNTIMES, runtime
 from .cache import DIGEST, HEADER, LOCK, TEMPORARY, Artifact, artifacts, is_old
 from .faults import KEY, broken, unpacks
@@ -94,7 +95,7 @@ def _leftovers(bundle: Bundle) -> Iterator[Leftover]:
             yield _leftover(path, "an engine that was being built", path.with_suffix(".lock"))
         elif LOCKS.fullmatch(path.name):
             yield _leftover(path, "a lock that nobody holds", path)
-        elif path.name.startswith(PREFIX) and (path / SCRATCH_LOCK).is_file() and not path.is_symlink():
+        elif path.name.startswith(PREFIX) and is_regular(path / SCRATCH_LOCK) and not path.is_symlink():
             yield _leftover(path, "a scratch folder", path / SCRATCH_LOCK)
         elif PLAINS.fullmatch(path.name):
             yield _leftover(path, "names for files of the hub's cache, given again when they are needed")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.errors import CompileError
 from ..core.locks import LockedError, held
+from ..core.reading import is_regular
 
 PREFIX = ".latentc-scratch-"
 LOCK = ".lock"
@@ -66,7 +67,7 @@ def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
 def _remove_leftovers(parent: Path) -> None:
     """Remove the folders whose lock nobody holds. The system frees a dead owner's."""
     for folder in parent.glob(f"{PREFIX}*"):
-        if folder.is_symlink() or not (folder / LOCK).is_file():  # not ours, or not locked yet
+        if folder.is_symlink() or not is_regular(folder / LOCK):  # not ours, not locked yet, or another user's
             continue
         with suppress(OSError, NotImplementedError, LockedError), held(folder / LOCK):
             shutil.rmtree(folder, ignore_errors=True)

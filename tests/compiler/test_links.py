@@ -19,9 +19,7 @@ STATIC = ONNXRUNTIME.model_copy(update={"shapes": Shapes(sizes=("64x64",))})
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", [ONNXRUNTIME, OPENVINO], ids=lambda profile: profile.runtime)
-def test_a_bundle_of_links_in_the_hubs_cache_is_built_and_drawn_like_any_other(
-    own_bundle, in_the_hubs_cache, tmp_path, profile
-):
+def test_a_bundle_in_the_hubs_cache_is_built_and_drawn_as_any(own_bundle, in_the_hubs_cache, tmp_path, profile):
     """And so is one whose engines came with it."""
     opened = own_bundle()
     plain = shutil.copytree(opened.folder, tmp_path / "plain")
