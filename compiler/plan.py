@@ -163,7 +163,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
         costs = adapter.costs(target.device, target.options, free=True)
         if costs is None or not costs.on_host:
             return None
-        batch = {"denoiser": rows, "decoder": 1}.get(bundle.part(want.part).role, GUIDED_ROWS)
+        batch = rows if bundle.part(want.part).role == "denoiser" else 1
         sizes = {"batch": batch, "height": height, "width": width, "length": PROMPT_LENGTH}
         shape = {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
         total = max(total, costs.base) + _Priced(bundle, want.part, adapter, costs, target.precision, shape).held

@@ -84,7 +84,8 @@ def test_an_engine_that_finds_no_memory_is_not_said_to_be_damaged(bundle, monkey
         raise MemoryError if name == "cpu-onnxruntime" else RuntimeError("std::bad_alloc")
 
     monkeypatch.setattr(ort_adapter, "open_session", hungry)
-    core = type("Core", (), {"import_model": hungry, "available_devices": ["CPU"]})
+    real = ov_adapter._core()
+    core = type("Core", (), {"import_model": hungry, "__getattr__": lambda _, name: getattr(real, name)})
     monkeypatch.setattr(ov_adapter, "_core", core)
     with pytest.raises(LatentcError) as caught:
         Engines(opened, profile).preload(["unet"])
