@@ -324,7 +324,7 @@ def _capabilities(device: str) -> tuple[str, ...]:
 def _settable(device: str) -> frozenset[str]:
     properties: dict[str, str] = _property(device, "SUPPORTED_PROPERTIES")
     hidden = {CACHE} if device == "CPU" else set[str]()
-    return hidden | frozenset(str(name) for name, access in properties.items() if access == "RW")
+    return frozenset(hidden) | frozenset(str(name) for name, access in properties.items() if access == "RW")
 
 
 @cache
