@@ -1,5 +1,8 @@
 """Memory: what won't fit is refused before it is drawn, and what runs out is said to have run out."""
 
+import subprocess
+import sys
+
 import pytest
 
 from latentc.compiler import room
@@ -94,3 +97,52 @@ def test_an_engine_that_finds_no_memory_is_not_said_to_be_damaged(bundle, monkey
     monkeypatch.undo()
     with Pipeline.open(opened, profile) as pipeline:
         pipeline(Request(prompt="x", steps=1))
+
+
+MANY_SIZES = """
+import sys
+import numpy as np
+from pathlib import Path
+from latentc.compiler.engines import Engines
+from latentc.core.bundle import open_bundle
+from latentc.core.shapes import shape_of
+from latentc.profiles import load_profile
+
+folder, name, capacity = sys.argv[1:]
+profile = load_profile(name)
+if capacity:
+    profile = profile.with_options({"CPU_RUNTIME_CACHE_CAPACITY": int(capacity)})
+opened = open_bundle(folder)
+inputs = opened.part("unet").inputs
+
+def run(height, width):
+    sizes = {"batch": 2, "height": height, "width": width, "length": 77}
+    feeds = {one.name: np.zeros(shape_of(one.shape, sizes), one.dtype) for one in inputs}
+    engines.engine("unet", {name: array.shape for name, array in feeds.items()}).run(feeds)
+
+def megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+with Engines(opened, profile) as engines:
+    run(32, 32)
+    for height in range(8, 12):
+        for width in range(8, 20, 2):
+            run(height, width)
+    before = megabytes()
+    for height in range(12, 16):
+        for width in range(8, 20, 2):
+            run(height, width)
+    print(megabytes() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not room.STATUS.exists(), reason="no such account of memory here")
+@pytest.mark.parametrize(("name", "capacity"), [("cpu-openvino-f32", "0"), ("cpu-onnxruntime", "")])
+def test_a_long_life_of_many_sizes_takes_no_more_memory(bundle, name, capacity):
+    """OpenVINO's unbounded cache takes 47 MB for the second 24 sizes of this model."""
+    opened = bundle("sd1")
+    build(opened, load_profile(name))
+    command = [sys.executable, "-c", MANY_SIZES, str(opened.folder), name, capacity]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 25
