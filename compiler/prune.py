@@ -19,6 +19,7 @@ from ..core.files import unwritable
 from ..core.locks import LockedError, held, is_held
 from ..core.reading import is_regular
 from ..runtimes import RUNTIMES, runtime
+from ..runtimes.base import TIMING
 from .cache import DIGEST, HEADER, LOCK, TEMPORARY, Artifact, artifacts, is_old
 from .faults import KEY, broken, unpacks
 from .lower import LOWERING_VERSION
@@ -208,5 +209,5 @@ def _unknown(bundle: Bundle) -> Iterator[Path]:
     for path in _entries(bundle.engines):
         ours = FRESH.fullmatch(path.name) or LOCKS.fullmatch(path.name) or names.fullmatch(path.name)
         temporary = TEMPORARY.fullmatch(path.name) or path.name.startswith((PREFIX, PLAIN))
-        if path.name not in whole and not ours and not temporary:
+        if path.name not in whole and not ours and not temporary and path.name != TIMING:
             yield path

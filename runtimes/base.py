@@ -22,6 +22,9 @@ MEMORY = "memory.json"
 PLACEMENT = "placement.json"
 """In an artifact: which nodes ran where in one call, or were compiled for what, by provider and operator."""
 
+TIMING = ".timing"
+"""Folder beside the artifacts: what TensorRT timed, by GPU and version."""
+
 LINK = "weights"
 """In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
 

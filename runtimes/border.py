@@ -28,10 +28,14 @@ def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]
     except LatentcError:
         raise
     except Exception as exc:
-        said = first_line(exc).rstrip(".")
-        if is_hunger(exc):
-            raise error(f"{what}: memory ran out ({said}). {HUNGER}") from exc
-        raise error(f"{what}: {said}. {advice}") from exc
+        raise error(sentence(what, first_line(exc), advice, hungry=is_hunger(exc))) from exc
+
+
+def sentence(what: str, said: str, advice: str, *, hungry: bool = False) -> str:
+    """What failed, the library's words, and what to do: `advice`, unless memory ran out."""
+    if hungry or is_hunger(said):
+        return f"{what}: memory ran out ({said.rstrip('.')}). {HUNGER}"
+    return f"{what}: {said.rstrip('.')}. {advice}"
 
 
 def call_program(what: str, *command: object) -> str:
@@ -42,7 +46,7 @@ def call_program(what: str, *command: object) -> str:
             raise CompileError(f"{what}: it was killed, usually because memory ran out. Build where there is more.")
         lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
-        raise CompileError(f"{what}: {said[:LONGEST]}. Try another precision, or another runtime.")
+        raise CompileError(sentence(what, said[:LONGEST], "Try another precision, or another runtime."))
     return done.stdout + done.stderr
 
 

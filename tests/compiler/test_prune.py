@@ -127,6 +127,7 @@ def test_engines_for_elsewhere_and_what_isnt_known_stay(built):
     headless.mkdir()
     (headless / "precious").write_text("mine")
     (built.engines / "notes.txt").write_text("mine")
+    (built.engines / ".timing").mkdir()  # TensorRT's
     (built.engines / ".mine.tmp").mkdir()
     (built.engines / ".0123.tmp").write_text("mine")
     (built.engines / ".mine.lock").touch()
