@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from ..checkpoints.open import open_checkpoint
 from ..core.bundle import Bundle
 from ..core.errors import CheckpointError, LatentcError
 from ..core.files import sha256_json
+from ..core.limits import threads
 from ..profiles import Profile
 from ..sampling.noise import initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
@@ -84,6 +86,8 @@ def contenders_of(
     peers = plan.peers or peers_folder()
     digest = sha256_json([part.digest for part in bundle.manifest.parts.values()])[:16]
     found: list[Contender] = []
+    count = plan.threads or threads()
+    counted = {"OMP_NUM_THREADS": str(count)} if count and "OMP_NUM_THREADS" not in os.environ else {}
     for index, one in enumerate([*own, *baselines]):
         name = f"{run[:8]}-{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
         brief = Brief(
@@ -108,7 +112,7 @@ def contenders_of(
                 brief=brief,
                 wish=wish,
                 leaves_out=one.leaves_out,
-                environment={one.cache: str(scratch / one.name)} if one.cache else {},
+                environment=counted | ({one.cache: str(scratch / one.name)} if one.cache else {}),
                 limit=plan.limit,
             )
         )

@@ -56,6 +56,10 @@ class Plan:
     """Folder of a CLIP model in transformers' layout, by which the suite's pictures are held against their prompts."""
     captions: int = 0
     """After them, draw so many captions of the world of `scenes` and have its judge read the pictures."""
+    threads: int | None = None
+    """What `profiles` compute in, and baselines as far as they heed OMP_NUM_THREADS; None: as they like, within the
+    container's quota.
+    """
 
 
 def settings_of(bundle: Bundle, plan: Plan) -> Generator[Setting]:

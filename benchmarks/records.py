@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError
+from ..core.files import unwritable
 from ..core.reading import parse_json, read_small
 from ..core.record import Record, complaints, shown
 from ..profiles import Profile
@@ -367,7 +368,7 @@ def append_records(path: Path, rows: Iterable[Measurement]) -> None:
                     file.write(b"\n")
             file.write(text.encode())
     except OSError as exc:
-        raise LatentcError(f"{path} can't be written ({exc.strerror}). Choose a file that can.") from exc
+        raise LatentcError(unwritable(path, exc, "Choose a file that can.")) from exc
 
 
 def read_records(path: Path) -> list[Measurement]:

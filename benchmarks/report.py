@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import LatentcError
-from ..core.files import write_text
+from ..core.files import unwritable, write_text
 from .markdown import markdown
 from .page import page
 from .reading import gather, sections
@@ -38,5 +38,5 @@ def report(results: Sequence[Path], folder: Path) -> Report:
         for path, text in texts.items():
             write_text(path, text)
     except OSError as exc:
-        raise LatentcError(f"{folder} can't be written ({exc.strerror}). Choose a folder that can.") from exc
+        raise LatentcError(unwritable(folder, exc)) from exc
     return made

@@ -42,7 +42,6 @@ _MAGIC = (
     (b"PK\x03\x04", "a zip of pickled tensors (a renamed .ckpt or .pt)", _CONVERT),
     *((bytes((0x80, protocol)), "a pickle (a renamed .ckpt or .pt)", _CONVERT) for protocol in range(2, 6)),
     (b"GGUF", "a GGUF file", "Get the .safetensors form of the checkpoint."),
-    (b"version https://git-lfs", "a Git LFS pointer", "Run 'git lfs pull' in its folder to get the file itself."),
     (b"<", "a web page", "Download it again; the site may want you to log in."),
 )
 

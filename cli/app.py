@@ -29,6 +29,14 @@ Profiles = Annotated[
         "default: the one that `latentc doctor` advises here.",
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads that compute, on CPUs; default: the profile's, else what affinity and the container allow.",
+    ),
+]
 ProfileName = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +90,7 @@ def export(
 def build(
     bundle: Folder,
     profile: Profiles = None,
+    threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Build what by plan won't fit.")] = False,
     like: Annotated[
         Path | None,
@@ -97,13 +106,12 @@ def build(
     from ..compiler.build import Build, check
     from ..compiler.build import build as run_build
     from ..core.bundle import open_bundle
-    from ..core.errors import LatentcError
-    from . import show
+    from . import BEFORE, show
     from .choose import choose
     from .progress import shown, within
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
-    chosen = choose(profile)
+    chosen = choose(profile, threads)
     for one in chosen:  # before the first is built
         check(opened, one, force=force, like=other)
     builds: list[Build] = []
@@ -112,8 +120,10 @@ def build(
             for one in chosen:
                 told = within(one.name, tell) if len(chosen) > 1 else tell
                 builds += [run_build(opened, one, told, force=force, like=other)]
-    except LatentcError:
-        if builds and not as_json:
+    except BaseException as exc:
+        if builds and as_json:
+            vars(exc)[BEFORE] = {"built": show.plain_builds(builds)}
+        elif builds:
             show.builds(builds, as_json)
         raise
     show.builds(builds, as_json)
@@ -139,6 +149,7 @@ def run(
         "out.png"
     ),
     profile: ProfileName = None,
+    threads: Threads = None,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 8.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
@@ -166,7 +177,7 @@ def run(
         "count": count,
         "scheduler": scheduler,
     }
-    draw(bundle, choose_one(profile), values, size, output, quiet=quiet, as_json=as_json)
+    draw(bundle, choose_one(profile, threads), values, size, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -186,11 +197,12 @@ def inspect(bundle: Folder, as_json: Json = False) -> None:
     """List what a bundle holds: where it came from, its parts, its engines."""
     from ..compiler.cache import artifacts
     from ..compiler.faults import broken
+    from ..compiler.prune import leftovers, lost
     from ..core.bundle import open_bundle
     from . import show
 
     opened = open_bundle(bundle)
-    show.bundle(opened, as_json, artifacts(opened), broken(opened))
+    show.bundle(opened, as_json, artifacts(opened), broken(opened), (*leftovers(opened), *lost(opened)))
 
 
 @app.command()
@@ -198,6 +210,7 @@ def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Compare every file of a bundle and its engines with its digest."""
     from ..compiler.cache import artifacts
     from ..compiler.faults import faults
+    from ..compiler.prune import leftovers, lost
     from ..core.bundle import open_bundle
     from . import show
     from .progress import shown
@@ -205,7 +218,22 @@ def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
     opened = open_bundle(bundle)
     with shown(quiet or as_json) as tell:
         found = faults(opened, tell)
-    show.verified(opened, artifacts(opened), found, as_json)
+    show.verified(opened, artifacts(opened), found, (*leftovers(opened), *lost(opened)), as_json)
+
+
+@app.command()
+def prune(
+    bundle: Folder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what killed work left in a bundle, and engines of other versions; never what isn't known."""
+    from ..compiler.prune import prune as run_prune
+    from ..core.bundle import open_bundle
+    from . import show
+
+    opened = open_bundle(bundle)
+    show.pruned(opened, run_prune(opened, dry_run=dry_run), dry_run=dry_run, as_json=as_json)
 
 
 @app.command(name="show")
@@ -261,6 +289,7 @@ def bench(
     bundle: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to add the measurements to.")],
     profile: Profiles = None,
+    threads: Threads = None,
     against: Annotated[
         str,
         typer.Option(
@@ -296,7 +325,8 @@ def bench(
     from .choose import choose
 
     plan = Plan(
-        profiles=tuple(choose(profile)),
+        profiles=tuple(choose(profile, threads)),
+        threads=threads,
         baselines=tuple(filter(None, against.split(","))),
         sizes=parse_sizes(size),
         batches=parse_batches(batch),
@@ -319,6 +349,7 @@ def bench(
 def score(
     bundle: Folder,
     profile: ProfileName = None,
+    threads: Threads = None,
     captions: Annotated[int, typer.Option(min=1, help="Captions to draw that training never saw.")] = 500,
     guidance: Annotated[str, typer.Option(help="Guidance scales, with commas between: 2,4.")] = "4",
     nights: Annotated[int, typer.Option(min=0, help="Captions without a sky to draw without and with a negative.")] = 0,
@@ -333,7 +364,7 @@ def score(
     from .score import score as tell
 
     guidances = parse_guidances(guidance)
-    tell(bundle, choose_one(profile), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json)
+    tell(bundle, choose_one(profile, threads), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()

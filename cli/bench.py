@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -54,7 +53,6 @@ def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: boo
     if plan.repeat < 1:
         raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
     opened = open_bundle(folder)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was measured is written, as after Ctrl-C
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
         say(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")

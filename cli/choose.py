@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from ..compiler.targets import with_threads
 from ..core.errors import RuntimeMissing
 from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
 
-def choose(names: str | None) -> list[Profile]:
+def choose(names: str | None, threads: int | None = None) -> list[Profile]:
     """The profiles of these names or files, with commas between; of None, the one to take on this machine.
 
-    Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where none works here.
+    With `threads`, each computes in so many. Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where
+    none works here.
     """
     if names is not None:
         each = [names] if is_regular(names) else names.split(",")  # a path may have a comma
-        return [load_profile(name.strip()) for name in each]
+        return [with_threads(load_profile(name.strip()), threads) for name in each]
     from ..runtimes.diagnose import advise
     from ..runtimes.machine import machine
 
     advised = advise(machine())
     if advised is None:
         raise RuntimeMissing("No profile works here yet. `latentc doctor` says what the runtimes lack.")
-    return [advised]
+    return [with_threads(advised, threads)]
 
 
-def choose_one(name: str | None) -> Profile:
+def choose_one(name: str | None, threads: int | None = None) -> Profile:
     """As `choose`, for a command that takes one."""
-    return choose(None)[0] if name is None else load_profile(name)
+    return choose(None, threads)[0] if name is None else with_threads(load_profile(name), threads)

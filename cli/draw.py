@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..core.errors import RequestError
 from ..core.request import Request, Step
 from ..pipelines.png import check_name, make_place, save
 from ..profiles import Profile
+from .text import as_json as json_text
 from .text import say
 
 
@@ -67,7 +67,7 @@ def draw(
         "notices": list(result.notices),
     }
     if as_json:
-        say(json.dumps(record, ensure_ascii=False))
+        say(json_text(record, indent=None))
         return
     step = sum(result.step_seconds) / len(result.step_seconds)
     say(

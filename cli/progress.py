@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from ..core.progress import Progress, quiet
+from ..core.progress import WAITING, Progress, quiet
 
 
 def within(name: str, tell: Progress) -> Progress:
@@ -46,6 +46,8 @@ def shown(silent: bool) -> Generator[Progress]:
                 finish()
                 current, start = what, time.perf_counter()
                 bars.reset(task, description=what, total=None)
+                if WAITING in what and not console.is_terminal:
+                    console.print(what, markup=False)
             if share is not None:
                 bars.update(task, total=1.0, completed=share)
 

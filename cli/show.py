@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +15,17 @@ from ..core.bundle import PARTS, Bundle
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
+from ..core.units import sized as size
 from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
 from .text import Screen, say
+from .text import as_json as json_text
 
 if TYPE_CHECKING:
     from ..benchmarks.demo import Demo
     from ..compiler.build import Build
     from ..compiler.cache import Artifact, Miss
+    from ..compiler.prune import Leftover, Pruned
     from ..compiler.targets import Wanted
     from ..pipelines.png import Shown
     from ..runtimes.diagnose import RuntimeState
@@ -32,16 +34,7 @@ if TYPE_CHECKING:
 
 def emit(value: Any) -> None:
     """Print a JSON value."""
-    say(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def size(count: float) -> str:
-    """Bytes, as people read them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+    say(json_text(value))
 
 
 def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
@@ -54,7 +47,11 @@ def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def bundle(
-    opened: Bundle, as_json: bool, artifacts: Sequence[Artifact] | None = None, broken: Sequence[Path] = ()
+    opened: Bundle,
+    as_json: bool,
+    artifacts: Sequence[Artifact] | None = None,
+    broken: Sequence[Path] = (),
+    unneeded: Sequence[Leftover] = (),
 ) -> None:
     """A bundle's origin, parts, engines, and what is left of others."""
     manifest = opened.manifest
@@ -62,6 +59,7 @@ def bundle(
         engines: dict[str, Any] = {}
         if artifacts is not None:
             engines = {"engines": [one.model_dump() for one in artifacts], "damaged": [path.name for path in broken]}
+            engines["leftovers"] = [_plain_leftover(one) for one in unneeded]
         emit({"folder": str(opened.folder), **manifest.model_dump(mode="json", exclude={"files"}), **engines})
         return
     console = Screen()
@@ -83,6 +81,8 @@ def bundle(
 
     for path in broken:
         console.print(f"{path.name} is damaged. {AGAIN}", markup=False)
+    if unneeded:
+        console.print(_unneeded(opened, unneeded), markup=False)
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
@@ -154,23 +154,7 @@ def _refusal(artifact: Artifact) -> str | None:
 def builds(done: Sequence[Build], as_json: bool) -> None:
     """What a build found and made."""
     if as_json:
-        emit(
-            [
-                {
-                    "profile": build.profile,
-                    "seconds": round(build.seconds, 3),
-                    "host_psnr_db": build.host_psnr_db,
-                    "step_psnr_db": build.step_psnr_db,
-                    "notes": list(build.notes),
-                    "steps": build.steps.model_dump(mode="json") if build.steps else None,
-                    "engines": [
-                        {"hit": one.hit, "how": one.how, "note": one.note, **one.artifact.model_dump()}
-                        for one in build.engines
-                    ],
-                }
-                for build in done
-            ]
-        )
+        emit(plain_builds(done))
         return
     console = Screen()
     for build in done:
@@ -201,6 +185,24 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         for one in build.engines:
             if one.note:
                 console.print(f"{one.artifact.part}: {one.note}", markup=False)
+
+
+def plain_builds(done: Sequence[Build]) -> list[dict[str, Any]]:
+    """Builds as JSON has them."""
+    return [
+        {
+            "profile": build.profile,
+            "seconds": round(build.seconds, 3),
+            "host_psnr_db": build.host_psnr_db,
+            "step_psnr_db": build.step_psnr_db,
+            "notes": list(build.notes),
+            "steps": build.steps.model_dump(mode="json") if build.steps else None,
+            "engines": [
+                {"hit": one.hit, "how": one.how, "note": one.note, **one.artifact.model_dump()} for one in build.engines
+            ],
+        }
+        for build in done
+    ]
 
 
 def _further(build: Build) -> str:
@@ -274,18 +276,61 @@ def why(
         say(f"To have all of them: latentc build {opened.argument} --profile {','.join(lacking)}")
 
 
-def verified(opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], as_json: bool) -> None:
+def pruned(opened: Bundle, found: Pruned, *, dry_run: bool, as_json: bool) -> None:
+    """What was removed, or would be, and why; and what stays."""
+    if as_json:
+        listed = {name: [_plain_leftover(one) for one in getattr(found, name)] for name in ("removed", "busy")}
+        emit({"dry_run": dry_run, "bytes": found.bytes, **listed, "unknown": [str(path) for path in found.unknown]})
+        return
+    for one in found.removed:
+        say(f"{_place(opened, one.path)}: {one.why}, {size(one.bytes)}")
+    for one in found.busy:
+        say(f"{_place(opened, one.path)}: {one.why}; it stays, another process uses it")
+    for path in found.unknown:
+        say(f"{_place(opened, path)}: not known to latentc; it stays")
+    what = f"{len(found.removed)} of them" if found.removed else "nothing"
+    if dry_run:
+        say(f"{opened.folder}: {what} would be removed, {size(found.bytes)}.")
+    else:
+        say(f"{opened.folder}: {what} removed, {size(found.bytes)}.")
+
+
+def _place(opened: Bundle, path: Path) -> str:
+    """A path within the bundle, or as it is."""
+    return str(path.relative_to(opened.folder)) if path.is_relative_to(opened.folder) else str(path)
+
+
+def _plain_leftover(one: Leftover) -> dict[str, Any]:
+    return {"path": str(one.path), "why": one.why, "bytes": one.bytes}
+
+
+def _unneeded(opened: Bundle, unneeded: Sequence[Leftover]) -> str:
+    """A sentence about what `latentc prune` would remove."""
+    total, names = sum(one.bytes for one in unneeded), ", ".join(one.path.name for one in unneeded[:3])
+    more = f" and {len(unneeded) - 3} more" if len(unneeded) > 3 else ""
+    return (
+        f"Nothing needs {names}{more} ({size(total)}): leftovers, or engines that nothing here loads. "
+        f"latentc prune {opened.argument} removes them; --dry-run says why."
+    )
+
+
+def verified(
+    opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], unneeded: Sequence[Leftover], as_json: bool
+) -> None:
     """Whether all digests agree; raises `typer.Exit` with code 1 where one doesn't."""
     files = len(opened.manifest.files)
     if as_json:
         facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts)}
-        emit({**facts, "whole": not faults, "faults": faults})
+        left = [_plain_leftover(one) for one in unneeded]
+        emit({**facts, "whole": not faults, "faults": faults, "leftovers": left})
     elif faults:
         say("\n".join(f"latentc: {fault}" for fault in faults), err=True)
     elif artifacts:
         say(f"{opened.folder}: all {files} files and {len(artifacts)} engines are what they were.")
     else:
         say(f"{opened.folder}: all {files} files are what they were; no engine is built yet.")
+    if unneeded and not as_json:
+        say(_unneeded(opened, unneeded), err=bool(faults))
     if faults:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from ..core.errors import BundleError
 from ..core.progress import Progress
 from ..core.quarantine import quarantined
 from ..profiles import Profile
-from .cache import Artifact, Parity, find, verify
+from .cache import Artifact, Parity, find, loadable
 from .parity import LIMIT_SECONDS
 from .proof import Steps, floor_db, prove_engine, prove_steps
 from .targets import wanted
@@ -71,7 +71,7 @@ def measure_all(
         artifact = find(opened, want.part, want.key)
         if artifact is None:
             raise BundleError(f"{opened.engines} has no engine of {want.part} any more. Build it again.")
-        engine = adapter.load(verify(opened, artifact), want.target)
+        engine = adapter.load(loadable(opened, artifact), want.target)
         try:
             found = prove_engine(opened, adapter, want, engine)
         finally:

@@ -23,18 +23,19 @@ from .cache import (
     Artifact,
     Miss,
     Parity,
+    check_place,
     claim,
     explain,
     find,
     folder_name,
     intact,
     kindred,
+    loadable,
     locked,
     seal,
     share,
     sweep,
     take,
-    verify,
 )
 from .engines import Engines
 from .make import make
@@ -113,6 +114,8 @@ def build(
     adapter, engines = wanted(bundle, profile, to_run=False)
     sweep(bundle)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
+    if not all(find(bundle, want.part, want.key) for want in engines):
+        check_place(bundle)
     host = prove_host(bundle)
     if adapter.reads_onnx:
         check_graphs(bundle, bundle.manifest.parts, on_progress)
@@ -130,6 +133,8 @@ def build(
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
     """Raise what `build` would before a minute is spent on what isn't there yet."""
     adapter, engines = wanted(bundle, profile, to_run=False)
+    if not all(find(bundle, want.part, want.key) for want in engines):
+        check_place(bundle)
     if force or all(find(bundle, want.part, want.key) or _theirs(like, adapter, want) for want in engines):
         return
     try:
@@ -239,7 +244,7 @@ def _refit(
 ) -> Artifact:
     """An engine of another's plan and this part's weights, held to the floor as any other."""
     try:
-        theirs = verify(like, other)
+        theirs = loadable(like, other)
     except BundleError as exc:  # no reason not to compile
         raise CompileError(str(exc)) from exc
     with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:

@@ -11,20 +11,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
-from ..core.bundle import Bundle, FileInfo, leads_out
+from ..core.bundle import Bundle, FileInfo, check_path, leads_out, plain_files
 from ..core.errors import BundleError
-from ..core.files import fresh_folder, read_sealed, sha256, sha256_json, write_sealed
-from ..core.progress import Progress, quiet
+from ..core.files import fresh_folder, read_sealed, sha256, sha256_json, unwritable, write_sealed
+from ..core.locks import WAIT_SECONDS, LockedError, held
+from ..core.progress import WAITING, Progress, quiet
+from ..core.reading import PointerError, refuse_pointer
 from ..core.record import Record
 
 HEADER = "key.json"
@@ -36,6 +38,8 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 """What `core.files` writes before it takes its place."""
 WRITING_SECONDS = 60.0
 """A file that is being written is never older."""
+
+KEPT = "Engines are kept in the bundle: let it be written, or copy it to a folder that can be."
 
 KEY_LENGTH = 16
 DIGEST = "part digest"
@@ -148,9 +152,19 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
     """The artifact's folder, once every file has its digest; raises `BundleError` naming the one that hasn't."""
     path = _damaged(bundle, artifact)
     if path:
+        try:
+            refuse_pointer(path)
+        except PointerError as exc:
+            raise BundleError(str(exc)) from exc
         known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
         raise BundleError(f"{path} is damaged: it isn't what was built. Run `latentc build`{known} again.")
     return bundle.engines / artifact.name
+
+
+def loadable(bundle: Bundle, artifact: Artifact) -> Path:
+    """As `verify`, for an adapter to load from: in a bundle of links, the folder of plain files instead."""
+    folder = verify(bundle, artifact)
+    return plain_files(bundle, artifact.name, {name: folder / name for name in artifact.files})
 
 
 def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
@@ -158,14 +172,31 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
     for name, info in artifact.files.items():
         path = bundle.engines / artifact.name / name
         try:
-            plain = path.is_file() and not path.is_symlink() and path.stat().st_size == info.bytes
-            if not plain or sha256(path) != info.sha256:
+            check_path(bundle.folder, str(path.relative_to(bundle.folder)))
+            if not is_whole(path, info):
                 return path
+        except (BundleError, PointerError):
+            return path
         except FileNotFoundError:  # another process removes it
             return path
         except OSError as exc:
             raise _unreadable(path, exc) from exc
     return None
+
+
+def is_whole(path: Path, info: FileInfo) -> bool:
+    """Whether a file is what was built; raises `OSError`, and `ValueError` for what is no file."""
+    return path.is_file() and path.stat().st_size == info.bytes and sha256(path) == info.sha256
+
+
+def damage(path: Path) -> str:
+    """What is wrong with what stands where an engine should be, in a sentence."""
+    for file in sorted(path.glob("*")):
+        try:
+            refuse_pointer(file)
+        except PointerError as exc:
+            return str(exc)
+    return f"{path} is damaged, or an older latentc's: it isn't an engine as this one keeps it."
 
 
 def _unreadable(path: Path, exc: OSError) -> BundleError:
@@ -206,10 +237,7 @@ def keep(path: Path, record: Record) -> None:
     try:
         write_sealed(path, record.model_dump(mode="json"))
     except OSError as exc:
-        raise BundleError(
-            f"{path} can't be written ({exc.strerror}). Free space there, or let it be written: engines are kept in "
-            "the bundle."
-        ) from exc
+        raise BundleError(unwritable(path, exc, KEPT)) from exc
 
 
 def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
@@ -230,7 +258,7 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
             continue
         linked = folder / f"{name}.tmp"
         with suppress(OSError):
-            os.link(other, linked)
+            os.link(other.resolve(), linked)
             linked.replace(folder / name)
 
 
@@ -256,7 +284,7 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
                 shutil.copyfile(folder / name, fresh / name)
                 continue
             try:
-                os.link(folder / name, fresh / name)
+                os.link((folder / name).resolve(), fresh / name)
             except OSError:  # another disk, or one without links
                 shutil.copyfile(folder / name, fresh / name)
 
@@ -277,28 +305,36 @@ def built_profiles(bundle: Bundle) -> tuple[str, ...]:
 
 @contextmanager
 def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generator[None]:
-    """Hold the lock of one artifact, and tell if that means waiting. The system frees a dead owner's lock."""
+    """Hold the lock of one artifact, and say at once if that means waiting.
+
+    Raises `BundleError` where the bundle can't be written, and where another process holds it for `WAIT_SECONDS`.
+    """
     path = bundle.engines / f".{name}{LOCK}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+    with ExitStack() as stack:
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            on_progress(f"{name}: another process builds it", None)
-            lock.acquire()
-    except OSError as exc:
-        raise BundleError(
-            f"{bundle.engines} can't be written ({exc.strerror}). Engines are kept in the bundle."
-        ) from exc
-    try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(path, WAIT_SECONDS, lambda: on_progress(f"{name}: {WAITING}", None)))
+        except LockedError as exc:
+            raise BundleError(
+                f"{exc}, for longer than {WAIT_SECONDS / 3600:.0f} hours or out of reach. If nothing builds there, "
+                f"remove it."
+            ) from None
+        except OSError as exc:
+            raise BundleError(unwritable(bundle.engines, exc, KEPT)) from exc
         yield
-    finally:
-        path.unlink(missing_ok=True)  # held: who waits for it sees that, and makes another
-        lock.release()
 
 
-def _is_old(path: Path) -> bool:
+def check_place(bundle: Bundle) -> None:
+    """Raise `BundleError` where no engine can be kept in the bundle, before one is built."""
+    try:
+        bundle.engines.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=bundle.engines):
+            pass
+    except OSError as exc:
+        raise BundleError(unwritable(bundle.engines, exc, KEPT)) from exc
+
+
+def is_old(path: Path) -> bool:
     """Whether a file is older than one that is being written, or locked, can be."""
     return time.time() - path.stat().st_mtime > WRITING_SECONDS
 
@@ -307,12 +343,11 @@ def sweep(bundle: Bundle) -> None:
     """Remove what killed builds left among the engines: files that were being written, and locks that nobody holds."""
     for path in bundle.engines.glob(".*"):
         with suppress(OSError):
-            if TEMPORARY.fullmatch(path.name) and _is_old(path):
+            if TEMPORARY.fullmatch(path.name) and is_old(path):
                 path.unlink()
-            elif path.name.endswith(".lock") and path.is_file() and _is_old(path):
-                with suppress(Timeout), FileLock(path, blocking=False):
+            elif path.name.endswith(".lock") and path.is_file() and is_old(path):
+                with suppress(LockedError), held(path):
                     shutil.rmtree(path.with_name(path.name.removesuffix(".lock") + ".tmp"), ignore_errors=True)
-                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

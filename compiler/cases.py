@@ -14,16 +14,16 @@ from ..core.arrays import ARRAYS_BYTES, read_sealed_arrays, write_arrays
 from ..core.bundle import AGAIN, Bundle, Part, TensorInfo, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import sha256, sha256_json
+from ..core.files import sha256, sha256_json, unwritable
 from ..core.install import pip
-from ..core.progress import quiet
+from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
 from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
-from .cache import locked
+from .cache import KEPT, locked
 from .scratch import scratch_folder
 
 AT_EXPORT = "PyTorch, at export"
@@ -97,7 +97,7 @@ def shapes_of(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in feeds.items()}
 
 
-def reference(bundle: Bundle, part: str, shape: Shapes | None) -> Fixed:
+def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Progress = quiet) -> Fixed:
     """The references of a part that fit a shape (None: of every shape).
 
     A shape's rows are taken from PyTorch's answers row by row. For a size that PyTorch wasn't asked for, and where too
@@ -112,7 +112,9 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None) -> Fixed:
         return Fixed(AT_EXPORT, fitting)
     if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
         return Fixed(f"{AT_EXPORT}, at one timestep", fitting)
-    origin, made = _refereed(bundle, part, [_stretched(bundle, case, shape) for case in _ends(cases)], shape)
+    origin, made = _refereed(
+        bundle, part, [_stretched(bundle, case, shape) for case in _ends(cases)], shape, on_progress
+    )
     return Fixed(f"{AT_EXPORT}; {origin}" if fitting else origin, (*fitting, *made))
 
 
@@ -195,7 +197,9 @@ def _stretched(bundle: Bundle, case: Case, shape: Shapes) -> Case:
     return Case(case.name, feeds, {})
 
 
-def _refereed(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> tuple[str, list[Case]]:
+def _refereed(
+    bundle: Bundle, part: str, cases: list[Case], shape: Shapes, on_progress: Progress
+) -> tuple[str, list[Case]]:
     """Who answered, and what a referee's f32 run of the graph answered to these inputs.
 
     It is kept in the bundle, which takes it along to machines that have no referee. A machine that has one makes its
@@ -203,7 +207,7 @@ def _refereed(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> tu
     """
     path = _reference_kept(bundle, part, shape)
     made_here = record_key("reference", {"name": path.name})
-    with locked(bundle, path.stem):
+    with locked(bundle, path.stem, on_progress):
         known = recall(made_here, _Made)
         ours = known is not None and path.is_file() and sha256(path) == known.sha256
         if not ours and (shape_referee() is not None or not path.is_file()):
@@ -246,7 +250,7 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
     try:
         write_arrays(path, {ORIGIN: np.array(origin), **arrays})
     except OSError as exc:
-        raise BundleError(f"{path} can't be written ({exc.strerror}). Free space there.") from exc
+        raise BundleError(unwritable(path, exc, KEPT)) from exc
 
 
 @contextmanager

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import RLock
+from typing import Any
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, FileInfo
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
+from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
@@ -17,10 +22,13 @@ from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
-from .cache import Artifact, built_profiles, find, folder_name, verify
+from .cache import Artifact, built_profiles, damage, find, folder_name, is_whole, loadable
 from .faults import broken
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
+from .room import check_room
 from .targets import Wanted, wanted
+
+_Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
 
 
 @dataclass
@@ -32,6 +40,8 @@ class Engines:
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
+    _files: dict[str, tuple[Artifact, _Marks]] = field(default_factory=dict[str, Any], init=False, repr=False)
+    """Of engines that are loaded, by key: what their files were like."""
     _described: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
     notices: tuple[str, ...] = field(default=(), init=False)
@@ -39,6 +49,7 @@ class Engines:
     _proved: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     """Of engines that were proved, by key, what their figures are remembered under."""
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
+    _process: int = field(default_factory=os.getpid, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._adapter, self._wanted = wanted(self.bundle, self.profile, to_run=True)
@@ -47,8 +58,9 @@ class Engines:
         """The engine built for exactly these input shapes, or the one for every shape.
 
         Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
-        built for other sizes.
+        built for other sizes, `RequestError` where by plan what is drawn at this size won't fit into memory.
         """
+        check_process(self._process, "These engines were")
         candidates = [want for want in self._wanted if want.part == part]
         fitting = [one for one in candidates if one.target.shape is None or dict(one.target.shape) == dict(shapes)]
         if not fitting:
@@ -62,7 +74,10 @@ class Engines:
                 "Ask for that (--size, --count, --guidance), or build with a profile of your own that says otherwise "
                 "under [shapes]."
             )
-        return self._load(max(fitting, key=lambda want: want.target.shape is not None))
+        chosen = max(fitting, key=lambda want: want.target.shape is not None)
+        if chosen.target.shape is None and self.bundle.part(part).role == "denoiser":
+            check_room(self.bundle, self._wanted, part, dict(shapes))
+        return self._load(chosen)
 
     def check(self, on_progress: Progress = quiet) -> None:
         """Prove what this machine hasn't proved yet, and hold all of it to the profile's floors.
@@ -124,7 +139,7 @@ class Engines:
         name, built = self.profile.name, built_profiles(self.bundle)
         run = f"{self.bundle.argument} --profile {self.profile.argument}"
         if (path := self.bundle.engines / folder_name(want.part, want.key)) in broken(self.bundle):
-            raise BundleError(f"{path} is damaged, or an older latentc's. Run: latentc build {run}")
+            raise BundleError(f"{damage(path)} Run: latentc build {run}")
         if name in built:
             hint = f"`latentc why {run}` says what changed since it was."
         else:
@@ -148,11 +163,30 @@ class Engines:
                 if proved is not None and proved != engine_key(self.bundle, self._adapter, artifact):
                     place = self.bundle.engines / artifact.name
                     raise BundleError(f"{place} was replaced after it was proved. Open the bundle again.")
-                self._loaded[want.key] = self._adapter.load(verify(self.bundle, artifact), want.target)
+                marks = _marks(self.bundle, artifact)
+                self._loaded[want.key] = self._adapter.load(loadable(self.bundle, artifact), want.target)
+                self._files[want.key] = artifact, marks
+            self._check_files(want.key)
             return self._loaded[want.key]
+
+    def _check_files(self, key: str) -> None:
+        """Raise `BundleError` where a loaded file was written to; one that another took the place of is still whole."""
+        artifact, marks = self._files[key]
+        if (now := _marks(self.bundle, artifact)) == marks:
+            return
+        for name, (node, state) in now.items():
+            before, was = marks.get(name, (node, state))
+            path = self.bundle.engines / artifact.name / name
+            if node == before and state != was and _differs(path, artifact.files[name]):
+                raise BundleError(
+                    f"{path} was written to while its engine was loaded, which may compute anything now. Open the "
+                    "bundle again. Replace engines by rename: copy to another name on the same disk, and move that."
+                )
+        self._files[key] = artifact, now
 
     def describe(self) -> dict[str, str]:
         """What runs each part, as `openvino 2026.4.1 CPU bf16`, and how many nodes where, for what has providers."""
+        check_process(self._process, "These engines were")
         with self._lock:
             if not self._described:
                 self._described = self._describe()
@@ -168,7 +202,9 @@ class Engines:
         return {part: "; or ".join(each) for part, each in told.items()}
 
     def close(self) -> None:
-        """Give back the engines' memory."""
+        """Give back the engines' memory; in a fork, none of it."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closed = True
             for engine in self._loaded.values():
@@ -197,6 +233,23 @@ def load(bundle: Bundle, profile: Profile, parts: Collection[str] = (), on_progr
         engines.close()
         raise
     return engines
+
+
+def _differs(path: Path, info: FileInfo) -> bool:
+    try:
+        return not is_whole(path, info)
+    except (OSError, ValueError):
+        return True
+
+
+def _marks(bundle: Bundle, artifact: Artifact) -> _Marks:
+    """By file that is there: which it is, and what changes when it is written to."""
+    found: _Marks = {}
+    for name in artifact.files:
+        with suppress(OSError):
+            seen = (bundle.engines / artifact.name / name).stat()
+            found[name] = (seen.st_dev, seen.st_ino), (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    return found
 
 
 def _placed(bundle: Bundle, want: Wanted) -> str:

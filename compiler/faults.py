@@ -10,7 +10,7 @@ from ..core.arrays import read_sealed_arrays
 from ..core.bundle import PARTS, Bundle, verify_files
 from ..core.errors import BundleError
 from ..core.progress import Progress, quiet
-from .cache import KEY_LENGTH, artifacts, find, intact, verify
+from .cache import KEY_LENGTH, artifacts, damage, find, intact, verify
 
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 AGAIN = "Remove it, or build its profile again."
@@ -33,7 +33,7 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
             verify(bundle, artifact)
         except BundleError as exc:
             found.append(str(exc))
-    lost = [path for path in bundle.engines.glob("reference-*.npz") if not _unpacks(path)]
+    lost = [path for path in bundle.engines.glob("reference-*.npz") if not unpacks(path)]
     return found + [f"{path} isn't what was written. Remove it, and build again." for path in sorted(lost)]
 
 
@@ -43,10 +43,10 @@ def _fault(bundle: Bundle, path: Path) -> str:
         intact(bundle, part, key)
     except BundleError as exc:  # it can't be read
         return str(exc)
-    return f"{path} is damaged, or an older latentc's: it isn't an engine as this one keeps it. {AGAIN}"
+    return f"{damage(path)} {AGAIN}"
 
 
-def _unpacks(path: Path) -> bool:
+def unpacks(path: Path) -> bool:
     """Whether a referee's answers are what was written."""
     try:
         read_sealed_arrays(path, "")

@@ -95,7 +95,7 @@ def _make(
         parity = measure_typed(bundle, want.part, want.target)
         check_floor(bundle, profile, want, parity)
     else:
-        reference(bundle, want.part, want.target.shape)
+        reference(bundle, want.part, want.target.shape, on_progress)
     start = time.perf_counter()
     on_progress(f"{want.part}: {'refit' if refitted else 'compile'}", None)
     compile_into(folder, bundle, profile, want, on_progress, refitted=refitted)

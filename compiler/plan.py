@@ -17,6 +17,7 @@ from ..core.bundle import Bundle, checked_graph
 from ..core.reading import read_plain
 from ..core.shapes import shape_of
 from ..core.tensors import Precision
+from ..core.units import sized
 from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY, TOGETHER
@@ -27,11 +28,12 @@ from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
-from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
+from .targets import GUIDED_ROWS, PROMPT_LENGTH, Wanted, targets, wanted
 
 WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
 
+MOST_READ = 10_000
 _READ: dict[tuple[object, ...], int] = {}
 """What graphs were read for, by part digest, what it is, and what it hangs on: reading one takes up to a second."""
 
@@ -145,6 +147,27 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
     named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") in devices]
     sizes = {gpu.memory_bytes for gpu in named or here.gpus}
     return (sizes.pop() if len(sizes) == 1 else None) or said  # of several unlike ones, nobody knows which it will be
+
+
+def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: int, width: int) -> int | None:
+    """What drawing holds in the machine's own memory, with engines of free sizes that are all loaded.
+
+    `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where it is held elsewhere, or
+    was never measured.
+    """
+    total = 0
+    for want in wanted_:
+        if want.part not in bundle.drawing or want.target.shape is not None:
+            continue
+        adapter, target = runtime(want.target.runtime), want.target
+        costs = adapter.costs(target.device, target.options, free=True)
+        if costs is None or not costs.on_host:
+            return None
+        batch = rows if bundle.part(want.part).role == "denoiser" else 1
+        sizes = {"batch": batch, "height": height, "width": width, "length": PROMPT_LENGTH}
+        shape = {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
+        total = max(total, costs.base) + _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
+    return total or None
 
 
 @dataclass(frozen=True)
@@ -305,6 +328,8 @@ def _read(bundle: Bundle, part: str, count: Callable[[Path], int], *by: object) 
     """What a graph is read for, once; `by` says what it is where the function alone doesn't."""
     key = (bundle.part(part).digest, *(by or (count,)))
     if key not in _READ:
+        if len(_READ) >= MOST_READ:  # a long-lived process meets many sizes
+            _READ.clear()
         _READ[key] = count(checked_graph(bundle, part))
     return _READ[key]
 
@@ -324,16 +349,12 @@ def _complaints(found: Plan) -> Iterable[str]:
     least = "" if found.measured else "at least "
     if found.device_bytes is not None and found.held_bytes > found.device_bytes:
         yield (
-            f"Drawing a picture holds {least}{_gb(found.held_bytes)} on {found.device}, which has "
-            f"{_gb(found.device_bytes)}: narrower types under [precision], or a smaller size under [shapes]"
+            f"Drawing a picture holds {least}{sized(found.held_bytes)} on {found.device}, which has "
+            f"{sized(found.device_bytes)}: narrower types under [precision], or a smaller size under [shapes]"
         )
     if found.unbuildable:
         return
     if found.build_bytes and found.free_bytes is not None and found.build_bytes > found.free_bytes:
-        yield f"Building holds {_gb(found.build_bytes)}, and {_gb(found.free_bytes)} are free here"
+        yield f"Building holds {sized(found.build_bytes)}, and {sized(found.free_bytes)} are free here"
     if found.disk_bytes and found.disk_bytes > found.disk_free_bytes:
-        yield f"The engines take {_gb(found.disk_bytes)} on disk, where {_gb(found.disk_free_bytes)} are free"
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+        yield f"The engines take {sized(found.disk_bytes)} on disk, where {sized(found.disk_free_bytes)} are free"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..core.errors import CompileError
+from ..core.locks import LockedError, held
+from ..core.reading import is_regular
 
 PREFIX = ".latentc-scratch-"
 LOCK = ".lock"
@@ -23,14 +23,14 @@ def scratch_folder(parent: Path | None) -> Generator[Path]:
     Raises `CompileError` where neither can.
     """
     folder, lock = _made(parent)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _made(parent: Path | None) -> tuple[Path, FileLock]:
+def _made(parent: Path | None) -> tuple[Path, ExitStack]:
     system = Path(tempfile.gettempdir())
     if parent is not None and parent.is_dir():
         with suppress(OSError, NotImplementedError):
@@ -44,20 +44,20 @@ def _made(parent: Path | None) -> tuple[Path, FileLock]:
         ) from exc
 
 
-def _locked_folder(parent: Path) -> tuple[Path, FileLock]:
+def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
     """A new folder and the lock in it, which says that its owner lives."""
     _remove_leftovers(parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        lock = FileLock(folder / LOCK)
+        lock = ExitStack()
         try:
             (folder / "link").symlink_to(folder)
             (folder / "link").unlink()
-            lock.acquire(blocking=False)
+            lock.enter_context(held(folder / LOCK))
             if (folder / LOCK).exists():
                 return folder, lock
-            lock.release()  # another process took it for a leftover before it was locked
-        except Timeout:
+            lock.close()  # another process took it for a leftover before it was locked
+        except LockedError:
             continue
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +67,7 @@ def _locked_folder(parent: Path) -> tuple[Path, FileLock]:
 def _remove_leftovers(parent: Path) -> None:
     """Remove the folders whose lock nobody holds. The system frees a dead owner's."""
     for folder in parent.glob(f"{PREFIX}*"):
-        if folder.is_symlink() or not (folder / LOCK).is_file():  # not ours, or not locked yet
+        if folder.is_symlink() or not is_regular(folder / LOCK):  # not ours, not locked yet, or another user's
             continue
-        with suppress(OSError, NotImplementedError, Timeout), FileLock(folder / LOCK, blocking=False):
+        with suppress(OSError, NotImplementedError, LockedError), held(folder / LOCK):
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from ..core.shapes import shape_of
 from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
-from ..runtimes.base import TOGETHER
+from ..runtimes.base import TOGETHER, check_threads
 from .cache import DIGEST, Fields, key_of
 from .lower import LOWERING_VERSION
 
@@ -61,12 +61,29 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             "device": {"name": profile.device, **device},
             "precision": target.precision,
             "shape": {key: list(value) for key, value in target.shape.items()} if target.shape else "free",
-            "options": dict(profile.options),
+            "options": {name: value for name, value in profile.options.items() if name not in adapter.at_load},
         }
         if adapter.reads_onnx:
             fields |= {"opset": profile.opset, "lowering": LOWERING_VERSION}
         found.append(Wanted(name, target, fields))
     return adapter, tuple(found)
+
+
+def with_threads(profile: Profile, threads: int | None) -> Profile:
+    """A profile whose engines compute in this many threads, which acts at load only; of None, the profile as it is.
+
+    Raises `ProfileError` for a device that doesn't compute in this process's threads, and for an impossible number.
+    """
+    if threads is None:
+        return profile
+    check_threads(threads)
+    option = runtime(profile.runtime).threads_option(profile.device)
+    if option is None:
+        raise ProfileError(
+            f"{profile.device} through {profile.runtime} doesn't compute in threads of this process, so profile "
+            f"{profile.name} takes no number of threads. Leave it out."
+        )
+    return profile.with_options({option: threads}) if option else profile
 
 
 def targets(

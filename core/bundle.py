@@ -10,7 +10,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError
 
 from .errors import BundleError
-from .files import SEAL, sha256, sha256_json
+from .files import SEAL, sha256, sha256_json, unwritable
 from .graph_rules import check_graph
-from .reading import CONFIG_BYTES, INFINITE, TABLE_BYTES, is_folder, is_regular, read_json
+from .reading import (
+    CONFIG_BYTES,
+    INFINITE,
+    TABLE_BYTES,
+    PointerError,
+    is_folder,
+    is_regular,
+    read_json,
+    refuse_pointer,
+)
 from .record import Record, complaints, in_a_line, shown
 
 SCHEMA_VERSION = 2
 MANIFEST = "latentc.json"
+PLAIN = ".plain-"
+"""Begins the name of a folder of plain files, in a bundle of links."""
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
@@ -238,20 +252,34 @@ def proof_digest(part: str, references: str) -> str:
 
 
 def check_path(folder: Path, name: str) -> None:
-    """Refuse a file name that leaves the bundle, or a file that is a link; a missing file passes.
+    """Refuse a file name that leaves the bundle, or a link that leads out of its repository; a missing file passes.
 
+    Hard links pass, as backups make them: what a file holds is compared with its digest before anything opens it.
     Source: the four CVEs of ONNX external data (2022-25882, 2024-27318, 2026-34446, 2026-34447).
     """
     path = folder / name
     try:
         out = leads_out(folder, name)
-        linked = not out and (path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1))
+        linked = not out and path.is_symlink() and not _stays(folder, path)
     except (OSError, ValueError, RuntimeError) as exc:  # a name that is too long or has a NUL, or a loop of links
         raise BundleError(f"{shown(name)} is no name of a file of {folder} ({in_a_line(exc)}). {AGAIN}") from exc
     if out:
         raise BundleError(f"{shown(name)} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
     if linked:
-        raise BundleError(f"{path} is a link; a bundle holds plain files only. Copy the file itself.")
+        raise BundleError(
+            f"{path} is a link that leads out of the bundle. Links within it, and into the blobs of the hub's cache, "
+            "are followed. Copy the file itself."
+        )
+
+
+def _stays(folder: Path, path: Path) -> bool:
+    """Whether a link leads to a file of the same repository: within the folder, or, in the hub's cache, to its blobs.
+
+    The cache has `blobs/<digest>` and `snapshots/<commit>/NAME`, a link to one of them.
+    """
+    real, home = path.resolve(), folder.resolve()
+    blobs = (above.parent / "blobs" for above in home.parents if above.name == "snapshots")
+    return any(real.is_relative_to(place) for place in (home, *blobs))
 
 
 def _resolved(folder: Path | str) -> Path:
@@ -277,6 +305,10 @@ def verify_files(bundle: Bundle, names: list[str]) -> None:
         check_path(bundle.folder, name)
         if not path.is_file():
             raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the bundle whole.")
+        try:
+            refuse_pointer(path)
+        except PointerError as exc:
+            raise BundleError(str(exc)) from exc
         if path.stat().st_size != expected.bytes:
             raise BundleError(
                 f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. "
@@ -301,5 +333,43 @@ def checked_graph(bundle: Bundle, part: str) -> Path:
     folder = info.path.rpartition("/")[0]
     beside = {name.removeprefix(f"{folder}/"): known.bytes for name, known in bundle.files(part).items()}
     files = {name: size for name, size in beside.items() if "/" not in name and name.startswith("model.onnx_")}
-    check_graph(bundle.graph(part), files, opset=info.opset, inputs=info.inputs, outputs=info.outputs)
-    return bundle.graph(part)
+    names = (info.path, *(f"{folder}/{name}" for name in files))
+    place = plain_files(bundle, part, {Path(name).name: bundle.folder / name for name in names})
+    graph = place / Path(info.path).name
+    check_graph(graph, files, opset=info.opset, inputs=info.inputs, outputs=info.outputs)
+    return graph
+
+
+def plain_files(bundle: Bundle, name: str, files: Mapping[str, Path]) -> Path:
+    """A folder of these files, none of which is a link: most libraries refuse data that is one.
+
+    It is the files' own folder; in a bundle of links, one of hard links under `engines`, or of copies where there are
+    none. `files` are by the path below it. Raises `BundleError`.
+    """
+    first, path = next(iter(files.items()))
+    if not any(each.is_symlink() for each in files.values()):
+        return path.parents[len(Path(first).parents) - 1]
+    place = bundle.engines / f"{PLAIN}{name}"
+    try:
+        for below, each in files.items():
+            check_path(bundle.folder, str(each.relative_to(bundle.folder)))
+            real, plain = each.resolve(), place / below
+            if not _same(plain, real):
+                plain.parent.mkdir(parents=True, exist_ok=True)
+                fresh = place / f".{secrets.token_hex(8)}.tmp"
+                try:
+                    os.link(real, fresh)
+                except OSError:
+                    shutil.copy2(real, fresh)
+                fresh.replace(plain)
+    except OSError as exc:
+        raise BundleError(unwritable(place, exc, "The bundle is one of links, which libraries refuse.")) from exc
+    return place
+
+
+def _same(plain: Path, real: Path) -> bool:
+    """Whether a file is another, or the copy that was made of it."""
+    if plain.is_symlink() or not plain.is_file():
+        return False
+    has, wanted = plain.stat(), real.stat()
+    return plain.samefile(real) or (has.st_size, has.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns)

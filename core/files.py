@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
-
 from .errors import LatentcError
+from .locks import UNSUPPORTED, LockedError, held
 from .reading import INFINITE, NAN, TABLE_BYTES, parse_json, read_bounded, regular
+from .units import sized
 
 CHUNK_BYTES = 8 << 20
 SEAL = "digest"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_BYTES = 1 << 20
+"""A disk with less than this free is full: libraries that write don't always say so."""
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -41,10 +45,18 @@ def sha256_json(value: object) -> str:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Force a file, or a folder's list of names, to the disk, where its file system can do that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():  # some systems open no folders
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
@@ -64,6 +76,34 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         fresh.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def unwritable(path: Path, exc: OSError, advice: str = "Choose a folder that can.") -> str:
+    """A sentence about what can't be written, and what to do; of a full disk, what is free there."""
+    if exc.errno in FULL:
+        room = _room(path)
+        return (
+            f"{path} can't be written ({exc.strerror}{f': {room}' if room else ''}). Free some, or choose another "
+            "folder."
+        )
+    return f"{path} can't be written ({exc.strerror or exc}). {advice}"
+
+
+def _room(path: Path) -> str:
+    """What is free where a path is, or would be; empty where nobody knows."""
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            usage = shutil.disk_usage(folder)
+            return f"{sized(usage.free)} of {sized(usage.total)} are free there"
+    return ""
+
+
+def _full(folder: Path) -> str:
+    """What is free in a folder whose disk is full; empty where it isn't, or nobody knows."""
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < FULL_BYTES:
+            return _room(folder)
+    return ""
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -90,19 +130,17 @@ def fresh_folder(target: Path, error: type[LatentcError], needed_bytes: int = 0)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise error(f"{target} exists already, and isn't empty. Remove it, or choose another name.")
     fresh = target.with_name(f".{target.name}.tmp")
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise error(f"{target} is being written by another process. Wait for it, or choose another name.") from None
-    except OSError as exc:
-        raise error(f"{target.parent} can't be written ({exc.strerror}). Choose a folder that can.") from exc
-    try:
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(target.with_name(f".{target.name}.lock")))
+        except LockedError as exc:
+            raise error(
+                f"{target} is being written by another process: {exc}. Wait for it, or choose another name."
+            ) from None
+        except OSError as exc:
+            raise error(unwritable(target.parent, exc)) from exc
         yield from _filled(target, fresh, error, needed_bytes)
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: int) -> Generator[Path]:
@@ -112,12 +150,12 @@ def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: 
         fresh.mkdir()
         free = shutil.disk_usage(fresh).free
     except OSError as exc:
-        raise error(f"{target.parent} can't be written ({exc.strerror}). Choose a folder that can.") from exc
+        raise error(unwritable(target.parent, exc)) from exc
     if free < needed_bytes:
         fresh.rmdir()
         raise error(
-            f"{target} needs {needed_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB is free there. Free some, or choose "
-            "another folder."
+            f"{target} needs {sized(needed_bytes)}, and {sized(free)} are free there. Free some, or choose another "
+            "folder."
         )
     try:
         yield fresh
@@ -126,8 +164,10 @@ def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: 
         fresh.replace(target)
         sync(target.parent)
     except OSError as exc:
-        raise error(
-            f"Writing {target} failed ({exc.strerror or exc}). Free space there or choose another folder."
-        ) from exc
+        raise error(unwritable(target, exc)) from exc
+    except LatentcError as exc:
+        if (full := _full(target.parent)) and full not in str(exc):
+            raise type(exc)(f"{target} can't be written: {full}. Free some. What failed says: {exc}") from exc
+        raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -70,7 +70,7 @@ def check_graph(
     if facts.opsets != (("", opset),):
         has = ", ".join(str(version) for _, version in facts.opsets) or "none"
         raise _refusal(facts, f"states operator set {has}", f"{opset}, as the manifest says", advice)
-    _check_files(facts, files, advice, linked=False)
+    _check_files(facts, files, advice)
     _check_values(facts, "input", facts.inputs, inputs, advice)
     _check_values(facts, "output", facts.outputs, outputs, advice)
     if facts.contexts:
@@ -81,7 +81,7 @@ def check_engine_graph(path: Path, files: Mapping[str, int], advice: str) -> Non
     """Refuse a graph in an artifact that isn't as ONNX Runtime writes them. Nothing but the file itself is read.
 
     `files` are the names and bytes of the artifact's other files that it may name, for weights and for compiled code.
-    They may be hard links: artifacts share them. Raises `BundleError`, which ends in `advice`.
+    Raises `BundleError`, which ends in `advice`.
     """
     facts = inspect_graph(path, advice)
     if unknown := sorted({domain for domain, _ in facts.operators} - ENGINE_DOMAINS):
@@ -89,7 +89,7 @@ def check_engine_graph(path: Path, files: Mapping[str, int], advice: str) -> Non
     if found := sorted(name for domain, name in facts.operators if domain and name in ENGINE_REFUSED):
         raise _refusal(facts, f"has the operator {found[0]}", "operators that compute by themselves", advice)
     _check_structure(facts, advice)
-    _check_files(facts, files, advice, linked=True)
+    _check_files(facts, files, advice)
     for mode, name in facts.contexts:
         if mode or name not in files or not _plain(name):
             where = shown(name) if not mode else "the graph itself"
@@ -125,7 +125,7 @@ def _check_structure(facts: GraphFacts, advice: str) -> None:
             raise _refusal(facts, f"has {size:,} as {what.format(shown(name))}", f"at most {MAX_ELEMENTS:,}", advice)
 
 
-def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str, *, linked: bool) -> None:
+def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str) -> None:
     """External data is in listed files of the same folder, and each tensor is as long as it claims."""
     expected = dict.fromkeys(files, 0)
     for one in facts.external:
@@ -154,15 +154,15 @@ def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str, *, li
             continue
         if total > 2 * files[name]:
             raise _refusal(facts, f"reads {total:,} bytes from {name}", f"about its {files[name]:,} bytes", advice)
-        _check_file(facts.path.with_name(name), files[name], advice, linked=linked)
+        _check_file(facts.path.with_name(name), files[name], advice)
 
 
-def _check_file(path: Path, size: int, advice: str, *, linked: bool) -> None:
+def _check_file(path: Path, size: int, advice: str) -> None:
     try:
         found = os.lstat(path)
     except OSError as exc:
         raise BundleError(f"{path} can't be read ({exc.strerror}); {size:,} bytes were expected. {advice}") from exc
-    if not stat.S_ISREG(found.st_mode) or (found.st_nlink > 1 and not linked):
+    if not stat.S_ISREG(found.st_mode):
         raise BundleError(f"{path} is a link or a special file; a plain file was expected. {advice}")
     if found.st_size != size:
         raise BundleError(f"{path} has {found.st_size:,} bytes; {size:,} were expected. {advice}")

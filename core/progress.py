@@ -7,6 +7,9 @@ from collections.abc import Callable
 Progress = Callable[[str, float | None], None]
 """Told the name of what is being done, and the share of it that is done (0 to 1; None: can't be told)."""
 
+WAITING = "waiting for another process, which builds it"
+"""In the name of what only waits: it is shown at once, everywhere."""
+
 
 def quiet(_what: str, _share: float | None = None) -> None:
     """Tell nobody."""

@@ -24,9 +24,11 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any, cast
 
-from . import errors
+from . import errors, hunger
 from .errors import CompileError, LatentcError, RuntimeMissing
+from .limits import memory, swap
 from .progress import Progress, quiet
+from .units import sized
 
 LONGEST_LINE = 64 << 20
 WORDS_BYTES = 8192
@@ -37,7 +39,6 @@ LEAST_BYTES = 1 << 30
 SHARE = 0.9
 """Of the memory that is free, how much the child may take."""
 
-OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "MemoryError", "Cannot allocate memory", "out of memory")
 ADVICE = "The graph may not be one that latentc wrote: export the checkpoint again, or try another runtime."
 
 
@@ -71,7 +72,8 @@ def quarantined(
         if answer:
             return _opened(answer, what, limit, advice)
         code = child.code()
-    raise CompileError(f"{what} {_ending(code, child.words, limit)}. {advice}")
+    said = _ending(code, child.words, limit)
+    raise CompileError(f"{what} {said}. {hunger.ADVICE if hunger.is_hunger(said) else advice}")
 
 
 def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -> dict[str, Any]:
@@ -83,17 +85,17 @@ def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -
     if isinstance(kind, type) and issubclass(kind, LatentcError):
         raise kind(message)
     if name == "MemoryError":
-        raise CompileError(f"{what} {_hungry(limit)}. {advice}")
+        raise CompileError(f"{what} {_hungry(limit)}. {hunger.ADVICE}")
     raise CompileError(f"{what} failed with {name}: {message[:LONGEST_WORDS].rstrip('.')}. {advice}")
 
 
 def _hungry(limit: int | None) -> str:
-    return "needed more memory than there is" + (f" (its limit was {limit / 1e9:.1f} GB)" if limit else "")
+    return "needed more memory than there is" + (f" (its limit was {sized(limit)})" if limit else "")
 
 
 def _ending(code: int, words: str, limit: int | None) -> str:
     """How a child without an answer ended."""
-    if any(sign in words for sign in OUT_OF_MEMORY):
+    if hunger.is_hunger(words):
         return _hungry(limit)
     last = words.strip().splitlines()[-1].strip() if words.strip() else ""
     said = f" ({ascii(last)[1:-1][:LONGEST_WORDS]})" if last else ""
@@ -112,18 +114,8 @@ def _ending(code: int, words: str, limit: int | None) -> str:
 
 def _free_bytes() -> int | None:
     """What the child may allocate; None where the system doesn't say what is free."""
-    with suppress(OSError, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        info = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
-        free = info["MemAvailable"] + info.get("SwapFree", 0)
-        with suppress(OSError, ValueError):  # a container's share, where there is one
-            group = Path("/sys/fs/cgroup")
-            most = int((group / "memory.max").read_text(encoding="ascii"))
-            stat = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-            cached = next(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
-            free = min(free, most - int((group / "memory.current").read_text(encoding="ascii")) + cached)
-        return max(LEAST_BYTES, int(free * SHARE))
-    return None
+    _, free = memory()
+    return None if free is None else max(LEAST_BYTES, int((free + swap()) * SHARE))
 
 
 def _environment() -> dict[str, str]:

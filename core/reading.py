@@ -48,6 +48,8 @@ MAX_ARRAYS = 10_000
 MAX_AXES = 16
 
 BOM = b"\xef\xbb\xbf"
+POINTER = b"version https://git-lfs"
+"""How what Git LFS leaves in a file's place begins, until the file itself is fetched."""
 
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -81,11 +83,20 @@ def is_folder(path: Path | str) -> bool:
         return False
 
 
+class PointerError(ValueError):
+    """A Git LFS pointer is where a file should be."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(
+            f"{path} is a Git LFS pointer, and not the file itself. Run 'git lfs pull' in its folder to fetch it."
+        )
+
+
 @contextmanager
 def regular(path: Path | str) -> Generator[BinaryIO]:
     """A regular file, opened for reading without ever waiting.
 
-    Raises `OSError`, and `ValueError` for what isn't a regular file.
+    Raises `OSError`, `PointerError` for a Git LFS pointer, and `ValueError` for what isn't a regular file.
     """
     _check_regular(Path(path).stat())  # some devices act when they are opened
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -97,7 +108,20 @@ def regular(path: Path | str) -> Generator[BinaryIO]:
         os.close(descriptor)
         raise
     with file:
+        if file.peek(len(POINTER)).startswith(POINTER):
+            raise PointerError(path)
         yield file
+
+
+def refuse_pointer(path: Path | str) -> None:
+    """Raise `PointerError` for a Git LFS pointer; a file that can't be read passes."""
+    try:
+        with regular(path):
+            pass
+    except PointerError:
+        raise
+    except (OSError, ValueError):
+        return
 
 
 def read_small(path: Path | str, limit_bytes: int, error: type[LatentcError], advice: str) -> bytes:
@@ -210,6 +234,8 @@ def parse_json(raw: bytes | str, *, constants: Collection[str] = ()) -> Any:
 
 def unreadable(path: Path | str, exc: Exception, advice: str) -> str:
     """A sentence about a file that can't be read, and what to do."""
+    if isinstance(exc, PointerError):
+        return str(exc)
     reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else in_a_line(exc)
     return f"{path} can't be read ({reason}). {advice}"
 

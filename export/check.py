@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import numpy as np
 from ..checkpoints.parts import PartSpec, as_part
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
+from ..core.limits import threads
 from ..core.records import GRAPH_DB, GraphFigure
 from ..core.references import Case
 from ..core.telemetry import switch_off_events
@@ -38,6 +40,8 @@ def ready() -> None:
             import_module(name)
         except ImportError as exc:
             raise _lacking(name, str(exc)) from exc
+    if (count := threads()) is not None and "OMP_NUM_THREADS" not in os.environ:  # which PyTorch heeds by itself
+        import_module("torch").set_num_threads(count)
 
 
 def _lacking(name: str, why: str) -> RuntimeMissing:
@@ -55,6 +59,8 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
     ort: Any = import_module("onnxruntime")
     switch_off_events(ort)
     options = ort.SessionOptions()
+    if (count := threads()) is not None:
+        options.intra_op_num_threads = count
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
@@ -10,7 +11,11 @@ from types import TracebackType
 from typing import Self
 
 from ..compiler.engines import load
+from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
+from ..core.errors import RequestError
+from ..core.hunger import ADVICE as HUNGER
+from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
 from ..core.tensors import Array
@@ -32,17 +37,27 @@ class Pipeline:
         self.profile = profile
         self._engines = engines
         self._host = load_host(bundle)
+        self._process = os.getpid()
 
     @classmethod
-    def open(cls, bundle: Bundle | Path | str, profile: Profile | str, on_progress: Progress = quiet) -> Pipeline:
+    def open(
+        cls,
+        bundle: Bundle | Path | str,
+        profile: Profile | str,
+        on_progress: Progress = quiet,
+        *,
+        threads: int | None = None,
+    ) -> Pipeline:
         """Open a bundle under a profile: by their names or paths, or as they are.
 
+        `threads` is how many compute; None: the profile's, else as many as the container's quota and the affinity mask
+        allow. It acts at load only: the engines are the same.
         Engines that this machine didn't prove yet are proved first, which `on_progress` reports.
         Raises `BundleError`, `ProfileError`, and what the compiler raises for engines that aren't built, or aren't
         what PyTorch computed.
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+        chosen = with_threads(profile if isinstance(profile, Profile) else load_profile(profile), threads)
         verify_files(opened, host_files(opened.manifest.model))
         return cls(opened, load(opened, chosen, opened.drawing, on_progress), chosen)
 
@@ -88,22 +103,27 @@ class Pipeline:
         adds, in the same shape, each time it is called.
 
         Raises `RequestError` for what can't be drawn as asked, `ShapeError` where no engine fits,
-        `CancelledError`, and `NotFiniteError` in place of a picture of NaN.
+        `CancelledError`, `NotFiniteError` in place of a picture of NaN, and `RuntimeMissing` in a fork
+        of the process that opened it.
         """
+        check_process(self._process, "This pipeline was")
         started = perf_counter()
         host, manifest = self._host, self.bundle.manifest
         asked = complete(request, manifest.model, host.scheduler)
         _, _, seed = size_and_seed(asked)
         shape = latent_shape(manifest.model, asked)
-        drawn = draw(
-            host,
-            asked.model_copy(update={"scheduler": request.scheduler}),  # the checkpoint's own may have no name
-            self._engines.engine,
-            start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
-            noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
-            on_step=on_step,
-            engines=(engines := self.describe()),
-        )
+        try:
+            drawn = draw(
+                host,
+                asked.model_copy(update={"scheduler": request.scheduler}),  # the checkpoint's own may have no name
+                self._engines.engine,
+                start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
+                noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
+                on_step=on_step,
+                engines=(engines := self.describe()),
+            )
+        except MemoryError as exc:
+            raise RequestError(f"Memory ran out while drawing ({exc}). {HUNGER}") from exc
         images, text = drawn.images, drawn.text
         told = notices(asked, manifest, host.vocabularies[0], text.tokens, text.guided)
         told += [f"Image {index} is one flat colour." for index, image in enumerate(images) if is_flat(image)]

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.files import sha256_json, write_bytes
+from ..core.files import sha256_json, unwritable, write_bytes
 from ..core.reading import parse_json
 from ..core.record import Record, complaints
 from ..core.request import Request, Result
@@ -202,6 +202,4 @@ def _write(target: Path, content: bytes) -> None:
     try:
         write_bytes(target, content)
     except OSError as exc:
-        raise RequestError(
-            f"{target} can't be written ({exc.strerror or exc}). Free space there or choose another folder."
-        ) from exc
+        raise RequestError(unwritable(target, exc)) from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -106,6 +107,12 @@ class Profile(Record):
         """The same, as the user's own file says it."""
         copy = self.model_copy()
         copy._file = file
+        return copy
+
+    def with_options(self, options: Mapping[str, Option]) -> Profile:
+        """The same, with these options in place of its own."""
+        copy = self.model_copy(update={"options": {**self.options, **options}})
+        copy._file = self._file
         return copy
 
     def wishes(self, part: str) -> tuple[Precision, ...]:

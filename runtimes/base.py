@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from ..core.bundle import Bundle, TensorInfo
 from ..core.engine import Engine
+from ..core.errors import ProfileError
 from ..core.progress import Progress
 from ..core.tensors import Precision
 
@@ -21,6 +22,9 @@ MEMORY = "memory.json"
 PLACEMENT = "placement.json"
 """In an artifact: which nodes ran where in one call, or were compiled for what, by provider and operator."""
 
+TIMING = ".timing"
+"""Folder beside the artifacts: what TensorRT timed, by GPU and version."""
+
 LINK = "weights"
 """In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
 
@@ -28,6 +32,14 @@ TOGETHER = "+"
 """In a device's name: between those that one engine is for."""
 
 Option = bool | int | float | str
+
+MOST_THREADS = 1024
+
+
+def check_threads(value: Option) -> None:
+    """Raise `ProfileError` for what is no number of threads."""
+    if type(value) is not int or not 1 <= value <= MOST_THREADS:
+        raise ProfileError(f"threads is {value!r}; it must be a whole number from 1 to {MOST_THREADS:,}.")
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,8 @@ class Runtime(Protocol):
     """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
     infers_shapes: bool
     """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
+    at_load: frozenset[str]
+    """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
 
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
@@ -159,6 +173,13 @@ class Runtime(Protocol):
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """What engines for a device take, of free or fixed sizes; None where nobody has measured it."""
+        ...
+
+    def threads_option(self, device: str) -> str | None:
+        """The option that says in how many threads a device computes, one of `at_load`: unless it is set, `load` takes
+        `core.limits.threads`. None for a device that doesn't compute in this process's threads, empty where nothing is
+        computed.
+        """
         ...
 
     def check(self, options: Mapping[str, Option]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from ..core.errors import CompileError, LatentcError
+from ..core.hunger import ADVICE as HUNGER
+from ..core.hunger import is_hunger
 
 LONGEST = 400
 ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -18,14 +20,22 @@ ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]:
     """Raise `error` in place of whatever another library raises in the block; our own errors pass.
 
-    The message is `what`, the library's lines that say something, and `advice`.
+    The message is `what`, the library's lines that say something, and `advice`; where memory ran out, it says so, and
+    what to do about that.
     """
     try:
         yield
     except LatentcError:
         raise
     except Exception as exc:
-        raise error(f"{what}: {first_line(exc).rstrip('.')}. {advice}") from exc
+        raise error(sentence(what, first_line(exc), advice, hungry=is_hunger(exc))) from exc
+
+
+def sentence(what: str, said: str, advice: str, *, hungry: bool = False) -> str:
+    """What failed, the library's words, and what to do: `advice`, unless memory ran out."""
+    if hungry or is_hunger(said):
+        return f"{what}: memory ran out ({said.rstrip('.')}). {HUNGER}"
+    return f"{what}: {said.rstrip('.')}. {advice}"
 
 
 def call_program(what: str, *command: object) -> str:
@@ -33,10 +43,10 @@ def call_program(what: str, *command: object) -> str:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         if done.returncode == -signal.SIGKILL:
-            raise CompileError(f"{what}: it was killed, for want of memory as a rule. Build where there is more.")
+            raise CompileError(f"{what}: it was killed, usually because memory ran out. Build where there is more.")
         lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
-        raise CompileError(f"{what}: {said[:LONGEST]}. Try another precision, or another runtime.")
+        raise CompileError(sentence(what, said[:LONGEST], "Try another precision, or another runtime."))
     return done.stdout + done.stderr
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from ..core.engine import Run
 from ..core.errors import RuntimeMissing, ShapeError
+from ..core.process import check_process, never_freed
 from ..core.shapes import sizes_of
 from ..core.tensors import Array
 from .base import Target
@@ -40,6 +43,19 @@ def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
     return sizes
 
 
+_LIVE: WeakSet[HostEngine] = WeakSet()
+
+
+def _keep_in_fork() -> None:
+    """Libraries wait for their threads when they free an engine, and a fork has none of them."""
+    for engine in tuple(_LIVE):
+        engine.keep()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_fork)
+
+
 class HostEngine:
     """An engine around one function; fulfils `Engine`. `release` frees what the function held."""
 
@@ -48,9 +64,12 @@ class HostEngine:
         self._call: Call | None = call
         self._release = release
         self._lock = Lock()
+        self._process = os.getpid()
+        _LIVE.add(self)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Engine.run`; threads take turns."""
+        check_process(self._process, "This engine was")
         sizes = check_feeds(self.target, feeds)
         with self._lock:
             if self._call is None:
@@ -70,8 +89,14 @@ class HostEngine:
 
         return run
 
+    def keep(self) -> None:
+        """Never free what the function holds."""
+        never_freed((self._call, self._release))
+
     def close(self) -> None:
-        """As `Engine.close`; waits for a call that is under way."""
+        """As `Engine.close`; waits for a call that is under way. In a fork nothing is given back."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._call = None
             release, self._release = self._release, None

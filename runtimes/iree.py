@@ -23,10 +23,11 @@ import numpy as np
 from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
+from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import MEMORY, Costs, Job, Option, Target
+from .base import MEMORY, Costs, Job, Option, Target, check_threads
 from .border import border, call_program, first_line
 from .cuda import capabilities
 from .host import HostEngine
@@ -53,6 +54,7 @@ INLINE_NUMBERS = 64
 
 INSTALL = install("iree")
 CPU, VULKAN = "CPU", "Vulkan"
+THREADS = "threads"
 BASELINE = "vp_android_baseline_2022"
 """The profile of Vulkan that code is made for: what GPUs of the last years have, subgroups and f16 left out."""
 
@@ -98,6 +100,7 @@ class IREE:
     newest_opset = 18
     typed = True
     infers_shapes = False
+    at_load: frozenset[str] = frozenset({THREADS})
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, Vulkan where a driver has a GPU, and AMD's and NVIDIA's GPUs that are here."""
@@ -170,11 +173,18 @@ class IREE:
         del options, free
         return CPU_COSTS if device == CPU else COSTS
 
+    def threads_option(self, device: str) -> str | None:
+        """Of the CPU."""
+        return THREADS if device == CPU else None
+
     def check(self, options: Mapping[str, Option]) -> None:
-        """`optimization_level`."""
+        """`optimization_level`, and `threads` of the CPU."""
         for name, value in options.items():
+            if name == THREADS:
+                check_threads(value)
+                continue
             if name not in OPTIONS:
-                raise ProfileError(f"IREE has no option {name!r} here. {suggest(name, list(OPTIONS))}")
+                raise ProfileError(f"IREE has no option {name!r} here. {suggest(name, [*OPTIONS, THREADS])}")
             if value not in OPTIONS[name]:
                 raise ProfileError(f"{name} is {value!r}; it must be one of: {', '.join(OPTIONS[name])}.")
 
@@ -228,13 +238,24 @@ class IREE:
         return HostEngine(target, loaded.call, loaded.release)
 
 
+@cache
+def _in_threads(count: int) -> Any:
+    """A device of this many threads, for all engines that ask for so many; a driver reads the flag when it is made."""
+    runtime = _runtime()
+    runtime.flags.parse_flags(f"--task_topology_group_count={count}")
+    return import_module("iree.runtime._binding").create_hal_driver(DRIVERS[CPU]).create_default_device()
+
+
 class _Loaded:
     """What one engine holds."""
 
     def __init__(self, artifact: Path, target: Target) -> None:
         runtime = _runtime()
         with border(CompileError, f"IREE can't load {artifact}", rebuild(artifact)):
-            config = runtime.Config(DRIVERS.get(target.device, "cuda" if target.device in PTX else "hip"))
+            if target.device == CPU and (count := target.options.get(THREADS, threads())) is not None:
+                config = runtime.Config(device=_in_threads(int(count)))
+            else:
+                config = runtime.Config(DRIVERS.get(target.device, "cuda" if target.device in PTX else "hip"))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))

@@ -6,7 +6,6 @@ Linux tells all of it. Elsewhere what isn't known is None or empty, and nothing 
 from __future__ import annotations
 
 import csv
-import os
 import platform
 import re
 import shutil
@@ -15,9 +14,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from ..core.limits import ROOT, cores, memory
+from ..core.limits import number as _number
+from ..core.limits import read as _read
 from ..core.record import Record
-
-ROOT = Path("/")
 
 INSTRUCTIONS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni",
@@ -68,7 +68,7 @@ def machine(root: Path = ROOT) -> Machine:
     """Look at this machine, now; `root` is where `/proc` and `/sys` are looked for."""
     info = _cpu_info(root)
     libc = " ".join(platform.libc_ver()).strip()
-    memory, available = _memory(root)
+    total, available = _memory(root)
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
@@ -76,9 +76,9 @@ def machine(root: Path = ROOT) -> Machine:
         python=platform.python_version(),
         cpu=_cpu_name(info),
         vendor=info.get("vendor_id") or info.get("CPU implementer") or _sysctl("machdep.cpu.vendor") or "unknown",
-        cores=_cores(root),
+        cores=cores(root),
         instructions=instructions(root),
-        memory_bytes=memory,
+        memory_bytes=total,
         available_bytes=available,
         gpus=tuple(_gpus(root)),
     )
@@ -115,53 +115,10 @@ def _cpu_name(info: dict[str, str]) -> str:
     return info.get("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor() or "unknown"
 
 
-def _cores(root: Path) -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    quotas = [quota for folder in _cgroups(root) if (quota := _quota(folder)) is not None]
-    return max(1, min([usable, *(int(quota) for quota in quotas)]))
-
-
-def _quota(folder: Path) -> float | None:
-    """Cores that a control group may use, where it is limited."""
-    values = (_read(folder / "cpu.max") or "").split()
-    if not values:
-        values = [_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
-    numbers = [_number(value) for value in values]
-    if len(numbers) == 2 and numbers[0] and numbers[1] and numbers[0] > 0:
-        return numbers[0] / numbers[1]
-    return None
-
-
 def _memory(root: Path) -> tuple[int | None, int | None]:
     """Memory in all, and available, in bytes."""
-    pairs = (line.partition(":") for line in (_read(root / "proc/meminfo") or "").splitlines())
-    info = {key: 1024 * (_number(value.split()[0]) or 0) for key, _, value in pairs if value.split()}
-    total = info.get("MemTotal") or _number(_sysctl("hw.memsize") or "")
-    available = info.get("MemAvailable")
-    for folder in _cgroups(root):
-        limit = _number(_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or "")
-        used = _number(_read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or "")
-        if limit is not None and total is not None and limit < total:
-            total = limit
-            if used is not None and available is not None:
-                available = min(available, max(0, limit - used))
-    return total, available
-
-
-def _cgroups(root: Path) -> Iterator[Path]:
-    """Folders of this process's control groups, each with its parents; both versions."""
-    tree = root / "sys/fs/cgroup"
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers not in ("", "cpu,cpuacct", "cpu", "memory"):
-            continue
-        base = tree / controllers if controllers else tree
-        inside = base / path.lstrip("/")
-        yield base
-        while inside != base and inside.is_relative_to(base):
-            yield inside
-            inside = inside.parent
+    total, available = memory(root)
+    return total or _number(_sysctl("hw.memsize") or ""), available
 
 
 def _gpus(root: Path) -> Iterator[Gpu]:
@@ -233,26 +190,11 @@ def _cards(root: Path) -> Iterator[Gpu]:
             yield Gpu(name=f"PCI device {device}", vendor=vendor, driver=kernel[1] if kernel else None)
 
 
-def _read(path: Path) -> str | None:
-    """A small file of the system's, or None."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
 def _glob(folder: Path, pattern: str) -> list[Path]:
     try:
         return sorted(folder.glob(pattern))
     except OSError:
         return []
-
-
-def _number(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
 
 
 def _run(*command: str) -> str | None:

@@ -47,6 +47,7 @@ class MIGraphX:
     newest_opset = 18
     typed = True
     infers_shapes = True
+    at_load: frozenset[str] = frozenset()
 
     def devices(self) -> tuple[str, ...]:
         """The AMD GPUs that are here."""
@@ -92,6 +93,11 @@ class MIGraphX:
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Not measured."""
         del device, options, free
+        return None
+
+    def threads_option(self, device: str) -> str | None:
+        """Its GPUs compute by themselves."""
+        del device
         return None
 
     def check(self, options: Mapping[str, Option]) -> None:

@@ -27,6 +27,7 @@ class Null:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    at_load: frozenset[str] = frozenset()
 
     def devices(self) -> tuple[str, ...]:
         """CPU stands for whatever runs Python."""
@@ -64,6 +65,11 @@ class Null:
         """None."""
         del device, options, free
         return Costs(base=0, per_weight=0.0, activations=0.0, disk_per_weight=0.0)
+
+    def threads_option(self, device: str) -> str | None:
+        """It computes nothing."""
+        del device
+        return ""
 
     def check(self, options: Mapping[str, Option]) -> None:
         """It has no options."""

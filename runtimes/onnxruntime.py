@@ -29,6 +29,7 @@ from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissin
 from ..core.files import sha256_json
 from ..core.graph_rules import check_engine_graph
 from ..core.install import install, pip
+from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
@@ -85,6 +86,15 @@ ENTRIES = (
 """Options that are entries of the session's configuration, by its own names; true and false are 1 and 0."""
 
 LEVEL = "graph_optimization_level"
+THREADS = "intra_op_num_threads"
+AT_LOAD = frozenset(
+    {
+        *(THREADS, "inter_op_num_threads", "enable_cpu_mem_arena", PATTERN, "session.dynamic_block_base"),
+        *("session.intra_op.allow_spinning", "session.inter_op.allow_spinning", "session.intra_op_thread_affinities"),
+        *("arena_extend_strategy", "gpu_mem_limit", "migraphx_arena_extend_strategy", "migraphx_mem_limit"),
+    }
+)
+"""Options of memory and threads, which no graph has in it. The others say what is computed, and how."""
 
 CPU_COSTS = Costs(
     base=70_000_000,
@@ -107,6 +117,7 @@ class ONNXRuntime:
     newest_opset = 23
     typed = True
     infers_shapes = True
+    at_load: frozenset[str] = AT_LOAD
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has, and that compute."""
@@ -195,6 +206,10 @@ class ONNXRuntime:
         if free:
             return replace(CPU_COSTS, unrolls=False, scores=1, regrows=0.6)
         return replace(CPU_COSTS, unrolls=False, regrows=1.5)
+
+    def threads_option(self, device: str) -> str | None:
+        """Of the CPU."""
+        return THREADS if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:
         """`ATTRIBUTES`, `ENTRIES` and the providers' options by ONNX Runtime's names, `graph_optimization_level`, one
@@ -337,6 +352,8 @@ def _options(target: Target, level: str) -> Any:
     options = library.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(library.GraphOptimizationLevel, level)
+    if target.device == "CPU" and (limit := threads()) is not None:
+        setattr(options, THREADS, limit)
     for name, value in PROVIDERS[target.device].attributes.items():
         setattr(options, name, value)
     for name, value in target.options.items():

@@ -21,6 +21,7 @@ import numpy as np
 from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
+from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
@@ -44,6 +45,22 @@ DRIVERS = {
     "GPU": "An Intel GPU needs Intel's compute runtime (Debian and Ubuntu: apt install intel-opencl-icd).",
     "NPU": "An Intel NPU needs Intel's NPU driver (github.com/intel/linux-npu-driver).",
 }
+
+THREADS = "INFERENCE_NUM_THREADS"
+CACHE = "CPU_RUNTIME_CACHE_CAPACITY"
+"""Of the CPU, and in no list of its properties: how many kernels for sizes that were met are kept for each engine."""
+
+CACHED = 1000
+"""How many are, unless a profile says otherwise: those of a few sizes of a large denoiser. OpenVINO keeps 5,000."""
+
+AT_LOAD = frozenset(
+    {
+        *(THREADS, CACHE, "ENABLE_CPU_PINNING", "ENABLE_CPU_RESERVATION", "ENABLE_HYPER_THREADING", "LOG_LEVEL"),
+        *("MODEL_DISTRIBUTION_POLICY", "NUM_STREAMS", "PERF_COUNT", "PERFORMANCE_HINT_NUM_REQUESTS"),
+        *("SCHEDULING_CORE_TYPE", "TBB_PARTITIONER"),
+    }
+)
+"""Properties that say where and how work is shared out; they are given at load again, and no blob has them."""
 
 RESERVED = {
     "INFERENCE_PRECISION_HINT": "it is the profile's [precision]",
@@ -81,6 +98,7 @@ class OpenVINO:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    at_load: frozenset[str] = AT_LOAD
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""
@@ -131,14 +149,18 @@ class OpenVINO:
         del options, free
         return CPU_COSTS if device == "CPU" else None
 
+    def threads_option(self, device: str) -> str | None:
+        """Of the CPU."""
+        return THREADS if device == "CPU" else None
+
     def check(self, options: Mapping[str, Option]) -> None:
         """Options are OpenVINO's writable properties, by their own names. Values are tried on an empty model."""
         for name, value in options.items():
             if name in RESERVED:
                 raise ProfileError(f"{name} isn't set under [options]: {RESERVED[name]}.")
-            holders = [device for device in self.devices() if name in _writable(device)]
+            holders = [device for device in self.devices() if name in _settable(device)]
             if not holders:
-                known = sorted({key for device in self.devices() for key in _writable(device)} - RESERVED.keys())
+                known = sorted({key for device in self.devices() for key in _settable(device)} - RESERVED.keys())
                 raise ProfileError(f"OpenVINO has no option {name!r}. {suggest(name, known)}")
             with border(ProfileError, f"OpenVINO refuses {name} = {value!r}", "Correct it under [options]."):
                 _core().compile_model(_small_model(), holders[0], {name: value})
@@ -232,7 +254,12 @@ class _Loaded:
 
 
 def _config(target: Target) -> dict[str, Any]:
-    return {"PERFORMANCE_HINT": "LATENCY", **target.options, "INFERENCE_PRECISION_HINT": target.precision}
+    own: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if target.device == "CPU":
+        own[CACHE] = CACHED
+        if (limit := threads()) is not None:
+            own[THREADS] = limit
+    return {**own, **target.options, "INFERENCE_PRECISION_HINT": target.precision}
 
 
 def _check_precision(compiled: Any, target: Target, what: str) -> None:
@@ -294,9 +321,10 @@ def _capabilities(device: str) -> tuple[str, ...]:
 
 
 @cache
-def _writable(device: str) -> frozenset[str]:
+def _settable(device: str) -> frozenset[str]:
     properties: dict[str, str] = _property(device, "SUPPORTED_PROPERTIES")
-    return frozenset(str(name) for name, access in properties.items() if access == "RW")
+    hidden = {CACHE} if device == "CPU" else set[str]()
+    return frozenset(hidden) | frozenset(str(name) for name, access in properties.items() if access == "RW")
 
 
 @cache

@@ -7,6 +7,7 @@ GPUs of NVIDIA's and AMD's, in whatever PyTorch calls CUDA; f32 is computed in f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module, metadata
@@ -20,11 +21,12 @@ from pydantic import ValidationError
 from ..core.engine import Engine
 from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
+from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array, Precision
-from .base import Costs, Job, Option, Target
+from .base import Costs, Job, Option, Target, check_threads
 from .border import border, first_line
 from .host import HostEngine
 from .stamp import REBUILD, check_stamp, write_stamp
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from ..checkpoints.parts import PartSpec
 
 SOURCE = "source.json"
-COMPILE = "compile"
+COMPILE, THREADS = "compile", "threads"
 INSTALL = install("export")
 LIBRARIES = ("torch", "diffusers", "transformers")
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
@@ -62,6 +64,7 @@ class Torch:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    at_load: frozenset[str] = frozenset({THREADS})
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, and CUDA where PyTorch was built for it and a GPU is here."""
@@ -110,13 +113,19 @@ class Torch:
         del device, options, free
         return None
 
+    def threads_option(self, device: str) -> str | None:
+        """Of the CPU; it is the process's."""
+        return THREADS if device == "CPU" else None
+
     def check(self, options: Mapping[str, Option]) -> None:
-        """`compile`: true or false."""
+        """`compile`: true or false; `threads`: a number."""
         for name, value in options.items():
-            if name != COMPILE:
-                raise ProfileError(f"The torch runtime has no option {name!r}. {suggest(name, [COMPILE])}")
-            if not isinstance(value, bool):
+            if name not in (COMPILE, THREADS):
+                raise ProfileError(f"The torch runtime has no option {name!r}. {suggest(name, [COMPILE, THREADS])}")
+            if name == COMPILE and not isinstance(value, bool):
                 raise ProfileError(f"{name} is {value!r}; it must be true or false. Correct it under [options].")
+            if name == THREADS:
+                check_threads(value)
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Note where the checkpoint is, and the digest of its weights."""
@@ -168,6 +177,9 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     device = DEVICES[target.device]
+    own = None if "OMP_NUM_THREADS" in os.environ else threads()  # which PyTorch heeds by itself
+    if device == "cpu" and (count := target.options.get(THREADS, own)) is not None:
+        torch.set_num_threads(int(count))
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))

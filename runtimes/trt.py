@@ -31,8 +31,8 @@ from ..core.progress import Progress
 from ..core.reading import read_bounded
 from ..core.record import suggest
 from ..core.tensors import Precision
-from .base import MEMORY, TOGETHER, Costs, Job, Option, Target
-from .border import border, first_line
+from .base import MEMORY, TIMING, TOGETHER, Costs, Job, Option, Target
+from .border import border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
@@ -42,9 +42,6 @@ from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
 TIMING_BYTES = 1 << 28
-TIMING = ".timing"
-"""Folder beside the artifacts: what was timed, by GPU and version."""
-
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "builder_optimization_level",
@@ -149,6 +146,7 @@ class TensorRT:
     reads_onnx = True
     typed = True
     infers_shapes = True
+    at_load: frozenset[str] = frozenset()
 
     def __init__(self, library: Library) -> None:
         self._is = library
@@ -220,6 +218,11 @@ class TensorRT:
         del device, options, free
         return self._is.costs
 
+    def threads_option(self, device: str) -> str | None:
+        """Its GPUs compute by themselves."""
+        del device
+        return None
+
     def check(self, options: Mapping[str, Option]) -> None:
         """`OPTIONS`."""
         known = [name for name in OPTIONS if name != REFIT or not self._is.abroad]  # RTX's flag for it wants the GPU
@@ -268,9 +271,8 @@ class TensorRT:
                 plan = self._build_here(job, builder, network, config)
             if plan is None:
                 advice = next((do for said, do in ADVICE.items() if said in log.worst), TRY)
-                raise CompileError(
-                    f"TensorRT can't build {job.part} for {target.device}: {log.worst or 'it says no more'}. {advice}"
-                )
+                what = f"TensorRT can't build {job.part} for {target.device}"
+                raise CompileError(sentence(what, log.worst or "it says no more", advice))
             (out / PLAN).write_bytes(plan)
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")

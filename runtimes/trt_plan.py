@@ -18,7 +18,7 @@ from ..core.errors import CompileError
 from ..core.shapes import shape_of
 from ..core.tensors import Array
 from .base import Target
-from .border import border
+from .border import border, sentence
 from .cuda import Driver, Room, open_driver
 from .host import Bound
 from .ranges import OUTSIDE
@@ -64,7 +64,7 @@ class Plan:
                     self._context = self._engine.create_execution_context(strategy)
                 if self._context is None:
                     worst = log.worst or "it says no more"
-                    raise CompileError(f"TensorRT can't load {path}: {worst}. {rebuild(path.parent)}")
+                    raise CompileError(sentence(f"TensorRT can't load {path}", worst, rebuild(path.parent)))
         except BaseException:
             self.release()
             raise

@@ -156,6 +156,25 @@ def own_bundle(exported, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def in_the_hubs_cache():
+    """`in_the_hubs_cache(folder, cache)`: a bundle as huggingface_hub keeps it, blobs by digest and a snapshot of links
+    to them; the snapshot.
+    """
+
+    def move(folder: Path, cache: Path) -> Path:
+        snapshot, blobs = cache / "snapshots" / "0123abc", cache / "blobs"
+        blobs.mkdir(parents=True)
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            blob, link = blobs / sha256(path), snapshot / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(blob)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        return snapshot
+
+    return move
+
+
+@pytest.fixture
 def edit_manifest():
     """`edit_manifest(bundle, function)`: change the manifest's JSON."""
 

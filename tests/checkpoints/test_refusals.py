@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import zipfile
 
 import pytest
@@ -308,3 +309,19 @@ def test_a_file_that_changes_after_opening_is_told(own):
 def test_names_of_nothing_are_refused(name):
     with pytest.raises(CheckpointError, match="no checkpoint|no model_index.json"):
         open_checkpoint(name)
+
+
+def test_git_lfs_pointers_are_named_wherever_they_stand(checkpoint, tmp_path):
+    """Every file that is read of a folder: configs, weights and tokenizers."""
+    folder = tmp_path / "cloned"
+    shutil.copytree(checkpoint("sd1"), folder)
+    read = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    read += ["tokenizer/tokenizer_config.json"]
+    for part in ("unet", "vae", "text_encoder"):
+        read += [f"{part}/config.json", next((folder / part).glob("*.safetensors")).relative_to(folder).as_posix()]
+    for name in read:
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n")
+        with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer.*Run 'git lfs pull'"):
+            open_checkpoint(str(folder)).tokenizer_files("tokenizer")
+        (folder / name).write_bytes(kept)

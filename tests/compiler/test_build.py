@@ -38,6 +38,7 @@ from latentc.sampling.draw import load_host
 NULL = load_profile("null")
 OPENVINO = load_profile("cpu-openvino-f32")
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
+EXTENDED = {"graph_optimization_level": "extended"}
 
 
 def of(profile, **changes):
@@ -126,7 +127,10 @@ def test_what_two_artifacts_have_alike_is_on_disk_once(own_bundle, monkeypatch):
     opened = own_bundle()
     one, other = (
         {engine.artifact.part: opened.engines / engine.artifact.name / "engine.data" for engine in made.engines}
-        for made in (build(opened, ONNXRUNTIME), build(opened, of(ONNXRUNTIME, options={"intra_op_num_threads": 1})))
+        for made in (
+            build(opened, ONNXRUNTIME),
+            build(opened, of(ONNXRUNTIME, options=EXTENDED)),
+        )
     )
     for part, path in one.items():
         assert path != other[part]
@@ -329,7 +333,7 @@ def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manif
     show.builds([found], as_json=False)
     assert ", refitted" in capsys.readouterr().out
     load(tuned, ONNXRUNTIME).close()
-    for other in (static(ONNXRUNTIME, "64x64"), of(ONNXRUNTIME, options={"intra_op_num_threads": 1})):
+    for other in (static(ONNXRUNTIME, "64x64"), of(ONNXRUNTIME, options=EXTENDED)):
         assert "refitted" not in {one.how for one in build(tuned, other, like=opened).engines}
     assert len(asked) == 1, "one of another shape or with other options isn't refitted"
 

@@ -1,8 +1,9 @@
 import os
+import shutil
 
 import pytest
 
-from latentc.core.bundle import open_bundle, verify_files
+from latentc.core.bundle import checked_graph, open_bundle, verify_files
 from latentc.core.errors import BundleError
 
 
@@ -68,11 +69,52 @@ def test_files_that_were_changed_are_named(own_bundle):
         verify_files(opened, ["unet/model.onnx_data"])
 
 
-@pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_links_are_refused(own_bundle, tmp_path, link):
+def test_a_link_out_of_the_bundle_is_refused(own_bundle, tmp_path):
     opened = own_bundle()
     data = opened.folder / "unet" / "model.onnx_data"
     data.rename(tmp_path / "elsewhere")
-    link(tmp_path / "elsewhere", data)
-    with pytest.raises(BundleError, match="is a link"):
+    data.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a link that leads out"):
+        open_bundle(opened.folder)
+
+
+def test_hard_links_of_a_backup_are_files_like_any_other(own_bundle, tmp_path):
+    opened = own_bundle()
+    shutil.copytree(opened.folder, tmp_path / "backup", copy_function=os.link)
+    again = open_bundle(opened.folder)
+    verify_files(again, list(again.manifest.files))
+    assert checked_graph(again, "unet") == opened.graph("unet")
+    with (tmp_path / "backup" / "unet" / "model.onnx_data").open("r+b") as file:  # through the other name
+        file.write(b"other")
+    with pytest.raises(BundleError, match="was changed"):
+        verify_files(again, ["unet/model.onnx_data"])
+
+
+def test_a_bundle_in_the_hubs_cache_is_one_of_links(own_bundle, in_the_hubs_cache, tmp_path):
+    snapshot = in_the_hubs_cache(own_bundle().folder, tmp_path / "models--me--mine")
+    opened = open_bundle(snapshot)
+    verify_files(opened, list(opened.manifest.files))
+    graph = checked_graph(opened, "unet")
+    assert not graph.is_symlink()
+    assert graph.samefile(opened.graph("unet"))
+    assert graph.with_name("model.onnx_data").samefile(opened.folder / "unet" / "model.onnx_data")
+    blob = (snapshot / "unet" / "model.onnx_data").resolve()
+    blob.rename(tmp_path / "elsewhere")
+    blob.symlink_to(tmp_path / "elsewhere")  # a blob that is a link itself leads out
+    with pytest.raises(BundleError, match="leads out"):
+        open_bundle(snapshot)
+
+
+def test_git_lfs_pointers_are_named_wherever_they_stand(own_bundle):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n"
+    opened = own_bundle()
+    for name in ("unet/model.onnx_data", "unet/model.onnx", "tokenizer/tokenizer.json", "reference/unet.npz"):
+        path = next(opened.folder.glob(name))
+        kept = path.read_bytes()
+        path.write_bytes(pointer)
+        with pytest.raises(BundleError, match=rf"{path} is a Git LFS pointer.*git lfs pull"):
+            verify_files(opened, [name])
+        path.write_bytes(kept)
+    (opened.folder / "latentc.json").write_bytes(pointer)
+    with pytest.raises(BundleError, match=r"latentc.json is a Git LFS pointer"):
         open_bundle(opened.folder)

@@ -112,7 +112,7 @@ def test_one_process_fills_a_folder_at_a_time(tmp_path):
 
 
 def test_a_folder_needs_room(tmp_path):
-    with pytest.raises(BundleError, match="is free there"), fresh_folder(tmp_path / "made", BundleError, 1 << 60):
+    with pytest.raises(BundleError, match="are free there"), fresh_folder(tmp_path / "made", BundleError, 1 << 60):
         pass
     assert list(tmp_path.iterdir()) == []
 

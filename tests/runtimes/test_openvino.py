@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from latentc.core.errors import CompileError, ProfileError
-from latentc.runtimes.openvino import OpenVINO, _Pipe
+from latentc.runtimes.base import Target
+from latentc.runtimes.openvino import CACHE, CACHED, OpenVINO, _config, _Pipe
 
 
 @pytest.fixture
@@ -119,3 +120,18 @@ def test_the_pipe_holds_nothing(tmp_path):
         assert pipe.tell() == 4
         assert pipe.getvalue() == b""
     assert (tmp_path / "file").read_bytes() == b"01ab456789"
+
+
+def test_the_cache_of_sizes_is_bounded_and_can_be_bounded_otherwise():
+    def given(device="CPU", **options):
+        return _config(Target("openvino", device, "f32", options, (), ())).get(CACHE)
+
+    assert given() == CACHED
+    assert given(**{CACHE: 7}) == 7
+    assert given("GPU") is None, "which doesn't have it"
+    adapter = OpenVINO()
+    adapter.check({CACHE: 0})
+    with pytest.raises(ProfileError, match=f"Did you mean '{CACHE}'"):
+        adapter.check({"CPU_RUNTIME_CACHE_CAPACTIY": 7})
+    with pytest.raises(ProfileError, match=CACHE):
+        adapter.check({CACHE: "several"})

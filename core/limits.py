@@ -1,0 +1,107 @@
+"""What of this machine a process may use: cores and memory, by its affinity mask and the container's control groups.
+
+Linux has both versions of control groups, mounted alone or together, and nested: the narrowest of a group and those
+above it holds. Elsewhere nothing is limited.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def cores(root: Path = ROOT) -> int:
+    """Cores that this process may use, 1 at least; of a quota of 2.5, 2: threads that wait for one another wait less.
+
+    `root` is where `/proc` and `/sys` are looked for.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    quotas = [quota for folder in _groups(root, "cpu") if (quota := _quota(folder)) is not None]
+    return max(1, min([usable, *map(int, quotas)]))
+
+
+def threads(root: Path = ROOT) -> int | None:
+    """Threads to compute in where this process may use fewer cores than there are; None: as a library likes."""
+    found = cores(root)
+    return found if found < (os.cpu_count() or 1) else None
+
+
+def memory(root: Path = ROOT) -> tuple[int | None, int | None]:
+    """Memory that this process may use, and what of it is free now, in bytes; None where the system doesn't say."""
+    info = _meminfo(root)
+    total, available = info.get("MemTotal"), info.get("MemAvailable")
+    for folder in _groups(root, "memory"):
+        limit = number(read(folder / "memory.max") or read(folder / "memory.limit_in_bytes") or "")
+        used = number(read(folder / "memory.current") or read(folder / "memory.usage_in_bytes") or "")
+        if limit is not None and total is not None and limit < total:
+            total = limit
+            if used is not None and available is not None:
+                available = min(available, max(0, limit - used + _reclaimable(folder)))
+    return total, available
+
+
+def swap(root: Path = ROOT) -> int:
+    """Bytes of swap that are free; 0 in a container of limited memory, which may have none."""
+    info = _meminfo(root)
+    return info.get("SwapFree", 0) if memory(root)[0] == info.get("MemTotal") else 0
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """Bytes by name."""
+    pairs = (line.partition(":") for line in (read(root / "proc/meminfo") or "").splitlines())
+    return {key: 1024 * (number(value.split()[0]) or 0) for key, _, value in pairs if value.split()}
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of files that a group holds in memory and that are given back when it needs them."""
+    lines = (line.split() for line in (read(folder / "memory.stat") or "").splitlines())
+    found = {pair[0]: number(pair[1]) or 0 for pair in lines if len(pair) == 2}
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores that a control group may use, where it is limited."""
+    values = (read(folder / "cpu.max") or "").split()
+    if not values:
+        values = [read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    numbers = [number(value) for value in values]
+    if len(numbers) == 2 and numbers[0] and numbers[1] and numbers[0] > 0:
+        return numbers[0] / numbers[1]
+    return None
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's control groups that may limit this, each with those above it; both versions."""
+    tree = root / "sys/fs/cgroup"
+    for line in (read(root / "proc/self/cgroup") or "").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        named = controllers.split(",")
+        if controllers and controller not in named:
+            continue
+        bases = [tree / controllers, tree / controller] if controllers else [tree, tree / "unified"]
+        for base in dict.fromkeys(bases):
+            inside = base / path.lstrip("/")
+            yield base
+            while inside != base and inside.is_relative_to(base):
+                yield inside
+                inside = inside.parent
+
+
+def read(path: Path) -> str | None:
+    """A small file of the system's, or None."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def number(text: str) -> int | None:
+    """A whole number, or None."""
+    try:
+        return int(text)
+    except ValueError:
+        return None

@@ -1,0 +1,12 @@
+"""Figures as sentences have them."""
+
+from __future__ import annotations
+
+
+def sized(count: float) -> str:
+    """Bytes, as people read them: in kB, MB or GB of 10^3, 10^6 and 10^9 bytes."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

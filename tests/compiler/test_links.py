@@ -1,0 +1,42 @@
+"""Bundles of links: as the hub's cache keeps them, and as backups leave them."""
+
+import os
+import shutil
+
+import pytest
+
+from latentc.compiler.build import build
+from latentc.core.bundle import open_bundle
+from latentc.core.request import Request
+from latentc.pipelines.pipeline import Pipeline
+from latentc.profiles import load_profile
+from latentc.profiles.profile import Shapes
+
+OPENVINO = load_profile("cpu-openvino-f32")
+ONNXRUNTIME = load_profile("cpu-onnxruntime")
+STATIC = ONNXRUNTIME.model_copy(update={"shapes": Shapes(sizes=("64x64",))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", [ONNXRUNTIME, OPENVINO], ids=lambda profile: profile.runtime)
+def test_a_bundle_in_the_hubs_cache_is_built_and_drawn_as_any(own_bundle, in_the_hubs_cache, tmp_path, profile):
+    """And so is one whose engines came with it."""
+    opened = own_bundle()
+    plain = shutil.copytree(opened.folder, tmp_path / "plain")
+    build(open_bundle(plain), profile)
+    for source, how in ((opened.folder, "compiled"), (plain, "there")):
+        cache = tmp_path / f"models--me--{how}"
+        snapshot = in_the_hubs_cache(source, cache)
+        linked = open_bundle(snapshot)
+        assert {one.how for one in build(linked, profile).engines} == {how}
+        with Pipeline.open(linked, profile) as pipeline:
+            assert pipeline(Request(prompt="x", steps=1, seed=1)).images.any()
+        assert {path.stat().st_nlink for path in (snapshot / "engines").glob(".plain-unet*/*")} == {2}, "no copies"
+
+
+@pytest.mark.slow
+def test_a_bundle_with_a_backup_of_hard_links_is_built(own_bundle, tmp_path):
+    opened = own_bundle()
+    shutil.copytree(opened.folder, tmp_path / "backup", copy_function=os.link)
+    for profile in (STATIC, OPENVINO):
+        assert {one.how for one in build(open_bundle(opened.folder), profile).engines} == {"compiled"}

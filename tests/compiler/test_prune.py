@@ -1,0 +1,186 @@
+"""What `latentc prune` removes, and what it never does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from latentc.compiler.build import build
+from latentc.compiler.cache import artifacts, is_old, key_of, locked
+from latentc.compiler.prune import leftovers, lost, prune
+from latentc.core.bundle import open_bundle
+from latentc.core.files import read_sealed, write_sealed
+from latentc.profiles import load_profile
+
+OLD = time.time() - 3600
+
+
+def latentc(*arguments):
+    command = [sys.executable, "-m", "latentc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def aged(path, content=b"x" * 1000):
+    path.write_bytes(content)
+    os.utime(path, (OLD, OLD))
+    assert is_old(path)
+    return path
+
+
+def remade(opened, artifact, **fields):
+    """The artifact of other fields, whole, beside it."""
+    changed = {**artifact.fields, **fields}
+    folder = opened.engines / f"{artifact.part}-{key_of(changed)}"
+    shutil.copytree(opened.engines / artifact.name, folder)
+    header = read_sealed(folder / "key.json")
+    write_sealed(folder / "key.json", {**header, "fields": changed, "key": key_of(changed)})
+    return folder
+
+
+@pytest.fixture
+def built(own_bundle):
+    """Engines of ONNX Runtime, made out of `null`'s: their headers are what counts."""
+    opened = own_bundle()
+    build(opened, load_profile("null"))
+    from latentc.compiler.targets import wanted
+
+    _, engines = wanted(opened, load_profile("cpu-onnxruntime"), to_run=True)
+    for want, artifact in zip(engines, artifacts(opened), strict=False):
+        by_part = next(one for one in artifacts(opened) if one.part == want.part)
+        remade(opened, by_part, **{name: None for name in by_part.fields if name not in want.fields} | want.fields)
+        del artifact
+    for one in artifacts(opened):
+        if one.fields["runtime"] == "null":
+            shutil.rmtree(opened.engines / one.name)
+    return opened
+
+
+def names(found):
+    return {one.path.name for one in found}
+
+
+def test_a_sound_bundle_has_nothing_to_prune(built):
+    assert len(artifacts(built)) == 4
+    assert leftovers(built) == lost(built) == ()
+    found = prune(built)
+    assert (found.removed, found.busy, found.unknown) == ((), (), ())
+    assert len(artifacts(built)) == 4
+
+
+def test_what_killed_work_leaves_is_removed(built):
+    engines = built.engines
+    key = "unet-0123456789abcdef"
+    (engines / f".{key}.tmp").mkdir()
+    (engines / f".{key}.tmp" / "engine.data").write_bytes(bytes(5000))
+    (engines / f".{key}.lock").touch()
+    (engines / f".{key}.build.lock").touch()
+    (engines / ".latentc-scratch-abc").mkdir()
+    (engines / ".latentc-scratch-abc" / ".lock").touch()
+    aged(engines / ".0123456789abcdef.tmp")
+    aged(built.folder / ".0123456789abcdef.tmp")
+    export = built.folder.with_name(f".{built.folder.name}.tmp")
+    export.mkdir()
+    before = artifacts(built)
+    expected = {f".{key}.tmp", f".{key}.lock", f".{key}.build.lock", ".latentc-scratch-abc", ".0123456789abcdef.tmp"}
+    assert names(prune(built, dry_run=True).removed) == {*expected, export.name}
+    assert (engines / f".{key}.tmp").exists(), "--dry-run removes nothing"
+    assert (engines / f".{key}.lock").exists()
+    found = prune(built)
+    assert found.bytes == 7000
+    assert leftovers(built) == ()
+    assert artifacts(built) == before
+    assert not export.exists()
+    assert [path for path in engines.iterdir() if path.name.startswith(".")] == []
+
+
+def test_engines_that_nothing_loads_are_removed_with_the_reason(built):
+    one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
+    other = {"onnxruntime": "0.1"}
+    wrong = {
+        remade(built, one, versions=other).name: "of onnxruntime 0.1; here is onnxruntime ",
+        remade(built, one, adapter=0).name: "of another version of latentc",
+        remade(built, one, lowering=0).name: "of another version of latentc",
+        remade(built, one, **{"part digest": "0"}).name: "of another export's graph",
+        remade(built, one, options={"intra_op_num_threads": 4}).name: "options that act at load only",
+        remade(built, one, runtime="null").name: "draws nothing",
+    }
+    damaged = remade(built, one, versions={"onnxruntime": "0.2"})
+    (damaged / "engine.json").write_bytes(b"")
+    wrong[damaged.name] = "damaged"
+    found = {each.path.name: each.why for each in lost(built)}
+    assert found.keys() == wrong.keys()
+    assert all(words in found[name] for name, words in wrong.items())
+    assert len(prune(built).removed) == len(wrong)
+    assert len(artifacts(built)) == 4
+
+
+def test_engines_for_elsewhere_and_what_isnt_known_stay(built):
+    one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
+    remade(built, one, device={"name": "CPU", "architecture": "aarch64"})
+    remade(built, one, device={"name": "CUDA", "gpu": "another"}, versions={"onnxruntime": "0.1"})
+    remade(built, one, runtime="somebody's")
+    headless = built.engines / "unet-00000000000000aa"
+    headless.mkdir()
+    (headless / "precious").write_text("mine")
+    (built.engines / "notes.txt").write_text("mine")
+    (built.engines / ".timing").mkdir()  # TensorRT's
+    (built.engines / ".mine.tmp").mkdir()
+    (built.engines / ".0123.tmp").write_text("mine")
+    (built.engines / ".mine.lock").touch()
+    (built.engines / "unet-link").symlink_to(built.folder)
+    young = built.engines / ".fedcba9876543210.tmp"
+    young.write_bytes(b"being written")
+    found = prune(built)
+    assert found.removed == ()
+    assert {path.name for path in found.unknown} == {
+        *(headless.name, "notes.txt", ".mine.tmp", ".0123.tmp", ".mine.lock", "unet-link"),
+    }
+    assert young.exists()
+    assert len(artifacts(built)) == 7
+
+
+def test_what_another_process_uses_stays(built):
+    one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
+    null = remade(built, one, runtime="null")
+    with locked(built, null.name):
+        found = prune(built)
+        assert names(found.busy) == {null.name}
+        assert found.removed == ()
+        assert names(prune(built, dry_run=True).busy) == {null.name}
+        assert null.exists()
+    assert names(prune(built).removed) == {null.name}
+
+
+def test_files_with_other_names_free_nothing_until_the_last_goes(built):
+    one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
+    first, second = remade(built, one, runtime="null"), remade(built, one, runtime="null", adapter=9)
+    for folder in (first, second):
+        shutil.rmtree(folder / "data", ignore_errors=True)
+    size = sum(path.stat().st_size for folder in (first, second) for path in folder.iterdir())
+    assert sum(each.bytes for each in lost(built)) == size
+    kept = first / "engine.json"
+    os.link(kept, built.folder.with_name("backup"))
+    assert sum(each.bytes for each in lost(built)) == size - kept.stat().st_size
+
+
+@pytest.mark.slow
+def test_the_commands_say_what_and_how_much(own_bundle):
+    folder = own_bundle().folder
+    latentc("build", folder, "--profile", "null", "--quiet")
+    aged(folder / "engines" / ".0123456789abcdef.tmp", bytes(2_500_000))
+    for command in ("inspect", "verify"):
+        said = latentc(command, folder)
+        assert said.returncode == 0
+        assert "(2.5 MB): leftovers, or engines that nothing here loads. latentc prune" in said.stdout
+        assert len(json.loads(latentc(command, folder, "--json").stdout)["leftovers"]) == 5
+    told = latentc("prune", folder, "--dry-run").stdout
+    assert "engines/.0123456789abcdef.tmp: a file that was being written, 2.5 MB" in told
+    assert "of the runtime null, which draws nothing" in told
+    assert "5 of them would be removed, 2.5 MB." in told
+    assert json.loads(latentc("prune", folder, "--json").stdout)["bytes"] > 2_500_000
+    assert "nothing removed" in latentc("prune", folder).stdout
+    assert artifacts(open_bundle(folder)) == []
