@@ -24,12 +24,14 @@ from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_o
 from .energy import joules, read_counters
 from .line import Built, Drawn, Loaded, Opened
 from .meaning import require_judge
+from .others import other_cores, taken
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
-from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
+from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, Vram, append_records, model_of
 from .referee import check_suite, compare, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
+from .vram import VramHeld
 
 WARMUPS = 1
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
@@ -61,6 +63,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
         "commit": commit(),
         "machine": machine(),
         "load_average": load,
+        "other_cores": None,
         "apart": plan.apart,
         "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
         "model": model_of(bundle),
@@ -74,7 +77,7 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
             if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
                 afterwards.append(partial(understand, plan.captions, setting))
             try:
-                _measure(contenders, plan, afterwards, on_progress)
+                common["other_cores"] = _measure(contenders, plan, afterwards, on_progress)
             finally:  # a run that is broken off keeps what it has
                 for contender in contenders:
                     if not contender.draws and contender.error is None:
@@ -91,8 +94,11 @@ Afterwards = Callable[[Sequence[Contender], Awake, Progress], None]
 
 def _measure(
     contenders: Sequence[Contender], plan: Plan, afterwards: Sequence[Afterwards], on_progress: Progress
-) -> None:
-    """Build one after the other; draw in turn until stable; then see to the pictures."""
+) -> float | None:
+    """Build one after the other; draw in turn until stable; then see to the pictures.
+
+    Returns how many cores others kept busy while they drew in turn; None where that isn't known.
+    """
     with ExitStack() as stack:
         sampler = stack.enter_context(Process(Path(sys.executable), "benchmarks.sampler"))
 
@@ -105,6 +111,7 @@ def _measure(
                     _build(contender, on_progress)
                     if not plan.apart:
                         _start(contender, stack, sampler, on_progress)
+        before = taken(_living(contenders, sampler))
         for look in range(PATIENCE):  # few looks: each is one more chance to take noise for stability
             _draw_in_turn(contenders, plan, look * plan.repeat, sampler, awake, on_progress)
             running = [contender for contender in contenders if contender.error is None]
@@ -112,6 +119,7 @@ def _measure(
             awaited = [contender for contender in running if contender.subject.name != OWN_COST] or running
             if all(stability_of(contender.draws)[0] for contender in awaited):
                 break
+        others = other_cores(before, taken(_living(contenders, sampler)))
         if not plan.apart:
             for contender in contenders:
                 if contender.error is None:
@@ -119,6 +127,11 @@ def _measure(
                         _see_peak(contender, sampler)
         for see in afterwards:
             see(contenders, awake, on_progress)
+    return others
+
+
+def _living(contenders: Sequence[Contender], sampler: Process) -> list[int]:
+    return [sampler.pid, *(one.process.pid for one in contenders if one.process is not None)]
 
 
 def _draw_in_turn(
@@ -154,12 +167,9 @@ def _awake(contender: Contender, sampler: Process, on_progress: Progress) -> Gen
 def _see_peak(contender: Contender, sampler: Process) -> None:
     if contender.memory is not None:
         held, before = _held(sampler, "peak", contender), contender.memory
-        peaks = {
-            "peak_bytes": (held["peak"], before.peak_bytes),
-            "vram_peak_bytes": (held["vram_peak"], before.vram_peak_bytes),
-        }
-        highest = {name: max((one for one in both if one is not None), default=None) for name, both in peaks.items()}
-        contender.memory = before.model_copy(update=highest)
+        highest = max(held["peak"] or 0, before.peak_bytes)
+        seen = _vram(contender, held, before.vram)
+        contender.memory = before.model_copy(update={"peak_bytes": highest, "vram": seen})
 
 
 def _open(contender: Contender) -> Process:
@@ -208,7 +218,25 @@ def _start(
             loaded_bytes=loading["now"],
             run_peak_bytes=running["peak"],
             peak_bytes=running["peak"],
+            vram=_vram(contender, running),
         )
+
+
+def _vram(contender: Contender, held: dict[str, Any], before: Sequence[Vram] = ()) -> tuple[Vram, ...]:
+    """Of each GPU; without what a whole device held, where every engine is the CPU's: that was somebody else's."""
+    known = {one.device: one for one in before}
+    seen = [VramHeld(**one) for one in held["vram"]]
+    if not any(" CPU" not in engine for engine in contender.subject.engines.values()):
+        seen = [one for one in seen if one.by == "process"]
+    for one in seen:
+        was = known.get(one.device)
+        known[one.device] = Vram(
+            device=one.device,
+            resting_bytes=was.resting_bytes if was else one.now,
+            peak_bytes=max(one.peak, was.peak_bytes if was else 0),
+            by=one.by,
+        )
+    return tuple(known.values())
 
 
 def _held(sampler: Process, verb: str, contender: Contender) -> dict[str, Any]:

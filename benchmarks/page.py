@@ -10,6 +10,7 @@ from typing import Literal
 
 from .charts import Bar, Strip, bars, pareto, strips
 from .grid import AMPLIFIED, Cell, cells
+from .headline import headline
 from .markup import Html, join, tag
 from .reading import (
     UNSTABLE,
@@ -20,9 +21,9 @@ from .reading import (
     failure,
     figure,
     forced_psnr,
-    front,
     idle,
     machine_title,
+    models_title,
     part_psnr,
     percent,
     points,
@@ -31,10 +32,12 @@ from .reading import (
     seconds_shown,
     setting_title,
     shown_name,
-    speedup,
     step_psnr,
+    title_of,
+    unbeaten,
+    vram_shown,
 )
-from .records import STAGES, Measurement, Metric, Stage
+from .records import STAGES, Measurement, Metric, Model, Stage
 from .style import STYLE
 
 STAGE_NAMES: dict[Stage, str] = {
@@ -91,10 +94,10 @@ def _overview(sections: Sequence[Section]) -> Html:
     lines: list[Html] = []
     for index, section in enumerate(sections, 1):
         row = section.first
-        link = tag("a", f"{row.model.name}, {setting_title(row.setting)}", href=f"#s{index}")
+        link = tag("a", f"{models_title(section)}, {setting_title(row.setting)}", href=f"#s{index}")
         where = tag("span", f"{machine_title(row.machine)}; {row.time}", class_="soft")
         lines.append(tag("tr", tag("th", link, " ", where, colspan=5, scope="rowgroup", class_="group")))
-        lines += [_overview_line(row) for row in section.rows]
+        lines += [_overview_line(section, row) for row in section.rows]
     names = ("", "whole draw, s", "one step, s", "memory", "one step, dB")
     body = tag("tbody", *lines)
     return tag(
@@ -105,69 +108,59 @@ def _overview(sections: Sequence[Section]) -> Html:
     )
 
 
-def _overview_line(row: Measurement) -> Html:
+def _overview_line(section: Section, row: Measurement) -> Html:
     whole, step = row.summary("total"), row.summary("denoiser")
     if failure(row) is not None or whole is None:
-        return tag("tr", _name(row), tag("td", "failed", colspan=4, class_="bad"))
+        return tag("tr", _name(section, row), tag("td", "failed", colspan=4, class_="bad"))
     values = (
         figure(whole.median),
         figure(step.median if step else None),
         bytes_shown(row.memory.peak_bytes if row.memory else None),
         "" if idle(row) else figure(step_psnr(row)),
     )
-    return tag("tr", _name(row), *(tag("td", value) for value in values))
+    return tag("tr", _name(section, row), *(tag("td", value) for value in values))
 
 
 def _section(section: Section, index: int) -> Html:
     first = section.first
-    random = " Its weights are random: the pictures mean nothing, the seconds do." if first.model.random else ""
+    noise = [model.name for model in section.models if model.random]
+    random = f" Random weights: {', '.join(noise)}. Their pictures mean nothing, the seconds do." if noise else ""
     told = f"{machine_title(first.machine)}; {first.time}; guidance {first.setting.guidance:g}.{random}"
     head = tag(
         "div",
-        tag("h2", f"{first.model.name}, {setting_title(first.setting)}"),
+        tag("h2", f"{models_title(section)}, {setting_title(first.setting)}"),
         tag("p", told, class_="soft"),
         _gist(section),
     )
     pieces = [head, _failures(section), _gate(section)]
     if section.measured:
         pieces += [_seconds_table(section), _unstable(section), _drawings(section), *_tables(section)]
-    pieces += [_grid(cells(section)), _omissions(section), _provenance(section)]
+    pieces += [*_grids(section), _omissions(section), _provenance(section)]
     return tag("section", *pieces, id=f"s{index}")
 
 
 def _gist(section: Section) -> Html:
-    """The one sentence for those who read no table."""
-    if not section.engines:
-        return Html()
-    fastest, against = section.engines[0], rival(section)
-    whole = stage_seconds(fastest, "total") or 0.0
-    said = f" draws in {seconds_shown(whole)}"
-    ratio = speedup(fastest, against)
-    if against is not None and against is not fastest and ratio is not None:
-        about = "" if fastest.stable and against.stable else "about "
-        said += f", {about}{figure(ratio, 2)} times as fast as {against.subject.name}"
-    psnr_db = step_psnr(fastest)
-    if psnr_db is not None:
-        said += f", one step agreeing with the reference to {figure(psnr_db)} dB"
-    return tag("p", tag("b", fastest.subject.name), said + ".", class_="gist")
+    """The headline, for those who read no table."""
+    said = headline(section)
+    return tag("p", tag("b", said[0]), " ".join(("", *said[1:])), class_="gist") if said else Html()
 
 
 def _failures(section: Section) -> Html:
-    failed = [(row.subject.name, reason) for row in section.rows if (reason := failure(row)) is not None]
+    failed = [(title_of(row, section), reason) for row in section.rows if (reason := failure(row)) is not None]
     items = [tag("li", tag("b", name), f": {reason}") for name, reason in failed]
     return tag("div", tag("h3", "Failed"), tag("ul", *items), class_="note bad") if items else Html()
 
 
 def _gate(section: Section) -> Html:
     """What isn't near enough to the reference, by the bench's own gate."""
-    said = [(row.subject.name, text) for row in section.engines if row.parity for text in row.parity.failures]
+    said = [(title_of(row, section), text) for row in section.engines if row.parity for text in row.parity.failures]
     items = [tag("li", tag("b", name), f": {text}") for name, text in said]
     return tag("div", tag("h3", "Below the gate of parity"), tag("ul", *items), class_="note bad") if items else Html()
 
 
 def _unstable(section: Section) -> Html:
     rows = [row for row in section.measured if not row.stable]
-    items = [tag("li", tag("b", row.subject.name), f": {row.stability or 'not judged'}") for row in rows]
+    items = [tag("li", tag("b", title_of(row, section)), f": {row.stability or 'not judged'}") for row in rows]
     told = f"{UNSTABLE} Not stable: don't build on these times"
     return tag("details", tag("summary", told), tag("ul", *items), class_="note") if items else Html()
 
@@ -191,9 +184,12 @@ def _seconds_table(section: Section) -> Html:
         "Medians. ± is half the 95 % interval of the median. Host is all of a draw that is neither text encoder, "
         "denoiser nor decoder. "
     )
-    said += f"x {against.subject.name}: how many times as fast as the fastest baseline. " if against else ""
+    if against is not None:
+        said += (
+            f"x {against.subject.name}: how many times as fast as the fastest baseline; intervals that overlap tie. "
+        )
     said += "What does no work shows what latentc itself takes." if any(map(idle, section.rows)) else ""
-    return join(tag("h3", "Seconds"), _table(section.rows, columns), tag("p", said, class_="soft small"))
+    return join(tag("h3", "Seconds"), _table(section, section.rows, columns), tag("p", said, class_="soft small"))
 
 
 def _tables(section: Section) -> list[Html]:
@@ -211,7 +207,8 @@ RATE_NOTE = (
 )
 START_NOTE = (
     "Seconds and bytes. Build: once per machine. Memory: resident, of the process and its children; the peak is of "
-    "its whole life. Energy: of the CPU packages, in joules a draw."
+    "its whole life. GPU: each device by itself, after the warm-up and at most; (device): all that the device held, "
+    "less what it held before loading. Energy: of the CPU packages, in joules a draw."
 )
 PARITY_NOTE = (
     "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
@@ -247,7 +244,8 @@ def _start_columns() -> list[Column]:
         ("before", lambda row: bytes_shown(row.memory.before_bytes if row.memory else None)),
         ("loaded", lambda row: bytes_shown(row.memory.loaded_bytes if row.memory else None)),
         ("peak", lambda row: bytes_shown(row.memory.peak_bytes if row.memory else None)),
-        ("GPU peak", lambda row: bytes_shown(row.memory.vram_peak_bytes if row.memory else None)),
+        ("GPU resting", partial(vram_shown, "resting_bytes")),
+        ("GPU peak", partial(vram_shown, "peak_bytes")),
         ("J", lambda row: figure(row.joules.median if row.joules else None)),
     ]
 
@@ -290,10 +288,10 @@ def _titled(title: str, section: Section, columns: Sequence[Column], note: str) 
     rows = [row for row in section.measured if not (idle(row) and title != "Start and memory")]
     told = [(name, read) for name, read in columns if any(read(row) for row in rows)]
     rows = [row for row in rows if any(read(row) for _, read in told)]
-    return [tag("h3", title), _table(rows, told), tag("p", note, class_="soft small")] if told else []
+    return [tag("h3", title), _table(section, rows, told), tag("p", note, class_="soft small")] if told else []
 
 
-def _table(rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
+def _table(section: Section, rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
     """A line for each row; what failed has no figures."""
     lines: list[Html] = []
     for row in rows:
@@ -301,7 +299,7 @@ def _table(rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
             cells_of = [tag("td", read(row)) for _, read in columns]
         else:
             cells_of = [tag("td", "failed", colspan=len(columns), class_="bad")]
-        lines.append(tag("tr", _name(row), *cells_of))
+        lines.append(tag("tr", _name(section, row), *cells_of))
     table = tag("table", _head(["", *(name for name, _ in columns)]), tag("tbody", *lines))
     return tag("div", table, class_="scroll")
 
@@ -310,9 +308,9 @@ def _head(names: Sequence[str]) -> Html:
     return tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
 
 
-def _name(row: Measurement) -> Html:
+def _name(section: Section, row: Measurement) -> Html:
     kind = "idle" if idle(row) else "own" if row.subject.kind == "profile" else "other"
-    return tag("th", tag("span", class_=f"key {kind}"), shown_name(row), scope="row")
+    return tag("th", tag("span", class_=f"key {kind}"), shown_name(row, section), scope="row")
 
 
 def _drawings(section: Section) -> Html:
@@ -320,21 +318,22 @@ def _drawings(section: Section) -> Html:
     rows, axis = section.engines, axis_of(section.engines)
     if not rows:
         return Html()
-    spots = points(rows, axis)
-    best = ", ".join(point.name for point in front(spots))
-    said = f" The stair is the front: nothing here is both faster and nearer than {best}." if best else ""
+    spots = points(section, axis)
+    best = "; ".join(point.name for point in unbeaten(spots))
+    said = f" The stair is the front by medians. Nothing here is beyond doubt both faster and nearer than: {best}."
+    said = said if best else ""
     shapes = join(_key("own", "profile of latentc"), _key("other", "baseline"))
     picture = pareto(spots, axis.name if axis else "", "Seconds against parity")
-    stages = bars([_stage_bar(row) for row in rows], "Time by stage")
+    stages = bars([_stage_bar(section, row) for row in rows], "Time by stage")
     drawn = [
         _figure("Seconds against parity", shapes, picture, said, wide=True),
         _figure("Time by stage", _keys(STAGE_KEYS), stages, STAGE_NOTE),
     ]
-    held = [bar for row in rows if (bar := _memory_bar(row)) is not None]
+    held = [bar for row in rows if (bar := _memory_bar(section, row)) is not None]
     if held:
         drawn.append(_figure("Memory", _keys(MEMORY_KEYS), bars(held, "Memory"), MEMORY_NOTE))
-    draws = [Strip(shown_name(row), tuple((draw.total,) for draw in row.draws)) for row in rows]
-    steps = [Strip(shown_name(row), tuple(draw.denoiser for draw in row.draws)) for row in rows]
+    draws = [Strip(shown_name(row, section), tuple((draw.total,) for draw in row.draws)) for row in rows]
+    steps = [Strip(shown_name(row, section), tuple(draw.denoiser for draw in row.draws)) for row in rows]
     steps = [strip for strip in steps if strip.samples]
     drawn.append(_figure("Every draw", Html(), strips(draws, "Every draw"), STRIP_NOTE))
     if steps:
@@ -352,15 +351,15 @@ STRIP_NOTE = (
 )
 
 
-def _stage_bar(row: Measurement) -> Bar:
+def _stage_bar(section: Section, row: Measurement) -> Bar:
     pieces: list[tuple[str, float, str]] = []
     for stage in STAGES[:4]:
         seconds = max(stage_seconds(row, stage) or 0.0, 0.0)
         pieces.append((f"s-{stage}", seconds, f"{STAGE_NAMES[stage]}: {seconds_shown(seconds)}"))
-    return Bar(shown_name(row), seconds_shown(stage_seconds(row, "total") or 0.0), tuple(pieces))
+    return Bar(shown_name(row, section), seconds_shown(stage_seconds(row, "total") or 0.0), tuple(pieces))
 
 
-def _memory_bar(row: Measurement) -> Bar | None:
+def _memory_bar(section: Section, row: Measurement) -> Bar | None:
     held = row.memory
     if held is None:
         return None
@@ -372,7 +371,7 @@ def _memory_bar(row: Measurement) -> Bar | None:
         ("s-run", float(run), f"drawing added {bytes_shown(run)}"),
     )
     marks = ((float(held.load_peak_bytes), f"peak while loading: {bytes_shown(held.load_peak_bytes)}"),)
-    return Bar(row.subject.name, bytes_shown(held.peak_bytes), pieces, marks)
+    return Bar(title_of(row, section), bytes_shown(held.peak_bytes), pieces, marks)
 
 
 def _keys(names: Mapping[str, str]) -> Html:
@@ -388,14 +387,23 @@ def _figure(title: str, keys: Html, drawing: Html, note: str, wide: bool = False
     return tag("figure", tag("h3", title), told, drawing, tag("figcaption", note), class_="wide" if wide else None)
 
 
-def _grid(found: Sequence[Cell]) -> Html:
-    if not found:
-        return Html()
+def _grids(section: Section) -> list[Html]:
+    """One for each checkpoint: pictures of two aren't held against each other."""
+    each = [Section(tuple(row for row in section.rows if row.model == model)) for model in section.models]
+    several = len(each) > 1
+    return [
+        _grid(found, f"Pictures, {one.first.model.name}" if several else "Pictures")
+        for one in each
+        if (found := cells(one))
+    ]
+
+
+def _grid(found: Sequence[Cell], title: str) -> Html:
     shown = [_cell(cell, index == 0) for index, cell in enumerate(found)]
     name = found[0].name
     stands = f"{name} is nearest to the reference and stands for it. " if found[0].nearest else ""
     note = f"The first picture of each. {stands}Differences from {name} are shown {AMPLIFIED} times larger."
-    return join(tag("h3", "Pictures"), tag("p", note, class_="soft small"), tag("div", *shown, class_="grid"))
+    return join(tag("h3", title), tag("p", note, class_="soft small"), tag("div", *shown, class_="grid"))
 
 
 def _cell(cell: Cell, reference: bool) -> Html:
@@ -413,13 +421,13 @@ def _image(picture: str, alt: str) -> Html:
 
 def _omissions(section: Section) -> Html:
     """What the figures don't hold, each sentence once."""
-    told = by_text((sentence, row.subject.name) for row in section.rows for sentence in row.leaves_out)
+    told = by_text((sentence, title_of(row, section)) for row in section.rows for sentence in row.leaves_out)
     items = [tag("li", text, _whose(names, section)) for text, names in told]
     return join(tag("h3", "What the numbers leave out"), tag("ul", *items, class_="small")) if items else Html()
 
 
 def _whose(names: Sequence[str], section: Section) -> Html:
-    everybody = len(names) == len({row.subject.name for row in section.rows})
+    everybody = len(names) == len({title_of(row, section) for row in section.rows})
     return Html() if everybody else tag("span", f" {', '.join(names)}", class_="soft")
 
 
@@ -434,22 +442,22 @@ def _provenance(section: Section) -> Html:
         ("memory", f"{bytes_shown(machine.memory_bytes)}, {bytes_shown(machine.available_bytes)} of it free"),
         ("system", ", ".join(filter(None, (machine.system, machine.libc, f"Python {machine.python}")))),
         ("load before", figure(first.load_average, 2)),
+        ("others' cores", figure(first.other_cores, 2)),
         ("in memory", "one process at a time, started anew for each draw" if first.apart else ""),
         ("environment", " ".join(f"{name}={value}" for name, value in first.environment.items())),
         ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
         ("run", f"{first.run}, {first.time}"),
-        ("model", f"{first.model.name}, {first.model.family}, exported by latentc {first.model.latentc}"),
-        ("parts", ", ".join(f"{name} {digest[:12]}" for name, digest in first.model.digests.items())),
+        *(fact for model in section.models for fact in _model_facts(model)),
         ("prompt", f"{first.setting.prompt!r}, seed {first.setting.seed}"),
     ]
     pairs = [piece for name, value in facts if value for piece in (tag("dt", name), tag("dd", value))]
     libraries = by_text(
-        (f"{name} {version}", row.subject.name)
+        (f"{name} {version}", title_of(row, section))
         for row in section.rows
         for name, version in row.subject.versions.items()
     )
     versions = [tag("li", text, _whose(names, section)) for text, names in sorted(libraries)]
-    subjects = [_subject(row) for row in section.rows]
+    subjects = [_subject(section, row) for row in section.rows]
     return tag(
         "details",
         tag("summary", "Machine and versions"),
@@ -461,13 +469,18 @@ def _provenance(section: Section) -> Html:
     )
 
 
-def _subject(row: Measurement) -> Html:
+def _model_facts(model: Model) -> list[tuple[str, str]]:
+    digests = ", ".join(f"{name} {digest[:12]}" for name, digest in model.digests.items())
+    return [("model", f"{model.name}, {model.family}, exported by latentc {model.latentc}"), ("parts", digests)]
+
+
+def _subject(section: Section, row: Measurement) -> Html:
     """What ran each part, and the whole profile."""
     engines = [tag("li", f"{part}: {engine}") for part, engine in row.subject.engines.items()]
     scheduler = [tag("li", f"scheduler: {row.subject.scheduler}")] if row.subject.scheduler else []
     kept = row.subject.profile.model_dump(mode="json", exclude_none=True) if row.subject.profile else None
     profile = [tag("pre", json.dumps(kept, indent=1, ensure_ascii=False))] if kept else []
-    return join(tag("h4", row.subject.name), tag("ul", *engines, *scheduler, class_="small"), *profile)
+    return join(tag("h4", title_of(row, section)), tag("ul", *engines, *scheduler, class_="small"), *profile)
 
 
 def _summary(row: Measurement, stage: Stage, field: Literal["median", "p90", "p99", "spread"]) -> float | None:

@@ -75,6 +75,20 @@ class Startup(Line):
     """On disk, of all parts."""
 
 
+class Vram(Line):
+    """What one GPU held for the processes."""
+
+    device: str
+    """As `NVIDIA 0`: the vendor, and the place in its library's list."""
+    resting_bytes: int
+    """After the warm-up, when nothing was drawn."""
+    peak_bytes: int
+    """The most that was seen; in the measured draws nobody looks."""
+    by: Literal["process", "device"] = "process"
+    """`device`: the library named none of the processes, as in a container, so that it is all that the device held
+    less what it held before they loaded anything. What others took or gave back meanwhile is in it."""
+
+
 class Memory(Line):
     """Resident memory of the process tree. Pages that processes share are counted in each of them."""
 
@@ -88,8 +102,8 @@ class Memory(Line):
     """The most in the first draw and the warm-up; in the measured ones nobody looks."""
     peak_bytes: int
     """The most of its whole life, imports included."""
-    vram_peak_bytes: int | None = None
-    """The most GPU memory that the processes held."""
+    vram: tuple[Vram, ...] = ()
+    """Of each GPU that held something for it."""
 
 
 class Work(Line):
@@ -220,6 +234,8 @@ class Measurement(Line):
     machine: Machine
     load_average: float | None = None
     """Processes that wanted a core when the run started: above 0.5 something else was at work."""
+    other_cores: float | None = None
+    """How many of the cores that it may use other processes kept busy while the draws were measured, on average."""
     apart: bool = False
     """Whether each measured draw was the second of a process of its own, with no other in memory. `startup`, `first`
     and `memory` but for its peaks are the first process's; `warmup` has the first draws of the others."""

@@ -44,8 +44,14 @@ def row_of(
         leaves_out.append("Energy: this machine has no counters, or they can't be read.")
     if contender.draws and contender.memory is None:
         leaves_out.append("Memory: it is read from /proc, which this system hasn't.")
-    if common["machine"].gpus and not (contender.memory and contender.memory.vram_peak_bytes):
-        leaves_out.append("GPU memory: no driver's library told it of this process (nvidia-ml-py, amdsmi).")
+    vram = contender.memory.vram if contender.memory else ()
+    if common["machine"].gpus and not vram:
+        leaves_out.append("GPU memory: no driver's library reported any of this process (nvidia-ml-py, amdsmi).")
+    if any(one.by == "device" for one in vram):
+        leaves_out.append(
+            "GPU memory: the driver's library names none of its processes, as in a container. What each device held "
+            "more than before loading is given; what others took meanwhile is in it."
+        )
     return Measurement(
         **common,
         subject=contender.subject,

@@ -350,15 +350,25 @@ def report(
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="File that `latentc bench` wrote before.")],
-    new: Annotated[Path, typer.Argument(help="File that it wrote after.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="OLD NEW", help="Files that `latentc bench` wrote before and after.")
+    ],
     effect: Annotated[float, typer.Option(min=0, help="Least change of seconds that counts, as a share.")] = 0.05,
+    machines: Annotated[
+        bool, typer.Option("--machines", help="Show files of several machines side by side, a column for each.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what got slower, larger or less like the reference beyond the noise; exit 1 if something did."""
     from .report import compare as tell
+    from .report import machines as tell_machines
 
-    tell(old, new, effect, as_json)
+    if machines:
+        tell_machines(results, as_json)
+        return
+    if len(results) != 2:
+        raise typer.BadParameter(f"{len(results)} files are given; two are compared, the old one and the new one.")
+    tell(*results, effect, as_json)
 
 
 @app.command()

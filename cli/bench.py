@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 
 from ..benchmarks.bench import bench
 from ..benchmarks.contender import OWN_COST
+from ..benchmarks.headline import headline
 from ..benchmarks.plan import Plan
-from ..benchmarks.reading import idle, step_psnr
+from ..benchmarks.reading import Section, idle, sections, setting_title, shown_name, step_psnr
 from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -20,9 +21,6 @@ from ..core.progress import quiet as silent
 from .show import size as bytes_shown
 from .show import table
 from .text import Screen, say
-
-BUSY = 0.5
-"""Processes that want a core, beside which times mean little."""
 
 FIGURES = ("load", "step", "vae", "all", "±", "memory", "dB")
 PICTURES = ("worst", "score")
@@ -72,38 +70,49 @@ def _say(what: str, share: float | None) -> None:
 
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
-    """A line for each measurement, then what went wrong."""
+    """A headline and a line for each measurement, then what went wrong."""
     console = Screen(highlight=False)
     seen = tuple(name for index, name in enumerate(PICTURES) if any(_likeness(row)[index] for row in rows))
-    figures = (*FIGURES, *seen)
-    for setting, same in groupby(rows, key=lambda row: row.setting):
-        batch = f", {setting.batch} at once" if setting.batch > 1 else ""
-        listed = table(
-            f"{setting.width}x{setting.height}{batch}, {setting.steps} steps", "subject", *figures, right=figures
-        )
-        for row in same:
-            likeness: dict[str, str] = dict(zip(PICTURES, _likeness(row), strict=True))
-            listed.add_row(row.subject.name, *_figures(row), *(likeness[name] for name in seen))
-        console.print(listed)
-    console.print(
-        "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of "
-        "that. Memory: the most that the process held. dB: one denoising step against PyTorch's, from the same "
-        "latents; worst: the worst finished picture of the suite (--suite). Score: how much of what captions say the "
-        "pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` has the rest."
-    )
+    for section in sections(rows):
+        _print_section(console, section, (*FIGURES, *seen))
+    console.print(NOTE)
     for row in rows:
+        name = (
+            f"{row.subject.name}, {row.model.name}" if len({row.model.name for row in rows}) > 1 else row.subject.name
+        )
         if row.error is not None:
-            console.print(f"{row.subject.name} failed: {row.error}", markup=False)
+            console.print(f"{name} failed: {row.error}", markup=False)
             if "signal 9" in row.error and not row.apart:
                 console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
         elif not row.stable:
-            console.print(f"{row.subject.name} isn't stable: {row.stability}.", markup=False)
+            console.print(f"{name} isn't stable: {row.stability}.", markup=False)
         for failure in row.parity.failures if row.parity else ():
-            console.print(f"{row.subject.name}: {failure}", markup=False)
-    load = rows[0].load_average if rows else None
-    if load is not None and load > BUSY:
-        console.print(f"{load:.1f} processes wanted a core when it began: something else was at work here.")
+            console.print(f"{name}: {failure}", markup=False)
     console.print(f"Every sample is in {output}.", markup=False)
+
+
+NOTE = (
+    "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of that; "
+    "intervals that overlap tie. Memory: the most that the process held. dB: one denoising step against PyTorch's, "
+    "from the same latents; worst: the worst finished picture of the suite (--suite). Score: how much of what "
+    "captions say the pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` "
+    "has the rest."
+)
+
+
+def _print_section(console: Screen, section: Section, figures: Sequence[str]) -> None:
+    listed = table(setting_title(section.first.setting), "subject", *figures, right=figures)
+    for model in section.models:
+        if len(section.models) > 1:
+            listed.add_row(f"[bold]{escape(model.name)}[/]")
+        for row in section.rows:
+            if row.model == model:
+                likeness: dict[str, str] = dict(zip(PICTURES, _likeness(row), strict=True))
+                shown = (*_figures(row), *(likeness[name] for name in figures if name in PICTURES))
+                listed.add_row(escape(shown_name(row)), *shown)
+    for sentence in headline(section):
+        console.print(sentence, markup=False)
+    console.print(listed)
 
 
 def _figures(row: Measurement) -> list[str]:
