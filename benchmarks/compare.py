@@ -82,16 +82,19 @@ LIMITS: dict[Metric, Limit] = {
     "flip": Limit(False, 0.005),
     "mean_absolute_difference": Limit(False, 0.25),
 }
-SCORE, DISTANCE, CLIP = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5)
-"""Of what pictures mean: by the judge of `scenes`, and by CLIP."""
+SCORE, DISTANCE, CLIP, LPIPS = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5), Limit(False, 0.005)
+"""Of what pictures mean: by the judge of `scenes`, by CLIP, and to people's eyes."""
 
 BASES: dict[str, tuple[Callable[[Parity], str | None], dict[str, Any]]] = {
     "suite": (
         lambda parity: parity.suite.partition(",")[0] if parity.suite else None,  # whatever drew the reference
-        {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None},
+        {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None}
+        | {"lpips": None, "fid": None},
     ),
     "captions": (lambda parity: str(parity.meaning.captions) if parity.meaning else None, {"meaning": None}),
     "CLIP model": (lambda parity: parity.clip.model if parity.clip else None, {"clip": None}),
+    "LPIPS network": (lambda parity: parity.lpips.network if parity.lpips else None, {"lpips": None}),
+    "FID": (lambda parity: f"{parity.fid.pictures} pictures" if parity.fid else None, {"fid": None}),
 }
 """What figures of parity stand on, and what is left without those that stand on it."""
 
@@ -299,6 +302,10 @@ def _figures(rows: Sequence[Parity]) -> dict[str, tuple[float, Limit, float | No
             add("Fréchet distance", row.meaning.frechet_distance, DISTANCE)
         if row.clip is not None:
             add("CLIP score", row.clip.median, CLIP)
+        if row.lpips is not None:
+            add("LPIPS", row.lpips.mean, LPIPS)
+        if row.fid is not None:
+            add("FID", row.fid.distance, DISTANCE)
     return found
 
 

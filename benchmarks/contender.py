@@ -32,6 +32,7 @@ TIMEOUT_SECONDS = 3600.0
 class Contender:
     """One subject at one setting, while it is measured."""
 
+    bundle: Bundle
     subject: Subject
     python: Callable[[], Path]
     module: str
@@ -85,7 +86,7 @@ def contenders_of(
     digest = sha256_json([part.digest for part in bundle.manifest.parts.values()])[:16]
     found: list[Contender] = []
     for index, one in enumerate([*own, *baselines]):
-        name = f"{run[:8]}-{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
+        name = f"{run[:8]}-{digest[:8]}-{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",
@@ -102,6 +103,7 @@ def contenders_of(
         kind = "profile" if index < len(own) else "baseline"
         found.append(
             Contender(
+                bundle=bundle,
                 subject=Subject(kind=kind, name=one.name, profile=one.profile),
                 python=lambda one=one: python_of(one, peers),
                 module=one.module,

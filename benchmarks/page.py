@@ -214,7 +214,10 @@ PARITY_NOTE = (
     "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
     "the denoiser's worst teacher-forced call. Pictures: the suite's median, in brackets its worst and, behind a "
     "semicolon, the reference against itself. Scene score: the share of what captions say that the pictures show; "
-    "Fréchet: their distance from rendered scenes, lower is nearer. What isn't here has no parity on record."
+    "Fréchet: their distance from rendered scenes, lower is nearer. CLIP score: how well pictures show their prompts, "
+    "with the reference's own. LPIPS: from the reference's pictures, in brackets the worst. FID: from all of them; of "
+    "few pictures it is large, and means something only beside others of as many. What isn't here has no parity on "
+    "record."
 )
 
 
@@ -262,7 +265,8 @@ def _parity_columns(section: Section) -> list[Column]:
     found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
     found.append(("scene score", partial(_meaning, "scene_score")))
     found.append(("Fréchet", partial(_meaning, "frechet_distance")))
-    found.append(("CLIP", _clip))
+    networks = {row.parity.lpips.network for row in section.measured if row.parity and row.parity.lpips}
+    found += [("CLIP score", _clip), (f"LPIPS {', '.join(sorted(networks))}", _lpips), ("FID", _fid)]
     found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
     return found
 
@@ -276,7 +280,21 @@ def _likeness(metric: Metric, row: Measurement) -> str:
 
 
 def _clip(row: Measurement) -> str:
-    return figure(row.parity.clip.median) if row.parity and row.parity.clip else ""
+    found = row.parity.clip if row.parity and not row.model.random else None
+    if found is None:
+        return ""
+    own = found.reference if found.reference_mean is None else found.reference_mean
+    return f"{figure(found.median if found.mean is None else found.mean)} (reference {figure(own)})"
+
+
+def _lpips(row: Measurement) -> str:
+    found = row.parity.lpips if row.parity and not row.model.random else None
+    return "" if found is None else f"{figure(found.mean)} ({figure(found.worst)})"
+
+
+def _fid(row: Measurement) -> str:
+    found = row.parity.fid if row.parity and not row.model.random else None
+    return "" if found is None else f"{figure(found.distance)} ({found.pictures} pictures)"
 
 
 def _meaning(field: Literal["scene_score", "frechet_distance"], row: Measurement) -> str:

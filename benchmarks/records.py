@@ -152,6 +152,28 @@ class ClipScore(Line):
     worst: float
     reference: float
     """Median of the reference's own pictures."""
+    mean: float | None = None
+    """What the field publishes as CLIP score; absent in lines of before."""
+    reference_mean: float | None = None
+
+
+class Lpips(Line):
+    """How far the suite's pictures are from the reference's, to a network calibrated on people's judgments."""
+
+    network: str
+    """`alex` or `vgg`, with the published weights of version 0.1."""
+    mean: float
+    worst: float
+
+
+class Fid(Line):
+    """The Fréchet distance of Inception's features, from the weights that pytorch-fid publishes."""
+
+    distance: float
+    pictures: int
+    """On either side. Few pictures give a large distance, so that only distances of as many may be compared."""
+    against: str
+    """What the pictures are held against."""
 
 
 class Parity(Line):
@@ -175,6 +197,8 @@ class Parity(Line):
     """What is below the gate of its precision, and what couldn't be drawn or compared, in sentences."""
     meaning: Meaning | None = None
     clip: ClipScore | None = None
+    lpips: Lpips | None = None
+    fid: Fid | None = None
 
 
 class Setting(Line):

@@ -12,7 +12,7 @@ from ..core.errors import LatentcError
 from ..sampling.denoise import DENOISER
 from ..sampling.pixels import DECODER
 from .contender import Contender
-from .records import Measurement, Setting, Stage, Work
+from .records import Measurement, Setting, Stage, Work, model_of
 from .stability import stability_of
 from .work import count_work
 
@@ -54,6 +54,7 @@ def row_of(
         )
     return Measurement(
         **common,
+        model=model_of(contender.bundle),
         subject=contender.subject,
         setting=setting,
         startup=contender.startup,

@@ -258,7 +258,10 @@ def new_checkpoint(
 
 @app.command()
 def bench(
-    bundle: Folder,
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export`: several draw the same, in turn."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to add the measurements to.")],
     profile: Profiles = None,
     against: Annotated[
@@ -284,13 +287,19 @@ def bench(
     clip: Annotated[
         Path | None, typer.Option(help="With --suite: folder of a CLIP model, to hold pictures against their prompts.")
     ] = None,
+    lpips: Annotated[
+        Path | None, typer.Option(help="With --suite: folder of LPIPS' published weights, for pictures and PyTorch's.")
+    ] = None,
+    fid: Annotated[
+        Path | None, typer.Option(help="With --suite: folder of FID's published weights, for pictures and PyTorch's.")
+    ] = None,
     captions: Annotated[int, typer.Option(min=0, help="With `scenes`: also draw so many captions and read them.")] = 0,
     keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
     peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure profiles and baselines: each in a process of its own, all of them in turn."""
+    """Measure profiles and baselines in turn; exit 1 if one of them failed, or its pictures did."""
     from ..benchmarks.plan import Plan
     from .bench import measure, parse_batches, parse_sizes
     from .choose import choose
@@ -310,9 +319,11 @@ def bench(
         peers=peers,
         suite=suite,
         clip=clip,
+        lpips=lpips,
+        fid=fid,
         captions=captions,
     )
-    measure(bundle, plan, output, quiet=quiet, as_json=as_json)
+    measure(bundles, plan, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -368,7 +379,7 @@ def compare(
         return
     if len(results) != 2:
         raise typer.BadParameter(f"{len(results)} files are given; two are compared, the old one and the new one.")
-    tell(*results, effect, as_json)
+    tell(results[0], results[1], effect, as_json)
 
 
 @app.command()

@@ -10,10 +10,9 @@ import typer
 from rich.markup import escape
 
 from ..benchmarks.bench import bench
-from ..benchmarks.contender import OWN_COST
 from ..benchmarks.headline import headline
 from ..benchmarks.plan import Plan
-from ..benchmarks.reading import Section, idle, sections, setting_title, shown_name, step_psnr
+from ..benchmarks.reading import Section, at_fault, figure, idle, sections, setting_title, shown_name, step_psnr
 from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -23,7 +22,7 @@ from .show import table
 from .text import Screen, say
 
 FIGURES = ("load", "step", "vae", "all", "±", "memory", "dB")
-PICTURES = ("worst", "score")
+PICTURES = ("worst", "score", "CLIP", "LPIPS", "FID")
 """Figures that are there where pictures were looked at."""
 
 
@@ -47,19 +46,21 @@ def parse_batches(batches: str) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
-def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
-    """Run a plan, and say what was measured; raises `typer.Exit` with code 1 where nothing could be."""
+def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
+    """Run a plan, and say what was measured.
+
+    Raises `typer.Exit` with code 1 where a row failed, or is below the gate of parity.
+    """
     if plan.repeat < 1:
         raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
-    opened = open_bundle(folder)
+    opened = [open_bundle(folder) for folder in folders]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was measured is written, as after Ctrl-C
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
         say(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
     else:
         print_rows(rows, output)
-    asked = [row for row in rows if row.subject.name != OWN_COST] or rows
-    if all(row.error for row in asked):
+    if any(row.error or at_fault(row) for row in rows):
         raise typer.Exit(1)
 
 
@@ -130,10 +131,20 @@ def _figures(row: Measurement) -> list[str]:
     ]
 
 
-def _likeness(row: Measurement) -> tuple[str, str]:
-    worst = row.parity.pictures.get("psnr_db") if row.parity else None
-    meaning = row.parity.meaning if row.parity else None
-    return ("" if worst is None else f"{worst.worst:.0f}", "" if meaning is None else f"{meaning.scene_score:.3f}")
+def _likeness(row: Measurement) -> tuple[str, ...]:
+    """Of each of `PICTURES`; empty where it isn't known."""
+    parity = row.parity
+    if parity is None:
+        return ("",) * len(PICTURES)
+    worst, meaning = parity.pictures.get("psnr_db"), parity.meaning
+    clip, lpips, fid = (None,) * 3 if row.model.random else (parity.clip, parity.lpips, parity.fid)
+    return (
+        "" if worst is None else f"{worst.worst:.0f}",
+        "" if meaning is None else f"{meaning.scene_score:.3f}",
+        "" if clip is None else figure(clip.median if clip.mean is None else clip.mean),
+        "" if lpips is None else figure(lpips.mean),
+        "" if fid is None else figure(fid.distance),
+    )
 
 
 def _seconds(value: float | None) -> str:
