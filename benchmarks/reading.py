@@ -240,8 +240,10 @@ def unbeaten(candidates: Iterable[Point]) -> list[Point]:
 
 
 def rival(section: Section) -> Measurement | None:
-    """The fastest baseline, to hold the others against."""
-    return next((row for row in section.engines if row.subject.kind == "baseline"), None)
+    """The fastest baseline, to hold the others against; of those that tie with it, the first that is stable."""
+    baselines = [row for row in section.engines if row.subject.kind == "baseline"]
+    even = [row for row in baselines if row is baselines[0] or tied(row, baselines[0])]
+    return next((row for row in even if row.stable), baselines[0] if baselines else None)
 
 
 def speedup(row: Measurement, against: Measurement | None) -> float | None:

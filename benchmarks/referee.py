@@ -63,16 +63,16 @@ def _check_weights(bundles: Sequence[Bundle], plan: Plan) -> None:
     names = ", ".join(f"--{name}" for name in plan.measures)
     if not plan.suite:
         raise RequestError(f"The suite's pictures are measured by {names}: add --suite.")
-    if noise := [bundle.folder.name for bundle in bundles if bundle.manifest.source.random]:
-        raise RequestError(
-            f"{', '.join(noise)}: its weights are random, and its pictures noise, of which {names} would say nothing. "
-            "Measure a trained checkpoint, or leave them out."
-        )
     if plan.clip is not None:
         _check_clip(plan.clip)
     for measure, folder in (("lpips", plan.lpips), ("fid", plan.fid)):
         if folder is not None:
             find(cast("Measure", measure), folder)
+    if noise := [bundle.folder.name for bundle in bundles if bundle.manifest.source.random]:
+        raise RequestError(
+            f"{', '.join(noise)}: its weights are random, and its pictures noise, of which {names} would say nothing. "
+            "Measure a trained checkpoint, or leave them out."
+        )
 
 
 def _folders(measures: Mapping[str, Path]) -> dict[str, str]:

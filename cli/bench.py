@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from ..benchmarks.bench import bench
 from ..benchmarks.headline import headline
 from ..benchmarks.plan import Plan
 from ..benchmarks.reading import Section, at_fault, figure, idle, sections, setting_title, shown_name, step_psnr
-from ..benchmarks.records import Measurement
+from ..benchmarks.records import Measurement, Parity
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.progress import quiet as silent
@@ -22,7 +24,7 @@ from .show import table
 from .text import Screen, say
 
 FIGURES = ("load", "step", "vae", "all", "±", "memory", "dB")
-PICTURES = ("worst", "score", "CLIP", "LPIPS", "FID")
+PICTURES = ("worst, dB", "scene score", "CLIP score", "LPIPS", "FID")
 """Figures that are there where pictures were looked at."""
 
 
@@ -73,9 +75,12 @@ def _say(what: str, share: float | None) -> None:
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     """A headline and a line for each measurement, then what went wrong."""
     console = Screen(highlight=False)
-    seen = tuple(name for index, name in enumerate(PICTURES) if any(_likeness(row)[index] for row in rows))
     for section in sections(rows):
-        _print_section(console, section, (*FIGURES, *seen))
+        for sentence in headline(section):
+            console.print(sentence, markup=False)
+        console.print(_listed(section, setting_title(section.first.setting), FIGURES, _figures))
+        if seen := [name for name in PICTURES if any(_likeness(row)[name] for row in section.rows)]:
+            console.print(_listed(section, "pictures", seen, partial(_chosen, seen)))
     console.print(NOTE)
     for row in rows:
         name = (
@@ -95,25 +100,26 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
 NOTE = (
     "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of that; "
     "intervals that overlap tie. Memory: the most that the process held. dB: one denoising step against PyTorch's, "
-    "from the same latents; worst: the worst finished picture of the suite (--suite). Score: how much of what "
+    "from the same latents; worst: the worst finished picture of the suite (--suite). Scene score: how much of what "
     "captions say the pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` "
     "has the rest."
 )
 
 
-def _print_section(console: Screen, section: Section, figures: Sequence[str]) -> None:
-    listed = table(setting_title(section.first.setting), "subject", *figures, right=figures)
+def _listed(
+    section: Section, title: str, names: Sequence[str], figures: Callable[[Measurement], Sequence[str]]
+) -> Table:
+    """A table of rows under their bundle, where there are several; rows without any figure are left out."""
+    listed = table(title, "subject", *names, right=names)
     for model in section.models:
         if len(section.models) > 1:
             listed.add_row(f"[bold]{escape(model.name)}[/]")
         for row in section.rows:
-            if row.model == model:
-                likeness: dict[str, str] = dict(zip(PICTURES, _likeness(row), strict=True))
-                shown = (*_figures(row), *(likeness[name] for name in figures if name in PICTURES))
+            if row.model == model and any(shown := figures(row)):
                 listed.add_row(escape(shown_name(row)), *shown)
-    for sentence in headline(section):
-        console.print(sentence, markup=False)
-    console.print(listed)
+            elif row.model == model and names is FIGURES:
+                listed.add_row(escape(shown_name(row)), "failed")
+    return listed
 
 
 def _figures(row: Measurement) -> list[str]:
@@ -131,20 +137,24 @@ def _figures(row: Measurement) -> list[str]:
     ]
 
 
-def _likeness(row: Measurement) -> tuple[str, ...]:
-    """Of each of `PICTURES`; empty where it isn't known."""
-    parity = row.parity
-    if parity is None:
-        return ("",) * len(PICTURES)
+def _likeness(row: Measurement) -> dict[str, str]:
+    """By name of `PICTURES`; empty where it isn't known."""
+    parity = row.parity or Parity(reference="")
     worst, meaning = parity.pictures.get("psnr_db"), parity.meaning
     clip, lpips, fid = (None,) * 3 if row.model.random else (parity.clip, parity.lpips, parity.fid)
-    return (
-        "" if worst is None else f"{worst.worst:.0f}",
-        "" if meaning is None else f"{meaning.scene_score:.3f}",
-        "" if clip is None else figure(clip.median if clip.mean is None else clip.mean),
-        "" if lpips is None else figure(lpips.mean),
-        "" if fid is None else figure(fid.distance),
+    figures = (
+        worst and f"{worst.worst:.0f}",
+        meaning and f"{meaning.scene_score:.3f}",
+        clip and figure(clip.median if clip.mean is None else clip.mean),
+        lpips and figure(lpips.mean),
+        fid and figure(fid.distance),
     )
+    return dict(zip(PICTURES, (shown or "" for shown in figures), strict=True))
+
+
+def _chosen(names: Sequence[str], row: Measurement) -> list[str]:
+    known = _likeness(row)
+    return [known[name] for name in names]
 
 
 def _seconds(value: float | None) -> str:

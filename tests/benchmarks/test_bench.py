@@ -222,7 +222,7 @@ def test_what_takes_too_long_is_a_line_with_its_reason(bundle, results):
     assert row.draws == ()
 
 
-def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypatch):
+def test_what_cant_be_is_refused_before_anything_runs(bundle, results, clip_model, monkeypatch):
     null = (load_profile("null"),)
     for plan, says in (
         (Plan(null, ("torch-eeger",)), "Did you mean 'torch-eager'"),
@@ -240,8 +240,10 @@ def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypat
     for name in ("torch-eager", "torch-compile", "diffusers"):
         with pytest.raises(RuntimeMissing, match=rf"{name} needs torch.*\.\[export\]"):
             bench(bundle("sd1"), Plan(null, (name,)), results)
-    for measure in ("clip", "lpips", "fid"):
-        with pytest.raises(RequestError, match=f"weights are random, and its pictures noise, of which --{measure}"):
+    with pytest.raises(RequestError, match="weights are random, and its pictures noise, of which --clip would say no"):
+        bench(bundle("sd1"), Plan(null, suite=True, clip=clip_model), results)
+    for measure in ("lpips", "fid"):
+        with pytest.raises(RequestError, match=f"hasn't the published weights of {measure.upper()}"):
             bench(bundle("sd1"), Plan(null, suite=True, **{measure: results.parent}), results)
     with pytest.raises(RequestError, match="Two bundles are called"):
         bench([bundle("sd1"), bundle("sd1")], Plan(null), results)

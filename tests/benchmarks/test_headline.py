@@ -45,6 +45,16 @@ def test_intervals_that_overlap_are_a_tie(measured):
     assert ratio_shown(*same.engines) == "tie"
 
 
+def test_of_baselines_that_tie_the_stable_one_is_the_measure(measured):
+    section = only(
+        measured("mine", CALM),
+        measured("shaky", SLOWER, kind="baseline", stable=False),
+        measured("firm", [1.001 * seconds for seconds in SLOWER], kind="baseline"),
+        measured("slow", [2 * seconds for seconds in SLOWER], kind="baseline"),
+    )
+    assert "mine is 1.2 times as fast as firm, the fastest baseline." in headline(section)
+
+
 def test_what_isnt_stable_wins_nothing(measured):
     section = only(measured("a", CALM, stable=False), measured("b", SLOWER))
     assert winner(section) is None
