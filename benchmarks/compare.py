@@ -51,7 +51,8 @@ from .reading import (
     seconds_shown,
     setting_title,
 )
-from .records import STAGES, Measurement, Memory, Metric, Parity, Stage, Summary, summarize
+from .records import STAGES, Measurement, Memory, Metric, Parity, Stage
+from .summary import Summary, summarize
 
 EFFECT = 0.05
 """Least change of seconds that counts, as a share: as far as a stable median may spread."""

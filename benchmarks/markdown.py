@@ -39,7 +39,7 @@ def _section(section: Section) -> list[str]:
     first, against = section.first, rival(section)
     columns = ["whole draw, s", "one step, s", "TFLOP/s", "memory", "one step, dB", "worst picture, dB"]
     if against is not None:
-        columns.insert(1, f"x {plain(against.subject.name)}")
+        columns.insert(1, f"x {plain(title_of(against, section))}")
     random = ", random weights" if any(model.random for model in section.models) else ""
     title = f"### {plain(models_title(section))}, {setting_title(first.setting)}{random}"
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]

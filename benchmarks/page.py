@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from statistics import median
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from .charts import Bar, Strip, bars, pareto, strips
+from .columns import (
+    PARITY_NOTE,
+    RATE_NOTE,
+    STAGE_NAMES,
+    START_NOTE,
+    Column,
+    parity_columns,
+    rate_columns,
+    seconds_columns,
+    seconds_note,
+    stage_seconds,
+    start_columns,
+)
 from .grid import AMPLIFIED, Cell, cells
 from .headline import headline
 from .markup import Html, join, tag
@@ -20,43 +30,22 @@ from .reading import (
     bytes_shown,
     failure,
     figure,
-    forced_psnr,
     idle,
     machine_title,
     models_title,
-    part_psnr,
-    percent,
     points,
-    ratio_shown,
-    rival,
     seconds_shown,
     setting_title,
     shown_name,
     step_psnr,
     title_of,
     unbeaten,
-    vram_shown,
 )
-from .records import STAGES, Measurement, Metric, Model, Stage
+from .records import STAGES, Measurement, Model
 from .style import STYLE
 
-STAGE_NAMES: dict[Stage, str] = {
-    "text_encoder": "text",
-    "denoiser": "denoiser",
-    "vae_decoder": "decode",
-    "host": "host",
-    "total": "whole draw",
-}
-METRIC_NAMES: dict[Metric, str] = {
-    "psnr_db": "pictures: PSNR dB",
-    "ssim": "SSIM",
-    "flip": "FLIP",
-    "mean_absolute_difference": "difference",
-}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What the page may load: nothing from anywhere."""
-
-Column = tuple[str, Callable[[Measurement], str]]
 
 
 def page(sections: Sequence[Section], title: str) -> str:
@@ -79,14 +68,6 @@ def page(sections: Sequence[Section], title: str) -> str:
         *(_section(section, index) for index, section in enumerate(sections, 1)),
     ]
     return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *body)), lang="en") + "\n"
-
-
-def stage_seconds(row: Measurement, stage: Stage) -> float | None:
-    """The median of a stage within one draw: all calls of the denoiser together."""
-    if stage == "denoiser":
-        return median(sum(draw.denoiser) for draw in row.draws) if row.draws else None
-    found = row.summary(stage)
-    return found.median if found else None
 
 
 def _overview(sections: Sequence[Section]) -> Html:
@@ -166,139 +147,17 @@ def _unstable(section: Section) -> Html:
 
 
 def _seconds_table(section: Section) -> Html:
-    against = rival(section)
-    columns: list[Column] = [
-        ("whole draw", lambda row: figure(stage_seconds(row, "total"))),
-        ("±", lambda row: percent(_summary(row, "total", "spread"))),
-        ("p90", lambda row: figure(_summary(row, "total", "p90"))),
-        ("p99", lambda row: figure(_summary(row, "total", "p99"))),
-        ("text", lambda row: figure(_summary(row, "text_encoder", "median"))),
-        ("one step", lambda row: figure(_summary(row, "denoiser", "median"))),
-        ("decode", lambda row: figure(_summary(row, "vae_decoder", "median"))),
-        ("host", lambda row: figure(_summary(row, "host", "median"))),
-        ("draws", lambda row: str(len(row.draws))),
-    ]
-    if against is not None:
-        columns.insert(2, (f"x {against.subject.name}", lambda row: ratio_shown(row, against)))
-    said = (
-        "Medians. ± is half the 95 % interval of the median. Host is all of a draw that is neither text encoder, "
-        "denoiser nor decoder. "
-    )
-    if against is not None:
-        said += (
-            f"x {against.subject.name}: how many times as fast as the fastest baseline; intervals that overlap tie. "
-        )
-    said += "What does no work shows what latentc itself takes." if any(map(idle, section.rows)) else ""
-    return join(tag("h3", "Seconds"), _table(section, section.rows, columns), tag("p", said, class_="soft small"))
+    table = _table(section, section.rows, seconds_columns(section))
+    return join(tag("h3", "Seconds"), table, tag("p", seconds_note(section), class_="soft small"))
 
 
 def _tables(section: Section) -> list[Html]:
     """Rate, start and memory, parity."""
     return [
-        *_titled("Rate", section, _rate_columns(), RATE_NOTE),
-        *_titled("Start and memory", section, _start_columns(), START_NOTE),
-        *_titled("Parity", section, _parity_columns(section), PARITY_NOTE),
+        *_titled("Rate", section, rate_columns(), RATE_NOTE),
+        *_titled("Start and memory", section, start_columns(), START_NOTE),
+        *_titled("Parity", section, parity_columns(section), PARITY_NOTE),
     ]
-
-
-RATE_NOTE = (
-    "TFLOP/s: the graph's floating-point operations over the stage's median, and its share of what a large matrix "
-    "product reached here in the same precision."
-)
-START_NOTE = (
-    "Seconds and bytes. Build: once per machine. Memory: resident, of the process and its children; the peak is of "
-    "its whole life. GPU: each device by itself, after the warm-up and at most; (device): all that the device held, "
-    "less what it held before loading. Energy: of the CPU packages, in joules a draw."
-)
-PARITY_NOTE = (
-    "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
-    "the denoiser's worst teacher-forced call. Pictures: the suite's median, in brackets its worst and, behind a "
-    "semicolon, the reference against itself. Scene score: the share of what captions say that the pictures show; "
-    "Fréchet: their distance from rendered scenes, lower is nearer. CLIP score: how well pictures show their prompts, "
-    "with the reference's own. LPIPS: from the reference's pictures, in brackets the worst. FID: from all of them; of "
-    "few pictures it is large, and means something only beside others of as many. What isn't here has no parity on "
-    "record."
-)
-
-
-def _rate_columns() -> list[Column]:
-    found: list[Column] = []
-    for stage in STAGES[:3]:
-        found.append((f"{STAGE_NAMES[stage]} TFLOP/s", partial(_rate, stage)))
-        found.append(("of ceiling", partial(_share, stage)))
-    return found
-
-
-def _rate(stage: Stage, row: Measurement) -> str:
-    return figure(row.tflops(stage))
-
-
-def _share(stage: Stage, row: Measurement) -> str:
-    return percent(row.ceiling_share(stage))
-
-
-def _start_columns() -> list[Column]:
-    return [
-        ("build", lambda row: figure(row.startup.build_seconds) + (" reused" if row.startup.build_reused else "")),
-        ("import", lambda row: figure(row.startup.import_seconds)),
-        ("load", lambda row: figure(row.startup.load_seconds)),
-        ("first draw", lambda row: figure(row.first.total if row.first else None)),
-        ("engines", lambda row: bytes_shown(row.startup.engine_bytes)),
-        ("before", lambda row: bytes_shown(row.memory.before_bytes if row.memory else None)),
-        ("loaded", lambda row: bytes_shown(row.memory.loaded_bytes if row.memory else None)),
-        ("peak", lambda row: bytes_shown(row.memory.peak_bytes if row.memory else None)),
-        ("GPU resting", partial(vram_shown, "resting_bytes")),
-        ("GPU peak", partial(vram_shown, "peak_bytes")),
-        ("J", lambda row: figure(row.joules.median if row.joules else None)),
-    ]
-
-
-def _parity_columns(section: Section) -> list[Column]:
-    found: list[Column] = [
-        ("worst part", lambda row: figure(part_psnr(row))),
-        ("one step", lambda row: figure(step_psnr(row))),
-        ("forced", lambda row: figure(forced_psnr(row))),
-    ]
-    metrics: dict[Metric, None] = {
-        metric: None for row in section.measured if row.parity for metric in row.parity.pictures
-    }
-    found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
-    found.append(("scene score", partial(_meaning, "scene_score")))
-    found.append(("Fréchet", partial(_meaning, "frechet_distance")))
-    networks = {row.parity.lpips.network for row in section.measured if row.parity and row.parity.lpips}
-    found += [("CLIP score", _clip), (f"LPIPS {', '.join(sorted(networks))}", _lpips), ("FID", _fid)]
-    found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
-    return found
-
-
-def _likeness(metric: Metric, row: Measurement) -> str:
-    found = row.parity.pictures.get(metric) if row.parity else None
-    if found is None:
-        return ""
-    floor = f"; {figure(found.floor)}" if found.floor is not None else ""
-    return f"{figure(found.median)} ({figure(found.worst)}{floor})"
-
-
-def _clip(row: Measurement) -> str:
-    found = row.parity.clip if row.parity and not row.model.random else None
-    if found is None:
-        return ""
-    own = found.reference if found.reference_mean is None else found.reference_mean
-    return f"{figure(found.median if found.mean is None else found.mean)} (reference {figure(own)})"
-
-
-def _lpips(row: Measurement) -> str:
-    found = row.parity.lpips if row.parity and not row.model.random else None
-    return "" if found is None else f"{figure(found.mean)} ({figure(found.worst)})"
-
-
-def _fid(row: Measurement) -> str:
-    found = row.parity.fid if row.parity and not row.model.random else None
-    return "" if found is None else f"{figure(found.distance)} ({found.pictures} pictures)"
-
-
-def _meaning(field: Literal["scene_score", "frechet_distance"], row: Measurement) -> str:
-    return figure(getattr(row.parity.meaning, field)) if row.parity and row.parity.meaning else ""
 
 
 def _titled(title: str, section: Section, columns: Sequence[Column], note: str) -> list[Html]:
@@ -499,8 +358,3 @@ def _subject(section: Section, row: Measurement) -> Html:
     kept = row.subject.profile.model_dump(mode="json", exclude_none=True) if row.subject.profile else None
     profile = [tag("pre", json.dumps(kept, indent=1, ensure_ascii=False))] if kept else []
     return join(tag("h4", title_of(row, section)), tag("ul", *engines, *scheduler, class_="small"), *profile)
-
-
-def _summary(row: Measurement, stage: Stage, field: Literal["median", "p90", "p99", "spread"]) -> float | None:
-    found = row.summary(stage)
-    return getattr(found, field) if found else None
