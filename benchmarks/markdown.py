@@ -23,6 +23,7 @@ from .reading import (
     shown_name,
     step_psnr,
     title_of,
+    vram_shown,
 )
 from .records import Measurement
 
@@ -40,10 +41,12 @@ def _section(section: Section) -> list[str]:
     columns = ["whole draw, s", "one step, s", "TFLOP/s", "memory", "one step, dB", "worst picture, dB"]
     if against is not None:
         columns.insert(1, f"x {plain(title_of(against, section))}")
+    if any(vram_shown("peak_bytes", row) for row in section.rows):
+        columns += ["GPU resting", "GPU peak"]
     random = ", random weights" if any(model.random for model in section.models) else ""
     title = f"### {plain(models_title(section))}, {setting_title(first.setting)}{random}"
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-    lines += [_line(section, row, against, len(columns)) for row in section.rows]
+    lines += [_line(section, row, against, columns) for row in section.rows]
     load = first.load_average
     where = [
         f"On {plain(machine_title(first.machine))}",
@@ -87,10 +90,10 @@ NOTE = (
 )
 
 
-def _line(section: Section, row: Measurement, against: Measurement | None, columns: int) -> str:
+def _line(section: Section, row: Measurement, against: Measurement | None, columns: Sequence[str]) -> str:
     whole, step = row.summary("total"), row.summary("denoiser")
     if failure(row) is not None or whole is None:
-        return f"| {plain(title_of(row, section))} | failed |" + " |" * (columns - 1)
+        return f"| {plain(title_of(row, section))} | failed |" + " |" * (len(columns) - 1)
     values = [
         f"{figure(whole.median)} ± {whole.spread:.0%}",
         figure(step.median if step else None),
@@ -101,6 +104,8 @@ def _line(section: Section, row: Measurement, against: Measurement | None, colum
     ]
     if against is not None:
         values.insert(1, ratio_shown(row, against))
+    if "GPU peak" in columns:
+        values += [vram_shown("resting_bytes", row), vram_shown("peak_bytes", row)]
     return f"| {plain(shown_name(row, section))} | {' | '.join(values)} |"
 
 

@@ -14,7 +14,17 @@ from rich.table import Table
 from ..benchmarks.bench import bench
 from ..benchmarks.headline import headline
 from ..benchmarks.plan import Plan
-from ..benchmarks.reading import Section, at_fault, figure, idle, sections, setting_title, shown_name, step_psnr
+from ..benchmarks.reading import (
+    Section,
+    at_fault,
+    figure,
+    idle,
+    sections,
+    setting_title,
+    shown_name,
+    step_psnr,
+    vram_shown,
+)
 from ..benchmarks.records import Measurement, Parity
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -79,6 +89,8 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         for sentence in headline(section):
             console.print(sentence, markup=False)
         console.print(_listed(section, setting_title(section.first.setting), FIGURES, _figures))
+        if any(_vram(row) for row in section.rows):
+            console.print(_listed(section, "GPU memory", ("resting", "peak"), _vram))
         if seen := [name for name in PICTURES if any(_likeness(row)[name] for row in section.rows)]:
             console.print(_listed(section, "pictures", seen, partial(_chosen, seen)))
     console.print(NOTE)
@@ -150,6 +162,11 @@ def _likeness(row: Measurement) -> dict[str, str]:
         fid and figure(fid.distance),
     )
     return dict(zip(PICTURES, (shown or "" for shown in figures), strict=True))
+
+
+def _vram(row: Measurement) -> list[str]:
+    shown = [vram_shown("resting_bytes", row), vram_shown("peak_bytes", row)]
+    return shown if any(shown) else []
 
 
 def _chosen(names: Sequence[str], row: Measurement) -> list[str]:

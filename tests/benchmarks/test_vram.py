@@ -7,10 +7,12 @@ import pytest
 
 from latentc.benchmarks.bench import _vram
 from latentc.benchmarks.compare import compare
+from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import sections
 from latentc.benchmarks.records import Memory, Vram
 from latentc.benchmarks.vram import VramWatch, devices
+from latentc.cli.bench import print_rows
 
 
 class Gpus:
@@ -158,7 +160,7 @@ def row_with(measured, *vram):
     return measured("a", (1.0, 1.01, 0.99, 1.0, 1.02, 0.98), memory=memory)
 
 
-def test_resting_and_peak_are_columns_by_device(measured):
+def test_resting_and_peak_are_columns_by_device(measured, tmp_path, capsys):
     two = row_with(
         measured,
         Vram(device="NVIDIA 0", resting_bytes=3_000_000_000, peak_bytes=5_000_000_000),
@@ -168,6 +170,12 @@ def test_resting_and_peak_are_columns_by_device(measured):
     assert ">NVIDIA 0: 3.00 GB; NVIDIA 1: 1.00 GB (device)<" in text
     assert ">NVIDIA 0: 5.00 GB; NVIDIA 1: 2.00 GB (device)<" in text
     assert "7.00 GB" not in text, "not summed over GPUs"
+    resting, peak = "NVIDIA 0: 3.00 GB; NVIDIA 1: 1.00 GB (device)", "NVIDIA 0: 5.00 GB; NVIDIA 1: 2.00 GB (device)"
+    assert f"| {resting} | {peak} |" in markdown(sections([two]))
+    print_rows([two], tmp_path / "results.jsonl")
+    shown = capsys.readouterr().out
+    assert shown.count("NVIDIA 0: 3.00 GB") == shown.count("NVIDIA 0: 5.00 GB") == 1
+    assert "GPU memory" not in markdown(sections([measured("a", (1.0,) * 6)]))
 
 
 def test_peaks_are_compared_by_device(measured):
