@@ -29,7 +29,7 @@ class Clip:
         path = Path(folder)
         self._model: Any = transformers.CLIPModel.from_pretrained(path, local_files_only=True).eval()
         begun = float(self._model.config.logit_scale_init_value)
-        if abs(float(self._model.logit_scale) - begun) < UNTOUCHED:  # training moves it from the first step
+        if abs(self._model.logit_scale.item() - begun) < UNTOUCHED:  # training moves it from the first step
             raise LatentcError(
                 f"The CLIP model in {path.name} has random weights: its temperature is where training begins. "
                 "Its scores would mean nothing. Name a folder with a trained one."

@@ -130,6 +130,40 @@ def test_other_weights_are_never_taken(folder):
         find("fid", folder / "gone")
 
 
+@pytest.mark.slow
+def test_the_program_measures_what_is_asked_for(published, clip_model, tmp_path, monkeypatch):
+    import torch
+
+    from latentc.benchmarks.subjects.inception import features
+    from latentc.benchmarks.subjects.lpips import distances
+    from latentc.benchmarks.subjects.pictures import Measures
+
+    states = {"alexnet": published.alex_state(), "alex": published.linear_state("alex")}
+    shapes = PUBLISHED["inception"]["shapes"]
+    states["inception"] = published.fill({name: torch.zeros(shape) for name, shape in shapes.items()})
+    digests = {}
+    for name, state in states.items():
+        torch.save(state, tmp_path / f"{name}.pth")
+        digests[name] = (hashlib.sha256((tmp_path / f"{name}.pth").read_bytes()).hexdigest(),)
+    nets = {"lpips": {"alex": {"trunk": digests["alexnet"], "linear": digests["alex"]}}}
+    monkeypatch.setattr(weights, "PUBLISHED", nets | {"fid": {"inception": {"inception": digests["inception"]}}})
+    first, second = published.pictures(64)
+    for name, images in (("mine", first), ("reference", second)):
+        np.savez(tmp_path / f"{name}.npz", *images)
+    measures, folders = Measures(), {"lpips": str(tmp_path), "fid": str(tmp_path), "clip": str(clip_model)}
+    files = {"pictures": str(tmp_path / "mine.npz"), "reference": str(tmp_path / "reference.npz")}
+    assert measures.check(folders).lpips == "alex"
+    found = measures.score(**files, prompts=["a cat", "a dog"])
+    one, other = map(tensor, (first, second))
+    assert found.lpips == pytest.approx(distances("alex", states["alexnet"], states["alex"], one, other))
+    inception = [features(states["inception"], each).numpy() for each in (one, other)]
+    assert found.fid == pytest.approx(frechet_distance(*inception), rel=1e-4)
+    assert len(found.clip) == 2
+    assert measures.check({"lpips": str(tmp_path)}).lpips == "alex"
+    alone = measures.score(**files, prompts=["a cat", "a dog"])
+    assert (alone.clip, alone.fid, alone.lpips) == ((), None, found.lpips)
+
+
 def quality(random, measured):
     parity = Parity(
         reference="r",
