@@ -86,7 +86,7 @@ def contenders_of(
     digest = sha256_json([part.digest for part in bundle.manifest.parts.values()])[:16]
     found: list[Contender] = []
     for index, one in enumerate([*own, *baselines]):
-        name = f"{run[:8]}-{digest[:8]}-{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
+        name = f"{run[:8]}-{index:02}-{one.name}-{digest[:8]}-{setting.width}x{setting.height}-b{setting.batch}"
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",

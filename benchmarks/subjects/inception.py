@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any
-
-import torch
-from torch.nn.functional import avg_pool2d, batch_norm, conv2d, interpolate, max_pool2d
 
 State = Mapping[str, Any]
 SIDE = 299
@@ -22,9 +20,18 @@ EPSILON = 1e-3
 
 def features(state: State, pictures: Any) -> Any:
     """The 2048 features of pictures, uint8 [n, 3, h, w], scaled to 299 x 299 as pytorch-fid does: f32 [n, 2048]."""
-    with torch.inference_mode():
-        values = interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    with _torch().inference_mode():
+        values = _nn().interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         return _network(state, 2 * values - 1)
+
+
+def _torch() -> Any:
+    """Imported when it is asked for: nothing else of latentc's needs it."""
+    return import_module("torch")
+
+
+def _nn() -> Any:
+    return import_module("torch.nn.functional")
 
 
 def _network(state: State, values: Any) -> Any:
@@ -32,8 +39,8 @@ def _network(state: State, values: Any) -> Any:
     values = layer("Conv2d_1a_3x3", values, stride=2)
     values = layer("Conv2d_2a_3x3", values)
     values = layer("Conv2d_2b_3x3", values, padding=1)
-    values = layer("Conv2d_3b_1x1", max_pool2d(values, 3, 2))
-    values = max_pool2d(layer("Conv2d_4a_3x3", values), 3, 2)
+    values = layer("Conv2d_3b_1x1", _nn().max_pool2d(values, 3, 2))
+    values = _nn().max_pool2d(layer("Conv2d_4a_3x3", values), 3, 2)
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
         values = _block_a(partial(_branch, state, name), values)
     values = _block_b(partial(_branch, state, "Mixed_6a"), values)
@@ -41,7 +48,7 @@ def _network(state: State, values: Any) -> Any:
         values = _block_c(partial(_branch, state, name), values)
     values = _block_d(partial(_branch, state, "Mixed_7a"), values)
     values = _block_e(partial(_branch, state, "Mixed_7b"), values, _averaged)
-    values = _block_e(partial(_branch, state, "Mixed_7c"), values, lambda given: max_pool2d(given, 3, 1, 1))
+    values = _block_e(partial(_branch, state, "Mixed_7c"), values, lambda given: _nn().max_pool2d(given, 3, 1, 1))
     return values.mean(dim=(2, 3))
 
 
@@ -50,9 +57,13 @@ Branch = Callable[..., Any]
 
 def _layer(state: State, name: str, values: Any, stride: int = 1, padding: int | tuple[int, int] = 0) -> Any:
     """Convolution, batch normalization, ReLU."""
-    values = conv2d(values, state[f"{name}.conv.weight"], None, stride, padding)
+    values = _nn().conv2d(values, state[f"{name}.conv.weight"], None, stride, padding)
     mean, variance = state[f"{name}.bn.running_mean"], state[f"{name}.bn.running_var"]
-    return batch_norm(values, mean, variance, state[f"{name}.bn.weight"], state[f"{name}.bn.bias"], eps=EPSILON).relu()
+    return (
+        _nn()
+        .batch_norm(values, mean, variance, state[f"{name}.bn.weight"], state[f"{name}.bn.bias"], eps=EPSILON)
+        .relu()
+    )
 
 
 def _branch(state: State, block: str, name: str, values: Any, **options: Any) -> Any:
@@ -60,7 +71,7 @@ def _branch(state: State, block: str, name: str, values: Any, **options: Any) ->
 
 
 def _averaged(values: Any) -> Any:
-    return avg_pool2d(values, 3, 1, 1, count_include_pad=False)
+    return _nn().avg_pool2d(values, 3, 1, 1, count_include_pad=False)
 
 
 def _block_a(layer: Branch, values: Any) -> Any:
@@ -68,13 +79,13 @@ def _block_a(layer: Branch, values: Any) -> Any:
     three = layer("branch3x3dbl_2", layer("branch3x3dbl_1", values), padding=1)
     three = layer("branch3x3dbl_3", three, padding=1)
     pooled = layer("branch_pool", _averaged(values))
-    return torch.cat([layer("branch1x1", values), five, three, pooled], 1)
+    return _torch().cat([layer("branch1x1", values), five, three, pooled], 1)
 
 
 def _block_b(layer: Branch, values: Any) -> Any:
     three = layer("branch3x3dbl_2", layer("branch3x3dbl_1", values), padding=1)
     three = layer("branch3x3dbl_3", three, stride=2)
-    return torch.cat([layer("branch3x3", values, stride=2), three, max_pool2d(values, 3, 2)], 1)
+    return _torch().cat([layer("branch3x3", values, stride=2), three, _nn().max_pool2d(values, 3, 2)], 1)
 
 
 WIDE, TALL = (0, 3), (3, 0)
@@ -88,14 +99,14 @@ def _block_c(layer: Branch, values: Any) -> Any:
     for place, padding in ((2, TALL), (3, WIDE), (4, TALL), (5, WIDE)):
         double = layer(f"branch7x7dbl_{place}", double, padding=padding)
     pooled = layer("branch_pool", _averaged(values))
-    return torch.cat([layer("branch1x1", values), seven, double, pooled], 1)
+    return _torch().cat([layer("branch1x1", values), seven, double, pooled], 1)
 
 
 def _block_d(layer: Branch, values: Any) -> Any:
     three = layer("branch3x3_2", layer("branch3x3_1", values), stride=2)
     seven = layer("branch7x7x3_2", layer("branch7x7x3_1", values), padding=WIDE)
     seven = layer("branch7x7x3_4", layer("branch7x7x3_3", seven, padding=TALL), stride=2)
-    return torch.cat([three, seven, max_pool2d(values, 3, 2)], 1)
+    return _torch().cat([three, seven, _nn().max_pool2d(values, 3, 2)], 1)
 
 
 def _block_e(layer: Branch, values: Any, pool: Callable[[Any], Any]) -> Any:
@@ -106,4 +117,4 @@ def _block_e(layer: Branch, values: Any, pool: Callable[[Any], Any]) -> Any:
         for name, given in (("branch3x3_2", three), ("branch3x3dbl_3", double))
         for side, padding in (("a", (0, 1)), ("b", (1, 0)))
     ]
-    return torch.cat([layer("branch1x1", values), *split, layer("branch_pool", pool(values))], 1)
+    return _torch().cat([layer("branch1x1", values), *split, layer("branch_pool", pool(values))], 1)

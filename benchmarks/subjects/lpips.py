@@ -8,10 +8,8 @@ Perceptual Metric", arXiv:1801.03924, version 0.1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
-
-import torch
-from torch.nn.functional import conv2d, max_pool2d
 
 State = Mapping[str, Any]
 """Published weights by their published names."""
@@ -48,25 +46,29 @@ def distances(net: str, trunk: State, linear: State, reference: Any, other: Any)
 
     `trunk` is the state of torchvision's `alexnet` or `vgg16`, `linear` what the lpips package ships for it.
     """
+    torch: Any = import_module("torch")
+    nn: Any = import_module("torch.nn.functional")
     total: Any = 0.0
     with torch.inference_mode():
         both = zip(_features(net, trunk, reference), _features(net, trunk, other), strict=True)
         for stage, (mine, theirs) in enumerate(both):
             weights = linear[f"lin{stage}.model.1.weight"]
-            total = total + conv2d((_unit(mine) - _unit(theirs)) ** 2, weights).mean(dim=(1, 2, 3))
+            total = total + nn.conv2d((_unit(mine) - _unit(theirs)) ** 2, weights).mean(dim=(1, 2, 3))
     return [float(value) for value in total]
 
 
 def _features(net: str, trunk: State, pictures: Any) -> Sequence[Any]:
     """What comes out of each stage."""
+    torch: Any = import_module("torch")
+    nn: Any = import_module("torch.nn.functional")
     values: Any = pictures.float() / 127.5 - 1
     values = (values - torch.tensor(SHIFT)[:, None, None]) / torch.tensor(SCALE)[:, None, None]
     found: list[Any] = []
     for pool, layers in STAGES[net]:
-        values = max_pool2d(values, *pool) if pool else values
+        values = nn.max_pool2d(values, *pool) if pool else values
         for place, stride, padding in layers:
             weight, bias = trunk[f"features.{place}.weight"], trunk[f"features.{place}.bias"]
-            values = conv2d(values, weight, bias, stride, padding).relu()
+            values = nn.conv2d(values, weight, bias, stride, padding).relu()
         found.append(values)
     return found
 

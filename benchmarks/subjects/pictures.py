@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..frechet import frechet_distance
 from ..line import Checked, Scored, serve
@@ -49,16 +49,19 @@ class Measures:
     def _features(self, pictures: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         assert self._fid is not None
         state = self._fid[1]["inception"]
+        torch: Any = import_module("torch")
         return torch.cat([features(state, part) for part in pictures.split(AT_ONCE)]).double().numpy()
 
 
 def _loaded(found: Found) -> tuple[str, dict[str, dict[str, Any]]]:
     """States by part. The files are the published ones by their digests, and nothing but tensors is unpickled."""
+    torch: Any = import_module("torch")
     states = {part: torch.load(path, map_location="cpu", weights_only=True) for part, path in found.files.items()}
     return found.net, {part: {name: value.float() for name, value in state.items()} for part, state in states.items()}
 
 
 def _pictures(path: str) -> Any:
+    torch: Any = import_module("torch")
     with np.load(path, allow_pickle=False) as file:
         return torch.from_numpy(np.stack([file[name] for name in file.files])).permute(0, 3, 1, 2).contiguous()
 
