@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,13 @@ def test_what_takes_too_long_is_a_line_with_its_reason(bundle, results):
     assert row.draws == ()
 
 
+def smaller(bundle):
+    """A bundle beside it that draws smaller pictures of its own."""
+    manifest = bundle.manifest
+    model = manifest.model.model_copy(update={"default_size": manifest.model.default_size // 2})
+    return replace(bundle, folder=bundle.folder / "other.bundle", manifest=manifest.model_copy(update={"model": model}))
+
+
 def test_what_cant_be_is_refused_before_anything_runs(bundle, results, clip_model, monkeypatch):
     null = (load_profile("null"),)
     for plan, says in (
@@ -248,7 +256,7 @@ def test_what_cant_be_is_refused_before_anything_runs(bundle, results, clip_mode
     with pytest.raises(RequestError, match="Two bundles are called"):
         bench([bundle("sd1"), bundle("sd1")], Plan(null), results)
     with pytest.raises(RequestError, match=r"draw other sizes of their own.*--size"):
-        bench([bundle("sd1"), bundle("scenes")], Plan(null), results)
+        bench([bundle("sd1"), smaller(bundle("sd1"))], Plan(null), results)
     with pytest.raises(RequestError, match="a judge of the world of scenes"):
         bench(bundle("sd1"), Plan(null, captions=4), results)
     monkeypatch.setattr("latentc.benchmarks.referee.find_spec", lambda name: None)
