@@ -67,6 +67,7 @@ def test_every_setting_is_a_line(bundle, results):
         assert row.startup.import_seconds > 0
     assert len({row.run for row in rows}) == 1
     if sys.platform == "linux":  # memory is read from /proc
+        assert rows[0].other_cores is None or rows[0].other_cores >= 0
         memory = rows[0].memory
         assert 1e7 < memory.before_bytes < memory.load_peak_bytes <= memory.peak_bytes
         assert memory.loaded_bytes <= memory.load_peak_bytes
