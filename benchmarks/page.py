@@ -196,7 +196,7 @@ def _drawings(section: Section) -> Html:
     if not rows:
         return Html()
     spots = points(section, axis)
-    best = "; ".join(point.name for point in unbeaten(spots))
+    best = ", ".join(point.name for point in unbeaten(spots))
     said = f" The stair is the front by medians. Nothing here is beyond doubt both faster and nearer than: {best}."
     said = said if best else ""
     shapes = join(_key("own", "profile of latentc"), _key("other", "baseline"))

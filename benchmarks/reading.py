@@ -118,7 +118,7 @@ def idle(row: Measurement) -> bool:
 
 def title_of(row: Measurement, section: Section) -> str:
     """A subject's name; with its bundle's, where the section has several."""
-    return row.subject.name + (f", {row.model.name}" if len(section.models) > 1 else "")
+    return row.subject.name + (f" of {row.model.name}" if len(section.models) > 1 else "")
 
 
 def shown_name(row: Measurement, section: Section | None = None) -> str:

@@ -96,7 +96,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     console.print(NOTE)
     for row in rows:
         name = (
-            f"{row.subject.name}, {row.model.name}" if len({row.model.name for row in rows}) > 1 else row.subject.name
+            f"{row.subject.name} of {row.model.name}" if len({row.model.name for row in rows}) > 1 else row.subject.name
         )
         if row.error is not None:
             console.print(f"{name} failed: {row.error}", markup=False)

@@ -67,7 +67,7 @@ def test_several_checkpoints_are_one_table(monkeypatch, row):
     other = row().model.model_copy(update={"name": "b.bundle"})
     done = run(monkeypatch, [row(), row(model=other.model_dump())])
     assert done.stdout.count("subject") == 1
-    assert "no winner, mine, a.bundle (1.00 s ± 0%) and mine, b.bundle (1.00 s ± 0%) tie." in " ".join(
+    assert "no winner, mine of a.bundle (1.00 s ± 0%) and mine of b.bundle (1.00 s ± 0%) tie." in " ".join(
         done.stdout.split()
     )
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
