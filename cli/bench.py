@@ -23,6 +23,7 @@ from ..benchmarks.reading import (
     setting_title,
     shown_name,
     step_psnr,
+    title_of,
     vram_shown,
 )
 from ..benchmarks.records import Measurement, Parity
@@ -94,18 +95,9 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         if seen := [name for name in PICTURES if any(_likeness(row)[name] for row in section.rows)]:
             console.print(_listed(section, "pictures", seen, partial(_chosen, seen)))
     console.print(NOTE)
-    for row in rows:
-        name = (
-            f"{row.subject.name} of {row.model.name}" if len({row.model.name for row in rows}) > 1 else row.subject.name
-        )
-        if row.error is not None:
-            console.print(f"{name} failed: {row.error}", markup=False)
-            if "signal 9" in row.error and not row.apart:
-                console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
-        elif not row.stable:
-            console.print(f"{name} isn't stable: {row.stability}.", markup=False)
-        for failure in row.parity.failures if row.parity else ():
-            console.print(f"{name}: {failure}", markup=False)
+    for section in sections(rows):
+        for row in section.rows:
+            _print_doubts(console, title_of(row, section), row)
     console.print(f"Every sample is in {output}.", markup=False)
 
 
@@ -116,6 +108,17 @@ NOTE = (
     "captions say the pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` "
     "has the rest."
 )
+
+
+def _print_doubts(console: Screen, name: str, row: Measurement) -> None:
+    if row.error is not None:
+        console.print(f"{name} failed: {row.error}", markup=False)
+        if "signal 9" in row.error and not row.apart:
+            console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
+    elif not row.stable:
+        console.print(f"{name} isn't stable: {row.stability}.", markup=False)
+    for failure in row.parity.failures if row.parity else ():
+        console.print(f"{name}: {failure}", markup=False)
 
 
 def _listed(
