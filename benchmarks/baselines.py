@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.errors import RequestError, RuntimeMissing
+from ..core.install import pip
 from ..core.record import suggest
 from ..profiles import Profile
 
@@ -76,6 +78,19 @@ def find_baseline(name: str) -> Baseline:
 def peers_folder() -> Path:
     """Where `make peers` puts the environments of other libraries' versions: beside what latentc runs in."""
     return Path(sys.prefix) / "peers"
+
+
+def require_baseline(baseline: Baseline, peers: Path) -> None:
+    """Raise `RuntimeMissing` where a baseline can't be measured: its environment, or PyTorch in latentc's, isn't there.
+
+    Nothing is loaded: that they are installed is all that is known.
+    """
+    python_of(baseline, peers)
+    needs = ("torch",) if baseline.profile is not None else ("torch", "diffusers", "transformers")
+    if baseline.environment is None and (absent := [name for name in needs if find_spec(name) is None]):
+        raise RuntimeMissing(
+            f"{baseline.name} needs {' and '.join(absent)}. Install what is missing with: {pip('export')}."
+        )
 
 
 def python_of(baseline: Baseline, peers: Path) -> Path:

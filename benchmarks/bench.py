@@ -10,48 +10,61 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from .. import __version__
 from ..core.bundle import Bundle
+from ..core.errors import RequestError
 from ..core.progress import Progress, quiet
 from ..profiles import load_profile
 from ..runtimes.machine import machine
-from .baselines import find_baseline
+from .baselines import find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
 from .line import Built, Drawn, Loaded, Opened
-from .meaning import require_judge
+from .meaning import require_scenes
+from .others import other_cores, taken
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
-from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, append_records, model_of
+from .records import Draw, Measurement, Memory, Parity, PartParity, Setting, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
+from .suite import suite_for
+from .vram import VramHeld
+
+Afterwards = Callable[[Awake, Progress], None]
+"""What the engines are asked for when their times were taken."""
 
 WARMUPS = 1
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
 """Variables of the environment that change what libraries do with the cores."""
 
 
-def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quiet) -> list[Measurement]:
+def bench(
+    bundles: Bundle | Sequence[Bundle], plan: Plan, output: Path, on_progress: Progress = quiet
+) -> list[Measurement]:
     """Measure each profile and baseline at each size and batch, and add a line for each to `output`.
 
-    What can't be measured is a line with its reason. Lines are written as soon as all of one size and batch are
-    measured, or when the run is broken off. Raises `RequestError` for a baseline or a setting that can't be, before
-    anything is run, and `LatentcError` where `output` can't be written, or what the suite, CLIP or captions need isn't
-    here.
+    Several bundles, as a base and its fine-tunes, draw the same prompts and seeds, all in turn. What can't be measured
+    is a line with its reason. Lines are written as soon as all of one size and batch are measured, or when the run is
+    broken off. Raises, before anything is run: `RequestError` for a baseline, a setting or bundles that can't be,
+    `RuntimeMissing` for a baseline whose environment isn't there, and `LatentcError` where `output` can't be written,
+    or what the suite, its measures or captions need isn't here.
     """
+    bundles = [bundles] if isinstance(bundles, Bundle) else list(bundles)
+    _check_names(bundles)
     baselines = [find_baseline(name) for name in plan.baselines]
-    profiles = list(plan.profiles)
-    if all(profile.name != OWN_COST for profile in profiles):
-        profiles.insert(0, load_profile(OWN_COST))
-    settings = list(settings_of(bundle, plan))
+    for baseline in baselines:
+        require_baseline(baseline, plan.peers or peers_folder())
+    own_cost = [] if any(profile.name == OWN_COST for profile in plan.profiles) else [load_profile(OWN_COST)]
+    settings = list(settings_of(bundles, plan))
     if plan.captions:
-        require_judge()
-    check_suite(bundle, plan, settings)
+        require_scenes(bundles)
+    check_suite(bundles, plan, settings)
     append_records(output, [])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     common: dict[str, Any] = {
@@ -61,38 +74,63 @@ def bench(bundle: Bundle, plan: Plan, output: Path, on_progress: Progress = quie
         "commit": commit(),
         "machine": machine(),
         "load_average": load,
+        "other_cores": None,
         "apart": plan.apart,
         "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
-        "model": model_of(bundle),
     }
     rows: list[Measurement] = []
     for setting in settings:
-        work, uncounted = work_of(bundle, setting)
+        work = [work_of(bundle, setting) for bundle in bundles]
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
-            contenders = contenders_of(bundle, plan, setting, profiles, baselines, Path(scratch), common["run"])
-            afterwards: list[Afterwards] = [partial(compare, bundle, setting, plan.clip)] if plan.suite else []
-            if plan.captions and setting is settings[0]:  # the pictures are of the model's own size in any case
-                afterwards.append(partial(understand, plan.captions, setting))
+            groups: list[list[Contender]] = []
+            for index, bundle in enumerate(bundles):  # what does no work is measured once
+                profiles = [*(own_cost if index == 0 else []), *plan.profiles]
+                folder = Path(scratch, str(index))
+                folder.mkdir()
+                groups.append(contenders_of(bundle, plan, setting, profiles, baselines, folder, common["run"]))
+            afterwards = _afterwards(bundles, groups, plan, setting, first=setting is settings[0])
             try:
-                _measure(contenders, plan, afterwards, on_progress)
+                common["other_cores"] = _measure(list(chain(*groups)), plan, afterwards, on_progress)
             finally:  # a run that is broken off keeps what it has
-                for contender in contenders:
-                    if not contender.draws and contender.error is None:
-                        contender.error = "The run was broken off before it was measured."
-                measured = [row_of(one, setting, work, uncounted, common, output.parent) for one in contenders]
+                measured: list[Measurement] = []
+                for group, counted in zip(groups, work, strict=True):
+                    for contender in group:
+                        if not contender.draws and contender.error is None:
+                            contender.error = "The run was broken off before it was measured."
+                        measured.append(row_of(contender, setting, *counted, common, output.parent))
                 append_records(output, measured)
         rows += measured
     return rows
 
 
-Afterwards = Callable[[Sequence[Contender], Awake, Progress], None]
-"""What the engines are asked for when their times were taken."""
+def _check_names(bundles: Sequence[Bundle]) -> None:
+    """Raise `RequestError` for bundles that couldn't be told apart in a table."""
+    names = [bundle.folder.name for bundle in bundles]
+    if not names:
+        raise RequestError("There is no bundle to measure. Name one at least.")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RequestError(f"Two bundles are called {twice}: their rows couldn't be told apart. Rename one of them.")
+
+
+def _afterwards(
+    bundles: Sequence[Bundle], groups: Sequence[Sequence[Contender]], plan: Plan, setting: Setting, first: bool
+) -> list[Afterwards]:
+    found: list[Afterwards] = []
+    for bundle, group in zip(bundles, groups, strict=True):
+        if plan.suite:
+            found.append(partial(compare, bundle, setting, suite_for(*bundles), plan.measures, group))
+        if plan.captions and first:  # the pictures are of the model's own size in any case
+            found.append(partial(understand, plan.captions, setting, group))
+    return found
 
 
 def _measure(
     contenders: Sequence[Contender], plan: Plan, afterwards: Sequence[Afterwards], on_progress: Progress
-) -> None:
-    """Build one after the other; draw in turn until stable; then see to the pictures."""
+) -> float | None:
+    """Build one after the other; draw in turn until stable; then see to the pictures.
+
+    Returns how many cores others kept busy while they drew in turn; None where that isn't known.
+    """
     with ExitStack() as stack:
         sampler = stack.enter_context(Process(Path(sys.executable), "benchmarks.sampler"))
 
@@ -105,6 +143,7 @@ def _measure(
                     _build(contender, on_progress)
                     if not plan.apart:
                         _start(contender, stack, sampler, on_progress)
+        before = taken(_living(contenders, sampler))
         for look in range(PATIENCE):  # few looks: each is one more chance to take noise for stability
             _draw_in_turn(contenders, plan, look * plan.repeat, sampler, awake, on_progress)
             running = [contender for contender in contenders if contender.error is None]
@@ -112,13 +151,19 @@ def _measure(
             awaited = [contender for contender in running if contender.subject.name != OWN_COST] or running
             if all(stability_of(contender.draws)[0] for contender in awaited):
                 break
+        others = other_cores(before, taken(_living(contenders, sampler)))
         if not plan.apart:
             for contender in contenders:
                 if contender.error is None:
                     with reason(contender):
                         _see_peak(contender, sampler)
         for see in afterwards:
-            see(contenders, awake, on_progress)
+            see(awake, on_progress)
+    return others
+
+
+def _living(contenders: Sequence[Contender], sampler: Process) -> list[int]:
+    return [sampler.pid, *(one.process.pid for one in contenders if one.process is not None)]
 
 
 def _draw_in_turn(
@@ -154,12 +199,9 @@ def _awake(contender: Contender, sampler: Process, on_progress: Progress) -> Gen
 def _see_peak(contender: Contender, sampler: Process) -> None:
     if contender.memory is not None:
         held, before = _held(sampler, "peak", contender), contender.memory
-        peaks = {
-            "peak_bytes": (held["peak"], before.peak_bytes),
-            "vram_peak_bytes": (held["vram_peak"], before.vram_peak_bytes),
-        }
-        highest = {name: max((one for one in both if one is not None), default=None) for name, both in peaks.items()}
-        contender.memory = before.model_copy(update=highest)
+        highest = max(held["peak"] or 0, before.peak_bytes)
+        seen = _vram(contender, held, before.vram)
+        contender.memory = before.model_copy(update={"peak_bytes": highest, "vram": seen})
 
 
 def _open(contender: Contender) -> Process:
@@ -208,7 +250,25 @@ def _start(
             loaded_bytes=loading["now"],
             run_peak_bytes=running["peak"],
             peak_bytes=running["peak"],
+            vram=_vram(contender, running),
         )
+
+
+def _vram(contender: Contender, held: dict[str, Any], before: Sequence[Vram] = ()) -> tuple[Vram, ...]:
+    """Of each GPU; without what a whole device held, where every engine is the CPU's: that was somebody else's."""
+    known = {one.device: one for one in before}
+    seen = [VramHeld(**one) for one in held["vram"]]
+    if not any(" CPU" not in engine for engine in contender.subject.engines.values()):
+        seen = [one for one in seen if one.by == "process"]
+    for one in seen:
+        was = known.get(one.device)
+        known[one.device] = Vram(
+            device=one.device,
+            resting_bytes=was.resting_bytes if was else one.now,
+            peak_bytes=max(one.peak, was.peak_bytes if was else 0),
+            by=one.by,
+        )
+    return tuple(known.values())
 
 
 def _held(sampler: Process, verb: str, contender: Contender) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from statistics import median
 
 from .markup import Html, number, tag
 from .reading import Point, figure, front, seconds_shown
-from .records import summarize
+from .summary import summarize
 
 NARROW = 330
 """Pixels: the narrowest drawing. Letters that don't meet there meet nowhere."""

@@ -11,7 +11,11 @@ for the many comparisons in one file. The least effect stands for what no draw s
 other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 4 samples on
 each side even 3 slower than 3 others happens by chance one time in ten, so nothing is said (rank test, two-sided).
 
-*Memory.* One sample: the peak, worse where it grew by 5 % and 8 MB.
+On a busy machine, or where a time wasn't stable, a difference is the machine's as well as the engine's: of two files
+of one thing the second may well be half as slow again. There it is a note, and neither worse nor better. What counts as
+busy is `reading.disturbance`.
+
+*Memory.* One sample: the peak, worse where it grew by 5 % and 8 MB; of each GPU its own.
 
 *Parity.* The same engine gives the same figures, but for the order in which its threads add. Worse is 1 dB (12 % more
 error), or as `LIMITS` has it, in the median or the worst; above `ROUNDING_DB` it is f32's rounding, and within the
@@ -28,14 +32,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from ..core.errors import LatentcError
-from .reading import bytes_shown, failure, figure, gather, machine_title, seconds_shown, setting_title
-from .records import STAGES, Measurement, Metric, Parity, Stage, Summary, summarize
+from .aspects import apart, request_title
+from .reading import (
+    bytes_shown,
+    disturbance,
+    failure,
+    figure,
+    gather,
+    machine_title,
+    overlap,
+    seconds_shown,
+    setting_title,
+)
+from .records import STAGES, Measurement, Memory, Metric, Parity, Stage
+from .summary import Summary, summarize
 
 EFFECT = 0.05
 """Least change of seconds that counts, as a share: as far as a stable median may spread."""
@@ -66,16 +83,19 @@ LIMITS: dict[Metric, Limit] = {
     "flip": Limit(False, 0.005),
     "mean_absolute_difference": Limit(False, 0.25),
 }
-SCORE, DISTANCE, CLIP = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5)
-"""Of what pictures mean: by the judge of `scenes`, and by CLIP."""
+SCORE, DISTANCE, CLIP, LPIPS = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5), Limit(False, 0.005)
+"""Of what pictures mean: by the judge of `scenes`, by CLIP, and to people's eyes."""
 
 BASES: dict[str, tuple[Callable[[Parity], str | None], dict[str, Any]]] = {
     "suite": (
         lambda parity: parity.suite.partition(",")[0] if parity.suite else None,  # whatever drew the reference
-        {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None},
+        {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None}
+        | {"lpips": None, "fid": None},
     ),
     "captions": (lambda parity: str(parity.meaning.captions) if parity.meaning else None, {"meaning": None}),
     "CLIP model": (lambda parity: parity.clip.model if parity.clip else None, {"clip": None}),
+    "LPIPS network": (lambda parity: parity.lpips.network if parity.lpips else None, {"lpips": None}),
+    "FID": (lambda parity: f"{parity.fid.pictures} pictures" if parity.fid else None, {"fid": None}),
 }
 """What figures of parity stand on, and what is left without those that stand on it."""
 
@@ -102,6 +122,11 @@ class Comparison:
     only_new: tuple[str, ...]
 
     @property
+    def not_judged(self) -> tuple[Change, ...]:
+        """Changes of seconds that may be the machine's."""
+        return tuple(change for change in self.changes if change.what in STAGES and change.verdict == "note")
+
+    @property
     def worse(self) -> tuple[Change, ...]:
         """Those that a build server should stop at."""
         return tuple(change for change in self.changes if change.verdict == "worse")
@@ -112,12 +137,10 @@ def compare_files(old: Path, new: Path, effect: float = EFFECT) -> Comparison:
 
     Raises `LatentcError` for a file that is damaged or empty, and where the two have no row in common.
     """
-    found = compare(gather([old]), gather([new]), effect)
+    before, after = gather([old]), gather([new])
+    found = compare(before, after, effect)
     if not found.compared:
-        raise LatentcError(
-            f"{old} and {new} have no configuration in common: {'; '.join(found.only_old)} against "
-            f"{'; '.join(found.only_new)}. Measure the same profiles and sizes on the same machine."
-        )
+        raise LatentcError(f"{old} and {new} can't be compared: {apart(before, after)}.")
     return found
 
 
@@ -141,9 +164,7 @@ def _by_key(rows: Iterable[Measurement]) -> dict[tuple[str, str], list[Measureme
         setting = row.setting
         title = f"{row.subject.name}, {row.model.name}, {setting_title(setting)}, {machine_title(row.machine)}"
         title += ", one process at a time" if row.apart else ""
-        prompts = repr(setting.prompt) + (f" without {setting.negative_prompt!r}" if setting.negative_prompt else "")
-        rest = f"{prompts}, guidance {setting.guidance:g}, seed {setting.seed}"
-        found.setdefault((title, rest), []).append(row)
+        found.setdefault((title, request_title(row)), []).append(row)
     return found
 
 
@@ -176,7 +197,7 @@ def _samples(rows: Sequence[Measurement], stage: Stage) -> list[float]:
 
 
 def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: float) -> Iterable[Told]:
-    whole = median(_samples(old, "total"))
+    whole, doubt = median(_samples(old, "total")), _doubt(old, new)
     for stage in STAGES:
         mine, theirs = _samples(old, stage), _samples(new, stage)
         if min(len(mine), len(theirs)) < FEWEST:
@@ -186,10 +207,22 @@ def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: flo
         before, after = summarize(mine), summarize(theirs)
         least = max(effect * before.median, SHARE_OF_DRAW * whole, LEAST_SECONDS)
         text = f"{seconds_shown(before.median)} to {seconds_shown(after.median)}{_ratio(before, after)}"
-        if after.interval[0] > before.interval[1] and after.median - before.median >= least:
-            yield stage, "worse", text
-        elif after.interval[1] < before.interval[0] and before.median - after.median >= least:
-            yield stage, "better", text
+        if overlap(before.interval, after.interval) or abs(after.median - before.median) < least:
+            continue
+        if doubt:
+            yield stage, "note", f"{text}: not judged, {doubt}"
+        else:
+            yield stage, "worse" if after.median > before.median else "better", text
+
+
+def _doubt(old: Sequence[Measurement], new: Sequence[Measurement]) -> str | None:
+    """Why a difference of seconds may be the machine's; None where nothing speaks for that."""
+    for where, rows in (("new", new), ("old", old)):
+        if busy := disturbance(rows):
+            return f"the machine was busy ({where} file: {busy})"
+        if any(row.stable is False for row in rows):
+            return f"not stable ({where} file)"
+    return None
 
 
 def _ratio(before: Summary, after: Summary) -> str:
@@ -198,14 +231,21 @@ def _ratio(before: Summary, after: Summary) -> str:
 
 def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
     sides = [[row.memory for row in rows if row.memory is not None] for rows in (old, new)]
-    for what, field in (("peak memory", "peak_bytes"), ("peak GPU memory", "vram_peak_bytes")):
-        before, after = ([value for held in side if (value := getattr(held, field)) is not None] for side in sides)
+    devices = dict.fromkeys(one.device for side in sides for held in side for one in held.vram)
+    figures: dict[str, Callable[[Memory], int | None]] = {"peak memory": lambda held: held.peak_bytes}
+    figures |= {f"peak memory of {device}": partial(_vram_peak, device) for device in devices}
+    for what, of in figures.items():
+        before, after = ([value for held in side if (value := of(held)) is not None] for side in sides)
         if before and not after:
             yield what, "note", "no longer measured"
         if before and after:
             was, now = median(before), median(after)
             if abs(now - was) >= max(MEMORY_SHARE * was, MEMORY_BYTES):
                 yield what, "worse" if now > was else "better", f"{bytes_shown(was)} to {bytes_shown(now)}"
+
+
+def _vram_peak(device: str, held: Memory) -> int | None:
+    return next((one.peak_bytes for one in held.vram if one.device == device), None)
 
 
 def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
@@ -263,6 +303,10 @@ def _figures(rows: Sequence[Parity]) -> dict[str, tuple[float, Limit, float | No
             add("Fréchet distance", row.meaning.frechet_distance, DISTANCE)
         if row.clip is not None:
             add("CLIP score", row.clip.median, CLIP)
+        if row.lpips is not None:
+            add("LPIPS", row.lpips.mean, LPIPS)
+        if row.fid is not None:
+            add("FID", row.fid.distance, DISTANCE)
     return found
 
 

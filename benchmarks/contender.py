@@ -34,6 +34,7 @@ TIMEOUT_SECONDS = 3600.0
 class Contender:
     """One subject at one setting, while it is measured."""
 
+    bundle: Bundle
     subject: Subject
     python: Callable[[], Path]
     module: str
@@ -89,7 +90,7 @@ def contenders_of(
     count = plan.threads or threads()
     counted = {"OMP_NUM_THREADS": str(count)} if count and "OMP_NUM_THREADS" not in os.environ else {}
     for index, one in enumerate([*own, *baselines]):
-        name = f"{run[:8]}-{index:02}-{one.name}-{setting.width}x{setting.height}-b{setting.batch}"
+        name = f"{run[:8]}-{index:02}-{one.name}-{digest[:8]}-{setting.width}x{setting.height}-b{setting.batch}"
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",
@@ -106,6 +107,7 @@ def contenders_of(
         kind = "profile" if index < len(own) else "baseline"
         found.append(
             Contender(
+                bundle=bundle,
                 subject=Subject(kind=kind, name=one.name, profile=one.profile),
                 python=lambda one=one: python_of(one, peers),
                 module=one.module,

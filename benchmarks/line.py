@@ -144,9 +144,22 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Scored:
-    """How well pictures show their prompts, by CLIP."""
+    """What the field's measures say of pictures; empty or None where a measure wasn't asked for."""
 
-    scores: tuple[float, ...]
+    clip: tuple[float, ...] = ()
+    """Of each picture with its prompt: 0 to 100."""
+    lpips: tuple[float, ...] = ()
+    """Of each picture and the reference's."""
+    fid: float | None = None
+    """Of all and all of the reference's."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Its weights can be loaded."""
+
+    lpips: str
+    """Name of LPIPS' network; empty where it wasn't asked for."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from .headline import headline
 from .reading import (
     UNSTABLE,
     Section,
@@ -14,12 +15,15 @@ from .reading import (
     figure,
     idle,
     machine_title,
+    models_title,
     picture_psnr,
     ratio_shown,
     rival,
     setting_title,
     shown_name,
     step_psnr,
+    title_of,
+    vram_shown,
 )
 from .records import Measurement
 
@@ -36,11 +40,13 @@ def _section(section: Section) -> list[str]:
     first, against = section.first, rival(section)
     columns = ["whole draw, s", "one step, s", "TFLOP/s", "memory", "one step, dB", "worst picture, dB"]
     if against is not None:
-        columns.insert(1, f"x {plain(against.subject.name)}")
-    random = ", random weights" if first.model.random else ""
-    title = f"### {plain(first.model.name)}, {setting_title(first.setting)}{random}"
+        columns.insert(1, f"x {plain(title_of(against, section))}")
+    if any(vram_shown("peak_bytes", row) for row in section.rows):
+        columns += ["GPU resting", "GPU peak"]
+    random = ", random weights" if any(model.random for model in section.models) else ""
+    title = f"### {plain(models_title(section))}, {setting_title(first.setting)}{random}"
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-    lines += [_line(row, against, len(columns)) for row in section.rows]
+    lines += [_line(section, row, against, columns) for row in section.rows]
     load = first.load_average
     where = [
         f"On {plain(machine_title(first.machine))}",
@@ -50,23 +56,28 @@ def _section(section: Section) -> list[str]:
         *([f"load {load:.1f} before"] if load is not None else []),
         *(["one process at a time"] if first.apart else []),
     ]
-    told = [title, "\n".join(lines), NOTE, "; ".join(where) + "."]
-    failed = [f"- {plain(row.subject.name)} failed: {plain(why)}" for row in section.rows if (why := failure(row))]
+    gist = [plain(" ".join(said))] if (said := headline(section)) else []
+    told = [title, *gist, "\n".join(lines), NOTE, "; ".join(where) + "."]
+    failed = [
+        f"- {plain(title_of(row, section))} failed: {plain(why)}" for row in section.rows if (why := failure(row))
+    ]
     failed += [
-        f"- {plain(row.subject.name)} is below the gate of parity: {plain(text)}"
+        f"- {plain(title_of(row, section))} is below the gate of parity: {plain(text)}"
         for row in section.engines
         if row.parity
         for text in row.parity.failures
     ]
     shaky = [
-        f"- {plain(shown_name(row))} wasn't stable: {plain(row.stability or 'not judged')}."
+        f"- {plain(shown_name(row, section))} wasn't stable: {plain(row.stability or 'not judged')}."
         for row in section.measured
         if not row.stable
     ]
-    engines = by_text((engine, row.subject.name) for row in section.measured for engine in row.subject.engines.values())
+    engines = by_text(
+        (engine, title_of(row, section)) for row in section.measured for engine in row.subject.engines.values()
+    )
     ran = [f"- {plain(', '.join(names))}: {plain(engine)}" for engine, names in engines]
-    omitted = by_text((sentence, row.subject.name) for row in section.rows for sentence in row.leaves_out)
-    everybody = len({row.subject.name for row in section.rows})
+    omitted = by_text((sentence, title_of(row, section)) for row in section.rows for sentence in row.leaves_out)
+    everybody = len({title_of(row, section) for row in section.rows})
     out = [f"- {plain(text)}{_whose(names, everybody)}" for text, names in omitted]
     lists = [failed + shaky, ran and ["What ran:", "", *ran], out and ["What the numbers leave out:", "", *out]]
     return told + ["\n".join(items) for items in lists if items]
@@ -74,14 +85,15 @@ def _section(section: Section) -> list[str]:
 
 NOTE = (
     "Medians of the measured draws; one step is one denoiser call. Memory is the most that the process held. dB: how "
-    f"near to the reference, higher is nearer. {UNSTABLE} marks times that weren't stable."
+    f"near to the reference, higher is nearer. {UNSTABLE} marks times that weren't stable; times whose 95 % intervals "
+    "overlap tie."
 )
 
 
-def _line(row: Measurement, against: Measurement | None, columns: int) -> str:
+def _line(section: Section, row: Measurement, against: Measurement | None, columns: Sequence[str]) -> str:
     whole, step = row.summary("total"), row.summary("denoiser")
     if failure(row) is not None or whole is None:
-        return f"| {plain(row.subject.name)} | failed |" + " |" * (columns - 1)
+        return f"| {plain(title_of(row, section))} | failed |" + " |" * (len(columns) - 1)
     values = [
         f"{figure(whole.median)} ± {whole.spread:.0%}",
         figure(step.median if step else None),
@@ -92,7 +104,9 @@ def _line(row: Measurement, against: Measurement | None, columns: int) -> str:
     ]
     if against is not None:
         values.insert(1, ratio_shown(row, against))
-    return f"| {plain(shown_name(row))} | {' | '.join(values)} |"
+    if "GPU peak" in columns:
+        values += [vram_shown("resting_bytes", row), vram_shown("peak_bytes", row)]
+    return f"| {plain(shown_name(row, section))} | {' | '.join(values)} |"
 
 
 def _whose(names: Sequence[str], everybody: int) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.parity import REFEREES
-from ..core.bundle import TensorInfo
-from ..core.errors import LatentcError, RuntimeMissing
+from ..core.bundle import Bundle, TensorInfo
+from ..core.errors import LatentcError, RequestError, RuntimeMissing
 from ..core.install import pip
 from ..core.progress import Progress, quiet
 from ..core.request import Request
@@ -22,10 +22,12 @@ from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import Target, runtime
 from ..scenes.caption import EACH, WHOLE, attributes, describe
-from ..scenes.judge import JUDGE, SIDE, Run, attributes_of, frechet_distance, prepare, scene_score, scores_by_attribute
+from ..scenes.judge import JUDGE, SIDE, Run, attributes_of, prepare, scene_score, scores_by_attribute
 from ..scenes.render import render
 from ..scenes.world import EXAMINED, KINDS, Scene, held_out, sample
 from .bare import bare_engine
+from .frechet import frechet_distance
+from .suite import is_scenes
 
 REFERENCES = 512
 """Rendered scenes that a Fréchet distance is measured to: always the same ones."""
@@ -117,6 +119,21 @@ def draw_captions(
 def render_captions(asked: Sequence[Caption]) -> Pixels:
     """The renderer's own pictures of the captions' scenes, uint8 [n, 128, 128, 3]: what no checkpoint can beat."""
     return np.stack([render(caption.scene, SIDE, caption.number) for caption in asked])
+
+
+def require_scenes(bundles: Sequence[Bundle]) -> None:
+    """Raise `RequestError` for another checkpoint than `scenes`, whose pictures the judge can't read.
+
+    Raises `LatentcError` where there is no judge.
+    """
+    require_judge()
+    for bundle in bundles:
+        if not is_scenes(bundle):
+            raise RequestError(
+                f"{bundle.folder.name} was exported from {bundle.manifest.source.location}, and captions are scored by "
+                "a judge of the world of scenes, which reads no other pictures. Measure other checkpoints with: "
+                f"latentc bench {bundle.argument} --suite --clip FOLDER -o results.jsonl"
+            )
 
 
 def require_judge(path: Path = JUDGE) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from statistics import median
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from .charts import Bar, Strip, bars, pareto, strips
+from .columns import (
+    PARITY_NOTE,
+    RATE_NOTE,
+    STAGE_NAMES,
+    START_NOTE,
+    Column,
+    parity_columns,
+    rate_columns,
+    seconds_columns,
+    seconds_note,
+    stage_seconds,
+    start_columns,
+)
 from .grid import AMPLIFIED, Cell, cells
+from .headline import headline
 from .markup import Html, join, tag
 from .reading import (
     UNSTABLE,
@@ -19,41 +30,22 @@ from .reading import (
     bytes_shown,
     failure,
     figure,
-    forced_psnr,
-    front,
     idle,
     machine_title,
-    part_psnr,
-    percent,
+    models_title,
     points,
-    ratio_shown,
-    rival,
     seconds_shown,
     setting_title,
     shown_name,
-    speedup,
     step_psnr,
+    title_of,
+    unbeaten,
 )
-from .records import STAGES, Measurement, Metric, Stage
+from .records import STAGES, Measurement, Model
 from .style import STYLE
 
-STAGE_NAMES: dict[Stage, str] = {
-    "text_encoder": "text",
-    "denoiser": "denoiser",
-    "vae_decoder": "decode",
-    "host": "host",
-    "total": "whole draw",
-}
-METRIC_NAMES: dict[Metric, str] = {
-    "psnr_db": "pictures: PSNR dB",
-    "ssim": "SSIM",
-    "flip": "FLIP",
-    "mean_absolute_difference": "difference",
-}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What the page may load: nothing from anywhere."""
-
-Column = tuple[str, Callable[[Measurement], str]]
 
 
 def page(sections: Sequence[Section], title: str) -> str:
@@ -78,23 +70,15 @@ def page(sections: Sequence[Section], title: str) -> str:
     return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *body)), lang="en") + "\n"
 
 
-def stage_seconds(row: Measurement, stage: Stage) -> float | None:
-    """The median of a stage within one draw: all calls of the denoiser together."""
-    if stage == "denoiser":
-        return median(sum(draw.denoiser) for draw in row.draws) if row.draws else None
-    found = row.summary(stage)
-    return found.median if found else None
-
-
 def _overview(sections: Sequence[Section]) -> Html:
     """By machine and profile: everything on one sheet, before the sections tell each."""
     lines: list[Html] = []
     for index, section in enumerate(sections, 1):
         row = section.first
-        link = tag("a", f"{row.model.name}, {setting_title(row.setting)}", href=f"#s{index}")
+        link = tag("a", f"{models_title(section)}, {setting_title(row.setting)}", href=f"#s{index}")
         where = tag("span", f"{machine_title(row.machine)}; {row.time}", class_="soft")
         lines.append(tag("tr", tag("th", link, " ", where, colspan=5, scope="rowgroup", class_="group")))
-        lines += [_overview_line(row) for row in section.rows]
+        lines += [_overview_line(section, row) for row in section.rows]
     names = ("", "whole draw, s", "one step, s", "memory", "one step, dB")
     body = tag("tbody", *lines)
     return tag(
@@ -105,184 +89,75 @@ def _overview(sections: Sequence[Section]) -> Html:
     )
 
 
-def _overview_line(row: Measurement) -> Html:
+def _overview_line(section: Section, row: Measurement) -> Html:
     whole, step = row.summary("total"), row.summary("denoiser")
     if failure(row) is not None or whole is None:
-        return tag("tr", _name(row), tag("td", "failed", colspan=4, class_="bad"))
+        return tag("tr", _name(section, row), tag("td", "failed", colspan=4, class_="bad"))
     values = (
         figure(whole.median),
         figure(step.median if step else None),
         bytes_shown(row.memory.peak_bytes if row.memory else None),
         "" if idle(row) else figure(step_psnr(row)),
     )
-    return tag("tr", _name(row), *(tag("td", value) for value in values))
+    return tag("tr", _name(section, row), *(tag("td", value) for value in values))
 
 
 def _section(section: Section, index: int) -> Html:
     first = section.first
-    random = " Its weights are random: the pictures mean nothing, the seconds do." if first.model.random else ""
+    noise = [model.name for model in section.models if model.random]
+    random = f" Random weights: {', '.join(noise)}. Their pictures mean nothing, the seconds do." if noise else ""
     told = f"{machine_title(first.machine)}; {first.time}; guidance {first.setting.guidance:g}.{random}"
     head = tag(
         "div",
-        tag("h2", f"{first.model.name}, {setting_title(first.setting)}"),
+        tag("h2", f"{models_title(section)}, {setting_title(first.setting)}"),
         tag("p", told, class_="soft"),
         _gist(section),
     )
     pieces = [head, _failures(section), _gate(section)]
     if section.measured:
         pieces += [_seconds_table(section), _unstable(section), _drawings(section), *_tables(section)]
-    pieces += [_grid(cells(section)), _omissions(section), _provenance(section)]
+    pieces += [*_grids(section), _omissions(section), _provenance(section)]
     return tag("section", *pieces, id=f"s{index}")
 
 
 def _gist(section: Section) -> Html:
-    """The one sentence for those who read no table."""
-    if not section.engines:
-        return Html()
-    fastest, against = section.engines[0], rival(section)
-    whole = stage_seconds(fastest, "total") or 0.0
-    said = f" draws in {seconds_shown(whole)}"
-    ratio = speedup(fastest, against)
-    if against is not None and against is not fastest and ratio is not None:
-        about = "" if fastest.stable and against.stable else "about "
-        said += f", {about}{figure(ratio, 2)} times as fast as {against.subject.name}"
-    psnr_db = step_psnr(fastest)
-    if psnr_db is not None:
-        said += f", one step agreeing with the reference to {figure(psnr_db)} dB"
-    return tag("p", tag("b", fastest.subject.name), said + ".", class_="gist")
+    """The headline, for those who read no table."""
+    said = headline(section)
+    return tag("p", tag("b", said[0]), " ".join(("", *said[1:])), class_="gist") if said else Html()
 
 
 def _failures(section: Section) -> Html:
-    failed = [(row.subject.name, reason) for row in section.rows if (reason := failure(row)) is not None]
+    failed = [(title_of(row, section), reason) for row in section.rows if (reason := failure(row)) is not None]
     items = [tag("li", tag("b", name), f": {reason}") for name, reason in failed]
     return tag("div", tag("h3", "Failed"), tag("ul", *items), class_="note bad") if items else Html()
 
 
 def _gate(section: Section) -> Html:
     """What isn't near enough to the reference, by the bench's own gate."""
-    said = [(row.subject.name, text) for row in section.engines if row.parity for text in row.parity.failures]
+    said = [(title_of(row, section), text) for row in section.engines if row.parity for text in row.parity.failures]
     items = [tag("li", tag("b", name), f": {text}") for name, text in said]
     return tag("div", tag("h3", "Below the gate of parity"), tag("ul", *items), class_="note bad") if items else Html()
 
 
 def _unstable(section: Section) -> Html:
     rows = [row for row in section.measured if not row.stable]
-    items = [tag("li", tag("b", row.subject.name), f": {row.stability or 'not judged'}") for row in rows]
+    items = [tag("li", tag("b", title_of(row, section)), f": {row.stability or 'not judged'}") for row in rows]
     told = f"{UNSTABLE} Not stable: don't build on these times"
     return tag("details", tag("summary", told), tag("ul", *items), class_="note") if items else Html()
 
 
 def _seconds_table(section: Section) -> Html:
-    against = rival(section)
-    columns: list[Column] = [
-        ("whole draw", lambda row: figure(stage_seconds(row, "total"))),
-        ("±", lambda row: percent(_summary(row, "total", "spread"))),
-        ("p90", lambda row: figure(_summary(row, "total", "p90"))),
-        ("p99", lambda row: figure(_summary(row, "total", "p99"))),
-        ("text", lambda row: figure(_summary(row, "text_encoder", "median"))),
-        ("one step", lambda row: figure(_summary(row, "denoiser", "median"))),
-        ("decode", lambda row: figure(_summary(row, "vae_decoder", "median"))),
-        ("host", lambda row: figure(_summary(row, "host", "median"))),
-        ("draws", lambda row: str(len(row.draws))),
-    ]
-    if against is not None:
-        columns.insert(2, (f"x {against.subject.name}", lambda row: ratio_shown(row, against)))
-    said = (
-        "Medians. ± is half the 95 % interval of the median. Host is all of a draw that is neither text encoder, "
-        "denoiser nor decoder. "
-    )
-    said += f"x {against.subject.name}: how many times as fast as the fastest baseline. " if against else ""
-    said += "What does no work shows what latentc itself takes." if any(map(idle, section.rows)) else ""
-    return join(tag("h3", "Seconds"), _table(section.rows, columns), tag("p", said, class_="soft small"))
+    table = _table(section, section.rows, seconds_columns(section))
+    return join(tag("h3", "Seconds"), table, tag("p", seconds_note(section), class_="soft small"))
 
 
 def _tables(section: Section) -> list[Html]:
     """Rate, start and memory, parity."""
     return [
-        *_titled("Rate", section, _rate_columns(), RATE_NOTE),
-        *_titled("Start and memory", section, _start_columns(), START_NOTE),
-        *_titled("Parity", section, _parity_columns(section), PARITY_NOTE),
+        *_titled("Rate", section, rate_columns(), RATE_NOTE),
+        *_titled("Start and memory", section, start_columns(), START_NOTE),
+        *_titled("Parity", section, parity_columns(section), PARITY_NOTE),
     ]
-
-
-RATE_NOTE = (
-    "TFLOP/s: the graph's floating-point operations over the stage's median, and its share of what a large matrix "
-    "product reached here in the same precision."
-)
-START_NOTE = (
-    "Seconds and bytes. Build: once per machine. Memory: resident, of the process and its children; the peak is of "
-    "its whole life. Energy: of the CPU packages, in joules a draw."
-)
-PARITY_NOTE = (
-    "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own latents, of "
-    "the denoiser's worst teacher-forced call. Pictures: the suite's median, in brackets its worst and, behind a "
-    "semicolon, the reference against itself. Scene score: the share of what captions say that the pictures show; "
-    "Fréchet: their distance from rendered scenes, lower is nearer. What isn't here has no parity on record."
-)
-
-
-def _rate_columns() -> list[Column]:
-    found: list[Column] = []
-    for stage in STAGES[:3]:
-        found.append((f"{STAGE_NAMES[stage]} TFLOP/s", partial(_rate, stage)))
-        found.append(("of ceiling", partial(_share, stage)))
-    return found
-
-
-def _rate(stage: Stage, row: Measurement) -> str:
-    return figure(row.tflops(stage))
-
-
-def _share(stage: Stage, row: Measurement) -> str:
-    return percent(row.ceiling_share(stage))
-
-
-def _start_columns() -> list[Column]:
-    return [
-        ("build", lambda row: figure(row.startup.build_seconds) + (" reused" if row.startup.build_reused else "")),
-        ("import", lambda row: figure(row.startup.import_seconds)),
-        ("load", lambda row: figure(row.startup.load_seconds)),
-        ("first draw", lambda row: figure(row.first.total if row.first else None)),
-        ("engines", lambda row: bytes_shown(row.startup.engine_bytes)),
-        ("before", lambda row: bytes_shown(row.memory.before_bytes if row.memory else None)),
-        ("loaded", lambda row: bytes_shown(row.memory.loaded_bytes if row.memory else None)),
-        ("peak", lambda row: bytes_shown(row.memory.peak_bytes if row.memory else None)),
-        ("GPU peak", lambda row: bytes_shown(row.memory.vram_peak_bytes if row.memory else None)),
-        ("J", lambda row: figure(row.joules.median if row.joules else None)),
-    ]
-
-
-def _parity_columns(section: Section) -> list[Column]:
-    found: list[Column] = [
-        ("worst part", lambda row: figure(part_psnr(row))),
-        ("one step", lambda row: figure(step_psnr(row))),
-        ("forced", lambda row: figure(forced_psnr(row))),
-    ]
-    metrics: dict[Metric, None] = {
-        metric: None for row in section.measured if row.parity for metric in row.parity.pictures
-    }
-    found += [(METRIC_NAMES[metric], partial(_likeness, metric)) for metric in metrics]
-    found.append(("scene score", partial(_meaning, "scene_score")))
-    found.append(("Fréchet", partial(_meaning, "frechet_distance")))
-    found.append(("CLIP", _clip))
-    found.append(("faults", lambda row: "; ".join(row.parity.faults) if row.parity else ""))
-    return found
-
-
-def _likeness(metric: Metric, row: Measurement) -> str:
-    found = row.parity.pictures.get(metric) if row.parity else None
-    if found is None:
-        return ""
-    floor = f"; {figure(found.floor)}" if found.floor is not None else ""
-    return f"{figure(found.median)} ({figure(found.worst)}{floor})"
-
-
-def _clip(row: Measurement) -> str:
-    return figure(row.parity.clip.median) if row.parity and row.parity.clip else ""
-
-
-def _meaning(field: Literal["scene_score", "frechet_distance"], row: Measurement) -> str:
-    return figure(getattr(row.parity.meaning, field)) if row.parity and row.parity.meaning else ""
 
 
 def _titled(title: str, section: Section, columns: Sequence[Column], note: str) -> list[Html]:
@@ -290,10 +165,10 @@ def _titled(title: str, section: Section, columns: Sequence[Column], note: str) 
     rows = [row for row in section.measured if not (idle(row) and title != "Start and memory")]
     told = [(name, read) for name, read in columns if any(read(row) for row in rows)]
     rows = [row for row in rows if any(read(row) for _, read in told)]
-    return [tag("h3", title), _table(rows, told), tag("p", note, class_="soft small")] if told else []
+    return [tag("h3", title), _table(section, rows, told), tag("p", note, class_="soft small")] if told else []
 
 
-def _table(rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
+def _table(section: Section, rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
     """A line for each row; what failed has no figures."""
     lines: list[Html] = []
     for row in rows:
@@ -301,7 +176,7 @@ def _table(rows: Sequence[Measurement], columns: Sequence[Column]) -> Html:
             cells_of = [tag("td", read(row)) for _, read in columns]
         else:
             cells_of = [tag("td", "failed", colspan=len(columns), class_="bad")]
-        lines.append(tag("tr", _name(row), *cells_of))
+        lines.append(tag("tr", _name(section, row), *cells_of))
     table = tag("table", _head(["", *(name for name, _ in columns)]), tag("tbody", *lines))
     return tag("div", table, class_="scroll")
 
@@ -310,9 +185,9 @@ def _head(names: Sequence[str]) -> Html:
     return tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
 
 
-def _name(row: Measurement) -> Html:
+def _name(section: Section, row: Measurement) -> Html:
     kind = "idle" if idle(row) else "own" if row.subject.kind == "profile" else "other"
-    return tag("th", tag("span", class_=f"key {kind}"), shown_name(row), scope="row")
+    return tag("th", tag("span", class_=f"key {kind}"), shown_name(row, section), scope="row")
 
 
 def _drawings(section: Section) -> Html:
@@ -320,21 +195,22 @@ def _drawings(section: Section) -> Html:
     rows, axis = section.engines, axis_of(section.engines)
     if not rows:
         return Html()
-    spots = points(rows, axis)
-    best = ", ".join(point.name for point in front(spots))
-    said = f" The stair is the front: nothing here is both faster and nearer than {best}." if best else ""
+    spots = points(section, axis)
+    best = ", ".join(point.name for point in unbeaten(spots))
+    said = f" The stair is the front by medians. Nothing here is beyond doubt both faster and nearer than: {best}."
+    said = said if best else ""
     shapes = join(_key("own", "profile of latentc"), _key("other", "baseline"))
     picture = pareto(spots, axis.name if axis else "", "Seconds against parity")
-    stages = bars([_stage_bar(row) for row in rows], "Time by stage")
+    stages = bars([_stage_bar(section, row) for row in rows], "Time by stage")
     drawn = [
         _figure("Seconds against parity", shapes, picture, said, wide=True),
         _figure("Time by stage", _keys(STAGE_KEYS), stages, STAGE_NOTE),
     ]
-    held = [bar for row in rows if (bar := _memory_bar(row)) is not None]
+    held = [bar for row in rows if (bar := _memory_bar(section, row)) is not None]
     if held:
         drawn.append(_figure("Memory", _keys(MEMORY_KEYS), bars(held, "Memory"), MEMORY_NOTE))
-    draws = [Strip(shown_name(row), tuple((draw.total,) for draw in row.draws)) for row in rows]
-    steps = [Strip(shown_name(row), tuple(draw.denoiser for draw in row.draws)) for row in rows]
+    draws = [Strip(shown_name(row, section), tuple((draw.total,) for draw in row.draws)) for row in rows]
+    steps = [Strip(shown_name(row, section), tuple(draw.denoiser for draw in row.draws)) for row in rows]
     steps = [strip for strip in steps if strip.samples]
     drawn.append(_figure("Every draw", Html(), strips(draws, "Every draw"), STRIP_NOTE))
     if steps:
@@ -352,15 +228,15 @@ STRIP_NOTE = (
 )
 
 
-def _stage_bar(row: Measurement) -> Bar:
+def _stage_bar(section: Section, row: Measurement) -> Bar:
     pieces: list[tuple[str, float, str]] = []
     for stage in STAGES[:4]:
         seconds = max(stage_seconds(row, stage) or 0.0, 0.0)
         pieces.append((f"s-{stage}", seconds, f"{STAGE_NAMES[stage]}: {seconds_shown(seconds)}"))
-    return Bar(shown_name(row), seconds_shown(stage_seconds(row, "total") or 0.0), tuple(pieces))
+    return Bar(shown_name(row, section), seconds_shown(stage_seconds(row, "total") or 0.0), tuple(pieces))
 
 
-def _memory_bar(row: Measurement) -> Bar | None:
+def _memory_bar(section: Section, row: Measurement) -> Bar | None:
     held = row.memory
     if held is None:
         return None
@@ -372,7 +248,7 @@ def _memory_bar(row: Measurement) -> Bar | None:
         ("s-run", float(run), f"drawing added {bytes_shown(run)}"),
     )
     marks = ((float(held.load_peak_bytes), f"peak while loading: {bytes_shown(held.load_peak_bytes)}"),)
-    return Bar(row.subject.name, bytes_shown(held.peak_bytes), pieces, marks)
+    return Bar(title_of(row, section), bytes_shown(held.peak_bytes), pieces, marks)
 
 
 def _keys(names: Mapping[str, str]) -> Html:
@@ -388,14 +264,23 @@ def _figure(title: str, keys: Html, drawing: Html, note: str, wide: bool = False
     return tag("figure", tag("h3", title), told, drawing, tag("figcaption", note), class_="wide" if wide else None)
 
 
-def _grid(found: Sequence[Cell]) -> Html:
-    if not found:
-        return Html()
+def _grids(section: Section) -> list[Html]:
+    """One for each checkpoint: pictures of two aren't held against each other."""
+    each = [Section(tuple(row for row in section.rows if row.model == model)) for model in section.models]
+    several = len(each) > 1
+    return [
+        _grid(found, f"Pictures, {one.first.model.name}" if several else "Pictures")
+        for one in each
+        if (found := cells(one))
+    ]
+
+
+def _grid(found: Sequence[Cell], title: str) -> Html:
     shown = [_cell(cell, index == 0) for index, cell in enumerate(found)]
     name = found[0].name
     stands = f"{name} is nearest to the reference and stands for it. " if found[0].nearest else ""
     note = f"The first picture of each. {stands}Differences from {name} are shown {AMPLIFIED} times larger."
-    return join(tag("h3", "Pictures"), tag("p", note, class_="soft small"), tag("div", *shown, class_="grid"))
+    return join(tag("h3", title), tag("p", note, class_="soft small"), tag("div", *shown, class_="grid"))
 
 
 def _cell(cell: Cell, reference: bool) -> Html:
@@ -413,13 +298,13 @@ def _image(picture: str, alt: str) -> Html:
 
 def _omissions(section: Section) -> Html:
     """What the figures don't hold, each sentence once."""
-    told = by_text((sentence, row.subject.name) for row in section.rows for sentence in row.leaves_out)
+    told = by_text((sentence, title_of(row, section)) for row in section.rows for sentence in row.leaves_out)
     items = [tag("li", text, _whose(names, section)) for text, names in told]
     return join(tag("h3", "What the numbers leave out"), tag("ul", *items, class_="small")) if items else Html()
 
 
 def _whose(names: Sequence[str], section: Section) -> Html:
-    everybody = len(names) == len({row.subject.name for row in section.rows})
+    everybody = len(names) == len({title_of(row, section) for row in section.rows})
     return Html() if everybody else tag("span", f" {', '.join(names)}", class_="soft")
 
 
@@ -434,22 +319,22 @@ def _provenance(section: Section) -> Html:
         ("memory", f"{bytes_shown(machine.memory_bytes)}, {bytes_shown(machine.available_bytes)} of it free"),
         ("system", ", ".join(filter(None, (machine.system, machine.libc, f"Python {machine.python}")))),
         ("load before", figure(first.load_average, 2)),
+        ("others' cores", figure(first.other_cores, 2)),
         ("in memory", "one process at a time, started anew for each draw" if first.apart else ""),
         ("environment", " ".join(f"{name}={value}" for name, value in first.environment.items())),
         ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
         ("run", f"{first.run}, {first.time}"),
-        ("model", f"{first.model.name}, {first.model.family}, exported by latentc {first.model.latentc}"),
-        ("parts", ", ".join(f"{name} {digest[:12]}" for name, digest in first.model.digests.items())),
+        *(fact for model in section.models for fact in _model_facts(model)),
         ("prompt", f"{first.setting.prompt!r}, seed {first.setting.seed}"),
     ]
     pairs = [piece for name, value in facts if value for piece in (tag("dt", name), tag("dd", value))]
     libraries = by_text(
-        (f"{name} {version}", row.subject.name)
+        (f"{name} {version}", title_of(row, section))
         for row in section.rows
         for name, version in row.subject.versions.items()
     )
     versions = [tag("li", text, _whose(names, section)) for text, names in sorted(libraries)]
-    subjects = [_subject(row) for row in section.rows]
+    subjects = [_subject(section, row) for row in section.rows]
     return tag(
         "details",
         tag("summary", "Machine and versions"),
@@ -461,15 +346,15 @@ def _provenance(section: Section) -> Html:
     )
 
 
-def _subject(row: Measurement) -> Html:
+def _model_facts(model: Model) -> list[tuple[str, str]]:
+    digests = ", ".join(f"{name} {digest[:12]}" for name, digest in model.digests.items())
+    return [("model", f"{model.name}, {model.family}, exported by latentc {model.latentc}"), ("parts", digests)]
+
+
+def _subject(section: Section, row: Measurement) -> Html:
     """What ran each part, and the whole profile."""
     engines = [tag("li", f"{part}: {engine}") for part, engine in row.subject.engines.items()]
     scheduler = [tag("li", f"scheduler: {row.subject.scheduler}")] if row.subject.scheduler else []
     kept = row.subject.profile.model_dump(mode="json", exclude_none=True) if row.subject.profile else None
     profile = [tag("pre", json.dumps(kept, indent=1, ensure_ascii=False))] if kept else []
-    return join(tag("h4", row.subject.name), tag("ul", *engines, *scheduler, class_="small"), *profile)
-
-
-def _summary(row: Measurement, stage: Stage, field: Literal["median", "p90", "p99", "spread"]) -> float | None:
-    found = row.summary(stage)
-    return getattr(found, field) if found else None
+    return join(tag("h4", title_of(row, section)), tag("ul", *engines, *scheduler, class_="small"), *profile)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from ..core.bundle import Bundle
+from ..core.errors import RequestError
 from ..core.request import Request
 from ..pipelines.complete import complete
 from ..profiles import Profile
@@ -54,6 +55,10 @@ class Plan:
     """After the timed draws, draw the suite too and compare it with PyTorch's."""
     clip: Path | None = None
     """Folder of a CLIP model in transformers' layout, by which the suite's pictures are held against their prompts."""
+    lpips: Path | None = None
+    """Folder of LPIPS' published weights, by which the suite's pictures are held against PyTorch's."""
+    fid: Path | None = None
+    """Folder of FID's published weights, by which all of them are held against all of PyTorch's."""
     captions: int = 0
     """After them, draw so many captions of the world of `scenes` and have its judge read the pictures."""
     threads: int | None = None
@@ -61,11 +66,21 @@ class Plan:
     container's quota.
     """
 
+    @property
+    def measures(self) -> dict[str, Path]:
+        """Folders of the measures that are asked for, by name: of `clip`, `lpips` and `fid`."""
+        every = {"clip": self.clip, "lpips": self.lpips, "fid": self.fid}
+        return {name: folder for name, folder in every.items() if folder is not None}
 
-def settings_of(bundle: Bundle, plan: Plan) -> Generator[Setting]:
-    """Every size with every batch. Raises `RequestError` for what the model can't draw."""
-    side = bundle.manifest.model.default_size
-    for (width, height), batch in product(plan.sizes or ((side, side),), plan.batches):
+
+def settings_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Setting]:
+    """Every size with every batch, the same for all bundles. Raises `RequestError` for what one of them can't draw."""
+    sides = {bundle.manifest.model.default_size for bundle in bundles}
+    if len(sides) > 1 and not plan.sizes:
+        each = ", ".join(f"{bundle.folder.name} {bundle.manifest.model.default_size}" for bundle in bundles)
+        raise RequestError(f"The bundles draw other sizes of their own ({each}). Name one for all, as --size 512.")
+    own = tuple((side, side) for side in sides)
+    for (width, height), batch in product(plan.sizes or own, plan.batches):
         request = Request(
             prompt=plan.prompt,
             width=width,
@@ -75,7 +90,8 @@ def settings_of(bundle: Bundle, plan: Plan) -> Generator[Setting]:
             guidance=plan.guidance,
             seed=plan.seed,
         )
-        complete(request, bundle.manifest.model, bundle.json(SCHEDULER))
+        for bundle in bundles:
+            complete(request, bundle.manifest.model, bundle.json(SCHEDULER))
         yield Setting(
             prompt=plan.prompt,
             negative_prompt=request.negative_prompt,

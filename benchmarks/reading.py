@@ -6,14 +6,19 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..core.errors import LatentcError
 from ..runtimes.machine import Machine
 from ..sampling.denoise import DENOISER
-from .records import Measurement, Setting, read_records
+from .records import Measurement, Model, Setting, read_records
 
 UNSTABLE = "≈"
 """Stands behind the name of a row whose time wasn't stable."""
+BUSY = 0.5
+"""Processes that want a core when a run starts, beside which its times mean little."""
+OTHERS = 0.25
+"""Cores that other processes take while it runs, beside which its times mean little."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,13 @@ class Section:
 
     @property
     def first(self) -> Measurement:
-        """The row to ask for what all of them share: machine, model, setting, run, time."""
+        """The row to ask for what all of them share: machine, setting, run, time."""
         return self.rows[0]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The bundles that were drawn with, in the order of the rows."""
+        return tuple({row.model.model_dump_json(): row.model for row in self.rows}.values())
 
     @property
     def measured(self) -> tuple[Measurement, ...]:
@@ -59,6 +69,8 @@ class Point:
     """None where it isn't known, or isn't a number."""
     own: bool
     """A profile of latentc's, not a baseline."""
+    interval: tuple[float, float] | None = None
+    """Where the true median of the seconds lies with 95 % confidence; None: exactly at `seconds`."""
 
 
 def gather(paths: Sequence[Path]) -> list[Measurement]:
@@ -81,7 +93,7 @@ def sections(rows: Iterable[Measurement]) -> list[Section]:
     """Rows that may be compared, together; in the order in which they were measured."""
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
-        key = (row.run, machine_title(row.machine), row.model.model_dump_json(), row.setting.model_dump_json())
+        key = (row.run, machine_title(row.machine), row.setting.model_dump_json())
         groups.setdefault("\n".join(key), []).append(row)
     ordered = sorted(groups.values(), key=lambda group: group[0].time)
     return [Section(tuple(sorted(group, key=_place))) for group in ordered]
@@ -104,9 +116,41 @@ def idle(row: Measurement) -> bool:
     return row.subject.profile is not None and row.subject.profile.runtime == "null"
 
 
-def shown_name(row: Measurement) -> str:
-    """A subject's name, marked where its time wasn't stable."""
-    return row.subject.name + (f" {UNSTABLE}" if row.draws and not row.stable else "")
+def title_of(row: Measurement, section: Section) -> str:
+    """A subject's name; with its bundle's, where the section has several."""
+    return row.subject.name + (f" of {row.model.name}" if len(section.models) > 1 else "")
+
+
+def shown_name(row: Measurement, section: Section | None = None) -> str:
+    """A subject's name, marked where its time wasn't stable; with its bundle's, where the section has several."""
+    name = title_of(row, section) if section else row.subject.name
+    return name + (f" {UNSTABLE}" if row.draws and not row.stable else "")
+
+
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two intervals have a point in common: what they stand for is a tie."""
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def tied(row: Measurement, other: Measurement) -> bool:
+    """Whether the 95 % intervals of two medians of the whole draw overlap; False where either has none."""
+    mine, theirs = row.summary("total"), other.summary("total")
+    return mine is not None and theirs is not None and overlap(mine.interval, theirs.interval)
+
+
+def at_fault(row: Measurement) -> bool:
+    """Whether it is below the gate of parity, or drew a picture that is at fault."""
+    return row.parity is not None and bool(row.parity.failures or row.parity.faults)
+
+
+def disturbance(rows: Iterable[Measurement]) -> str | None:
+    """What else was at work while rows were measured, in words; None where nothing was seen."""
+    listed = list(rows)
+    load = max((row.load_average for row in listed if row.load_average is not None), default=0.0)
+    others = max((row.other_cores for row in listed if row.other_cores is not None), default=0.0)
+    said = [f"{load:.1f} processes wanted a core when it began"] if load > BUSY else []
+    said += [f"other processes took {others:.1f} cores while it ran"] if others > OTHERS else []
+    return ", ".join(said) or None
 
 
 def machine_title(machine: Machine) -> str:
@@ -114,6 +158,11 @@ def machine_title(machine: Machine) -> str:
     gpus = "".join(f", {gpu.name}" for gpu in machine.gpus)
     cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
     return f"{machine.cpu}, {cores}{gpus}"
+
+
+def models_title(section: Section) -> str:
+    """The bundles of a section."""
+    return ", ".join(model.name for model in section.models)
 
 
 def setting_title(setting: Setting) -> str:
@@ -157,14 +206,14 @@ def axis_of(rows: Sequence[Measurement]) -> Axis | None:
     return AXES[counts.index(max(counts))] if any(counts) else None
 
 
-def points(rows: Sequence[Measurement], axis: Axis | None) -> list[Point]:
-    """A point for each row that has seconds."""
+def points(section: Section, axis: Axis | None) -> list[Point]:
+    """A point for each row that did work and has seconds."""
     found: list[Point] = []
-    for row in rows:
+    for row in section.engines:
         if whole := row.summary("total"):
             psnr_db = _finite(axis.of(row)) if axis else None
             own = row.subject.kind == "profile"
-            found.append(Point(shown_name(row), whole.median, psnr_db, own))
+            found.append(Point(shown_name(row, section), whole.median, psnr_db, own, whole.interval))
     return found
 
 
@@ -179,9 +228,22 @@ def front(candidates: Iterable[Point]) -> list[Point]:
     return kept
 
 
+def unbeaten(candidates: Iterable[Point]) -> list[Point]:
+    """Those that no other beats in both beyond doubt: intervals of seconds that overlap decide nothing."""
+    known = [point for point in candidates if point.psnr_db is not None]
+
+    def beats(one: Point, other: Point) -> bool:
+        mine, theirs = (each.interval or (each.seconds, each.seconds) for each in (one, other))
+        return mine[1] < theirs[0] and (one.psnr_db or 0.0) >= (other.psnr_db or 0.0)
+
+    return [point for point in known if not any(beats(other, point) for other in known)]
+
+
 def rival(section: Section) -> Measurement | None:
-    """The fastest baseline, to hold the others against."""
-    return next((row for row in section.engines if row.subject.kind == "baseline"), None)
+    """The fastest baseline, to hold the others against; of those that tie with it, the first that is stable."""
+    baselines = [row for row in section.engines if row.subject.kind == "baseline"]
+    even = [row for row in baselines if row is baselines[0] or tied(row, baselines[0])]
+    return next((row for row in even if row.stable), baselines[0] if baselines else None)
 
 
 def speedup(row: Measurement, against: Measurement | None) -> float | None:
@@ -191,10 +253,12 @@ def speedup(row: Measurement, against: Measurement | None) -> float | None:
 
 
 def ratio_shown(row: Measurement, against: Measurement | None) -> str:
-    """`speedup`, marked where either time wasn't stable; empty for what does no work."""
+    """`speedup`, marked where either time wasn't stable; `tie` where intervals overlap, empty for what does no work."""
     ratio = None if idle(row) or against is None else speedup(row, against)
     if ratio is None or against is None:
         return ""
+    if row is not against and tied(row, against):
+        return "tie"
     return figure(ratio, 2) + ("" if row.stable and against.stable else f" {UNSTABLE}")
 
 
@@ -235,6 +299,16 @@ def bytes_shown(value: float | None) -> str:
             return f"{value:.0f} {unit}"
         value /= 1000
     return f"{value:.2f} GB"
+
+
+def vram_shown(which: Literal["resting_bytes", "peak_bytes"], row: Measurement) -> str:
+    """GPU memory of each device; marked where it is the device's and not the processes'. Empty where none is known."""
+    held = row.memory.vram if row.memory else ()
+    said: list[str] = []
+    for one in held:
+        device = f"{one.device}: " if len(held) > 1 else ""
+        said.append(f"{device}{bytes_shown(getattr(one, which))}{' (device)' if one.by == 'device' else ''}")
+    return "; ".join(said)
 
 
 def percent(value: float | None) -> str:

@@ -8,8 +8,8 @@ Seconds are wall time, bytes are bytes. What can't be known is absent, never zer
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, cast
@@ -23,6 +23,7 @@ from ..core.reading import parse_json, read_small
 from ..core.record import Record, complaints, shown
 from ..profiles import Profile
 from ..runtimes.machine import Machine
+from .summary import Summary, summarize
 
 SCHEMA_VERSION = 2
 
@@ -35,8 +36,6 @@ STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 """How finished pictures are compared with the reference's."""
 
-DOUBT = 20
-"""One in so many intervals misses the true median: 95 % confidence."""
 RESULTS_BYTES = 1 << 28
 """Limit of a file of results; a line has about 20 kB."""
 
@@ -76,6 +75,20 @@ class Startup(Line):
     """On disk, of all parts."""
 
 
+class Vram(Line):
+    """What one GPU held for the processes."""
+
+    device: str
+    """As `NVIDIA 0`: the vendor, and the place in its library's list."""
+    resting_bytes: int
+    """After the warm-up, when nothing was drawn."""
+    peak_bytes: int
+    """The most that was seen; in the measured draws nobody looks."""
+    by: Literal["process", "device"] = "process"
+    """`device`: the library named none of the processes, as in a container, so that it is all that the device held
+    less what it held before they loaded anything. What others took or gave back meanwhile is in it."""
+
+
 class Memory(Line):
     """Resident memory of the process tree. Pages that processes share are counted in each of them."""
 
@@ -89,8 +102,8 @@ class Memory(Line):
     """The most in the first draw and the warm-up; in the measured ones nobody looks."""
     peak_bytes: int
     """The most of its whole life, imports included."""
-    vram_peak_bytes: int | None = None
-    """The most GPU memory that the processes held."""
+    vram: tuple[Vram, ...] = ()
+    """Of each GPU that held something for it."""
 
 
 class Work(Line):
@@ -139,6 +152,28 @@ class ClipScore(Line):
     worst: float
     reference: float
     """Median of the reference's own pictures."""
+    mean: float | None = None
+    """What the field publishes as CLIP score; absent in lines of before."""
+    reference_mean: float | None = None
+
+
+class Lpips(Line):
+    """How far the suite's pictures are from the reference's, to a network calibrated on people's judgments."""
+
+    network: str
+    """`alex` or `vgg`, with the published weights of version 0.1."""
+    mean: float
+    worst: float
+
+
+class Fid(Line):
+    """The Fréchet distance of Inception's features, from the weights that pytorch-fid publishes."""
+
+    distance: float
+    pictures: int
+    """On either side. Few pictures give a large distance, so that only distances of as many may be compared."""
+    against: str
+    """What the pictures are held against."""
 
 
 class Parity(Line):
@@ -162,6 +197,8 @@ class Parity(Line):
     """What is below the gate of its precision, and what couldn't be drawn or compared, in sentences."""
     meaning: Meaning | None = None
     clip: ClipScore | None = None
+    lpips: Lpips | None = None
+    fid: Fid | None = None
 
 
 class Setting(Line):
@@ -221,6 +258,8 @@ class Measurement(Line):
     machine: Machine
     load_average: float | None = None
     """Processes that wanted a core when the run started: above 0.5 something else was at work."""
+    other_cores: float | None = None
+    """How many of the cores that it may use other processes kept busy while the draws were measured, on average."""
     apart: bool = False
     """Whether each measured draw was the second of a process of its own, with no other in memory. `startup`, `first`
     and `memory` but for its peaks are the first process's; `warmup` has the first draws of the others."""
@@ -284,63 +323,6 @@ class Measurement(Line):
         """Achieved TFLOP/s over what a matrix product reached; None where either is missing."""
         work, achieved = (self.work or {}).get(stage), self.tflops(stage)
         return achieved / work.ceiling_tflops if work and achieved and work.ceiling_tflops else None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What samples come to, in their unit."""
-
-    count: int
-    median: float
-    p90: float
-    p99: float
-    """Near the largest where there are fewer than a hundred samples."""
-    minimum: float
-    maximum: float
-    interval: tuple[float, float]
-    """Where the true median lies with 95 % confidence; of fewer than six samples, from the least to the largest."""
-
-    @property
-    def spread(self) -> float:
-        """Half the interval over the median: 0.02 reads as plus or minus 2 %."""
-        low, high = self.interval
-        return (high - low) / 2 / self.median if self.median > 0 else 0.0
-
-
-def summarize(samples: Sequence[float]) -> Summary:
-    """Summarize one or more samples.
-
-    Percentiles are interpolated between neighbours. The interval is the order statistics' own, free of any
-    distribution. Source: Hoefler and Belli, Scientific Benchmarking of Parallel Computing Systems, SC 2015, 4.2.2.
-    """
-    ordered = sorted(samples)
-    low = _interval_rank(len(ordered))
-    return Summary(
-        count=len(ordered),
-        median=median(ordered),
-        p90=_percentile(ordered, 0.90),
-        p99=_percentile(ordered, 0.99),
-        minimum=ordered[0],
-        maximum=ordered[-1],
-        interval=(ordered[low], ordered[-1 - low]),
-    )
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def _interval_rank(count: int) -> int:
-    """How many samples lie outside the median's interval on each side: by the binomial of `count` tosses, in wholes."""
-    outside, term, tail = 0, 1, 1
-    while 2 * tail * DOUBT <= 2**count and outside < (count - 1) // 2:
-        outside += 1
-        term = term * (count - outside + 1) // outside
-        tail += term
-    return max(0, outside - 1)
 
 
 def model_of(bundle: Bundle) -> Model:

@@ -1,16 +1,16 @@
-"""What the engines that were timed make of the suite, held against PyTorch; and of captions, read by the judge."""
+"""What the engines that were timed make of the suite, held against PyTorch and measured; and of captions."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, cast
 
 import numpy as np
@@ -22,38 +22,64 @@ from ..core.install import pip
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, INFINITE, NAN, is_folder, is_regular, read_json, read_plain, unreadable
 from ..core.record import shown
+from ..sampling.denoise import DENOISER
 from .baselines import EAGER, PROFILE_MODULE
-from .contender import OWN_COST, Awake, Contender
-from .line import Likeness, Scored, Understood
+from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender
+from .line import Checked, Likeness, Scored, Understood
 from .plan import Plan
 from .process import Process
-from .records import ClipScore, Figure, Meaning, Metric, Parity, Setting
-from .suite import load_references, references_path, requests, suite_for
+from .records import ClipScore, Fid, Figure, Lpips, Meaning, Metric, Parity, Setting
+from .suite import Suite, load_references, references_path, requests, suite_for
+from .weights import Measure, find
 
-CLIP_MODULE = "benchmarks.subjects.clip"
+MEASURES_MODULE = "benchmarks.subjects.pictures"
 METRICS = ("skimage", "flip_evaluator")
 TORCH = ("torch", "diffusers", "transformers")
 
 
-def check_suite(bundle: Bundle, plan: Plan, settings: Sequence[Setting]) -> None:
-    """Raise where the suite, or CLIP, is asked for and couldn't be had after all the measuring.
+def check_suite(bundles: Sequence[Bundle], plan: Plan, settings: Sequence[Setting]) -> None:
+    """Raise where the suite, or a measure of its pictures, is asked for and couldn't be had after all the measuring.
 
-    `RequestError` for a folder that is no CLIP model, `RuntimeMissing` for libraries. They aren't loaded: that they are
-    installed is all that is known. PyTorch isn't needed for references that were drawn before.
+    `RequestError` for weights that aren't what a measure needs, and for checkpoints of random weights, of whose
+    pictures no measure says anything; `RuntimeMissing` for libraries; `LatentcError` for weights that can't be loaded.
+    Of metrics it is only known that they are installed. PyTorch isn't needed for references that were drawn before.
     """
-    if plan.clip is not None:
-        _check_clip(plan.clip, plan)
+    if plan.measures:
+        _check_weights(bundles, plan)
     if not plan.suite:
         return
     _require(METRICS, "bench")
-    paths = [references_path(bundle, suite_for(bundle), (setting.width, setting.height)) for setting in settings]
-    if plan.clip is not None or not all(path.exists() and _fresh_floor(path) for path in paths):
+    suite = suite_for(*bundles)
+    sizes = {(setting.width, setting.height) for setting in settings}
+    paths = [references_path(bundle, suite, size) for bundle in bundles for size in sizes]
+    if plan.measures or not all(path.exists() and _fresh_floor(path) for path in paths):
         _require(TORCH, "export")
+    if plan.measures:
+        with Process(Path(sys.executable), MEASURES_MODULE) as process:
+            process.ask("check", {"folders": _folders(plan.measures)}, max(plan.limit, TIMEOUT_SECONDS))
 
 
-def _check_clip(folder: Path, plan: Plan) -> None:
+def _check_weights(bundles: Sequence[Bundle], plan: Plan) -> None:
+    names = ", ".join(f"--{name}" for name in plan.measures)
     if not plan.suite:
-        raise RequestError("--clip holds the suite's pictures against their prompts: add --suite.")
+        raise RequestError(f"The suite's pictures are measured by {names}: add --suite.")
+    if plan.clip is not None:
+        _check_clip(plan.clip)
+    for measure, folder in (("lpips", plan.lpips), ("fid", plan.fid)):
+        if folder is not None:
+            find(cast("Measure", measure), folder)
+    if noise := [bundle.folder.name for bundle in bundles if bundle.manifest.source.random]:
+        raise RequestError(
+            f"{', '.join(noise)}: its weights are random, and its pictures noise, of which {names} would say nothing. "
+            "Measure a trained checkpoint, or leave them out."
+        )
+
+
+def _folders(measures: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(folder.resolve()) for name, folder in measures.items()}
+
+
+def _check_clip(folder: Path) -> None:
     name = "--clip takes a folder with a CLIPModel, in transformers' layout."
     kind = read_json(folder / "config.json", CONFIG_BYTES, RequestError, name).get("model_type")
     if odd := next((path for path in folder.iterdir() if not (is_regular(path) or is_folder(path))), None):
@@ -70,26 +96,26 @@ def _require(libraries: Sequence[str], extra: str) -> None:
 def compare(
     bundle: Bundle,
     setting: Setting,
-    clip: Path | None,
+    suite: Suite,
+    measures: Mapping[str, Path],
     contenders: Sequence[Contender],
     awake: Awake,
     on_progress: Progress,
 ) -> None:
-    """Have the engines draw the suite, hold it against the reference's, and where `clip` is one against its prompts."""
+    """Have the engines draw the suite, hold it against the reference's, and have `measures` see the pictures."""
     drawing = _engines(contenders)
     if not drawing:
         return
-    suite = suite_for(bundle)
     path = references_path(bundle, suite, (setting.width, setting.height))
     try:
-        floor = _refer(drawing[0], path, on_progress)
+        floor = _refer(drawing[0], suite, path, on_progress)
     except LatentcError as exc:
         for contender in drawing:
             _fail(contender, f"The suite couldn't be compared: {exc}")
         return
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         kept = Path(scratch) / "drawn.npz"
-        scores = _Scores(stack, clip, path, Path(scratch), drawing[0].long_limit) if clip else None
+        scores = _Scores(stack, measures, path, Path(scratch), drawing[0].long_limit) if measures else None
         for contender in drawing:
             on_progress(f"{contender.subject.name}: compare", None)
             kept.unlink(missing_ok=True)
@@ -102,33 +128,55 @@ def compare(
 
 
 class _Scores:
-    """CLIP's opinion of the suite's pictures, in a process of its own; the reference's is asked for once."""
+    """What the measures say of the suite's pictures, in a process of its own; of the reference's it is asked once."""
 
-    def __init__(self, stack: ExitStack, clip: Path, references: Path, scratch: Path, limit: float) -> None:
-        self._process = stack.enter_context(Process(Path(sys.executable), CLIP_MODULE))
-        self._clip, self._limit = clip.resolve(), limit
+    def __init__(
+        self, stack: ExitStack, measures: Mapping[str, Path], references: Path, scratch: Path, limit: float
+    ) -> None:
+        self._process = stack.enter_context(Process(Path(sys.executable), MEASURES_MODULE))
+        self._measures, self._limit = measures, limit
         wanted = load_references(references)
         self._prompts = [request.prompt for request in requests(wanted.suite, wanted.size)]
-        drawn = scratch / "reference.npz"
-        np.savez(drawn, *wanted.images)
-        self._drawn, self._reference = drawn, None
+        self._drawn_by = f"{len(wanted.images)} pictures of {wanted.engines.get(DENOISER, 'the reference')}"
+        self._reference, self._own = scratch / "reference.npz", None
+        self._network = ""
+        np.savez(self._reference, *wanted.images)
 
     def added(self, parity: Parity, drawn: Path) -> Parity:
-        """Parity with the scores; with a failure where they can't be had."""
+        """Parity with the figures; with a failure where they can't be had."""
+        names = " and ".join(name.upper() for name in self._measures)
         try:
-            if self._reference is None:
-                self._reference = median(self._ask(self._drawn))
-            if not drawn.exists():  # NaN has no picture, and is told of already
+            if self._own is None:
+                checked = self._process.ask("check", {"folders": _folders(self._measures)}, self._limit)
+                self._network = Checked(**checked).lpips
+                self._own = self._ask(self._reference)
+            if not drawn.exists():  # NaN has no picture, and is reported already
                 return parity
-            scores = self._ask(drawn)
+            found = self._ask(drawn)
         except LatentcError as exc:  # the likeness stands
-            return parity.model_copy(update={"failures": (*parity.failures, f"CLIP can't score: {exc}")})
-        found = ClipScore(model=self._clip.name, median=median(scores), worst=min(scores), reference=self._reference)
-        return parity.model_copy(update={"clip": found})
+            return parity.model_copy(update={"failures": (*parity.failures, f"{names} can't be had: {exc}")})
+        return parity.model_copy(update=self._figures(found, self._own))
 
-    def _ask(self, pictures: Path) -> list[float]:
-        what = {"folder": str(self._clip), "pictures": str(pictures), "prompts": self._prompts}
-        return list(Scored(**self._process.ask("score", what, self._limit)).scores)
+    def _figures(self, found: Scored, own: Scored) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        if found.clip:
+            figures["clip"] = ClipScore(
+                model=self._measures["clip"].resolve().name,
+                median=median(found.clip),
+                worst=min(found.clip),
+                reference=median(own.clip),
+                mean=fmean(found.clip),
+                reference_mean=fmean(own.clip),
+            )
+        if found.lpips:
+            figures["lpips"] = Lpips(network=self._network, mean=fmean(found.lpips), worst=max(found.lpips))
+        if found.fid is not None:
+            figures["fid"] = Fid(distance=found.fid, pictures=len(self._prompts), against=self._drawn_by)
+        return figures
+
+    def _ask(self, pictures: Path) -> Scored:
+        what = {"pictures": str(pictures), "reference": str(self._reference), "prompts": self._prompts}
+        return Scored(**self._process.ask("score", what, self._limit))
 
 
 def understand(
@@ -175,12 +223,12 @@ def _known(contender: Contender, found: Likeness | None = None) -> Parity:
     return contender.parity or Parity(reference=found.reference if found else "")
 
 
-def _refer(contender: Contender, path: Path, on_progress: Progress) -> Likeness:
+def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress) -> Likeness:
     """Draw the reference's side of the suite; how far is it from itself with one thread? Both are kept."""
     on_progress("reference: draw the suite", None)
     if not path.exists():
         size = {"width": contender.brief.width, "height": contender.brief.height}
-        _ask_torch(contender, "refer", {"path": str(path), **size}, {})
+        _ask_torch(contender, "refer", {"path": str(path), "suite": suite.name, **size}, {})
     kept = path.with_suffix(".floor.json")
     if not _fresh_floor(path):
         on_progress("reference: draw the suite with one thread", None)

@@ -12,7 +12,7 @@ from ..core.errors import LatentcError
 from ..sampling.denoise import DENOISER
 from ..sampling.pixels import DECODER
 from .contender import Contender
-from .records import Measurement, Setting, Stage, Work
+from .records import Measurement, Setting, Stage, Work, model_of
 from .stability import stability_of
 from .work import count_work
 
@@ -44,10 +44,17 @@ def row_of(
         leaves_out.append("Energy: this machine has no counters, or they can't be read.")
     if contender.draws and contender.memory is None:
         leaves_out.append("Memory: it is read from /proc, which this system hasn't.")
-    if common["machine"].gpus and not (contender.memory and contender.memory.vram_peak_bytes):
-        leaves_out.append("GPU memory: no driver's library told it of this process (nvidia-ml-py, amdsmi).")
+    vram = contender.memory.vram if contender.memory else ()
+    if common["machine"].gpus and not vram:
+        leaves_out.append("GPU memory: no driver's library reported any of this process (nvidia-ml-py, amdsmi).")
+    if any(one.by == "device" for one in vram):
+        leaves_out.append(
+            "GPU memory: the driver's library names none of its processes, as in a container. What each device held "
+            "more than before loading is given; what others took meanwhile is in it."
+        )
     return Measurement(
         **common,
+        model=model_of(contender.bundle),
         subject=contender.subject,
         setting=setting,
         startup=contender.startup,

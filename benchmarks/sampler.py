@@ -13,7 +13,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from .line import serve
-from .vram import askers, vram_bytes
+from .vram import VramHeld, VramWatch, devices
 
 INTERVAL_SECONDS = 0.02
 PROC = Path("/proc")
@@ -26,8 +26,8 @@ class Held:
     now: int | None
     peak: int | None
     """Since the watch began; of `peak`, since the process began."""
-    vram_peak: int | None = None
-    """Of `peak`: the most GPU memory that was seen since the process began; None where no driver tells it."""
+    vram: tuple[VramHeld, ...] = ()
+    """Of each GPU that held something since the first watch of the process."""
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -78,8 +78,8 @@ class Sampler:
 
     def __init__(self) -> None:
         self._lives: dict[int, int] = {}
-        self._vram_lives: dict[int, int] = {}
-        self._askers = askers()
+        self._devices = devices()
+        self._vram: dict[int, VramWatch] = {}
         self._watched: int | None = None
         self._peak = 0
         self._exact = False
@@ -94,6 +94,7 @@ class Sampler:
             self._remember(pid, status_bytes(pid, "VmHWM"))
             self._exact = reset_peak(pid)
             self._watched, self._peak = pid, now or 0
+            self._vram.setdefault(pid, VramWatch(self._devices))
         self._awake.set()
         return Held(now, now)
 
@@ -104,30 +105,27 @@ class Sampler:
             pid, self._watched = self._watched, None
             now = None if pid is None else resident_bytes(pid)
             if pid is not None:
-                self._see_vram(pid)
+                self._vram[pid].see(tree(pid))
             if pid is None or now is None:
                 return Held(None, None)
             highest = status_bytes(pid, "VmHWM") if self._exact else None
             peak = max(self._peak, now, highest or 0)
             self._remember(pid, peak)
-            return Held(now, peak)
+            return Held(now, peak, self._vram[pid].held())
 
     def peak(self, pid: int) -> Held:
         """The most that a process held in its life, as far as it was seen."""
         now = resident_bytes(pid)
-        self._remember(pid, status_bytes(pid, "VmHWM"))
-        self._remember(pid, now)
-        self._see_vram(pid)
-        return Held(now, self._lives.get(pid), self._vram_lives.get(pid))
+        with self._lock:
+            self._remember(pid, status_bytes(pid, "VmHWM"))
+            self._remember(pid, now)
+            watch = self._vram.setdefault(pid, VramWatch(self._devices))
+            watch.see(tree(pid), alone=False)
+            return Held(now, self._lives.get(pid), watch.held())
 
     def _remember(self, pid: int, peak: int | None) -> None:
         if peak is not None:
             self._lives[pid] = max(self._lives.get(pid, 0), peak)
-
-    def _see_vram(self, pid: int) -> None:
-        held = vram_bytes(tree(pid), self._askers) if self._askers else None
-        if held is not None:
-            self._vram_lives[pid] = max(self._vram_lives.get(pid, 0), held)
 
     def _sample(self) -> None:
         pause = Event()
@@ -136,7 +134,7 @@ class Sampler:
             with self._lock:
                 if self._watched is not None:
                     self._peak = max(self._peak, resident_bytes(self._watched) or 0)
-                    self._see_vram(self._watched)
+                    self._vram[self._watched].see(tree(self._watched))
             pause.wait(INTERVAL_SECONDS)
 
 

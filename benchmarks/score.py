@@ -24,6 +24,7 @@ from .meaning import (
     read,
     reference_features,
     render_captions,
+    require_scenes,
     shuffled,
 )
 
@@ -76,10 +77,11 @@ def score(
 ) -> Scores:
     """Draw `count` held-out captions with each guidance; `nights` captions more without and with a negative prompt.
 
-    Raises `RequestError` for nothing to draw, and what drawing and the judge raise.
+    Raises `RequestError` for nothing to draw and another checkpoint than `scenes`, and what drawing raises.
     """
     if count < 1 or not guidances:
         raise RequestError("There is nothing to score. Ask for one caption and one guidance at least.")
+    require_scenes([pipeline.bundle])
     asked = captions(count)
     drawn: dict[float, Meaning] = {}
     floor: dict[float, Meaning] = {}

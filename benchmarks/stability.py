@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from statistics import median
 
 from .plan import REPEAT
-from .records import Draw, summarize
+from .records import Draw
+from .summary import summarize
 
 SPREAD = 0.05
 DRIFT = 0.05

@@ -16,11 +16,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoints.open import SHIPPED
 from ..compiler.targets import choose
 from ..core.arrays import read_sealed_arrays, write_arrays
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
-from ..core.files import sha256_json
+from ..core.files import sha256, sha256_json
 from ..core.reading import parse_json
 from ..core.request import Request
 from ..core.tensors import Array, Precision
@@ -94,10 +95,22 @@ SCENES = Suite(
 """The same of the world of `scenes`, for the checkpoint that knows no other."""
 
 
-def suite_for(bundle: Bundle) -> Suite:
-    """The suite that a bundle is asked to draw."""
-    shipped = bundle.manifest.source.kind == "shipped" and bundle.manifest.source.location == SCENES.name
-    return SCENES if shipped else SUITE
+VOCABULARY = "tokenizer/vocab.json"
+SUITES = {suite.name: suite for suite in (SUITE, SCENES)}
+
+
+def is_scenes(bundle: Bundle) -> bool:
+    """Whether it is `scenes`, or a checkpoint with its vocabulary: one that was trained on, or anew.
+
+    It knows the words of that world and no other.
+    """
+    vocabulary = bundle.manifest.files.get(VOCABULARY)
+    return vocabulary is not None and vocabulary.sha256 == sha256(SHIPPED[SCENES.name] / VOCABULARY)
+
+
+def suite_for(*bundles: Bundle) -> Suite:
+    """The suite that bundles are asked to draw, the same for all."""
+    return SCENES if all(map(is_scenes, bundles)) else SUITE
 
 
 @dataclass(frozen=True)

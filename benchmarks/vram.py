@@ -1,73 +1,144 @@
-"""GPU memory by process, as the vendor's library tells it: NVML for NVIDIA, AMD SMI for AMD.
+"""GPU memory, as the vendor's library reports it for each GPU: NVML for NVIDIA, AMD SMI for AMD.
 
 Both are imported when they are asked for. Without a driver both fail, and not with ImportError alone (amdsmi 7.0.2
-raises KeyError), so that any failure means that there is nothing to ask. In a container the driver may name processes
-by the host's numbers; then none of ours is found, and nothing is told.
+raises KeyError), so that any failure means that there is nothing to ask.
+
+A library that names our processes is believed. In a container it may name them by the host's numbers, or report no
+figure for a process at all; then what a device holds more than before is taken, and marked `device`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-Ask = Callable[[], Mapping[int, int]]
-"""Bytes of each process that holds GPU memory, over all GPUs."""
+Answer = TypeVar("Answer")
 
 
-def askers() -> list[Ask]:
-    """One for each library that answers here; none without a GPU."""
-    found: list[Ask] = []
+@dataclass(frozen=True)
+class Device:
+    """One GPU. Both questions may raise anything: a driver may go away, or a process end in the middle."""
+
+    name: str
+    """As `NVIDIA 0`."""
+    by_process: Callable[[], Mapping[int, int]]
+    """Bytes of each process that holds some of its memory."""
+    used: Callable[[], int]
+    """Bytes that all processes hold."""
+
+
+@dataclass(frozen=True)
+class VramHeld:
+    """What one GPU holds for a tree of processes."""
+
+    device: str
+    now: int
+    peak: int
+    by: Literal["process", "device"]
+
+
+@dataclass
+class _Seen:
+    """Of one GPU, since a watch began."""
+
+    idle: int | None
+    now: dict[str, int] = field(default_factory=dict[str, int])
+    peak: dict[str, int] = field(default_factory=dict[str, int])
+
+    def add(self, by: str, held: int) -> None:
+        self.now[by] = held
+        self.peak[by] = max(held, self.peak.get(by, 0))
+
+
+class VramWatch:
+    """The GPU memory of one tree of processes. What devices hold when it is made is their idle value."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = devices
+        self._seen = {device.name: _Seen(_asked(device.used)) for device in devices}
+
+    def see(self, pids: Collection[int], alone: bool = True) -> None:
+        """Look once. `alone` is False where others may have loaded since: then processes are asked for only."""
+        for device in self._devices:
+            seen, told = self._seen[device.name], _asked(device.by_process) or {}
+            if ours := [told[pid] for pid in pids if pid in told]:
+                seen.add("process", sum(ours))
+            elif "process" in seen.now:
+                seen.add("process", 0)
+            used = _asked(device.used) if alone and seen.idle is not None else None
+            if used is not None and seen.idle is not None:
+                seen.add("device", max(0, used - seen.idle))
+
+    def held(self) -> tuple[VramHeld, ...]:
+        """What was seen on each GPU that held something; by process where any was named on a GPU of the vendor."""
+        named = {_vendor(name) for name, seen in self._seen.items() if "process" in seen.peak}
+        found: list[VramHeld] = []
+        for name, seen in self._seen.items():
+            by: Literal["process", "device"] = "process" if _vendor(name) in named else "device"
+            if seen.peak.get(by):
+                found.append(VramHeld(name, seen.now[by], seen.peak[by], by))
+        return tuple(found)
+
+
+def devices() -> list[Device]:
+    """Every GPU of each library that works here; none without a GPU."""
+    found: list[Device] = []
     for begin in (_nvml, _amdsmi):
         try:
-            ask = begin()
-            ask()
-        except Exception:  # whatever it is, this library has nothing to tell
+            listed = begin()
+            for device in listed:
+                device.by_process()
+        except Exception:  # whatever it is, this library has nothing to report
             continue
-        found.append(ask)
+        found += listed
     return found
 
 
-def vram_bytes(pids: Collection[int], asked: Collection[Ask]) -> int | None:
-    """What these processes hold together; None where no library knows one of them."""
-    held: list[int] = []
-    for ask in asked:
-        try:
-            told = ask()
-        except Exception:  # the driver may go away, or a process end in the middle of the answer
-            continue
-        held += [told[pid] for pid in pids if pid in told]
-    return sum(held) if held else None
+def _asked(question: Callable[[], Answer]) -> Answer | None:
+    try:
+        return question()
+    except Exception:
+        return None
 
 
-def _nvml() -> Ask:
+def _vendor(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+def _nvml() -> list[Device]:
     nvml: Any = import_module("pynvml")
     nvml.nvmlInit()
-    devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
 
-    def ask() -> Mapping[int, int]:
-        found: dict[int, int] = {}
-        for device in devices:
-            of_device: dict[int, int] = {}  # a process that computes and draws is in both lists, with the same figure
+    def device(index: int) -> Device:
+        handle: Any = nvml.nvmlDeviceGetHandleByIndex(index)
+
+        def by_process() -> Mapping[int, int]:
+            found: dict[int, int] = {}  # a process that computes and draws is in both lists, with the same figure
             for listed in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
-                of_device |= {each.pid: each.usedGpuMemory for each in listed(device) if each.usedGpuMemory is not None}
-            for pid, held in of_device.items():
-                found[pid] = found.get(pid, 0) + held
-        return found
+                found |= {each.pid: each.usedGpuMemory for each in listed(handle) if each.usedGpuMemory is not None}
+            return found
 
-    return ask
+        return Device(f"NVIDIA {index}", by_process, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+
+    return [device(index) for index in range(nvml.nvmlDeviceGetCount())]
 
 
-def _amdsmi() -> Ask:
+def _amdsmi() -> list[Device]:
     smi: Any = import_module("amdsmi")
     smi.amdsmi_init(smi.AmdSmiInitFlags.INIT_AMD_GPUS)
-    devices = smi.amdsmi_get_processor_handles()
 
-    def ask() -> Mapping[int, int]:
-        found: dict[int, int] = {}
-        for device in devices:
-            for each in smi.amdsmi_get_gpu_process_list(device):
+    def device(index: int, handle: Any) -> Device:
+        def by_process() -> Mapping[int, int]:
+            found: dict[int, int] = {}
+            for each in smi.amdsmi_get_gpu_process_list(handle):
                 found[each["pid"]] = found.get(each["pid"], 0) + each["memory_usage"]["vram_mem"]
-        return found
+            return found
 
-    return ask
+        def used() -> int:
+            return int(smi.amdsmi_get_gpu_memory_usage(handle, smi.AmdSmiMemoryType.VRAM))
+
+        return Device(f"AMD {index}", by_process, used)
+
+    return [device(index, handle) for index, handle in enumerate(smi.amdsmi_get_processor_handles())]

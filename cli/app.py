@@ -286,7 +286,10 @@ def new_checkpoint(
 
 @app.command()
 def bench(
-    bundle: Folder,
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export`: several draw the same, in turn."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to add the measurements to.")],
     profile: Profiles = None,
     threads: Threads = None,
@@ -313,13 +316,19 @@ def bench(
     clip: Annotated[
         Path | None, typer.Option(help="With --suite: folder of a CLIP model, to hold pictures against their prompts.")
     ] = None,
+    lpips: Annotated[
+        Path | None, typer.Option(help="With --suite: folder of LPIPS' published weights, for pictures and PyTorch's.")
+    ] = None,
+    fid: Annotated[
+        Path | None, typer.Option(help="With --suite: folder of FID's published weights, for pictures and PyTorch's.")
+    ] = None,
     captions: Annotated[int, typer.Option(min=0, help="With `scenes`: also draw so many captions and read them.")] = 0,
     keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
     peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure profiles and baselines: each in a process of its own, all of them in turn."""
+    """Measure profiles and baselines in turn; exit 1 if one of them failed, or its pictures did."""
     from ..benchmarks.plan import Plan
     from .bench import measure, parse_batches, parse_sizes
     from .choose import choose
@@ -340,9 +349,11 @@ def bench(
         peers=peers,
         suite=suite,
         clip=clip,
+        lpips=lpips,
+        fid=fid,
         captions=captions,
     )
-    measure(bundle, plan, output, quiet=quiet, as_json=as_json)
+    measure(bundles, plan, output, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -381,15 +392,25 @@ def report(
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="File that `latentc bench` wrote before.")],
-    new: Annotated[Path, typer.Argument(help="File that it wrote after.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="OLD NEW", help="Files that `latentc bench` wrote before and after.")
+    ],
     effect: Annotated[float, typer.Option(min=0, help="Least change of seconds that counts, as a share.")] = 0.05,
+    machines: Annotated[
+        bool, typer.Option("--machines", help="Show files of several machines side by side, a column for each.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what got slower, larger or less like the reference beyond the noise; exit 1 if something did."""
     from .report import compare as tell
+    from .report import machines as tell_machines
 
-    tell(old, new, effect, as_json)
+    if machines:
+        tell_machines(results, as_json)
+        return
+    if len(results) != 2:
+        raise typer.BadParameter(f"{len(results)} files are given; two are compared, the old one and the new one.")
+    tell(results[0], results[1], effect, as_json)
 
 
 @app.command()

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from ..benchmarks.bench import bench
-from ..benchmarks.contender import OWN_COST
+from ..benchmarks.headline import headline
 from ..benchmarks.plan import Plan
-from ..benchmarks.reading import idle, step_psnr
-from ..benchmarks.records import Measurement
+from ..benchmarks.reading import (
+    Section,
+    at_fault,
+    figure,
+    idle,
+    sections,
+    setting_title,
+    shown_name,
+    step_psnr,
+    title_of,
+    vram_shown,
+)
+from ..benchmarks.records import Measurement, Parity
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.progress import quiet as silent
@@ -20,11 +33,8 @@ from .show import size as bytes_shown
 from .show import table
 from .text import Screen, say
 
-BUSY = 0.5
-"""Processes that want a core, beside which times mean little."""
-
 FIGURES = ("load", "step", "vae", "all", "±", "memory", "dB")
-PICTURES = ("worst", "score")
+PICTURES = ("worst, dB", "scene score", "CLIP score", "LPIPS", "FID")
 """Figures that are there where pictures were looked at."""
 
 
@@ -48,18 +58,20 @@ def parse_batches(batches: str) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
-def measure(folder: Path, plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
-    """Run a plan, and say what was measured; raises `typer.Exit` with code 1 where nothing could be."""
+def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
+    """Run a plan, and say what was measured.
+
+    Raises `typer.Exit` with code 1 where a row failed, or is below the gate of parity.
+    """
     if plan.repeat < 1:
         raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
-    opened = open_bundle(folder)
+    opened = [open_bundle(folder) for folder in folders]
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
         say(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
     else:
         print_rows(rows, output)
-    asked = [row for row in rows if row.subject.name != OWN_COST] or rows
-    if all(row.error for row in asked):
+    if any(row.error or at_fault(row) for row in rows):
         raise typer.Exit(1)
 
 
@@ -70,38 +82,57 @@ def _say(what: str, share: float | None) -> None:
 
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
-    """A line for each measurement, then what went wrong."""
+    """A headline and a line for each measurement, then what went wrong."""
     console = Screen(highlight=False)
-    seen = tuple(name for index, name in enumerate(PICTURES) if any(_likeness(row)[index] for row in rows))
-    figures = (*FIGURES, *seen)
-    for setting, same in groupby(rows, key=lambda row: row.setting):
-        batch = f", {setting.batch} at once" if setting.batch > 1 else ""
-        listed = table(
-            f"{setting.width}x{setting.height}{batch}, {setting.steps} steps", "subject", *figures, right=figures
-        )
-        for row in same:
-            likeness: dict[str, str] = dict(zip(PICTURES, _likeness(row), strict=True))
-            listed.add_row(row.subject.name, *_figures(row), *(likeness[name] for name in seen))
-        console.print(listed)
-    console.print(
-        "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of "
-        "that. Memory: the most that the process held. dB: one denoising step against PyTorch's, from the same "
-        "latents; worst: the worst finished picture of the suite (--suite). Score: how much of what captions say the "
-        "pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` has the rest."
-    )
-    for row in rows:
-        if row.error is not None:
-            console.print(f"{row.subject.name} failed: {row.error}", markup=False)
-            if "signal 9" in row.error and not row.apart:
-                console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
-        elif not row.stable:
-            console.print(f"{row.subject.name} isn't stable: {row.stability}.", markup=False)
-        for failure in row.parity.failures if row.parity else ():
-            console.print(f"{row.subject.name}: {failure}", markup=False)
-    load = rows[0].load_average if rows else None
-    if load is not None and load > BUSY:
-        console.print(f"{load:.1f} processes wanted a core when it began: something else was at work here.")
+    for section in sections(rows):
+        for sentence in headline(section):
+            console.print(sentence, markup=False)
+        console.print(_listed(section, setting_title(section.first.setting), FIGURES, _figures))
+        if any(_vram(row) for row in section.rows):
+            console.print(_listed(section, "GPU memory", ("resting", "peak"), _vram))
+        if seen := [name for name in PICTURES if any(_likeness(row)[name] for row in section.rows)]:
+            console.print(_listed(section, "pictures", seen, partial(_chosen, seen)))
+    console.print(NOTE)
+    for section in sections(rows):
+        for row in section.rows:
+            _print_doubts(console, title_of(row, section), row)
     console.print(f"Every sample is in {output}.", markup=False)
+
+
+NOTE = (
+    "Seconds: to load; then medians of one denoiser call, decoding, the whole draw. ±: half the 95 % interval of that; "
+    "intervals that overlap tie. Memory: the most that the process held. dB: one denoising step against PyTorch's, "
+    "from the same latents; worst: the worst finished picture of the suite (--suite). Scene score: how much of what "
+    "captions say the pictures show (--captions). null does no work: what it takes is latentc's own. `latentc report` "
+    "has the rest."
+)
+
+
+def _print_doubts(console: Screen, name: str, row: Measurement) -> None:
+    if row.error is not None:
+        console.print(f"{name} failed: {row.error}", markup=False)
+        if "signal 9" in row.error and not row.apart:
+            console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
+    elif not row.stable:
+        console.print(f"{name} isn't stable: {row.stability}.", markup=False)
+    for failure in row.parity.failures if row.parity else ():
+        console.print(f"{name}: {failure}", markup=False)
+
+
+def _listed(
+    section: Section, title: str, names: Sequence[str], figures: Callable[[Measurement], Sequence[str]]
+) -> Table:
+    """A table of rows under their bundle, where there are several; rows without any figure are left out."""
+    listed = table(title, "subject", *names, right=names)
+    for model in section.models:
+        if len(section.models) > 1:
+            listed.add_row(f"[bold]{escape(model.name)}[/]")
+        for row in section.rows:
+            if row.model == model and any(shown := figures(row)):
+                listed.add_row(escape(shown_name(row)), *shown)
+            elif row.model == model and names is FIGURES:
+                listed.add_row(escape(shown_name(row)), "failed")
+    return listed
 
 
 def _figures(row: Measurement) -> list[str]:
@@ -119,10 +150,29 @@ def _figures(row: Measurement) -> list[str]:
     ]
 
 
-def _likeness(row: Measurement) -> tuple[str, str]:
-    worst = row.parity.pictures.get("psnr_db") if row.parity else None
-    meaning = row.parity.meaning if row.parity else None
-    return ("" if worst is None else f"{worst.worst:.0f}", "" if meaning is None else f"{meaning.scene_score:.3f}")
+def _likeness(row: Measurement) -> dict[str, str]:
+    """By name of `PICTURES`; empty where it isn't known."""
+    parity = row.parity or Parity(reference="")
+    worst, meaning = parity.pictures.get("psnr_db"), parity.meaning
+    clip, lpips, fid = (None,) * 3 if row.model.random else (parity.clip, parity.lpips, parity.fid)
+    figures = (
+        worst and f"{worst.worst:.0f}",
+        meaning and f"{meaning.scene_score:.3f}",
+        clip and figure(clip.median if clip.mean is None else clip.mean),
+        lpips and figure(lpips.mean),
+        fid and figure(fid.distance),
+    )
+    return dict(zip(PICTURES, (shown or "" for shown in figures), strict=True))
+
+
+def _vram(row: Measurement) -> list[str]:
+    shown = [vram_shown("resting_bytes", row), vram_shown("peak_bytes", row)]
+    return shown if any(shown) else []
+
+
+def _chosen(names: Sequence[str], row: Measurement) -> list[str]:
+    known = _likeness(row)
+    return [known[name] for name in names]
 
 
 def _seconds(value: float | None) -> str:

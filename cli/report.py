@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from string import ascii_uppercase
 
 import typer
 from rich.markup import escape
 
 from ..benchmarks.compare import Comparison, compare_files
+from ..benchmarks.machines import Cell, SideBySide, compare_machines
+from ..benchmarks.reading import UNSTABLE, figure
 from ..benchmarks.report import report as write
 from .show import emit, table
 from .text import Screen, say
@@ -31,11 +34,57 @@ def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
     """Say what changed; raises `typer.Exit` with code 1 where something got worse."""
     found = compare_files(old, new, effect)
     if as_json:
-        emit(asdict(found) | {"worse": len(found.worse)})
+        emit(asdict(found) | {"worse": len(found.worse), "not_judged": len(found.not_judged)})
     else:
         _print(found)
     if found.worse:
         raise typer.Exit(1)
+
+
+def machines(files: list[Path], as_json: bool) -> None:
+    """Show files side by side, a column for each machine. What differs is no fault: the exit code is 0."""
+    found = compare_machines(files)
+    if as_json:
+        emit([asdict(one) for one in found])
+        return
+    console = Screen(highlight=False)
+    letters = {
+        name: _letter(index) for index, name in enumerate(dict.fromkeys(m for one in found for m in one.machines))
+    }
+    for one in found:
+        _print_machines(console, one, letters)
+    console.print(
+        f"Seconds of a whole draw: median ± half its 95 % interval. *: fastest of its run beyond doubt. {UNSTABLE}: "
+        "not stable. busy: something else was at work."
+    )
+
+
+def _letter(index: int) -> str:
+    return ascii_uppercase[index] if index < len(ascii_uppercase) else f"{index + 1}"
+
+
+def _print_machines(console: Screen, one: SideBySide, letters: dict[str, str]) -> None:
+    columns = [letters[name] for name in one.machines]
+    listed = table(escape(one.title), "subject", *columns, right=columns)
+    for subject, cells in one.rows.items():
+        listed.add_row(escape(subject), *(_cell(cell) for cell in cells))
+    console.print(listed)
+    for name in one.machines:
+        console.print(f"{letters[name]}: {name}", markup=False)
+    for note in one.notes:
+        console.print(note, markup=False)
+    console.print("")
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.error is not None or cell.seconds is None or cell.interval is None:
+        return "failed"
+    low, high = cell.interval
+    spread = (high - low) / 2 / cell.seconds if cell.seconds > 0 else 0.0
+    marks = ("*" if cell.winner else "", "" if cell.stable else UNSTABLE, "busy" if cell.busy else "")
+    return " ".join(filter(None, (f"{figure(cell.seconds)} ± {spread:.0%}", *marks)))
 
 
 def _print(found: Comparison) -> None:
@@ -53,4 +102,10 @@ def _print(found: Comparison) -> None:
             console.print(f"only in the {where} file: {title}", markup=False)
     rows = f"{found.compared} row{'s' if found.compared > 1 else ''} compared"
     worse = f"{len(found.worse)} worse" if found.worse else "nothing worse beyond the noise"
-    console.print(f"{rows}: {worse}.")
+    doubtful = len(found.not_judged)
+    note = (
+        f"; {doubtful} time{'s' if doubtful > 1 else ''} not judged: measure again on a quiet machine"
+        if doubtful
+        else ""
+    )
+    console.print(f"{rows}: {worse}{note}.")

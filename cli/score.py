@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from ..benchmarks.meaning import Meaning, captions, draw_captions
+from ..benchmarks.meaning import Meaning, captions, draw_captions, require_scenes
 from ..benchmarks.score import NEGATIVE, Scores, sheet
 from ..benchmarks.score import score as run_score
+from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.files import write_text
 from ..pipelines.pipeline import Pipeline
@@ -51,6 +52,7 @@ def score(
             raise RequestError(f"{path.parent} is no folder. Make it, or write elsewhere.")
     if drawn and drawn.suffix.lower() not in FORMATS:
         raise RequestError(f"{drawn} must end in one of: {', '.join(FORMATS)}.")
+    require_scenes([open_bundle(bundle)])  # before its engines are loaded
     with shown(quiet or as_json) as tell, Pipeline.open(bundle, profile) as pipeline:
         found = run_score(pipeline, count, guidances, nights=nights, on_progress=tell)
         text = json.dumps(TypeAdapter(Scores).dump_python(found, mode="json"), indent=2)

@@ -49,7 +49,7 @@ class Machine(Record):
 
     system: str
     architecture: str
-    libc: str | None
+    libc: str | None = None
     python: str
     cpu: str
     vendor: str
@@ -57,9 +57,9 @@ class Machine(Record):
     """Cores that this process may use: affinity and the container's quota are respected."""
     instructions: tuple[str, ...]
     """Those of `INSTRUCTIONS` that the CPU has."""
-    memory_bytes: int | None
+    memory_bytes: int | None = None
     """Memory that this process may use: the machine's, or the container's limit."""
-    available_bytes: int | None
+    available_bytes: int | None = None
     """What of it is free now."""
     gpus: tuple[Gpu, ...]
 

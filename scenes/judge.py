@@ -75,20 +75,3 @@ def scores_by_attribute(
         if any(told):
             scores[name] = scene_score(read, told)
     return scores
-
-
-def frechet_distance(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """The Fréchet distance between Gaussians fitted to two sets of features, each [n, d] with n > d.
-
-    As in Heusel et al. (2017, arXiv:1706.08500), on the judge's features: a stand-in for FID.
-    Raises ValueError for too few pictures to fit a Gaussian.
-    """
-    for features in (found, wanted):
-        if len(features) <= features.shape[1]:
-            raise ValueError(f"{len(features)} pictures are too few; more than {features.shape[1]} are needed.")
-    means = [features.mean(axis=0, dtype=np.float64) for features in (found, wanted)]
-    spreads = [np.cov(features.astype(np.float64), rowvar=False) for features in (found, wanted)]
-    values, vectors = np.linalg.eigh(spreads[0])
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    shared = np.sqrt(np.linalg.eigvalsh(root @ spreads[1] @ root).clip(0)).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(spreads[0]) + np.trace(spreads[1]) - 2 * shared)

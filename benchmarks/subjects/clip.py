@@ -10,20 +10,30 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..line import Scored, serve
+from ...core.errors import LatentcError
+from ..line import Scored
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training pictures, by channel: what its own preprocessing takes where the folder doesn't say."""
+
+UNTOUCHED = 1e-6
+"""As far as rounding takes a value that no training has changed."""
 
 
 class Clip:
     """A CLIP model in transformers' layout."""
 
     def load(self, folder: str) -> None:
-        """Read model, tokenizer and preprocessing."""
+        """Read model, tokenizer and preprocessing. Raises `LatentcError` for a model that was never trained."""
         transformers: Any = import_module("transformers")
         path = Path(folder)
         self._model: Any = transformers.CLIPModel.from_pretrained(path, local_files_only=True).eval()
+        begun = float(self._model.config.logit_scale_init_value)
+        if abs(self._model.logit_scale.item() - begun) < UNTOUCHED:  # training moves it from the first step
+            raise LatentcError(
+                f"The CLIP model in {path.name} has random weights: its temperature is where training begins. "
+                "Its scores would mean nothing. Name a folder with a trained one."
+            )
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         said = path / "preprocessor_config.json"
         facts: dict[str, Any] = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
@@ -45,28 +55,16 @@ class Clip:
                 seen = self._model(pixel_values=torch.from_numpy(self._prepared(image)[None]), **tokens)
                 cosine = torch.nn.functional.cosine_similarity(seen.image_embeds, seen.text_embeds)
                 found.append(100 * max(0.0, float(cosine)))
-        return Scored(tuple(found))
+        return Scored(clip=tuple(found))
 
     def _prepared(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """As CLIP sees a picture: the shorter side scaled to the model's, the middle cut out, normalized; [3, n, n]."""
         side = int(self._model.config.vision_config.image_size)
         height, width = image.shape[:2]
         scale = side / min(height, width)
-        size = max(side, round(width * scale)), max(side, round(height * scale))
+        size = max(side, int(width * scale)), max(side, int(height * scale))  # as CLIP's own code: not rounded
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
         cut = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255
         normal = (cut - np.array(self._mean)) / np.array(self._deviation)
         return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
-
-
-if __name__ == "__main__":
-    clip = Clip()
-
-    def score(what: dict[str, Any]) -> Scored:
-        """Load at the first order."""
-        if not hasattr(clip, "_model"):
-            clip.load(what["folder"])
-        return clip.score(what["pictures"], what["prompts"])
-
-    serve({"score": score})

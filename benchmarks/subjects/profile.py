@@ -115,11 +115,11 @@ class ProfileSubject:
         seconds = result.seconds
         return Drawn(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
 
-    def refer(self, path: str, size: tuple[int, int]) -> Referred:
-        """Draw the suite as the reference, into a file that others are compared with."""
-        from ..suite import make_references, save_references
+    def refer(self, path: str, suite: str, size: tuple[int, int]) -> Referred:
+        """Draw the suite of this name as the reference, into a file that others are compared with."""
+        from ..suite import SUITES, make_references, save_references
 
-        save_references(Path(path), make_references(self._pipeline, size=size))
+        save_references(Path(path), make_references(self._pipeline, SUITES[suite], size))
         return Referred()
 
     def compare(self, path: str, keep: str | None) -> Likeness:
@@ -162,7 +162,7 @@ if __name__ == "__main__":
     serve_subject(
         subject,
         {
-            "refer": lambda what: subject.refer(what["path"], (what["width"], what["height"])),
+            "refer": lambda what: subject.refer(what["path"], what["suite"], (what["width"], what["height"])),
             "compare": lambda what: subject.compare(what["path"], what.get("keep")),
             "understand": lambda what: subject.understand(**what),
         },

@@ -1,5 +1,7 @@
 """Measurements made by hand: nothing is timed."""
 
+from dataclasses import replace
+
 import pytest
 
 from latentc.benchmarks.records import (
@@ -96,9 +98,21 @@ def measured():
     return handmade
 
 
+@pytest.fixture
+def trained():
+    """`trained(bundle)`: the bundle, as if its weights weren't random."""
+
+    def make(bundle):
+        manifest = bundle.manifest
+        source = manifest.source.model_copy(update={"random": False})
+        return replace(bundle, manifest=manifest.model_copy(update={"source": source}))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def clip_model(shared, checkpoint):
-    """The folder of a small CLIP model of random weights, with the tokenizer of a tiny checkpoint."""
+    """The folder of a small CLIP model of other weights than those that training begins with, and a tokenizer."""
     import shutil
 
     import torch
@@ -112,6 +126,8 @@ def clip_model(shared, checkpoint):
             text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16
         )
         shutil.copytree(checkpoint("sd1") / "tokenizer", folder)
-        CLIPModel(config).save_pretrained(folder)
+        model = CLIPModel(config)
+        model.logit_scale.data.fill_(4.0)  # as training moves it
+        model.save_pretrained(folder)
 
     return shared("clip", make)

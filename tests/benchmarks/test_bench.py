@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from latentc.benchmarks.contender import contenders_of
 from latentc.benchmarks.line import Brief
 from latentc.benchmarks.plan import PATIENCE, REPEAT, Plan, settings_of
 from latentc.benchmarks.process import Process
+from latentc.benchmarks.reading import sections
 from latentc.benchmarks.records import Draw, read_records
 from latentc.benchmarks.stability import stability_of
 from latentc.benchmarks.subjects.clock import Clock
@@ -24,6 +26,7 @@ from latentc.benchmarks.subjects.profile import ProfileSubject
 from latentc.benchmarks.suite import SUITE
 from latentc.benchmarks.work import count_work
 from latentc.cli.bench import parse_batches, parse_sizes
+from latentc.core.bundle import open_bundle
 from latentc.core.errors import CompileError, RequestError, RuntimeMissing
 from latentc.core.tensors import psnr_db
 from latentc.profiles import Profile, load_profile
@@ -38,7 +41,7 @@ def results(tmp_path):
 
 def test_every_size_has_every_batch(bundle):
     plan = Plan((load_profile("null"),), sizes=((64, 64), (72, 64)), batches=(1, 2))
-    settings = [(one.width, one.height, one.batch) for one in settings_of(bundle("sd1"), plan)]
+    settings = [(one.width, one.height, one.batch) for one in settings_of([bundle("sd1")], plan)]
     assert settings == [(64, 64, 1), (64, 64, 2), (72, 64, 1), (72, 64, 2)]
 
 
@@ -64,6 +67,7 @@ def test_every_setting_is_a_line(bundle, results):
         assert row.startup.import_seconds > 0
     assert len({row.run for row in rows}) == 1
     if sys.platform == "linux":  # memory is read from /proc
+        assert rows[0].other_cores is None or rows[0].other_cores >= 0
         memory = rows[0].memory
         assert 1e7 < memory.before_bytes < memory.load_peak_bytes <= memory.peak_bytes
         assert memory.loaded_bytes <= memory.load_peak_bytes
@@ -190,20 +194,20 @@ def test_a_runtime_that_refuses_the_matrix_product_is_timed(bundle, results, mon
 
 def test_pictures_of_two_runs_have_two_names(bundle, tmp_path):
     plan = Plan((), keep=tmp_path / "kept")
-    (setting,) = settings_of(bundle("sd1"), plan)
+    (setting,) = settings_of([bundle("sd1")], plan)
     null = [load_profile("null")]
     for run in ("0123456789", "abcdefghij"):
         (found,) = contenders_of(bundle("sd1"), plan, setting, null, (), tmp_path, run)
         assert Path(found.wish.keep).name.startswith(f"{run[:8]}-00-null-")
 
 
-def test_what_fails_is_a_line_with_its_reason(bundle, results, tmp_path):
+def test_what_fails_is_a_line_with_its_reason(bundle, results):
     profiles = (
         Profile(name="elsewhere", title="", runtime="openvino", device="NPU"),
         load_profile("null"),
         Profile(name="static", title="", runtime="null", shapes={"sizes": ["128x128"]}, parity_db={"f32": 0}),
     )
-    plan = Plan(profiles, ("optimum-openvino",), peers=tmp_path, **SMALL)
+    plan = Plan(profiles, **SMALL)
     rows = {row.subject.name: row for row in bench(bundle("sd1"), plan, results)}
     assert "elsewhere can't be used here" in rows["elsewhere"].error
     assert rows["elsewhere"].draws == ()
@@ -211,9 +215,7 @@ def test_what_fails_is_a_line_with_its_reason(bundle, results, tmp_path):
     assert rows["null"].error is None
     assert "builds 128x128" in rows["static"].error
     assert rows["static"].startup.load_seconds > 0, "what was known by then is kept"
-    assert "make peers" in rows["optimum-openvino"].error
-    assert rows["optimum-openvino"].subject.kind == "baseline"
-    assert len(read_records(results)) == 4
+    assert len(read_records(results)) == 3
 
 
 def test_what_takes_too_long_is_a_line_with_its_reason(bundle, results):
@@ -222,7 +224,14 @@ def test_what_takes_too_long_is_a_line_with_its_reason(bundle, results):
     assert row.draws == ()
 
 
-def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypatch):
+def smaller(bundle):
+    """A bundle beside it that draws smaller pictures of its own."""
+    manifest = bundle.manifest
+    model = manifest.model.model_copy(update={"default_size": manifest.model.default_size // 2})
+    return replace(bundle, folder=bundle.folder / "other.bundle", manifest=manifest.model_copy(update={"model": model}))
+
+
+def test_what_cant_be_is_refused_before_anything_runs(bundle, results, clip_model, monkeypatch):
     null = (load_profile("null"),)
     for plan, says in (
         (Plan(null, ("torch-eeger",)), "Did you mean 'torch-eager'"),
@@ -233,6 +242,24 @@ def test_what_cant_be_is_refused_before_anything_runs(bundle, results, monkeypat
     ):
         with pytest.raises(RequestError, match=says):
             bench(bundle("sd1"), plan, results)
+    for name in ("optimum-openvino", "optimum-onnxruntime", "openvino-genai"):
+        with pytest.raises(RuntimeMissing, match=rf"{name} has no environment here\. Make it with: make peers\."):
+            bench(bundle("sd1"), Plan(null, ("torch-eager", name), peers=results.parent), results)
+    monkeypatch.setattr("latentc.benchmarks.baselines.find_spec", lambda name: None)
+    for name in ("torch-eager", "torch-compile", "diffusers"):
+        with pytest.raises(RuntimeMissing, match=rf"{name} needs torch.*\.\[export\]"):
+            bench(bundle("sd1"), Plan(null, (name,)), results)
+    with pytest.raises(RequestError, match="weights are random, and its pictures noise, of which --clip would say no"):
+        bench(bundle("sd1"), Plan(null, suite=True, clip=clip_model), results)
+    for measure in ("lpips", "fid"):
+        with pytest.raises(RequestError, match=f"hasn't the published weights of {measure.upper()}"):
+            bench(bundle("sd1"), Plan(null, suite=True, **{measure: results.parent}), results)
+    with pytest.raises(RequestError, match="Two bundles are called"):
+        bench([bundle("sd1"), bundle("sd1")], Plan(null), results)
+    with pytest.raises(RequestError, match=r"draw other sizes of their own.*--size"):
+        bench([bundle("sd1"), smaller(bundle("sd1"))], Plan(null), results)
+    with pytest.raises(RequestError, match="a judge of the world of scenes"):
+        bench(bundle("sd1"), Plan(null, captions=4), results)
     monkeypatch.setattr("latentc.benchmarks.referee.find_spec", lambda name: None)
     with pytest.raises(RuntimeMissing, match=r"needs skimage and flip_evaluator.*\.\[bench\]"):
         bench(bundle("sd1"), Plan(null, suite=True), results)
@@ -259,9 +286,9 @@ def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_engines_that_were_timed_draw_the_suite(bundle, results, clip_model):
+def test_the_engines_that_were_timed_draw_the_suite(bundle, trained, results, clip_model):
     plan = Plan((load_profile("cpu-onnxruntime"),), suite=True, clip=clip_model, **SMALL)
-    null, row = bench(bundle("sd1"), plan, results)
+    null, row = bench(trained(bundle("sd1")), plan, results)
     assert null.parity.suite is None, "null draws nothing that could be compared"
     assert row.parity.suite.startswith(f"{SUITE.title}, against torch ")
     assert len(row.parity.forced_psnr_db["unet"]) == 21, "PNDM calls once more"
@@ -278,6 +305,25 @@ def test_the_engines_that_were_timed_draw_the_suite(bundle, results, clip_model)
     assert row.parity.clip.median == pytest.approx(row.parity.clip.reference, abs=0.1), "the same pictures"
     assert 0 <= row.parity.clip.worst <= row.parity.clip.median
     assert read_records(results) == [null, row]
+
+
+def test_several_bundles_are_drawn_in_turn_with_the_same_seeds(bundle, results, tmp_path):
+    base = bundle("sd1")
+    tuned = tmp_path / "tuned.bundle"
+    shutil.copytree(base.folder, tuned, ignore=shutil.ignore_patterns("engines"))
+    said = []
+    rows = bench(
+        [base, open_bundle(tuned)],
+        Plan((load_profile("null"),), sizes=((64, 64),), steps=1, repeat=1, ceiling=False),
+        results,
+        lambda what, _: said.append(what),
+    )
+    assert [row.model.name for row in rows] == [base.folder.name, "tuned.bundle"]
+    assert [row.error for row in rows] == [None, None]
+    assert len({(row.run, row.setting.model_dump_json()) for row in rows}) == 1
+    (section,) = sections(read_records(results))
+    assert {row.model.name for row in section.rows} == {base.folder.name, "tuned.bundle"}
+    assert [one for one in said if one.startswith("round 1")] == ["round 1: null"] * 2
 
 
 @pytest.mark.slow

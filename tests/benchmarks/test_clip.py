@@ -8,7 +8,7 @@ import pytest
 from latentc.benchmarks.plan import Plan
 from latentc.benchmarks.referee import check_suite
 from latentc.benchmarks.subjects.clip import DEVIATION, MEAN, Clip
-from latentc.core.errors import RequestError
+from latentc.core.errors import LatentcError, RequestError
 
 PROMPTS = ["a lighthouse on a cliff, sunset", "two red apples"]
 
@@ -29,7 +29,7 @@ def test_scores_are_cosines_of_embeddings(clip_model, pictures):
     path, images = pictures
     clip = Clip()
     clip.load(str(clip_model))
-    found = clip.score(str(path), PROMPTS).scores
+    found = clip.score(str(path), PROMPTS).clip
     model, tokenizer = CLIPModel.from_pretrained(clip_model).eval(), CLIPTokenizer.from_pretrained(clip_model)
     normal = (images[0].astype(np.float32) / 255 - np.array(MEAN)) / np.array(DEVIATION)
     pixels = torch.tensor(normal.transpose(2, 0, 1)[None], dtype=torch.float32)
@@ -41,6 +41,29 @@ def test_scores_are_cosines_of_embeddings(clip_model, pictures):
     assert found[0] == pytest.approx(100 * max(0.0, cosine), abs=1e-3)
     assert len(found) == 2
     assert all(0 <= score <= 100 for score in found)
+
+
+def test_pictures_are_prepared_as_the_model_s_own_processor_does(clip_model):
+    from transformers import CLIPImageProcessorPil
+
+    clip = Clip()
+    clip.load(str(clip_model))
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    rng = np.random.default_rng(2)
+    for shape in ((64, 96, 3), (101, 67, 3), (32, 32, 3), (77, 131, 3)):
+        image = rng.integers(0, 256, shape, np.uint8)
+        wanted = processor(images=image, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_allclose(clip._prepared(image), wanted, atol=1e-5)
+
+
+def test_random_weights_are_refused(clip_model, tmp_path):
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(clip_model)
+    model.logit_scale.data.fill_(model.config.logit_scale_init_value)
+    model.save_pretrained(tmp_path / "fresh")
+    with pytest.raises(LatentcError, match="The CLIP model in fresh has random weights"):
+        Clip().load(str(tmp_path / "fresh"))
 
 
 def test_a_wide_picture_is_cut_in_the_middle(clip_model):
@@ -55,9 +78,9 @@ def test_a_wide_picture_is_cut_in_the_middle(clip_model):
     np.testing.assert_allclose(seen[:, 16, 2], white, rtol=1e-5)
 
 
-def test_what_is_no_clip_model_is_refused(tmp_path, bundle, clip_model):
+def test_what_is_no_clip_model_is_refused(tmp_path, bundle, trained, clip_model):
     def check(clip, **more):
-        check_suite(bundle("sd1"), Plan((), clip=clip, **more), ())
+        check_suite([trained(bundle("sd1"))], Plan((), clip=clip, **more), ())
 
     check(clip_model, suite=True)
     with pytest.raises(RequestError, match="add --suite"):

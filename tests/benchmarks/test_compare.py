@@ -1,9 +1,13 @@
 """What counts as worse, on samples made by hand."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
+from latentc.benchmarks.aspects import apart
 from latentc.benchmarks.compare import compare, compare_files
+from latentc.benchmarks.machines import side_by_side
 from latentc.benchmarks.records import ClipScore, Draw, Figure, Meaning, Parity, append_records
 from latentc.cli.app import app
 from latentc.core.errors import LatentcError
@@ -184,8 +188,110 @@ def test_prompts_are_told_apart(measured):
 def test_nothing_in_common_is_an_error(measured, tmp_path):
     for name in ("old", "new"):
         append_records(tmp_path / f"{name}.jsonl", [measured(name, OLD)])
-    with pytest.raises(LatentcError, match="no configuration in common"):
+    says = r"new\.jsonl can't be compared: another profile or baseline \(old against new\); measure the same ones\.$"
+    with pytest.raises(LatentcError, match=says):
         compare_files(tmp_path / "old.jsonl", tmp_path / "new.jsonl")
+
+
+def changed(row, **setting):
+    return row.model_copy(update={"setting": row.setting.model_copy(update=setting)})
+
+
+def test_what_makes_files_incomparable_is_one_line(measured):
+    row = measured("a", OLD)
+    machine = row.machine.model_copy(update={"cpu": "Other CPU"})
+    for other, says in (
+        (
+            row.model_copy(update={"machine": machine}),
+            "another machine (Handmade CPU @ 2.5GHz, 2 cores against Other CPU",
+        ),
+        (changed(row, steps=4), "another setting (512x512, 2 steps against 512x512, 4 steps); give the same --size"),
+        (changed(row, guidance=1.0), "another request ('a lighthouse', guidance 7.5, seed 7 against"),
+        (
+            row.model_copy(update={"model": row.model.model_copy(update={"name": "b"})}),
+            "another checkpoint (sd15.bundle",
+        ),
+        (row.model_copy(update={"apart": True}), "another processes (all in memory against one at a time)"),
+    ):
+        assert compare([row], [other]).compared == 0
+        said = apart([row], [other])
+        assert said.startswith(says)
+        assert said.count("another") == 1
+        assert "\n" not in said
+    crossed = apart([row, changed(measured("b", OLD), steps=4)], [changed(row, steps=4), measured("b", OLD)])
+    assert crossed == ("no row of one has the setting of a row of the other; give the same --size, --batch and --steps")
+
+
+BUSY = ({"load_average": 3.0}, {"other_cores": 1.2}, {"stable": False})
+
+
+@pytest.mark.parametrize("more", BUSY)
+@pytest.mark.parametrize("factor", [0.5, 1.4, 3.0])
+def test_noise_of_a_busy_machine_is_neither_worse_nor_better(measured, more, factor):
+    calm, noisy = measured("a", OLD), measured("a", [factor * value for value in OLD], **more)
+    for sides in ((calm, noisy), (noisy, calm)):
+        found = compare([sides[0]], [sides[1]])
+        assert not found.worse
+        assert {change.verdict for change in found.changes} == {"note"}
+        assert {change.what for change in found.not_judged} >= {"total", "denoiser"}
+        assert all("not judged, " in change.told for change in found.not_judged)
+
+
+def test_a_busy_machine_doesnt_hide_what_isnt_time(measured):
+    old, new = measured("a", OLD, 60.0), measured("a", OLD, 20.0, megabytes=2000, load_average=9.0)
+    assert {"one step, PSNR dB", "peak memory"} <= {change.what for change in compare([old], [new]).worse}
+
+
+def test_machines_stand_side_by_side(measured):
+    other = measured("a", OLD).machine.model_copy(update={"cpu": "Other CPU"})
+    here = [
+        measured("a", OLD),
+        measured("b", [2 * value for value in OLD]),
+        measured("null", (0.001,) * 6, runtime="null"),
+    ]
+    there = [
+        measured("a", OLD, machine=other, run="run-2"),
+        measured("b", [1.001 * value for value in OLD], machine=other, run="run-2", load_average=2.0),
+        measured("c", [], machine=other, run="run-2", error="It broke."),
+    ]
+    (found,) = side_by_side([*here, *there])
+    assert found.machines == ("Handmade CPU @ 2.5GHz, 2 cores", "Other CPU, 2 cores")
+    assert list(found.rows) == ["a", "b", "c", "null"]
+    assert [cell.winner for cell in found.rows["a"]] == [True, False], "over there it is a tie"
+    assert found.rows["b"][1].busy
+    assert found.rows["c"] == (None, found.rows["c"][1])
+    assert found.rows["c"][1].error == "It broke."
+    assert found.rows["a"][0].seconds == pytest.approx(1.0)
+
+
+def test_the_command_shows_machines_side_by_side(measured, tmp_path):
+    other = measured("a", OLD).machine.model_copy(update={"cpu": "Other CPU"})
+    append_records(tmp_path / "one.jsonl", [measured("a", OLD), measured("b", [2 * value for value in OLD])])
+    append_records(tmp_path / "two.jsonl", [measured("a", [9 * value for value in OLD], machine=other, run="run-2")])
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    done = CliRunner().invoke(app, ["compare", *files, "--machines"])
+    assert done.exit_code == 0, "what another machine takes isn't worse"
+    for said in ("1.00 ± 2% *  9.00 ± 2%\n", "A: Handmade CPU @ 2.5GHz, 2 cores", "B: Other CPU, 2 cores"):
+        assert said in done.stdout
+    (found,) = json.loads(CliRunner().invoke(app, ["compare", *files, "--machines", "--json"]).stdout)
+    assert found["rows"]["a"][1]["seconds"] == pytest.approx(9.0)
+    assert found["rows"]["b"][1] is None
+    alone = CliRunner().invoke(app, ["compare", files[0], "--machines"])
+    assert "All rows are of one machine" in str(alone.exception)
+    assert CliRunner().invoke(app, ["compare", files[0]]).exit_code == 2
+    (apart_,) = [CliRunner().invoke(app, ["compare", *files])]
+    assert "can't be compared: another machine" in str(apart_.exception)
+
+
+def test_the_command_says_what_it_didnt_judge(measured, tmp_path):
+    append_records(tmp_path / "old.jsonl", [measured("a", OLD)])
+    append_records(tmp_path / "new.jsonl", [measured("a", [2 * value for value in OLD], load_average=2.5)])
+    files = [str(tmp_path / "old.jsonl"), str(tmp_path / "new.jsonl")]
+    done = CliRunner().invoke(app, ["compare", *files])
+    assert done.exit_code == 0
+    assert "nothing worse beyond the noise; 5 times not judged" in " ".join(done.stdout.split())
+    told = json.loads(CliRunner().invoke(app, ["compare", *files, "--json"]).stdout)
+    assert (told["worse"], told["not_judged"], told["compared"]) == (0, 5, 1)
 
 
 @pytest.mark.parametrize(("factor", "code", "says"), [(1.0, 0, "nothing worse"), (1.2, 1, "worse")])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,3 +152,15 @@ def test_the_command_refuses_before_it_draws(bundle, tmp_path):
     assert "are no guidances" in latentc("--guidance", "2,high").stderr
     assert "is no folder" in latentc("--output", tmp_path / "nowhere" / "x.json").stderr
     assert "must end in one of: .png" in latentc("--sheet", tmp_path / "sheet.gif").stderr
+    refused = latentc("--profile", "null", "--json")
+    assert refused.returncode == 1
+    assert "a judge of the world of scenes, which reads no other pictures" in refused.stderr + refused.stdout
+
+
+def test_scenes_is_known_by_its_words(bundle, tmp_path):
+    meaning.require_scenes([bundle("scenes")])
+    manifest = bundle("scenes").manifest
+    trained = manifest.source.model_copy(update={"kind": "folder", "location": "trained"})
+    meaning.require_scenes([replace(bundle("scenes"), manifest=manifest.model_copy(update={"source": trained}))])
+    with pytest.raises(RequestError, match=r"latentc bench .* --suite --clip FOLDER"):
+        meaning.require_scenes([bundle("scenes"), bundle("sd1")])

@@ -24,12 +24,12 @@ def sampler():
 
 
 def test_an_order_is_answered_and_a_refusal_is_an_error(sampler):
-    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None, "vram_peak": None}
+    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None, "vram": []}
     with pytest.raises(LatentcError, match="KeyError: 'pid'"):
         sampler.ask("watch", {}, 60)
     with pytest.raises(LatentcError, match="KeyError: 'dance'"):
         sampler.ask("dance", {}, 60)
-    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None, "vram_peak": None}, "it goes on after"
+    assert sampler.ask("stop", {}, 60) == {"now": None, "peak": None, "vram": []}, "it goes on after"
 
 
 def test_how_a_process_ended_is_said():

@@ -13,7 +13,7 @@ from latentc.benchmarks import referee
 from latentc.benchmarks.contender import TIMEOUT_SECONDS, contenders_of
 from latentc.benchmarks.line import Likeness
 from latentc.benchmarks.plan import Plan, settings_of
-from latentc.benchmarks.referee import CLIP_MODULE, check_suite, compare, understand
+from latentc.benchmarks.referee import MEASURES_MODULE, check_suite, compare, understand
 from latentc.benchmarks.suite import SUITE
 from latentc.core.errors import LatentcError, RuntimeMissing
 from latentc.core.progress import quiet
@@ -22,14 +22,16 @@ from latentc.profiles import load_profile
 PICTURES = {"psnr_db": (50.0, 45.0)}
 LIKENESS = asdict(Likeness("torch 2", "general 1", {"unet": (100.0,)}, 120.0, PICTURES, (), ()))
 UNDERSTOOD = {"captions": 4, "scene_score": 0.5, "held_out_score": None, "frechet_distance": None}
-SCORES = {"scores": [20.0, 30.0]}
+SCORES = {"clip": [20.0, 30.0], "lpips": [0.1, 0.3], "fid": 2.5}
+CHECKED = {"lpips": "alex"}
+MEASURES = ("clip", "lpips", "fid")
 
 
 class Answering:
     """A process that answers from a table; an error in it is raised, and `dies` says whether that was its end."""
 
     def __init__(self, dies=False, **answers):
-        self.answers = {"compare": LIKENESS, "understand": UNDERSTOOD, "score": SCORES} | answers
+        self.answers = {"compare": LIKENESS, "understand": UNDERSTOOD, "score": SCORES, "check": CHECKED} | answers
         self.dies, self.ended, self.closed, self.waits = dies, False, False, []
 
     def ask(self, verb, what, timeout_seconds):
@@ -57,22 +59,24 @@ def stage(bundle, tmp_path, monkeypatch):
     """`stage(processes, torch, clip, limit)`: contenders over these processes, what has the suite compared, the row."""
 
     def make(processes, torch=None, clip=None, limit=5.0):
-        wanted = SimpleNamespace(suite=SUITE, size=(64, 64), images=(np.zeros((8, 8, 3), np.uint8),) * 2)
+        wanted = SimpleNamespace(
+            suite=SUITE, size=(64, 64), images=(np.zeros((8, 8, 3), np.uint8),) * 2, engines={"unet": "torch 2 CPU f32"}
+        )
         torch, clip_process = torch or Answering(), clip or Answering()
         monkeypatch.setattr(referee, "references_path", lambda *_: tmp_path / "references.npz")
         monkeypatch.setattr(referee, "load_references", lambda path: wanted)
         monkeypatch.setattr(
-            referee, "Process", lambda python, module, *_: clip_process if module == CLIP_MODULE else torch
+            referee, "Process", lambda python, module, *_: clip_process if module == MEASURES_MODULE else torch
         )
         plan = Plan(tuple(load_profile("cpu-onnxruntime") for _ in processes), sizes=((64, 64),), limit=limit)
-        (setting,) = settings_of(bundle("sd1"), plan)
+        (setting,) = settings_of([bundle("sd1")], plan)
         found = contenders_of(bundle("sd1"), plan, setting, plan.profiles, (), tmp_path, "run")
         for contender, process in zip(found, processes, strict=True):
             contender.process = process
 
         def both(captions=0):
-            folder = tmp_path if clip else None
-            compare(bundle("sd1"), setting, folder, found, lambda _: nullcontext(), quiet)
+            measures = dict.fromkeys(MEASURES, tmp_path)
+            compare(bundle("sd1"), setting, SUITE, measures, found, lambda _: nullcontext(), quiet)
             if captions:
                 understand(captions, setting, found, lambda _: nullcontext(), quiet)
             return [contender.parity for contender in found]
@@ -88,9 +92,14 @@ def test_the_suite_may_take_an_hour_or_as_long_as_was_said(stage, limit, waits):
     (parity,) = stage([engine], torch, clip, limit)[1](captions=4)
     assert parity.suite == "general 1, against torch 2"
     assert (parity.clip.median, parity.clip.worst, parity.clip.reference) == (25.0, 20.0, 25.0)
+    assert (parity.clip.mean, parity.clip.reference_mean) == (25.0, 25.0)
+    assert (parity.lpips.network, parity.lpips.mean, parity.lpips.worst) == ("alex", 0.2, 0.3)
+    assert parity.fid.distance == 2.5
+    assert parity.fid.pictures == len(SUITE.prompts) * len(SUITE.seeds)
+    assert parity.fid.against == "2 pictures of torch 2 CPU f32"
     assert parity.meaning.scene_score == 0.5
     assert parity.failures == ()
-    assert [len(process.waits) for process in (engine, torch, clip)] == [2, 2 * (3 + 1), 2]
+    assert [len(process.waits) for process in (engine, torch, clip)] == [2, 2 * (3 + 1), 3]
     assert {*engine.waits, *torch.waits, *clip.waits} == {waits}
 
 
@@ -132,29 +141,29 @@ def test_without_a_reference_there_is_no_likeness(stage):
 
 def test_clip_that_fails_leaves_the_likeness(stage):
     (parity,) = stage([Answering()], clip=Answering(score=LatentcError("It broke.")))[1]()
-    assert parity.failures == ("CLIP can't score: It broke.",)
+    assert parity.failures == ("CLIP and LPIPS and FID can't be had: It broke.",)
     assert parity.pictures["psnr_db"].worst == 45.0
-    assert parity.clip is None
+    assert parity.clip is parity.lpips is parity.fid is None
 
 
-def test_what_the_suite_needs_is_looked_for_first(bundle, tmp_path, monkeypatch):
+def test_what_the_suite_needs_is_looked_for_first(bundle, trained, tmp_path, monkeypatch):
     opened, here = bundle("sd1"), {"skimage", "flip_evaluator"}
     monkeypatch.setattr(referee, "find_spec", lambda name: name if name in here else None)
     path = tmp_path / "references.npz"
     monkeypatch.setattr(referee, "references_path", lambda *_: path)
     plan = Plan((), suite=True)
-    settings = tuple(settings_of(opened, plan))
+    settings = tuple(settings_of([opened], plan))
     with pytest.raises(RuntimeMissing, match=r"needs torch and diffusers and transformers.*\.\[export\]"):
-        check_suite(opened, plan, settings)
+        check_suite([opened], plan, settings)
     path.touch()
     with pytest.raises(RuntimeMissing, match="torch"):  # what one thread draws of them is missing
-        check_suite(opened, plan, settings)
+        check_suite([opened], plan, settings)
     path.with_suffix(".floor.json").touch()
-    check_suite(opened, plan, settings)  # the references were drawn before
+    check_suite([opened], plan, settings)  # the references were drawn before
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(RuntimeMissing, match="torch"):
-        check_suite(opened, Plan((), suite=True, clip=tmp_path), settings)
+        check_suite([trained(opened)], Plan((), suite=True, clip=tmp_path), settings)
     here.remove("skimage")
     with pytest.raises(RuntimeMissing, match=r"needs skimage\. .*\.\[bench\]"):
-        check_suite(opened, plan, settings)
-    check_suite(opened, Plan(()), settings)
+        check_suite([opened], plan, settings)
+    check_suite([opened], Plan(()), settings)

@@ -1,51 +1,124 @@
-"""GPU memory by process, by stand-ins for the vendors' libraries: there is no GPU here."""
+"""GPU memory by stand-ins for the vendors' libraries: there is no GPU here."""
 
 import sys
 from types import ModuleType, SimpleNamespace
 
-from latentc.benchmarks.vram import askers, vram_bytes
+import pytest
+
+from latentc.benchmarks.bench import _vram
+from latentc.benchmarks.compare import compare
+from latentc.benchmarks.markdown import markdown
+from latentc.benchmarks.page import page
+from latentc.benchmarks.reading import sections
+from latentc.benchmarks.records import Memory, Vram
+from latentc.benchmarks.vram import VramWatch, devices
+from latentc.cli.bench import print_rows
 
 
-def nvml(compute, graphics=((), ())):
-    """Two GPUs, each with processes as (pid, bytes)."""
-    module = ModuleType("pynvml")
+class Gpus:
+    """What two GPUs hold, changed between two looks."""
 
-    def listed(rows):
-        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in rows]
+    def __init__(self, used=(0, 0)):
+        self.used = list(used)
+        self.compute, self.graphics = ([], []), ([], [])
 
-    module.nvmlInit = lambda: None
-    module.nvmlDeviceGetCount = lambda: 2
-    module.nvmlDeviceGetHandleByIndex = lambda index: index
-    module.nvmlDeviceGetComputeRunningProcesses = lambda device: listed(compute[device])
-    module.nvmlDeviceGetGraphicsRunningProcesses = lambda device: listed(graphics[device])
-    return module
+    def nvml(self):
+        module = ModuleType("pynvml")
+
+        def listed(rows):
+            return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in rows]
+
+        module.nvmlInit = lambda: None
+        module.nvmlDeviceGetCount = lambda: 2
+        module.nvmlDeviceGetHandleByIndex = lambda index: index
+        module.nvmlDeviceGetComputeRunningProcesses = lambda device: listed(self.compute[device])
+        module.nvmlDeviceGetGraphicsRunningProcesses = lambda device: listed(self.graphics[device])
+        module.nvmlDeviceGetMemoryInfo = lambda device: SimpleNamespace(used=self.used[device], total=80_000)
+        return module
+
+    def amdsmi(self):
+        module = ModuleType("amdsmi")
+        module.AmdSmiInitFlags = SimpleNamespace(INIT_AMD_GPUS=2)
+        module.AmdSmiMemoryType = SimpleNamespace(VRAM=0)
+        module.amdsmi_init = lambda flag: None
+        module.amdsmi_get_processor_handles = lambda: [0, 1]
+        module.amdsmi_get_gpu_process_list = lambda device: [
+            {"pid": pid, "memory_usage": {"vram_mem": held, "gtt_mem": 7, "cpu_mem": 7}}
+            for pid, held in self.compute[device]
+        ]
+        module.amdsmi_get_gpu_memory_usage = lambda device, kind: self.used[device] if kind == 0 else None
+        return module
 
 
-def amdsmi(rows):
-    module = ModuleType("amdsmi")
-    module.AmdSmiInitFlags = SimpleNamespace(INIT_AMD_GPUS=2)
-    module.amdsmi_init = lambda flag: None
-    module.amdsmi_get_processor_handles = lambda: [0]
-    module.amdsmi_get_gpu_process_list = lambda device: [
-        {"pid": pid, "memory_usage": {"vram_mem": held, "gtt_mem": 7, "cpu_mem": 7}} for pid, held in rows
-    ]
-    return module
+@pytest.fixture(params=["NVIDIA", "AMD"])
+def gpus(request, monkeypatch):
+    """Two GPUs of one vendor, and the vendor's name."""
+    found = Gpus(used=(1000, 500))
+    here, absent, module = (
+        ("pynvml", "amdsmi", found.nvml) if request.param == "NVIDIA" else ("amdsmi", "pynvml", found.amdsmi)
+    )
+    monkeypatch.setitem(sys.modules, here, module())
+    monkeypatch.setitem(sys.modules, absent, None)
+    return found, request.param
 
 
-def test_a_tree_s_memory_is_added_over_gpus_and_libraries(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", nvml((((10, 100), (99, 5)), ((11, 20), (10, 1))), (((10, 100),), ())))
-    monkeypatch.setitem(sys.modules, "amdsmi", amdsmi([(12, 3000)]))
-    asked = askers()
-    assert len(asked) == 2
-    assert vram_bytes([10, 11], asked) == 121, "a process that computes and draws counts once"
-    assert vram_bytes([10, 11, 12], asked) == 3121
-    assert vram_bytes([13], asked) is None, "absent, not zero"
+def held(watch):
+    return {one.device: (one.now, one.peak, one.by) for one in watch.held()}
 
 
-def test_what_the_driver_doesn_t_tell_is_absent(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", nvml((((10, None),), ())))
+def test_each_gpu_has_its_own_resting_and_peak_figure(gpus):
+    found, vendor = gpus
+    watch = VramWatch(devices())
+    found.compute[0][:], found.compute[1][:] = [(10, 100), (99, 5)], [(11, 30)]
+    watch.see([10, 11])
+    found.compute[0][:] = [(10, 40), (11, 20), (99, 5000)]
+    found.used[:] = [9000, 9000]  # what others took meanwhile is in the device's figure alone
+    watch.see([10, 11])
+    assert held(watch) == {f"{vendor} 0": (60, 100, "process"), f"{vendor} 1": (30, 30, "process")}
+
+
+def test_a_process_that_computes_and_draws_counts_once(monkeypatch):
+    found = Gpus()
+    monkeypatch.setitem(sys.modules, "pynvml", found.nvml())
     monkeypatch.setitem(sys.modules, "amdsmi", None)
-    assert vram_bytes([10], askers()) is None
+    watch = VramWatch(devices())
+    found.compute[0][:], found.graphics[0][:] = [(10, 100)], [(10, 100), (12, 1)]
+    watch.see([10, 12])
+    assert held(watch) == {"NVIDIA 0": (101, 101, "process")}
+
+
+def test_where_processes_have_other_numbers_the_devices_are_asked(gpus):
+    found, vendor = gpus
+    watch = VramWatch(devices())
+    found.compute[0][:] = [(40_010, 700)]  # the host's number of what is 10 here
+    found.used[:] = [1700, 500]
+    watch.see([10])
+    found.compute[0][:] = [(40_010, 300)]
+    found.used[:] = [1300, 500]
+    watch.see([10])
+    assert held(watch) == {f"{vendor} 0": (300, 700, "device")}, "less the idle value; the other GPU holds nothing"
+    found.used[:] = [9000, 9000]
+    watch.see([10], alone=False)
+    assert held(watch) == {f"{vendor} 0": (300, 700, "device")}, "others loaded since"
+
+
+def test_a_process_without_a_figure_is_measured_by_the_device(monkeypatch):
+    found = Gpus(used=(1000, 0))
+    monkeypatch.setitem(sys.modules, "pynvml", found.nvml())
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    watch = VramWatch(devices())
+    found.compute[0][:], found.used[0] = [(10, None)], 1250
+    watch.see([10])
+    assert held(watch) == {"NVIDIA 0": (250, 250, "device")}
+
+
+def test_a_gpu_that_ours_left_alone_has_no_figure_by_device(gpus):
+    found, vendor = gpus
+    watch = VramWatch(devices())
+    found.compute[0][:] = [(10, 100)]
+    found.used[:] = [1100, 4000]  # somebody else's, and the library names ours
+    watch.see([10])
+    assert held(watch) == {f"{vendor} 0": (100, 100, "process")}
 
 
 def test_libraries_that_fail_in_odd_ways_are_none(monkeypatch):
@@ -56,13 +129,65 @@ def test_libraries_that_fail_in_odd_ways_are_none(monkeypatch):
         module = ModuleType(name)
         module.nvmlInit = fail
         monkeypatch.setitem(sys.modules, name, module)
-    assert askers() == []
+    assert devices() == []
 
 
 def test_a_driver_that_goes_away_is_survived(monkeypatch):
-    module = nvml((((10, 100),), ()))
+    found = Gpus()
+    module = found.nvml()
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.setitem(sys.modules, "amdsmi", None)
-    asked = askers()
-    module.nvmlDeviceGetComputeRunningProcesses = None
-    assert vram_bytes([10], asked) is None
+    watch = VramWatch(devices())
+    module.nvmlDeviceGetComputeRunningProcesses = module.nvmlDeviceGetMemoryInfo = None
+    watch.see([10])
+    assert watch.held() == ()
+
+
+def test_what_a_device_gained_isnt_laid_to_engines_of_the_cpu():
+    def contender(engine):
+        return SimpleNamespace(subject=SimpleNamespace(engines={"unet": engine}))
+
+    seen = {"vram": [{"device": "NVIDIA 0", "now": 3, "peak": 7, "by": "device"}]}
+    assert _vram(contender("openvino 2026.4.1 CPU bf16"), seen) == ()
+    (found,) = _vram(contender("onnxruntime 1.23 CUDA f16"), seen)
+    assert (found.resting_bytes, found.peak_bytes, found.by) == (3, 7, "device")
+    later = {"vram": [{"device": "NVIDIA 0", "now": 1, "peak": 9, "by": "process"}]}
+    assert _vram(contender("onnxruntime 1.23 CUDA f16"), later, [found])[0].peak_bytes == 9
+
+
+def row_with(measured, *vram):
+    memory = Memory(before_bytes=1, load_peak_bytes=1, loaded_bytes=1, run_peak_bytes=1, peak_bytes=1, vram=vram)
+    return measured("a", (1.0, 1.01, 0.99, 1.0, 1.02, 0.98), memory=memory)
+
+
+def test_resting_and_peak_are_columns_by_device(measured, tmp_path, capsys):
+    two = row_with(
+        measured,
+        Vram(device="NVIDIA 0", resting_bytes=3_000_000_000, peak_bytes=5_000_000_000),
+        Vram(device="NVIDIA 1", resting_bytes=1_000_000_000, peak_bytes=2_000_000_000, by="device"),
+    )
+    text = page(sections([two]), "title")
+    assert ">NVIDIA 0: 3.00 GB; NVIDIA 1: 1.00 GB (device)<" in text
+    assert ">NVIDIA 0: 5.00 GB; NVIDIA 1: 2.00 GB (device)<" in text
+    assert "7.00 GB" not in text, "not summed over GPUs"
+    resting, peak = "NVIDIA 0: 3.00 GB; NVIDIA 1: 1.00 GB (device)", "NVIDIA 0: 5.00 GB; NVIDIA 1: 2.00 GB (device)"
+    assert f"| {resting} | {peak} |" in markdown(sections([two]))
+    print_rows([two], tmp_path / "results.jsonl")
+    shown = capsys.readouterr().out
+    assert shown.count("NVIDIA 0: 3.00 GB") == shown.count("NVIDIA 0: 5.00 GB") == 1
+    assert "GPU memory" not in markdown(sections([measured("a", (1.0,) * 6)]))
+
+
+def test_peaks_are_compared_by_device(measured):
+    def row(first, second):
+        return row_with(
+            measured,
+            Vram(device="NVIDIA 0", resting_bytes=1, peak_bytes=first),
+            Vram(device="NVIDIA 1", resting_bytes=1, peak_bytes=second),
+        )
+
+    found = compare([row(4_000_000_000, 2_000_000_000)], [row(2_000_000_000, 4_000_000_000)])
+    assert {change.what: change.verdict for change in found.changes} == {
+        "peak memory of NVIDIA 0": "better",
+        "peak memory of NVIDIA 1": "worse",
+    }

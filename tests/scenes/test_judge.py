@@ -1,10 +1,9 @@
 """The measures that a judge's answers give."""
 
 import numpy as np
-import pytest
 
 from latentc.scenes.caption import EACH, WHOLE, attributes
-from latentc.scenes.judge import SIDE, attributes_of, frechet_distance, prepare, scene_score, scores_by_attribute
+from latentc.scenes.judge import SIDE, attributes_of, prepare, scene_score, scores_by_attribute
 from latentc.scenes.world import KINDS, sample
 
 
@@ -44,18 +43,3 @@ def test_pictures_of_another_size_are_scaled():
     assert prepared.dtype == np.float32
     assert prepared.max() == prepared.min() == 1.0
     assert prepare(np.zeros((1, 512, 512, 3), np.uint8)).shape == (1, 3, SIDE, SIDE)
-
-
-def test_the_frechet_distance_of_gaussians_is_their_formula():
-    rng = np.random.default_rng(0)
-    plain = rng.standard_normal((20000, 3)).astype(np.float32)
-    wide = plain * np.array([2, 1, 1], np.float32) + np.array([0, 3, 0], np.float32)
-    assert frechet_distance(plain, plain) == pytest.approx(0.0, abs=1e-9)
-    assert frechet_distance(plain, wide) == pytest.approx(9 + 1, rel=0.03)
-    assert frechet_distance(wide, plain) == pytest.approx(frechet_distance(plain, wide))
-
-
-def test_too_few_pictures_have_no_distance():
-    few = np.zeros((3, 3), np.float32)
-    with pytest.raises(ValueError, match="too few"):
-        frechet_distance(few, few)
