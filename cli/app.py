@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from .flags import Commands
 from .text import say
 
 app = typer.Typer(
+    cls=Commands,
     help="Compile Stable Diffusion checkpoints into verified engines for one device.",
     no_args_is_help=True,
     add_completion=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,25 @@ from .tensors import Array
 MAX_SIDE = 8192
 MAX_COUNT = 64
 
+_NOT_YET = "latentc has no such setting yet; leave it out"
+_OTHER_NAMES = {
+    "prompt": "text caption positive positiveprompt promptstring",
+    "negative_prompt": "negative neg negprompt nprompt uc ucprompt negativetext negprompttext unconditionalprompt",
+    "steps": "numinferencesteps numsteps nsteps inferencesteps samplesteps samplingsteps samplestep step ddimsteps",
+    "guidance": "guidancescale cfg cfgscale scale truecfgscale unconditionalguidancescale cfgvalue",
+    "guidance_rescale": "cfgrescale rescale rescalecfg guidancerescalephi",
+    "seed": "noiseseed manualseed randomseed generator seeds",
+    "count": "numimagesperprompt numimages numoutputs batchsize batchcount batch niter nsamples n images numsamples",
+    "scheduler": "sampler samplername samplerindex samplertype samplemethod samplingmethod schedulername scheduletype "
+    "schedulertype schedule noiseschedule",
+    "width": "w imagewidth",
+    "height": "h imageheight",
+    "did you mean 'width' and 'height'?": "size resolution imagesize dimensions",
+    _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise image initimage inputimage mask "
+    "maskimage lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
+}
+
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
 
@@ -28,6 +47,10 @@ class Request(Record):
     batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
     `seed` None draws one and the result says which. `scheduler` None takes the checkpoint's own.
     """
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        name: field for field, names in _OTHER_NAMES.items() for name in names.split()
+    }
 
     prompt: str
     negative_prompt: str = ""
