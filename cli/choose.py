@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..core.errors import RuntimeMissing
 from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
@@ -15,13 +14,9 @@ def choose(names: str | None) -> list[Profile]:
     if names is not None:
         each = [names] if is_regular(names) else names.split(",")  # a path may have a comma
         return [load_profile(name.strip()) for name in each]
-    from ..runtimes.diagnose import advise
-    from ..runtimes.machine import machine
+    from ..runtimes.diagnose import advised
 
-    advised = advise(machine())
-    if advised is None:
-        raise RuntimeMissing("No profile works here yet. `latentc doctor` says what the runtimes lack.")
-    return [advised]
+    return [advised()]
 
 
 def choose_one(name: str | None) -> Profile:

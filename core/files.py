@@ -54,16 +54,32 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the new one, never a part."""
+def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a file so that readers see the old one or the new one, never a part.
+
+    Without `replace`, a file that is there already stays, and `FileExistsError` is raised.
+    """
     fresh = path.with_name(f".{secrets.token_hex(8)}.tmp")  # no longer than short names are
     try:
         fresh.write_bytes(content)
         sync(fresh)
-        fresh.replace(path)
+        if replace:
+            fresh.replace(path)
+        else:
+            _add(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _add(fresh: Path, path: Path) -> None:
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is taken first, and then filled
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        fresh.replace(path)
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -89,6 +90,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which bundle drew."""
+
+    model: str
+    """The checkpoint's name, without its folder."""
+    family: str
+    bundle: str
+    """SHA-256 over the digests of the bundle's parts."""
+    versions: Mapping[str, str]
+    """Of the libraries that drew, and of those that exported."""
+
+
+@dataclass(frozen=True)
 class Result:
     """The pictures, what was asked, what was done, and how long each stage took."""
 
@@ -106,3 +120,13 @@ class Result:
     """What ran each part, as `openvino 2026.4.1 CPU bf16`."""
     notices: tuple[str, ...] = field(default=())
     """What a user should know: a prompt that took several chunks, a size the model wasn't made for."""
+    origin: Origin | None = None
+    """Which bundle drew them; None for a result that no pipeline made."""
+    writer: Callable[..., tuple[Path, ...]] | None = field(default=None, repr=False, compare=False)
+    """What `save` calls: the floors above know files of pictures."""
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
+        """Write each image with its request inside, as `latentc.save` does; returns the paths."""
+        if self.writer is None:
+            raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
+        return self.writer(self, path, overwrite=overwrite)

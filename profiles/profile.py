@@ -137,11 +137,14 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_profile(name: str) -> Profile:
-    """Load a profile by name, or from a `.toml` file of the user's own.
+def load_profile(name: Profile | Path | str) -> Profile:
+    """Load a profile by name, or from a `.toml` file of the user's own; one that is loaded already is returned.
 
     Raises `ProfileError` for an unknown name, a key that isn't one (with the near name) or a bad value.
     """
+    if isinstance(name, Profile):
+        return name
+    name = str(name)
     own = name.endswith(".toml")
     path = Path(name) if own else FOLDER / f"{name}.toml"
     if own and not os.path.lexists(path):

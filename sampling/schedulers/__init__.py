@@ -31,7 +31,7 @@ from .protocol import Noise, Schedule
 from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, settings
 from .unipc import unipc
 
-__all__ = ["NAMES", "SCHEDULERS", "Noise", "Sampler", "Schedule", "schedule", "understood"]
+__all__ = ["NAMES", "SCHEDULERS", "Noise", "Sampler", "Schedule", "check_name", "schedule", "understood"]
 
 _LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _DPM_SOLVER = (
@@ -143,6 +143,11 @@ def schedule(config: Mapping[str, object], steps: int, name: str | None = None, 
     if eta != 0:
         raise RequestError(f"{sampler.class_name} has no eta, and {eta} was given. Leave it out, or use 'ddim'.")
     return sampler.build(checked, steps)
+
+
+def check_name(name: str) -> None:
+    """Raise `RequestError` for a name that `schedule` doesn't take, with the one that is meant."""
+    _of_name(name)
 
 
 def understood(name: str) -> str | None:
