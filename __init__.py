@@ -32,7 +32,7 @@ _PUBLIC = {
     "Request": ".core.request",
     "Result": ".core.request",
     "build": ".compiler.build",
-    "export": ".export.export",
+    "export": ".export",
     "load_profile": ".profiles",
     "open_bundle": ".core.bundle",
     "save": ".pipelines.save",
@@ -61,7 +61,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that `import latentc` costs nothing."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'latentc' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name], "latentc"), name)
+    found = import_module(_PUBLIC[name], "latentc")
+    return found if name == "export" else getattr(found, name)  # a room of that name, which can be called
 
 
 def __dir__() -> list[str]:

@@ -138,7 +138,7 @@ def run(
     bundle: Folder,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT...", help="What to draw; several prompts are drawn one after the other."),
+        typer.Argument(metavar="PROMPT", help="What to draw; several prompts are drawn one after the other."),
     ] = None,
     output: Annotated[
         str | None,

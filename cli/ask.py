@@ -73,7 +73,7 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
         told.append(f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}.")
     left = {} if shown.drawing else {key: value for key, value in shown.rest.items() if not _elsewhere(key)}
     if left:
-        said = ", ".join(f"{key}: {value[:40]}" for key, value in list(left.items())[:8])
+        said = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         told.append(f"{picture} also says what isn't drawn here: {plain(said)}{more}.")
     return told

@@ -13,7 +13,7 @@ from ..benchmarks.memory import peak_bytes
 from ..core.errors import LatentcError, RequestError
 from ..core.request import Request, Result, Step
 from ..pipelines.png import Shown, drawings
-from ..pipelines.save import check_names, encoded, make_place, write
+from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
 from .ask import differences
 from .text import say
@@ -42,8 +42,10 @@ def draw(
     from .progress import shown
 
     names = _names(requests, output, overwrite=overwrite, as_json=as_json)
+    stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []
+    lost: list[str] = []
     try:
         with shown(quiet or as_json) as tell:
             tell("load", None)
@@ -53,7 +55,7 @@ def draw(
             with Pipeline.open(bundle, profile, tell) as pipeline:
                 load = time.perf_counter() - start
                 told = differences(*origin, pipeline.bundle) if origin else []
-                if names:
+                if not stream:
                     make_place(names[0])
                 for number, request in enumerate(requests, 1):
                     what = "draw" if len(requests) == 1 else f"draw {number} of {len(requests)}"
@@ -63,16 +65,17 @@ def draw(
 
                     tell(what, 0.0)
                     result = pipeline(request, on_step)
-                    if names:
-                        mine, names = names[: request.count], names[request.count :]
-                        files = write(result, mine, overwrite=overwrite)
-                    else:
-                        files = ()
+                    files: tuple[Path, ...] = ()
+                    if stream:
                         streamed += [encoded(result.images[0], next(drawings(result)))]
+                    else:
+                        mine, names = names[: request.count], names[request.count :]
+                        files, missed = attempt(result, mine, overwrite=overwrite)
+                        lost += missed
                     records.append(_record(profile, result, files, load, told))
     except LatentcError:
         if not as_json:
-            _say(records, err=bool(streamed))
+            _say(records, err=stream)
         raise
     for content in streamed:
         sys.stdout.buffer.write(content)
@@ -80,7 +83,9 @@ def draw(
     if as_json:
         say(json.dumps(records[0] if len(records) == 1 else records, ensure_ascii=False))
     else:
-        _say(records, err=bool(streamed))
+        _say(records, err=stream)
+    if lost:
+        raise failed(lost, [path for record in records for path in record["files"]])
 
 
 def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite: bool, as_json: bool) -> list[Path]:
@@ -97,7 +102,7 @@ def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite:
     if output is None and not overwrite:
         check_names(DEFAULT, 1, taken=True)
         return [DEFAULT] * count
-    return check_names(output or DEFAULT, count, requests, overwrite=overwrite)
+    return check_names(DEFAULT if output is None else output, count, requests, overwrite=overwrite)
 
 
 def _record(
@@ -119,7 +124,7 @@ def _record(
 def _say(records: Sequence[Mapping[str, Any]], *, err: bool) -> None:
     for record in records:
         seconds, steps = record["seconds"], record["step_seconds"]
-        files = ", ".join(record["files"]) or "standard output"
+        files = ", ".join(record["files"]) or ("standard output" if err else "no file")
         say(
             f"{files}   {record['profile']}, seed {record['request']['seed']}, "
             f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {len(steps)} calls of "

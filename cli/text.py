@@ -11,7 +11,8 @@ from rich.segment import Segment
 _CONTROLS = (
     *(code for code in range(0x20) if chr(code) not in "\n\t"),
     *range(0x7F, 0xA0),
-    *range(0x2028, 0x202F),  # line separators, and what turns the direction of writing
+    *(0x061C, 0x200E, 0x200F),  # what turns the direction of writing
+    *range(0x2028, 0x202F),  # line separators, and the same
     *range(0x2066, 0x206A),
     *range(0xD800, 0xE000),
 )

@@ -132,10 +132,12 @@ def _ends(file: BinaryIO, size: int) -> bool:
 def _webp(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
     """As `_jpeg`; EXIF is behind the pixels here."""
     width = height = 0
+    file.seek(4)
+    whole = int.from_bytes(file.read(8)[:4], "little") + 8
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         if not head:
-            return width, height, b"", False
+            return width, height, b"", size < whole
         length = int.from_bytes(head[4:], "little")
         if len(head) < 8 or file.tell() + length > size:
             return width, height, b"", True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from io import BytesIO
 from itertools import count as numbers
 from pathlib import Path
@@ -29,8 +28,8 @@ from .png import Drawing, drawings, texts
 
 Pixels = NDArray[np.uint8]
 
-ROOM = 60_000
-"""Bytes of a request's texts in a JPEG, whose EXIF has room for 65,533 with what else is in it."""
+ROOM = 50_000
+"""Bytes of a request's two texts in a JPEG, whose EXIF has 65,533: engines and notices take some more."""
 
 
 def save(result: Result, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
@@ -67,23 +66,34 @@ def check_names(
         for request in requests:
             _check_room(request)
     names = [numbered(first, index) for index in range(count)]
-    there: list[str] = []
-    for name in names:
-        try:
-            with suppress(FileNotFoundError):
-                os.lstat(name)
-                if name.is_dir():
-                    raise RequestError(f"{name} can't be written: it is a folder. Choose another name.")
-                there.append(str(name))
-        except OSError as exc:  # a name that is too long, or a file in place of a folder
-            raise _unwritable(name, exc) from exc
+    try:
+        place = next(parent for parent in first.parents if parent.exists())
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise RequestError(f"{first} can't be written: {place} is read-only here. Choose another folder.")
+        there = [name for name in names if _is_there(name, place)]
+    except (OSError, ValueError) as exc:  # a name that is too long or has a NUL, or a file in place of a folder
+        raise _unwritable(first, exc) from exc
+    if folder := next((name for name in there if name.is_dir() and not taken), None):
+        raise RequestError(f"{folder} can't be written: it is a folder. Choose another name.")
     if there and not (overwrite or taken):
-        listed = ", ".join(there[:4]) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
+        listed = ", ".join(map(str, there[:4])) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
         raise RequestError(
             f"{listed} {'is' if len(there) == 1 else 'are'} there already. Choose another name, or say "
             "--overwrite to replace what is there (in Python: overwrite=True)."
         )
     return names
+
+
+def _is_there(name: Path, place: Path) -> bool:
+    """Whether a file has this name; raises `OSError` for one that is too long for `place`, which is there."""
+    for path in (name, place / name.name):
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            continue
+        if path == name:
+            return True
+    return False
 
 
 def make_place(path: Path) -> None:
@@ -97,10 +107,20 @@ def make_place(path: Path) -> None:
 
 
 def write(result: Result, paths: Sequence[Path], *, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write each image to its path, and return where they are.
+    """As `attempt`; raises `RequestError`, at the end, naming those that couldn't be written and those that are."""
+    written, lost = attempt(result, paths, overwrite=overwrite)
+    if lost:
+        raise failed(lost, written)
+    return written
+
+
+def attempt(
+    result: Result, paths: Sequence[Path], *, overwrite: bool = False
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Write each image to its path; returns where they are, and each that couldn't be written with its reason.
 
     Without `overwrite`, a name that was taken meanwhile is numbered on: a drawn picture isn't lost, and nobody's is
-    replaced. Raises `RequestError`, at the end, naming those that couldn't be written and those that are.
+    replaced.
     """
     written: list[Path] = []
     lost: list[str] = []
@@ -111,10 +131,13 @@ def write(result: Result, paths: Sequence[Path], *, overwrite: bool = False) -> 
             lost.append(f"{path} ({exc.strerror or exc})")
         except RequestError as exc:
             lost.append(f"{path} ({exc})")
-    if lost:
-        kept = f" Written: {', '.join(map(str, written))}." if written else ""
-        raise RequestError(f"{', '.join(lost)} can't be written. Free space there or choose another folder.{kept}")
-    return tuple(written)
+    return tuple(written), tuple(lost)
+
+
+def failed(lost: Sequence[str], written: Sequence[Path | str]) -> RequestError:
+    """What to raise where some couldn't be written."""
+    kept = f" Written: {', '.join(map(str, written))}." if written else ""
+    return RequestError(f"{', '.join(lost)} can't be written. Free space there or choose another folder.{kept}")
 
 
 def encoded(image: Pixels, drawing: Drawing, suffix: str = ".png") -> bytes:
@@ -168,8 +191,8 @@ _FORMATS: dict[str, Callable[[Pixels, Mapping[str, str]], bytes]] = {
 
 
 def _check_room(request: Request) -> None:
-    words = request.prompt + request.negative_prompt
-    if (needed := 2 * len(words) + len(request.model_dump_json(ensure_ascii=True))) > ROOM:
+    words = (request.prompt + request.negative_prompt).encode("utf-16-be", "replace")
+    if (needed := len(words) + len(request.model_dump_json(ensure_ascii=True))) > ROOM:
         raise _too_long(needed)
 
 
@@ -179,5 +202,6 @@ def _too_long(needed: int) -> RequestError:
     )
 
 
-def _unwritable(path: Path, exc: OSError) -> RequestError:
-    return RequestError(f"{path} can't be written ({exc.strerror}). Choose another name or folder.")
+def _unwritable(path: Path, exc: Exception) -> RequestError:
+    reason = getattr(exc, "strerror", None) or exc
+    return RequestError(f"{path} can't be written ({reason}). Choose another name or folder.")

@@ -19,7 +19,7 @@ MAX_FOUND = 1000
 LONGEST = 40
 
 _BRACKET = re.compile(r"\\[()\[\]{}]|[()\[\]{}]")
-_WEIGHT = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*$")
+_WEIGHT = re.compile(r"[^\s(\[]\s*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*$")
 _TIME = re.compile(r"\d:\d+\s*$")
 _AFTER = re.compile(r"\+{1,4}(?=[\s,.)]|$)|-{2,4}(?=[\s,.)]|$)|\d?\.\d+(?=[\s,)]|$)")
 _TAGS = "random|wildcard|alternate|fromto|repeat|segment|object|region|preset|setvar|var|model|clear"  # SwarmUI's

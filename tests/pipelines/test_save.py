@@ -116,8 +116,8 @@ def test_damage_is_said(end, tmp_path):
 
 
 def test_a_request_that_a_jpeg_has_no_room_for_is_refused_before_it_is_drawn(tmp_path):
-    long = made(1, prompt="word " * 8000)
-    with pytest.raises(RequestError, match=r"has room for 60,000\. Save it as \.png or \.webp"):
+    long = made(1, prompt="word " * 6000)
+    with pytest.raises(RequestError, match=r"has room for 50,000\. Save it as \.png or \.webp"):
         check_names(tmp_path / "out.jpg", 1, (long.request,))
     with pytest.raises(RequestError, match="Save it as"):
         save(long, tmp_path / "out.jpg")

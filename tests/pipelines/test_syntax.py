@@ -44,7 +44,8 @@ ORDINARY = [
     "(a small dog)", "a dog (brown, small) in a park", "meet me (at 10:30)", "a picture (16:9)", "Genesis (1:1)",
     "a poster that says ROMEO AND JULIET", "DO NOT BREAK THE GLASS", "a sign: STOP AND GO", "cats and dogs",
     "the break of dawn", "he said it [sic], see [1] and [...]", "C++ on a screen", "snake_case, dunder__name",
-    "I <3 you", "a > b < c", "a | b", "smile :) and :(", "((", "))((", "[", "cat -- it's 4k!!", "3:2 ratio: wide",
+    "I <3 you", "a > b < c", "a | b", "smile :) and :(", "(:3)", "((", "))((", "[", "cat -- it's 4k!!",
+    "3:2 ratio: wide",
     "an embedding: abstract art", "score_9, score_8_up", "(c) 2023, a photo", "(1999)", "well (so to say)- done", "",
     '{"scene": "a cat", "tags": [1, 2, "x"]}', "{0} of {1}", "x ** 2", "it's 5:30::10", "1girl, solo, :d",
 ]  # fmt: skip
