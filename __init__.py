@@ -2,6 +2,7 @@
 
 pipeline = latentc.Pipeline.open("scenes.bundle", "cpu-openvino")
 result = pipeline(latentc.Request(prompt="a lighthouse at sunset", steps=20, seed=1))
+result.save("lighthouse.png")
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .core.request import Request, Result
     from .export.export import export
     from .pipelines.pipeline import Pipeline
+    from .pipelines.save import save
     from .profiles import Profile, load_profile
 
 __version__ = "0.1.0"
@@ -30,9 +32,10 @@ _PUBLIC = {
     "Request": ".core.request",
     "Result": ".core.request",
     "build": ".compiler.build",
-    "export": ".export.export",
+    "export": ".export",
     "load_profile": ".profiles",
     "open_bundle": ".core.bundle",
+    "save": ".pipelines.save",
 }
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "export",
     "load_profile",
     "open_bundle",
+    "save",
 ]
 
 
@@ -57,4 +61,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that `import latentc` costs nothing."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'latentc' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name], "latentc"), name)
+    found = import_module(_PUBLIC[name], "latentc")
+    return found if name == "export" else getattr(found, name)  # a room of that name, which can be called
+
+
+def __dir__() -> list[str]:
+    """The public names: not the rooms, which become attributes as they are imported."""
+    return sorted(__all__)

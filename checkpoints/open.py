@@ -25,13 +25,17 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def open_checkpoint(
-    name: str, *, revision: str | None = None, family: str | None = None, prediction: str | None = None
+    name: Checkpoint | Path | str,
+    *,
+    revision: str | None = None,
+    family: str | None = None,
+    prediction: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
 
     `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
     or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first; for a name in
-    `SHIPPED`, if it is a checkpoint.
+    `SHIPPED`, if it is a checkpoint. A checkpoint that is open already is taken as it is.
 
     `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
     `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable
@@ -43,7 +47,7 @@ def open_checkpoint(
     if prediction is not None and prediction not in PREDICTIONS:
         raise CheckpointError(f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}.")
     wanted = find_family(family) if family is not None else None
-    opened = _open(name, revision, prediction)
+    opened = name if isinstance(name, Checkpoint) else _open(str(name), revision, prediction)
     if wanted is not None and opened.family != wanted:
         raise CheckpointError(
             f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "

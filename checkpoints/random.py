@@ -58,7 +58,7 @@ def new_checkpoint(
     family: str,
     size: Literal["tiny", "full"],
     seed: int,
-    folder: Path,
+    folder: Path | str,
     *,
     dtype: Literal["f32", "f16"] | None = None,
     on_progress: Progress = quiet,
@@ -73,7 +73,7 @@ def new_checkpoint(
     Raises CheckpointError for a folder that isn't empty, an unknown argument or a full disk.
     """
     facts = find_family(family)
-    folder = folder.absolute()
+    folder = Path(folder).absolute()
     stored = _check(size, seed, dtype)
     configs = {c.name: _config(facts, c, size, stored) for c in facts.components}
     shapes = {c.name: _shapes(c, configs[c.name]) for c in facts.components}

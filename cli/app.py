@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from .flags import Commands
 from .text import say
 
 app = typer.Typer(
+    cls=Commands,
     help="Compile Stable Diffusion checkpoints into verified engines for one device.",
     no_args_is_help=True,
     add_completion=False,
@@ -144,31 +146,63 @@ def plan(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> Non
 @app.command()
 def run(
     bundle: Folder,
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; more pictures get -1, -2 ...")] = Path(
-        "out.png"
-    ),
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to draw; several prompts are drawn one after the other."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="NAME.png, .webp (both exact) or .jpg; more pictures get -1, -2 ...; - for standard output. A file "
+            "that is there is refused. Default: the next of out.png, out-1.png ... that is free.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A prompt in each line; in a .jsonl file a request, as JSON; - for standard input.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PICTURE", help="Draw a picture's request again; what is given goes over it."),
+    ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
-    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 8.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less: the prompt alone.")] = 7.5,
-    guidance_rescale: Annotated[float, typer.Option(help="0 to 1: against overexposure by high guidance.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Default: a random one, which is told.")] = None,
-    count: Annotated[int, typer.Option(help="Pictures, with seeds from `seed` on.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 or less: the prompt alone. Default: 7.5.")
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="0 to 1: against overexposure by high guidance. Default: 0.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For each prompt. Default: a random one, which is told.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Pictures of each prompt, with seeds from `seed` on. Default: 1.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Such as euler or dpm++2m-karras; default: the checkpoint's.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Draw a prompt with the engines of a profile."""
+    """Draw prompts with the engines of a profile."""
+    from ..pipelines.png import read
+    from .ask import ask, parse_size
     from .choose import choose_one
     from .draw import draw
 
+    if not (prompts or prompt_file or picture):
+        raise typer.BadParameter("Missing PROMPT: give one, --prompts FILE or --from PICTURE.")
+    shown = read(picture) if picture else None
     values = {
-        "prompt": prompt,
         "negative_prompt": negative,
         "steps": steps,
         "guidance": guidance,
@@ -176,8 +210,19 @@ def run(
         "seed": seed,
         "count": count,
         "scheduler": scheduler,
+        **parse_size(size),
     }
-    draw(bundle, choose_one(profile, threads), values, size, output, quiet=quiet, as_json=as_json)
+    requests = ask(prompts or [], prompt_file, shown, values)
+    draw(
+        bundle,
+        choose_one(profile, threads),
+        requests,
+        output,
+        overwrite=overwrite,
+        origin=(picture, shown) if picture and shown else None,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -238,7 +283,8 @@ def prune(
 
 @app.command(name="show")
 def show_picture(
-    picture: Annotated[Path, typer.Argument(help="PNG drawn by latentc or AUTOMATIC1111.")], as_json: Json = False
+    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP drawn by latentc or AUTOMATIC1111.")],
+    as_json: Json = False,
 ) -> None:
     """Read the request back from a picture."""
     from ..pipelines.png import read

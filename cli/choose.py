@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..compiler.targets import with_threads
-from ..core.errors import RuntimeMissing
 from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
@@ -17,13 +16,9 @@ def choose(names: str | None, threads: int | None = None) -> list[Profile]:
     if names is not None:
         each = [names] if is_regular(names) else names.split(",")  # a path may have a comma
         return [with_threads(load_profile(name.strip()), threads) for name in each]
-    from ..runtimes.diagnose import advise
-    from ..runtimes.machine import machine
+    from ..runtimes.diagnose import advised
 
-    advised = advise(machine())
-    if advised is None:
-        raise RuntimeMissing("No profile works here yet. `latentc doctor` says what the runtimes lack.")
-    return [with_threads(advised, threads)]
+    return [with_threads(advised(), threads)]
 
 
 def choose_one(name: str | None, threads: int | None = None) -> Profile:

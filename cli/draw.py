@@ -2,78 +2,134 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..benchmarks.memory import peak_bytes
-from ..core.errors import RequestError
-from ..core.request import Request, Step
-from ..pipelines.png import check_name, make_place, save
+from ..core.errors import LatentcError, RequestError
+from ..core.request import Request, Result, Step
+from ..pipelines.png import Shown, drawings
+from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
+from .ask import differences
 from .text import as_json as json_text
-from .text import say
+from .text import emit, say
 
-
-def parse_size(size: str | None) -> dict[str, int]:
-    """`768x512` as width and height; raises `RequestError` for anything else."""
-    if size is None:
-        return {}
-    width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise RequestError(f"{size!r} is no size. Write WIDTHxHEIGHT in pixels, as 768x512.")
-    return {"width": int(width), "height": int(height)}
+DEFAULT = Path("out.png")
+"""Where pictures go without `--output`: to the next of out.png, out-1.png, out-2.png that is free."""
+STREAM = "-"
 
 
 def draw(
     bundle: Path,
     profile: Profile,
-    values: dict[str, Any],
-    size: str | None,
-    output: Path,
+    requests: Sequence[Request],
+    output: str | Path | None = None,
     *,
-    quiet: bool,
-    as_json: bool,
+    overwrite: bool = False,
+    origin: tuple[Path, Shown] | None = None,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Open a pipeline, draw one request, save the pictures, and say what it took."""
+    """Open a pipeline, draw each request, save its pictures as soon as they are drawn, and say what it took.
+
+    `output` is the first picture's file, or `-` for one PNG on standard output; None takes the next free name.
+    `origin` is the picture that the request comes from, and what it says. Names are checked before anything is loaded.
+    """
     from .progress import shown
 
-    request = Request.model_validate({**values, **parse_size(size)})
-    check_name(output)
-    with shown(quiet or as_json) as tell:
-        tell("load", None)
-        start = time.perf_counter()
-        from ..pipelines.pipeline import Pipeline
+    names = _names(requests, output, overwrite=overwrite, as_json=as_json)
+    stream = not names
+    records: list[dict[str, Any]] = []
+    streamed: list[bytes] = []
+    lost: list[str] = []
+    try:
+        with shown(quiet or as_json) as tell:
+            tell("load", None)
+            start = time.perf_counter()
+            from ..pipelines.pipeline import Pipeline
 
-        with Pipeline.open(bundle, profile, tell) as pipeline:
-            seconds = {"load": time.perf_counter() - start}
-            make_place(output)
+            with Pipeline.open(bundle, profile, tell) as pipeline:
+                load = time.perf_counter() - start
+                told = differences(*origin, pipeline.bundle) if origin else []
+                if not stream:
+                    make_place(names[0])
+                for number, request in enumerate(requests, 1):
+                    what = "draw" if len(requests) == 1 else f"draw {number} of {len(requests)}"
 
-            def on_step(step: Step) -> None:
-                tell("draw", step.index / step.total)
+                    def on_step(step: Step, what: str = what) -> None:
+                        tell(what, step.index / step.total)
 
-            tell("draw", 0.0)
-            result = pipeline(request, on_step)
-            paths = save(result, pipeline.bundle, output)
-    seconds |= result.seconds
-    record: dict[str, Any] = {
+                    tell(what, 0.0)
+                    result = pipeline(request, on_step)
+                    files: tuple[Path, ...] = ()
+                    if stream:
+                        streamed += [encoded(result.images[0], next(drawings(result)))]
+                    else:
+                        mine, names = names[: request.count], names[request.count :]
+                        files, missed = attempt(result, mine, overwrite=overwrite)
+                        lost += missed
+                    records.append(_record(profile, result, files, load, told))
+    except LatentcError:
+        if not as_json:
+            _say(records, err=stream)
+        raise
+    for content in streamed:
+        emit(content)
+    if as_json:
+        say(json_text(records[0] if len(records) == 1 else records, indent=None))
+    else:
+        _say(records, err=stream)
+    if lost:
+        raise failed(lost, [path for record in records for path in record["files"]])
+
+
+def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite: bool, as_json: bool) -> list[Path]:
+    """Where each picture goes; none for standard output."""
+    count = sum(request.count for request in requests)
+    if str(output) == STREAM:
+        if count > 1:
+            raise RequestError(f"{count} pictures don't fit into one stream. Name a file, or draw one.")
+        if as_json:
+            raise RequestError("The picture and --json both go to standard output. Name a file, or leave --json out.")
+        if sys.stdout.isatty():
+            raise RequestError("Standard output is a terminal, and a PNG would go there. Pipe it, or name a file.")
+        return []
+    if output is None and not overwrite:
+        check_names(DEFAULT, 1, taken=True)
+        return [DEFAULT] * count
+    return check_names(DEFAULT if output is None else output, count, requests, overwrite=overwrite)
+
+
+def _record(
+    profile: Profile, result: Result, files: Sequence[Path], load: float, told: Sequence[str]
+) -> dict[str, Any]:
+    seconds: Mapping[str, float] = {"load": load, **result.seconds}
+    return {
         "profile": profile.name,
-        "files": [str(path) for path in paths],
+        "files": [str(path) for path in files],
         "request": result.request.model_dump(),
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
         "step_seconds": [round(value, 4) for value in result.step_seconds],
         "peak_bytes": peak_bytes(),
         "engines": dict(result.engines),
-        "notices": list(result.notices),
+        "notices": [*told, *result.notices],
     }
-    if as_json:
-        say(json_text(record, indent=None))
-        return
-    step = sum(result.step_seconds) / len(result.step_seconds)
-    say(
-        f"{', '.join(record['files'])}   {profile.name}, seed {result.request.seed}, {seconds['total']:.2f} s "
-        f"(text {seconds['text_encoder']:.2f}, {len(result.step_seconds)} calls of {step:.3f}, "
-        f"decode {seconds['vae_decoder']:.2f}) after {seconds['load']:.2f} s of loading"
-    )
-    for notice in result.notices:
-        say(f"note: {notice}")
+
+
+def _say(records: Sequence[Mapping[str, Any]], *, err: bool) -> None:
+    for record in records:
+        seconds, steps = record["seconds"], record["step_seconds"]
+        files = ", ".join(record["files"]) or ("standard output" if err else "no file")
+        say(
+            f"{files}   {record['profile']}, seed {record['request']['seed']}, "
+            f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {len(steps)} calls of "
+            f"{sum(steps) / len(steps):.3f}, decode {seconds['vae_decoder']:.2f}) after {seconds['load']:.2f} s of "
+            "loading",
+            err=err,
+        )
+        for notice in record["notices"]:
+            say(f"note: {notice}", err=err)

@@ -25,7 +25,8 @@ CLOSED = frozenset({errno.EPIPE, errno.ESHUTDOWN, *({errno.EINVAL} if sys.platfo
 _CONTROLS = (
     *(code for code in range(0x20) if chr(code) not in "\n\t"),
     *range(0x7F, 0xA0),
-    *range(0x2028, 0x202F),  # line separators, and what turns the direction of writing
+    *(0x061C, 0x200E, 0x200F),  # what turns the direction of writing
+    *range(0x2028, 0x202F),  # line separators, and the same
     *range(0x2066, 0x206A),
     *range(0xD800, 0xE000),
 )
@@ -42,6 +43,11 @@ def say(text: object, err: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
     stream.write(f"{plain(str(text))}\n")
     stream.flush()
+
+
+def emit(content: bytes) -> None:
+    """Write bytes, as a picture's, to standard output."""
+    (sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout)).write_bytes(content)
 
 
 def as_json(value: Any, indent: int | None = 2) -> str:
@@ -77,6 +83,11 @@ class Output:
         """As the stream does; after a failure nothing is written."""
         self._try(lambda: self._stream.write(text))
         return len(text)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write bytes to the stream behind the text."""
+        self._try(lambda: self._stream.buffer.write(content))
+        self.flush()
 
     def flush(self) -> None:
         """As the stream does."""

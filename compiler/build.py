@@ -8,16 +8,18 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from ..core.bundle import Bundle, verify_files
+from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
 from ..core.references import stored_at
-from ..profiles import Profile
+from ..profiles import Profile, load_profile
 from ..runtimes import Refits, Runtime
+from ..runtimes.diagnose import advised
 from .apart import measured_apart
 from .cache import (
     Artifact,
@@ -94,9 +96,17 @@ class Build:
 
 
 def build(
-    bundle: Bundle, profile: Profile, on_progress: Progress = quiet, *, force: bool = False, like: Bundle | None = None
+    bundle: Bundle | Path | str,
+    profile: Profile | Path | str | None = None,
+    on_progress: Progress = quiet,
+    *,
+    force: bool = False,
+    like: Bundle | Path | str | None = None,
 ) -> Build:
     """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
+
+    Bundles and the profile are taken by their names or paths, or as they are; without a profile it is the one that
+    `latentc doctor` advises on this machine.
 
     Where the device isn't here and the compiler can do without, the graph is compared instead, run on the CPU.
     The same build on the device then compares the engines, without compiling them again.
@@ -111,6 +121,8 @@ def build(
     `ProfileError`, and `BundleError` for a damaged bundle.
     """
     start = time.perf_counter()
+    bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
+    profile = advised() if profile is None else load_profile(profile)
     adapter, engines = wanted(bundle, profile, to_run=False)
     sweep(bundle)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]

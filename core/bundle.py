@@ -195,11 +195,13 @@ class Bundle:
         return {path: info for path, info in self.manifest.files.items() if path.startswith(prefix)}
 
 
-def open_bundle(folder: Path | str) -> Bundle:
-    """Open a bundle by its manifest; the weights are not read.
+def open_bundle(folder: Bundle | Path | str) -> Bundle:
+    """Open a bundle by its manifest; the weights are not read. One that is open already is returned.
 
     Raises `BundleError` for a missing, damaged or unknown manifest, and for paths that leave the folder.
     """
+    if isinstance(folder, Bundle):
+        return folder
     folder = _resolved(folder)
     path = folder / MANIFEST
     if not is_folder(folder):

@@ -66,13 +66,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the new one, never a part."""
+def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a file so that readers see the old one or the new one, never a part.
+
+    Without `replace`, a file that is there already stays, and `FileExistsError` is raised.
+    """
     fresh = path.with_name(f".{secrets.token_hex(8)}.tmp")  # no longer than short names are
     try:
         fresh.write_bytes(content)
         sync(fresh)
-        fresh.replace(path)
+        if replace:
+            fresh.replace(path)
+        else:
+            _add(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
     sync(path.parent)
@@ -81,12 +87,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def unwritable(path: Path, exc: OSError, advice: str = "Choose a folder that can.") -> str:
     """A sentence about what can't be written, and what to do; of a full disk, what is free there."""
     if exc.errno in FULL:
-        room = _room(path)
-        return (
-            f"{path} can't be written ({exc.strerror}{f': {room}' if room else ''}). Free some, or choose another "
-            "folder."
-        )
-    return f"{path} can't be written ({exc.strerror or exc}). {advice}"
+        advice = "Free some, or choose another folder."
+    return f"{path} can't be written ({why_unwritable(path, exc)}). {advice}"
+
+
+def why_unwritable(path: Path, exc: OSError) -> str:
+    """The system's reason; of a full disk, also what is free there."""
+    room = _room(path) if exc.errno in FULL else ""
+    return f"{exc.strerror or exc}{f': {room}' if room else ''}"
 
 
 def _room(path: Path) -> str:
@@ -104,6 +112,16 @@ def _full(folder: Path) -> str:
         if shutil.disk_usage(folder).free < FULL_BYTES:
             return _room(folder)
     return ""
+
+
+def _add(fresh: Path, path: Path) -> None:
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is taken first, and then filled
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        fresh.replace(path)
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +25,10 @@ class Record(BaseModel):
     """A frozen value; an unknown key is an error, not a shrug."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """What other tools call a field, in lower case without underscores: its name here, or a clause where there is none.
+    They go before near names: `guidance_scale` is `guidance`, and not `guidance_rescale`.
+    """
 
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
@@ -48,13 +54,23 @@ def _complaint(error: ErrorDetails, model: type[BaseModel]) -> str:
         if isinstance(found, int | float) and message.startswith("input should "):
             message = f"{shown(found)} {message.removeprefix('input ')}"
         return f"{where}: {message}" if where else error["msg"]
-    known = _keys(model, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+    holder = _holder(model, location[:-1])
+    known = sorted(holder.model_fields)
+    if meant := other_name(str(location[-1]), holder):
+        hint = f"did you mean {meant!r}?" if meant in known else meant
+    else:
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
     return f"unknown key {where!r}: {hint}"
 
 
-def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def other_name(name: str, model: type[Record]) -> str | None:
+    """The field that other tools call so, or a clause where there is no such field; None for what nobody calls so."""
+    return model.other_names.get(name.replace("_", "").replace("-", "").lower())
+
+
+def _holder(model: type[BaseModel], path: tuple[int | str, ...]) -> type[Record]:
+    """The record that this path leads to."""
     for step in path:
         field = model.model_fields.get(str(step))
         if field is None:
@@ -63,7 +79,7 @@ def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
             kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(kind, type)
         ]
         model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
-    return sorted(model.model_fields)
+    return cast("type[Record]", model)
 
 
 def suggest(name: str, known: list[str]) -> str:

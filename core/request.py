@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,25 @@ from .tensors import Array
 MAX_SIDE = 8192
 MAX_COUNT = 64
 
+_NOT_YET = "latentc has no such setting yet; leave it out"
+_OTHER_NAMES = {
+    "prompt": "text caption positive positiveprompt promptstring",
+    "negative_prompt": "negative neg negprompt nprompt uc ucprompt negativetext negprompttext unconditionalprompt",
+    "steps": "numinferencesteps numsteps nsteps inferencesteps samplesteps samplingsteps samplestep step ddimsteps",
+    "guidance": "guidancescale cfg cfgscale scale truecfgscale unconditionalguidancescale cfgvalue",
+    "guidance_rescale": "cfgrescale rescale rescalecfg guidancerescalephi",
+    "seed": "noiseseed manualseed randomseed generator seeds",
+    "count": "numimagesperprompt numimages numoutputs batchsize batchcount batch niter nsamples n images numsamples",
+    "scheduler": "sampler samplername samplerindex samplertype samplemethod samplingmethod schedulername scheduletype "
+    "schedulertype schedule noiseschedule",
+    "width": "w imagewidth",
+    "height": "h imageheight",
+    "did you mean 'width' and 'height'?": "size resolution imagesize dimensions",
+    _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise image initimage inputimage mask "
+    "maskimage lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
+}
+
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
 
@@ -28,6 +48,10 @@ class Request(Record):
     batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
     `seed` None draws one and the result says which. `scheduler` None takes the checkpoint's own.
     """
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        name: field for field, names in _OTHER_NAMES.items() for name in names.split()
+    }
 
     prompt: str
     negative_prompt: str = ""
@@ -66,6 +90,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which bundle drew."""
+
+    model: str
+    """The checkpoint's name, without its folder."""
+    family: str
+    bundle: str
+    """SHA-256 over the digests of the bundle's parts."""
+    versions: Mapping[str, str]
+    """Of the libraries that drew, and of those that exported."""
+
+
+@dataclass(frozen=True)
 class Result:
     """The pictures, what was asked, what was done, and how long each stage took."""
 
@@ -83,3 +120,13 @@ class Result:
     """What ran each part, as `openvino 2026.4.1 CPU bf16`."""
     notices: tuple[str, ...] = field(default=())
     """What a user should know: a prompt that took several chunks, a size the model wasn't made for."""
+    origin: Origin | None = None
+    """Which bundle drew them; None for a result that no pipeline made."""
+    writer: Callable[..., tuple[Path, ...]] | None = field(default=None, repr=False, compare=False)
+    """What `save` calls: the floors above know files of pictures."""
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
+        """Write each image with its request inside, as `latentc.save` does; returns the paths."""
+        if self.writer is None:
+            raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
+        return self.writer(self, path, overwrite=overwrite)

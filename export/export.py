@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscrip
 
 
 def export(
-    checkpoint: str,
+    checkpoint: Checkpoint | Path | str,
     folder: Path | str,
     *,
     revision: str | None = None,
@@ -37,7 +37,7 @@ def export(
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint` is what `open_checkpoint` takes. Each part is compared with PyTorch on fixed inputs as it
+    `checkpoint` is what `open_checkpoint` takes, or gave. Each part is compared with PyTorch on fixed inputs as it
     is written. Weights are kept in f16 where the checkpoint has them so, else in f32; the graph computes in f32.
     Memory: one part at a time as it is kept, the VAE beside the UNet, all text encoders while
     prompts are read, and what a call needs.

@@ -6,27 +6,34 @@ r"""A request as text in AUTOMATIC1111's form, which most tools for Stable Diffu
 
 Values with commas, colons or line breaks are JSON strings. The form has no way to tell a prompt's own
 line that starts with `Negative prompt:` from the real one; `png.py` writes exact JSON beside it.
-Source: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#png-info
+Sources: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#png-info, and its
+`modules/infotext_utils.py` (`parse_generation_parameters`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
 from ..core.request import Request
-from ..sampling.schedulers import SCHEDULERS
+from ..sampling.schedulers import NAMES, understood
+from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.settings import RAMPS
 from .complete import size_and_seed
 
 NEGATIVE = "Negative prompt:"
+OTHER = "Other text"
+"""Key in `Parsed.rest` of what stands between the pairs or behind them and is none."""
 
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
-MAX_VALUE = 1 << 16
-"""Characters of a quoted value."""
+MAX_VALUE = 1 << 20
+"""Characters of a quoted value, or of a JSON one."""
+MAX_BROKEN = 8
+"""Values that begin as JSON and aren't any, after which no more are tried."""
 
 _SAMPLERS = {
     "ddim": "DDIM",
@@ -42,14 +49,29 @@ _SAMPLERS = {
     "unipc": "UniPC",
     "lcm": "LCM",
 }
-_TITLES: dict[str, tuple[str, ...]] = {name: (title,) for name, title in _SAMPLERS.items()} | {
+_AUTOMATIC = {"dpm++2m": "karras", "dpm++sde": "karras", "dpm++2m-sde": "exponential"}
+"""What the web UI's schedule type `Automatic` means by sampler; evenly spaced timesteps for all others. It is what a
+text without a schedule type means since 1.9, whose samplers lost the `Karras` at the end of their names. Source:
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/v1.10.1/modules/sd_samplers_kdiffusion.py
+"""
+_TIMESTEPS = ("ddim", "pndm", "unipc")
+"""Samplers for which the web UI ignores the schedule type. Source: its `modules/sd_samplers_timesteps.py`."""
+_SCHEDULES = ("Schedule type", "Scheduler", "Sampler sigma")
+"""Keys of a schedule: the web UI's, that of nodes for ComfyUI, and SD.Next's."""
+_WORDS = {"lambdas": "lu", "default": PLAIN[0]} | {ramp: ramp for ramp in RAMPS} | dict.fromkeys(PLAIN, PLAIN[0])
+_TITLES: dict[str, tuple[str, ...]] = {
+    name: (title, "Uniform") if name in _AUTOMATIC else (title,) for name, title in _SAMPLERS.items()
+} | {
     f"{name}-{ramp}": (title, ramp.capitalize())
     for name, title in _SAMPLERS.items()
-    for ramp, key in RAMPS.items()
-    if key in SCHEDULERS[name].keys
+    for ramp in RAMPS
+    if f"{name}-{ramp}" in NAMES
 }
-"""Our names, and what the web UI says: the sampler, and the schedule type if there is one."""
-_NAMES = {" ".join(titles).lower(): name for name, titles in _TITLES.items()} | {name: name for name in _TITLES}
+"""Our names, and what the web UI says: the sampler, and the schedule type if it isn't what `Automatic` means."""
+
+_WEB_UI = re.compile(r"(?:f\d[\d.]*)?v(\d+)\.(\d+)")
+"""Versions of the web UI and of Forge, as `v1.9.4` and `f2.0.1v1.10.1-previous-665`."""
+_KEY = re.compile(r'\w[^,:"{}\[\]]*')
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,8 @@ class Parsed:
     rest: Mapping[str, str]
     stated: frozenset[str]
     """Fields of the request that the text says; the others have their defaults."""
+    notices: tuple[str, ...] = ()
+    """What had to be assumed, in sentences."""
 
 
 def write(request: Request, extra: Mapping[str, str]) -> str:
@@ -78,24 +102,63 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
 
 def parse(text: str) -> Parsed:
     """Read a text of this form, whoever wrote it; what a request can't take is left in `rest`, never an error."""
-    prompt, negative, last = _divided(text)
-    rest = _pairs(last)
-    both = f"{rest.get('Sampler')} {rest.get('Schedule type')}"
-    if both.lower() in _NAMES:  # older texts say both in one, as is done here
-        rest["Sampler"] = both
-        del rest["Schedule type"]
+    prompt, negative, rest = _divided(text.replace("\r\n", "\n"))
     values: dict[str, object] = {"prompt": prompt, "negative_prompt": negative}
-    for key, read in _READERS.items():
-        if key not in rest:
+    scheduler, used, notices = _scheduler(rest)
+    if scheduler:
+        values["scheduler"] = scheduler
+        rest = {key: value for key, value in rest.items() if key not in used}
+    keys = {key.lower(): key for key in reversed(rest)}
+    for own, read in _READERS.items():
+        key = keys.get(own.lower())
+        if key is None:
             continue
         try:
             found = read(rest[key])
             Request.model_validate({"prompt": "", **found})
-        except (KeyError, ValueError, RequestError):
+        except (ValueError, RequestError):
             continue
+        if any(values.get(name, value) != value for name, value in found.items()):
+            continue  # two keys of one meaning disagree: the second stays visible
         values |= found
         del rest[key]
-    return Parsed(Request.model_validate(values), rest, frozenset(values))
+    return Parsed(Request.model_validate(values), rest, frozenset(values), notices)
+
+
+def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    """Our name for sampler and schedule, the keys that say both, and notices; None unless both are understood."""
+    base = understood(rest.get("Sampler", ""))
+    said = {key: rest[key] for key in _SCHEDULES if key in rest}
+    kinds = {re.sub(r"[\s_]+", " ", value.strip().lower()) for value in said.values()}
+    if base is None or len(kinds) > 1:
+        return None, (), ()
+    keys = ("Sampler", *said)
+    version = rest.get("Version", "")
+    web_ui = None if "comfyui" in version.lower() else _WEB_UI.match(version)
+    if web_ui and base in _TIMESTEPS:
+        return base, keys, ()
+    if not kinds:
+        recent = web_ui and tuple(map(int, web_ui.groups())) >= (1, 9)
+        meant = f"{base}-{_AUTOMATIC.get(base)}" if recent and base in _AUTOMATIC else base
+        return meant, keys, _assumed(base, rest["Sampler"]) if not version and base in _AUTOMATIC else ()
+    (kind,) = kinds
+    plain = next(name for name in sorted(_SAMPLERS, key=len, reverse=True) if base.startswith(name))
+    if kind == "automatic":
+        ramp = "" if base != plain else _AUTOMATIC.get(base, "")
+    elif kind not in _WORDS:
+        return None, (), ()
+    else:
+        ramp = "" if _WORDS[kind] == PLAIN[0] else _WORDS[kind]
+        if base not in (plain, f"{plain}-{ramp}"):
+            return None, (), ()  # `DPM++ 2M Karras` with another schedule
+    meant = f"{plain}-{ramp}" if ramp else base
+    return (meant, keys, ()) if meant in NAMES else (None, (), ())
+
+
+def _assumed(name: str, title: str) -> tuple[str, ...]:
+    recent = f"{name}-{_AUTOMATIC[name]}"
+    said = f"Its text names no schedule for {title}, nor the tool that wrote it, so it is read as {name}"
+    return (f"{said}. The web UI means {recent} since version 1.9.",)
 
 
 def _sampler_pairs(scheduler: str | None) -> dict[str, str]:
@@ -112,59 +175,103 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if odd else value
 
 
-def _divided(text: str) -> tuple[str, str, str]:
-    """Prompt, negative prompt, and the line of pairs with what follows it."""
+def _divided(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt, and the pairs; what is between them or behind them is the pair `OTHER`."""
     lines = text.split("\n")
-    steps = [index for index, line in enumerate(lines) if line.lstrip().startswith("Steps: ")]
-    # Without a line of steps, a last line of three pairs or more is taken for one, as the web UI does.
-    last_line = len(lines) - 1 if len(_pairs(lines[-1])) >= 3 else len(lines)
-    cut = steps[-1] if steps else last_line
-    body, last = lines[:cut], " ".join(line.strip() for line in lines[cut:])
+    cut = _cut(lines)
+    pairs, other = _pairs(lines[cut]) if cut < len(lines) else ({}, [])
+    for line in lines[cut + 1 :]:  # as some extensions leave them
+        more, stray = _pairs(line)
+        new = {key: value for key, value in more.items() if key not in pairs}
+        pairs |= new
+        other += stray if len(new) == len(more) else [line.strip()]
+    if other := [piece for piece in other if piece]:
+        pairs[OTHER] = "\n".join(other)
+    body = lines[:cut]
     split = next((index for index, line in enumerate(body) if line.startswith(NEGATIVE)), len(body))
-    negative = "\n".join(body[split:]).removeprefix(NEGATIVE).removeprefix(" ")
-    return "\n".join(body[:split]), negative, last
+    mark = f"{NEGATIVE} "
+    if split == len(body) and "Seed Mode" in pairs:  # Draw Things, whose negative prompt begins with a dash
+        split = next((index for index in reversed(range(len(body))) if body[index].startswith("-")), len(body))
+        mark = "-"
+    negative = "\n".join(body[split:]).removeprefix(mark.rstrip()).removeprefix(" ")
+    return "\n".join(body[:split]), negative, pairs
 
 
-def _pairs(line: str) -> dict[str, str]:
-    """The pairs `Key: value, Key: "quoted value"` of a line, in one pass."""
+def _cut(lines: list[str]) -> int:
+    """Which line has the pairs; as many as there are where none has."""
+    steps = [index for index, line in enumerate(lines) if line.lstrip().startswith("Steps: ")]
+    for index in reversed(steps[-MAX_BROKEN:]):
+        if len(_pairs(lines[index])[0]) >= 3:
+            return index
+    if steps:
+        return steps[-1]
+    # Without a line of steps, a last line of three pairs or more is taken for one, as the web UI does.
+    last = next((index for index in reversed(range(len(lines))) if lines[index].strip()), 0)
+    return last if len(_pairs(lines[last])[0]) >= 3 else len(lines)
+
+
+def _pairs(line: str) -> tuple[dict[str, str], list[str]]:
+    """The pairs `Key: value, Key: "quoted value"` of a line, in one pass, and the pieces that are none."""
     pairs: dict[str, str] = {}
-    at = 0
+    other: list[str] = []
+    at = broken = 0
     for _ in range(MAX_PAIRS):
         colon = line.find(":", at)
         if colon < 0:
             break
-        value, end = _value(line, colon + 1)
-        if key := line[at:colon].strip(" ,"):
+        head, _, key = line[at:colon].rpartition(",")
+        value, end, failed = _value(line, colon + 1, broken < MAX_BROKEN)
+        broken += failed
+        other.append(head.strip(" ,"))
+        if _KEY.fullmatch(key := key.strip()) and key not in pairs:
             pairs[key] = value
-        comma = line.find(",", end)
-        at = len(line) if comma < 0 else comma + 1
-    return pairs
+        else:
+            other.append(line[at:end].strip(" ,"))
+        at = min(len(line), end + 1)
+    other.append(line[at:].strip(" ,"))
+    return pairs, [piece for piece in other if piece]
 
 
-def _value(line: str, start: int) -> tuple[str, int]:
-    """The value that starts here, and where it ends; JSON strings are unquoted, JSON objects kept as text."""
+def _value(line: str, start: int, try_json: bool) -> tuple[str, int, bool]:
+    """The value that starts here, where its comma is, and whether it looked like JSON and isn't.
+
+    JSON strings are unquoted; JSON's objects and lists, and what else is in brackets, are kept as text.
+    """
     while line[start : start + 1] == " ":
         start += 1
-    if line[start : start + 1] in ('"', "{"):
+    failed = False
+    if try_json and line[start : start + 1] in ('"', "{", "["):
         try:
             found, length = json.JSONDecoder().raw_decode(line[start : start + MAX_VALUE])
         except (ValueError, RecursionError):
-            pass
-        else:
-            return (found if isinstance(found, str) else line[start : start + length]), start + length
+            failed = True
+            found, length = None, _closed(line, start)
+        end = _comma(line, start + length)
+        whole = not line[start + length : end].strip()
+        if length:
+            return (found if isinstance(found, str) and whole else line[start:end].strip()), end, failed
+    end = _comma(line, start)
+    return line[start:end].strip(), end, failed
+
+
+def _comma(line: str, start: int) -> int:
     comma = line.find(",", start)
-    end = len(line) if comma < 0 else comma
-    return line[start:end].strip(), end
+    return len(line) if comma < 0 else comma
+
+
+def _closed(line: str, start: int) -> int:
+    """Length of what stands in brackets here, as Python writes dicts; 0 where they aren't closed nearby."""
+    depth = 0
+    for length, mark in enumerate(line[start : start + 4096], 1):
+        depth += (mark in "{[") - (mark in "}]")
+        if depth == 0:
+            return length if mark in "}]" else 0
+    return 0
 
 
 def _size(text: str) -> dict[str, object]:
     width, _, height = text.partition("x")
     return {"width": int(width), "height": int(height)}
-
-
-def _scheduler(text: str) -> dict[str, object]:
-    """Our name for a sampler and its schedule type, said as `DPM++ 2M Karras`."""
-    return {"scheduler": _NAMES[text.lower()]}
 
 
 def _steps(text: str) -> dict[str, object]:
@@ -186,10 +293,10 @@ def _seed(text: str) -> dict[str, object]:
 _READERS = {
     "Steps": _steps,
     "CFG scale": _guidance,
+    "Guidance scale": _guidance,
     "CFG rescale": _rescale,
     "Seed": _seed,
     "Size": _size,
-    "Sampler": _scheduler,
 }
-OWN_KEYS = (*_READERS, "Schedule type")
+OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs that a request is read from."""

@@ -23,6 +23,9 @@ MAX_CHUNKS = 500_000
 MAX_TEXT = 8 << 20
 """Bytes of one text, unpacked; two prompts of 100,000 emoji are written as 2.4 MB."""
 
+MAX_FOREIGN = 1 << 16
+"""Bytes of a text that nobody asked for, above which it is passed over."""
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
@@ -50,7 +53,7 @@ def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
     try:
         with regular(path) as file:
             return _read(path, file, wanted)
-    except _Damaged as exc:
+    except Damaged as exc:
         raise RequestError(f"{path} is a damaged PNG ({exc}). Fetch or save it again.") from exc
     except (OSError, ValueError) as exc:
         raise RequestError(unreadable(path, exc, "Check the path.")) from exc
@@ -61,33 +64,35 @@ def _read(path: Path | str, file: BinaryIO, wanted: Collection[str]) -> Texts:
     width, height = _size(path, file, size)
     keys, texts, notices = set[str](), dict[str, str](), list[str]()
     try:
-        for kind, body in _chunks(file, size):
+        for kind, body in _chunks(file, size, wanted):
             key, text = _text(kind, body, wanted)
             keys.add(key)
             if text is not None and texts.setdefault(key, text) != text:
                 notices.append(f"It has several texts {key!r} that differ: the first is read.")
-    except _CutShort:
+    except CutShort:
         if not texts:
             raise
         notices.append("The file is cut short: not all of its pixels are there.")
     return Texts(width, height, frozenset(keys), texts, tuple(dict.fromkeys(notices)))
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
     """What is wrong, in half a sentence."""
 
 
-class _CutShort(_Damaged):
+class CutShort(Damaged):
     """In the pixels, or behind them."""
 
 
 def _size(path: Path | str, file: BinaryIO, size: int) -> tuple[int, int]:
     head = file.read(33)
     if not head.startswith(_SIGNATURE) or len(head) < 24:
-        raise RequestError(f"{path} is not a PNG. Only PNG files hold a request; a converted copy has lost it.")
+        raise RequestError(
+            f"{path} is not a PNG, JPEG or WebP. Only these hold a request; a converted copy has lost it."
+        )
     width, height = struct.unpack(">II", head[16:24])
     if head[8:16] != b"\0\0\0\x0dIHDR" or zlib.crc32(head[12:29]).to_bytes(4, "big") != head[29:] or not width * height:
-        raise _Damaged("its header isn't whole")
+        raise Damaged("its header isn't whole")
     if width * height > MAX_SIDE * MAX_SIDE or size > MAX_BYTES:
         raise RequestError(
             f"{path} is {width}x{height} pixels in {size:,} bytes; {MAX_SIDE}x{MAX_SIDE} in {MAX_BYTES:,} are the most "
@@ -96,18 +101,18 @@ def _size(path: Path | str, file: BinaryIO, size: int) -> tuple[int, int]:
     return width, height
 
 
-def _chunks(file: BinaryIO, size: int) -> Generator[tuple[bytes, bytes]]:
-    """Kind and body of each chunk of text, its checksum compared; raises `_CutShort` where pixels are lost."""
-    total, cut = 0, _Damaged("it is cut short")
+def _chunks(file: BinaryIO, size: int, wanted: Collection[str]) -> Generator[tuple[bytes, bytes]]:
+    """Kind and body of each chunk of text, its checksum compared; raises `CutShort` where pixels are lost."""
+    total, cut = 0, Damaged("it is cut short")
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
             raise cut
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if not kind.isalpha() or not kind.isascii():
-            raise _Damaged(f"a chunk is of kind {kind!r}")
+            raise Damaged(f"a chunk is of kind {kind!r}")
         if kind == b"IDAT":
-            cut = _CutShort(*cut.args)
+            cut = CutShort(*cut.args)
         if file.tell() + length + 4 > size:
             raise cut
         if kind == b"IEND":
@@ -115,14 +120,20 @@ def _chunks(file: BinaryIO, size: int) -> Generator[tuple[bytes, bytes]]:
         if kind not in _TEXTS:
             file.seek(length + 4, os.SEEK_CUR)
             continue
+        key = file.read(min(length, 80)).partition(b"\0")[0]
+        file.seek(-min(length, 80), os.SEEK_CUR)
+        if length > MAX_FOREIGN and key.decode("latin-1") not in wanted:  # as a workflow with pictures in it
+            file.seek(length + 4, os.SEEK_CUR)
+            yield kind, key + b"\0"
+            continue
         total += length
         if total > 4 * MAX_TEXT:
-            raise _Damaged(f"its texts have more than {4 * MAX_TEXT:,} bytes")
+            raise Damaged(f"its texts have more than {4 * MAX_TEXT:,} bytes")
         body, check = file.read(length), file.read(4)
         if zlib.crc32(kind + body).to_bytes(4, "big") != check:
-            raise _Damaged(f"the checksum of a {kind.decode()} chunk is wrong")
+            raise Damaged(f"the checksum of a {kind.decode()} chunk is wrong")
         yield kind, body
-    raise _Damaged(f"it has more than {MAX_CHUNKS:,} chunks")
+    raise Damaged(f"it has more than {MAX_CHUNKS:,} chunks")
 
 
 def _text(kind: bytes, body: bytes, wanted: Collection[str]) -> tuple[str, str | None]:
@@ -130,7 +141,7 @@ def _text(kind: bytes, body: bytes, wanted: Collection[str]) -> tuple[str, str |
     name, mark, rest = body.partition(b"\0")
     key = name.decode("latin-1")
     if not mark or not 0 < len(name) < 80:
-        raise _Damaged("a text has no keyword")
+        raise Damaged("a text has no keyword")
     if key not in wanted:
         return key, None
     if kind == b"tEXt":
@@ -144,23 +155,23 @@ def _text(kind: bytes, body: bytes, wanted: Collection[str]) -> tuple[str, str |
     try:
         return key, content.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise _Damaged(f"its text {key!r} is no UTF-8") from exc
+        raise Damaged(f"its text {key!r} is no UTF-8") from exc
 
 
 def _unpacked(method: bytes, packed: bytes) -> bytes:
     if method != b"\0":
-        raise _Damaged("a text is packed in an unknown way")
+        raise Damaged("a text is packed in an unknown way")
     unpacker = zlib.decompressobj()
     try:
         content = unpacker.decompress(packed, MAX_TEXT + 1)
     except zlib.error as exc:
-        raise _Damaged(f"a text doesn't unpack: {exc}") from exc
+        raise Damaged(f"a text doesn't unpack: {exc}") from exc
     if not unpacker.eof and len(content) <= MAX_TEXT:
-        raise _Damaged("a packed text is cut short")
+        raise Damaged("a packed text is cut short")
     return _checked(content)
 
 
 def _checked(content: bytes) -> bytes:
     if len(content) > MAX_TEXT:
-        raise _Damaged(f"a text has more than {MAX_TEXT:,} bytes")
+        raise Damaged(f"a text has more than {MAX_TEXT:,} bytes")
     return content

@@ -11,6 +11,7 @@ from ..core.request import Request
 from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import SCHEDULERS
 from ..sampling.schedulers.settings import settings
+from . import syntax
 
 SEEDS = 1 << 32
 """Seeds that are drawn for a request without one: as many as other tools have."""
@@ -80,6 +81,8 @@ def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens
     if request.negative_prompt and not guided:
         why = "takes guidance as an input" if request.guided else "sees it at a guidance above 1 only"
         told.append(f"The negative prompt was not used: the model {why}.")
+    for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
+        told += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
     made = manifest.model.default_size**2
     if not made / FAR <= width * height <= made * FAR:
         side = manifest.model.default_size

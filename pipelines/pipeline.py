@@ -20,6 +20,7 @@ from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
 from ..core.tensors import Array
 from ..profiles import Profile, load_profile
+from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
 from ..sampling.draw import draw, host_files, latent_shape, load_host
 from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
@@ -27,6 +28,8 @@ from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise
 from .complete import complete, notices, size_and_seed
 from .engines import Engines
+from .png import origin
+from .save import save
 
 
 class Pipeline:
@@ -38,26 +41,29 @@ class Pipeline:
         self._engines = engines
         self._host = load_host(bundle)
         self._process = os.getpid()
+        self._origin = origin(bundle)
 
     @classmethod
     def open(
         cls,
         bundle: Bundle | Path | str,
-        profile: Profile | str,
+        profile: Profile | Path | str | None = None,
         on_progress: Progress = quiet,
         *,
         threads: int | None = None,
     ) -> Pipeline:
         """Open a bundle under a profile: by their names or paths, or as they are.
 
-        `threads` is how many compute; None: the profile's, else as many as the container's quota and the affinity mask
-        allow. It acts at load only: the engines are the same.
-        Engines that this machine didn't prove yet are proved first, which `on_progress` reports.
-        Raises `BundleError`, `ProfileError`, and what the compiler raises for engines that aren't built, or aren't
-        what PyTorch computed.
+        Without a profile it is the one that `latentc doctor` advises on this machine. `threads` is how many compute;
+        None: the profile's, else as many as the container's quota and the affinity mask allow. It acts at load only:
+        the engines are the same. Engines that this machine didn't prove yet are proved first, which `on_progress`
+        reports.
+
+        Raises `BundleError`, `ProfileError`, `RuntimeMissing` where no profile works here, and what the compiler raises
+        for engines that aren't built, or aren't what PyTorch computed.
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        chosen = with_threads(profile if isinstance(profile, Profile) else load_profile(profile), threads)
+        opened = open_bundle(bundle)
+        chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
         verify_files(opened, host_files(opened.manifest.model))
         return cls(opened, load(opened, chosen, opened.drawing, on_progress), chosen)
 
@@ -139,4 +145,6 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=engines,
             notices=tuple(told),
+            origin=self._origin,
+            writer=save,
         )

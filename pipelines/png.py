@@ -1,40 +1,35 @@
-"""Pictures on disk: PNG files that hold the request they were drawn from.
+"""The request inside a picture: PNG, JPEG or WebP.
 
-Two text chunks: `parameters`, in AUTOMATIC1111's form for other tools (iTXt where it isn't Latin-1),
-and `latentc`, exact JSON with what drew it. Both lie before the pixels.
+A PNG has two text chunks: `parameters`, in AUTOMATIC1111's form for other tools (iTXt where it isn't Latin-1),
+and `latentc`, exact JSON with what drew it. Both lie before the pixels. The others have the same in EXIF (`exif.py`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.files import sha256_json, unwritable, write_bytes
+from ..core.files import sha256_json
 from ..core.reading import parse_json
 from ..core.record import Record, complaints
-from ..core.request import Request, Result
+from ..core.request import Origin, Request, Result
 from .a1111 import OWN_KEYS, Parsed, parse, write
-from .chunks import read_texts
 from .complete import size_and_seed
+from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
 
 
 class Drawing(Record):
-    """How a picture was drawn, exactly: the `latentc` chunk."""
+    """How a picture was drawn, exactly: the `latentc` record."""
 
     schema_version: Literal[1] = 1
     request: Request
@@ -56,11 +51,11 @@ class Drawing(Record):
 
 @dataclass(frozen=True)
 class Shown:
-    """What a PNG says of itself."""
+    """What a picture says of itself."""
 
     request: Request
     text: str
-    """The `parameters` chunk as it stands; empty if there is none."""
+    """The `parameters` text as it stands; empty if there is none."""
     rest: Mapping[str, str]
     """Its pairs that a request has no room for, or can't take."""
     drawing: Drawing | None
@@ -73,47 +68,22 @@ class Shown:
     """Fields that the text and latentc's own record say differently; `request` is the latter's."""
 
 
-def save(result: Result, bundle: Bundle, path: Path | str) -> tuple[Path, ...]:
-    """Write each image as a PNG: `out.png`, `out-1.png`, `out-2.png`... and return their paths.
-
-    A file of that name is replaced, whole or not at all. Raises `RequestError` for a name that doesn't
-    end in .png or a folder that can't be written.
-    """
-    first = check_name(path)
-    make_place(first)
-    written: list[Path] = []
-    for index, drawing in enumerate(drawings(result, bundle)):
-        target = first if index == 0 else first.with_name(f"{first.stem}-{index}{first.suffix}")
-        _write(target, encoded(result.images[index], drawing))
-        written.append(target)
-    return tuple(written)
-
-
-def check_name(path: Path | str) -> Path:
-    """The path of a picture; raises `RequestError` for a name that doesn't end in .png."""
-    if not str(path).lower().endswith(".png") or Path(path).name.lower() == ".png":
-        raise RequestError(
-            f"{str(path)!r} is no name for a picture. Name it NAME.png, the one format that carries the request."
-        )
-    return Path(path)
-
-
-def make_place(path: Path) -> None:
-    """Make a picture's folder; raises `RequestError` where it can't be saved there, before it is drawn."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            os.lstat(path)  # a name that is too long
-        if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-            raise RequestError(f"{path} can't be written. Choose another name or folder.")
-    except OSError as exc:
-        raise RequestError(f"{path} can't be written ({exc.strerror}). Choose another name or folder.") from exc
-
-
-def drawings(result: Result, bundle: Bundle) -> Iterator[Drawing]:
-    """How each image of a result was drawn."""
-    _, _, seed = size_and_seed(result.request)
+def origin(bundle: Bundle) -> Origin:
+    """What a result, and a picture, keep of the bundle that drew it."""
     manifest = bundle.manifest
+    return Origin(
+        model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
+        family=manifest.family,
+        bundle=sha256_json({name: part.digest for name, part in manifest.parts.items()}),
+        versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
+    )
+
+
+def drawings(result: Result) -> Iterator[Drawing]:
+    """How each image of a result was drawn; raises `RequestError` for a result that no pipeline made."""
+    if (made := result.origin) is None:
+        raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
+    _, _, seed = size_and_seed(result.request)
     for index in range(len(result.images)):
         yield Drawing(
             request=result.request.model_copy(update={"seed": seed + index, "count": 1}),
@@ -122,28 +92,23 @@ def drawings(result: Result, bundle: Bundle) -> Iterator[Drawing]:
             seconds=dict(result.seconds),
             engines=dict(result.engines),
             notices=result.notices,
-            model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
-            family=manifest.family,
-            bundle=sha256_json({name: part.digest for name, part in manifest.parts.items()}),
-            versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
+            model=made.model,
+            family=made.family,
+            bundle=made.bundle,
+            versions=dict(made.versions),
         )
 
 
-def encoded(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], drawing: Drawing) -> bytes:
-    """One image, [height, width, 3], as the bytes of a PNG with its request inside."""
-    info = PngInfo()
-    info.add_text(PARAMETERS, _text(drawing))
-    info.add_text(OURS, drawing.model_dump_json(ensure_ascii=True))
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+def texts(drawing: Drawing) -> dict[str, str]:
+    """What a picture of it holds, by keyword: the text in AUTOMATIC1111's form, and exact JSON."""
+    return {PARAMETERS: _text(drawing), OURS: drawing.model_dump_json(ensure_ascii=True)}
 
 
 def read(path: Path | str) -> Shown:
-    """The request inside a PNG, drawn by latentc or by any tool that writes AUTOMATIC1111's form.
+    """The request inside a PNG, JPEG or WebP, drawn by latentc or by any tool that writes AUTOMATIC1111's form.
 
     Exact JSON wins over the text; where they disagree, `notices` says so. No pixel is decoded. Raises `RequestError`
-    for a file that isn't a PNG, is damaged or too large, or says nothing of how it was drawn.
+    for a file that is none of these, is damaged or too large, or says nothing of how it was drawn.
     """
     found = read_texts(path, (PARAMETERS, OURS))
     text = found.texts.get(PARAMETERS, "")
@@ -151,11 +116,11 @@ def read(path: Path | str) -> Shown:
     if drawing is None and PARAMETERS not in found.texts:
         others = ", ".join(sorted(found.keys)[:8])
         raise RequestError(
-            f"{path} has no parameters: it doesn't say how it was drawn (text chunks: {others or 'none'}). "
-            "Show a PNG that latentc or the AUTOMATIC1111 web UI saved; editors often drop its text."
+            f"{path} has no parameters: it doesn't say how it was drawn (texts: {others or 'none'}). "
+            "Show a picture that latentc or the AUTOMATIC1111 web UI saved; editors often drop its text."
         )
     parsed = parse(text)
-    notices = list(found.notices)
+    notices = [*found.notices, *(() if drawing else parsed.notices)]
     differ = _differences(drawing, parsed) if drawing and PARAMETERS in found.texts else []
     if differ:
         notices.append(
@@ -196,10 +161,3 @@ def _text(drawing: Drawing) -> str:
     """The `parameters` chunk of a drawing. PNG's text has no NUL; the JSON beside it keeps it, escaped."""
     made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")
-
-
-def _write(target: Path, content: bytes) -> None:
-    try:
-        write_bytes(target, content)
-    except OSError as exc:
-        raise RequestError(unwritable(target, exc)) from exc

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, field_validator
 
@@ -35,6 +35,12 @@ Option = bool | int | float | str
 class Shapes(Record):
     """Picture sizes to build for."""
 
+    other_names: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("size", "resolution", "resolutions", "widthheight"), "sizes"),
+        **dict.fromkeys(("batch", "batchsize", "count", "numimagesperprompt"), "images"),
+        **dict.fromkeys(("guidance", "cfg", "guidancescale", "doclassifierfreeguidance"), "guided"),
+    }
+
     sizes: Annotated[tuple[Size, ...], Field(max_length=64)] = ()
     """`WIDTHxHEIGHT` in pixels, or `own`, each a static engine of its own; none: one engine for every size."""
     images: int = Field(default=1, ge=1, le=64)
@@ -53,6 +59,18 @@ class Shapes(Record):
 
 class Profile(Record):
     """One target. `name` is the file's name without `.toml`."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("backend", "engine", "library", "framework"), "runtime"),
+        **dict.fromkeys(("provider", "executionprovider", "gpu", "devicename", "target"), "device"),
+        **dict.fromkeys(("dtype", "torchdtype", "type", "datatype", "weights", "computetype"), "precision"),
+        **dict.fromkeys(("size", "sizes", "batch", "batchsize", "images", "resolution", "guided"), "shapes"),
+        **dict.fromkeys(("floor", "floors", "parity", "psnr", "psnrdb", "tolerance"), "parity_db"),
+        **dict.fromkeys(("memory", "vram", "vramgb", "memorybytes", "maxmemory"), "memory_gb"),
+        **dict.fromkeys(("config", "settings", "provideroptions", "sessionoptions", "threads"), "options"),
+        **dict.fromkeys(("description", "label"), "title"),
+        **dict.fromkeys(("opsetversion", "onnxopset"), "opset"),
+    }
 
     name: str
     title: str
@@ -125,11 +143,14 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_profile(name: str) -> Profile:
-    """Load a profile by name, or from a `.toml` file of the user's own.
+def load_profile(name: Profile | Path | str) -> Profile:
+    """Load a profile by name, or from a `.toml` file of the user's own; one that is loaded already is returned.
 
     Raises `ProfileError` for an unknown name, a key that isn't one (with the near name) or a bad value.
     """
+    if isinstance(name, Profile):
+        return name
+    name = str(name)
     own = name.endswith(".toml")
     path = Path(name) if own else FOLDER / f"{name}.toml"
     if own and not os.path.lexists(path):

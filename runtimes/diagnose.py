@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..core.errors import LatentcError
+from ..core.errors import LatentcError, RuntimeMissing
 from ..core.tensors import Precision
 from ..profiles import Profile, load_profile, profile_names
 from . import RUNTIMES, runtime
-from .machine import Machine
+from .machine import Machine, machine
 
 DEFAULT_DEVICE = "CPU"
 
@@ -48,6 +48,14 @@ def advise(here: Machine) -> Profile | None:
                 if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
                     return profile
     return None
+
+
+def advised() -> Profile:
+    """The shipped profile to take on this machine; raises `RuntimeMissing` where no runtime works."""
+    found = advise(machine())
+    if found is None:
+        raise RuntimeMissing("No profile works here yet. `latentc doctor` says what the runtimes lack.")
+    return found
 
 
 def _has(profile: Profile, precisions: tuple[Precision, ...]) -> bool:

@@ -25,12 +25,13 @@ from .euler import euler, euler_ancestral
 from .heun import heun
 from .lcm import lcm
 from .lms import lms
+from .names import elsewhere, spelled
 from .pndm import pndm
 from .protocol import Noise, Schedule
 from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, settings
 from .unipc import unipc
 
-__all__ = ["SCHEDULERS", "Noise", "Sampler", "Schedule", "schedule"]
+__all__ = ["NAMES", "SCHEDULERS", "Noise", "Sampler", "Schedule", "check_name", "schedule", "understood"]
 
 _LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _DPM_SOLVER = (
@@ -108,6 +109,11 @@ SCHEDULERS: dict[str, Sampler] = {
 }  # fmt: skip
 """Samplers by short name, each of which may be followed by a ramp: `dpm++2m-karras`."""
 
+NAMES = frozenset(SCHEDULERS) | {
+    f"{name}-{ramp}" for name, row in SCHEDULERS.items() for ramp, key in RAMPS.items() if key in row.keys
+}
+"""All that `schedule` takes."""
+
 _KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
 
 
@@ -139,6 +145,17 @@ def schedule(config: Mapping[str, object], steps: int, name: str | None = None, 
     return sampler.build(checked, steps)
 
 
+def check_name(name: str) -> None:
+    """Raise `RequestError` for a name that `schedule` doesn't take, with the one that is meant."""
+    _of_name(name)
+
+
+def understood(name: str) -> str | None:
+    """The name of `NAMES` that means what another tool calls so, as `dpmpp_2m_karras`; None where none does."""
+    found = spelled(name)
+    return found if found in NAMES else None
+
+
 def _of_class(config: Mapping[str, object]) -> Sampler:
     known = {sampler.class_name: sampler for sampler in SCHEDULERS.values()}
     name = config.get("_class_name")
@@ -157,8 +174,8 @@ def _of_name(name: str) -> tuple[Sampler, dict[str, object]]:
         return SCHEDULERS[name], {**SCHEDULERS[name].asks, **plain}
     if base not in SCHEDULERS or ramp not in RAMPS:
         raise RequestError(
-            f"There is no scheduler {name!r}. {suggest(base if ramp in RAMPS else name, list(SCHEDULERS))} "
-            f"Behind some, -{', -'.join(RAMPS)} says how noise levels are spaced."
+            f"There is no scheduler {name!r}. {_hint(name)} Behind some, -{', -'.join(RAMPS)} says how noise levels "
+            "are spaced."
         )
     sampler = SCHEDULERS[base]
     if RAMPS[ramp] not in sampler.keys:
@@ -166,3 +183,13 @@ def _of_name(name: str) -> tuple[Sampler, dict[str, object]]:
         raise RequestError(f"{base!r} has no {ramp} noise levels; these have: {able}. Use one, or leave out -{ramp}.")
     only = {key: key == RAMPS[ramp] for key in RAMPS.values() if key in sampler.keys}
     return sampler, {**sampler.asks, **only}
+
+
+def _hint(name: str) -> str:
+    """The name that is meant: by what other tools call it first, then by its letters."""
+    if found := understood(name):
+        return f"Did you mean {found!r}? Known: {', '.join(sorted(SCHEDULERS))}."
+    if elsewhere(name):  # a near name would draw another picture
+        return f"Other tools have it, and latentc doesn't yet. Known: {', '.join(sorted(SCHEDULERS))}."
+    base, _, ramp = name.rpartition("-")
+    return suggest(base if ramp in RAMPS else name, list(SCHEDULERS))

@@ -10,13 +10,15 @@ import pytest
 
 from latentc.benchmarks.demo import PROFILES, run_demo
 from latentc.cli import show
-from latentc.cli.draw import draw, parse_size
+from latentc.cli.ask import parse_size
+from latentc.cli.draw import draw
 from latentc.cli.progress import shown, within
 from latentc.compiler.build import Build, build
 from latentc.compiler.cache import artifacts
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, RequestError
 from latentc.core.records import state_folder
+from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.profiles.profile import FOLDER
@@ -246,7 +248,8 @@ def test_new_checkpoint_and_export(tmp_path):
         (["run", "BUNDLE", "x", "--profile", "./mine.toml"], 1, "There is no file ./mine.toml"),
         (["run", "BUNDLE", "x", "--profile", "null,h100"], 1, "There is no profile 'null,h100'"),
         (["run", "BUNDLE", "x", "--output", ""], 1, "Name it NAME.png"),
-        (["run", "BUNDLE", "x", "--output", "x.jpg"], 1, "Name it NAME.png"),
+        (["run", "BUNDLE", "x", "--output", "x.gif"], 1, "Name it NAME.png"),
+        (["run", "BUNDLE"], 2, "Missing PROMPT"),
         (["show", "nowhere.png"], 1, "can't be read"),
         (["new-checkpoint", "out", "--family", "sd9"], 1, "no family"),
         (["frobnicate"], 2, "No such command"),
@@ -281,22 +284,24 @@ def test_what_is_done_in_turn_is_told_by_name():
 def test_where_no_picture_can_be_saved_none_is_drawn(own_bundle, tmp_path, monkeypatch, name):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("it draws"))
-    opened, null = own_bundle(), load_profile("null")
-    asked = opened.folder, null, {"prompt": "x", "steps": 1}, None, tmp_path / name
-    with pytest.raises(BundleError, match="isn't built"):
-        draw(*asked, quiet=True, as_json=False)
-    assert not (tmp_path / "deep").exists(), "nothing is made for what can't be drawn"
-    build(opened, null)
+    monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
     with pytest.raises(RequestError, match="can't be written"):
-        draw(*asked, quiet=True, as_json=False)
+        draw(own_bundle().folder, load_profile("null"), [Request(prompt="x", steps=1)], tmp_path / name, quiet=True)
+    assert not (tmp_path / "deep").exists(), "nothing is made for what can't be drawn"
+
+
+def test_no_folder_is_made_for_what_isnt_built(own_bundle, tmp_path):
+    asked = own_bundle().folder, load_profile("null"), [Request(prompt="x", steps=1)], tmp_path / "deep" / "x.png"
+    with pytest.raises(BundleError, match="isn't built"):
+        draw(*asked, quiet=True)
+    assert not (tmp_path / "deep").exists()
 
 
 def test_a_picture_gets_a_folder_and_a_long_name(own_bundle, tmp_path):
     opened, null = own_bundle(), load_profile("null")
     build(opened, null)
     where = tmp_path / "deep" / ("x" * 251 + ".png")
-    draw(opened.folder, null, {"prompt": "x", "steps": 1}, None, where, quiet=True, as_json=False)
+    draw(opened.folder, null, [Request(prompt="x", steps=1)], where, quiet=True)
     assert where.is_file()
 
 

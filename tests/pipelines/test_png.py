@@ -11,9 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentc.core.errors import RequestError
-from latentc.core.request import Request, Result
+from latentc.core.request import Origin, Request, Result
 from latentc.pipelines import a1111
-from latentc.pipelines.png import Drawing, read, save
+from latentc.pipelines.png import Drawing, origin, read
+from latentc.pipelines.save import save
 
 NASTY = [
     "a lighthouse at sunset",
@@ -32,7 +33,10 @@ NASTY = [
 LOSSY = ["Negative prompt: mine\nNegative prompt: twice", "nul\0inside"]
 
 
-def _result(**changes: object) -> Result:
+ORIGIN = Origin("tiny, v1: final", "sd1", "0" * 64, {"latentc": "0.1.0"})
+
+
+def _result(origin: Origin | None = ORIGIN, **changes: object) -> Result:
     values = {"prompt": "a", "width": 64, "height": 64, "seed": 5, "count": 2, "scheduler": "dpm++2m-karras"}
     request = Request.model_validate(values | changes)
     images = np.random.default_rng(0).integers(0, 256, (request.count, 64, 64, 3), np.uint8)
@@ -44,6 +48,8 @@ def _result(**changes: object) -> Result:
         step_seconds=(0.5, 0.5),
         engines={"unet": "numpy CPU f32"},
         notices=("a notice",),
+        origin=origin,
+        writer=save,
     )
 
 
@@ -57,9 +63,9 @@ def _png(path, chunks: dict[str, str], size: int = 8):
 
 @pytest.mark.parametrize("prompt", [*NASTY, *LOSSY])
 @pytest.mark.parametrize("negative", ["", "blurry, bad\nhands: 6", "絵"])
-def test_a_request_comes_back_exactly(sd_bundle, tmp_path, prompt, negative):
+def test_a_request_comes_back_exactly(tmp_path, prompt, negative):
     result = _result(prompt=prompt, negative_prompt=negative, guidance=7.123456789, guidance_rescale=0.7)
-    (first, second) = save(result, sd_bundle, tmp_path / "out.png")
+    (first, second) = save(result, tmp_path / "out.png")
     assert (first.name, second.name) == ("out.png", "out-1.png")
     for index, path in enumerate((first, second)):
         shown = read(path)
@@ -96,7 +102,7 @@ def test_samplers_have_the_web_uis_names(scheduler):
 
 
 def test_what_drew_it_is_inside(sd_bundle, tmp_path):
-    (path,) = save(_result(count=1), sd_bundle, tmp_path / "new" / "out.PNG")
+    (path,) = save(_result(origin(sd_bundle), count=1), tmp_path / "new" / "out.PNG")
     shown = read(str(path))
     assert isinstance(shown.drawing, Drawing)
     assert shown.drawing.engines == {"unet": "numpy CPU f32"}
@@ -156,15 +162,15 @@ FOREIGN = [
             "Size": "500x333",
         },
     ),
-    (  # a known sampler with an unknown schedule
+    (  # a known sampler with an unknown schedule: both stay text, none is half applied
         "cat\nSteps: 5, Sampler: Euler, Schedule type: SGM Uniform, Seed: 4",
-        Request(prompt="cat", steps=5, seed=4, scheduler="euler"),
-        {"Schedule type": "SGM Uniform"},
+        Request(prompt="cat", steps=5, seed=4),
+        {"Sampler": "Euler", "Schedule type": "SGM Uniform"},
     ),
     (  # text behind the line of pairs, as some extensions leave it
         "cat\nSteps: 5, Sampler: Euler a, Seed: 4, Template: {a|b}\nNegative Template: {c}, Version: v1.6",
         Request(prompt="cat", steps=5, seed=4, scheduler="euler-ancestral"),
-        {"Template": "{a|b} Negative Template: {c}", "Version": "v1.6"},
+        {"Template": "{a|b}", "Negative Template": "{c}", "Version": "v1.6"},
     ),
     ("just a prompt, with: a colon", Request(prompt="just a prompt, with: a colon"), {}),
     ("", Request(prompt=""), {}),
@@ -214,9 +220,9 @@ def test_text_behind_the_pixels_is_read(tmp_path):
 
 
 def test_what_holds_no_request_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"has no parameters.*text chunks: Software, prompt"):
+    with pytest.raises(RequestError, match=r"has no parameters.*texts: Software, prompt"):
         read(_png(tmp_path / "comfy.png", {"prompt": "{}", "Software": "x"}))
-    with pytest.raises(RequestError, match=r"has no parameters.*text chunks: none"):
+    with pytest.raises(RequestError, match=r"has no parameters.*texts: none"):
         read(_png(tmp_path / "plain.png", {}))
     with pytest.raises(RequestError, match="can't be read"):
         read(tmp_path / "missing.png")
@@ -224,15 +230,15 @@ def test_what_holds_no_request_is_refused(tmp_path):
         read(tmp_path)
     jpeg = tmp_path / "photo.png"
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
-    with pytest.raises(RequestError, match="is not a PNG"):
+    with pytest.raises(RequestError, match=r"has no parameters.*texts: none"):
         read(jpeg)
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(RequestError, match="is not a PNG"):
         read(tmp_path / "empty.png")
 
 
-def test_damaged_pngs_are_refused(tmp_path, sd_bundle):
-    (path,) = save(_result(count=1), sd_bundle, tmp_path / "a.png")
+def test_damaged_pngs_are_refused(tmp_path):
+    (path,) = save(_result(count=1), tmp_path / "a.png")
     content = path.read_bytes()
     for cut in (30, 60, 200):
         path.write_bytes(content[:cut])
@@ -263,20 +269,23 @@ def test_bombs_are_refused(tmp_path):
         read(tmp_path / "text.png")
 
 
-def test_only_png_names_are_saved_to(sd_bundle, tmp_path):
-    for name in ("out.jpg", "out", ".png", ""):
+def test_only_names_of_pictures_are_saved_to(tmp_path):
+    for name in ("out.gif", "out", ".png", "", "out.png.txt"):
         with pytest.raises(RequestError, match="is no name for a picture"):
-            save(_result(), sd_bundle, tmp_path / name)
+            save(_result(), tmp_path / name)
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match="can't be written"):
-        save(_result(), sd_bundle, tmp_path / "file" / "out.png")
+        save(_result(), tmp_path / "file" / "out.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(RequestError, match="can't be written"):
-        save(_result(), sd_bundle, tmp_path / "folder.png")
+        save(_result(), tmp_path / "folder.png", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
-def test_an_older_file_is_replaced(sd_bundle, tmp_path):
-    save(_result(prompt="old", count=1), sd_bundle, tmp_path / "out.png")
-    save(_result(prompt="new", count=1), sd_bundle, tmp_path / "out.png")
+def test_an_older_file_is_replaced_only_if_that_is_said(tmp_path):
+    save(_result(prompt="old", count=1), tmp_path / "out.png")
+    with pytest.raises(RequestError, match="is there already"):
+        save(_result(prompt="new", count=1), tmp_path / "out.png")
+    assert read(tmp_path / "out.png").request.prompt == "old"
+    save(_result(prompt="new", count=1), tmp_path / "out.png", overwrite=True)
     assert read(tmp_path / "out.png").request.prompt == "new"

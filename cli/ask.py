@@ -1,0 +1,113 @@
+"""What `latentc run` is asked to draw: prompts, a file of them, or a picture's own request, and flags over them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from ..core.bundle import Bundle
+from ..core.errors import RequestError
+from ..core.reading import parse_json, read_small
+from ..core.request import Request
+from ..pipelines.png import Shown, origin
+from ..sampling.schedulers import check_name
+from .text import plain
+
+MAX_REQUESTS = 10_000
+FILE_BYTES = 8 << 20
+"""Limit of a file of prompts."""
+
+_SAID_ELSEWHERE = ("Version", "Model", "App", "Backend", "Created Date", "User", "Time taken", "VAE")
+"""Keys of a picture's text that change nothing of what is drawn, with all that speak of hashes or Civitai."""
+
+
+def parse_size(size: str | None) -> dict[str, int]:
+    """`768x512` as width and height; raises `RequestError` for anything else."""
+    if size is None:
+        return {}
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"{size!r} is no size. Write WIDTHxHEIGHT in pixels, as 768x512.")
+    return {"width": int(width), "height": int(height)}
+
+
+def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any]) -> list[Request]:
+    """One request for each prompt; raises `RequestError` for the first that can't be drawn, before any is.
+
+    `file` has a prompt in each line, or with `.jsonl` a request as a JSON object; `-` is standard input. `given` goes
+    over what those say, and that over what the picture says. Empty where nothing says a prompt.
+    """
+    base: dict[str, Any] = shown.request.model_dump() if shown else {}
+    given = {name: value for name, value in given.items() if value is not None}
+    asked: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    asked += _lines(file) if file else []
+    if not asked and shown:
+        asked.append({})
+    if len(asked) > MAX_REQUESTS:
+        raise RequestError(
+            f"{len(asked):,} prompts were given; {MAX_REQUESTS:,} at most are drawn at once. Split them."
+        )
+    requests: list[Request] = []
+    for number, one in enumerate(asked, 1):
+        try:
+            request = Request.model_validate({**base, **one, **given})
+            if request.scheduler is not None:
+                check_name(request.scheduler)
+        except RequestError as exc:
+            if len(asked) == 1:
+                raise
+            raise RequestError(f"Prompt {number} of {len(asked)}: {exc}") from exc
+        requests.append(request)
+    return requests
+
+
+def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
+    """What `run --from` can't take over from a picture when this bundle draws, in sentences."""
+    here = origin(bundle)
+    told = [f"{picture}: {notice}" for notice in shown.notices]
+    if shown.drawing is None:
+        told.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
+    elif shown.drawing.bundle != here.bundle:
+        told.append(f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}.")
+    left = {} if shown.drawing else {key: value for key, value in shown.rest.items() if not _elsewhere(key)}
+    if left:
+        said = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        told.append(f"{picture} also says what isn't drawn here: {plain(said)}{more}.")
+    return told
+
+
+def _elsewhere(key: str) -> bool:
+    return key in _SAID_ELSEWHERE or "hash" in key.lower() or "civitai" in key.lower()
+
+
+def _lines(file: str) -> list[dict[str, Any]]:
+    advice = "Give a text file with a prompt in each line."
+    if file == "-":
+        raw = sys.stdin.buffer.read(FILE_BYTES + 1)
+        if len(raw) > FILE_BYTES:
+            raise RequestError(f"Standard input has more than {FILE_BYTES:,} bytes. {advice}")
+    else:
+        raw = read_small(file, FILE_BYTES, RequestError, advice)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise RequestError(f"{file} is no UTF-8 text (byte {exc.start}). {advice}") from exc
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise RequestError(f"{file} has no prompt. {advice}")
+    if not file.lower().endswith(".jsonl"):
+        return [{"prompt": line} for _, line in lines]
+    return [_fields(file, number, line) for number, line in lines]
+
+
+def _fields(file: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = parse_json(line)
+    except ValueError as exc:
+        raise RequestError(f"{file}, line {number}, is not valid JSON ({exc}). Write a request's fields.") from exc
+    if not isinstance(found, dict):
+        raise RequestError(f"{file}, line {number}, is {json.dumps(found)[:40]}, and a JSON object was expected.")
+    return cast("dict[str, Any]", found)

@@ -1,0 +1,79 @@
+"""How other tools spell the schedulers that are here, and the ramps of noise levels behind them.
+
+Sources: AUTOMATIC1111/stable-diffusion-webui `modules/sd_samplers_kdiffusion.py` (names and aliases),
+comfyanonymous/ComfyUI `comfy/samplers.py` (`KSAMPLER_NAMES`, `SCHEDULER_NAMES`), invoke-ai/InvokeAI
+`invokeai/backend/stable_diffusion/schedulers/schedulers.py` (`_k` is Karras), vladmandic/sdnext
+`modules/sd_samplers_diffusers.py`, all on github.com; https://docs.novelai.net/image/sampling.html.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .settings import Ramp
+
+_SPELLINGS = {
+    "ddim": "ddim",
+    "ddpm": "ddpm",
+    "pndm": "pndm plms",
+    "lms": "lms klms lmsdiscrete",
+    "euler": "euler keuler eulerdiscrete",
+    "euler-ancestral": "eulerancestral eulera keulera keulerancestral eulerancestraldiscrete",
+    "heun": "heun kheun heundiscrete",
+    "dpm++2m": "dpm++2m kdpm++2m dpmsolver++ dpmsolvermultistep",
+    "dpm++2m-sde": "dpm++2msde kdpm++2msde dpm++2msdegpu",
+    "dpm++sde": "dpm++sde kdpm++sde dpm++sdegpu dpmsolversde",
+    "unipc": "unipc unipcbh2 unipcmultistep",
+    "lcm": "lcm",
+}
+_NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
+
+_RAMPS: dict[str, Ramp] = {
+    "karras": "karras",
+    "ka": "karras",
+    "k": "karras",
+    "exponential": "exponential",
+    "beta": "beta",
+    "lu": "lu",
+}
+PLAIN = ("uniform", "normal", "native", "discrete")
+"""Words for no ramp: the noise levels of evenly spaced timesteps."""
+
+OTHERS = frozenset(
+    {
+        *("dpm2", "dpm2a", "dpm2ancestral", "kdpm2", "kdpm2a", "kdpm2ancestral", "kdpm2discrete"),
+        *("kdpm2ancestraldiscrete", "dpm++1s", "dpm++2s", "dpm++2sa", "dpm++2sancestral", "kdpm++2sa"),
+        *("kdpm++2sancestral", "dpm++3m", "dpm++3msde", "dpm++3msdegpu", "dpm++2msdeheun", "dpm++2msdeheungpu"),
+        *("dpmfast", "dpmadaptive", "dpmsolversinglestep", "restart", "deis", "deismultistep", "ipndm", "ipndmv"),
+        *("heunpp2", "tcd", "edm", "euleredm", "eulersgm", "ddimcfg++", "eulercfg++", "euleracfg++"),
+        *("eulerancestralcfg++", "dpm++2mcfg++", "resmultistep", "ersde", "sasolver"),
+    }
+)  # fmt: skip
+"""Schedulers of other tools that aren't here: none of ours is what they mean, however near its name."""
+
+
+def spelled(name: str) -> str | None:
+    """Our name for a scheduler as another tool spells it, its ramp included; None for one that isn't here.
+
+    `DPM++ 2M Karras`, `dpmpp_2m_karras`, `k_dpmpp_2m_ka`, `dpmpp_2m_k` and `DPMSolverMultistepScheduler` with a ramp
+    behind it are all `dpm++2m-karras`.
+    """
+    words = _words(name)
+    for cut in (len(words), len(words) - 1):
+        base, ramp = "".join(words[:cut]), words[cut:]
+        if base in _NAMES and (not ramp or ramp[0] in _RAMPS or ramp[0] in PLAIN):
+            found = _RAMPS.get(ramp[0]) if ramp else None
+            return f"{_NAMES[base]}-{found}" if found else _NAMES[base]
+    return None
+
+
+def elsewhere(name: str) -> bool:
+    """Whether other tools have a scheduler of this name, with a ramp or without, and it isn't here."""
+    words = _words(name)
+    return any("".join(words[:cut]) in OTHERS for cut in (len(words), len(words) - 1) if cut > 0)
+
+
+def _words(name: str) -> list[str]:
+    """Its parts in lower case: `DPM++ 2M SDE`, `dpmpp_2m_sde` and `dpm++2m-sde` are all dpm++, 2m, sde."""
+    low = name.strip().lower().removesuffix("scheduler").replace("dpmpp", "dpm++").replace("cfg_pp", "cfg++")
+    return [word for word in re.split(r"[\s_-]+", low) if word]

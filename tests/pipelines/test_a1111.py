@@ -1,0 +1,176 @@
+"""Texts of other tools: each line is of a form that the tool named beside it writes."""
+
+import pytest
+
+from latentc.core.request import Request
+from latentc.pipelines.a1111 import OTHER, parse, write
+from latentc.sampling.schedulers import NAMES, understood
+from latentc.sampling.schedulers.names import elsewhere
+
+REST = "CFG scale: 7, Seed: 1, Size: 512x512"
+
+
+def read(pairs):
+    return parse(f"cat\nSteps: 20, {pairs}, {REST}")
+
+
+# What `Automatic` means by sampler: the `scheduler` option of samplers_k_diffusion in the web UI's
+# modules/sd_samplers_kdiffusion.py (1.9 and later); none is `get_sigmas`, evenly spaced timesteps.
+AUTOMATIC = {
+    "DPM++ 2M": "dpm++2m-karras",
+    "DPM++ SDE": "dpm++sde-karras",
+    "DPM++ 2M SDE": "dpm++2m-sde-exponential",
+    "Euler a": "euler-ancestral",
+    "Euler": "euler",
+    "LMS": "lms",
+    "Heun": "heun",
+    "DDIM": "ddim",
+    "PLMS": "pndm",
+    "UniPC": "unipc",
+    "LCM": "lcm",
+}
+
+
+@pytest.mark.parametrize(("sampler", "ours"), AUTOMATIC.items())
+def test_automatic_is_what_the_web_ui_means(sampler, ours):
+    found = read(f"Sampler: {sampler}, Schedule type: Automatic, Version: v1.10.1")
+    assert (found.request.scheduler, found.rest) == (ours, {"Version": "v1.10.1"})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ours"),
+    [
+        ("Sampler: DPM++ 2M, Version: v1.9.4", "dpm++2m-karras"),  # its API leaves the schedule out
+        ("Sampler: DPM++ 2M, Version: f2.0.1v1.10.1-previous-665-gae278f79", "dpm++2m-karras"),  # Forge
+        ("Sampler: DPM++ 2M, Version: v1.6.0", "dpm++2m"),  # Karras was in the sampler's name
+        ("Sampler: DPM++ 2M Karras, Version: v1.6.0", "dpm++2m-karras"),
+        ("Sampler: DPM++ 2M, Version: latentc 0.1.0", "dpm++2m"),
+        ("Sampler: DPM++ 2M, Version: ComfyUI", "dpm++2m"),
+        ("Sampler: Euler a, Schedule type: normal", "euler-ancestral"),
+        ("Sampler: DPM++ 2M Karras, Schedule type: Automatic", "dpm++2m-karras"),
+        ("Sampler: UniPC, Schedule type: Karras, Version: v1.10.1", "unipc"),  # ignored by samplers of timesteps
+        ("Sampler: DDIM, Schedule type: SGM Uniform, Version: v1.10.1", "ddim"),
+        ("Sampler: UniPC, Schedule type: Karras, Version: latentc 0.1.0", "unipc-karras"),
+        ("Sampler: dpmpp_2m, Scheduler: karras", "dpm++2m-karras"),  # nodes for ComfyUI
+        ("Sampler: dpmpp_2m_sde_gpu_exponential", "dpm++2m-sde-exponential"),
+        ("Sampler: uni_pc_bh2", "unipc"),
+        ("Sampler: DPM++ 2M, Sampler sigma: karras, App: SD.Next", "dpm++2m-karras"),
+        ("Sampler: dpmpp_2m_k", "dpm++2m-karras"),  # InvokeAI
+        ("Sampler: euler_a", "euler-ancestral"),
+        ("Sampler: Euler Ancestral, Seed Mode: Scale Alike", "euler-ancestral"),  # Draw Things
+        ("Sampler: k_euler_ancestral, Scheduler: native", "euler-ancestral"),  # NovelAI
+        ("Sampler: k_dpmpp_2m, Scheduler: exponential", "dpm++2m-exponential"),
+        ("Sampler: DPMSolverMultistepScheduler", "dpm++2m"),  # diffusers
+    ],
+)
+def test_samplers_and_schedules_as_tools_spell_them(pairs, ours):
+    found = read(pairs)
+    assert found.request.scheduler == ours
+    assert not {"Sampler", "Schedule type", "Scheduler", "Sampler sigma"} & found.rest.keys()
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        "Sampler: Euler, Schedule type: SGM Uniform",
+        "Sampler: dpmpp_2m_sgm_uniform",
+        "Sampler: DPM++ 2M Karras, Schedule type: Exponential",
+        "Sampler: DPM++ 2M, Schedule type: Karras, Scheduler: exponential",
+        "Sampler: DPM++ 3M SDE, Schedule type: Automatic",
+        "Sampler: DPM2 a Karras",
+        "Sampler: UniPC Trailing",
+        "Sampler: Euler a, Schedule type: Karras",
+        "Sampler: Restart",
+        "Schedule type: Karras",
+    ],
+)
+def test_what_isnt_understood_stays_visible_and_is_never_half_applied(pairs):
+    found = read(pairs)
+    assert found.request == Request(prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512)
+    assert ", ".join(f"{key}: {value}" for key, value in found.rest.items()) == pairs
+
+
+def test_what_is_assumed_is_said():
+    (notice,) = read("Sampler: DPM++ 2M").notices
+    assert "names no schedule for DPM++ 2M" in notice
+    assert "dpm++2m-karras since version 1.9" in notice
+    assert read("Sampler: DPM++ 2M, Version: v1.6.0").notices == read("Sampler: Euler").notices == ()
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_what_we_write_means_the_same_to_the_web_ui(name):
+    """A plain DPM++ 2M is written as Uniform: without a schedule the web UI would take Karras."""
+    request = Request(prompt="cat", width=64, height=64, seed=1, scheduler=name)
+    text = write(request, {"Version": "latentc 0.1.0"})
+    assert parse(text).request.scheduler == name
+    if not name.startswith("unipc-"):
+        assert parse(text.replace("latentc 0.1.0", "v1.10.1")).request.scheduler == name
+    assert understood(name) == name
+
+
+def test_lines_behind_the_pairs_spoil_none():
+    found = parse(
+        f"cat\nNegative prompt: dog\nSteps: 20, {REST}, Version: v1.6\nTime taken: 5 sec., A: 3.1 GB\n\n"
+        "some note, text: yes\nSeed: 9, Foo: bar\n"
+    )
+    assert found.request == Request(
+        prompt="cat", negative_prompt="dog", steps=20, guidance=7, seed=1, width=512, height=512
+    )
+    assert found.rest["Version"] == "v1.6"
+    assert (found.rest["Time taken"], found.rest["A"], found.rest["Foo"]) == ("5 sec.", "3.1 GB", "bar")
+    assert found.rest[OTHER] == "some note\nSeed: 9, Foo: bar", "nothing is lost, and the seed is the first"
+
+
+def test_a_line_of_steps_that_isnt_the_pairs_is_passed_over():
+    found = parse(f"Steps: lead up\nSteps: 20, {REST}\nSteps: see above")
+    assert (found.request.prompt, found.request.steps) == ("Steps: lead up", 20)
+
+
+# Civitai's generator writes JSON lists; ADetailer and others Python's dicts.
+RESOURCES = '[{"type":"checkpoint","modelVersionId":128713}, {"type":"lora","weight":0.8}]'
+
+
+def test_json_values_keep_their_commas():
+    found = parse(
+        f"cat\nSteps: 20, Civitai resources: {RESOURCES}, Civitai metadata: {{}}, Notes: {{'a': 1, 'b': [2, 3]}}, "
+        f'Hashes: {{"vae": "1", "model": "2"}}, TI hashes: "a: 1, b: 2", Model: one, two, VAE: x.pt, {REST}'
+    )
+    assert found.rest == {
+        "Civitai resources": RESOURCES, "Civitai metadata": "{}", "Notes": "{'a': 1, 'b': [2, 3]}",
+        "Hashes": '{"vae": "1", "model": "2"}', "TI hashes": "a: 1, b: 2", "Model": "one", "VAE": "x.pt", OTHER: "two",
+    }  # fmt: skip
+    assert (found.request.seed, found.request.guidance) == (1, 7)
+
+
+def test_line_ends_of_windows():
+    text = f"a cat,\nsitting\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, {REST}\nTime taken: 5 sec."
+    assert parse(text.replace("\n", "\r\n")) == parse(text)
+
+
+def test_keys_are_read_in_any_case():
+    found = parse("cat\nsteps: 7\nSteps: 20, sampler: x, CFG Scale: 3, seed: 5, Size: 64x64")
+    assert (found.request.guidance, found.request.seed, found.rest) == (3, 5, {"sampler": "x"})
+
+
+def test_two_guidances_that_disagree():
+    assert read("Guidance Scale: 7").rest == {}
+    assert read("Guidance Scale: 3").rest == {"Guidance Scale": "3"}
+
+
+def test_draw_things():
+    found = parse(
+        "a dude\n-and a negative prompt\nSteps: 8, Sampler: UniPC Trailing, Guidance Scale: 1.0, Seed: 3665757974, "
+        "Size: 1024x1024, Model: z.ckpt, Strength: 1.0, Seed Mode: Scale Alike, Shift: 3.0"
+    )
+    assert (found.request.prompt, found.request.negative_prompt) == ("a dude", "and a negative prompt")
+    assert found.request.guidance == 1.0
+    assert found.rest["Sampler"] == "UniPC Trailing"
+    assert parse(f"a dude\n-not negative\nSteps: 8, {REST}").request.negative_prompt == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["dpm_2", "DPM2 a Karras", "kdpm_2_k", "dpmpp_3m_sde", "DEISMultistepScheduler", "tcd"]
+)
+def test_schedulers_that_others_have_mean_none_of_ours(name):
+    assert elsewhere(name)
+    assert understood(name) is None

@@ -1,0 +1,101 @@
+"""What `import latentc` gives: names, types, paths and objects alike."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import latentc
+from latentc.checkpoints import open_checkpoint
+from latentc.core.bundle import open_bundle
+from latentc.core.errors import LatentcError, RuntimeMissing
+from latentc.pipelines.png import read
+from latentc.profiles import load_profile
+from latentc.profiles.profile import FOLDER
+from latentc.runtimes import diagnose
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_dir_shows_only_what_is_public():
+    code = (
+        "import latentc; first = dir(latentc); latentc.Pipeline, latentc.save, latentc.export; "
+        "assert dir(latentc) == first == sorted(latentc.__all__), dir(latentc); print(*first)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        *("Bundle", "LatentcError", "Pipeline", "Profile", "Request", "Result", "__version__", "build", "export"),
+        *("load_profile", "open_bundle", "save"),
+    ]
+    assert all(hasattr(latentc, name) for name in latentc.__all__)
+
+
+@pytest.mark.slow
+def test_a_wheel_says_that_it_has_types(tmp_path):
+    """What setuptools would put into a wheel."""
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.bundle", "build", "demo"))
+    code = "import setuptools; setuptools.setup(script_args=['-q', 'build_py', '--build-lib', 'out'])"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    assert (source / "out" / "latentc" / "py.typed").is_file()
+
+
+@pytest.fixture(scope="module")
+def built(bundle):
+    opened = bundle("sd1")
+    latentc.build(str(opened.folder), "null")
+    return opened
+
+
+def test_names_paths_and_objects_are_taken_alike(built, tmp_path):
+    folder, null, mine = built.folder, load_profile("null"), tmp_path / "mine.toml"
+    shutil.copyfile(FOLDER / "null.toml", mine)
+    for bundle, profile in ((built, null), (folder, "null"), (str(folder), mine)):
+        assert open_bundle(bundle) == built
+        assert all(one.hit for one in latentc.build(bundle, profile, like=bundle).engines)
+        latentc.Pipeline.open(bundle, profile).close()
+    assert load_profile(mine) == load_profile(str(mine))
+    assert load_profile(null) is null
+
+
+def test_a_checkpoint_may_be_a_path_or_open_already(checkpoint):
+    opened = open_checkpoint(checkpoint("sd1"))
+    assert open_checkpoint(str(checkpoint("sd1"))).weights.keys() == opened.weights.keys()
+    assert open_checkpoint(opened) is opened
+
+
+def test_an_export_takes_what_open_checkpoint_gave(checkpoint, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    import latentc.export.check  # a room of the function's name, which becomes an attribute of the package
+
+    opened = open_checkpoint(checkpoint("sd1"))
+    for source in (opened, checkpoint("sd1"), str(checkpoint("sd1"))):
+        with pytest.raises(LatentcError, match="exists already"):  # so the checkpoint was taken
+            latentc.export(source, tmp_path / "there")
+
+
+def test_a_result_saves_itself(built, tmp_path):
+    with latentc.Pipeline.open(built, "null") as pipeline:
+        result = pipeline(latentc.Request(prompt="a cat", steps=1, seed=3, count=2))
+    paths = result.save(str(tmp_path / "new" / "out.webp"))
+    assert [path.name for path in paths] == ["out.webp", "out-1.webp"]
+    assert latentc.save(result, tmp_path / "out.png") == (tmp_path / "out.png", tmp_path / "out-1.png")
+    shown = read(tmp_path / "out-1.png")
+    assert shown.drawing.family == built.manifest.family
+    assert shown.request == read(paths[1]).request == result.request.model_copy(update={"seed": 4, "count": 1})
+    assert result.origin.versions["numpy"] == np.__version__
+
+
+def test_without_a_profile_doctors_advice_is_taken(built, monkeypatch):
+    monkeypatch.setattr(diagnose, "advise", lambda _: load_profile("null"))
+    with latentc.Pipeline.open(built) as pipeline:
+        assert pipeline.profile.name == "null"
+    assert latentc.build(built).profile == "null"
+    monkeypatch.setattr(diagnose, "advise", lambda _: None)
+    with pytest.raises(RuntimeMissing, match="`latentc doctor` says"):
+        latentc.Pipeline.open(built)
