@@ -283,8 +283,17 @@ def _lowered(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -
         yield graph
         return
     half = adapter.typed and target.precision == "f16"
-    folded, scratch = not adapter.infers_shapes, bundle.engines
-    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=folded, scratch=scratch) as path:
+    widened = bundle.part(want.part).weights == "bf16" and not adapter.reads_bf16
+    with lowered(
+        graph,
+        want.key,
+        profile.opset,
+        target.shape,
+        half=half,
+        folded=not adapter.infers_shapes,
+        widened=widened,
+        scratch=bundle.engines,
+    ) as path:
         yield path
 
 

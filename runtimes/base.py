@@ -128,6 +128,8 @@ class Runtime(Protocol):
     """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
     infers_shapes: bool
     """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
+    reads_bf16: bool
+    """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
 
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""

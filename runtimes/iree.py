@@ -98,6 +98,7 @@ class IREE:
     newest_opset = 18
     typed = True
     infers_shapes = False
+    reads_bf16 = False
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, Vulkan where a driver has a GPU, and AMD's and NVIDIA's GPUs that are here."""

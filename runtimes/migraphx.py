@@ -47,6 +47,7 @@ class MIGraphX:
     newest_opset = 18
     typed = True
     infers_shapes = True
+    reads_bf16 = False
 
     def devices(self) -> tuple[str, ...]:
         """The AMD GPUs that are here."""

@@ -27,6 +27,7 @@ class Null:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """CPU stands for whatever runs Python."""

@@ -107,6 +107,7 @@ class ONNXRuntime:
     newest_opset = 23
     typed = True
     infers_shapes = True
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has, and that compute."""

@@ -81,6 +81,7 @@ class OpenVINO:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""

@@ -149,6 +149,7 @@ class TensorRT:
     reads_onnx = True
     typed = True
     infers_shapes = True
+    reads_bf16 = False
 
     def __init__(self, library: Library) -> None:
         self._is = library
