@@ -15,7 +15,7 @@ from .folder import open_folder
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
 from .others import Other, open_others
-from .source import Source, read_json
+from .source import Source, path_of, read_json
 from .stored import PICKLES
 
 __all__ = ["PREDICTIONS", "SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
@@ -69,11 +69,8 @@ def open_checkpoint(
 def _open(
     name: str, revision: str | None, prediction: str | None, variant: str | None, others: Mapping[str, Other]
 ) -> Checkpoint:
-    try:
-        path = Path(name).expanduser()
-        place = str(path.resolve())
-    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a loop of links, a NUL
-        raise CheckpointError(f"{name!r} can't be opened ({exc}). Check the path.") from exc
+    path = path_of(name)
+    place = str(path.resolve())
     if name in SHIPPED and not is_regular(path / "model_index.json"):  # latentc's own checkout has a folder `scenes`
         return _open_dir(SHIPPED[name], Source("shipped", name), variant, others)
     if is_folder(path):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
+from ..core.record import shown
 from .families import FAMILIES, Config, Family, family_of
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
@@ -17,7 +18,7 @@ from .named_configs import named_unet, named_vae
 from .names import UNET_PREFIX, VAE_PREFIX, Stored
 from .original_configs import unet_config, vae_config
 from .refusals import refuse_names, refuse_quantized, refuse_unet
-from .source import Source, check_class, read_json
+from .source import Source, check_class, path_of, read_json
 from .stored import read_header, refuse_pickle, with_scales
 
 REPLACEABLE = ("unet", "vae")
@@ -60,7 +61,15 @@ def configured(other: Other, family: Family, base: Config | None) -> Config:
         check_class(file, facts, other.config)
         config = other.config
     else:
-        start = base or family.config(other.component)
+        published = family.config(other.component)
+        start = base or published
+        scales = [{key: one.get(key, plain) for key, plain in _SCALES.items()} for one in (start, published)]
+        told = {key: value for key, value in scales[0].items() if value != scales[1][key]}
+        if other.component == "vae" and told:
+            raise CheckpointError(
+                f"{file} doesn't say how it scales latents, and the checkpoint's own VAE has {shown(told)}, which "
+                f"{family.title}'s hasn't. Pass a folder of the VAE with its config.json, or put that beside the file."
+            )
         named, original = (named_unet, unet_config) if other.component == "unet" else (named_vae, vae_config)
         read = named if other.layout == "diffusers" else original
         prefix = "" if other.layout == "diffusers" else _prefix(other.component)
@@ -90,6 +99,9 @@ def rescaled(vae: Other, base: Config | None, config: Config) -> tuple[str, ...]
     return (f"{said}: {given} is used. If pictures are pale or harsh, it is a VAE of another family.",)
 
 
+_SCALES: Config = {"scaling_factor": 0.18215, "latents_mean": None, "latents_std": None}
+"""What scales latents, as AutoencoderKL has it where a config is silent."""
+
 _ADDED = ("label_emb.", "add_embedding.")
 
 
@@ -98,7 +110,7 @@ def _prefix(component: str) -> str:
 
 
 def _open(component: str, name: str, variant: str | None) -> Other:
-    path = Path(name).expanduser()
+    path = path_of(name)
     if is_folder(path):
         return _folder(component, path, Source("folder", str(path.resolve()), variant=variant))
     if is_regular(path):

@@ -28,6 +28,16 @@ class Source:
     """Which weight files were asked for, where there are several: `fp16`, `ema` ..."""
 
 
+def path_of(name: str) -> Path:
+    """The path that a name stands for, or a CheckpointError for one that can be none."""
+    try:
+        path = Path(name).expanduser()
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a loop of links, a NUL
+        raise CheckpointError(f"{name!r} can't be opened ({exc}). Check the path.") from exc
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or a CheckpointError that names the file."""
     if not os.path.lexists(path):

@@ -106,6 +106,16 @@ def test_a_folders_config_is_heeded_and_a_change_of_scale_is_said(other, checkpo
         assert "says scaling_factor 0.5, and the checkpoint's own VAE 0.13025" in opened.notices[0]
 
 
+def test_a_vae_of_unknown_scale_is_refused(other, own):
+    """Beside Playground's VAE, a file could be of either scale."""
+    folder = own("sdxl")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.5}))
+    with pytest.raises(CheckpointError, match=r"doesn't say how it scales latents.*'scaling_factor': 0\.5"):
+        open_checkpoint(str(folder), components={"vae": str(other("sdxl")[1])})
+    assert not open_checkpoint(str(folder), components={"unet": str(other("sdxl")[1])}).notices
+
+
 @pytest.mark.parametrize(
     ("component", "make", "match"),
     [
