@@ -128,14 +128,26 @@ def contenders_of(
 
 def _checkpoint_folder(bundle: Bundle) -> str:
     """The folder that the bundle was exported from; raises `CheckpointError` where it was none, or is gone."""
-    source = bundle.manifest.source
-    folder = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family).folder
-    if folder is None:
+    source, others = bundle.manifest.source, bundle.manifest.components
+    if source.variant or others:
+        what = f"{', '.join(others)} from elsewhere" if others else f"the variant {source.variant}"
+        raise CheckpointError(
+            f"The bundle was exported with {what}, and this baseline opens {source.location} as it is. Save such a "
+            "pipeline as a folder with diffusers, and export that."
+        )
+    opened = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family)
+    named = opened.model_index["_class_name"]
+    if opened.folder is None:
         raise CheckpointError(
             f"{source.location} is a single file, and this baseline opens diffusers folders. Convert it to one, and "
             "export that."
         )
-    return str(folder)
+    if named not in opened.family.pipelines:
+        raise CheckpointError(
+            f"This baseline would draw as {named} does, and the bundle draws as {opened.family.pipeline}. Name that "
+            f"class in {source.location}/model_index.json."
+        )
+    return str(opened.folder)
 
 
 @contextmanager

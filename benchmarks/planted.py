@@ -168,7 +168,7 @@ def weight(pattern: str, change: Callable[[Array], Array]) -> Change:
     """The first weights whose name ends so, and that are large enough to be kept beside the graph, changed."""
 
     def planted(graph: Graph) -> None:
-        name = next(name for name in graph.weights if name.removesuffix(".f16").endswith(pattern))
+        name = next(name for name in graph.weights if name.removesuffix(".f16").removesuffix(".bf16").endswith(pattern))
         graph.weights[name][...] = change(graph.weights[name].astype(np.float32))
 
     return planted

@@ -12,7 +12,7 @@ from typing import cast
 from ..core.errors import CheckpointError
 from ..core.record import shown
 from ..core.request import MAX_SIDE
-from .families import Config
+from .families import Config, Family
 
 MAX_LEVELS = 8
 MAX_WIDTH = 1 << 16
@@ -86,9 +86,82 @@ def check_config(where: object, config: Config, tensors: int) -> None:
 
 def check_pixels(where: object, unet: Config, vae: Config) -> None:
     """Raise CheckpointError for a UNet that says it draws larger pictures than a request can ask for."""
-    size, downscale = unet.get("sample_size"), 2 ** (len(vae["block_out_channels"]) - 1)
-    if isinstance(size, int) and not 8 <= size * downscale <= MAX_SIDE:
+    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
+    size: object = unet.get("sample_size")
+    if size is None:
+        return
+    sides = list(_flat(size))
+    listed = _listed(size)
+    fits = all(isinstance(side, int) and 8 <= side * downscale <= MAX_SIDE for side in sides)
+    if not fits or (sides != [size] and (len(listed) != 2 or sides != listed)):
         raise _refused(where, "sample_size", size, f"8 to {MAX_SIDE} pixels, each {downscale} to a latent,")
+
+
+def latent_sides(unet: Config) -> tuple[int, int] | None:
+    """Height and width in latents that a UNet's config says it draws: one number, or a list of two."""
+    size = unet.get("sample_size")
+    return (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
+
+
+def check_statistics(where: object, family: Family, vae: Config) -> None:
+    """Raise CheckpointError for statistics of the latents that diffusers' pipeline of the family wouldn't apply.
+
+    A wrong picture would come of it: latents that were normalised and are decoded as they are.
+    """
+    mean, std = (vae.get(key) for key in _STATISTICS)
+    channels = vae["latent_channels"]
+    for key, value, least in (("latents_mean", mean, -1e6), ("latents_std", std, 1e-6)):
+        listed = _listed(value)
+        if value is not None and (len(listed) != channels or not all(_number(one, least, 1e6) for one in listed)):
+            kind = "numbers" if least < 0 else "positive numbers"
+            raise _refused(where, key, value, f"{channels} {kind}, one for each channel of the latents,")
+    if (mean is None) != (std is None):
+        lacks, has = _STATISTICS if mean is None else _STATISTICS[::-1]
+        raise _refused(where, lacks, None, f"a list beside {has}")
+    plain = mean is None or (not any(_listed(mean)) and set(_listed(std)) == {1})
+    if not plain and not family.latent_statistics:
+        raise _refused(where, "latents_mean", mean, f"none, as {family.pipeline} doesn't apply it,")
+    if vae.get("shift_factor"):
+        raise _refused(where, "shift_factor", vae["shift_factor"], f"none, as {family.pipeline} doesn't apply it,")
+
+
+_STATISTICS = ("latents_mean", "latents_std")
+
+
+def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> None:
+    """Raise CheckpointError for components that don't belong together: latents, prompt and pictures of other widths."""
+    unet, vae, prompt = configs["unet"], configs["vae"], family.prompt
+    latents, picture = vae.get("latent_channels"), (vae.get("in_channels", 3), vae.get("out_channels", 3))
+    if unet["in_channels"] != latents or unet.get("out_channels", latents) != latents:
+        raise _apart(
+            where,
+            f"The UNet draws latents of {unet['in_channels']} channels (out: {unet.get('out_channels', latents)}), "
+            f"and the VAE decodes {latents}",
+        )
+    if picture != (3, 3):
+        raise _apart(
+            where, f"The VAE reads pictures of {picture[0]} channels and writes {picture[1]}, and 3 were expected"
+        )
+    width = sum(configs[encoder]["hidden_size"] for encoder in prompt.encoders)
+    if unet["cross_attention_dim"] != width:
+        raise _apart(
+            where,
+            f"The UNet reads prompts {unet['cross_attention_dim']} wide (cross_attention_dim), and "
+            f"{' and '.join(prompt.encoders)} make them {width} wide",
+        )
+    if prompt.pooled is not None:
+        reads = unet.get("projection_class_embeddings_input_dim")
+        made = configs[prompt.pooled]["projection_dim"] + 6 * (unet.get("addition_time_embed_dim") or 0)
+        if reads != made:
+            raise _apart(
+                where,
+                f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), and {prompt.pooled} and "
+                f"the picture's size make {made}",
+            )
+
+
+def _apart(where: object, what: str) -> CheckpointError:
+    return CheckpointError(f"The components of {where} don't belong together. {what}. Pass those of one family.")
 
 
 def check_scheduler(where: object, config: Config) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CheckpointError
 from ..core.reading import TABLE_BYTES, read_small, unreadable
+from .bounds import latent_sides
 from .families import Config, Family, TokenizerFacts
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
@@ -38,13 +39,23 @@ class Checkpoint:
     """Stored tensors of each component; in the original layout, under their names there."""
     folder: Path | None = field(default=None, repr=False)
     """The folder on this machine, in diffusers' layout."""
+    others: Mapping[str, tuple[Source, Literal["diffusers", "original"]]] = field(default_factory=dict[str, Any])
+    """Components that come from somewhere else: from where, and the layout of their tensors."""
+    notices: tuple[str, ...] = ()
+    """What was taken otherwise than its files say, or left out: sentences for whoever exports it."""
 
     @property
     def pixels(self) -> int:
-        """Width and height that its UNet's config says it draws: the family's, unless tiny or fine-tuned."""
-        size = self.configs["unet"].get("sample_size")
+        """Width, and mostly height, that its UNet's config says it draws: the family's, unless tiny or fine-tuned."""
+        sides = latent_sides(self.configs["unet"])
         downscale = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
-        return size * downscale if isinstance(size, int) else self.family.pixels
+        return self.family.pixels if sides is None else sides[1] * downscale
+
+    @property
+    def place(self) -> Path:
+        """The checkpoint on this machine: its folder, or its file."""
+        own = (tensors for name, tensors in self.weights.items() if name not in self.others)
+        return self.folder or next(tensor.file for tensors in own for tensor in tensors.values())
 
     def module(self, component: str, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """The component with its weights in `dtype` (float32 if None): eval mode, no gradients.
@@ -56,7 +67,8 @@ class Checkpoint:
         facts = self.family.component(component)
         config = self.configs[component]
         module = build(facts, config)
-        if self.layout == "diffusers":
+        layout = self.others[component][1] if component in self.others else self.layout
+        if layout == "diffusers":
             plan = folder_plan(self.weights[component], facts.cls)
         else:
             plan = original_plan(self.weights[component], self.family, component, config)
@@ -101,8 +113,9 @@ class Checkpoint:
         for name, tensor in sorted(self.weights[component].items()):
             digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
             try:
-                for chunk in stored_bytes(tensor):
-                    digest.update(chunk)
+                for one in filter(None, (tensor, tensor.scale)):
+                    for chunk in stored_bytes(one):
+                        digest.update(chunk)
             except (OSError, ValueError) as exc:
                 raise CheckpointError(unreadable(tensor.file, exc, "Is it still there?")) from exc
         return digest.hexdigest()

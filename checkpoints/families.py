@@ -95,6 +95,8 @@ class Family:
     """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor tells them."""
     tiny: Mapping[str, Config]
     """What a tiny variant changes in the published configs."""
+    latent_statistics: bool = False
+    """Whether diffusers' pipeline heeds the VAE's `latents_mean` and `latents_std`."""
     epsilon: Mapping[str, Config] | None = None
     """What the epsilon variant changes, where the published default predicts v."""
 
@@ -236,6 +238,7 @@ FAMILIES: tuple[Family, ...] = (
             zeros_for_empty=True,
         ),
         pixels=1024,
+        latent_statistics=True,
         marks={"use_linear_projection": True, "addition_embed_type": "text_time"},
         texts=(
             TextLayout("text_encoder", "conditioner.embedders.0.transformer.", "transformers"),
@@ -273,10 +276,9 @@ def find_family(name: str) -> Family:
     raise CheckpointError(f"There is no family called {name!r}. The families are: {known}.")
 
 
-def family_of(model_index: Config, unet: Config) -> Family | None:
-    """The family of a diffusers folder, by its pipeline class and its UNet's config."""
+def family_of(unet: Config) -> Family | None:
+    """The family of a diffusers folder, by its UNet's config."""
     for family in FAMILIES:
-        marked = all((unet.get(key) or None) == value for key, value in family.marks.items())
-        if model_index.get("_class_name") in family.pipelines and marked:
+        if all((unet.get(key) or None) == value for key, value in family.marks.items()):
             return family
     return None

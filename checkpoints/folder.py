@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 from ..core.errors import CheckpointError
-from ..core.record import LONGEST, shown
-from .bounds import check_config, check_pixels, check_scheduler
+from ..core.record import shown
+from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .checkpoint import Checkpoint
-from .families import Component, Config, Family, family_of
+from .families import Config, Family, family_of
+from .files import check_variant, component_weights, convert, names_in, variants
 from .names import Stored
-from .refusals import refuse_pipeline, refuse_unet, supported
-from .source import Source, read_json
-from .stored import PICKLES, read_header
-
-_VARIANTS = ("", ".fp16", ".bf16")
-
-# Keys that published configs have never left out. Others may be missing: the libraries have defaults for them.
-_REQUIRED: dict[str, dict[str, type]] = {
-    "UNet2DConditionModel": {"in_channels": int, "block_out_channels": list, "cross_attention_dim": int},
-    "AutoencoderKL": {"block_out_channels": list, "latent_channels": int},
-    "CLIPTextModel": {"hidden_size": int, "num_hidden_layers": int},
-    "CLIPTextModelWithProjection": {"hidden_size": int, "num_hidden_layers": int, "projection_dim": int},
-}
+from .others import Other, configured, rescaled
+from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
+from .source import Source, check_class, read_json
+from .stored import PICKLES
 
 
-def open_folder(folder: Path, source: Source) -> Checkpoint:
+def open_folder(
+    folder: Path, source: Source, variant: str | None = None, others: Mapping[str, Other] = {}
+) -> Checkpoint:
     """The checkpoint in a folder, with every header and offset checked and no weight read.
 
-    Raises CheckpointError for a folder that is incomplete, damaged, pickled or of a kind that isn't supported.
+    `variant` is the word in the middle of the weight files' names (`fp16`, `ema` ...); components without files of it
+    are taken as they are. `others` stand in for the folder's own components, which needn't be there.
+    Raises CheckpointError for a folder that is incomplete, damaged, pickled, quantized or of a kind that isn't
+    supported, or where no component is of the variant.
     """
+    check_variant(variant)
     if not os.path.lexists(folder / "model_index.json"):
         raise CheckpointError(_no_index(folder))
     model_index = read_json(folder / "model_index.json")
     refuse_pipeline(folder, model_index)
-    unet = read_json(folder / "unet" / "config.json")
-    refuse_unet(folder, unet)
-    family = family_of(model_index, unet)
+    unet = _unet(folder, others)
+    family = family_of(unet)
     if family is None:
         raise CheckpointError(
             f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection is "
@@ -46,124 +44,101 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
             f"{shown(unet.get('addition_embed_type'))}). "
             f"{supported()}"
         )
-    _refuse_refiner(folder, family, model_index)
-    configs = {c.name: read_json(folder / c.name / "config.json") for c in family.components}
+    _refuse_refiner(folder, family, model_index, others)
+    configs: dict[str, Config] = {}
+    said: tuple[str, ...] = ()
     for component in family.components:
-        _check_config(folder, component, configs[component.name])
+        place, other = folder / component.name, others.get(component.name)
+        if other is None or os.path.lexists(place / "config.json"):
+            configs[component.name] = read_json(place / "config.json")
+            check_class(place, component, configs[component.name])
+        if other is not None:
+            own = configs.get(component.name)
+            configs[component.name] = configured(other, family, own)
+            if component.name == "vae":
+                said = rescaled(other, own, configs["vae"])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
-    weights = {component.name: _weights(folder, component) for component in family.components}
+    weights, notices = _weights(folder, family, variant, others)
     for name, config in configs.items():
-        check_config(folder / name / "config.json", config, len(weights[name]))
-    check_pixels(folder / "unet" / "config.json", unet, configs["vae"])
+        where = others[name].source.location if name in others else folder / name / "config.json"
+        check_config(where, config, len(weights[name]))
+        refuse_quantized(folder / name, config, weights[name])
+    check_pixels(folder / "unet" / "config.json", configs["unet"], configs["vae"])
+    check_statistics(folder / "vae" / "config.json", family, configs["vae"])
+    check_fit(folder, family, configs)
     return Checkpoint(
         family=family,
-        source=source,
+        source=replace(source, variant=variant),
         configs=configs,
         scheduler=scheduler,
         model_index=model_index,
         layout="diffusers",
         weights=weights,
         folder=folder,
+        notices=(*notice_of_pipeline(family, model_index), *notices, *said),
+        others={name: (other.source, other.layout) for name, other in others.items()},
     )
 
 
+def _unet(folder: Path, others: Mapping[str, Other]) -> Config:
+    """The config of the folder's own UNet, which tells its family; without one, that of the UNet that was given."""
+    place = folder / "unet" / "config.json"
+    given = others.get("unet")
+    if given is not None and given.config is not None and not os.path.lexists(place):
+        return given.config
+    unet = read_json(place)
+    if given is None:
+        refuse_unet(folder, unet)
+    return unet
+
+
+def _weights(
+    folder: Path, family: Family, variant: str | None, others: Mapping[str, Other]
+) -> tuple[dict[str, Stored], list[str]]:
+    """Tensors of each component, and what is to be said where they aren't of the variant that was asked for."""
+    weights: dict[str, Stored] = {name: other.tensors for name, other in others.items()}
+    taken: dict[str, str | None] = {}
+    own = [one for one in family.components if one.name not in others]
+    for one in own:
+        weights[one.name], taken[one.name] = component_weights(folder / one.name, one, variant)
+    differing = {name: found for name, found in taken.items() if found != variant}
+    if variant is not None and len(differing) == len(taken):
+        there = sorted({found for one in own for found in variants(names_in(folder / one.name), one)})
+        raise CheckpointError(
+            f"{folder} has no weights of the variant {variant!r}. It has: {', '.join(['the plain ones', *there])}. "
+            "Pass --variant with one of them, or leave it out."
+        )
+    if variant is not None and differing:
+        return weights, [f"There are no {variant} weights of {', '.join(differing)}: the plain ones were taken."]
+    return weights, [
+        f"There are no plain weights of {', '.join(name for name in differing if differing[name] == found)}: those of "
+        f"the variant {found} were taken."
+        for found in sorted(set(filter(None, differing.values())))
+    ]
+
+
 def _no_index(folder: Path) -> str:
-    there = _names(folder)
+    there = names_in(folder)
     single = [name for name in there if name.endswith(".safetensors")]
     pickled = [name for name in there if name.endswith(PICKLES)]
     if single:
         return f"{folder} has no model_index.json. For one of its single files, pass {folder / single[0]}."
     if pickled:
-        return f"{folder} has no model_index.json, only pickles ({pickled[0]}), which are never opened. {_convert()}"
+        return f"{folder} has no model_index.json, only pickles ({pickled[0]}), which are never opened. {convert()}"
     return (
         f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one, a "
         ".safetensors file, a hub id (owner/name), or scenes, which ships with latentc."
     )
 
 
-def _convert() -> str:
-    return (
-        "Convert it on a machine where you trust it: "
-        "DiffusionPipeline.from_pretrained(folder, use_safetensors=False).save_pretrained(new_folder)."
-    )
-
-
-def _refuse_refiner(folder: Path, family: Family, model_index: Config) -> None:
+def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Collection[str]) -> None:
     for component in family.components:
+        if component.name in given:
+            continue
         entry = model_index.get(component.name)
         if not isinstance(entry, list) or None in entry:
             raise CheckpointError(
                 f"{folder} has no {component.name} (a refiner has none, for instance), which every "
                 f"{family.title} checkpoint that latentc opens has. {supported()}"
             )
-
-
-def _check_config(folder: Path, component: Component, config: Config) -> None:
-    """The class must be the family's, and what every later stage reads must be there."""
-    named: Any = config.get("architectures")
-    stated: Any = config.get("_class_name") or (cast("list[Any]", named)[0] if named and type(named) is list else named)
-    # Some exports say CLIPTextModel of an encoder with a projection, or the reverse; the tensors tell in any case.
-    fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
-    if stated and not fits:
-        raise CheckpointError(
-            f"{folder / component.name} holds a {str(stated)[:LONGEST]}, and a {component.cls} was expected: "
-            "it isn't supported yet. Pass a checkpoint with the plain component."
-        )
-    for key, kind in _REQUIRED[component.cls].items():
-        if type(config.get(key)) is not kind:
-            raise CheckpointError(
-                f"{folder / component.name / 'config.json'} says {key} = {shown(config.get(key))}, and {kind.__name__} "
-                "was expected. Compare it with the config that the checkpoint was published with."
-            )
-
-
-def _weights(folder: Path, component: Component) -> Stored:
-    place = folder / component.name
-    for variant in _VARIANTS:
-        file = place / f"{component.stem}{variant}.safetensors"
-        if os.path.lexists(file):
-            return read_header(file)[0]
-        dotted = variant.removeprefix(".")
-        for index in (f"{file.name}.index.json", f"{component.stem}.safetensors.index.{dotted}.json"):
-            if os.path.lexists(place / index):
-                return _sharded(place / index)
-    there = _names(place)
-    pickled = [name for name in there if name.endswith(PICKLES)]
-    expected = f"{component.stem}.safetensors"
-    if pickled:
-        raise CheckpointError(
-            f"{place} holds only a pickle, {pickled[0]}, and {expected} was expected; latentc never opens pickles. "
-            f"{_convert()}"
-        )
-    raise CheckpointError(
-        f"{place} has no weights: {expected} was expected (or its .fp16 or sharded form), and it holds "
-        f"{', '.join(there[:8]) or 'nothing'}. Fetch the checkpoint again."
-    )
-
-
-def _names(place: Path) -> list[str]:
-    """What a folder holds; nothing where it can't be listed."""
-    try:
-        return sorted(path.name for path in place.iterdir())
-    except OSError:
-        return []
-
-
-def _sharded(index: Path) -> Stored:
-    advice = "Fetch the checkpoint again."
-    found: Any = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{index} has no weight_map. {advice}")
-    places = cast("dict[str, Any]", found)
-    shards: dict[str, Stored] = {}
-    for name in sorted({str(shard) for shard in places.values()}):
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index} names the shard {shown(name)}, which is no .safetensors file beside it. {advice}"
-            )
-        shards[name] = read_header(index.parent / name)[0]
-    for tensor, shard in places.items():  # of strings alone, as any other has no file
-        if tensor not in shards[str(shard)]:
-            raise CheckpointError(f"{index} says that {shard} holds tensor {shown(tensor)}, and it doesn't. {advice}")
-    return {tensor: shards[str(shard)][tensor] for tensor, shard in places.items()}

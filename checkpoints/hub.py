@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import install
 from .families import FAMILIES
+from .files import FALLBACKS, variant_of
 
 _TIMEOUT_SECONDS = 20
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^/@\s]+))?/(\S+\.(?:safetensors|sft))")
+_ADDRESS = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/(\S+?)(?:\?download=true)?")
+_BLOB = re.compile(r"([\w.-]+/[\w.-]+)/(?:blob|resolve|raw)/([^/\s]+)/(\S+)")
 
 
 def is_hub_id(name: str) -> bool:
@@ -20,40 +25,117 @@ def is_hub_id(name: str) -> bool:
     return bool(_ID.fullmatch(name)) and not name.startswith((".", "/"))
 
 
-def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
+@dataclass(frozen=True)
+class HubFile:
+    """A single file of a repository on the hub."""
+
+    repository: str
+    path: str
+    revision: str | None = None
+
+    @property
+    def location(self) -> str:
+        """As `hub_file` reads it, without the revision."""
+        return f"{self.repository}/{self.path}"
+
+
+def hub_file(name: str) -> HubFile | None:
+    """The file that `owner/name/path.safetensors` names, or its address on huggingface.co; None for anything else.
+
+    The revision is written as for a repository, `owner/name@revision/path`; in an address it is in its usual place.
+    """
+    found = _ADDRESS.fullmatch(name)
+    if found is not None:
+        rest = _BLOB.fullmatch(found[1])
+        if rest is not None:
+            revision = None if rest[2] == "main" else rest[2]
+            return HubFile(rest[1], rest[3], revision) if _is_path(rest[3]) else None
+        name = found[1]
+    match = _FILE.fullmatch(name)
+    if match is None or name.startswith((".", "/")) or not _is_path(match[3]):
+        return None
+    return HubFile(match[1], match[3], match[2])
+
+
+def fetch_file(file: HubFile) -> tuple[Path, str]:
+    """Download a single file (or find it in the cache): where it lies, and the commit.
+
+    Raises CheckpointError if the hub can't be reached and the cache doesn't have it, or the repository hasn't.
+    """
+    hub = _library(file.repository)
+    try:
+        path = hub.hf_hub_download(file.repository, file.path, revision=file.revision, etag_timeout=_TIMEOUT_SECONDS)
+    except Exception as exc:  # refused, offline, gated, unknown: the cache may still have it
+        try:
+            path = hub.hf_hub_download(file.repository, file.path, revision=file.revision, local_files_only=True)
+        except Exception:
+            raise _unreachable(f"{file.location}{f'@{file.revision}' if file.revision else ''}", exc) from exc
+    depth = len(PurePosixPath(file.path).parts)
+    return Path(path), Path(path).parents[depth - 1].name
+
+
+def fetch(repository: str, revision: str | None, variant: str | None = None) -> tuple[Path, str]:
     """Download what a checkpoint needs (or find it in the cache): its folder, and its commit.
 
     Raises CheckpointError if the hub can't be reached and the cache doesn't have it.
     """
-    try:
-        import huggingface_hub
-    except ImportError as exc:
-        raise RuntimeMissing(f"Fetching {repository} needs huggingface_hub ({exc}). {install('export')}") from exc
-    hub: Any = huggingface_hub
+    hub = _library(repository)
     try:
         info = hub.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
         names = [sibling.rfilename for sibling in info.siblings or ()]
-        folder = hub.snapshot_download(repository, revision=revision, allow_patterns=wanted(names))
+        folder = hub.snapshot_download(repository, revision=revision, allow_patterns=_asked(repository, names, variant))
+    except CheckpointError:
+        raise
     except Exception as exc:  # refused, offline, gated, unknown: the cache may still have it
         folder = _cached(hub, repository, revision, exc)
     return Path(folder), Path(folder).name
 
 
-def wanted(names: Iterable[str]) -> list[str]:
-    """Of a repository's files, those that a checkpoint needs: one precision, the plain one first."""
+def _library(repository: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as exc:
+        raise RuntimeMissing(f"Fetching {repository} needs huggingface_hub ({exc}). {install('export')}") from exc
+    return huggingface_hub
+
+
+def _asked(repository: str, names: list[str], variant: str | None) -> list[str]:
+    """What to download; raises CheckpointError for a repository of single files."""
+    single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+    if "model_index.json" not in names and "config.json" not in names and single:
+        named = ", ".join(f"{repository}/{name}" for name in single[:5])
+        raise CheckpointError(
+            f"{repository} has no model_index.json; it holds {len(single)} single files. Pass one of them: {named}."
+        )
+    return wanted(names, variant)
+
+
+def wanted(names: Iterable[str], variant: str | None = None) -> list[str]:
+    """Of a repository's files, those that a checkpoint needs: of one variant, the plain one if none is asked for.
+
+    A component without weights of the variant has its plain ones. A repository of one component (`config.json` at the
+    top) is read as that component's folder.
+    """
     names = list(names)
     tokenizers = {tokenizer.name for family in FAMILIES for tokenizer in family.tokenizers}
-    components = {component.name for family in FAMILIES for component in family.components}
+    components = {one.name: one for family in FAMILIES for one in family.components}
     chosen: list[str] = []
     for name in names:
         folder, _, file = name.rpartition("/")
         small = folder in {"scheduler", *tokenizers} and file.endswith((".json", ".txt"))
-        if small or name == "model_index.json" or (folder in components and file == "config.json"):
+        if small or name in ("model_index.json", "config.json") or (folder in components and file == "config.json"):
             chosen.append(name)
-    for component in sorted(components):
-        weights = [name for name in names if name.startswith(f"{component}/") and ".safetensors" in name]
-        plain = [name for name in weights if not re.search(r"\.(fp16|bf16|non_ema)\b", name)]
-        chosen += plain or [name for name in weights if "non_ema" not in name]
+    for folder, component in sorted((*components.items(), ("", components["unet"]))):
+        start = f"{folder}/" if folder else ""
+        inside = [name.removeprefix(start) for name in names if name.startswith(start)]
+        weights = [name for name in inside if name.startswith(component.stem) and ".safetensors" in name]
+        if not folder and ("config.json" not in inside or "model_index.json" in inside):
+            continue
+        by_variant: dict[str | None, list[str]] = {}
+        for name in weights:
+            by_variant.setdefault(variant_of(name, component.stem), []).append(f"{start}{name}")
+        order = (variant, None, *FALLBACKS)
+        chosen += next((by_variant[one] for one in order if one in by_variant), list[str]())
     return chosen
 
 
@@ -62,9 +144,16 @@ def _cached(hub: Any, repository: str, revision: str | None, cause: Exception) -
     try:
         return hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True)
     except Exception:
-        at = f"{repository}@{revision}" if revision else repository
-        reason = (str(cause).strip().split("\n")[0] or type(cause).__name__).rstrip(".")
-        raise CheckpointError(
-            f"{at} can't be fetched from the Hugging Face hub, and the local cache doesn't have it: {reason}. "
-            "Check the name and the network, or pass the path of a local folder or .safetensors file."
-        ) from cause
+        raise _unreachable(f"{repository}@{revision}" if revision else repository, cause) from cause
+
+
+def _unreachable(what: str, cause: Exception) -> CheckpointError:
+    reason = (str(cause).strip().split("\n")[0] or type(cause).__name__).rstrip(".")
+    return CheckpointError(
+        f"{what} can't be fetched from the Hugging Face hub, and the local cache doesn't have it: {reason}. "
+        "Check the name and the network, or pass the path of a local folder or .safetensors file."
+    )
+
+
+def _is_path(path: str) -> bool:
+    return ".." not in path.split("/") and "\\" not in path

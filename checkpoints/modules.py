@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
@@ -11,7 +12,7 @@ from ..core.install import pip
 from ..core.record import in_a_line
 from .families import Component, Config
 from .names import Plan, View, fit
-from .stored import FLOATS
+from .stored import FLOATS, StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,8 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
     import torch
 
     tensor: torch.Tensor = file.get_tensor(view.stored.name)
+    if view.stored.scale is not None:
+        tensor = tensor.float() * _scale(view.stored.scale, file, view.stored.file)
     for step in view.steps:
         tensor = tensor.T if step == "T" else tensor[step]
     tensor = tensor.contiguous().to(dtype)
@@ -132,6 +135,17 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
             "The checkpoint is damaged, or was merged wrongly: fetch it again."
         )
     return tensor
+
+
+def _scale(scale: StoredTensor, file: Any, path: Path) -> torch.Tensor:
+    """A weight's scale in f32: in `file`, which is open and lies at `path`, or in another shard."""
+    import safetensors
+
+    if scale.file == path:
+        return file.get_tensor(scale.name).float()
+    library: Any = safetensors
+    with library.safe_open(scale.file, framework="pt") as other:
+        return other.get_tensor(scale.name).float()
 
 
 def _restore_positions(module: torch.nn.Module) -> None:

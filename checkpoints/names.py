@@ -181,9 +181,10 @@ def _converted(function: str, *args: Any, **kwargs: Any) -> Plan:
 
 
 def _refuse_unused(wanted: Mapping[str, StoredTensor], used: Iterable[View]) -> None:
-    unused = sorted(set(wanted) - {view.stored.name for view in used})
+    known = {view.stored for view in used}
+    unused = sorted(tensor.name for tensor in wanted.values() if tensor not in known)
     if unused:
-        file = wanted[unused[0]].file
+        file = next(iter(wanted.values())).file
         raise CheckpointError(
             f"{file} holds tensor {unused[0]!r}, which its family doesn't have ({len(unused)} such tensors). "
             "It may be of a kind that isn't supported yet; pass a plain text-to-image checkpoint."

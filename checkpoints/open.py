@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from ..core.reading import is_folder, is_regular
 from .checkpoint import Checkpoint
 from .families import find_family
 from .folder import open_folder
-from .hub import fetch, is_hub_id
+from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
-from .source import Source, read_json
+from .others import Other, open_others
+from .source import Source, path_of, read_json
 from .stored import PICKLES
 
 __all__ = ["PREDICTIONS", "SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
@@ -30,12 +32,18 @@ def open_checkpoint(
     revision: str | None = None,
     family: str | None = None,
     prediction: str | None = None,
+    variant: str | None = None,
+    components: Mapping[str, str] = {},
 ) -> Checkpoint:
     """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
 
     `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
-    or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first; for a name in
-    `SHIPPED`, if it is a checkpoint. A checkpoint that is open already is taken as it is.
+    or a hub id `owner/name`, with `@revision` or `revision`, or a single file there, `owner/name/file.safetensors`.
+    An existing path goes first; for a name in `SHIPPED`, if it is a checkpoint. A checkpoint that is open already is
+    taken as it is.
+
+    `variant` says which weights of a folder are read (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
+    `components` are taken from elsewhere: `unet` and `vae`, each a file, a folder or a hub id.
 
     `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
     `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable
@@ -47,7 +55,10 @@ def open_checkpoint(
     if prediction is not None and prediction not in PREDICTIONS:
         raise CheckpointError(f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}.")
     wanted = find_family(family) if family is not None else None
-    opened = name if isinstance(name, Checkpoint) else _open(str(name), revision, prediction)
+    if isinstance(name, Checkpoint):
+        opened = name
+    else:
+        opened = _open(str(name), revision, prediction, variant, open_others(components, variant))
     if wanted is not None and opened.family != wanted:
         raise CheckpointError(
             f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "
@@ -58,31 +69,45 @@ def open_checkpoint(
     return opened
 
 
-def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint:
-    try:
-        path = Path(name).expanduser()
-        place = str(path.resolve())
-    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a loop of links, a NUL
-        raise CheckpointError(f"{name!r} can't be opened ({exc}). Check the path.") from exc
+def _open(
+    name: str, revision: str | None, prediction: str | None, variant: str | None, others: Mapping[str, Other]
+) -> Checkpoint:
+    path = path_of(name)
+    place = str(path.resolve())
     if name in SHIPPED and not is_regular(path / "model_index.json"):  # latentc's own checkout has a folder `scenes`
-        return _open_dir(SHIPPED[name], Source("shipped", name))
+        return _open_dir(SHIPPED[name], Source("shipped", name), variant, others)
     if is_folder(path):
-        return _open_dir(path, Source("folder", place))
+        return _open_dir(path, Source("folder", place), variant, others)
     if is_regular(path):
-        return open_file(path, Source("file", place), prediction)
+        _refuse_variant(name, variant)
+        return open_file(path, Source("file", place), prediction, others)
     if os.path.lexists(path):
         raise CheckpointError(f"{path} is neither a folder nor a file that can be read. Check the path, and its links.")
+    single = hub_file(name)
+    if single is not None:
+        _refuse_variant(name, variant)
+        single = replace(single, revision=revision or single.revision)
+        file, commit = fetch_file(single)
+        return open_file(file, Source("hub", single.location, commit), prediction, others)
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
-        folder, commit = fetch(repository, revision or at or None)
-        return _open_dir(folder, Source("hub", repository, commit))
+        folder, commit = fetch(repository, revision or at or None, variant)
+        return _open_dir(folder, Source("hub", repository, commit), variant, others)
     raise CheckpointError(
-        f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name), and not one that ships "
-        f"with latentc ({', '.join(SHIPPED)}). Check the path."
+        f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name, or owner/name/file), and "
+        f"not one that ships with latentc ({', '.join(SHIPPED)}). Check the path."
     )
 
 
-def _open_dir(folder: Path, source: Source) -> Checkpoint:
+def _refuse_variant(name: str, variant: str | None) -> None:
+    if variant is not None:
+        raise CheckpointError(
+            f"{name} is a single file, which has no variants, and {variant!r} was asked for. Pass the file of that "
+            "variant, or a diffusers folder."
+        )
+
+
+def _open_dir(folder: Path, source: Source, variant: str | None, others: Mapping[str, Other]) -> Checkpoint:
     index = folder / "model_index.json"
     random = is_regular(index) and "_latentc_random" in read_json(index)
-    return open_folder(folder, replace(source, random=random))
+    return open_folder(folder, replace(source, random=random), variant, others)

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
-from .bounds import check_config, check_pixels
+from ..core.record import in_a_line
+from .bounds import check_config, check_fit, check_pixels, check_statistics
 from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
 from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
-from .refusals import refuse_names, refuse_unet, supported
+from .others import Other, configured, rescaled
+from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import Source
-from .stored import read_header, refuse_pickle
+from .stored import read_header, refuse_pickle, with_scales
+
+_TABLES = {
+    "openclip": ("token_embedding.weight",),
+    "transformers": ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"),
+}
+"""Where a text encoder keeps its table of tokens."""
+
+# What training kept beside the weights, and marks: of the schedule, averaged weights, an encoder's positions.
+_SPARE = re.compile(
+    r"^(model_ema\.|(sqrt_|log_)?(one_minus_)?alphas_|betas$|posterior_|sqrt_|logvar$|lvlb_weights$|denoiser\."
+    r"|v_pred$|ztsnr$|scale_factor$|global_step$|scaled_fp8$)|\.position_ids$"
+)
 
 
-def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
+def open_file(path: Path, source: Source, prediction: str | None, others: Mapping[str, Other] = {}) -> Checkpoint:
     """The checkpoint in a single file; its configs are read off its tensors' shapes.
 
-    Averaged weights (`model_ema.`) beside the plain ones are left alone. Raises CheckpointError for
-    a file that is damaged, pickled, incomplete or of a kind that isn't supported.
+    Averaged weights (`model_ema.`) beside the plain ones are left alone. `others` stand in for the file's own
+    components, which needn't be there. Raises CheckpointError for
+    a file that is damaged, pickled, incomplete, quantized or of a kind that isn't supported.
     """
     refuse_pickle(path)
     tensors, _ = read_header(path)
-    refuse_names(path, tensors)
-    family = _family(path, tensors)
+    tensors = with_scales(tensors)
+    family = _family(path, tensors, others)
     weights = {c.name: component_tensors(tensors, family, c.name) for c in family.components}
+    for held in weights.values():
+        refuse_quantized(path, {}, held)
     shapes = {name: _bare(held, original_prefix(family, name)) for name, held in weights.items()}
     texts = {text.component: text_config(shapes[text.component], family, text) for text in family.texts}
-    unet = unet_config(shapes["unet"], family)
-    configs = texts | {
-        "unet": unet | time_embed_width(unet, texts, family),
-        "vae": vae_config(shapes["vae"], family),
-    }
+    made: dict[str, Config] = {}
+    for name, read in (("unet", unet_config), ("vae", vae_config)):
+        base = read(shapes[name], family) if shapes[name] else None
+        made[name] = configured(others[name], family, base) if name in others else read(shapes[name], family)
+    said = rescaled(others["vae"], family.config("vae"), made["vae"]) if "vae" in others else ()
+    configs = texts | made | {"unet": made["unet"] | time_embed_width(made["unet"], texts, family)}
     refuse_unet(path, configs["unet"])
+    weights |= {name: other.tensors for name, other in others.items()}
     if prediction == "epsilon" and family.epsilon is not None:
         configs = {name: config | family.epsilon.get(name, {}) for name, config in configs.items()}
     for name, config in configs.items():
         check_config(f"{path}, by its tensors,", config, len(weights[name]))
     check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
+    check_statistics(f"The VAE for {path}", family, configs["vae"])
+    check_fit(path, family, configs)
     scheduler = family.config("scheduler") | _marked_scheduler(tensors)
     return Checkpoint(
         family=family,
@@ -49,6 +72,8 @@ def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
         model_index=model_index(family, scheduler),
         layout="original",
         weights=weights,
+        others={name: (other.source, other.layout) for name, other in others.items()},
+        notices=(*_left_over(tensors, family), *said),
     )
 
 
@@ -69,23 +94,73 @@ def model_index(family: Family, scheduler: Config) -> Config:
     return index | {"safety_checker": [None, None], "requires_safety_checker": False}
 
 
-def _family(path: Path, tensors: Stored) -> Family:
-    """The family whose every text encoder, UNet and VAE is there."""
-    for family in FAMILIES:
-        if all(any(name.startswith(text.prefix) for name in tensors) for text in family.texts):
-            break
+def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
+    """The family by what the UNet takes and the text encoders make; `given` components come from elsewhere.
+
+    Keys of other families, which merges leave behind, don't decide: the widths must meet.
+    """
+    unet = _bare({name: tensor for name, tensor in tensors.items() if name.startswith(UNET_PREFIX)}, UNET_PREFIX)
+    whole = [family for family in FAMILIES if _width(family, tensors) > 0]
+    if unet and "unet" not in given:
+        keys = next((shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight")), (0, 0))
+        added = any(name.startswith("label_emb.") for name in unet)
+        whole = [one for one in whole if one.prompt.time_ids == added and _width(one, tensors) == keys[-1]]
+        begun = sorted(FAMILIES, key=lambda family: family.prompt.time_ids != added)
     else:
+        begun = FAMILIES
+    if whole:
+        refuse_names(path, tensors, whole=True)
+        found = whole[0]
+    else:
+        refuse_names(path, tensors)
+        found = next((family for family in begun if _begun(family, tensors)), None)
+    if found is None:
+        alone = (
+            "It holds a UNet: export a whole checkpoint with it, by latentc export CHECKPOINT --unet FILE."
+            if unet
+            else "Pass the whole checkpoint."
+        )
         raise CheckpointError(
             f"{path} holds no text encoder that latentc knows (its first tensor is {min(tensors)!r}). {supported()} "
-            "A file of the UNet alone can't be opened: pass the whole checkpoint."
+            f"{alone}"
         )
-    for prefix, what in ((UNET_PREFIX, "UNet"), (VAE_PREFIX, "VAE")):
-        if not any(name.startswith(prefix) for name in tensors):
+    for prefix, what, name in ((UNET_PREFIX, "UNet", "unet"), (VAE_PREFIX, "VAE", "vae")):
+        if name not in given and not any(one.startswith(prefix) for one in tensors):
             raise CheckpointError(
-                f"{path} has the text encoder of {family.title} and no {what} (no tensor '{prefix}...'). "
-                "Pass the whole checkpoint, or a diffusers folder."
+                f"{path} has the text encoder of {found.title} and no {what} (no tensor '{prefix}...'). "
+                f"Pass the whole checkpoint, or another one's {what}: latentc export {path.name} --{name} FILE."
             )
-    return family
+    return found
+
+
+def _begun(family: Family, tensors: Stored) -> bool:
+    return all(any(name.startswith(text.prefix) for name in tensors) for text in family.texts)
+
+
+def _width(family: Family, tensors: Stored) -> int:
+    """How wide the prompts are that the family's text encoders make, from their tables of tokens; 0 without one."""
+    widths: list[int] = []
+    for text in family.texts:
+        names = [f"{text.prefix}{middle}" for middle in _TABLES[text.style]]
+        table = next((tensors[name] for name in names if name in tensors), None)
+        if table is None or len(table.shape) != 2:
+            return 0
+        widths.append(table.shape[1])
+    return sum(widths)
+
+
+def _left_over(tensors: Stored, family: Family) -> tuple[str, ...]:
+    """What to say of tensors that belong to no component of the family."""
+    prefixes = tuple(original_prefix(family, component.name) for component in family.components)
+    spare = [name for name in tensors if not name.startswith(prefixes) and not _SPARE.search(name)]
+    if not spare:
+        return ()
+    count = (
+        f"{len(spare)} tensors that {family.title} doesn't have were left out"
+        if len(spare) > 1
+        else (f"A tensor that {family.title} doesn't have was left out")
+    )
+    return (f"{count}: {in_a_line(ValueError(min(spare)))}.",)
 
 
 def _bare(tensors: Stored, prefix: str) -> Shapes:

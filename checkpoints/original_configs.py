@@ -20,8 +20,11 @@ MAX_BLOCKS = 256
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def unet_config(shapes: Shapes, family: Family) -> Config:
-    """The UNet's config: levels are told by their downsamplers, depths by their transformer blocks."""
+def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
+    """The UNet's config: levels are told by their downsamplers, depths by their transformer blocks.
+
+    `start` has what shapes don't tell; None: the family's.
+    """
     down = _levels(shapes, "input_blocks")
     up = _levels(shapes, "output_blocks")
     if (blocks := sum(map(len, (*down, *up)))) > MAX_BLOCKS:
@@ -31,17 +34,13 @@ def unet_config(shapes: Shapes, family: Family) -> Config:
         )
     layers = {len(level) for level in down} | {len(level) - 1 for level in up}
     if len(layers) != 1 or len(up) != len(down):
-        raise CheckpointError(
-            f"The UNet's levels have {[len(level) for level in down]} layers on the way down and "
-            f"{[len(level) for level in up]} on the way up; latentc expects as many at each level, and one more "
-            "on the way up. Pass the checkpoint as a diffusers folder, which says its structure."
-        )
-    widths = [_axis(shapes, f"input_blocks.{level[0]}.0.out_layers.3.weight", 0) for level in down]
-    down_depths = [[_depth(shapes, f"input_blocks.{block}.1") for block in level] for level in down]
-    up_depths = [[_depth(shapes, f"output_blocks.{block}.1") for block in level] for level in up]
-    config = family.config("unet") | {
-        "in_channels": _axis(shapes, "input_blocks.0.0.weight", 1),
-        "out_channels": _axis(shapes, "out.2.weight", 0),
+        raise uneven([len(level) for level in down], [len(level) for level in up])
+    widths = [axis(shapes, f"input_blocks.{level[0]}.0.out_layers.3.weight", 0) for level in down]
+    down_depths = [[depth(shapes, f"input_blocks.{block}.1") for block in level] for level in down]
+    up_depths = [[depth(shapes, f"output_blocks.{block}.1") for block in level] for level in up]
+    config = (start or family.config("unet")) | {
+        "in_channels": axis(shapes, "input_blocks.0.0.weight", 1),
+        "out_channels": axis(shapes, "out.2.weight", 0),
         "block_out_channels": widths,
         "layers_per_block": layers.pop(),
         "down_block_types": ["CrossAttnDownBlock2D" if any(d) else "DownBlock2D" for d in down_depths],
@@ -49,28 +48,28 @@ def unet_config(shapes: Shapes, family: Family) -> Config:
         "attention_head_dim": family.heads(widths),
         "norm_num_groups": norm_groups(widths[0]),
     }
-    config |= _transformers(shapes, down_depths, up_depths)
+    config |= transformers(shapes, down_depths, up_depths, depth(shapes, "middle_block.1"))
     linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
     if linear != bool(config.get("use_linear_projection")):
         config["use_linear_projection"] = linear
     if config.get("addition_embed_type"):
-        projected = _axis(shapes, "label_emb.0.0.weight", 1)
+        projected = axis(shapes, "label_emb.0.0.weight", 1)
         config["projection_class_embeddings_input_dim"] = projected
     return config
 
 
-def vae_config(shapes: Shapes, family: Family) -> Config:
-    """The VAE's config."""
-    blocks = _numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
-    widths = [_axis(shapes, f"encoder.down.{block}.block.0.conv2.weight", 0) for block in blocks]
-    return family.config("vae") | {
-        "in_channels": _axis(shapes, "encoder.conv_in.weight", 1),
-        "out_channels": _axis(shapes, "decoder.conv_out.weight", 0),
-        "latent_channels": _axis(shapes, "decoder.conv_in.weight", 1),
+def vae_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
+    """The VAE's config; `start` has what shapes don't tell; None: the family's."""
+    blocks = numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
+    widths = [axis(shapes, f"encoder.down.{block}.block.0.conv2.weight", 0) for block in blocks]
+    return (start or family.config("vae")) | {
+        "in_channels": axis(shapes, "encoder.conv_in.weight", 1),
+        "out_channels": axis(shapes, "decoder.conv_out.weight", 0),
+        "latent_channels": axis(shapes, "decoder.conv_in.weight", 1),
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-        "layers_per_block": len(_numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\.")),
+        "layers_per_block": len(numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\.")),
         "norm_num_groups": norm_groups(min(widths, default=0)),
     }
 
@@ -89,18 +88,18 @@ def text_config(shapes: Shapes, family: Family, text: TextLayout) -> Config:
             "position": "embeddings.position_embedding.weight",
         }
         names["hidden"] = "encoder.layers.0.mlp.fc1.weight"
-        layers = len(_numbers(shapes, r"encoder\.layers\.(\d+)\."))
-    width = _axis(shapes, names["token"], 1)
+        layers = len(numbers(shapes, r"encoder\.layers\.(\d+)\."))
+    width = axis(shapes, names["token"], 1)
     config = family.config(text.component) | {
-        "vocab_size": _axis(shapes, names["token"], 0),
+        "vocab_size": axis(shapes, names["token"], 0),
         "hidden_size": width,
-        "intermediate_size": _axis(shapes, names["hidden"], 0),
+        "intermediate_size": axis(shapes, names["hidden"], 0),
         "num_hidden_layers": layers,
         "num_attention_heads": text_heads(width),
-        "max_position_embeddings": _axis(shapes, names["position"], 0),
+        "max_position_embeddings": axis(shapes, names["position"], 0),
     }
     if family.component(text.component).cls == "CLIPTextModelWithProjection":
-        config["projection_dim"] = _axis(shapes, "text_projection", 1)
+        config["projection_dim"] = axis(shapes, "text_projection", 1)
     return config
 
 
@@ -112,7 +111,16 @@ def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) 
     return {"addition_time_embed_dim": (unet["projection_class_embeddings_input_dim"] - pooled) // 6}
 
 
-def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) -> Config:
+def uneven(down: list[int], up: list[int]) -> CheckpointError:
+    """What to say of a UNet whose levels aren't of one size."""
+    return CheckpointError(
+        f"The UNet's levels have {down} layers on the way down and {up} on the way up; latentc expects as many at each "
+        "level, and one more on the way up. Pass the checkpoint as a diffusers folder, which says its structure."
+    )
+
+
+def transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]], middle: int) -> Config:
+    """What the depths of a UNet's transformers, by level and block, and the widths of its prompts say of its config."""
     keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
     if keys is None:
         raise CheckpointError(
@@ -120,7 +128,6 @@ def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) ->
             "Pass a text-to-image checkpoint."
         )
     depths = [level[0] for level in down]
-    middle = _depth(shapes, "middle_block.1")
     same = down == [[depth] * len(down[0]) for depth in depths]
     same = same and up == [[depth] * len(up[0]) for depth in reversed(depths)]
     if not same or middle == 0 or depths[-1] not in (0, middle):
@@ -129,7 +136,7 @@ def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) ->
             "the way up; latentc expects one depth per level. Pass the checkpoint as a diffusers folder, which "
             "says its structure."
         )
-    found: Config = {"cross_attention_dim": _axis(shapes, keys, 1)}
+    found: Config = {"cross_attention_dim": axis(shapes, keys, 1)}
     if max(*depths, middle) > 1:
         found["transformer_layers_per_block"] = [max(1, depth) for depth in depths[:-1]] + [middle]
     return found
@@ -138,8 +145,8 @@ def _transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]]) ->
 def _levels(shapes: Shapes, side: str) -> list[list[int]]:
     """Numbers of the blocks that hold a resnet, by level; a down- or upsampler ends a level."""
     levels: list[list[int]] = [[]]
-    ends = set(_numbers(shapes, rf"{side}\.(\d+)\.\d\.(?:op|conv)\.weight$"))
-    for block in _numbers(shapes, rf"{side}\.(\d+)\."):
+    ends = set(numbers(shapes, rf"{side}\.(\d+)\.\d\.(?:op|conv)\.weight$"))
+    for block in numbers(shapes, rf"{side}\.(\d+)\."):
         if f"{side}.{block}.0.in_layers.2.weight" in shapes:
             levels[-1].append(block)
         if block in ends:
@@ -147,18 +154,21 @@ def _levels(shapes: Shapes, side: str) -> list[list[int]]:
     return levels
 
 
-def _depth(shapes: Shapes, attention: str) -> int:
-    return len(_numbers(shapes, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\."))
+def depth(shapes: Shapes, attention: str) -> int:
+    """Transformer blocks of an attention."""
+    return len(numbers(shapes, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\."))
 
 
-def _numbers(shapes: Shapes, pattern: str) -> list[int]:
+def numbers(shapes: Shapes, pattern: str) -> list[int]:
+    """The numbers that names have in a pattern's group."""
     return sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})
 
 
-def _axis(shapes: Shapes, name: str, axis: int) -> int:
-    if len(shapes.get(name, ())) <= axis:
+def axis(shapes: Shapes, name: str, number: int) -> int:
+    """The size of a tensor's axis; raises CheckpointError where there is none."""
+    if len(shapes.get(name, ())) <= number:
         raise CheckpointError(
-            f"Tensor '...{name}' is missing or misshapen, so this is not a whole checkpoint in the original "
-            "layout. Fetch it again, or pass the diffusers folder instead."
+            f"Tensor '...{name}' is missing or misshapen, so this is not a whole checkpoint, or not of this layout. "
+            "Fetch it again, or pass the diffusers folder instead."
         )
-    return shapes[name][axis]
+    return shapes[name][number]

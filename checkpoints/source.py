@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..core import reading
 from ..core.errors import CheckpointError
+from ..core.record import LONGEST, shown
+from .families import Component, Config
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,18 @@ class Source:
     """Commit on the hub."""
     random: bool = False
     """Whether `new_checkpoint` wrote it: the weights are noise."""
+    variant: str | None = None
+    """Which weight files were asked for, where there are several: `fp16`, `ema` ..."""
+
+
+def path_of(name: str) -> Path:
+    """The path that a name stands for, or a CheckpointError for one that can be none."""
+    try:
+        path = Path(name).expanduser()
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a loop of links, a NUL
+        raise CheckpointError(f"{name!r} can't be opened ({exc}). Check the path.") from exc
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,3 +45,31 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is missing. A diffusers folder has one; fetch the checkpoint again, or export it once more."
         )
     return reading.read_json(path, reading.TABLE_BYTES, CheckpointError, "Fetch it again.", constants=reading.INFINITE)
+
+
+# Keys that published configs have never left out. Others may be missing: the libraries have defaults for them.
+_REQUIRED: dict[str, dict[str, type]] = {
+    "UNet2DConditionModel": {"in_channels": int, "block_out_channels": list, "cross_attention_dim": int},
+    "AutoencoderKL": {"block_out_channels": list, "latent_channels": int},
+    "CLIPTextModel": {"hidden_size": int, "num_hidden_layers": int},
+    "CLIPTextModelWithProjection": {"hidden_size": int, "num_hidden_layers": int, "projection_dim": int},
+}
+
+
+def check_class(where: object, component: Component, config: Config) -> None:
+    """Raise CheckpointError unless the class is the family's, and what every later stage reads is there."""
+    named: Any = config.get("architectures")
+    stated: Any = config.get("_class_name") or (cast("list[Any]", named)[0] if named and type(named) is list else named)
+    # Some exports say CLIPTextModel of an encoder with a projection, or the reverse; the tensors tell in any case.
+    fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
+    if stated and not fits:
+        raise CheckpointError(
+            f"{where} holds a {str(stated)[:LONGEST]}, and a {component.cls} was expected: "
+            "it isn't supported yet. Pass a checkpoint with the plain component."
+        )
+    for key, kind in _REQUIRED[component.cls].items():
+        if type(config.get(key)) is not kind:
+            raise CheckpointError(
+                f"{where}/config.json says {key} = {shown(config.get(key))}, and {kind.__name__} "
+                "was expected. Compare it with the config that the checkpoint was published with."
+            )

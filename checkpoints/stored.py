@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,14 @@ _ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
+_WIDER = "Get the F16, BF16 or F32 form of the checkpoint."
+_SCALE = re.compile(r"\.(scale_weight|weight_scale)$")
+_PACKED = re.compile(r"\.(absmax|quant_map|nested_absmax|SCB|weight_scale_2|qweight|qzeros)$|\.quant_state\.")
+_SCALING = re.compile(
+    rf"{_SCALE.pattern}|{_PACKED.pattern}|\.(scale_input|input_scale|comfy_quant|weight_format|nested_quant_map)$"
+    r"|(^|\.)scaled_fp8$"
+)
+
 _CONVERT = (
     "Pickles can run any code when opened, so latentc never opens one. Get the .safetensors form of the "
     "checkpoint, or convert it on a machine where you trust it: "
@@ -41,7 +50,7 @@ _CONVERT = (
 _MAGIC = (
     (b"PK\x03\x04", "a zip of pickled tensors (a renamed .ckpt or .pt)", _CONVERT),
     *((bytes((0x80, protocol)), "a pickle (a renamed .ckpt or .pt)", _CONVERT) for protocol in range(2, 6)),
-    (b"GGUF", "a GGUF file", "Get the .safetensors form of the checkpoint."),
+    (b"GGUF", "a GGUF file, whose weights are quantized", "Get the .safetensors form of the checkpoint."),
     (b"<", "a web page", "Download it again; the site may want you to log in."),
 )
 
@@ -56,6 +65,44 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+    scale: StoredTensor | None = None
+    """What the values are multiplied by: of ComfyUI's scaled fp8 weights."""
+
+
+def with_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors, each fp8 weight with its scale, without the scales' own and the markers beside them.
+
+    ComfyUI multiplies a weight by its `scale_weight` (`weight_scale` since 2025-11) when it computes in a wider type;
+    the scale of a layer's input serves fp8 products alone. Raises CheckpointError for 4 and 8 bit integers, whose
+    values only their library knows, and for a scale that is of no weight or doesn't fit it.
+    """
+    if not any(_SCALING.search(name) for name in tensors):
+        return dict(tensors)
+    packed = next((name for name in tensors if _PACKED.search(name)), None)
+    if packed is not None:
+        file = tensors[packed].file
+        raise CheckpointError(f"{file} is quantized by bitsandbytes or its like (tensor {packed!r}). {_WIDER}")
+    kept = {name: tensor for name, tensor in tensors.items() if not _SCALING.search(name)}
+    for name, scale in tensors.items():
+        match = _SCALE.search(name)
+        if match is None:
+            continue
+        weight = f"{name[: match.start()]}.weight"
+        held = kept.get(weight)
+        if held is None or not held.dtype.startswith("F8"):
+            what = "no such tensor" if held is None else f"it is {held.dtype}"
+            raise CheckpointError(
+                f"{scale.file} holds {name!r}, a scale of {weight!r}, and an fp8 weight was expected: {what}. {_WIDER}"
+            )
+        fits = len(scale.shape) in (0, len(held.shape)) or scale.shape == (1,)
+        pairs = zip(scale.shape, held.shape, strict=False) if len(scale.shape) == len(held.shape) else ()
+        if not fits or scale.dtype not in FLOATS or any(one not in (1, other) for one, other in pairs):
+            raise CheckpointError(
+                f"{scale.file} holds {name!r} of {scale.dtype} {list(scale.shape)}, and one number, or one for each "
+                f"row of {list(held.shape)}, was expected. {_WIDER}"
+            )
+        kept[weight] = replace(held, scale=scale)
+    return kept
 
 
 def refuse_pickle(path: Path) -> None:

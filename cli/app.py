@@ -68,12 +68,23 @@ def _options(
 @app.command()
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="Diffusers folder, .safetensors file in the original layout, or hub id.")
+        str,
+        typer.Argument(
+            help="Diffusers folder, .safetensors file in the original layout, hub id, or a file of one "
+            "(owner/name/file.safetensors)."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     prediction: Annotated[
         str | None, typer.Option(help="epsilon or v_prediction, for single files of Stable Diffusion 2.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Which weight files of a folder or hub id: fp16, ema, non_ema ...")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE: its file, folder or hub id.")] = None,
+    unet: Annotated[
+        str | None, typer.Option(help="Another UNet (Lightning, Hyper, LCM): file, folder, hub id.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -84,7 +95,15 @@ def export(
     from .progress import shown
 
     with shown(quiet or as_json) as tell:
-        bundle = run_export(checkpoint, output, revision=revision, prediction=prediction, on_progress=tell)
+        bundle = run_export(
+            checkpoint,
+            output,
+            revision=revision,
+            prediction=prediction,
+            variant=variant,
+            components={name: place for name, place in (("vae", vae), ("unet", unet)) if place is not None},
+            on_progress=tell,
+        )
     show.bundle(bundle, as_json)
 
 

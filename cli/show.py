@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.bundle import PARTS, Bundle
+from ..core.bundle import PARTS, Bundle, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
@@ -65,8 +65,12 @@ def bundle(
     console = Screen()
     label = ", random weights" if manifest.source.random else ""
     console.print(
-        f"[bold]{escape(str(opened.folder))}[/]: {manifest.family}{label}, from {escape(manifest.source.location)}"
+        f"[bold]{escape(str(opened.folder))}[/]: {manifest.family}{label}, from {escape(_from(manifest.source))}"
     )
+    for name, other in manifest.components.items():
+        console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
+    for notice in manifest.notices:
+        console.print(notice, markup=False)
     parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
@@ -83,6 +87,11 @@ def bundle(
         console.print(f"{path.name} is damaged. {AGAIN}", markup=False)
     if unneeded:
         console.print(_unneeded(opened, unneeded), markup=False)
+
+
+def _from(source: Source) -> str:
+    """Where a checkpoint or a component came from."""
+    return source.location + (f", variant {source.variant}" if source.variant else "")
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:

@@ -66,8 +66,8 @@ class Engines:
         if not fitting:
             self.bundle.part(part)
             profile = self.profile
-            side, images = self.bundle.manifest.model.default_size, profile.shapes.images
-            sizes = ", ".join(f"{side}x{side}" if size == OWN else size for size in profile.shapes.sizes)
+            own, images = "x".join(map(str, self.bundle.manifest.model.own_size)), profile.shapes.images
+            sizes = ", ".join(own if size == OWN else size for size in profile.shapes.sizes)
             raise ShapeError(
                 f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
                 f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "

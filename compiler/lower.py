@@ -40,17 +40,19 @@ def lowered(
     *,
     half: bool = False,
     folded: bool = False,
+    widened: bool = False,
     scratch: Path | None = None,
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
-    `half` computes in f16 what bears it. `folded` works out what follows from the shape.
+    `half` computes in f16 what bears it. `folded` works out what follows from the shape. `widened` gives weights that
+    are kept in bf16 as f32, for libraries that don't read bf16.
     The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
     where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
-    if opset >= 23 and shape is None and not half:
+    if opset >= 23 and shape is None and not half and not widened:
         yield graph
         return
     try:
@@ -58,6 +60,8 @@ def lowered(
     except ImportError as exc:
         raise RuntimeMissing(f"Building needs onnx-ir ({exc}). {install('build')}") from exc
     model: ir.Model = cast("Any", ir).load(graph)
+    if half or widened:
+        widen_bf16(model)
     if shape is not None:
         fix_shapes(model, shape)
     if opset < 23:
@@ -95,6 +99,34 @@ def _link(folder: Path, weights: Path, names: set[str]) -> None:
     for name in names - {LINK}:
         if Path(name).name == name:
             (folder / name).symlink_to(weights / name)
+
+
+def widen_bf16(model: ir.Model) -> ir.Model:
+    """Give weights that are kept in bf16 as f32, without the casts behind them: nothing is lost."""
+    import onnx_ir as ir
+
+    for weight in list(model.graph.initializers.values()):
+        tensor = weight.const_value
+        if tensor is None or tensor.dtype != ir.DataType.BFLOAT16:
+            continue
+        casts = [use.node for use in weight.uses()]
+        if not all(cast_.op_type == "Cast" and cast_.outputs[0].dtype == ir.DataType.FLOAT for cast_ in casts):
+            raise CompileError(f"{weight.name} is kept in bf16 and used as it is. Export the checkpoint again.")
+        weight.const_value, weight.type = _as_f32(tensor), ir.TensorType(ir.DataType.FLOAT)
+        for node in casts:
+            cast("Any", ir.convenience).replace_all_uses_with(node.outputs[0], weight)
+            model.graph.remove(node, safe=True)
+    return model
+
+
+def _as_f32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    import onnx_ir as ir
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+    shape = ir.Shape([int(size) for size in tensor.shape.numpy()])
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=shape, name=tensor.name, cache=False)
 
 
 def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Model:

@@ -125,9 +125,16 @@ def compile_into(
     if not adapter.reads_onnx:
         adapter.compile(Job(bundle, want.part, graph, target), folder, on_progress)
         return
-    half = adapter.typed and target.precision == "f16"
-    folded, scratch = not adapter.infers_shapes, bundle.engines
-    with lowered(graph, want.key, profile.opset, target.shape, half=half, folded=folded, scratch=scratch) as path:
+    with lowered(
+        graph,
+        want.key,
+        profile.opset,
+        target.shape,
+        half=adapter.typed and target.precision == "f16",
+        folded=not adapter.infers_shapes,
+        widened=bundle.part(want.part).weights == "bf16" and not adapter.reads_bf16,
+        scratch=bundle.engines,
+    ) as path:
         job = Job(bundle, want.part, path, target)
         if refitted:
             assert isinstance(adapter, Refits)

@@ -161,8 +161,8 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
         return [None]
     built: list[Mapping[str, tuple[int, ...]] | None] = []
     for size in sizes:
-        own = bundle.manifest.model.default_size
-        width, height = (own, own) if size == OWN else (int(side) for side in size.split("x"))
+        own = bundle.manifest.model.own_size
+        width, height = own if size == OWN else (int(side) for side in size.split("x"))
         rows = profile.shapes.images * (GUIDED_ROWS if profile.shapes.guided else 1) if part == "unet" else 1
         scale = 1 if part == "vae_encoder" else bundle.manifest.model.downscale
         values = {"batch": rows, "height": height // scale, "width": width // scale, "length": PROMPT_LENGTH}

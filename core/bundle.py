@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from .errors import BundleError
 from .files import SEAL, sha256, sha256_json, unwritable
@@ -56,6 +56,10 @@ Dim = (
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class TensorInfo(Record):
     """An input or output of a part: its name, numpy type and axes."""
 
@@ -77,7 +81,8 @@ class Part(Record):
     path: str
     role: Role
     opset: Annotated[int, Field(ge=1, lt=1000)]
-    weights: Literal["f32", "f16"]
+    weights: Literal["f32", "f16", "bf16"]
+    """What its weights are kept in: exactly as the checkpoint has them. The graph computes in f32."""
     parameters: Annotated[int, Field(ge=1, lt=1 << 63)]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -112,24 +117,59 @@ class Model(Record):
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=256)]
     """Pixels per latent, along each side."""
-    scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    scaling_factor: Positive
+    latents_mean: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=1024)] | None = None
+    latents_std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=1024)] | None = None
+    """By channel: the decoder is given latents * std / scaling_factor + mean, where the VAE has them."""
     default_size: Annotated[int, Field(ge=8, le=8192)]
-    """Side of the picture the model was made for, in pixels."""
+    """Width of the picture the model was made for, in pixels, and its height where there is no `default_height`."""
+    default_height: Annotated[int, Field(ge=8, le=8192)] | None = None
     time_ids: bool = False
     guidance_embedding: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     """Width of `timestep_cond`, for models distilled with guidance as an input (LCM)."""
     zero_empty_negative: bool = False
     """An empty negative prompt means zeros, not the embedding of nothing (SDXL's `force_zeros_for_empty_prompt`)."""
 
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture the model was made for."""
+        return self.default_size, self.default_height or self.default_size
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Model:
+        for name in ("latents_mean", "latents_std"):
+            found: tuple[float, ...] | None = getattr(self, name)
+            other = self.latents_std if name == "latents_mean" else self.latents_mean
+            if (found is None) != (other is None) or (found is not None and len(found) != self.latent_channels):
+                raise ValueError(f"{name} should have {self.latent_channels} numbers, as its mean and deviation do")
+        return self
+
 
 class Source(Record):
-    """Where the bundle came from."""
+    """Where the bundle came from, or one of its components."""
 
     kind: str
     location: str
     revision: str | None = None
     random: bool = False
     """Weights are noise from `new-checkpoint`: good for tests and speed, not for pictures."""
+    variant: str | None = None
+    """Which of a folder's weight files were asked for: `fp16`, `ema` ..."""
+
+    @property
+    def argument(self) -> str:
+        """What `open_checkpoint` finds it by again: of a hub id, at this commit."""
+        if self.revision is None:
+            return self.location
+        owner, name, *path = self.location.split("/")
+        return "/".join((owner, f"{name}@{self.revision}", *path))
+
+
+class Other(Source):
+    """Where a component came from that isn't the checkpoint's own."""
+
+    digest: str
+    """Of its config and its stored tensors."""
 
 
 class Manifest(Record):
@@ -139,6 +179,10 @@ class Manifest(Record):
     latentc: str
     family: str
     source: Source
+    components: dict[str, Other] = Field(default_factory=dict)
+    """Components that were taken from elsewhere (`export --vae --unet`), by name."""
+    notices: tuple[str, ...] = ()
+    """What was taken otherwise than the checkpoint's files say, or left out."""
     model: Model
     parts: dict[str, Part]
     files: dict[str, FileInfo]

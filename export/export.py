@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import numpy as np
 from .. import __version__
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
-from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Part, Source, digest, open_bundle, proof_digest
+from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Other, Part, Source, digest, open_bundle, proof_digest
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.progress import Progress, quiet
@@ -33,12 +35,15 @@ def export(
     *,
     revision: str | None = None,
     prediction: str | None = None,
+    variant: str | None = None,
+    components: Mapping[str, str] = {},
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint` is what `open_checkpoint` takes, or gave. Each part is compared with PyTorch on fixed inputs as it
-    is written. Weights are kept in f16 where the checkpoint has them so, else in f32; the graph computes in f32.
+    `checkpoint`, `variant` and `components` are what `open_checkpoint` takes; `checkpoint` may also be what it gave.
+    Each part is compared with PyTorch on fixed inputs as it is written. Weights are kept in f16 or bf16 where the
+    checkpoint has all of a component's in it, else in f32; the graph computes in f32.
     Memory: one part at a time as it is kept, the VAE beside the UNet, all text encoders while
     prompts are read, and what a call needs.
 
@@ -46,7 +51,9 @@ def export(
     `BundleError` where the folder exists or can't be written; then nothing is left.
     """
     installed()
-    opened = open_checkpoint(checkpoint, revision=revision, prediction=prediction)
+    opened = open_checkpoint(
+        checkpoint, revision=revision, prediction=prediction, variant=variant, components=components
+    )
     ready()  # which takes seconds
     from .reference import References
 
@@ -74,12 +81,12 @@ def _export_part(
     on_progress: Progress,
 ) -> Part:
     from .trace import OPSET, trace
-    from .weights import computing, is_half, parameters, plain_names, store_half, write
+    from .weights import computing, kept_as, parameters, plain_names, store_narrow, write
 
     place = fresh / spec.name
     place.mkdir()
     on_progress(f"{spec.name}: read", None)
-    half = is_half({tensor.dtype for tensor in checkpoint.weights[spec.component].values()})
+    kept = kept_as(tensor.dtype for tensor in checkpoint.weights[spec.component].values())
     component = computing(checkpoint, spec.component)
     module = as_part(checkpoint, spec, component)
     on_progress(f"{spec.name}: reference", None)
@@ -89,9 +96,9 @@ def _export_part(
     on_progress(f"{spec.name}: trace", None)
     model = trace(spec, module)
     count = parameters(model)
-    if half:
+    if kept != "f32":
         plain_names(model)
-        store_half(model)
+        store_narrow(model, kept)
     on_progress(f"{spec.name}: write", None)
     write(model, place)
     del model, module, component  # the comparison below needs their memory
@@ -105,7 +112,7 @@ def _export_part(
         path=f"{spec.name}/model.onnx",
         role=spec.role,
         opset=OPSET,
-        weights="f16" if half else "f32",
+        weights=kept,
         parameters=count,
         inputs=spec.inputs,
         outputs=spec.outputs,
@@ -123,7 +130,10 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
 def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Path) -> None:
     """What diffusers and optimum look for beside the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
+    family = checkpoint.family
     index: dict[str, Any] = dict(checkpoint.model_index)
+    if index.get("_class_name") not in family.pipelines:
+        index["_class_name"] = family.pipeline  # what Optimum has; the checkpoint's own class has the same components
     for spec in part_specs(checkpoint):
         _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component])
         component = components[spec.component]
@@ -135,6 +145,9 @@ def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Pat
             (fresh / tokenizer.name / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
     _write_json(fresh / "scheduler" / "scheduler_config.json", scheduler)
+    for name, entry in index.items():  # of what isn't in the bundle, as diffusers writes it: a safety checker, for one
+        if isinstance(entry, list) and not (fresh / name).is_dir():
+            index[name] = [None, None]
     _write_json(fresh / "model_index.json", index)
 
 
@@ -144,7 +157,12 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,
-        source=Source(kind=source.kind, location=source.location, revision=source.revision, random=source.random),
+        source=Source.model_validate(asdict(source)),
+        components={
+            name: Other.model_validate(asdict(other) | {"digest": checkpoint.digest(name)})
+            for name, (other, _) in checkpoint.others.items()
+        },
+        notices=checkpoint.notices,
         model=model_facts(checkpoint),
         parts=parts,
         files=files,

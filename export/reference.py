@@ -21,6 +21,7 @@ from ..core.errors import ProfileError, RequestError
 from ..core.references import CHANGING, ENDS, IDS, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
+from ..sampling.draw import unscaled
 from ..sampling.schedulers import schedule
 from .muted import muted
 from .weights import computing
@@ -186,7 +187,7 @@ class References:
             self.cases.setdefault(spec.name, [])
             for name, (height, width) in self._sizes(own_only=True).items():
                 latents = self.random.standard_normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
-                feeds = {"latent_sample": (latents / self.facts.scaling_factor).astype(np.float32)}
+                feeds = {"latent_sample": unscaled(self.facts, latents).astype(np.float32)}
                 self.cases[spec.name].append(Case(name, feeds, run(module, spec, feeds)))
             return pack(self.cases[spec.name], {})
         return pack(self._pictures(spec, module), {})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -18,35 +19,60 @@ INLINE_BYTES = 1024
 """Initializers up to this size stay in the graph: shapes and small constants."""
 
 
-def store_half(model: ir.Model) -> None:
-    """Keep as f16 what the exporter folded to f32 of a model whose weights are f16: nothing is lost."""
+Kept = Literal["f32", "f16", "bf16"]
+"""Types that a bundle keeps weights in; the graph casts them to f32 where it uses them."""
+
+
+def kept_as(dtypes: Iterable[str]) -> Kept:
+    """What the weights of a component are kept in, whose tensors are of these types (safetensors' names).
+
+    In two bytes where all of them are so, in the very type; else in f32, which holds each of them exactly.
+    """
+    floats = {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))}
+    return "f16" if floats == {"F16"} else "bf16" if floats == {"BF16"} else "f32"
+
+
+def store_narrow(model: ir.Model, kept: Kept) -> None:
+    """Keep in two bytes what the exporter folded to f32 of a model whose weights are so: all that fits exactly."""
     import onnx_ir as ir
 
-    graph = model.graph
+    graph, kind = model.graph, _kind(kept)
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes <= INLINE_BYTES:
             continue
-        half = ir.Value(
-            name=f"{name}.f16", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16), const_value=_half(tensor)
+        if not _fits(tensor.numpy(), kind):
+            continue
+        narrow = ir.Value(
+            name=f"{name}.{kept}", shape=value.shape, type=ir.TensorType(kind), const_value=_narrow(tensor, kind)
         )
-        cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.to_f32")
+        cast = ir.node("Cast", [narrow], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.to_f32")
         wide = cast.outputs[0]
         wide.name, wide.shape, wide.type = f"{name}.f32", value.shape, value.type
         ir.convenience.replace_all_uses_with(value, wide)
         del graph.initializers[name]
-        graph.register_initializer(half)
+        graph.register_initializer(narrow)
         graph.insert_before(graph[0], cast)
 
 
-def _half(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _kind(kept: Kept) -> ir.DataType:
+    import onnx_ir as ir
+
+    return ir.DataType.BFLOAT16 if kept == "bf16" else ir.DataType.FLOAT16
+
+
+def _fits(values: Any, kind: ir.DataType) -> bool:
+    return np.array_equal(values.astype(kind.numpy()).astype(np.float32), values)
+
+
+def _narrow(tensor: ir.TensorProtocol, kind: ir.DataType) -> ir.TensorProtocol:
     import onnx_ir as ir
 
     def read() -> ir.TensorProtocol:
-        return ir.tensor(tensor.numpy().astype(np.float16), name=tensor.name)
+        return ir.tensor(tensor.numpy().astype(kind.numpy()), name=tensor.name)
 
     shape = ir.Shape([int(size) for size in tensor.shape.numpy()])
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT16, shape=shape, name=tensor.name, cache=False)
+    return ir.LazyTensor(read, dtype=kind, shape=shape, name=tensor.name, cache=False)
 
 
 def write(model: ir.Model, folder: Path) -> None:
@@ -61,42 +87,39 @@ def parameters(model: ir.Model) -> int:
     return sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def halves(module: torch.nn.Module) -> torch.nn.Module:
-    """Let a module whose parameters are f16 compute in f32: each is widened when it is used, and forgotten after.
+def widening(module: torch.nn.Module) -> torch.nn.Module:
+    """Let a module whose parameters are f16 or bf16 compute in f32: each is widened where it is used, then forgotten.
 
-    So a large model needs its f16 weights, mapped from the file, and one layer in f32; and the traced graph says the
-    same: an f16 weight, cast to f32 where it is used.
+    So a large model needs its narrow weights, mapped from the file, and one layer in f32; and the traced graph says the
+    same: a narrow weight, cast to f32 where it is used.
     """
     import torch
     from torch.nn.utils import parametrize
 
     class Widen(torch.nn.Module):
-        def forward(self, half: torch.Tensor) -> torch.Tensor:
-            return half.float()
+        def forward(self, narrow: torch.Tensor) -> torch.Tensor:
+            return narrow.float()
 
     for owner in list(module.modules()):
         for name, parameter in list(owner.named_parameters(recurse=False)):
-            if parameter.dtype == torch.float16:
+            if parameter.dtype in (torch.float16, torch.bfloat16):
                 parametrize.register_parametrization(owner, name, Widen(), unsafe=True)
     return module.eval()
 
 
 def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
-    """A component that computes in f32: its weights stay in f16 where the checkpoint has all of them so."""
+    """A component that computes in f32: its weights stay in two bytes where the checkpoint has all of them so."""
     import torch
 
-    if not is_half({tensor.dtype for tensor in checkpoint.weights[component].values()}):
+    kept = kept_as(tensor.dtype for tensor in checkpoint.weights[component].values())
+    if kept == "f32":
         return checkpoint.module(component)
-    module = halves(checkpoint.module(component, dtype=torch.float16))
+    narrow = torch.bfloat16 if kept == "bf16" else torch.float16
+    module = widening(checkpoint.module(component, dtype=narrow))
     # diffusers asks a module for its type, and would round what it is fed to that of the stored weights.
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {"dtype": torch.float32})
     return module
-
-
-def is_half(dtypes: set[str]) -> bool:
-    """Whether a checkpoint that has tensors of these types (safetensors' names) has all its weights in f16."""
-    return {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))} == {"F16"}
 
 
 def plain_names(model: ir.Model) -> None:

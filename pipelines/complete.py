@@ -29,8 +29,8 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
     """
     filled = request.model_copy(
         update={
-            "width": request.width or model.default_size,
-            "height": request.height or model.default_size,
+            "width": request.width or model.own_size[0],
+            "height": request.height or model.own_size[1],
             "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
             "scheduler": request.scheduler or own_scheduler(scheduler),
         }
@@ -83,10 +83,11 @@ def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens
         told.append(f"The negative prompt was not used: the model {why}.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
         told += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
-    made = manifest.model.default_size**2
+    own_width, own_height = manifest.model.own_size
+    made = own_width * own_height
     if not made / FAR <= width * height <= made * FAR:
-        side = manifest.model.default_size
-        told.append(f"{width}x{height} is far from {side}x{side}, which the model was made for; expect odd pictures.")
+        own = f"{own_width}x{own_height}"
+        told.append(f"{width}x{height} is far from {own}, which the model was made for; expect odd pictures.")
     if manifest.source.random:
         told.append("The weights of this checkpoint are random: the picture is noise.")
     return told

@@ -142,6 +142,8 @@ class Runtime(Protocol):
     """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
     at_load: frozenset[str]
     """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
+    reads_bf16: bool
+    """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
 
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""

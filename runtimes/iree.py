@@ -101,6 +101,7 @@ class IREE:
     typed = True
     infers_shapes = False
     at_load: frozenset[str] = frozenset({THREADS})
+    reads_bf16 = False
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, Vulkan where a driver has a GPU, and AMD's and NVIDIA's GPUs that are here."""

@@ -48,6 +48,7 @@ class MIGraphX:
     typed = True
     infers_shapes = True
     at_load: frozenset[str] = frozenset()
+    reads_bf16 = False
 
     def devices(self) -> tuple[str, ...]:
         """The AMD GPUs that are here."""

@@ -28,6 +28,7 @@ class Null:
     typed = False
     infers_shapes = True
     at_load: frozenset[str] = frozenset()
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """CPU stands for whatever runs Python."""

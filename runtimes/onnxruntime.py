@@ -118,6 +118,7 @@ class ONNXRuntime:
     typed = True
     infers_shapes = True
     at_load: frozenset[str] = AT_LOAD
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """Those of `PROVIDERS` that this flavour of the library has, and that compute."""

@@ -99,6 +99,7 @@ class OpenVINO:
     typed = False
     infers_shapes = True
     at_load: frozenset[str] = AT_LOAD
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ..core.engine import Engine
 from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
@@ -49,7 +49,10 @@ class Reference(Record):
     """`source.json`: the checkpoint behind a part."""
 
     location: str
-    """Folder or file on this machine; of a hub id, the folder it was fetched to."""
+    """Folder or file on this machine; of a hub id, where it was fetched to."""
+    variant: str | None = None
+    components: dict[str, str] = Field(default_factory=dict)
+    """Components from elsewhere, by name: from where."""
     family: str
     part: str
     digest: str
@@ -65,6 +68,7 @@ class Torch:
     typed = False
     infers_shapes = True
     at_load: frozenset[str] = frozenset({THREADS})
+    reads_bf16 = True
 
     def devices(self) -> tuple[str, ...]:
         """The CPU, and CUDA where PyTorch was built for it and a GPU is here."""
@@ -132,9 +136,13 @@ class Torch:
         self._require(job.target)
         manifest = job.bundle.manifest
         on_progress(f"{job.part}: read the checkpoint", None)
-        checkpoint = _open(manifest.source.location, manifest.source.revision, manifest.family)
+        variant = manifest.source.variant
+        others = {name: other.argument for name, other in manifest.components.items()}
+        checkpoint = _open(manifest.source.argument, manifest.family, variant, others)
         reference = Reference(
-            location=str(checkpoint.folder or checkpoint.source.location),
+            location=str(checkpoint.place),
+            variant=variant,
+            components=others,
             family=manifest.family,
             part=job.part,
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
@@ -155,7 +163,7 @@ class Torch:
                 f"The torch runtime runs the checkpoint itself, and {reference.location} isn't there any more. "
                 "Put it back, or export the checkpoint from where it is now."
             )
-        checkpoint = _open(reference.location, None, reference.family)
+        checkpoint = _open(reference.location, reference.family, reference.variant, reference.components)
         spec = _spec(checkpoint, reference.part, target)
         if checkpoint.digest(spec.component) != reference.digest:
             raise CheckpointError(
@@ -205,10 +213,10 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     return HostEngine(target, call, torch.cuda.empty_cache if device == "cuda" else None)
 
 
-def _open(location: str, revision: str | None, family: str) -> Checkpoint:
+def _open(name: str, family: str, variant: str | None, components: Mapping[str, str]) -> Checkpoint:
     from ..checkpoints.open import open_checkpoint
 
-    return open_checkpoint(location, revision=revision, family=family)
+    return open_checkpoint(name, family=family, variant=variant, components=components)
 
 
 def _spec(checkpoint: Checkpoint, part: str, target: Target) -> PartSpec:

@@ -147,6 +147,7 @@ class TensorRT:
     typed = True
     infers_shapes = True
     at_load: frozenset[str] = frozenset()
+    reads_bf16 = False
 
     def __init__(self, library: Library) -> None:
         self._is = library

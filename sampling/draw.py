@@ -115,8 +115,11 @@ def unet_constants(host: Host, request: Request, text: Text) -> dict[str, Array]
 
 
 def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents as the decoder is given them."""
-    return latents / np.float32(model.scaling_factor)
+    """Latents as the decoder is given them. Source: diffusers' pipelines, in their order of operations."""
+    if model.latents_mean is None or model.latents_std is None:
+        return latents / np.float32(model.scaling_factor)
+    mean, std = (np.array(one, np.float32)[:, None, None] for one in (model.latents_mean, model.latents_std))
+    return latents * std / np.float32(model.scaling_factor) + mean
 
 
 def draw(

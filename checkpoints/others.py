@@ -1,0 +1,183 @@
+"""Components from somewhere else than the checkpoint: another VAE or UNet, a file or a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..core.errors import CheckpointError
+from ..core.reading import is_folder, is_regular
+from ..core.record import shown
+from .families import FAMILIES, Config, Family, family_of
+from .files import check_variant, component_weights, names_in
+from .hub import fetch, fetch_file, hub_file, is_hub_id
+from .named_configs import named_unet, named_vae
+from .names import UNET_PREFIX, VAE_PREFIX, Stored
+from .original_configs import unet_config, vae_config
+from .refusals import refuse_names, refuse_quantized, refuse_unet
+from .source import Source, check_class, path_of, read_json
+from .stored import read_header, refuse_pickle, with_scales
+
+REPLACEABLE = ("unet", "vae")
+"""Components that may come from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A component from somewhere else, whose files were checked; its weights are on disk."""
+
+    component: str
+    source: Source
+    tensors: Stored
+    layout: Literal["diffusers", "original"]
+    config: Config | None
+    """As its folder has it; None where only the tensors' shapes tell."""
+
+
+def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Other]:
+    """Open components that don't come from the checkpoint, by name: each a file, a folder or a hub id.
+
+    Raises CheckpointError for a component that can't be replaced, and for what isn't one.
+    """
+    check_variant(variant)
+    unknown = sorted(set(places) - set(REPLACEABLE))
+    if unknown:
+        raise CheckpointError(
+            f"{unknown[0]} can't be taken from elsewhere; {' and '.join(REPLACEABLE)} can. Leave it out."
+        )
+    return {name: _open(name, place, variant) for name, place in places.items()}
+
+
+def configured(other: Other, family: Family, base: Config | None) -> Config:
+    """The component's config: its folder's, or the base's (the family's) with what its tensors' shapes tell.
+
+    Raises CheckpointError where its tensors are those of another family.
+    """
+    facts, file = family.component(other.component), other.source.location
+    if other.config is not None:
+        check_class(file, facts, other.config)
+        config = other.config
+    else:
+        published = family.config(other.component)
+        start = base or published
+        scales = [{key: one.get(key, plain) for key, plain in _SCALES.items()} for one in (start, published)]
+        told = {key: value for key, value in scales[0].items() if value != scales[1][key]}
+        if other.component == "vae" and told:
+            raise CheckpointError(
+                f"{file} doesn't say how it scales latents, and the checkpoint's own VAE has {shown(told)}, which "
+                f"{family.title}'s hasn't. Pass a folder of the VAE with its config.json, or put that beside the file."
+            )
+        named, original = (named_unet, unet_config) if other.component == "unet" else (named_vae, vae_config)
+        read = named if other.layout == "diffusers" else original
+        prefix = "" if other.layout == "diffusers" else _prefix(other.component)
+        shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in other.tensors.items()}
+        config = read(shapes, family, start)
+    if other.component == "unet":
+        refuse_unet(file, config)
+        added = any(name.removeprefix(UNET_PREFIX).startswith(_ADDED) for name in other.tensors)
+        kind = family_of(config)
+        if added != family.prompt.time_ids or (kind is not None and kind != family):
+            alike = [one for one in FAMILIES if one.prompt.time_ids == added]
+            kinds = [one.title for one in alike if kind == one or kind not in alike]
+            raise CheckpointError(
+                f"{file} is a UNet of {' or '.join(kinds)}, and the checkpoint is of {family.title}. "
+                "Pass a UNet of the checkpoint's family."
+            )
+    refuse_quantized(file, config, other.tensors)
+    return config
+
+
+def rescaled(vae: Other, base: Config | None, config: Config) -> tuple[str, ...]:
+    """What to say of a VAE from elsewhere that scales latents otherwise than the checkpoint's own."""
+    own, given = (None if one is None else one.get("scaling_factor") for one in (base, config))
+    if own is None or given is None or own == given:
+        return ()
+    said = f"{vae.source.location} says scaling_factor {given}, and the checkpoint's own VAE {own}"
+    return (f"{said}: {given} is used. If pictures are pale or harsh, it is a VAE of another family.",)
+
+
+_SCALES: Config = {"scaling_factor": 0.18215, "latents_mean": None, "latents_std": None}
+"""What scales latents, as AutoencoderKL has it where a config is silent."""
+
+_ADDED = ("label_emb.", "add_embedding.")
+
+
+def _prefix(component: str) -> str:
+    return UNET_PREFIX if component == "unet" else VAE_PREFIX
+
+
+def _open(component: str, name: str, variant: str | None) -> Other:
+    path = path_of(name)
+    if is_folder(path):
+        return _folder(component, path, Source("folder", str(path.resolve()), variant=variant))
+    if is_regular(path):
+        return _file(component, path, Source("file", str(path.resolve())))
+    found = None if os.path.lexists(path) else hub_file(name)
+    if found is not None:
+        local, commit = fetch_file(found)
+        return _file(component, local, Source("hub", found.location, commit))
+    repository, _, at = name.partition("@")
+    if not os.path.lexists(path) and is_hub_id(repository):
+        folder, commit = fetch(repository, at or None, variant)
+        return _folder(component, folder, Source("hub", repository, commit, variant=variant))
+    raise CheckpointError(
+        f"There is no {component} {name!r}: no such file or folder, and not a hub id (owner/name). Check the path."
+    )
+
+
+def _folder(component: str, folder: Path, source: Source) -> Other:
+    """The component in its own folder, or in that of a whole checkpoint."""
+    place = folder / component if is_regular(folder / "model_index.json") else folder
+    facts = next(one for family in FAMILIES for one in family.components if one.name == component)
+    if not is_regular(place / "config.json"):
+        single = [name for name in names_in(place) if name.endswith(".safetensors")]
+        hint = f"Pass the file itself: {place / single[0]}." if single else "Pass a folder that has one, or a file."
+        raise CheckpointError(f"{place} has no config.json, so it is no folder of a {facts.cls}. {hint}")
+    config = read_json(place / "config.json")
+    check_class(place, facts, config)
+    tensors, _ = component_weights(place, facts, source.variant)
+    return Other(component, source, tensors, "diffusers", config)
+
+
+def _file(component: str, path: Path, source: Source) -> Other:
+    """The component in a file of its own, or in one of a whole checkpoint in the original layout."""
+    refuse_pickle(path)
+    tensors = with_scales(read_header(path)[0])
+    layout, prefix = _layout(component, tensors)
+    if layout is None:
+        refuse_names(path, tensors)
+        raise CheckpointError(
+            f"{path} holds no {'UNet' if component == 'unet' else 'VAE'} that latentc knows (its first tensor is "
+            f"{min(tensors)!r}). Pass a {component} file, or a whole checkpoint in the original layout."
+        )
+    if layout == "diffusers":
+        beside = path.parent / "config.json"
+        config = read_json(beside) if is_regular(beside) and path.name.startswith(_stem(component)) else None
+        return Other(component, source, tensors, "diffusers", config)
+    wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    added = "" if prefix else _prefix(component)
+    return Other(component, source, {f"{added}{name}": one for name, one in wanted.items()}, "original", None)
+
+
+def _stem(component: str) -> str:
+    return next(one for one in FAMILIES[0].components if one.name == component).stem
+
+
+def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers", "original"] | None, str]:
+    """How a file names the component's tensors, and what their names begin with."""
+    marks: dict[str, tuple[str, str]] = {
+        "unet": ("down_blocks.0.", "input_blocks.0."),
+        "vae": ("encoder.down_blocks.0.", "encoder.down.0."),
+    }
+    named, original = marks[component]
+    prefix = _prefix(component)
+    if any(name.startswith(f"{prefix}{original}") for name in names):
+        return "original", prefix
+    if any(name.startswith(original) for name in names):
+        return "original", ""
+    if any(name.startswith(named) for name in names):
+        return "diffusers", ""
+    return None, ""
