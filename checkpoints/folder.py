@@ -9,14 +9,23 @@ from typing import Any, cast
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .bounds import check_config, check_pixels, check_scheduler
+from .card import read_card
 from .checkpoint import Checkpoint
 from .families import Component, Config, Family, family_of
-from .names import Stored
+from .names import Stored, text_layers
 from .refusals import refuse_pipeline, refuse_unet, supported
 from .source import Source, read_json
 from .stored import PICKLES, read_header
+from .tokenizer import row_length, tokenizer_class
 
 _VARIANTS = ("", ".fp16", ".bf16")
+
+# Components of diffusers' pipelines that a bundle has no use for, and what that means.
+_WITHOUT = {
+    "safety_checker": "latentc doesn't look at what pictures show",
+    "feature_extractor": "it prepares pictures for the safety checker or an image encoder alone",
+    "image_encoder": "only IP-Adapters read it",
+}
 
 # Keys that published configs have never left out. Others may be missing: the libraries have defaults for them.
 _REQUIRED: dict[str, dict[str, type]] = {
@@ -56,6 +65,8 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
     for name, config in configs.items():
         check_config(folder / name / "config.json", config, len(weights[name]))
     check_pixels(folder / "unet" / "config.json", unet, configs["vae"])
+    length, notices = _length(folder, family, configs, model_index)
+    card, unread = read_card(folder)
     return Checkpoint(
         family=family,
         source=source,
@@ -65,7 +76,53 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
         layout="diffusers",
         weights=weights,
         folder=folder,
+        length=length,
+        card=card,
+        notices=(*_left_out(family, model_index), *notices, *_spare_layers(family, configs, weights), *unread),
     )
+
+
+def _length(folder: Path, family: Family, configs: dict[str, Config], model_index: Config) -> tuple[int, list[str]]:
+    """Ids in a row of every text encoder, and what to say of that. Their classes are looked at, too."""
+    lengths: dict[str, int] = {}
+    notices: list[str] = []
+    for facts in family.tokenizers:
+        tokenizer_class(model_index, facts.name)
+        positions = configs[facts.encoder].get("max_position_embeddings", facts.length)
+        lengths[facts.name], notice = row_length(folder / facts.name, positions)
+        notices += [notice] if notice else []
+    if len(set(lengths.values())) > 1:
+        said = " and ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise CheckpointError(
+            f"{folder} fills prompts up to {said} (model_max_length, or max_position_embeddings), and its embeddings "
+            "are joined id by id. Compare these configs with those that the checkpoint was published with."
+        )
+    return lengths.popitem()[1], notices
+
+
+def _left_out(family: Family, model_index: Config) -> list[str]:
+    """What to say of components that the index lists and a bundle doesn't have."""
+    known = {"scheduler", *(one.name for one in (*family.components, *family.tokenizers))}
+    notices: list[str] = []
+    for name, entry in model_index.items():
+        cls: object = cast("list[object]", entry)[-1] if isinstance(entry, list) and entry else None
+        if name not in known and isinstance(cls, str) and not name.startswith("_"):
+            why = _WITHOUT.get(name, "latentc doesn't know what it is for, and diffusers' pipeline may draw with it")
+            notices.append(f"{name[:LONGEST]} ({cls[:LONGEST]}) is left out: {why}.")
+    return notices
+
+
+def _spare_layers(family: Family, configs: dict[str, Config], weights: dict[str, Stored]) -> list[str]:
+    """What to say of text encoders whose file holds more layers than their config asks for: a clip skip, baked in."""
+    notices: list[str] = []
+    for name in family.prompt.encoders:
+        asked, there = configs[name]["num_hidden_layers"], text_layers(weights[name])
+        if there > asked:
+            notices.append(
+                f"{name}/config.json asks for {asked} layers, and {there} are stored: the first {asked} are read, as "
+                "transformers does (a baked-in clip skip)."
+            )
+    return notices
 
 
 def _no_index(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import install
+from .card import comes_along
 from .families import FAMILIES
 
 _TIMEOUT_SECONDS = 20
@@ -48,7 +49,7 @@ def wanted(names: Iterable[str]) -> list[str]:
     for name in names:
         folder, _, file = name.rpartition("/")
         small = folder in {"scheduler", *tokenizers} and file.endswith((".json", ".txt"))
-        if small or name == "model_index.json" or (folder in components and file == "config.json"):
+        if small or name == "model_index.json" or comes_along(name) or (folder in components and file == "config.json"):
             chosen.append(name)
     for component in sorted(components):
         weights = [name for name in names if name.startswith(f"{component}/") and ".safetensors" in name]
@@ -58,7 +59,7 @@ def wanted(names: Iterable[str]) -> list[str]:
 
 
 def _cached(hub: Any, repository: str, revision: str | None, cause: Exception) -> str:
-    patterns = ["*.json", "*.txt", "*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.md", "LICEN*", "*.safetensors"]
     try:
         return hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True)
     except Exception:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError
 from .bounds import check_config, check_pixels
+from .card import stated_card
 from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
@@ -23,7 +24,7 @@ def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
     a file that is damaged, pickled, incomplete or of a kind that isn't supported.
     """
     refuse_pickle(path)
-    tensors, _ = read_header(path)
+    tensors, metadata = read_header(path)
     refuse_names(path, tensors)
     family = _family(path, tensors)
     weights = {c.name: component_tensors(tensors, family, c.name) for c in family.components}
@@ -49,6 +50,8 @@ def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
         model_index=model_index(family, scheduler),
         layout="original",
         weights=weights,
+        card=stated_card(metadata),
+        length=min(min(facts.length, configs[facts.encoder]["max_position_embeddings"]) for facts in family.tokenizers),
     )
 
 

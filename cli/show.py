@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.bundle import PARTS, Bundle
+from ..core.bundle import PARTS, Bundle, License
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
@@ -69,6 +69,9 @@ def bundle(
     console.print(
         f"[bold]{escape(str(opened.folder))}[/]: {manifest.family}{label}, from {escape(manifest.source.location)}"
     )
+    console.print(_license(manifest.license), markup=False)
+    for notice in manifest.notices:
+        console.print(f"note: {notice}", markup=False)
     parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
@@ -83,6 +86,11 @@ def bundle(
 
     for path in broken:
         console.print(f"{path.name} is damaged. {AGAIN}", markup=False)
+
+
+def _license(found: License) -> str:
+    said = [found.declared or "not declared", found.name and f"({found.name})", found.link]
+    return f"licence: {' '.join(filter(None, said))}" + (f"; with {', '.join(found.files)}" if found.files else "")
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:

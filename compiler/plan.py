@@ -27,7 +27,7 @@ from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
-from .targets import GUIDED_ROWS, PROMPT_LENGTH, targets, wanted
+from .targets import GUIDED_ROWS, targets, wanted
 
 WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
@@ -278,7 +278,7 @@ def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
     model = bundle.manifest.model
     side = model.default_size if part == "vae_encoder" else model.default_size // model.downscale
     rows = GUIDED_ROWS if part == "unet" else 1
-    sizes = {"batch": rows, "height": side, "width": side, "length": PROMPT_LENGTH}
+    sizes = {"batch": rows, "height": side, "width": side, "length": model.length}
     return {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
 
 

@@ -25,7 +25,7 @@ ENDS = "ends"
 """The denoiser's cases that belong to no drawing: timesteps at both ends, and near them."""
 
 IN, OUT = "in.", "out."
-IDS = "input_ids"
+IDS, MASK = "input_ids", "attention_mask"
 TABLE = "table"
 """Of a text encoder: SHA-256 of its table of token embeddings as f32, row by row, in hex."""
 
