@@ -88,7 +88,7 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
     notices: list[str] = []
     for facts in family.tokenizers:
         tokenizer_class(model_index, facts.name)
-        positions = configs[facts.encoder].get("max_position_embeddings", facts.length)
+        positions = configs[facts.encoder].get("max_position_embeddings") or facts.length
         lengths[facts.name], notice = row_length(folder / facts.name, positions)
         notices += [notice] if notice else []
     if len(set(lengths.values())) > 1:
