@@ -8,7 +8,6 @@ from ..core.bundle import Bundle, checked_graph
 from ..core.shapes import shape_of
 from ..sampling.denoise import DENOISER
 from ..sampling.pixels import DECODER
-from ..sampling.prompt import LENGTH
 from .records import Setting, Stage, Work
 
 
@@ -25,7 +24,7 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
     prompts = 2 if guided and not zeros else 1
     encoders = sum(_count(bundle, encoder.part, {"batch": prompts}) for encoder in model.text_encoders)
     rows = setting.batch * (2 if guided else 1)
-    denoiser = _count(bundle, DENOISER, {"batch": rows, "height": height, "width": width, "length": LENGTH})
+    denoiser = _count(bundle, DENOISER, {"batch": rows, "height": height, "width": width, "length": model.length})
     decoder = setting.batch * _count(bundle, DECODER, {"batch": 1, "height": height, "width": width})
     return {
         "text_encoder": Work(flops=encoders),

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CheckpointError
-from ..core.reading import TABLE_BYTES, read_small, unreadable
+from ..core.reading import unreadable
 from .bounds import latent_sides
-from .families import Config, Family, TokenizerFacts
+from .card import Card
+from .families import Config, Family
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
 from .source import Source
 from .stored import stored_bytes
-from .tokenizer import FILES, complete, load_tokenizer, shipped_files
+from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,11 @@ class Checkpoint:
     """The folder on this machine, in diffusers' layout."""
     others: Mapping[str, tuple[Source, Literal["diffusers", "original"]]] = field(default_factory=dict[str, Any])
     """Components that come from somewhere else: from where, and the layout of their tensors."""
-    notices: tuple[str, ...] = ()
+    length: int = 77
+    """Token ids in a row of each text encoder: what a chunk of a prompt is filled up to."""
+    card: Card = field(default_factory=Card, repr=False)
+    """Licence and model card."""
+    notices: tuple[str, ...] = field(default=(), repr=False)
     """What was taken otherwise than its files say, or left out: sentences for whoever exports it."""
 
     @property
@@ -69,7 +73,7 @@ class Checkpoint:
         module = build(facts, config)
         layout = self.others[component][1] if component in self.others else self.layout
         if layout == "diffusers":
-            plan = folder_plan(self.weights[component], facts.cls)
+            plan = folder_plan(self.weights[component], facts.cls, config.get("num_hidden_layers"))
         else:
             plan = original_plan(self.weights[component], self.family, component, config)
         return fill(module, facts, plan, dtype)
@@ -77,30 +81,28 @@ class Checkpoint:
     def tokenizer_files(self, tokenizer: str) -> dict[str, bytes]:
         """The five files of a tokenizer by name, with those that lack produced.
 
-        `tokenizer.json` is for the `tokenizers` library alone: it gives the ids of transformers'
-        CLIPTokenizer, cut and filled up to the encoder's length with the family's padding token.
+        `tokenizer.json` is for the `tokenizers` library alone: it gives the ids of transformers' class, cut and
+        filled up to `length`. Raises CheckpointError for a tokenizer whose ids it wouldn't give.
         """
-        facts, length = self._tokenizer_facts(tokenizer)
-        return complete(self._stored_tokenizer(tokenizer), facts, length)
+        facts = self.family.tokenizer(tokenizer)
+        rows = self.configs[facts.encoder].get("vocab_size")
+        return complete(self._stored_tokenizer(tokenizer), facts, self.length, self._tokenizer_class(tokenizer), rows)
 
     def tokenizer(self, tokenizer: str) -> Any:
-        """Transformers' own tokenizer of the checkpoint's files, which cuts and fills up to the encoder's length."""
-        facts, length = self._tokenizer_facts(tokenizer)
-        loaded = load_tokenizer(self._stored_tokenizer(tokenizer), facts)
-        loaded.model_max_length = length
+        """Transformers' own tokenizer of the checkpoint's files, which cuts and fills up to `length`."""
+        facts = self.family.tokenizer(tokenizer)
+        loaded = load_tokenizer(self._stored_tokenizer(tokenizer), facts, self._tokenizer_class(tokenizer))
+        loaded.model_max_length = self.length
         return loaded
 
-    def _tokenizer_facts(self, tokenizer: str) -> tuple[TokenizerFacts, int]:
-        facts = self.family.tokenizer(tokenizer)
-        return facts, self.configs[facts.encoder].get("max_position_embeddings", facts.length)
+    def _tokenizer_class(self, tokenizer: str) -> str:
+        return tokenizer_class(self.model_index, tokenizer)
 
     def _stored_tokenizer(self, tokenizer: str) -> dict[str, bytes]:
         """The files of a tokenizer that the checkpoint has; the shipped ones where it is no folder."""
         if self.folder is None:
             return shipped_files(self.family.tokenizer(tokenizer))
-        place = self.folder / tokenizer
-        names = (*FILES, "added_tokens.json")
-        return {name: _small(place / name) for name in names if os.path.lexists(place / name)}
+        return stored_files(self.folder / tokenizer)
 
     def digest(self, component: str) -> str:
         """Sha-256, in hex, of the component's config and of its tensors' names, types and stored bytes.
@@ -125,10 +127,6 @@ def component_tensors(tensors: Stored, family: Family, component: str) -> Stored
     """Of a whole original file, the tensors of one component, under their names there."""
     prefix = original_prefix(family, component)
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _small(path: Path) -> bytes:
-    return read_small(path, TABLE_BYTES, CheckpointError, "Fetch it again.")
 
 
 def _is_remark(key: str) -> bool:

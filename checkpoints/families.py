@@ -59,6 +59,8 @@ class Prompt:
     """The encoder whose `text_embeds` the UNet takes as well."""
     time_ids: bool = False
     """Whether the UNet takes (height, width, top, left, target height, target width) in pixels."""
+    masks_padding: bool = False
+    """Whether diffusers' pipeline heeds an encoder's `use_attention_mask`."""
     zeros_for_empty: bool = False
     """Whether an empty negative prompt is all zeros, unless model_index.json says otherwise."""
 
@@ -194,7 +196,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
-        prompt=Prompt(("text_encoder",), "last"),
+        prompt=Prompt(("text_encoder",), "last", masks_padding=True),
         pixels=512,
         marks={"use_linear_projection": None, "addition_embed_type": None},
         texts=(TextLayout("text_encoder", "cond_stage_model.transformer.", "transformers"),),
@@ -208,7 +210,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
-        prompt=Prompt(("text_encoder",), "last"),
+        prompt=Prompt(("text_encoder",), "last", masks_padding=True),
         pixels=768,
         marks={"use_linear_projection": True, "addition_embed_type": None},
         texts=(TextLayout("text_encoder", "cond_stage_model.model.", "openclip", drops_last_layer=True),),

@@ -6,18 +6,28 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from ..core.errors import CheckpointError
-from ..core.record import shown
+from ..core.record import LONGEST, shown
 from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics
+from .card import read_card
 from .checkpoint import Checkpoint
 from .families import Config, Family, family_of
 from .files import check_variant, component_weights, convert, names_in, variants
-from .names import Stored
+from .names import Stored, text_layers
 from .others import Other, configured, rescaled
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .source import Source, check_class, read_json
 from .stored import PICKLES
+from .tokenizer import row_length, tokenizer_class
+
+# Components of diffusers' pipelines that a bundle has no use for, and what that means.
+_WITHOUT = {
+    "safety_checker": "latentc doesn't look at what pictures show",
+    "feature_extractor": "it prepares pictures for the safety checker or an image encoder alone",
+    "image_encoder": "only IP-Adapters read it",
+}
 
 
 def open_folder(
@@ -67,6 +77,8 @@ def open_folder(
     check_pixels(folder / "unet" / "config.json", configs["unet"], configs["vae"])
     check_statistics(folder / "vae" / "config.json", family, configs["vae"])
     check_fit(folder, family, configs)
+    length, lengths = _length(folder, family, configs, model_index)
+    card, unread = read_card(folder)
     return Checkpoint(
         family=family,
         source=replace(source, variant=variant),
@@ -76,7 +88,17 @@ def open_folder(
         layout="diffusers",
         weights=weights,
         folder=folder,
-        notices=(*notice_of_pipeline(family, model_index), *notices, *said),
+        length=length,
+        card=card,
+        notices=(
+            *notice_of_pipeline(family, model_index),
+            *_left_out(family, model_index),
+            *notices,
+            *said,
+            *lengths,
+            *_spare_layers(family, configs, weights),
+            *unread,
+        ),
         others={name: (other.source, other.layout) for name, other in others.items()},
     )
 
@@ -116,6 +138,49 @@ def _weights(
         f"the variant {found} were taken."
         for found in sorted(set(filter(None, differing.values())))
     ]
+
+
+def _length(folder: Path, family: Family, configs: dict[str, Config], model_index: Config) -> tuple[int, list[str]]:
+    """Ids in a row of every text encoder, and what to say of that. Their classes are looked at, too."""
+    lengths: dict[str, int] = {}
+    notices: list[str] = []
+    for facts in family.tokenizers:
+        tokenizer_class(model_index, facts.name)
+        positions = configs[facts.encoder].get("max_position_embeddings") or facts.length
+        lengths[facts.name], notice = row_length(folder / facts.name, positions)
+        notices += [notice] if notice else []
+    if len(set(lengths.values())) > 1:
+        said = " and ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise CheckpointError(
+            f"{folder} fills prompts up to {said} (model_max_length, or max_position_embeddings), and its embeddings "
+            "are joined id by id. Compare these configs with those that the checkpoint was published with."
+        )
+    return lengths.popitem()[1], notices
+
+
+def _left_out(family: Family, model_index: Config) -> list[str]:
+    """What to say of components that the index lists and a bundle doesn't have."""
+    known = {"scheduler", *(one.name for one in (*family.components, *family.tokenizers))}
+    notices: list[str] = []
+    for name, entry in model_index.items():
+        cls: object = cast("list[object]", entry)[-1] if isinstance(entry, list) and entry else None
+        if name not in known and isinstance(cls, str) and not name.startswith("_"):
+            why = _WITHOUT.get(name, "latentc doesn't know what it is for, and diffusers' pipeline may draw with it")
+            notices.append(f"{name[:LONGEST]} ({cls[:LONGEST]}) is left out: {why}.")
+    return notices
+
+
+def _spare_layers(family: Family, configs: dict[str, Config], weights: dict[str, Stored]) -> list[str]:
+    """What to say of text encoders whose file holds more layers than their config asks for: a clip skip, baked in."""
+    notices: list[str] = []
+    for name in family.prompt.encoders:
+        asked, there = configs[name]["num_hidden_layers"], text_layers(weights[name])
+        if there > asked:
+            notices.append(
+                f"{name}/config.json asks for {asked} layers, and {there} are stored: the first {asked} are read, as "
+                "transformers does (a baked-in clip skip)."
+            )
+    return notices
 
 
 def _no_index(folder: Path) -> str:

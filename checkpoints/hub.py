@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import install
+from .card import comes_along
 from .families import FAMILIES
 from .files import FALLBACKS, variant_of
 
@@ -123,7 +124,12 @@ def wanted(names: Iterable[str], variant: str | None = None) -> list[str]:
     for name in names:
         folder, _, file = name.rpartition("/")
         small = folder in {"scheduler", *tokenizers} and file.endswith((".json", ".txt"))
-        if small or name in ("model_index.json", "config.json") or (folder in components and file == "config.json"):
+        if (
+            small
+            or name in ("model_index.json", "config.json")
+            or comes_along(name)
+            or (folder in components and file == "config.json")
+        ):
             chosen.append(name)
     for folder, component in sorted((*components.items(), ("", components["unet"]))):
         start = f"{folder}/" if folder else ""
@@ -140,7 +146,7 @@ def wanted(names: Iterable[str], variant: str | None = None) -> list[str]:
 
 
 def _cached(hub: Any, repository: str, revision: str | None, cause: Exception) -> str:
-    patterns = ["*.json", "*.txt", "*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.md", "LICEN*", "*.safetensors"]
     try:
         return hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True)
     except Exception:

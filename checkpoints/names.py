@@ -29,6 +29,8 @@ VAE_PREFIX = "first_stage_model."
 # Buffers that older libraries stored, and what only training or the image side of CLIP used.
 _SPARE_TEXT = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
 _SPARE_PROJECTION = re.compile(r"^(text_model\.)?text_projection(\.weight)?$")
+_SPARE_VISION = re.compile(r"^(vision_model|visual_projection)\.")
+_TEXT_LAYER = re.compile(r"^(?:text_model\.)?encoder\.layers\.(\d+)\.")
 _SPARE_VAE = re.compile(r"^(loss|model_ema)\.")
 
 # Attention blocks as diffusers named them before 0.15.
@@ -79,11 +81,14 @@ def views(tensors: Stored) -> Plan:
     return {name: View(tensor, tensor.shape) for name, tensor in tensors.items()}
 
 
-def folder_plan(tensors: Stored, cls: str) -> Plan:
-    """The plan of a component in diffusers' layout, whose old names are brought up to date."""
+def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
+    """The plan of a component in diffusers' layout, whose old names are brought up to date.
+
+    Of a text encoder, `layers` are read, as transformers does: its file may hold more.
+    """
     plan: Plan = {}
     for name, view in views(tensors).items():
-        if cls.startswith("CLIP") and _spare_text(name, cls):
+        if cls.startswith("CLIP") and (_spare_text(name, cls) or (layers and _text_layer(name) >= layers)):
             continue
         match = _OLD_ATTENTION.search(name)
         if match:
@@ -91,6 +96,11 @@ def folder_plan(tensors: Stored, cls: str) -> Plan:
             view = _matrix(view)
         plan[name] = view
     return plan
+
+
+def text_layers(names: Iterable[str]) -> int:
+    """Layers of a text encoder under transformers' names."""
+    return 1 + max(map(_text_layer, names), default=-1)
 
 
 def original_plan(tensors: Stored, family: Family, component: str, config: Config) -> Plan:
@@ -148,7 +158,14 @@ def _text_layout(family: Family, component: str) -> TextLayout | None:
 
 def _spare_text(name: str, cls: str) -> bool:
     projects = cls == "CLIPTextModelWithProjection"
-    return bool(_SPARE_TEXT.search(name)) or (not projects and bool(_SPARE_PROJECTION.match(name)))
+    spare = _SPARE_TEXT.search(name) or _SPARE_VISION.match(name) or (not projects and _SPARE_PROJECTION.match(name))
+    return bool(spare)
+
+
+def _text_layer(name: str) -> int:
+    """The number of the layer that a tensor belongs to; -1 for others."""
+    match = _TEXT_LAYER.match(name)
+    return int(match[1]) if match else -1
 
 
 def _matrix(view: View) -> View:

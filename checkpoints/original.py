@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import CheckpointError
 from ..core.record import in_a_line
 from .bounds import check_config, check_fit, check_pixels, check_statistics
+from .card import stated_card
 from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
@@ -40,7 +41,7 @@ def open_file(path: Path, source: Source, prediction: str | None, others: Mappin
     a file that is damaged, pickled, incomplete, quantized or of a kind that isn't supported.
     """
     refuse_pickle(path)
-    tensors, _ = read_header(path)
+    tensors, metadata = read_header(path)
     tensors = with_scales(tensors)
     family = _family(path, tensors, others)
     weights = {c.name: component_tensors(tensors, family, c.name) for c in family.components}
@@ -74,6 +75,8 @@ def open_file(path: Path, source: Source, prediction: str | None, others: Mappin
         weights=weights,
         others={name: (other.source, other.layout) for name, other in others.items()},
         notices=(*_left_over(tensors, family), *said),
+        card=stated_card(metadata),
+        length=min(min(facts.length, configs[facts.encoder]["max_position_embeddings"]) for facts in family.tokenizers),
     )
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from .open import Checkpoint
 
-MAX_TOKENS = 77
-
 
 @dataclass(frozen=True)
 class PartSpec:
@@ -77,6 +75,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
     mean, std = (vae.get(key) for key in ("latents_mean", "latents_std"))
     return Model(
         text_encoders=tuple(_reading(checkpoint, encoder) for encoder in prompt.encoders),
+        length=checkpoint.length,
         latent_channels=unet["in_channels"],
         downscale=downscale,
         scaling_factor=vae.get("scaling_factor") or 0.18215,
@@ -96,12 +95,19 @@ def _reading(checkpoint: Checkpoint, encoder: str) -> TextEncoder:
     layers = checkpoint.configs[encoder]["num_hidden_layers"]
     embedding = "last_hidden_state" if prompt.hidden_state == "last" else f"hidden_states.{layers - 1}"
     pooled = "text_embeds" if prompt.pooled == encoder else None
-    return TextEncoder(part=encoder, tokenizer=tokenizer, embedding=embedding, pooled=pooled)
+    return TextEncoder(
+        part=encoder,
+        tokenizer=tokenizer,
+        embedding=embedding,
+        pooled=pooled,
+        masked=_masked(checkpoint, encoder),
+        vocabulary=checkpoint.configs[encoder].get("vocab_size"),
+    )
 
 
 def _text_encoder(checkpoint: Checkpoint, encoder: str) -> PartSpec:
     config, prompt = checkpoint.configs[encoder], checkpoint.family.prompt
-    sequence = ("batch", MAX_TOKENS, config["hidden_size"])
+    sequence = ("batch", checkpoint.length, config["hidden_size"])
     projected = checkpoint.family.component(encoder).cls.endswith("WithProjection")
     outputs = [TensorInfo(name="last_hidden_state", dtype="float32", shape=sequence)]
     if projected:
@@ -111,13 +117,21 @@ def _text_encoder(checkpoint: Checkpoint, encoder: str) -> PartSpec:
     if prompt.hidden_state == "penultimate":
         layers = range(config["num_hidden_layers"])
         outputs += [TensorInfo(name=f"hidden_states.{layer}", dtype="float32", shape=sequence) for layer in layers]
-    ids = TensorInfo(name="input_ids", dtype="int64", shape=("batch", MAX_TOKENS))
-    return PartSpec(encoder, "text_encoder", encoder, (ids,), tuple(outputs), _call_text_encoder)
+    inputs = ["input_ids", "attention_mask"] if _masked(checkpoint, encoder) else ["input_ids"]
+    rows = tuple(TensorInfo(name=name, dtype="int64", shape=("batch", checkpoint.length)) for name in inputs)
+    return PartSpec(encoder, "text_encoder", encoder, rows, tuple(outputs), _call_text_encoder)
 
 
-def _call_text_encoder(model: Any, names: tuple[str, ...], input_ids: Any) -> tuple[Any, ...]:
+def _masked(checkpoint: Checkpoint, encoder: str) -> bool:
+    """Whether diffusers' pipeline hides padding from the encoder."""
+    return checkpoint.family.prompt.masks_padding and bool(checkpoint.configs[encoder].get("use_attention_mask"))
+
+
+def _call_text_encoder(
+    model: Any, names: tuple[str, ...], input_ids: Any, attention_mask: Any = None
+) -> tuple[Any, ...]:
     states = any(name.startswith("hidden_states.") for name in names)
-    output = model(input_ids=input_ids, output_hidden_states=states, return_dict=True)
+    output = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=states, return_dict=True)
 
     def named(name: str) -> Any:
         stem, _, layer = name.partition(".")

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.bundle import PARTS, Bundle, Source
+from ..core.bundle import PARTS, Bundle, License, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
@@ -69,8 +69,9 @@ def bundle(
     )
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
+    console.print(_license(manifest.license), markup=False)
     for notice in manifest.notices:
-        console.print(notice, markup=False)
+        console.print(f"note: {notice}", markup=False)
     parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
@@ -92,6 +93,11 @@ def bundle(
 def _from(source: Source) -> str:
     """Where a checkpoint or a component came from."""
     return source.location + (f", variant {source.variant}" if source.variant else "")
+
+
+def _license(found: License) -> str:
+    said = [found.declared or "not declared", found.name and f"({found.name})", found.link]
+    return f"licence: {' '.join(filter(None, said))}" + (f"; with {', '.join(found.files)}" if found.files else "")
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:

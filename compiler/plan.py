@@ -28,7 +28,7 @@ from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
-from .targets import GUIDED_ROWS, PROMPT_LENGTH, Wanted, targets, wanted
+from .targets import GUIDED_ROWS, Wanted, targets, wanted
 
 WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
@@ -164,7 +164,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
         if costs is None or not costs.on_host:
             return None
         batch = rows if bundle.part(want.part).role == "denoiser" else 1
-        sizes = {"batch": batch, "height": height, "width": width, "length": PROMPT_LENGTH}
+        sizes = {"batch": batch, "height": height, "width": width, "length": bundle.manifest.model.length}
         shape = {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
         total = max(total, costs.base) + _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
     return total or None
@@ -301,7 +301,7 @@ def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
     model = bundle.manifest.model
     side = model.default_size if part == "vae_encoder" else model.default_size // model.downscale
     rows = GUIDED_ROWS if part == "unet" else 1
-    sizes = {"batch": rows, "height": side, "width": side, "length": PROMPT_LENGTH}
+    sizes = {"batch": rows, "height": side, "width": side, "length": model.length}
     return {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
 
 

@@ -16,7 +16,6 @@ from ..runtimes.base import TOGETHER, check_threads
 from .cache import DIGEST, Fields, key_of
 from .lower import LOWERING_VERSION
 
-PROMPT_LENGTH = 77
 GUIDED_ROWS = 2
 
 
@@ -147,24 +146,20 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
     another engine takes it with the negative one. The UNet sees twice the pictures where guided; the VAE is called with
     one picture at a time.
     """
-    sizes = profile.shapes.sizes
+    sizes, model = profile.shapes.sizes, bundle.manifest.model
     info = bundle.part(part)
     if info.takes("input_ids"):
         if free:
             return [None]
         prompts = (1, GUIDED_ROWS) if profile.shapes.guided else (1,)
-        return [
-            {tensor.name: shape_of(tensor.shape, {"batch": rows, "length": PROMPT_LENGTH}) for tensor in info.inputs}
-            for rows in prompts
-        ]
+        return [{tensor.name: shape_of(tensor.shape, {"batch": rows}) for tensor in info.inputs} for rows in prompts]
     if not sizes:
         return [None]
     built: list[Mapping[str, tuple[int, ...]] | None] = []
     for size in sizes:
-        own = bundle.manifest.model.own_size
-        width, height = own if size == OWN else (int(side) for side in size.split("x"))
+        width, height = model.own_size if size == OWN else (int(side) for side in size.split("x"))
         rows = profile.shapes.images * (GUIDED_ROWS if profile.shapes.guided else 1) if part == "unet" else 1
-        scale = 1 if part == "vae_encoder" else bundle.manifest.model.downscale
-        values = {"batch": rows, "height": height // scale, "width": width // scale, "length": PROMPT_LENGTH}
+        scale = 1 if part == "vae_encoder" else model.downscale
+        values = {"batch": rows, "height": height // scale, "width": width // scale, "length": model.length}
         built.append({tensor.name: shape_of(tensor.shape, values) for tensor in info.inputs})
     return built

@@ -24,6 +24,7 @@ from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..sampling.denoise import DENOISER, Walk, feeds, is_guided, step
 from ..sampling.draw import Host, draw, latent_shape, read_text, unet_constants, unscaled, walk_of
 from ..sampling.pixels import DECODER, quantized
+from ..sampling.prompt import ids_of
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
 DRAWN_ALWAYS = ("whole", "wide", "single", "long")
@@ -160,9 +161,8 @@ def _check_tokens(host: Host, stored: Drawings) -> None:
     for encoder, vocabulary in zip(host.model.text_encoders, host.vocabularies, strict=True):
         wanted = stored.tokens[encoder.part]
         frame = (vocabulary.start, vocabulary.end, vocabulary.pad, vocabulary.length)
-        texts = list(wanted.texts)
-        read = vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)
-        other = [text for text, ids, one in zip(texts, wanted.ids, read, strict=True) if tuple(one.ids) != ids]
+        pairs = zip(wanted.texts, wanted.ids, strict=True)
+        other = [text for text, ids in pairs if tuple(ids_of(vocabulary, text)) != ids]
         if other or frame != (wanted.start, wanted.end, wanted.pad, wanted.length):
             raise ParityError(
                 f"The tokenizer of {encoder.part} gives other token ids than transformers gave at export, for "
@@ -316,12 +316,11 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
     for encoder in model.text_encoders:
         case = next(case for case in stored_cases(bundle, encoder.part) if case.name == "prompts")
         known[encoder.part] = {
-            ids.tobytes(): {name: array[row] for name, array in case.outputs.items()}
-            for row, ids in enumerate(case.feeds[IDS])
+            fed: {name: array[row] for name, array in case.outputs.items()} for row, fed in enumerate(_fed(case.feeds))
         }
 
     def answer(part: str, given: Mapping[str, Array]) -> dict[str, Array]:
-        rows = [known[part].get(ids.tobytes()) for ids in given[IDS]]
+        rows = [known[part].get(fed) for fed in _fed(given)]
         found = [row for row in rows if row is not None]
         if len(found) < len(rows):
             raise ParityError(
@@ -331,6 +330,11 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
     return answer
+
+
+def _fed(given: Mapping[str, Array]) -> list[bytes]:
+    """What each row of a text encoder is fed: ids, and the mask where it takes one."""
+    return [b"".join(given[name][row].tobytes() for name in sorted(given)) for row in range(len(given[IDS]))]
 
 
 def _difference(output: Array) -> Array:

@@ -4,6 +4,7 @@
 <bundle>/model_index.json           as diffusers writes it
 <bundle>/<part>/model.onnx          graph; weights in model.onnx_data beside it
 <bundle>/tokenizer/, scheduler/     as diffusers writes them
+<bundle>/README.md, LICENSE...      the checkpoint's model card and licence, as they were
 <bundle>/reference/                 fixed inputs, and what PyTorch made of them (`core.references`)
 <bundle>/engines/<key>/             artifacts: the compiler's, not the export's
 """
@@ -52,6 +53,9 @@ Dim = (
     | Annotated[str, StringConstraints(pattern=r"^([1-9]\d{0,3}\*[a-z_]{1,32}|[a-z_]{1,32}(/[1-9]\d{0,3})?)$")]
 )
 """An axis: its size, or the name of a size that is free, as `height`, `8*height` or `height/8`."""
+
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,255}$")]
+"""Words of a stranger's, in one line and without control characters."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -108,12 +112,18 @@ class TextEncoder(Record):
     """The output that is read as the prompt's embedding, [rows, 77, width]."""
     pooled: str | None = None
     """The output that is read as the whole prompt's embedding, [rows, width] (SDXL's `text_embeds`)."""
+    masked: bool = False
+    """Whether it takes an `attention_mask` as well, which hides padding from it."""
+    vocabulary: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """Token ids that it knows: rows of its table of embeddings."""
 
 
 class Model(Record):
     """What the pipeline must know of the model family to draw."""
 
     text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
+    length: Annotated[int, Field(ge=3, le=4096)] = 77
+    """Token ids in a row of each text encoder: a start, a chunk of the prompt, an end, and padding."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=256)]
     """Pixels per latent, along each side."""
@@ -172,6 +182,16 @@ class Other(Source):
     """Of its config and its stored tensors."""
 
 
+class License(Record):
+    """The licence that the checkpoint declares, and the files of the bundle that came along with it."""
+
+    declared: Line | None = None
+    """As the hub's model cards have it, such as `creativeml-openrail-m`; None where nothing declares one."""
+    name: Line | None = None
+    link: Line | None = None
+    files: tuple[Line, ...] = ()
+
+
 class Manifest(Record):
     """`latentc.json`."""
 
@@ -181,6 +201,7 @@ class Manifest(Record):
     source: Source
     components: dict[str, Other] = Field(default_factory=dict)
     """Components that were taken from elsewhere (`export --vae --unet`), by name."""
+    license: License = License()
     notices: tuple[str, ...] = ()
     """What was taken otherwise than the checkpoint's files say, or left out."""
     model: Model

@@ -28,7 +28,7 @@ CHANGING = ("sample", "timestep")
 """Inputs of the denoiser that change from call to call."""
 
 IN, OUT = "in.", "out."
-IDS = "input_ids"
+IDS, MASK = "input_ids", "attention_mask"
 TABLE = "table"
 """Of a text encoder: SHA-256 of its table of token embeddings as f32, row by row, in hex."""
 

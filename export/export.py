@@ -15,7 +15,19 @@ import numpy as np
 from .. import __version__
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
-from ..core.bundle import MANIFEST, Bundle, FileInfo, Manifest, Other, Part, Source, digest, open_bundle, proof_digest
+from ..core.bundle import (
+    MANIFEST,
+    Bundle,
+    FileInfo,
+    License,
+    Manifest,
+    Other,
+    Part,
+    Source,
+    digest,
+    open_bundle,
+    proof_digest,
+)
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.progress import Progress, quiet
@@ -55,6 +67,7 @@ def export(
         checkpoint, revision=revision, prediction=prediction, variant=variant, components=components
     )
     ready()  # which takes seconds
+    tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
     from .reference import References
 
     folder = Path(folder).resolve()
@@ -67,7 +80,7 @@ def export(
         parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
         _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
-        _write_configs(opened, references.scheduler, fresh)
+        _write_configs(opened, references.scheduler, tokenizers, fresh)
         on_progress("digest", None)
         _write_manifest(opened, parts, fresh)
     return open_bundle(folder)
@@ -127,7 +140,9 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
-def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Path) -> None:
+def _write_configs(
+    checkpoint: Checkpoint, scheduler: dict[str, Any], tokenizers: dict[str, dict[str, bytes]], fresh: Path
+) -> None:
     """What diffusers and optimum look for beside the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
     family = checkpoint.family
@@ -139,20 +154,22 @@ def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Pat
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
     index.pop("vae", None)
-    for tokenizer in checkpoint.family.tokenizers:
-        (fresh / tokenizer.name).mkdir()
-        for name, content in checkpoint.tokenizer_files(tokenizer.name).items():
-            (fresh / tokenizer.name / name).write_bytes(content)
+    for tokenizer, files in tokenizers.items():
+        (fresh / tokenizer).mkdir()
+        for name, content in files.items():
+            (fresh / tokenizer / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
     _write_json(fresh / "scheduler" / "scheduler_config.json", scheduler)
     for name, entry in index.items():  # of what isn't in the bundle, as diffusers writes it: a safety checker, for one
         if isinstance(entry, list) and not (fresh / name).is_dir():
             index[name] = [None, None]
     _write_json(fresh / "model_index.json", index)
+    for name, content in checkpoint.card.files.items():
+        (fresh / name).write_bytes(content)
 
 
 def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path) -> None:
-    source = checkpoint.source
+    source, card = checkpoint.source, checkpoint.card
     files = {str(path.relative_to(fresh)): _info(path) for path in sorted(fresh.rglob("*")) if path.is_file()}
     manifest = Manifest(
         latentc=__version__,
@@ -162,6 +179,7 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
             name: Other.model_validate(asdict(other) | {"digest": checkpoint.digest(name)})
             for name, (other, _) in checkpoint.others.items()
         },
+        license=License(declared=card.license, name=card.name, link=card.link, files=tuple(card.files)),
         notices=checkpoint.notices,
         model=model_facts(checkpoint),
         parts=parts,

@@ -18,7 +18,7 @@ import numpy as np
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import ProfileError, RequestError
-from ..core.references import CHANGING, ENDS, IDS, TABLE, Case, Drawing, Drawings, Tokens, pack
+from ..core.references import CHANGING, ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..sampling.draw import unscaled
@@ -88,11 +88,15 @@ ODD_TEXTS = (
 )
 """Texts that tokenizers read differently: case, quotes, accents, digits, other scripts, spaces, signs."""
 
+ADDED_TEXTS = ("a {} here", "{0}, {0}!")
+"""Texts that a token which was added to the vocabulary is read in: textual inversions."""
+
 MOST_WORDS = 4000
 """Entries of a vocabulary that are read as texts: all of a small one."""
 
-CHUNK = 75
-"""Tokens of a prompt in one chunk of CLIP's."""
+MOST_ADDED = 200
+"""Added tokens that are read in texts, each by itself."""
+
 MAX_ROWS = 64
 """Up to so many chunks every id of a vocabulary is fed; of a larger one a sixteenth of the ids, and a digest of all."""
 SPREAD_ROWS = 16
@@ -131,8 +135,8 @@ class Embedded:
 
     given: dict[str, Any]
     """Arguments of the pipeline's call."""
-    ids: dict[str, list[Array]]
-    """Rows that each text encoder was fed."""
+    rows: dict[str, list[dict[str, Array]]]
+    """What each text encoder was fed, by input, row by row."""
 
 
 def run(module: torch.nn.Module, spec: PartSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -171,8 +175,9 @@ class References:
             for facts, one in tokenizers.items():
                 frame = (one.bos_token_id, one.eos_token_id, one.pad_token_id, one.model_max_length)
                 self._frames[facts.encoder] = Frame(*frame)
-                self._tokens[facts.encoder] = _tokens(one, self._frames[facts.encoder])
             pipeline = self._pipeline(**modules, **{facts.name: one for facts, one in tokenizers.items()})
+            for facts, one in tokenizers.items():
+                self._tokens[facts.encoder] = _tokens(pipeline, one, self._frames[facts.encoder])
             self._asked = self._wishes(pipeline.tokenizer)
             for asked in self._asked:
                 self._embedded[asked.name] = self._embed(pipeline, asked)
@@ -215,20 +220,22 @@ class References:
         """Cases of a text encoder: the first two prompts with every output; all prompts, and ids from all over the
         vocabulary, with those outputs that are read.
         """
-        rows = [row for embedded in self._embedded.values() for row in embedded.ids[spec.name]]
-        unique = list({row.tobytes(): row for row in rows}.values())
+        inputs = [tensor.name for tensor in spec.inputs]
+        rows = [row for embedded in self._embedded.values() for row in embedded.rows[spec.name]]
+        unique = list({b"".join(row[name].tobytes() for name in inputs): row for row in rows}.values())
         table = cast("Any", component).get_input_embeddings().weight.detach().float().numpy()
         reading = next(encoder for encoder in self.facts.text_encoders if encoder.part == spec.name)
         cases: list[Case] = []
-        for name, ids in {
-            "pair": np.stack(unique[:2]),
-            "prompts": np.stack(unique),
+        for name, given in {
+            "pair": unique[:2],
+            "prompts": unique,
             "vocabulary": _spread(self._frames[spec.name], len(table)),
         }.items():
-            outputs = run(module, spec, {IDS: ids})
+            feeds = {key: np.stack([row[key] for row in given]) for key in inputs}
+            outputs = run(module, spec, feeds)
             kept = outputs if name == "pair" else filter(None, (reading.embedding, reading.pooled))
             read = {key: outputs[key] for key in kept}
-            cases.append(Case(name, {IDS: ids}, read))
+            cases.append(Case(name, feeds, read))
         digest = hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
         return pack(cases, {}) | {TABLE: np.array(digest)}
 
@@ -409,7 +416,7 @@ class References:
         embedded = Embedded({}, {name: [] for name in self.checkpoint.family.prompt.encoders})
         hooks = [
             getattr(pipeline, name).register_forward_pre_hook(_keeping(rows), with_kwargs=True)
-            for name, rows in embedded.ids.items()
+            for name, rows in embedded.rows.items()
         ]
         guided = asked.guidance > 1
         negatives = [asked.negative, *[""] * (len(asked.prompts) - 1)]
@@ -491,18 +498,24 @@ def _exact(timestep: float) -> int:
     return round(timestep / unit) * unit
 
 
-def _tokens(tokenizer: Any, frame: Frame) -> Tokens:
-    """What transformers' tokenizer makes of odd texts, and of words from all over its vocabulary."""
+def _tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> Tokens:
+    """What diffusers' pipeline feeds for odd texts, words from all over the vocabulary, and tokens added to it."""
     words = sorted(
         word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
     )
     chosen = words[:: max(1, len(words) // MOST_WORDS)]
-    texts = (*ODD_TEXTS, *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)))
-    ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in texts)
+    added = list(tokenizer.added_tokens_encoder)[-MOST_ADDED:]
+    texts = (
+        *ODD_TEXTS,
+        *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)),
+        *(text.format(token) for token in added for text in ADDED_TEXTS),
+    )
+    written = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
+    ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in written)
     return Tokens(start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids))
 
 
-def _spread(frame: Frame, size: int) -> Array:
+def _spread(frame: Frame, size: int) -> list[dict[str, Array]]:
     """Rows of ids from all over a vocabulary, each framed as a prompt is: every id where few rows hold them."""
     ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
     room = frame.length - 2
@@ -510,34 +523,37 @@ def _spread(frame: Frame, size: int) -> Array:
     if rows > MAX_ROWS:
         rows = SPREAD_ROWS
         ids = ids[np.linspace(0, len(ids) - 1, rows * room).astype(int)]
-    made = np.full((rows, frame.length), frame.pad, np.int64)
-    made[:, 0] = frame.start
-    for index, row in enumerate(made):
-        part = ids[index * room : (index + 1) * room]
-        row[1 : len(part) + 1] = part
-        row[len(part) + 1] = frame.end
+    made: list[dict[str, Array]] = []
+    for part in np.split(ids, range(room, len(ids), room)):
+        row = np.full(frame.length, frame.pad, np.int64)
+        row[: len(part) + 2] = [frame.start, *part, frame.end]
+        made.append({IDS: row, MASK: (np.arange(frame.length) < len(part) + 2).astype(np.int64)})
     return made
 
 
-def _keeping(rows: list[Array]) -> Any:
-    """A hook that keeps the ids of a text encoder's call, row by row."""
+def _keeping(rows: list[dict[str, Array]]) -> Any:
+    """A hook that keeps what a text encoder's call was fed, row by row."""
 
     def hook(_module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
-        ids = arguments[0] if arguments else given[IDS]
-        rows.extend(ids.detach().numpy().astype(np.int64))
+        tensors = {IDS: arguments[0] if arguments else given[IDS], MASK: given.get(MASK)}
+        arrays = {
+            name: tensor.detach().numpy().astype(np.int64) for name, tensor in tensors.items() if tensor is not None
+        }
+        rows.extend(dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True))
 
     return hook
 
 
 def _full_chunk(tokenizer: Any, text: str) -> str:
     """The text, repeated and filled up to exactly one chunk of tokens."""
+    chunk = tokenizer.model_max_length - 2
 
     def count(words: list[str]) -> int:
         return len(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"])
 
     words = text.replace(",", "").split()
     chosen: list[str] = []
-    while count([*chosen, words[len(chosen) % len(words)]]) <= CHUNK:
+    while count([*chosen, words[len(chosen) % len(words)]]) <= chunk:
         chosen.append(words[len(chosen) % len(words)])
     short = next(word for word in (*words, *"abcdefghijklmnopqrstuvwxyz") if count([word]) == 1)
-    return " ".join([*chosen, *[short] * (CHUNK - count(chosen))])
+    return " ".join([*chosen, *[short] * (chunk - count(chosen))])

@@ -61,7 +61,7 @@ class Drawn:
 def host_files(model: Model) -> list[str]:
     """Files of a bundle that decide the picture, and that the host reads itself."""
     tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.text_encoders)
-    return [SCHEDULER, *(f"{one}/{name}" for one in tokenizers for name in ("tokenizer.json", "tokenizer_config.json"))]
+    return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
 
 
 def load_host(bundle: Bundle) -> Host:

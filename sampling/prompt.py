@@ -1,36 +1,38 @@
 """From a prompt's text to the denoiser's condition, with no cut: long prompts take several chunks.
 
-A text encoder reads 77 tokens: a start, at most 75 of the prompt, an end, and padding. A prompt of
-up to 75 tokens gives exactly the ids that transformers' CLIPTokenizer gives. A longer one is split
-into chunks of 75, each with its own start and end; each chunk is encoded apart, and the embeddings
+A text encoder reads 77 tokens (few models: fewer or more): a start, at most 75 of the prompt, an end, and
+padding. A prompt of up to 75 tokens gives exactly the ids that diffusers' pipeline feeds. A longer one is
+split into chunks of 75, each with its own start and end; each chunk is encoded apart, and the embeddings
 are joined along the sequence. Prompt and negative prompt are brought to the same length with empty
 chunks. A whole-prompt embedding (SDXL's `text_embeds`) is that of the first chunk.
+
+A textual inversion of several vectors has a token for each: `<toy>`, `<toy>_1`, `<toy>_2`. Its first token
+in a prompt means all of them, as diffusers' `maybe_convert_prompt` has it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import count, pairwise, takewhile
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ..core.bundle import Bundle, Model, TextEncoder
 from ..core.errors import BundleError, RequestError
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
+from ..core.references import IDS, MASK
 from ..core.tensors import Array
 from ..core.vocabulary import check_tokenizer, mapped
 from .finite import check_finite
 
-LENGTH = 77
 MAX_CHUNKS = 20
 MAX_CHARACTERS = 100_000
-MAX_LENGTH = 4096
 MOST_TOKENS = 64
 """Of one character: Unicode makes at most 18 of it, of at most 3 bytes each."""
 
@@ -47,6 +49,10 @@ class Vocabulary:
     end: int
     pad: int
     length: int
+    size: int | None = None
+    """Ids that the text encoder knows: a tokenizer may have more. None: all of them."""
+    several: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Tokens that mean several, and these, with spaces between."""
 
     @property
     def room(self) -> int:
@@ -60,6 +66,8 @@ class Tokens:
 
     rows: tuple[NDArray[np.int64], ...]
     """One array per text encoder, [prompts, chunks, 77]; the negative prompt, if any, is the first."""
+    used: tuple[NDArray[np.int64], ...]
+    """Of each row, the ids that aren't padding: [prompts, chunks]."""
     counts: tuple[int, ...]
     """Tokens of each prompt, without frame and padding."""
 
@@ -79,19 +87,43 @@ def tokenize(vocabularies: tuple[Vocabulary, ...], prompts: tuple[str, ...]) -> 
 
     Raises `RequestError` for a prompt of more than `MAX_CHUNKS` chunks, or one that isn't Unicode text.
     """
-    read = [[_ids(vocabulary, prompt) for prompt in prompts] for vocabulary in vocabularies]
+    found = [[_ids(vocabulary, prompt) for prompt in prompts] for vocabulary in vocabularies]
     chunks = max(
         -(-len(ids) // vocabulary.room) or 1
-        for vocabulary, rows in zip(vocabularies, read, strict=True)
+        for vocabulary, rows in zip(vocabularies, found, strict=True)
         for ids in rows
     )
+    framed = [
+        [_framed(vocabulary, ids, chunks) for ids in rows] for vocabulary, rows in zip(vocabularies, found, strict=True)
+    ]
     return Tokens(
-        rows=tuple(
-            np.stack([_framed(vocabulary, ids, chunks) for ids in rows])
-            for vocabulary, rows in zip(vocabularies, read, strict=True)
-        ),
-        counts=tuple(max(len(rows[prompt]) for rows in read) for prompt in range(len(prompts))),
+        rows=tuple(np.stack([rows for rows, _ in each]) for each in framed),
+        used=tuple(np.stack([used for _, used in each]) for each in framed),
+        counts=tuple(max(len(rows[prompt]) for rows in found) for prompt in range(len(prompts))),
     )
+
+
+def ids_of(vocabulary: Vocabulary, prompt: str) -> list[int]:
+    """The ids of a prompt as diffusers' pipeline reads it, without frame and padding.
+
+    Raises `RequestError` for more of them than `MAX_CHUNKS` chunks hold.
+    """
+    encoded = _encoded(vocabulary, prompt)
+    tokens = dict.fromkeys(encoded.tokens) if vocabulary.several else ()
+    wide = [token for token in tokens if token in vocabulary.several]
+    if not wide:
+        return encoded.ids
+    written = prompt
+    for token in wide:
+        several = vocabulary.several[token]
+        longer = len(written) + written.count(token) * (len(several) - len(token))
+        if longer > MAX_CHARACTERS:
+            raise RequestError(
+                f"The prompt has {longer:,} characters with every vector of {shown(token)} written out; "
+                f"{MAX_CHARACTERS:,} at most are read. Shorten it."
+            )
+        written = written.replace(token, several)
+    return _encoded(vocabulary, written).ids
 
 
 def encode(
@@ -104,9 +136,12 @@ def encode(
     says what runs each part, for errors. Raises `NotFiniteError` if an encoder answers NaN or infinity.
     """
     encoded: dict[str, dict[str, Array]] = {}
-    for encoder, rows in zip(model.text_encoders, tokens.rows, strict=True):
+    for encoder, rows, used in zip(model.text_encoders, tokens.rows, tokens.used, strict=True):
         prompts, chunks, length = rows.shape
-        answer = call(encoder.part, {"input_ids": rows.reshape(prompts * chunks, length)})
+        feeds = {IDS: rows.reshape(prompts * chunks, length)}
+        if encoder.masked:
+            feeds[MASK] = np.where(np.arange(length) < used.reshape(-1, 1), np.int64(1), np.int64(0))
+        answer = call(encoder.part, feeds)
         read = {encoder.embedding: answer[encoder.embedding].reshape(prompts, chunks * length, -1)}
         if encoder.pooled is not None:
             read[encoder.pooled] = answer[encoder.pooled].reshape(prompts, chunks, -1)[:, 0]
@@ -137,45 +172,35 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
         raise BundleError(f"{path} frames a prompt with {len(frame)} tokens; 2 were expected: start and end. {again}")
     if not all(number < tokenizer.get_vocab_size() for number in frame):
         raise BundleError(f"{path} frames a prompt with ids {frame}, which its vocabulary doesn't have. {again}")
-    name = _pad_token(bundle.json(f"{encoder.tokenizer}/tokenizer_config.json"))
-    filled = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
-    # The one file that transformers itself wrote; what stands beside it may say otherwise, as in SD 2's folders.
-    pad = filled if type(filled) is int else tokenizer.token_to_id(name) if isinstance(name, str) else None
+    pad = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
     if type(pad) is not int or not 0 <= pad < tokenizer.get_vocab_size():
-        raise BundleError(f"{path} has no id for the padding token {shown(name)} of tokenizer_config.json. {again}")
-    return Vocabulary(tokenizer, frame[0], frame[1], pad, _length(bundle, encoder))
-
-
-def _pad_token(config: Mapping[str, object]) -> object:
-    token = config.get("pad_token")
-    return cast("dict[str, object]", token).get("content") if isinstance(token, dict) else token
-
-
-def _length(bundle: Bundle, encoder: TextEncoder) -> int:
-    """Ids in a row of the text encoder's input; raises `BundleError` where that has no room for a prompt."""
+        raise BundleError(f"{path} has no id for padding (pad_id is {shown(pad)}). {again}")
+    length = bundle.manifest.model.length
     for tensor in bundle.part(encoder.part).inputs:
-        if tensor.name == "input_ids" and tensor.shape and isinstance(tensor.shape[-1], int):
-            if not 3 <= tensor.shape[-1] <= MAX_LENGTH:
-                raise BundleError(
-                    f"{encoder.part} of {bundle.folder} reads {tensor.shape[-1]:,} ids at once; 3 to {MAX_LENGTH:,} "
-                    "were expected. Export the checkpoint again."
-                )
-            return tensor.shape[-1]
-    return LENGTH
+        if tensor.shape[1:] != (length,):
+            raise BundleError(
+                f"{encoder.part} of {bundle.folder} reads {tensor.name} {list(tensor.shape)}, and rows of {length} ids "
+                f"were expected. {again}"
+            )
+    return Vocabulary(tokenizer, frame[0], frame[1], pad, length, encoder.vocabulary, _several(tokenizer))
 
 
-def _ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
-    limit = MAX_CHUNKS * vocabulary.room
-    if len(prompt) > MAX_CHARACTERS:
-        raise RequestError(
-            f"The prompt has {len(prompt):,} characters; {MAX_CHARACTERS:,} at most are read. Shorten it."
-        )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as exc:
-        raise RequestError(f"The prompt isn't Unicode text ({exc.reason} at {exc.start}). Remove that.") from exc
+def _several(tokenizer: Tokenizer) -> dict[str, str]:
+    """Added tokens that others of the same name and a number follow, from `_1` on, and all of these."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    found: dict[str, str] = {}
+    for token in sorted(added):
+        numbered = takewhile(added.__contains__, (f"{token}_{number}" for number in count(1)))
+        whole = " ".join([token, *numbered])
+        if whole != token:
+            found[token] = whole
+    return found
+
+
+def _encoded(vocabulary: Vocabulary, prompt: str) -> Encoding:
     with mapped(BundleError, "The bundle's tokenizer failed", "Export the checkpoint again."):
-        ids = vocabulary.tokenizer.encode(prompt, add_special_tokens=False).ids
+        encoded = vocabulary.tokenizer.encode(prompt, add_special_tokens=False)
+    ids, limit = encoded.ids, MAX_CHUNKS * vocabulary.room
     if len(ids) > MOST_TOKENS * len(prompt):
         raise BundleError(
             f"The bundle's tokenizer makes {len(ids):,} tokens of {len(prompt):,} characters, so it isn't CLIP's. "
@@ -186,16 +211,39 @@ def _ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
             f"The prompt has {len(ids):,} tokens; {limit:,} at most are drawn "
             f"({MAX_CHUNKS} chunks of {vocabulary.room}). Shorten it."
         )
+    return encoded
+
+
+def _ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
+    if len(prompt) > MAX_CHARACTERS:
+        raise RequestError(
+            f"The prompt has {len(prompt):,} characters; {MAX_CHARACTERS:,} at most are read. Shorten it."
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as exc:
+        raise RequestError(f"The prompt isn't Unicode text ({exc.reason} at {exc.start}). Remove that.") from exc
+    ids = ids_of(vocabulary, prompt)
+    size = vocabulary.size or 1 + max(ids, default=0)
+    unknown = next((one for one in ids if one >= size), None)
+    if unknown is not None:
+        raise RequestError(
+            f"The prompt has {shown(vocabulary.tokenizer.id_to_token(unknown))}, a token of the checkpoint's tokenizer "
+            f"(id {unknown:,}) that its text encoder has no vector for: it knows ids up to {size - 1:,}. "
+            "Leave it out."
+        )
     return ids
 
 
-def _framed(vocabulary: Vocabulary, ids: list[int], chunks: int) -> NDArray[np.int64]:
-    """[chunks, 77]: start, up to 75 ids, end, padding."""
+def _framed(vocabulary: Vocabulary, ids: list[int], chunks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[chunks, 77]: start, up to 75 ids, end, padding; and how many aren't padding, [chunks]."""
     rows = np.full((chunks, vocabulary.length), vocabulary.pad, np.int64)
     rows[:, 0] = vocabulary.start
     cuts = range(0, (chunks + 1) * vocabulary.room, vocabulary.room)
-    for row, (first, last) in zip(rows, pairwise(cuts), strict=True):
+    used = np.empty(chunks, np.int64)
+    for index, (first, last) in enumerate(pairwise(cuts)):
         part = ids[first:last]
-        row[1 : len(part) + 1] = part
-        row[len(part) + 1] = vocabulary.end
-    return rows
+        rows[index, 1 : len(part) + 1] = part
+        rows[index, len(part) + 1] = vocabulary.end
+        used[index] = len(part) + 2
+    return rows, used

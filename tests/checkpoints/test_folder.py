@@ -187,7 +187,9 @@ def test_the_hub_is_asked_for_one_precision_and_no_pickles():
     plain = [f"{part}.safetensors" for part in parts]
     half = [f"{part}.fp16.safetensors" for part in parts]
     small = ["model_index.json", "unet/config.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"]
-    others = ["README.md", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "safety_checker/model.safetensors"]
+    small += ["README.md", "LICENSE.md", "tokenizer/added_tokens.json"]
+    others = ["unet/README.md", "licenses.safetensors"]
+    others += ["v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "safety_checker/model.safetensors"]
     others += [f"{part}.bin" for part in parts] + ["unet/diffusion_pytorch_model.non_ema.safetensors"]
     others += ["unet/model.onnx", "vae/flax_model.msgpack"]
     assert sorted(wanted([*small, *plain, *half, *others])) == sorted([*small, *plain])

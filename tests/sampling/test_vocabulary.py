@@ -31,11 +31,10 @@ from latentc.sampling.prompt import load_vocabularies, tokenize
 folder = Path(sys.argv[1])
 encoder = TextEncoder(part="text_encoder", tokenizer=".", embedding="last_hidden_state")
 part = SimpleNamespace(inputs=())
-manifest = SimpleNamespace(model=SimpleNamespace(text_encoders=(encoder,)), parts={"text_encoder": part})
+manifest = SimpleNamespace(model=SimpleNamespace(text_encoders=(encoder,), length=77), parts={"text_encoder": part})
 for path in sorted(folder.glob("*.json")):
     (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "tokenizer.json").write_bytes(path.read_bytes())
-    (folder / "tokenizer_config.json").write_text("{}")
     try:
         tokenize(load_vocabularies(Bundle(folder, manifest)), ("a" * 5000 + "!",))
     except LatentcError as exc:
