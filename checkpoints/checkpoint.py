@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..core.bundle import Fact
 from ..core.errors import CheckpointError
 from ..core.reading import TABLE_BYTES, read_small, unreadable
 from .families import Config, Family, TokenizerFacts
@@ -38,13 +39,25 @@ class Checkpoint:
     """Stored tensors of each component; in the original layout, under their names there."""
     folder: Path | None = field(default=None, repr=False)
     """The folder on this machine, in diffusers' layout."""
+    size: int | None = field(default=None, repr=False)
+    """Width and height in pixels that it draws, where that isn't what its UNet's config says."""
+    trained_for: tuple[Fact, ...] = field(default=(), repr=False)
+    """What the caller, a single file or a default says in place of a config."""
+    notices: tuple[str, ...] = field(default=(), repr=False)
+    """What was assumed or repaired."""
+    doubts: tuple[str, ...] = field(default=(), repr=False)
+    """Why it can't be exported as it is, in sentences: what it says of itself differs."""
 
     @property
     def pixels(self) -> int:
-        """Width and height that its UNet's config says it draws: the family's, unless tiny or fine-tuned."""
+        """Width and height that it draws: the family's, unless tiny or fine-tuned."""
         size = self.configs["unet"].get("sample_size")
-        downscale = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
-        return size * downscale if isinstance(size, int) else self.family.pixels
+        return self.size or (size * self.downscale if isinstance(size, int) else self.family.pixels)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
 
     def module(self, component: str, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """The component with its weights in `dtype` (float32 if None): eval mode, no gradients.

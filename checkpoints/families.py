@@ -95,8 +95,8 @@ class Family:
     """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor tells them."""
     tiny: Mapping[str, Config]
     """What a tiny variant changes in the published configs."""
-    epsilon: Mapping[str, Config] | None = None
-    """What the epsilon variant changes, where the published default predicts v."""
+    epsilon_pixels: int | None = None
+    """Width and height of those that predict epsilon, where most of the family predict v."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -216,7 +216,7 @@ FAMILIES: tuple[Family, ...] = (
             "vae": _TINY_VAE,
             "text_encoder": _TINY_TEXT,
         },
-        epsilon={"unet": {"sample_size": 64}, "vae": {"sample_size": 512}},
+        epsilon_pixels=512,
     ),
     Family(
         name="sdxl",

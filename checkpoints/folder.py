@@ -11,8 +11,10 @@ from ..core.record import LONGEST, shown
 from .bounds import check_config, check_pixels, check_scheduler
 from .checkpoint import Checkpoint
 from .families import Component, Config, Family, family_of
+from .fields import check_fields
 from .names import Stored
 from .refusals import refuse_pipeline, refuse_unet, supported
+from .scheduler import read_scheduler, read_size
 from .source import Source, read_json
 from .stored import PICKLES, read_header
 
@@ -52,10 +54,14 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
         _check_config(folder, component, configs[component.name])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
+    scheduler, notices = read_scheduler(model_index, scheduler)
     weights = {component.name: _weights(folder, component) for component in family.components}
+    for component in family.components:
+        check_fields(folder / component.name / "config.json", component, configs[component.name])
     for name, config in configs.items():
         check_config(folder / name / "config.json", config, len(weights[name]))
     check_pixels(folder / "unet" / "config.json", unet, configs["vae"])
+    latents, repaired = read_size(model_index, unet)
     return Checkpoint(
         family=family,
         source=source,
@@ -65,6 +71,8 @@ def open_folder(folder: Path, source: Source) -> Checkpoint:
         layout="diffusers",
         weights=weights,
         folder=folder,
+        size=latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
+        notices=(*notices, *repaired),
     )
 
 

@@ -14,18 +14,25 @@ from .folder import open_folder
 from .hub import fetch, is_hub_id
 from .original import open_file
 from .source import Source, read_json
+from .statements import PIXELS
 from .stored import PICKLES
+from .training import Choices
 
-__all__ = ["PREDICTIONS", "SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
+__all__ = ["SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
 
 SHIPPED: dict[str, Path] = {"scenes": Path(__file__).parent.parent / "scenes" / "checkpoint"}
 """Checkpoints that ship with the package, by name: folders in diffusers' layout."""
 
-PREDICTIONS = ("epsilon", "v_prediction")
-
 
 def open_checkpoint(
-    name: str, *, revision: str | None = None, family: str | None = None, prediction: str | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    family: str | None = None,
+    prediction: str | None = None,
+    spacing: str | None = None,
+    zero_snr: bool | None = None,
+    size: int | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
 
@@ -33,28 +40,33 @@ def open_checkpoint(
     or a hub id `owner/name`, with `@revision` or `revision`. An existing path goes first; for a name in
     `SHIPPED`, if it is a checkpoint.
 
-    `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
-    `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable
-    Diffusion 2 is taken for the 768-pixel one that predicts v, so its 512-pixel base and turbo
-    versions need `prediction="epsilon"`.
+    `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon`,
+    `v_prediction` or `sample`), `spacing` (`leading`, `trailing` or `linspace`), `zero_snr` and `size`
+    (pixels) replace what the checkpoint says of its training. Of a single file that is found out by
+    `training`; what nothing says is in the checkpoint's notices.
 
     Raises CheckpointError if it isn't there, isn't sound, or isn't supported.
     """
-    if prediction is not None and prediction not in PREDICTIONS:
-        raise CheckpointError(f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}.")
+    choices = Choices(prediction, spacing, zero_snr, size)
+    choices.check()
     wanted = find_family(family) if family is not None else None
-    opened = _open(name, revision, prediction)
+    opened = _open(name, revision, choices)
     if wanted is not None and opened.family != wanted:
         raise CheckpointError(
             f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "
             "Pass the other family, or none: it is recognized."
         )
-    if prediction is not None:
-        opened = replace(opened, scheduler=opened.scheduler | {"prediction_type": prediction})
+    if opened.layout == "diffusers" and (facts := choices.facts()):
+        scheduler = opened.scheduler | {name: fact.value for name, fact in facts.items() if name != PIXELS}
+        opened = replace(opened, scheduler=scheduler, size=size or opened.size, trained_for=tuple(facts.values()))
+    if size is not None and size % opened.downscale:
+        raise CheckpointError(
+            f"{name} draws multiples of {opened.downscale} pixels, and a size of {size} was asked for."
+        )
     return opened
 
 
-def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint:
+def _open(name: str, revision: str | None, choices: Choices) -> Checkpoint:
     try:
         path = Path(name).expanduser()
         place = str(path.resolve())
@@ -65,7 +77,7 @@ def _open(name: str, revision: str | None, prediction: str | None) -> Checkpoint
     if is_folder(path):
         return _open_dir(path, Source("folder", place))
     if is_regular(path):
-        return open_file(path, Source("file", place), prediction)
+        return open_file(path, Source("file", place), choices)
     if os.path.lexists(path):
         raise CheckpointError(f"{path} is neither a folder nor a file that can be read. Check the path, and its links.")
     repository, _, at = name.partition("@")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from .bounds import check_config, check_pixels
@@ -13,17 +13,19 @@ from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
 from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
 from .refusals import refuse_names, refuse_unet, supported
 from .source import Source
+from .statements import PIXELS
 from .stored import read_header, refuse_pickle
+from .training import Choices, scheduler_of, trained_for
 
 
-def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
-    """The checkpoint in a single file; its configs are read off its tensors' shapes.
+def open_file(path: Path, source: Source, choices: Choices) -> Checkpoint:
+    """The checkpoint in a single file; its configs are read off its tensors' shapes, its training off what it says.
 
     Averaged weights (`model_ema.`) beside the plain ones are left alone. Raises CheckpointError for
     a file that is damaged, pickled, incomplete or of a kind that isn't supported.
     """
     refuse_pickle(path)
-    tensors, _ = read_header(path)
+    tensors, metadata = read_header(path)
     refuse_names(path, tensors)
     family = _family(path, tensors)
     weights = {c.name: component_tensors(tensors, family, c.name) for c in family.components}
@@ -35,12 +37,11 @@ def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
         "vae": vae_config(shapes["vae"], family),
     }
     refuse_unet(path, configs["unet"])
-    if prediction == "epsilon" and family.epsilon is not None:
-        configs = {name: config | family.epsilon.get(name, {}) for name, config in configs.items()}
+    training = trained_for(path, tensors, metadata, family, choices)
     for name, config in configs.items():
         check_config(f"{path}, by its tensors,", config, len(weights[name]))
     check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
-    scheduler = family.config("scheduler") | _marked_scheduler(tensors)
+    scheduler = scheduler_of(family, training)
     return Checkpoint(
         family=family,
         source=source,
@@ -49,6 +50,10 @@ def open_file(path: Path, source: Source, prediction: str | None) -> Checkpoint:
         model_index=model_index(family, scheduler),
         layout="original",
         weights=weights,
+        size=cast("int", training.facts[PIXELS].value),
+        trained_for=tuple(training.facts.values()),
+        notices=tuple(training.notices),
+        doubts=tuple(training.doubts),
     )
 
 
@@ -90,13 +95,3 @@ def _family(path: Path, tensors: Stored) -> Family:
 
 def _bare(tensors: Stored, prefix: str) -> Shapes:
     return {name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()}
-
-
-def _marked_scheduler(tensors: Stored) -> Config:
-    """What some fine-tunes mark with an empty tensor: that they predict v, and end in pure noise."""
-    marked: Config = {}
-    if "v_pred" in tensors:
-        marked["prediction_type"] = "v_prediction"
-    if "ztsnr" in tensors:
-        marked["rescale_betas_zero_snr"] = True
-    return marked

@@ -70,15 +70,13 @@ def as_part(checkpoint: Checkpoint, spec: PartSpec, module: torch.nn.Module | No
 def model_facts(checkpoint: Checkpoint) -> Model:
     """What the pipeline must know of the model: read from the configs, the family's where they are silent."""
     unet, vae, prompt = checkpoint.configs["unet"], checkpoint.configs["vae"], checkpoint.family.prompt
-    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
-    sample_size = unet.get("sample_size")
     empty = checkpoint.model_index.get("force_zeros_for_empty_prompt", prompt.zeros_for_empty)
     return Model(
         text_encoders=tuple(_reading(checkpoint, encoder) for encoder in prompt.encoders),
         latent_channels=unet["in_channels"],
-        downscale=downscale,
+        downscale=checkpoint.downscale,
         scaling_factor=vae.get("scaling_factor") or 0.18215,
-        default_size=sample_size * downscale if isinstance(sample_size, int) else checkpoint.family.pixels,
+        default_size=checkpoint.pixels,
         time_ids=prompt.time_ids,
         guidance_embedding=unet.get("time_cond_proj_dim"),
         zero_empty_negative=prompt.zeros_for_empty and bool(empty),

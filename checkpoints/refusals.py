@@ -50,7 +50,7 @@ _FILES: tuple[tuple[str, Callable[[Collection[str]], bool]], ...] = (
     ("a Stable Diffusion 3 checkpoint", _has("joint_blocks.")),
     ("a Flux checkpoint", _has("double_blocks.", "single_blocks.", "single_transformer_blocks.")),
     ("a Stable Diffusion XL refiner", _has("conditioner.embedders.0.model.")),
-    ("a Playground v2.5 checkpoint (EDM scaling)", lambda names: "edm_mean" in names),
+    ("a Playground v2.5 checkpoint (EDM scaling)", lambda names: "edm_mean" in names or "edm_std" in names),
     ("a CosXL checkpoint (EDM scaling)", _has("edm_vpred.")),
     ("a Stable Cascade checkpoint", _has("clip_txt_mapper.", "down_blocks.0.0.channelwise")),
     (
@@ -97,6 +97,9 @@ def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
     if channels != 4:
         what = _CHANNELS.get(channels) if isinstance(channels, int) else None
         raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {shown(channels)} input channels)")
+    out = unet.get("out_channels", 4)
+    if out != 4:
+        raise _unsupported(where, f"of an unknown kind (its UNet has {shown(out)} output channels)")
     for key in ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds"):
         if unet.get(key):
             raise _unsupported(where, f"of an unknown kind (its UNet has {key} = {shown(unet[key])})")

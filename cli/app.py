@@ -63,7 +63,17 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     prediction: Annotated[
-        str | None, typer.Option(help="epsilon or v_prediction, for single files of Stable Diffusion 2.")
+        str | None, typer.Option(help="epsilon, v_prediction or sample; default: what the checkpoint says.")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="leading, trailing or linspace; trailing for Turbo and Lightning.")
+    ] = None,
+    zero_snr: Annotated[
+        bool | None, typer.Option("--zero-snr/--no-zero-snr", help="Trained with zero terminal SNR.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side in pixels of the pictures that it was trained on.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Such as euler: what the bundle draws with, in place of the checkpoint's own.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -74,7 +84,17 @@ def export(
     from .progress import shown
 
     with shown(quiet or as_json) as tell:
-        bundle = run_export(checkpoint, output, revision=revision, prediction=prediction, on_progress=tell)
+        bundle = run_export(
+            checkpoint,
+            output,
+            revision=revision,
+            prediction=prediction,
+            spacing=spacing,
+            zero_snr=zero_snr,
+            size=size,
+            scheduler=scheduler,
+            on_progress=tell,
+        )
     show.bundle(bundle, as_json)
 
 
@@ -149,6 +169,9 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option(help="Such as euler or dpm++2m-karras; default: the checkpoint's.")
     ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="leading, trailing or linspace; trailing for Turbo and Lightning.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -165,6 +188,7 @@ def run(
         "seed": seed,
         "count": count,
         "scheduler": scheduler,
+        "timestep_spacing": spacing,
     }
     draw(bundle, choose_one(profile), values, size, output, quiet=quiet, as_json=as_json)
 

@@ -74,6 +74,8 @@ def bundle(
         stored = sum(file.bytes for file in opened.files(name).values())
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
+    for notice in manifest.notices:
+        console.print(f"note: {notice}", markup=False)
     from ..compiler.faults import AGAIN
 
     if artifacts:

@@ -118,6 +118,17 @@ class Source(Record):
     """Weights are noise from `new-checkpoint`: good for tests and speed, not for pictures."""
 
 
+class Fact(Record):
+    """What a model was trained for, where the checkpoint has no config that says it, and who says so."""
+
+    name: str
+    """As in diffusers' scheduler configs; `pixels` is the side of its pictures."""
+    value: bool | int | float | str | None
+    by: str
+    assumed: bool = False
+    """Nothing said so: it is a default."""
+
+
 class Manifest(Record):
     """`latentc.json`."""
 
@@ -129,6 +140,9 @@ class Manifest(Record):
     parts: dict[str, Part]
     files: dict[str, FileInfo]
     versions: dict[str, str]
+    trained_for: tuple[Fact, ...] = ()
+    notices: tuple[str, ...] = ()
+    """What whoever exported it should know: what was assumed, repaired or left out."""
 
 
 @dataclass(frozen=True)

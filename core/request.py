@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from .tensors import Array
 
 MAX_SIDE = 8192
 MAX_COUNT = 64
+SPACINGS = ("leading", "trailing", "linspace")
+"""How steps are spread over a model's timesteps, as diffusers names it."""
 
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
@@ -26,7 +28,8 @@ class Request(Record):
     `width` and `height` are pixels, multiples of 8; None is the size the model was made for. `guidance`
     is the classifier-free guidance scale: above 1 the denoiser sees prompt and negative prompt in one
     batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
-    `seed` None draws one and the result says which. `scheduler` None takes the checkpoint's own.
+    `seed` None draws one and the result says which. `scheduler` and `timestep_spacing` None take the
+    checkpoint's own; few-step models as SDXL Turbo need `trailing`.
     """
 
     prompt: str
@@ -39,6 +42,7 @@ class Request(Record):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
     scheduler: str | None = None
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
 
     @model_validator(mode="wrap")
     @classmethod

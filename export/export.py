@@ -20,6 +20,7 @@ from ..core.progress import Progress, quiet
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
 from .check import bf16_figure, check, installed, ready
+from .scheduler import settle
 
 if TYPE_CHECKING:
     from .reference import References
@@ -33,12 +34,18 @@ def export(
     *,
     revision: str | None = None,
     prediction: str | None = None,
+    spacing: str | None = None,
+    zero_snr: bool | None = None,
+    size: int | None = None,
+    scheduler: str | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint` is what `open_checkpoint` takes. Each part is compared with PyTorch on fixed inputs as it
-    is written. Weights are kept in f16 where the checkpoint has them so, else in f32; the graph computes in f32.
+    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr` and `size` are what `open_checkpoint` takes. The
+    bundle draws with `scheduler`, such as `dpm++2m`, in place of the checkpoint's own. Each part is compared with
+    PyTorch on fixed inputs as it is written. Weights are kept in f16 where the checkpoint has them so, else in f32;
+    the graph computes in f32.
     Memory: one part at a time as it is kept, the VAE beside the UNet, all text encoders while
     prompts are read, and what a call needs.
 
@@ -46,7 +53,10 @@ def export(
     `BundleError` where the folder exists or can't be written; then nothing is left.
     """
     installed()
-    opened = open_checkpoint(checkpoint, revision=revision, prediction=prediction)
+    opened = open_checkpoint(
+        checkpoint, revision=revision, prediction=prediction, spacing=spacing, zero_snr=zero_snr, size=size
+    )
+    opened = settle(opened, scheduler)
     ready()  # which takes seconds
     from .reference import References
 
@@ -60,7 +70,7 @@ def export(
         parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
         _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
-        _write_configs(opened, references.scheduler, fresh)
+        _write_configs(opened, fresh)
         on_progress("digest", None)
         _write_manifest(opened, parts, fresh)
     return open_bundle(folder)
@@ -120,12 +130,17 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
-def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Path) -> None:
+def _write_configs(checkpoint: Checkpoint, fresh: Path) -> None:
     """What diffusers and optimum look for beside the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
     index: dict[str, Any] = dict(checkpoint.model_index)
     for spec in part_specs(checkpoint):
-        _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component])
+        size = (
+            {"sample_size": checkpoint.pixels // checkpoint.downscale}
+            if checkpoint.size and spec.name == "unet"
+            else {}
+        )
+        _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
     index.pop("vae", None)
@@ -134,7 +149,7 @@ def _write_configs(checkpoint: Checkpoint, scheduler: dict[str, Any], fresh: Pat
         for name, content in checkpoint.tokenizer_files(tokenizer.name).items():
             (fresh / tokenizer.name / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
-    _write_json(fresh / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
     _write_json(fresh / "model_index.json", index)
 
 
@@ -149,6 +164,8 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
         parts=parts,
         files=files,
         versions={name: found for name in LIBRARIES if (found := _version(name))},
+        trained_for=checkpoint.trained_for,
+        notices=checkpoint.notices,
     )
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
 
