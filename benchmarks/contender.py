@@ -14,6 +14,7 @@ from ..core.bundle import Bundle
 from ..core.errors import CheckpointError, LatentcError
 from ..core.files import sha256_json
 from ..profiles import Profile
+from ..sampling.draw import SCHEDULER
 from ..sampling.noise import initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
@@ -123,7 +124,13 @@ def contenders_of(
 def _checkpoint_folder(bundle: Bundle) -> str:
     """The folder that the bundle was exported from; raises `CheckpointError` where it was none, or is gone."""
     source = bundle.manifest.source
-    folder = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family).folder
+    opened = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family)
+    folder = opened.folder
+    if dict(opened.scheduler) != bundle.json(SCHEDULER):
+        raise CheckpointError(
+            f"The bundle was exported with another scheduler config than {source.location} has, which this baseline draws "
+            "with. Export without --prediction, --spacing, --zero-snr and --scheduler, or leave the baseline out."
+        )
     if folder is None:
         raise CheckpointError(
             f"{source.location} is a single file, and this baseline opens diffusers folders. Convert it to one, and "

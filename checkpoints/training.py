@@ -117,8 +117,10 @@ def trained_for(
     ]
     for name in (PREDICTION, SPACING, PIXELS):
         if name not in facts:
-            zero = name == SPACING and ZERO_SNR in facts and facts[ZERO_SNR].value is True
-            # Pure noise is at the last timestep, and trailing timesteps begin there (arXiv:2305.08891).
+            # Pure noise is at the last timestep, and trailing timesteps begin there (arXiv:2305.08891). A model that
+            # predicts noise can't begin there: nothing is left to subtract it from.
+            noise = name == SPACING and facts[PREDICTION].value == "epsilon"
+            zero = name == SPACING and not noise and ZERO_SNR in facts and facts[ZERO_SNR].value is True
             value = "trailing" if zero else _usual(family, name, facts)
             by = "zero terminal SNR" if zero else f"default for {family.title}"
             facts[name] = Fact(name=name, value=value, by=by, assumed=True)

@@ -36,10 +36,9 @@ def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
     try:
         least_steps(config)
     except (ProfileError, RequestError) as exc:
-        raise CheckpointError(
-            f"The scheduler of {opened.source.location} can't be drawn with. {exc} "
-            "Or export with another: --scheduler NAME."
-        ) from exc
+        able = [other for other in SCHEDULERS if _draws(config, other)]
+        advice = f" Or export with --scheduler and one that can: {', '.join(able)}." if able else ""
+        raise CheckpointError(f"The scheduler of {opened.source.location} can't be drawn with. {exc}{advice}") from exc
     index = dict(opened.model_index) | {"scheduler": ["diffusers", config["_class_name"]]}
     return replace(opened, scheduler=config, model_index=index, notices=notices)
 
@@ -54,6 +53,14 @@ def least_steps(config: Mapping[str, Any], name: str | None = None) -> int:
         return steps
     schedule(config, MOST_STEPS, name)
     return MOST_STEPS
+
+
+def _draws(config: Mapping[str, object], name: str) -> bool:
+    try:
+        least_steps(named(config, name))
+    except (ProfileError, RequestError):
+        return False
+    return True
 
 
 def _absent(own: str) -> str:

@@ -118,7 +118,6 @@ NEAREST = {
     "TCDScheduler": "ddim",
     "DDIMInverseScheduler": "ddim",
     "DPMSolverMultistepInverseScheduler": "dpm++2m",
-    "RePaintScheduler": "ddpm",
 }
 """Classes of diffusers that aren't here, for models that are sampled here, and the sampler nearest to each."""
 

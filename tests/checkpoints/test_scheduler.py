@@ -58,10 +58,8 @@ def pipeline(folder, **parts):
     cls = getattr(diffusers, index["_class_name"])
     known = inspect.signature(cls.__init__).parameters
     given = {name: None for name, one in known.items() if one.default is one.empty and name != "self"} | parts
-    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
-    return cls(
-        **given, scheduler=scheduler, **({"requires_safety_checker": False} if "safety_checker" in known else {})
-    )
+    given["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler")
+    return cls(**given, **({"requires_safety_checker": False} if "safety_checker" in known else {}))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
