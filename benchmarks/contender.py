@@ -128,8 +128,9 @@ def _checkpoint_folder(bundle: Bundle) -> str:
     folder = opened.folder
     if dict(opened.scheduler) != bundle.json(SCHEDULER):
         raise CheckpointError(
-            f"The bundle was exported with another scheduler config than {source.location} has, which this baseline draws "
-            "with. Export without --prediction, --spacing, --zero-snr and --scheduler, or leave the baseline out."
+            f"The bundle was exported with another scheduler config than that of {source.location}, which this "
+            "baseline draws with. Export without --prediction, --spacing, --zero-snr and --scheduler, or leave the "
+            "baseline out."
         )
     if folder is None:
         raise CheckpointError(
