@@ -33,8 +33,9 @@ def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
         notices = (*notices, f"The bundle draws with {config['_class_name']} ({name}) in place of {own}, as asked.")
     elif own not in {sampler.class_name for sampler in SCHEDULERS.values()}:
         raise CheckpointError(f"{opened.source.location} {_absent(own)}")
+    asked = next((fact.value for fact in opened.trained_for if fact.by == "--spacing"), None)
     try:
-        least_steps(config)
+        least_steps(config, spacing=None if asked is None else str(asked))
     except (ProfileError, RequestError) as exc:
         able = [other for other in SCHEDULERS if _draws(config, other)]
         advice = f" Or export with --scheduler and one that can: {', '.join(able)}." if able else ""
@@ -43,15 +44,15 @@ def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
     return replace(opened, scheduler=config, model_index=index, notices=notices)
 
 
-def least_steps(config: Mapping[str, Any], name: str | None = None) -> int:
+def least_steps(config: Mapping[str, Any], name: str | None = None, *, spacing: str | None = None) -> int:
     """The fewest steps that a scheduler takes; raises what `schedule` raises where it can't be drawn with."""
     for steps in range(1, MOST_STEPS):
         try:
-            schedule(config, steps, name)
+            schedule(config, steps, name, spacing=spacing)
         except RequestError:
             continue
         return steps
-    schedule(config, MOST_STEPS, name)
+    schedule(config, MOST_STEPS, name, spacing=spacing)
     return MOST_STEPS
 
 

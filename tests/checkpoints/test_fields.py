@@ -64,6 +64,7 @@ def test_published_fields_pass(own):
         ("unet", {"cross_attention_dimm": 3}, "Did you mean 'cross_attention_dim'"),
         ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which isn't supported"),
         ("unet", {"encoder_hid_dim": 64}, "encoder_hid_dim = 64"),
+        ("unet", {"dual_cross_attention": True}, "dual_cross_attention = True"),
         ("unet", {"out_channels": 8}, "8 output channels"),
         ("unet", {"quantization_config": {"load_in_4bit": True}}, "quantization_config"),
         ("vae", {"shift_factor": 0.06}, "shift_factor = 0.06"),

@@ -156,3 +156,23 @@ def single_file_of(checkpoint, tmp_path):
         return tmp_path / "model.safetensors"
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--scheduler", "dpm"), "no scheduler 'dpm'"),
+        (("--spacing", "even"), "no spacing 'even'"),
+        (("--prediction", "x0"), "no prediction 'x0'"),
+        (("--size", 100), "size of 100"),
+        (("--zero-snr",), "rescale_betas_zero_snr = True, which PNDMScheduler can't honour"),
+        (("--prediction", "sample"), "prediction_type 'sample'"),
+        (("--spacing", "trailing", "--scheduler", "lcm"), "has no timestep_spacing"),
+    ],
+)
+def test_the_command_passes_what_is_said(words, said, folder, refused, tmp_path):
+    assert said in refused("export", folder("PNDMScheduler"), "-o", tmp_path / "out", *words)
+
+
+def test_run_passes_the_spacing(refused, tmp_path):
+    assert "timestep_spacing" in refused("run", tmp_path, "a cat", "-p", "null", "--spacing", "even")
