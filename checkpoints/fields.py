@@ -49,7 +49,8 @@ _TRAINING = frozenset({
 })  # fmt: skip
 _LANGUAGE = frozenset({
     # Said of every model of transformers: who made it, and how text is generated, which CLIP doesn't.
-    "architectures", "model_type", "transformers_version", "attn_implementation", "logit_scale_init_value", "dropout", "add_cross_attention", "bad_words_ids",
+    "architectures", "model_type", "transformers_version", "attn_implementation", "logit_scale_init_value",
+    "dropout", "add_cross_attention", "bad_words_ids",
     "begin_suppress_tokens", "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id",
     "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
     "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
