@@ -16,6 +16,7 @@ from ..core.errors import CheckpointError, LatentcError
 from ..core.files import sha256_json
 from ..core.limits import threads
 from ..profiles import Profile
+from ..sampling.draw import SCHEDULER
 from ..sampling.noise import initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
@@ -137,6 +138,12 @@ def _checkpoint_folder(bundle: Bundle) -> str:
         )
     opened = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family)
     named = opened.model_index["_class_name"]
+    if dict(opened.scheduler) != bundle.json(SCHEDULER):
+        raise CheckpointError(
+            f"The bundle was exported with another scheduler config than that of {source.location}, which this "
+            "baseline draws with. Export without --prediction, --spacing, --zero-snr and --scheduler, or leave the "
+            "baseline out."
+        )
     if opened.folder is None:
         raise CheckpointError(
             f"{source.location} is a single file, and this baseline opens diffusers folders. Convert it to one, and "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..core.bundle import Fact
 from ..core.errors import CheckpointError
 from ..core.reading import unreadable
 from .bounds import latent_sides
@@ -45,15 +46,31 @@ class Checkpoint:
     """Token ids in a row of each text encoder: what a chunk of a prompt is filled up to."""
     card: Card = field(default_factory=Card, repr=False)
     """Licence and model card."""
+    size: int | None = field(default=None, repr=False)
+    """Width and height in pixels that it draws, where that isn't what its UNet's config says."""
+    trained_for: tuple[Fact, ...] = field(default=(), repr=False)
+    """What the caller, a single file or a default says in place of a config."""
     notices: tuple[str, ...] = field(default=(), repr=False)
-    """What was taken otherwise than its files say, or left out: sentences for whoever exports it."""
+    """What was assumed, repaired, taken otherwise than its files say, or left out: sentences for whoever exports it."""
+    doubts: tuple[str, ...] = field(default=(), repr=False)
+    """Why it can't be exported as it is, in sentences: what it says of itself differs."""
 
     @property
     def pixels(self) -> int:
-        """Width, and mostly height, that its UNet's config says it draws: the family's, unless tiny or fine-tuned."""
+        """Width that it draws, and mostly height: the family's, unless tiny, fine-tuned, or said otherwise."""
         sides = latent_sides(self.configs["unet"])
-        downscale = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
-        return self.family.pixels if sides is None else sides[1] * downscale
+        return self.size or (self.family.pixels if sides is None else sides[1] * self.downscale)
+
+    @property
+    def height(self) -> int | None:
+        """Height that it draws, where it isn't the width."""
+        sides = latent_sides(self.configs["unet"])
+        return sides[0] * self.downscale if self.size is None and sides and sides[0] != sides[1] else None
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
 
     @property
     def place(self) -> Path:

@@ -99,8 +99,8 @@ class Family:
     """What a tiny variant changes in the published configs."""
     latent_statistics: bool = False
     """Whether diffusers' pipeline heeds the VAE's `latents_mean` and `latents_std`."""
-    epsilon: Mapping[str, Config] | None = None
-    """What the epsilon variant changes, where the published default predicts v."""
+    epsilon_pixels: int | None = None
+    """Width and height of those that predict epsilon, where most of the family predict v."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -220,7 +220,7 @@ FAMILIES: tuple[Family, ...] = (
             "vae": _TINY_VAE,
             "text_encoder": _TINY_TEXT,
         },
-        epsilon={"unet": {"sample_size": 64}, "vae": {"sample_size": 512}},
+        epsilon_pixels=512,
     ),
     Family(
         name="sdxl",

@@ -14,10 +14,12 @@ from .bounds import check_config, check_fit, check_pixels, check_scheduler, chec
 from .card import read_card
 from .checkpoint import Checkpoint
 from .families import Config, Family, family_of
+from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
 from .names import Stored, text_layers
 from .others import Other, configured, rescaled
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
+from .scheduler import read_scheduler, read_size
 from .source import Source, check_class, read_json
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
@@ -69,7 +71,10 @@ def open_folder(
                 said = rescaled(other, own, configs["vae"])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
+    scheduler, repaired = read_scheduler(model_index, scheduler)
     weights, notices = _weights(folder, family, variant, others)
+    for component in family.components:
+        check_fields(folder / component.name / "config.json", component, configs[component.name])
     for name, config in configs.items():
         where = others[name].source.location if name in others else folder / name / "config.json"
         check_config(where, config, len(weights[name]))
@@ -79,6 +84,7 @@ def open_folder(
     check_fit(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
+    latents, resized = read_size(model_index, configs["unet"])
     return Checkpoint(
         family=family,
         source=replace(source, variant=variant),
@@ -90,11 +96,14 @@ def open_folder(
         folder=folder,
         length=length,
         card=card,
+        size=latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
         notices=(
             *notice_of_pipeline(family, model_index),
             *_left_out(family, model_index),
             *notices,
             *said,
+            *repaired,
+            *resized,
             *lengths,
             *_spare_layers(family, configs, weights),
             *unread,

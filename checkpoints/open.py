@@ -16,14 +16,14 @@ from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
 from .others import Other, open_others
 from .source import Source, path_of, read_json
+from .statements import PIXELS
 from .stored import PICKLES
+from .training import Choices
 
-__all__ = ["PREDICTIONS", "SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
+__all__ = ["SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
 
 SHIPPED: dict[str, Path] = {"scenes": Path(__file__).parent.parent / "scenes" / "checkpoint"}
 """Checkpoints that ship with the package, by name: folders in diffusers' layout."""
-
-PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def open_checkpoint(
@@ -34,6 +34,9 @@ def open_checkpoint(
     prediction: str | None = None,
     variant: str | None = None,
     components: Mapping[str, str] = {},
+    spacing: str | None = None,
+    zero_snr: bool | None = None,
+    size: int | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
 
@@ -45,32 +48,37 @@ def open_checkpoint(
     `variant` says which weights of a folder are read (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
     `components` are taken from elsewhere: `unet` and `vae`, each a file, a folder or a hub id.
 
-    `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon` or
-    `v_prediction`) overrides what the scheduler config says. A single file doesn't say: Stable
-    Diffusion 2 is taken for the 768-pixel one that predicts v, so its 512-pixel base and turbo
-    versions need `prediction="epsilon"`.
+    `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon`,
+    `v_prediction` or `sample`), `spacing` (`leading`, `trailing` or `linspace`), `zero_snr` and `size`
+    (pixels) replace what the checkpoint says of its training. Of a single file that is found out by
+    `training`; what nothing says is in the checkpoint's notices.
 
     Raises CheckpointError if it isn't there, isn't sound, or isn't supported.
     """
-    if prediction is not None and prediction not in PREDICTIONS:
-        raise CheckpointError(f"There is no prediction {prediction!r}. It is one of: {', '.join(PREDICTIONS)}.")
+    choices = Choices(prediction, spacing, zero_snr, size)
+    choices.check()
     wanted = find_family(family) if family is not None else None
     if isinstance(name, Checkpoint):
         opened = name
     else:
-        opened = _open(str(name), revision, prediction, variant, open_others(components, variant))
+        opened = _open(str(name), revision, choices, variant, open_others(components, variant))
     if wanted is not None and opened.family != wanted:
         raise CheckpointError(
             f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "
             "Pass the other family, or none: it is recognized."
         )
-    if prediction is not None:
-        opened = replace(opened, scheduler=opened.scheduler | {"prediction_type": prediction})
+    if opened.layout == "diffusers" and (facts := choices.facts()):
+        scheduler = opened.scheduler | {name: fact.value for name, fact in facts.items() if name != PIXELS}
+        opened = replace(opened, scheduler=scheduler, size=size or opened.size, trained_for=tuple(facts.values()))
+    if size is not None and size % opened.downscale:
+        raise CheckpointError(
+            f"{name} draws multiples of {opened.downscale} pixels, and a size of {size} was asked for."
+        )
     return opened
 
 
 def _open(
-    name: str, revision: str | None, prediction: str | None, variant: str | None, others: Mapping[str, Other]
+    name: str, revision: str | None, choices: Choices, variant: str | None, others: Mapping[str, Other]
 ) -> Checkpoint:
     path = path_of(name)
     place = str(path.resolve())
@@ -80,7 +88,7 @@ def _open(
         return _open_dir(path, Source("folder", place), variant, others)
     if is_regular(path):
         _refuse_variant(name, variant)
-        return open_file(path, Source("file", place), prediction, others)
+        return open_file(path, Source("file", place), choices, others)
     if os.path.lexists(path):
         raise CheckpointError(f"{path} is neither a folder nor a file that can be read. Check the path, and its links.")
     single = hub_file(name)
@@ -88,7 +96,7 @@ def _open(
         _refuse_variant(name, variant)
         single = replace(single, revision=revision or single.revision)
         file, commit = fetch_file(single)
-        return open_file(file, Source("hub", single.location, commit), prediction, others)
+        return open_file(file, Source("hub", single.location, commit), choices, others)
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
         folder, commit = fetch(repository, revision or at or None, variant)

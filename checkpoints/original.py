@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import in_a_line
@@ -18,7 +18,9 @@ from .original_configs import Shapes, text_config, time_embed_width, unet_config
 from .others import Other, configured, rescaled
 from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import Source
+from .statements import PIXELS
 from .stored import read_header, refuse_pickle, with_scales
+from .training import Choices, scheduler_of, trained_for
 
 _TABLES = {
     "openclip": ("token_embedding.weight",),
@@ -33,8 +35,8 @@ _SPARE = re.compile(
 )
 
 
-def open_file(path: Path, source: Source, prediction: str | None, others: Mapping[str, Other] = {}) -> Checkpoint:
-    """The checkpoint in a single file; its configs are read off its tensors' shapes.
+def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str, Other] = {}) -> Checkpoint:
+    """The checkpoint in a single file; its configs are read off its tensors' shapes, its training off what it says.
 
     Averaged weights (`model_ema.`) beside the plain ones are left alone. `others` stand in for the file's own
     components, which needn't be there. Raises CheckpointError for
@@ -57,14 +59,13 @@ def open_file(path: Path, source: Source, prediction: str | None, others: Mappin
     configs = texts | made | {"unet": made["unet"] | time_embed_width(made["unet"], texts, family)}
     refuse_unet(path, configs["unet"])
     weights |= {name: other.tensors for name, other in others.items()}
-    if prediction == "epsilon" and family.epsilon is not None:
-        configs = {name: config | family.epsilon.get(name, {}) for name, config in configs.items()}
+    training = trained_for(path, tensors, metadata, family, choices)
     for name, config in configs.items():
         check_config(f"{path}, by its tensors,", config, len(weights[name]))
     check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
     check_statistics(f"The VAE for {path}", family, configs["vae"])
     check_fit(path, family, configs)
-    scheduler = family.config("scheduler") | _marked_scheduler(tensors)
+    scheduler = scheduler_of(family, training)
     return Checkpoint(
         family=family,
         source=source,
@@ -74,9 +75,12 @@ def open_file(path: Path, source: Source, prediction: str | None, others: Mappin
         layout="original",
         weights=weights,
         others={name: (other.source, other.layout) for name, other in others.items()},
-        notices=(*_left_over(tensors, family), *said),
         card=stated_card(metadata),
         length=min(min(facts.length, configs[facts.encoder]["max_position_embeddings"]) for facts in family.tokenizers),
+        size=cast("int", training.facts[PIXELS].value),
+        trained_for=tuple(training.facts.values()),
+        notices=(*_left_over(tensors, family), *said, *training.notices),
+        doubts=tuple(training.doubts),
     )
 
 
@@ -168,13 +172,3 @@ def _left_over(tensors: Stored, family: Family) -> tuple[str, ...]:
 
 def _bare(tensors: Stored, prefix: str) -> Shapes:
     return {name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()}
-
-
-def _marked_scheduler(tensors: Stored) -> Config:
-    """What some fine-tunes mark with an empty tensor: that they predict v, and end in pure noise."""
-    marked: Config = {}
-    if "v_pred" in tensors:
-        marked["prediction_type"] = "v_prediction"
-    if "ztsnr" in tensors:
-        marked["rescale_betas_zero_snr"] = True
-    return marked

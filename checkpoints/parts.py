@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.bundle import Model, Role, TensorInfo, TextEncoder
 from ..core.errors import CheckpointError
-from .bounds import latent_sides
 
 if TYPE_CHECKING:
     import torch
@@ -69,20 +68,18 @@ def as_part(checkpoint: Checkpoint, spec: PartSpec, module: torch.nn.Module | No
 def model_facts(checkpoint: Checkpoint) -> Model:
     """What the pipeline must know of the model: read from the configs, the family's where they are silent."""
     unet, vae, prompt = checkpoint.configs["unet"], checkpoint.configs["vae"], checkpoint.family.prompt
-    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
     empty = checkpoint.model_index.get("force_zeros_for_empty_prompt", prompt.zeros_for_empty)
-    sides = latent_sides(unet)
     mean, std = (vae.get(key) for key in ("latents_mean", "latents_std"))
     return Model(
         text_encoders=tuple(_reading(checkpoint, encoder) for encoder in prompt.encoders),
         length=checkpoint.length,
         latent_channels=unet["in_channels"],
-        downscale=downscale,
+        downscale=checkpoint.downscale,
         scaling_factor=vae.get("scaling_factor") or 0.18215,
         latents_mean=mean if checkpoint.family.latent_statistics else None,
         latents_std=std if checkpoint.family.latent_statistics else None,
         default_size=checkpoint.pixels,
-        default_height=sides[0] * downscale if sides is not None and sides[0] != sides[1] else None,
+        default_height=checkpoint.height,
         time_ids=prompt.time_ids,
         guidance_embedding=unet.get("time_cond_proj_dim"),
         zero_empty_negative=prompt.zeros_for_empty and bool(empty),

@@ -200,6 +200,9 @@ def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
     if channels != 4:
         what = _CHANNELS.get(channels) if isinstance(channels, int) else None
         raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {shown(channels)} input channels)")
+    out = unet.get("out_channels", 4)
+    if out != 4:
+        raise _unsupported(where, f"of an unknown kind (its UNet has {shown(out)} output channels)")
     for key in ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds"):
         if unet.get(key):
             raise _unsupported(where, f"of an unknown kind (its UNet has {key} = {shown(unet[key])})")

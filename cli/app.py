@@ -77,7 +77,17 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     prediction: Annotated[
-        str | None, typer.Option(help="epsilon or v_prediction, for single files of Stable Diffusion 2.")
+        str | None, typer.Option(help="epsilon, v_prediction or sample; default: what the checkpoint says.")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="leading, trailing or linspace; trailing for Turbo and Lightning.")
+    ] = None,
+    zero_snr: Annotated[
+        bool | None, typer.Option("--zero-snr/--no-zero-snr", help="Trained with zero terminal SNR.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side in pixels of the pictures that it was trained on.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Such as euler: what the bundle draws with, in place of the checkpoint's own.")
     ] = None,
     variant: Annotated[
         str | None, typer.Option(help="Which weight files of a folder or hub id: fp16, ema, non_ema ...")
@@ -102,6 +112,10 @@ def export(
             prediction=prediction,
             variant=variant,
             components={name: place for name, place in (("vae", vae), ("unet", unet)) if place is not None},
+            spacing=spacing,
+            zero_snr=zero_snr,
+            size=size,
+            scheduler=scheduler,
             on_progress=tell,
         )
     show.bundle(bundle, as_json)
@@ -209,6 +223,9 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option(help="Such as euler or dpm++2m-karras; default: the checkpoint's.")
     ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="leading, trailing or linspace; trailing for Turbo and Lightning.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -230,6 +247,7 @@ def run(
         "count": count,
         "scheduler": scheduler,
         **parse_size(size),
+        "timestep_spacing": spacing,
     }
     requests = ask(prompts or [], prompt_file, shown, values)
     draw(

@@ -70,13 +70,13 @@ def bundle(
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
     console.print(_license(manifest.license), markup=False)
-    for notice in manifest.notices:
-        console.print(f"note: {notice}", markup=False)
     parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
+    for notice in manifest.notices:
+        console.print(f"note: {notice}", markup=False)
     from ..compiler.faults import AGAIN
 
     if artifacts:

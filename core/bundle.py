@@ -192,6 +192,17 @@ class License(Record):
     files: tuple[Line, ...] = ()
 
 
+class Fact(Record):
+    """What a model was trained for, where the checkpoint has no config that says it, and who says so."""
+
+    name: str
+    """As in diffusers' scheduler configs; `pixels` is the side of its pictures."""
+    value: bool | int | float | str | None
+    by: str
+    assumed: bool = False
+    """Nothing said so: it is a default."""
+
+
 class Manifest(Record):
     """`latentc.json`."""
 
@@ -208,6 +219,7 @@ class Manifest(Record):
     parts: dict[str, Part]
     files: dict[str, FileInfo]
     versions: dict[str, str]
+    trained_for: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from .tensors import Array
 
 MAX_SIDE = 8192
 MAX_COUNT = 64
+SPACINGS = ("leading", "trailing", "linspace")
+"""How steps are spread over a model's timesteps, as diffusers names it."""
 
 _NOT_YET = "latentc has no such setting yet; leave it out"
 _OTHER_NAMES = {
@@ -46,7 +48,8 @@ class Request(Record):
     `width` and `height` are pixels, multiples of 8; None is the size the model was made for. `guidance`
     is the classifier-free guidance scale: above 1 the denoiser sees prompt and negative prompt in one
     batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
-    `seed` None draws one and the result says which. `scheduler` None takes the checkpoint's own.
+    `seed` None draws one and the result says which. `scheduler` and `timestep_spacing` None take the
+    checkpoint's own; few-step models as SDXL Turbo need `trailing`.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {
@@ -63,6 +66,7 @@ class Request(Record):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
     scheduler: str | None = None
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
 
     @model_validator(mode="wrap")
     @classmethod

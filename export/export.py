@@ -34,6 +34,7 @@ from ..core.progress import Progress, quiet
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
 from .check import bf16_figure, check, installed, ready
+from .scheduler import settle
 
 if TYPE_CHECKING:
     from .reference import References
@@ -49,13 +50,19 @@ def export(
     prediction: str | None = None,
     variant: str | None = None,
     components: Mapping[str, str] = {},
+    spacing: str | None = None,
+    zero_snr: bool | None = None,
+    size: int | None = None,
+    scheduler: str | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint`, `variant` and `components` are what `open_checkpoint` takes; `checkpoint` may also be what it gave.
-    Each part is compared with PyTorch on fixed inputs as it is written. Weights are kept in f16 or bf16 where the
-    checkpoint has all of a component's in it, else in f32; the graph computes in f32.
+    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant` and `components` are what
+    `open_checkpoint` takes; `checkpoint` may also be what it gave. The bundle draws with `scheduler`, such as
+    `dpm++2m`, in place of the checkpoint's own. Each part is compared with PyTorch on fixed inputs as it is written.
+    Weights are kept in f16 or bf16 where the checkpoint has all of a component's in it, else in f32; the graph
+    computes in f32.
     Memory: one part at a time as it is kept, the VAE beside the UNet, all text encoders while
     prompts are read, and what a call needs.
 
@@ -64,8 +71,16 @@ def export(
     """
     installed()
     opened = open_checkpoint(
-        checkpoint, revision=revision, prediction=prediction, variant=variant, components=components
+        checkpoint,
+        revision=revision,
+        prediction=prediction,
+        spacing=spacing,
+        zero_snr=zero_snr,
+        size=size,
+        variant=variant,
+        components=components,
     )
+    opened = settle(opened, scheduler)
     ready()  # which takes seconds
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
     from .reference import References
@@ -80,7 +95,7 @@ def export(
         parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
         _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
-        _write_configs(opened, references.scheduler, tokenizers, fresh)
+        _write_configs(opened, tokenizers, fresh)
         on_progress("digest", None)
         _write_manifest(opened, parts, fresh)
     return open_bundle(folder)
@@ -140,9 +155,7 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
-def _write_configs(
-    checkpoint: Checkpoint, scheduler: dict[str, Any], tokenizers: dict[str, dict[str, bytes]], fresh: Path
-) -> None:
+def _write_configs(checkpoint: Checkpoint, tokenizers: dict[str, dict[str, bytes]], fresh: Path) -> None:
     """What diffusers and optimum look for beside the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
     family = checkpoint.family
@@ -150,7 +163,12 @@ def _write_configs(
     if index.get("_class_name") not in family.pipelines:
         index["_class_name"] = family.pipeline  # what Optimum has; the checkpoint's own class has the same components
     for spec in part_specs(checkpoint):
-        _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component])
+        size = (
+            {"sample_size": checkpoint.pixels // checkpoint.downscale}
+            if checkpoint.size and spec.name == "unet"
+            else {}
+        )
+        _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
     index.pop("vae", None)
@@ -159,7 +177,7 @@ def _write_configs(
         for name, content in files.items():
             (fresh / tokenizer / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
-    _write_json(fresh / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
     for name, entry in index.items():  # of what isn't in the bundle, as diffusers writes it: a safety checker, for one
         if isinstance(entry, list) and not (fresh / name).is_dir():
             index[name] = [None, None]
@@ -185,6 +203,7 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
         parts=parts,
         files=files,
         versions={name: found for name in LIBRARIES if (found := _version(name))},
+        trained_for=checkpoint.trained_for,
     )
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,13 +16,13 @@ import numpy as np
 
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
-from ..core.errors import ProfileError, RequestError
+from ..core.errors import CompileError
 from ..core.references import CHANGING, ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..sampling.draw import unscaled
-from ..sampling.schedulers import schedule
 from .muted import muted
+from .scheduler import least_steps
 from .weights import computing
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ SCENES = (
 WORLDS = {"scenes": (SCENES, "a storm"), "": (GENERAL, "blurry, text")}
 """Prompts and a negative prompt by shipped checkpoint, and for all others."""
 
-BROWNIAN = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+BROWNIAN = ("DPMSolverSDEScheduler",)
 """Schedulers that take their noise from a Brownian tree of torchsde's: another one draws the references."""
 
 DRAWS_INSTEAD = "ddim"
@@ -63,8 +62,6 @@ DRAWS_INSTEAD = "ddim"
 
 LOGGERS = ("diffusers", "transformers")
 """They warn of long prompts, repaired configs and an absent torchvision."""
-
-MOST_STEPS = 10
 
 AT_SHARES = (
     *(1.0, 0.951, 0.907, 0.861, 0.818, 0.767, 0.722, 0.676, 0.631, 0.577, 0.532, 0.486, 0.441, 0.387, 0.342, 0.296),
@@ -156,11 +153,12 @@ class References:
         self.facts = model_facts(checkpoint)
         self.random = np.random.default_rng(SEED)
         self.scheduler: dict[str, Any] = dict(checkpoint.scheduler)
-        """The scheduler's config as diffusers' pipeline repairs it."""
         self.drawings: list[Drawing] = []
         self.drawn: dict[str, Array] = {}
         self.cases: dict[str, list[Case]] = {}
-        self._own = self._own_scheduler()
+        name = checkpoint.scheduler.get("_class_name")
+        self._own = None if name in BROWNIAN else str(name)
+        """The class of the checkpoint's own scheduler, where PyTorch draws its noise."""
         self._embedded: dict[str, Embedded] = {}
         self._frames: dict[str, Frame] = {}
         self._tokens: dict[str, Tokens] = {}
@@ -316,9 +314,7 @@ class References:
             return {}
 
         seed = int(self.random.integers(1 << 31))
-        if self._own is not None:
-            kind = cast("Any", type(pipeline.scheduler))
-            pipeline.scheduler = kind.from_config(self.scheduler)  # with no history
+        pipeline.scheduler = self._new_scheduler()  # with no history
         whole = asked.calls is None
         hook = pipeline.unet.register_forward_hook(called, with_kwargs=True)
         decode, decoded = pipeline.vae.decode, list[Case]()
@@ -443,15 +439,15 @@ class References:
         return embedded
 
     def _pipeline(self, **parts: Any) -> Any:
-        """Diffusers' pipeline of the family, with these parts and the scheduler; it repairs the scheduler's config."""
+        """Diffusers' pipeline of the family, with these parts and the scheduler.
+
+        It repairs old configs, as `checkpoints.scheduler` did already. Raises CompileError where it repairs more.
+        """
         import diffusers
 
         library: Any = diffusers
         cls = getattr(library, self.checkpoint.family.pipeline)
-        if self._own is not None:
-            scheduler = getattr(library, self._own).from_config(self.checkpoint.scheduler)
-        else:
-            scheduler = library.DDIMScheduler.from_config(self.checkpoint.scheduler, clip_sample=False)
+        scheduler = self._new_scheduler()
         before = dict(scheduler.config)  # the pipeline changes it in place
         index = self.checkpoint.model_index
         given: dict[str, Any] = {
@@ -465,31 +461,28 @@ class References:
         needed = {name: None for name, one in known.items() if one.default is one.empty and name != "self"}
         pipeline = cls(**needed | {name: value for name, value in given.items() if name in known})
         pipeline.set_progress_bar_config(disable=True)
-        if self._own is None:
-            pipeline.scheduler = library.DDIMScheduler.from_config(before)  # what draws in its place isn't repaired
-        else:
-            for key in ("steps_offset", "clip_sample"):
-                if pipeline.scheduler.config.get(key) != before.get(key):
-                    self.scheduler[key] = pipeline.scheduler.config[key]
+        after = dict(pipeline.scheduler.config)
+        repaired = sorted(key for key in after if after[key] != before.get(key))
+        if repaired and index.get("_class_name") == cls.__name__:
+            raise CompileError(
+                f"diffusers {library.__version__} changes {', '.join(repaired)} of the scheduler's config as it loads "
+                "it, which latentc doesn't know of. Install the version of diffusers that constraints.txt names."
+            )
         return pipeline
+
+    def _new_scheduler(self) -> Any:
+        """Diffusers' scheduler that draws the references."""
+        import diffusers
+
+        library: Any = diffusers
+        if self._own is not None:
+            return getattr(library, self._own).from_config(self.scheduler)
+        clips = bool(self.scheduler.get("clip_sample"))  # where nothing says so, latentc's DDIM doesn't
+        return library.DDIMScheduler.from_config(self.scheduler, clip_sample=clips)
 
     def _more_steps(self) -> int:
         """How many steps more than two the scheduler needs: PNDM begins with three of Runge-Kutta's."""
-        name = None if self._own else DRAWS_INSTEAD
-        for more in range(MOST_STEPS):
-            with suppress(RequestError):
-                schedule(self.checkpoint.scheduler, 2 + more, name)
-                return more
-        return MOST_STEPS
-
-    def _own_scheduler(self) -> str | None:
-        """The class of the checkpoint's own scheduler, where latentc has it and PyTorch draws its noise."""
-        name = self.checkpoint.scheduler.get("_class_name")
-        try:
-            schedule(self.checkpoint.scheduler, MOST_STEPS)
-        except (ProfileError, RequestError):
-            return None
-        return None if name in BROWNIAN else name
+        return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
 
 
 def _exact(timestep: float) -> int:

@@ -25,7 +25,7 @@ from ..sampling.denoise import OnStep
 from ..sampling.draw import draw, host_files, latent_shape, load_host
 from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.pixels import is_flat
-from ..sampling.schedulers import Noise
+from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
 from .engines import Engines
 from .png import origin
@@ -132,6 +132,7 @@ class Pipeline:
             raise RequestError(f"Memory ran out while drawing ({exc}). {HUNGER}") from exc
         images, text = drawn.images, drawn.text
         told = notices(asked, manifest, host.vocabularies[0], text.tokens, text.guided)
+        told += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
         told += [f"Image {index} is one flat colour." for index, image in enumerate(images) if is_flat(image)]
         if latents is not None:
             told.append("The initial latents were passed in: the seed alone doesn't give this picture.")

@@ -99,7 +99,7 @@ def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, st
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
     """How a request walks from noise to latents."""
     return Walk(
-        schedule=schedule(host.scheduler, request.steps, request.scheduler),
+        schedule=schedule(host.scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing),
         noise=noise,
         guidance=request.guidance if guided else None,
         guidance_rescale=request.guidance_rescale,

@@ -28,10 +28,22 @@ from .lms import lms
 from .names import elsewhere, spelled
 from .pndm import pndm
 from .protocol import Noise, Schedule
-from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, settings
+from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, Settings, settings
 from .unipc import unipc
 
-__all__ = ["NAMES", "SCHEDULERS", "Noise", "Sampler", "Schedule", "check_name", "schedule", "understood"]
+__all__ = [
+    "NAMES",
+    "NEAREST",
+    "SCHEDULERS",
+    "Noise",
+    "Sampler",
+    "Schedule",
+    "check_name",
+    "few_steps",
+    "named",
+    "schedule",
+    "understood",
+]
 
 _LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _DPM_SOLVER = (
@@ -114,25 +126,39 @@ NAMES = frozenset(SCHEDULERS) | {
 }
 """All that `schedule` takes."""
 
+NEAREST = {
+    "DEISMultistepScheduler": "dpm++2m",
+    "DPMSolverSinglestepScheduler": "dpm++2m",
+    "SASolverScheduler": "dpm++2m-sde",
+    "KDPM2DiscreteScheduler": "heun",
+    "KDPM2AncestralDiscreteScheduler": "euler-ancestral",
+    "IPNDMScheduler": "pndm",
+    "TCDScheduler": "ddim",
+    "DDIMInverseScheduler": "ddim",
+    "DPMSolverMultistepInverseScheduler": "dpm++2m",
+}
+"""Classes of diffusers that aren't here, for models that are sampled here, and the sampler nearest to each."""
+
+FEW_STEPS = 8
+"""Up to as many, the timestep where sampling begins decides whether a picture comes of it."""
+
 _KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
 
 
-def schedule(config: Mapping[str, object], steps: int, name: str | None = None, *, eta: float = 0.0) -> Schedule:
+def schedule(
+    config: Mapping[str, object], steps: int, name: str | None = None, *, spacing: str | None = None, eta: float = 0.0
+) -> Schedule:
     """Return a fresh schedule of `steps` steps for one request.
 
     `config` is the checkpoint's `scheduler_config.json`. `name` replaces its algorithm by one
     of `SCHEDULERS`, with `-karras`, `-exponential`, `-beta` or `-lu` behind it for a ramp of
     noise levels; what the model was trained on still comes from the config, and keys that only its own
-    class reads are dropped. `eta` is DDIM's, between 0 and 1.
+    class reads are dropped. `spacing` replaces the config's `timestep_spacing`. `eta` is DDIM's, between 0 and 1.
 
     Raises `ProfileError` for a config that can't be honoured, and `RequestError` for a name, a
     number of steps or an `eta` that can't be.
     """
-    if name is None:
-        sampler, asks = _of_class(config), dict[str, object]()
-    else:
-        sampler, asks = _of_name(name)
-    checked = settings(config, sampler, _KNOWN_KEYS, asks)
+    sampler, checked = _settled(config, name, spacing)
     count = checked.num_train_timesteps
     if not 1 <= steps <= count:
         raise RequestError(f"{steps} steps can't be taken: the model has {count} timesteps. Use 1 to {count}.")
@@ -154,6 +180,40 @@ def understood(name: str) -> str | None:
     """The name of `NAMES` that means what another tool calls so, as `dpmpp_2m_karras`; None where none does."""
     found = spelled(name)
     return found if found in NAMES else None
+
+
+def named(config: Mapping[str, object], name: str) -> dict[str, object]:
+    """Return the config of the scheduler called `name`, on the same training schedule.
+
+    Raises `RequestError` for a name that isn't in `SCHEDULERS`.
+    """
+    sampler, asks = _of_name(name)
+    return {**config, **asks, "_class_name": sampler.class_name}
+
+
+def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacing: str | None) -> str | None:
+    """Return a notice where a few steps begin far from the last timestep, at which few-step models were trained."""
+    sampler, checked = _settled(config, name, spacing)
+    leads = "timestep_spacing" in sampler.keys and checked.ramp is None and checked.timestep_spacing == "leading"
+    if steps > FEW_STEPS or not leads:
+        return None
+    first = float(sampler.build(checked, steps).timesteps[0])
+    return (
+        f"With timestep_spacing 'leading', {steps} steps begin at timestep {first:g} of {checked.num_train_timesteps}. "
+        "Models for few steps (Turbo, Lightning, Hyper) draw noise so: ask for the spacing 'trailing' (run --spacing "
+        "trailing, or export --spacing trailing for good)."
+    )
+
+
+def _settled(config: Mapping[str, object], name: str | None, spacing: str | None) -> tuple[Sampler, Settings]:
+    sampler, asks = (_of_class(config), {}) if name is None else _of_name(name)
+    if spacing is not None and "timestep_spacing" not in sampler.keys:
+        raise RequestError(
+            f"{sampler.class_name} takes the timesteps that its model was distilled on, and has no timestep_spacing. "
+            "Leave it out, or choose another scheduler, such as 'euler'."
+        )
+    asked = asks if spacing is None else {**asks, "timestep_spacing": spacing}
+    return sampler, settings(config, sampler, _KNOWN_KEYS, asked)
 
 
 def _of_class(config: Mapping[str, object]) -> Sampler:

@@ -119,6 +119,10 @@ INERT = frozenset({
     "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type",
     # The noise belongs to the request, which passes it to each step.
     "noise_sampler_seed",
+    # Of SA-Solver, which is sampled by another scheduler here.
+    "predictor_order", "corrector_order", "tau_func",
+    # Of diffusers 0.1 to 0.2: which library computed, and timesteps in place of their count.
+    "tensor_format", "timestep_values",
 })  # fmt: skip
 
 FACTS: dict[str, object] = {"rescale_betas_zero_snr": False, "timestep_type": "discrete"}

@@ -26,7 +26,7 @@ EULER = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
-    "timestep_spacing": "leading",
+    "timestep_spacing": "trailing",
 }
 
 Feeds = Mapping[str, Any]

@@ -1,0 +1,93 @@
+"""Fields of a component's config: those that its class reads, those that mean nothing to a picture, and no others.
+
+diffusers and transformers ignore a field that they don't know; a checkpoint that needs it is then drawn wrong.
+"""
+
+from __future__ import annotations
+
+from ..core.errors import CheckpointError
+from ..core.record import LONGEST, near, shown
+from .families import Component, Config
+
+_UNET = frozenset({
+    "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
+    "down_block_types", "mid_block_type", "up_block_types", "only_cross_attention", "block_out_channels",
+    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn", "norm_num_groups",
+    "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+    "encoder_hid_dim", "encoder_hid_dim_type", "attention_head_dim", "num_attention_heads", "dual_cross_attention",
+    "use_linear_projection", "class_embed_type", "addition_embed_type", "addition_time_embed_dim",
+    "num_class_embeds", "upcast_attention", "resnet_time_scale_shift", "resnet_skip_time_act",
+    "resnet_out_scale_factor", "time_embedding_type", "time_embedding_dim", "time_embedding_act_fn",
+    "timestep_post_act", "time_cond_proj_dim", "conv_in_kernel", "conv_out_kernel",
+    "projection_class_embeddings_input_dim", "attention_type", "class_embeddings_concat",
+    "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads",
+})  # fmt: skip
+_VAE = frozenset({
+    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
+    "act_fn", "latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "latents_mean",
+    "latents_std", "force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention",
+})  # fmt: skip
+_TEXT = frozenset({
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range",
+    "initializer_factor", "pad_token_id", "bos_token_id", "eos_token_id",
+})  # fmt: skip
+
+READ: dict[str, frozenset[str]] = {
+    "UNet2DConditionModel": _UNET,
+    "AutoencoderKL": _VAE,
+    "CLIPTextModel": _TEXT,
+    "CLIPTextModelWithProjection": _TEXT,
+}
+"""By class, what its constructor takes: the module is built from it, so it is honoured."""
+
+_TRAINING = frozenset({
+    # diffusers' EMAModel writes these beside averaged weights.
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
+    # How it is trained, or held in memory.
+    "gradient_checkpointing", "torch_dtype", "dtype",
+})  # fmt: skip
+_LANGUAGE = frozenset({
+    # Said of every model of transformers: who made it, and how text is generated, which CLIP doesn't.
+    "architectures", "model_type", "transformers_version", "attn_implementation", "logit_scale_init_value",
+    "dropout", "add_cross_attention", "bad_words_ids",
+    "begin_suppress_tokens", "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
+    "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "prefix", "problem_type", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings",
+    "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p", "use_bfloat16", "use_cache",
+})  # fmt: skip
+_ELSEWHERE = frozenset({"use_attention_mask"})
+"""Read by diffusers' pipelines, not by the class."""
+
+# Values that leave a module or a picture as it is without the field; any other is refused.
+_ONLY: dict[str, tuple[object, ...]] = {
+    "pruned_heads": (None, {}),
+    "quantization_config": (None, {}),
+    "attention_type": (None, "default"),
+    "dual_cross_attention": (None, False),
+    "encoder_hid_dim": (None,),
+    "shift_factor": (None, 0, 0.0),
+}
+
+
+def check_fields(where: object, component: Component, config: Config) -> None:
+    """Raise CheckpointError for a field that nothing reads and that isn't known to mean nothing. `where`: the file."""
+    read = READ[component.cls]
+    idle = _TRAINING | (_LANGUAGE | _ELSEWHERE if component.library == "transformers" else frozenset())
+    for key, value in config.items():
+        if key in _ONLY:
+            if value not in _ONLY[key]:
+                raise CheckpointError(
+                    f"{where} says {key} = {shown(value)}, which isn't supported yet. Pass a checkpoint without it."
+                )
+        elif key not in read and key not in idle and not key.startswith("_"):
+            raise CheckpointError(
+                f"{where} has a field {key[:LONGEST]!r} = {shown(value)}, and {component.cls} reads no such field. "
+                f"{near(key, sorted(read))}If it means nothing to a picture, remove it; else the checkpoint isn't "
+                "supported yet."
+            )

@@ -1,0 +1,107 @@
+"""The scheduler config of a diffusers folder, as diffusers itself reads and repairs it when it loads the folder."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ..core.record import LONGEST, shown
+from .families import Config
+
+PREDICTED = {True: "epsilon", False: "sample"}
+"""What `predict_epsilon` of diffusers 0.3 to 0.9 is called today."""
+
+SAME = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPMScheduler"}
+"""Classes that take the steps of another one."""
+
+CLIPPING = ("DDIMScheduler", "DDPMScheduler")
+"""Classes of diffusers whose `clip_sample` is true unless the config says otherwise."""
+
+REPAIRED = {"steps_offset": (0, 1), "clip_sample": (None, False)}
+"""Keys that pipelines of Stable Diffusion 1 and 2 set: the class's default, and what it is set to."""
+
+OLD_UNET = (0, 9)
+"""Before this version of diffusers, `sample_size` was written wrongly for Stable Diffusion 1."""
+LATENTS = 64
+
+
+def repairs(model_index: Config) -> bool:
+    """Whether the pipeline class of diffusers repairs old configs: those of Stable Diffusion 1 and 2 do."""
+    name, others = str(model_index.get("_class_name")), ("StableDiffusionXL", "StableDiffusionControlNet")
+    return name.startswith("StableDiffusion") and not name.startswith(others)
+
+
+def read_scheduler(model_index: Config, config: Config) -> tuple[Config, list[str]]:
+    """The config that diffusers' pipeline draws with, and a notice for each thing that it isn't as written.
+
+    Of class and config, `model_index.json` names the class. Keys in `_use_default_values` were set by nobody.
+    """
+    notices: list[str] = []
+    unsaid: Any = config.get("_use_default_values")
+    listed = cast("list[object]", unsaid) if isinstance(unsaid, list) else []
+    made = {key: value for key, value in config.items() if key != "_use_default_values" and key not in listed}
+    made["_class_name"] = _class(model_index, config, notices)
+    _rename(made, notices)
+    if repairs(model_index):
+        _repair(made, notices)
+    elif made["_class_name"] in CLIPPING and "clip_sample" not in made:
+        made["clip_sample"] = True
+        notices.append(
+            f"scheduler_config.json leaves out clip_sample, so {made['_class_name']} clips latents to -1 and 1, as "
+            "diffusers does. If pictures are flat, set it to false and export again."
+        )
+    return made, notices
+
+
+def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str]]:
+    """The UNet's `sample_size` where diffusers' pipeline repairs it, and a notice; None where it doesn't."""
+    size, version = config.get("sample_size"), config.get("_diffusers_version")
+    old = isinstance(version, str) and () < _version(version) < OLD_UNET
+    if not (repairs(model_index) and old and type(size) is int and size < LATENTS):
+        return None, []
+    notice = (
+        f"unet/config.json says sample_size = {size}, as diffusers {version[:LONGEST]} wrote it; {LATENTS} is taken, "
+        "as diffusers does. Pass --size to export for another size."
+    )
+    return LATENTS, [notice]
+
+
+def _class(model_index: Config, config: Config, notices: list[str]) -> object:
+    """The class that diffusers makes, with another name for the same steps replaced."""
+    entry: Any = model_index.get("scheduler")
+    pair = cast("list[object]", entry) if isinstance(entry, list) else []
+    written = config.get("_class_name")
+    named = pair[1] if len(pair) == 2 and isinstance(pair[1], str) else written
+    if written is not None and written != named:
+        notices.append(
+            f"model_index.json names {str(named)[:LONGEST]}, and scheduler_config.json {shown(written)}: the first is "
+            "taken, as diffusers does."
+        )
+    return SAME.get(named, named) if isinstance(named, str) else named
+
+
+def _rename(made: Config, notices: list[str]) -> None:
+    predicts = made.get("predict_epsilon")
+    if type(predicts) is not bool and predicts is not None:
+        return  # refused by its name
+    made.pop("predict_epsilon", None)
+    if predicts is not None and "prediction_type" not in made:
+        made["prediction_type"] = PREDICTED[predicts]
+        if not predicts:
+            notices.append("scheduler_config.json says predict_epsilon = false, which is prediction_type sample today.")
+
+
+def _repair(made: Config, notices: list[str]) -> None:
+    for key, (default, wanted) in REPAIRED.items():
+        default = made["_class_name"] in CLIPPING if key == "clip_sample" else default
+        if made.get(key, default) != wanted:
+            said = f"says {key} = {shown(made[key])}" if key in made else f"leaves out {key}"
+            notices.append(
+                f"scheduler_config.json {said}, as files of 2022 do; {str(wanted).lower()} is taken, as diffusers does."
+            )
+            made[key] = wanted
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor number; nothing where it is no version."""
+    numbers = text.split(".")[:2]
+    return tuple(map(int, numbers)) if all(one.isdecimal() and len(one) < 9 for one in numbers) else ()

@@ -1,0 +1,77 @@
+"""Which scheduler a bundle draws with: the checkpoint's own, or one that is asked for; refused if it can't be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoints.open import Checkpoint
+from ..core.errors import CheckpointError, ProfileError, RequestError
+from ..core.record import LONGEST, suggest
+from ..sampling.schedulers import NEAREST, SCHEDULERS, named, schedule
+
+MOST_STEPS = 10
+"""By then every scheduler has as many steps as it needs: PNDM begins with three of Runge-Kutta's."""
+
+
+def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
+    """The checkpoint with the scheduler that its bundle draws with: `name`'s, such as `dpm++2m`, or its own.
+
+    Raises CheckpointError naming the class, or the key of its config, that can't be drawn with; for doubts about what
+    the model was trained for; and for a name that is none.
+    """
+    if opened.doubts:
+        raise CheckpointError(" ".join(opened.doubts))
+    config, notices = dict(opened.scheduler), opened.notices
+    own = str(config.get("_class_name"))[:LONGEST]
+    if name is not None:
+        try:
+            config = named(config, name)
+        except RequestError as exc:
+            raise CheckpointError(str(exc)) from exc
+        notices = (*notices, f"The bundle draws with {config['_class_name']} ({name}) in place of {own}, as asked.")
+    elif own not in {sampler.class_name for sampler in SCHEDULERS.values()}:
+        raise CheckpointError(f"{opened.source.location} {_absent(own)}")
+    asked = next((fact.value for fact in opened.trained_for if fact.by == "--spacing"), None)
+    try:
+        least_steps(config, spacing=None if asked is None else str(asked))
+    except (ProfileError, RequestError) as exc:
+        able = [other for other in SCHEDULERS if _draws(config, other)]
+        advice = f" Or export with --scheduler and one that can: {', '.join(able)}." if able else ""
+        raise CheckpointError(f"The scheduler of {opened.source.location} can't be drawn with. {exc}{advice}") from exc
+    index = dict(opened.model_index) | {"scheduler": ["diffusers", config["_class_name"]]}
+    return replace(opened, scheduler=config, model_index=index, notices=notices)
+
+
+def least_steps(config: Mapping[str, Any], name: str | None = None, *, spacing: str | None = None) -> int:
+    """The fewest steps that a scheduler takes; raises what `schedule` raises where it can't be drawn with."""
+    for steps in range(1, MOST_STEPS):
+        try:
+            schedule(config, steps, name, spacing=spacing)
+        except RequestError:
+            continue
+        return steps
+    schedule(config, MOST_STEPS, name, spacing=spacing)
+    return MOST_STEPS
+
+
+def _draws(config: Mapping[str, object], name: str) -> bool:
+    try:
+        least_steps(named(config, name))
+    except (ProfileError, RequestError):
+        return False
+    return True
+
+
+def _absent(own: str) -> str:
+    if own in NEAREST:
+        return (
+            f"is drawn with {own} in diffusers, which isn't here. The nearest is {NEAREST[own]!r}: export with "
+            f"--scheduler {NEAREST[own]} to draw with it. Here are: {', '.join(SCHEDULERS)}."
+        )
+    known = [sampler.class_name for sampler in SCHEDULERS.values()]
+    return (
+        f"names the scheduler {own}, which isn't here. {suggest(own, known)} If its model predicts noise, velocity or "
+        f"the original on a discrete schedule, export with --scheduler and one of: {', '.join(SCHEDULERS)}."
+    )

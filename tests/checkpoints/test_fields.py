@@ -1,0 +1,79 @@
+"""Fields of a component's config: read by its class, known to mean nothing, or refused by name."""
+
+import inspect
+import json
+
+import diffusers
+import pytest
+import transformers
+
+from latentc.checkpoints import open_checkpoint
+from latentc.checkpoints.fields import READ
+from latentc.core.errors import CheckpointError
+
+
+@pytest.mark.parametrize("cls", ["UNet2DConditionModel", "AutoencoderKL"])
+def test_all_that_diffusers_reads_is_known_and_no_more(cls):
+    assert READ[cls] == set(inspect.signature(getattr(diffusers, cls).__init__).parameters) - {"self"}
+
+
+def test_all_that_transformers_reads_is_known_and_no_more():
+    made = transformers.CLIPTextConfig()
+    assert READ["CLIPTextModel"] <= set(made.to_dict())
+
+
+# As published configs have them: SD 1.5's and SDXL's text encoders, LCM's and EMA's UNets, fine-tunes' VAEs.
+PUBLISHED = {
+    "text_encoder": {
+        "_name_or_path": "openai/clip-vit-large-patch14", "dropout": 0.0, "torch_dtype": "float32", "pruned_heads": {},
+        "transformers_version": "4.22.0.dev0", "tie_word_embeddings": True, "use_bfloat16": False, "bos_token_id": 0,
+        "id2label": {"0": "LABEL_0"}, "typical_p": 1.0, "model_type": "clip_text_model", "return_dict": True,
+    },
+    "unet": {
+        "_name_or_path": "x", "_diffusers_version": "0.24.0", "decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0,
+        "optimization_step": 5000, "power": 0.667, "update_after_step": 0, "use_ema_warmup": False, "dropout": 0.0,
+        "mid_block_type": "UNetMidBlock2DCrossAttn", "resnet_out_scale_factor": 1.0, "attention_type": "default",
+        "time_cond_proj_dim": None, "class_embed_type": None, "conv_in_kernel": 3, "encoder_hid_dim": None,
+    },
+    "vae": {
+        "_name_or_path": "stabilityai/sd-vae-ft-mse", "force_upcast": True, "shift_factor": None, "latents_mean": None,
+        "latents_std": None, "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
+    },
+}  # fmt: skip
+
+
+def edit(folder, component, changes):
+    path = folder / component / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_published_fields_pass(own):
+    folder = own()
+    for component, changes in PUBLISHED.items():
+        edit(folder, component, changes)
+    opened = open_checkpoint(str(folder))
+    for component in PUBLISHED:
+        opened.module(component)
+
+
+@pytest.mark.parametrize(
+    ("component", "changes", "match"),
+    [
+        ("unet", {"use_rope": True}, r"unet/config.json has a field 'use_rope' = True"),
+        ("unet", {"cross_attention_dimm": 3}, "Did you mean 'cross_attention_dim'"),
+        ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which isn't supported"),
+        ("unet", {"encoder_hid_dim": 64}, "encoder_hid_dim = 64"),
+        ("unet", {"dual_cross_attention": True}, "dual_cross_attention = True"),
+        ("unet", {"out_channels": 8}, "8 output channels"),
+        ("unet", {"quantization_config": {"load_in_4bit": True}}, "quantization_config"),
+        ("vae", {"shift_factor": 0.06}, "shift_factor = 0.06"),
+        ("vae", {"use_wavelets": 1}, "vae/config.json has a field 'use_wavelets'"),
+        ("text_encoder", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ("text_encoder", {"rope_theta": 10000.0}, "text_encoder/config.json has a field 'rope_theta'"),
+        ("text_encoder", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused_by_name(component, changes, match, own):
+    with pytest.raises(CheckpointError, match=match):
+        open_checkpoint(str(edit(own(), component, changes)))
