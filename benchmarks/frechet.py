@@ -22,7 +22,7 @@ def frechet_distance(one: NDArray[Any], other: NDArray[Any]) -> float:
         (features - mean) / np.sqrt(len(features) - 1) for features, mean in zip((one, other), means, strict=True)
     ]
     if all(len(each) > each.shape[1] for each in centred):  # the same singular values, of triangles that are smaller
-        centred = [np.linalg.qr(each, mode="r") for each in centred]
+        centred = [np.asarray(np.linalg.qr(each, mode="r"), np.float64) for each in centred]
     shared = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
     spread = sum(float((each**2).sum()) for each in centred)
     return float(((means[0] - means[1]) ** 2).sum() + spread - 2 * shared)

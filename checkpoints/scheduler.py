@@ -59,7 +59,7 @@ def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str
     if not (repairs(model_index) and old and type(size) is int and size < LATENTS):
         return None, []
     notice = (
-        f"unet/config.json says sample_size = {size}, as diffusers {version[:LONGEST]} wrote it; {LATENTS} is taken, "
+        f"unet/config.json says sample_size = {size}, as diffusers {str(version)[:LONGEST]} wrote it; {LATENTS} is taken, "
         "as diffusers does. Pass --size to export for another size."
     )
     return LATENTS, [notice]

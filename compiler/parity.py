@@ -76,8 +76,8 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Pa
                 worst = worst.model_copy(update={"cosine": alike})
     if pairs:
         wanted = {index: given[index].outputs[_answer(given[index])] for index in paired}
-        changes = (np.concatenate([(each[b] - each[a]).ravel() for a, b in pairs]) for each in (wanted, answers))
-        found_db, share = change_db(*changes, np.concatenate([one.ravel() for one in wanted.values()]))
+        asked, found = (np.concatenate([(of[b] - of[a]).ravel() for a, b in pairs]) for of in (wanted, answers))
+        found_db, share = change_db(asked, found, np.concatenate([one.ravel() for one in wanted.values()]))
         worst = worst.model_copy(update={"text_db": found_db, "text_share": share})
     return worst
 
