@@ -59,8 +59,8 @@ def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str
     if not (repairs(model_index) and old and type(size) is int and size < LATENTS):
         return None, []
     notice = (
-        f"unet/config.json says sample_size = {size}, as diffusers {str(version)[:LONGEST]} wrote it; {LATENTS} is taken, "
-        "as diffusers does. Pass --size to export for another size."
+        f"unet/config.json says sample_size = {size}, as diffusers {str(version)[:LONGEST]} wrote it; {LATENTS} is "
+        "taken, as diffusers does. Pass --size to export for another size."
     )
     return LATENTS, [notice]
 

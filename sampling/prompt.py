@@ -140,8 +140,7 @@ def encode(
         prompts, chunks, length = rows.shape
         feeds = {IDS: rows.reshape(prompts * chunks, length)}
         if encoder.masked:
-            mask: NDArray[np.bool_] = np.arange(length) < used.reshape(-1, 1)
-            feeds[MASK] = mask.astype(np.int64)
+            feeds[MASK] = np.array([[place < many for place in range(length)] for many in used.ravel()], np.int64)
         answer = call(encoder.part, feeds)
         read = {encoder.embedding: answer[encoder.embedding].reshape(prompts, chunks * length, -1)}
         if encoder.pooled is not None:
