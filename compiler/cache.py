@@ -316,8 +316,7 @@ def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generato
             stack.enter_context(held(path, WAIT_SECONDS, lambda: on_progress(f"{name}: {WAITING}", None)))
         except LockedError as exc:
             raise BundleError(
-                f"{exc}, for longer than {WAIT_SECONDS / 3600:.0f} hours or out of reach. If nothing builds there, "
-                f"remove it."
+                f"{exc}. Wait until that is done; if nothing is built there any more, remove the file."
             ) from None
         except OSError as exc:
             raise BundleError(unwritable(bundle.engines, exc, KEPT)) from exc

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError, RequestError
+from ..core.errors import LatentcError, RequestError, ShapeError
 from ..core.limits import memory, swap
 from ..core.shapes import sizes_of
 from ..core.units import sized
@@ -23,7 +23,10 @@ def check_room(bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict
 
     Nothing is counted for a picture of the model's own size: that is what `latentc plan` and a build look at.
     """
-    sizes = sizes_of(bundle.part(part).inputs, shapes)
+    try:
+        sizes = sizes_of(bundle.part(part).inputs, shapes)
+    except ShapeError:  # which the engine says
+        return
     rows, height, width = (sizes.get(name, 1) for name in ("batch", "height", "width"))
     side = bundle.manifest.model.default_size // bundle.manifest.model.downscale
     if rows * height * width <= GUIDED_ROWS * side * side:

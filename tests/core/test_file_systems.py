@@ -104,7 +104,7 @@ def test_folders_are_filled_where_there_are_no_locks(flock, tmp_path, no_hang):
 def test_waiting_for_a_build_is_said_at_once_and_has_a_limit(flock, bundle, monkeypatch, no_hang):
     opened, said = bundle("sd1"), []
     monkeypatch.setattr(cache, "WAIT_SECONDS", 0.2)
-    words = r"unet-0.build.lock is held by a process of .* remove it"
+    words = r"unet-0.build.lock is held by a process of .* remove the file"
     with (
         locked(opened, "unet-0"),
         pytest.raises(BundleError, match=words),
