@@ -110,7 +110,7 @@ def targets(
         precision = choose(profile, name, precisions)
         for shape in shapes(bundle, profile, name, free=free):
             about = (profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape)
-            asked.append((name, Target(*about)))
+            asked.append((name, Target(*about, length=bundle.manifest.model.length)))
     return asked
 
 

@@ -54,6 +54,8 @@ class Target:
     outputs: tuple[TensorInfo, ...]
     shape: Mapping[str, tuple[int, ...]] | None = None
     """Every input's shape, for a static engine; None where batch, height and width are free."""
+    length: int = 77
+    """Token ids in a chunk of a prompt."""
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,9 @@ def _ranges(prefix: str, target: Target, part: str) -> dict[str, str]:
     """`sample:1x4x8x8,...` for the least, usual and largest sizes."""
     made: dict[str, str] = {}
     for place, which in enumerate(("min", "opt", "max")):
-        shapes = (f"{tensor.name}:{'x'.join(map(str, bounds(part, tensor)[place]))}" for tensor in target.inputs)
+        shapes = (
+            f"{tensor.name}:{'x'.join(map(str, bounds(part, tensor, target.length)[place]))}"
+            for tensor in target.inputs
+        )
         made[f"{prefix}_{which}_shapes"] = ",".join(shapes)
     return made

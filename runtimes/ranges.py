@@ -15,7 +15,7 @@ PIXELS = 8
 OUTSIDE = "up to 1024 pixels, four pictures with guidance, four chunks of a prompt"
 
 
-def bounds(part: str, tensor: TensorInfo, length: int = 77) -> tuple[tuple[int, ...], ...]:
+def bounds(part: str, tensor: TensorInfo, length: int) -> tuple[tuple[int, ...], ...]:
     """An input's least, usual and largest shape; `length` is that of a prompt's chunk."""
     scale = PIXELS if part == "vae_encoder" else 1
     made: list[tuple[int, ...]] = []

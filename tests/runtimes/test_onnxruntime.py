@@ -251,6 +251,9 @@ def test_what_providers_are_told(case, tmp_path):
     assert told["trt_engine_cache_path"] == told["trt_timing_cache_path"] == str(tmp_path)
     assert told["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
     assert told["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
+    told = settings(target_of(case, "TensorRT", length=40), "unet", tmp_path)
+    assert told["trt_profile_min_shapes"].endswith(",encoder_hidden_states:1x40x16")
+    assert told["trt_profile_max_shapes"].endswith(",encoder_hidden_states:8x160x16")
     shape = {name: array.shape for name, array in case.feeds().items()}
     assert "trt_profile_min_shapes" not in settings(target_of(case, "TensorRT", shape=shape), "unet", tmp_path)
     assert settings(target_of(case, "MIGraphX"), "unet", tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
