@@ -140,7 +140,8 @@ def encode(
         prompts, chunks, length = rows.shape
         feeds = {IDS: rows.reshape(prompts * chunks, length)}
         if encoder.masked:
-            feeds[MASK] = np.array([[place < many for place in range(length)] for many in used.ravel()], np.int64)
+            places: NDArray[np.int64] = np.arange(length, dtype=np.int64)
+            feeds[MASK] = np.less(places, used.reshape(-1, 1)).astype(np.int64)
         answer = call(encoder.part, feeds)
         read = {encoder.embedding: answer[encoder.embedding].reshape(prompts, chunks * length, -1)}
         if encoder.pooled is not None:
