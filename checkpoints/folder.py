@@ -73,12 +73,12 @@ def open_folder(
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)
     weights, notices = _weights(folder, family, variant, others)
-    for component in family.components:
-        check_fields(folder / component.name / "config.json", component, configs[component.name])
     for name, config in configs.items():
         where = others[name].source.location if name in others else folder / name / "config.json"
         check_config(where, config, len(weights[name]))
         refuse_quantized(folder / name, config, weights[name])
+    for component in family.components:
+        check_fields(folder / component.name / "config.json", component, configs[component.name])
     check_pixels(folder / "unet" / "config.json", configs["unet"], configs["vae"])
     check_statistics(folder / "vae" / "config.json", family, configs["vae"])
     check_fit(folder, family, configs)

@@ -65,6 +65,7 @@ def _begins(*marks: str) -> Callable[[Names], int]:
 # What a whole checkpoint is, by tensors that say how its noise is scaled.
 _SCALINGS = (
     ("a Playground v2.5 checkpoint (EDM scaling)", "edm_mean"),
+    ("a Playground v2.5 checkpoint (EDM scaling)", "edm_std"),
     ("a CosXL checkpoint (EDM scaling)", "edm_vpred."),
 )
 
