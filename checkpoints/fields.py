@@ -78,7 +78,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
 def check_fields(where: object, component: Component, config: Config) -> None:
     """Raise CheckpointError for a field that nothing reads and that isn't known to mean nothing. `where`: the file."""
     read = READ[component.cls]
-    idle = _TRAINING | (_LANGUAGE | _ELSEWHERE if component.library == "transformers" else frozenset[str]())
+    idle = _TRAINING | _LANGUAGE | _ELSEWHERE if component.library == "transformers" else _TRAINING
     for key, value in config.items():
         if key in _ONLY:
             if value not in _ONLY[key]:

@@ -55,8 +55,9 @@ def read_scheduler(model_index: Config, config: Config) -> tuple[Config, list[st
 def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str]]:
     """The UNet's `sample_size` where diffusers' pipeline repairs it, and a notice; None where it doesn't."""
     size, version = config.get("sample_size"), config.get("_diffusers_version")
-    old = isinstance(version, str) and () < _version(version) < OLD_UNET
-    if not (repairs(model_index) and old and type(size) is int and size < LATENTS):
+    if not (isinstance(version, str) and () < _version(version) < OLD_UNET):
+        return None, []
+    if not (repairs(model_index) and type(size) is int and size < LATENTS):
         return None, []
     notice = (
         f"unet/config.json says sample_size = {size}, as diffusers {str(version)[:LONGEST]} wrote it; {LATENTS} is "

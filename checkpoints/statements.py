@@ -128,9 +128,9 @@ def _of_table(table: Mapping[str, object], where: str) -> Generator[Fact]:
         if not isinstance(value := lower.get(key), str):
             continue
         by = f"{where} {key} = {shown(value)}"
-        kind = next((states for pattern, states in _KINDS if re.match(pattern, value.lower())), dict[str, Value]())
-        if key != _TITLE:
-            yield from (Fact(name=name, value=one, by=by) for name, one in kind.items())
+        kinds = [states for pattern, states in _KINDS if re.match(pattern, value.lower()) and key != _TITLE]
+        for states in kinds[:1]:
+            yield from (Fact(name=name, value=one, by=by) for name, one in states.items())
         if FEW_STEPS.search(value):
             yield Fact(name=SPACING, value="trailing", by=by)
 
@@ -213,8 +213,8 @@ def _of_yaml(text: str, name: str) -> Generator[Fact]:
 def _of_step(tensors: Stored, metadata: Mapping[str, object]) -> Generator[Fact]:
     stored = _values(tensors.get("global_step"))
     text = str(stored[0] if stored is not None and len(stored) else metadata.get("global_step")).removesuffix(".0")
-    states = _STEPS.get(int(text), dict[str, Value]()) if text.isdecimal() and len(text) < 12 else dict[str, Value]()
-    for name, value in states.items():
+    step = int(text) if text.isdecimal() and len(text) < 12 else 0
+    for name, value in _STEPS.get(step, dict[str, Value]()).items():
         yield Fact(name=name, value=value, by=f"its training step {text}")
 
 

@@ -188,7 +188,9 @@ def named(config: Mapping[str, object], name: str) -> dict[str, object]:
     Raises `RequestError` for a name that isn't in `SCHEDULERS`.
     """
     sampler, asks = _of_name(name)
-    return {**config, **asks, "_class_name": sampler.class_name}
+    # diffusers' classes clip where a config says nothing, which spoils latents.
+    clips = {"clip_sample": False} if "clip_sample" in sampler.keys else {}
+    return {**clips, **config, **asks, "_class_name": sampler.class_name}
 
 
 def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacing: str | None) -> str | None:
