@@ -105,7 +105,7 @@ def ungated(bundle: Bundle, profile: Profile, folder: Path, only: str | None = N
         if only not in (None, want.part):
             continue
         out = Path(tempfile.mkdtemp(dir=folder))
-        compile_into(out, bundle, profile, want)
+        compile_into(out, bundle, profile, adapter, want)
         made[want.part] = adapter.load(out, want.target)
     return made
 
@@ -156,12 +156,13 @@ def forge(bundle: Bundle, fault: Fault, profile: Profile, folder: Path) -> None:
     faulty = folder / "faulty"
     shutil.copytree(bundle.folder, faulty, ignore=shutil.ignore_patterns("engines"))
     plant(fault, faulty)
-    want = next(want for want in wanted(bundle, profile, to_run=True)[1] if want.part == fault.part)
+    adapter, engines = wanted(bundle, profile, to_run=True)
+    want = next(want for want in engines if want.part == fault.part)
     artifact = find(bundle, want.part, want.key)
     assert artifact is not None
     place = bundle.engines / artifact.name
     made = Path(tempfile.mkdtemp(dir=folder))
-    compile_into(made, open_bundle(faulty), profile, want)
+    compile_into(made, open_bundle(faulty), profile, adapter, want)
     for path in made.iterdir():
         shutil.copyfile(path, place / path.name)
     files = {

@@ -16,7 +16,7 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..profiles import Profile
-from ..runtimes import Job, Refits, Runtime, runtime
+from ..runtimes import Job, Refits, Runtime
 from .cache import Parity
 from .cases import reference
 from .lower import lowered
@@ -98,7 +98,7 @@ def _make(
         reference(bundle, want.part, want.target.shape, on_progress)
     start = time.perf_counter()
     on_progress(f"{want.part}: {'refit' if refitted else 'compile'}", None)
-    compile_into(folder, bundle, profile, want, on_progress, refitted=refitted)
+    compile_into(folder, bundle, profile, adapter, want, on_progress, refitted=refitted)
     seconds = time.perf_counter() - start
     if parity is None:
         on_progress(f"{want.part}: compare", None)
@@ -115,13 +115,14 @@ def compile_into(
     folder: Path,
     bundle: Bundle,
     profile: Profile,
+    adapter: Runtime,
     want: Wanted,
     on_progress: Progress = quiet,
     *,
     refitted: Path | None = None,
 ) -> None:
     """Lower a part's graph and have the runtime compile it into a folder; nothing is compared."""
-    adapter, graph, target = runtime(profile.runtime), checked_graph(bundle, want.part), want.target
+    graph, target = checked_graph(bundle, want.part), want.target
     if not adapter.reads_onnx:
         adapter.compile(Job(bundle, want.part, graph, target), folder, on_progress)
         return

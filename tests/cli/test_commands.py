@@ -128,7 +128,9 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     (folder / "unet" / "model.onnx").write_bytes(b"no graph")
     done = latentc("verify", folder, "--quiet")
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 2
+    *faults, advice = done.stderr.splitlines()
+    assert len(faults) == 2
+    assert "latentc prune" in advice
     said = json.loads(latentc("verify", folder, "--json").stdout)
     assert not said["whole"]
     assert len(said["faults"]) == 2
