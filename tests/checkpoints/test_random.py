@@ -178,7 +178,7 @@ def test_nothing_is_left_of_one_that_fails(error, tmp_path):
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
-    with pytest.raises(CheckpointError, match="is free there"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20, "total": 1 << 30}))
+    with pytest.raises(CheckpointError, match="are free there"):
         new_checkpoint("sd1", "full", 0, tmp_path / "new")
     assert not list(tmp_path.iterdir())
