@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from .open import Checkpoint
 
+VOCABULARY = 49408
+"""`vocab_size` of a text encoder whose config leaves it out, as transformers' CLIP."""
+
 
 @dataclass(frozen=True)
 class PartSpec:
@@ -98,7 +101,7 @@ def _reading(checkpoint: Checkpoint, encoder: str) -> TextEncoder:
         embedding=embedding,
         pooled=pooled,
         masked=_masked(checkpoint, encoder),
-        vocabulary=checkpoint.configs[encoder].get("vocab_size"),
+        vocabulary=checkpoint.configs[encoder].get("vocab_size", VOCABULARY),
     )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.bundle import Bundle, checked_graph, open_bundle
+from ..core.errors import CompileError
+from ..core.locks import WAIT_SECONDS
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import Record
@@ -23,9 +25,6 @@ from .lower import lowered
 from .parity import is_exported_here, measure_typed
 from .proof import check_floor, prove_engine
 from .targets import Wanted, wanted
-
-LIMIT_SECONDS = 6 * 3600.0
-"""How long compiling one engine may take: TensorRT needs an hour for a large UNet on a small device."""
 
 
 class Made(Record):
@@ -62,7 +61,7 @@ def make(
             "folder": str(folder),
             "refitted": str(refitted) if refitted else None,
         },
-        seconds=LIMIT_SECONDS,
+        seconds=WAIT_SECONDS,
         what=f"Compiling {want.part} for profile {profile.name}",
         on_progress=on_progress,
     )
@@ -75,7 +74,9 @@ def make_apart(
     """In a process of its own: `Made` as JSON."""
     opened, chosen = open_bundle(bundle), Profile.model_validate(profile)
     adapter, engines = wanted(opened, chosen, to_run=False)
-    want = next(one for one in engines if one.key == key)
+    want = next((one for one in engines if one.key == key), None)
+    if want is None:
+        raise CompileError(f"What builds {folder} has changed since this build began. Build again.")
     plan = Path(refitted) if refitted else None
     return _make(opened, chosen, adapter, want, Path(folder), plan, on_progress).model_dump(mode="json")
 

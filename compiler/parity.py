@@ -174,14 +174,14 @@ def _check_table(bundle: Bundle, part: str) -> None:
     import onnx_ir as ir
 
     model: ir.Model = cast("Any", ir).load(checked_graph(bundle, part))
-    ids, places, tables = {IDS}, set[str](), list[str]()
+    ids, places, tables = {IDS}, set[str](), list[tuple[str, int | None]]()
     for node in model.graph:
         names = [value.name if value is not None else None for value in node.inputs]
         outputs = {str(value.name) for value in node.outputs}
         if not (ids | places).intersection(names) or node.op_type == "Shape":
             continue
         if node.op_type == "Gather" and names[0] not in ids | places and names[1] in ids:
-            tables.append(_values_digest(node.inputs[0]))
+            tables.append(_table(node.inputs[0]))
         elif node.op_type == "GatherND" and names[0] not in ids | places and names[1] in places:
             continue  # the pooled row
         elif node.op_type == "ArgMax" and not places.intersection(names):
@@ -193,21 +193,23 @@ def _check_table(bundle: Bundle, part: str) -> None:
                 f"The graph of {part} computes {node.op_type} of token ids, which no exported one does. Its bundle was "
                 "changed. Export the checkpoint again."
             )
-    if tables != [str(digest)]:
+    rows = next(encoder.vocabulary for encoder in bundle.manifest.model.text_encoders if encoder.part == part)
+    if tables != [(str(digest), rows)]:
         raise ParityError(
             f"The graph of {part} looks token ids up in another table than the checkpoint's. Its bundle was changed. "
             "Export the checkpoint again."
         )
 
 
-def _values_digest(value: ir.Value | None) -> str:
-    """SHA-256 of a constant's values as f32; empty for what isn't constant."""
+def _table(value: ir.Value | None) -> tuple[str, int | None]:
+    """SHA-256 of a constant's values as f32, and its rows; nothing of what isn't constant."""
     while value is not None and value.const_value is None:
         node = value.producer()
         value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
     if value is None or value.const_value is None:
-        return ""
-    return hashlib.sha256(np.ascontiguousarray(value.const_value.numpy(), np.float32).tobytes()).hexdigest()
+        return "", None
+    values = np.ascontiguousarray(value.const_value.numpy(), np.float32)
+    return hashlib.sha256(values.tobytes()).hexdigest(), len(values)
 
 
 def graph_referee(precision: Precision) -> str | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..core.bundle import PARTS, PLAIN, Bundle
 from ..core.errors import BundleError, LatentcError
 from ..core.files import unwritable
 from ..core.locks import LockedError, held, is_held
-from ..core.reading import is_regular
+from ..core.reading import is_regular, regular
 from ..runtimes import RUNTIMES, runtime
 from ..runtimes.base import TIMING
 from .cache import DIGEST, HEADER, LOCK, TEMPORARY, Artifact, artifacts, is_old
@@ -98,7 +99,7 @@ def _leftovers(bundle: Bundle) -> Iterator[Leftover]:
             yield _leftover(path, "a lock that nobody holds", path)
         elif path.name.startswith(PREFIX) and is_regular(path / SCRATCH_LOCK) and not path.is_symlink():
             yield _leftover(path, "a scratch folder", path / SCRATCH_LOCK)
-        elif PLAINS.fullmatch(path.name):
+        elif PLAINS.fullmatch(path.name) and is_old(path):  # a newer one is about to be loaded from
             yield _leftover(path, "names for files of the hub's cache, given again when they are needed")
 
 
@@ -106,21 +107,36 @@ def lost(bundle: Bundle) -> tuple[Leftover, ...]:
     """Engines that nothing on this machine will load again, and references that aren't what was written."""
     found = {bundle.engines / one.name: why for one in artifacts(bundle) if (why := _reason(bundle, one))}
     for path in broken(bundle):
-        if (path / HEADER).is_file() and not path.is_symlink():  # what has none may be anything
+        if not path.is_symlink() and _is_damaged(path / HEADER):
             found[path] = "damaged, or an older latentc's"
     names = re.compile(rf"{REFERENCE}\.npz")
     for path in _entries(bundle.engines):
         if names.fullmatch(path.name) and not unpacks(path):
             found[path] = "a reference that isn't what was written"
     links = [path for folder in found for path in _files(folder)]
-    times = {(seen.st_dev, seen.st_ino): 0 for seen in map(Path.stat, links)}
-    for seen in map(Path.stat, links):
-        times[seen.st_dev, seen.st_ino] += 1
+    times = Counter(node for path in links if (node := _node(path)))
     made: list[Leftover] = []
     for path, why in found.items():
         lock = bundle.engines / f".{path.name.removesuffix('.npz')}{LOCK}"
         made.append(_leftover(path, why, lock, times))
     return tuple(made)
+
+
+def _is_damaged(header: Path) -> bool:
+    """Whether there is a header that can be read; what has none, or hides it, may be anything."""
+    try:
+        with regular(header):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _node(path: Path) -> tuple[int, int] | None:
+    """Which file a name is of; None where it is gone."""
+    with suppress(OSError):
+        seen = path.stat()
+        return seen.st_dev, seen.st_ino
+    return None
 
 
 def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
@@ -140,8 +156,7 @@ def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
         return "of an earlier latentc, whose keys had options that act at load only"
     device = str(fields.get("device", {}).get("name"))
     try:
-        here = not adapter.missing(device) or not adapter.unbuildable(device)
-        versions = adapter.versions() if here else None
+        versions = adapter.versions() if adapter.missing(device) is None else None  # others' engines are for elsewhere
     except LatentcError:
         return None
     if versions is None or fields.get("versions") == versions:

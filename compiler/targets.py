@@ -16,6 +16,9 @@ from ..runtimes.base import TOGETHER, check_threads
 from .cache import DIGEST, Fields, key_of
 from .lower import LOWERING_VERSION
 
+USUAL_LENGTH = 77
+"""Token ids in a row of CLIP's: engines of others have it in their key."""
+
 GUIDED_ROWS = 2
 
 
@@ -64,6 +67,8 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         }
         if adapter.reads_onnx:
             fields |= {"opset": profile.opset, "lowering": LOWERING_VERSION}
+        if target.shape is None and (length := bundle.manifest.model.length) != USUAL_LENGTH:
+            fields["length"] = length  # what ranges of free sizes are made for
         found.append(Wanted(name, target, fields))
     return adapter, tuple(found)
 

@@ -97,10 +97,10 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             "The scheduler config isn't the one that diffusers' pipeline drew with at export; it differs in "
             f"{', '.join(sorted(set(_differing(host.scheduler, stored.scheduler))))}. {AGAIN}"
         )
-    if stored.default_size != host.model.default_size:
+    if (stored.default_size, stored.default_height) != (host.model.default_size, host.model.default_height):
         raise ParityError(
-            f"The manifest says that the model draws {host.model.default_size} pixels a side; the checkpoint draws "
-            f"{stored.default_size}. Export it again."
+            f"The manifest says that the model draws {' x '.join(map(str, host.model.own_size))} pixels, and the "
+            f"checkpoint {stored.default_size} x {stored.default_height or stored.default_size}. Export it again."
         )
     answer = _recorded_text(bundle, host.model)
     cases = {case.name: case for case in stored_cases(bundle, DENOISER)}

@@ -22,8 +22,10 @@ except ImportError:  # Windows has locks of its own
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 """How file systems say that they don't have something."""
 
-WAIT_SECONDS = 4 * 3600.0
-"""How long a lock is waited for: no engine takes longer to build."""
+WAIT_SECONDS = 6 * 3600.0
+"""How long a lock is waited for, and how long compiling one engine may take: TensorRT needs an hour for a large UNet on
+a small device.
+"""
 
 POLL_SECONDS = 0.1
 SHARED_MODE = 0o666

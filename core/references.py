@@ -80,7 +80,9 @@ class Drawings(Record):
     """`drawings.json`."""
 
     default_size: int
-    """Side in pixels of the pictures that the checkpoint was made for."""
+    """Width in pixels of the pictures that the checkpoint was made for."""
+    default_height: int | None = None
+    """Their height, where it isn't the width."""
     scheduler: dict[str, Any]
     """The scheduler's config, as diffusers' pipeline repairs it."""
     tokens: dict[str, Tokens]

@@ -199,6 +199,7 @@ class References:
         """What was drawn, once every part's references were taken."""
         return Drawings(
             default_size=self.checkpoint.pixels,
+            default_height=self.checkpoint.height,
             scheduler=self.scheduler,
             tokens=self._tokens,
             drawings=tuple(self.drawings),
@@ -381,16 +382,18 @@ class References:
             Asked("single", (third,), "", (side, side), 3 + more, count=3, guidance=1.0, calls=3),
             Asked("long", (_full_chunk(tokenizer, first), second), negative, (side, side), 2 + more, calls=2),
         ]
-        if own > side:
-            wishes.append(Asked("own", (first,), negative, (own, own), 2 + more, calls=1))
+        if own != (side, side):
+            wishes.append(Asked("own", (first,), negative, own, 2 + more, calls=1))
         return tuple(wishes)
 
-    def _own_size(self) -> int:
-        return self.facts.default_size // self.facts.downscale
+    def _own_size(self) -> tuple[int, int]:
+        """Height and width in latents of the model's own pictures."""
+        width, height = self.facts.own_size
+        return height // self.facts.downscale, width // self.facts.downscale
 
     def _square(self) -> int:
         """Side of most references, in latents."""
-        return min(self.facts.default_size, MAX_PIXELS) // self.facts.downscale
+        return min(*self.facts.own_size, MAX_PIXELS) // self.facts.downscale
 
     def _wide(self) -> tuple[int, int]:
         """Height and width of those that aren't square: odd, so that no level of the UNet is half of the one above."""
@@ -403,7 +406,7 @@ class References:
         low, broad = self._wide()
         more = {} if own_only else {"square": (side, side), "other": (low, broad)}
         more |= {"portrait": (broad, low), "large": (side * 3 // 2, side * 3 // 2)}
-        return more | ({"own": (own, own)} if own > side else {})
+        return more | ({"own": own} if own != (side, side) else {})
 
     def _embed(self, pipeline: Any, asked: Asked) -> Embedded:
         """Encode the chunks of a drawing's prompts, and join them along the sequence."""

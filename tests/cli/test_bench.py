@@ -70,7 +70,6 @@ def test_several_checkpoints_are_one_table(monkeypatch, row):
     assert "no winner, mine of a.bundle (1.00 s ± 0%) and mine of b.bundle (1.00 s ± 0%) tie." in " ".join(
         done.stdout.split()
     )
-    assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
 def test_report_says_where_it_is_as_json(row, tmp_path):

@@ -40,7 +40,7 @@ def test_inspect_says_where_components_are_from(own_bundle, edit_manifest):
     edit_manifest(opened, change)
     lines = latentc("inspect", opened.folder).stdout.splitlines()
     assert "vae from someone/vae, variant fp16 (digest ffffffffffff)" in lines
-    assert "A thing was left out." in lines
+    assert "note: A thing was left out." in lines
     found = json.loads(latentc("inspect", opened.folder, "--json").stdout)
     assert found["components"]["vae"]["location"] == "someone/vae"
     assert found["notices"] == ["A thing was left out."]

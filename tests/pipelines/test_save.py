@@ -150,7 +150,7 @@ def test_when_one_cant_be_written_the_others_are(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saving, "write_bytes", full)
     with pytest.raises(
-        RequestError, match=r"out-1\.png \(No space left on device\) can't .*Written: .*out\.png, .*out-2"
+        RequestError, match=r"out-1\.png \(No space left on device: .*\) can't .*Written: .*out\.png, .*out-2"
     ):
         save(made(3), tmp_path / "out.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.png", "out.png"]
