@@ -368,12 +368,34 @@ def test_files_of_the_host_have_to_be_in_the_manifest(own_bundle):
         write_sealed(opened.folder / "latentc.json", opened.manifest.model_dump(mode="json"))
 
 
-@pytest.mark.parametrize(("key", "value"), [("downscale", 16), ("default_size", 64), ("latent_channels", 3)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("downscale", 16), ("default_size", 64), ("default_height", 64), ("latent_channels", 3)],
+)
 def test_sizes_of_the_manifest_are_proved(own_bundle, edit_manifest, key, value):
     opened = own_bundle()
     edit_manifest(opened, lambda read: read["model"].update({key: value}))
     with pytest.raises(ParityError, match="The manifest"):
         prove_host(open_bundle(opened.folder))
+
+
+@pytest.mark.parametrize("rows", [None, 5, 1 << 20])
+def test_how_many_token_ids_there_are_is_proved(own_bundle, edit_manifest, monkeypatch, tmp_path, rows):
+    """An id without a row is refused by that number."""
+    opened = own_bundle()
+    edit_manifest(opened, lambda read: read["model"]["text_encoders"][0].update(vocabulary=rows))
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "elsewhere"))
+    with pytest.raises(ParityError, match="another table than the checkpoint's"):
+        check_graphs(open_bundle(opened.folder), ["text_encoder"])
+
+
+def test_engines_of_other_rows_of_ids_have_other_keys(own_bundle, edit_manifest):
+    opened = own_bundle()
+    usual = {want.part: want.key for want in wanted(opened, ONNXRUNTIME, to_run=False)[1]}
+    edit_manifest(opened, lambda read: read["model"].update(length=248))
+    longer = {want.part: want.key for want in wanted(open_bundle(opened.folder), ONNXRUNTIME, to_run=False)[1]}
+    assert longer["unet"] != usual["unet"]
+    assert longer["text_encoder"] != usual["text_encoder"]
 
 
 def test_references_that_lack_something_prove_nothing(own_bundle):

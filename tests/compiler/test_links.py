@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from latentc.compiler.build import build
-from latentc.core.bundle import open_bundle
+from latentc.core.bundle import checked_graph, open_bundle
 from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -32,6 +32,23 @@ def test_a_bundle_in_the_hubs_cache_is_built_and_drawn_as_any(own_bundle, in_the
         with Pipeline.open(linked, profile) as pipeline:
             assert pipeline(Request(prompt="x", steps=1, seed=1)).images.any()
         assert {path.stat().st_nlink for path in (snapshot / "engines").glob(".plain-unet*/*")} == {2}, "no copies"
+
+
+@pytest.mark.parametrize("how", ["written", "copied"])
+def test_what_stands_in_for_a_link_is_that_file(own_bundle, in_the_hubs_cache, tmp_path, monkeypatch, how):
+    """A bundle's own folder of plain files is made by whoever made the bundle: its size and time say nothing."""
+    linked = open_bundle(in_the_hubs_cache(own_bundle().folder, tmp_path / "models--me--linked"))
+    if how == "copied":
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(1, "no hard links")))
+    graph = checked_graph(linked, "unet")
+    assert graph.parent.name.startswith(".plain-")
+    weights = graph.with_name("model.onnx_data")
+    sound, seen = weights.read_bytes(), weights.stat()
+    weights.unlink()
+    weights.write_bytes(bytes(len(sound)))
+    os.utime(weights, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert checked_graph(linked, "unet") == graph
+    assert weights.read_bytes() == sound
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from latentc.compiler.prune import leftovers, lost, prune
 from latentc.core.bundle import open_bundle
 from latentc.core.files import read_sealed, write_sealed
 from latentc.profiles import load_profile
+from latentc.runtimes.iree import IREE
 
 OLD = time.time() - 3600
 
@@ -122,7 +123,11 @@ def test_engines_for_elsewhere_and_what_isnt_known_stay(built):
     one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
     remade(built, one, device={"name": "CPU", "architecture": "aarch64"})
     remade(built, one, device={"name": "CUDA", "gpu": "another"}, versions={"onnxruntime": "0.1"})
+    remade(built, one, runtime="iree", device={"name": "gfx942"}, versions={"iree": "0.1"}, adapter=IREE.revision)
     remade(built, one, runtime="somebody's")
+    hidden = built.engines / "unet-00000000000000bb"
+    hidden.mkdir()
+    (hidden / "key.json").mkdir()  # can't be read as a file, whoever asks
     headless = built.engines / "unet-00000000000000aa"
     headless.mkdir()
     (headless / "precious").write_text("mine")
@@ -137,10 +142,10 @@ def test_engines_for_elsewhere_and_what_isnt_known_stay(built):
     found = prune(built)
     assert found.removed == ()
     assert {path.name for path in found.unknown} == {
-        *(headless.name, "notes.txt", ".mine.tmp", ".0123.tmp", ".mine.lock", "unet-link"),
+        *(headless.name, hidden.name, "notes.txt", ".mine.tmp", ".0123.tmp", ".mine.lock", "unet-link"),
     }
     assert young.exists()
-    assert len(artifacts(built)) == 7
+    assert len(artifacts(built)) == 8
 
 
 def test_what_another_process_uses_stays(built):
