@@ -24,6 +24,7 @@ from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, 
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
 from .cache import KEPT, locked
+from .lower import lowered
 from .scratch import scratch_folder
 
 AT_EXPORT = "PyTorch, at export"
@@ -258,8 +259,12 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
     """A referee over the exported graph of a part: what to call it, and its engine."""
     adapter, info = runtime(name), bundle.part(part)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
-    with scratch_folder(bundle.engines) as folder:
-        adapter.compile(Job(bundle, part, checked_graph(bundle, part), target), folder, quiet)
+    graph, staged = checked_graph(bundle, part), target.device in adapter.sums_in_a_row
+    with (
+        scratch_folder(bundle.engines) as folder,
+        lowered(graph, part, adapter.newest_opset, None, staged=staged, scratch=bundle.engines) as path,
+    ):
+        adapter.compile(Job(bundle, part, path, target), folder, quiet)
         engine = adapter.load(folder, target)
         try:
             yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
 from ..core.install import install
+from ..core.norms import stage_norms
 from ..runtimes.base import LINK
 from .half import WIDE, to_half
 from .scratch import scratch_folder
@@ -24,7 +25,7 @@ from .scratch import scratch_folder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING_VERSION = 2
+LOWERING_VERSION = 3
 """Part of every key: raise it when a pass changes what it makes."""
 
 INLINE_BYTES = 512 * 2**20
@@ -41,18 +42,20 @@ def lowered(
     half: bool = False,
     folded: bool = False,
     widened: bool = False,
+    staged: bool = False,
     scratch: Path | None = None,
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
     `half` computes in f16 what bears it. `folded` works out what follows from the shape. `widened` gives weights that
-    are kept in bf16 as f32, for libraries that don't read bf16.
+    are kept in bf16 as f32, for libraries that don't read bf16. `staged` writes group norms out for those that sum in a
+    row (`core.norms`).
     The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
     where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
-    if opset >= 23 and shape is None and not half and not widened:
+    if opset >= 23 and shape is None and not (half or widened or staged):
         yield graph
         return
     try:
@@ -62,6 +65,8 @@ def lowered(
     model: ir.Model = cast("Any", ir).load(graph)
     if half or widened:
         widen_bf16(model)
+    if staged:
+        stage_norms(model)
     if shape is not None:
         fix_shapes(model, shape)
     if opset < 23:

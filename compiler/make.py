@@ -135,6 +135,7 @@ def compile_into(
         half=adapter.typed and target.precision == "f16",
         folded=not adapter.infers_shapes,
         widened=bundle.part(want.part).weights == "bf16" and not adapter.reads_bf16,
+        staged=target.precision == "f32" and target.device in adapter.sums_in_a_row,
         scratch=bundle.engines,
     ) as path:
         job = Job(bundle, want.part, path, target)

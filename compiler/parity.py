@@ -241,12 +241,21 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
     half = target.precision == "f16"
     widened = bundle.part(part).weights == "bf16" and not adapter.reads_bf16
+    staged = not half and on_cpu.device in adapter.sums_in_a_row
     opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
     graph, place = checked_graph(bundle, part), bundle.engines
     with (
         scratch_folder(place) as folder,
         lowered(
-            graph, part, opset, shape, half=half, folded=not adapter.infers_shapes, widened=widened, scratch=place
+            graph,
+            part,
+            opset,
+            shape,
+            half=half,
+            folded=not adapter.infers_shapes,
+            widened=widened,
+            staged=staged,
+            scratch=place,
         ) as plain,
     ):
         adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)

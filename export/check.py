@@ -15,6 +15,7 @@ from ..checkpoints.parts import PartSpec, as_part
 from ..core.errors import ParityError, RuntimeMissing
 from ..core.install import pip
 from ..core.limits import threads
+from ..core.norms import stage_norms
 from ..core.records import GRAPH_DB, GraphFigure
 from ..core.references import Case
 from ..core.telemetry import switch_off_events
@@ -52,11 +53,13 @@ def _lacking(name: str, why: str) -> RuntimeMissing:
 
 
 def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
-    """The worst PSNR over a part's cases and outputs of the graph run as it stands: ONNX Runtime, not optimized.
+    """The worst PSNR over a part's cases and outputs of the graph: ONNX Runtime, not optimized.
 
+    Group norms are written out (`core.norms`); a file of that is beside the graph while it is loaded.
     Raises `ParityError` below `GRAPH_DB`, naming the part, the case and the output.
     """
     ort: Any = import_module("onnxruntime")
+    library: Any = import_module("onnx_ir")
     switch_off_events(ort)
     options = ort.SessionOptions()
     if (count := threads()) is not None:
@@ -64,7 +67,12 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    path = graph.with_name("check.onnx")
+    library.save(stage_norms(library.load(graph)), path)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink()
     figures: dict[str, float] = {}
     for case in cases:
         outputs: list[Array] = session.run(list(case.outputs), dict(case.feeds))

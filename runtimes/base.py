@@ -144,6 +144,8 @@ class Runtime(Protocol):
     """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
     at_load: frozenset[str]
     """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
+    sums_in_a_row: frozenset[str]
+    """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
     reads_bf16: bool
     """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
 

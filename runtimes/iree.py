@@ -100,6 +100,7 @@ class IREE:
     newest_opset = 18
     typed = True
     infers_shapes = False
+    sums_in_a_row: frozenset[str] = frozenset()
     at_load: frozenset[str] = frozenset({THREADS})
     reads_bf16 = False
 

@@ -47,6 +47,7 @@ class MIGraphX:
     newest_opset = 18
     typed = True
     infers_shapes = True
+    sums_in_a_row: frozenset[str] = frozenset()
     at_load: frozenset[str] = frozenset()
     reads_bf16 = False
 

@@ -27,6 +27,7 @@ class Null:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    sums_in_a_row: frozenset[str] = frozenset()
     at_load: frozenset[str] = frozenset()
     reads_bf16 = True
 

@@ -117,6 +117,7 @@ class ONNXRuntime:
     newest_opset = 23
     typed = True
     infers_shapes = True
+    sums_in_a_row: frozenset[str] = frozenset({"CPU"})
     at_load: frozenset[str] = AT_LOAD
     reads_bf16 = True
 

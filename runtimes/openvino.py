@@ -98,6 +98,7 @@ class OpenVINO:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    sums_in_a_row: frozenset[str] = frozenset()
     at_load: frozenset[str] = AT_LOAD
     reads_bf16 = True
 

@@ -67,6 +67,7 @@ class Torch:
     newest_opset = 23
     typed = False
     infers_shapes = True
+    sums_in_a_row: frozenset[str] = frozenset()
     at_load: frozenset[str] = frozenset({THREADS})
     reads_bf16 = True
 

@@ -146,6 +146,7 @@ class TensorRT:
     reads_onnx = True
     typed = True
     infers_shapes = True
+    sums_in_a_row: frozenset[str] = frozenset()
     at_load: frozenset[str] = frozenset()
     reads_bf16 = False
 
