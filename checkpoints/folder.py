@@ -21,8 +21,10 @@ from .others import Other, configured, rescaled
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import Source, check_class, read_json
+from .statements import PIXELS
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
+from .training import Choices
 
 # Components of diffusers' pipelines that a bundle has no use for, and what that means.
 _WITHOUT = {
@@ -33,10 +35,15 @@ _WITHOUT = {
 
 
 def open_folder(
-    folder: Path, source: Source, variant: str | None = None, others: Mapping[str, Other] = {}
+    folder: Path,
+    source: Source,
+    choices: Choices,
+    variant: str | None = None,
+    others: Mapping[str, Other] = {},
 ) -> Checkpoint:
     """The checkpoint in a folder, with every header and offset checked and no weight read.
 
+    `choices` replace what its scheduler's config and its UNet's say.
     `variant` is the word in the middle of the weight files' names (`fp16`, `ema` ...); components without files of it
     are taken as they are. `others` stand in for the folder's own components, which needn't be there.
     Raises CheckpointError for a folder that is incomplete, damaged, pickled, quantized or of a kind that isn't
@@ -72,6 +79,9 @@ def open_folder(
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)
+    facts = choices.facts()
+    scheduler |= {name: fact.value for name, fact in facts.items() if name != PIXELS}
+    about = {notice: key for notice, key in repaired.items() if key not in facts}
     weights, notices = _weights(folder, family, variant, others)
     for name, config in configs.items():
         where = others[name].source.location if name in others else folder / name / "config.json"
@@ -84,7 +94,7 @@ def open_folder(
     check_fit(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
-    latents, resized = read_size(model_index, configs["unet"])
+    latents, resized = read_size(model_index, configs["unet"]) if choices.size is None else (None, [])
     return Checkpoint(
         family=family,
         source=replace(source, variant=variant),
@@ -96,19 +106,22 @@ def open_folder(
         folder=folder,
         length=length,
         card=card,
-        size=latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
+        size=choices.size or (latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)),
         notices=(
             *notice_of_pipeline(family, model_index),
             *_left_out(family, model_index),
             *notices,
             *said,
-            *repaired,
+            *about,
             *resized,
             *lengths,
             *_spare_layers(family, configs, weights),
             *unread,
         ),
-        others={name: (other.source, other.layout) for name, other in others.items()},
+        about=about,
+        choices=choices,
+        trained_for=tuple(facts.values()),
+        others=others,
     )
 
 

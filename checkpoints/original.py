@@ -65,7 +65,7 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
     check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
     check_statistics(f"The VAE for {path}", family, configs["vae"])
     check_fit(path, family, configs)
-    scheduler = scheduler_of(family, training)
+    scheduler, about = scheduler_of(family, training)
     return Checkpoint(
         family=family,
         source=source,
@@ -74,12 +74,14 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
         model_index=model_index(family, scheduler),
         layout="original",
         weights=weights,
-        others={name: (other.source, other.layout) for name, other in others.items()},
+        others=others,
         card=stated_card(metadata),
         length=min(min(facts.length, configs[facts.encoder]["max_position_embeddings"]) for facts in family.tokenizers),
         size=cast("int", training.facts[PIXELS].value),
         trained_for=tuple(training.facts.values()),
-        notices=(*_left_over(tensors, family), *said, *training.notices),
+        choices=choices,
+        notices=(*_left_over(tensors, family), *said, *training.notices, *about),
+        about=about,
         doubts=tuple(training.doubts),
     )
 

@@ -53,7 +53,7 @@ def test_every_form_beside_every_base(family, component, base, other, checkpoint
         opened = open_checkpoint(str(own), components={component: str(form)})
         found = opened.module(component).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items()), form
-        source, _ = opened.others[component]
+        source = opened.others[component].source
         assert source.location == str(form)
         for one in opened.family.components:
             assert (opened.digest(one.name) == plain.digest(one.name)) == (one.name != component)
@@ -158,5 +158,5 @@ def test_a_variant_of_another_component(other, checkpoint, tmp_path):
     base = shutil.copytree(checkpoint("sd1"), tmp_path / "base")
     shutil.copyfile(base / "unet" / WEIGHTS["unet"], base / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     opened = open_checkpoint(str(base), variant="fp16", components={"vae": str(folder)})
-    assert opened.others["vae"][0].variant == "fp16"
+    assert opened.others["vae"].source.variant == "fp16"
     assert {tensor.dtype for tensor in opened.weights["vae"].values()} == {"F16"}
