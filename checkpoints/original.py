@@ -111,7 +111,8 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
     unet = _bare({name: tensor for name, tensor in tensors.items() if name.startswith(UNET_PREFIX)}, UNET_PREFIX)
     whole = [family for family in FAMILIES if _width(family, tensors) > 0]
     if unet and "unet" not in given:
-        keys = next((shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight")), (0, 0))
+        reads = (shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight"))
+        keys = next((shape for shape in reads if len(shape) == 2), (0, 0))
         added = any(name.startswith("label_emb.") for name in unet)
         whole = [one for one in whole if one.prompt.time_ids == added and _width(one, tensors) == keys[-1]]
         begun = sorted(FAMILIES, key=lambda family: family.prompt.time_ids != added)

@@ -127,7 +127,7 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     except (OSError, ValueError) as exc:
         raise CheckpointError(unreadable(path, exc, "Check the path and its permissions.")) from exc
     header = _parse(path, raw)
-    metadata = cast("dict[str, str]", header.pop("__metadata__", {}))
+    metadata = _metadata(path, header.pop("__metadata__", None))
     if len(header) > MAX_TENSORS:
         raise _damaged(path, f"its header lists {len(header):,} tensors, and {MAX_TENSORS:,} is the limit")
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
@@ -175,6 +175,14 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
     return cast("dict[str, Any]", header)
+
+
+def _metadata(path: Path, found: object) -> dict[str, str]:
+    """Strings by name; null stands for none, as it does in safetensors."""
+    held = {} if found is None else found
+    if not isinstance(held, dict) or not all(isinstance(one, str) for one in cast("dict[str, Any]", held).values()):
+        raise _damaged(path, f"its __metadata__ is {shown(held)}, and an object of strings was expected")
+    return cast("dict[str, str]", held)
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
