@@ -17,7 +17,7 @@ from .card import Card
 from .families import Config, Family
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
-from .others import Other
+from .others import Replacement
 from .source import Source
 from .stored import stored_bytes
 from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
@@ -42,7 +42,7 @@ class Checkpoint:
     """Stored tensors of each component; in the original layout, under their names there."""
     folder: Path | None = field(default=None, repr=False)
     """The folder on this machine, in diffusers' layout."""
-    others: Mapping[str, Other] = field(default_factory=dict[str, Other], repr=False)
+    others: Mapping[str, Replacement] = field(default_factory=dict[str, Replacement], repr=False)
     """Components that come from somewhere else, by name."""
     length: int = 77
     """Token ids in a row of each text encoder: what a chunk of a prompt is filled up to."""

@@ -17,7 +17,7 @@ from .families import Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
 from .names import Stored, text_layers
-from .others import Other, configured, rescaled
+from .others import Replacement, configured, rescaled, start_of
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import Source, check_class, read_json
@@ -39,7 +39,7 @@ def open_folder(
     source: Source,
     choices: Choices,
     variant: str | None = None,
-    others: Mapping[str, Other] = {},
+    others: Mapping[str, Replacement] = {},
 ) -> Checkpoint:
     """The checkpoint in a folder, with every header and offset checked and no weight read.
 
@@ -68,14 +68,14 @@ def open_folder(
     said: tuple[str, ...] = ()
     for component in family.components:
         place, other = folder / component.name, others.get(component.name)
-        if other is None or os.path.lexists(place / "config.json"):
+        if other is None:
             configs[component.name] = read_json(place / "config.json")
             check_class(place, component, configs[component.name])
-        if other is not None:
-            own = configs.get(component.name)
-            configs[component.name] = configured(other, family, own)
-            if component.name == "vae":
-                said = rescaled(other, own, configs["vae"])
+            continue
+        own = start_of(place, component, family) if os.path.lexists(place / "config.json") else None
+        configs[component.name] = configured(other, family, own)
+        if component.name == "vae" and own is not None:
+            said = rescaled(other, own, configs["vae"])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)
@@ -83,14 +83,15 @@ def open_folder(
     scheduler |= {name: fact.value for name, fact in facts.items() if name != PIXELS}
     about = {notice: key for notice, key in repaired.items() if key not in facts}
     weights, notices = _weights(folder, family, variant, others)
+    places: dict[str, object] = {name: folder / name / "config.json" for name in configs}
+    places |= {name: other.where for name, other in others.items()}
     for name, config in configs.items():
-        where = others[name].source.location if name in others else folder / name / "config.json"
-        check_config(where, config, len(weights[name]))
-        refuse_quantized(folder / name, config, weights[name])
-    for component in family.components:
-        check_fields(folder / component.name / "config.json", component, configs[component.name])
-    check_pixels(folder / "unet" / "config.json", configs["unet"], configs["vae"])
-    check_statistics(folder / "vae" / "config.json", family, configs["vae"])
+        check_config(places[name], config, len(weights[name]))
+        if name not in others:
+            refuse_quantized(folder / name, config, weights[name])
+            check_fields(places[name], family.component(name), config)
+    check_pixels(places["unet"], configs["unet"], configs["vae"])
+    check_statistics(places["vae"], family, configs["vae"])
     check_fit(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
@@ -125,7 +126,7 @@ def open_folder(
     )
 
 
-def _unet(folder: Path, others: Mapping[str, Other]) -> Config:
+def _unet(folder: Path, others: Mapping[str, Replacement]) -> Config:
     """The config of the folder's own UNet, which tells its family; without one, that of the UNet that was given."""
     place = folder / "unet" / "config.json"
     given = others.get("unet")
@@ -138,7 +139,7 @@ def _unet(folder: Path, others: Mapping[str, Other]) -> Config:
 
 
 def _weights(
-    folder: Path, family: Family, variant: str | None, others: Mapping[str, Other]
+    folder: Path, family: Family, variant: str | None, others: Mapping[str, Replacement]
 ) -> tuple[dict[str, Stored], list[str]]:
     """Tensors of each component, and what is to be said where they aren't of the variant that was asked for."""
     weights: dict[str, Stored] = {name: other.tensors for name, other in others.items()}

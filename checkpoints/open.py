@@ -14,7 +14,7 @@ from .families import find_family
 from .folder import open_folder
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
-from .others import Other, open_others
+from .others import Replacement, open_others
 from .source import Source, path_of, read_json
 from .stored import PICKLES
 from .training import Choices
@@ -90,7 +90,7 @@ def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]
 
 
 def _open(
-    name: str, revision: str | None, choices: Choices, variant: str | None, others: Mapping[str, Other]
+    name: str, revision: str | None, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
 ) -> Checkpoint:
     path = path_of(name)
     place = str(path.resolve())
@@ -128,7 +128,7 @@ def _refuse_variant(name: str, variant: str | None) -> None:
 
 
 def _open_dir(
-    folder: Path, source: Source, choices: Choices, variant: str | None, others: Mapping[str, Other]
+    folder: Path, source: Source, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
 ) -> Checkpoint:
     index = folder / "model_index.json"
     random = is_regular(index) and "_latentc_random" in read_json(index)

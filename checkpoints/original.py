@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
 from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
-from .others import Other, configured, rescaled
+from .others import Replacement, configured, rescaled
 from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import Source
 from .statements import PIXELS
@@ -35,7 +35,7 @@ _SPARE = re.compile(
 )
 
 
-def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str, Other] = {}) -> Checkpoint:
+def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str, Replacement] = {}) -> Checkpoint:
     """The checkpoint in a single file; its configs are read off its tensors' shapes, its training off what it says.
 
     Averaged weights (`model_ema.`) beside the plain ones are left alone. `others` stand in for the file's own
@@ -60,10 +60,11 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
     refuse_unet(path, configs["unet"])
     weights |= {name: other.tensors for name, other in others.items()}
     training = trained_for(path, tensors, metadata, family, choices)
+    places = dict.fromkeys(configs, f"{path}, by its tensors,") | {name: one.where for name, one in others.items()}
     for name, config in configs.items():
-        check_config(f"{path}, by its tensors,", config, len(weights[name]))
-    check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
-    check_statistics(f"The VAE for {path}", family, configs["vae"])
+        check_config(places[name], config, len(weights[name]))
+    check_pixels(places["unet"], configs["unet"], configs["vae"])
+    check_statistics(places["vae"], family, configs["vae"])
     check_fit(path, family, configs)
     scheduler, about = scheduler_of(family, training)
     return Checkpoint(
