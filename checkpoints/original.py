@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import in_a_line
 from .bounds import check_config, check_fit, check_pixels, check_statistics
-from .card import stated_card
+from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
@@ -67,6 +68,7 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
     check_statistics(places["vae"], family, configs["vae"])
     check_fit(path, family, configs)
     scheduler, about = scheduler_of(family, training)
+    card, unread = _card(path, source, metadata)
     return Checkpoint(
         family=family,
         source=source,
@@ -76,15 +78,25 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
         layout="original",
         weights=weights,
         others=others,
-        card=stated_card(metadata),
+        card=card,
         length=min(min(facts.length, configs[facts.encoder]["max_position_embeddings"]) for facts in family.tokenizers),
         size=cast("int", training.facts[PIXELS].value),
         trained_for=tuple(training.facts.values()),
         choices=choices,
-        notices=(*_left_over(tensors, family), *said, *training.notices, *about),
+        notices=(*_left_over(tensors, family), *said, *training.notices, *about, *unread),
         about=about,
         doubts=tuple(training.doubts),
     )
+
+
+def _card(path: Path, source: Source, metadata: Mapping[str, object]) -> tuple[Card, list[str]]:
+    """What the file declares of its licence, with the card of its repository where it is from the hub."""
+    stated = stated_card(metadata)
+    if source.kind != "hub":
+        return stated, []
+    inside = len(PurePosixPath(source.location).parts) - 2  # after owner/name
+    card, unread = read_card(path.parents[inside - 1])
+    return (card if stated.license is None else replace(stated, files=card.files)), unread
 
 
 def model_index(family: Family, scheduler: Config) -> Config:

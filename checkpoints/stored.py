@@ -181,10 +181,13 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _metadata(path: Path, found: object) -> dict[str, str]:
     """Strings by name; null stands for none, as it does in safetensors."""
-    held = {} if found is None else found
-    if not isinstance(held, dict) or not all(isinstance(one, str) for one in cast("dict[str, Any]", held).values()):
-        raise _damaged(path, f"its __metadata__ is {shown(held)}, and an object of strings was expected")
-    return cast("dict[str, str]", held)
+    held = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    said = {key: value for key, value in held.items() if isinstance(value, str)}
+    if len(said) < len(held) or not isinstance(found, dict | None):
+        raise _damaged(
+            path, f"its __metadata__ is {shown(cast('object', found))}, and an object of strings was expected"
+        )
+    return said
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
