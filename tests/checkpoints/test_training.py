@@ -81,7 +81,7 @@ SAID = [
 
 
 @pytest.mark.parametrize("case", range(len(SAID)))
-def test_all_that_it_carries_is_heeded(case, file):
+def test_all_that_it_carries_is_read(case, file):
     family, metadata, tensors, beside, expected = SAID[case]
     opened = file(family, metadata, tensors, beside=beside)
     found = facts(opened)
