@@ -17,9 +17,11 @@ from .card import Card
 from .families import Config, Family
 from .modules import build, fill
 from .names import Stored, folder_plan, original_plan, original_prefix
+from .others import Replacement
 from .source import Source
 from .stored import stored_bytes
 from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
+from .training import Choices
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +42,8 @@ class Checkpoint:
     """Stored tensors of each component; in the original layout, under their names there."""
     folder: Path | None = field(default=None, repr=False)
     """The folder on this machine, in diffusers' layout."""
-    others: Mapping[str, tuple[Source, Literal["diffusers", "original"]]] = field(default_factory=dict[str, Any])
-    """Components that come from somewhere else: from where, and the layout of their tensors."""
+    others: Mapping[str, Replacement] = field(default_factory=dict[str, Replacement], repr=False)
+    """Components that come from somewhere else, by name."""
     length: int = 77
     """Token ids in a row of each text encoder: what a chunk of a prompt is filled up to."""
     card: Card = field(default_factory=Card, repr=False)
@@ -50,8 +52,12 @@ class Checkpoint:
     """Width and height in pixels that it draws, where that isn't what its UNet's config says."""
     trained_for: tuple[Fact, ...] = field(default=(), repr=False)
     """What the caller, a single file or a default says in place of a config."""
+    choices: Choices = field(default_factory=Choices, repr=False)
+    """Of that, what the caller says."""
     notices: tuple[str, ...] = field(default=(), repr=False)
     """What was assumed, repaired, taken otherwise than its files say, or left out: sentences for whoever exports it."""
+    about: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """Of the notices, those about the scheduler's config: the key that each is about, `_class_name` for its class."""
     doubts: tuple[str, ...] = field(default=(), repr=False)
     """Why it can't be exported as it is, in sentences: what it says of itself differs."""
 
@@ -88,7 +94,7 @@ class Checkpoint:
         facts = self.family.component(component)
         config = self.configs[component]
         module = build(facts, config)
-        layout = self.others[component][1] if component in self.others else self.layout
+        layout = self.others[component].layout if component in self.others else self.layout
         if layout == "diffusers":
             plan = folder_plan(self.weights[component], facts.cls, config.get("num_hidden_layers"))
         else:

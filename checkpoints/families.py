@@ -60,7 +60,7 @@ class Prompt:
     time_ids: bool = False
     """Whether the UNet takes (height, width, top, left, target height, target width) in pixels."""
     masks_padding: bool = False
-    """Whether diffusers' pipeline heeds an encoder's `use_attention_mask`."""
+    """Whether diffusers' pipeline reads an encoder's `use_attention_mask`."""
     zeros_for_empty: bool = False
     """Whether an empty negative prompt is all zeros, unless model_index.json says otherwise."""
 
@@ -98,7 +98,7 @@ class Family:
     tiny: Mapping[str, Config]
     """What a tiny variant changes in the published configs."""
     latent_statistics: bool = False
-    """Whether diffusers' pipeline heeds the VAE's `latents_mean` and `latents_std`."""
+    """Whether diffusers' pipeline applies the VAE's `latents_mean` and `latents_std`."""
     epsilon_pixels: int | None = None
     """Width and height of those that predict epsilon, where most of the family predict v."""
 

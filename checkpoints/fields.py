@@ -63,22 +63,24 @@ _LANGUAGE = frozenset({
 })  # fmt: skip
 _ELSEWHERE = frozenset({"use_attention_mask"})
 """Read by diffusers' pipelines, not by the class."""
+_QUANTIZED = frozenset({"quantization_config"})
+"""Looked at by `refuse_quantized`."""
 
 # Values that leave a module or a picture as it is without the field; any other is refused.
 _ONLY: dict[str, tuple[object, ...]] = {
     "pruned_heads": (None, {}),
-    "quantization_config": (None, {}),
     "attention_type": (None, "default"),
     "dual_cross_attention": (None, False),
     "encoder_hid_dim": (None,),
-    "shift_factor": (None, 0, 0.0),
 }
 
 
 def check_fields(where: object, component: Component, config: Config) -> None:
     """Raise CheckpointError for a field that nothing reads and that isn't known to mean nothing. `where`: the file."""
     read = READ[component.cls]
-    idle = _TRAINING | _LANGUAGE | _ELSEWHERE if component.library == "transformers" else _TRAINING
+    idle = _TRAINING | _QUANTIZED
+    if component.library == "transformers":
+        idle |= _LANGUAGE | _ELSEWHERE
     for key, value in config.items():
         if key in _ONLY:
             if value not in _ONLY[key]:

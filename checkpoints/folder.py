@@ -17,12 +17,14 @@ from .families import Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
 from .names import Stored, text_layers
-from .others import Other, configured, rescaled
+from .others import Replacement, configured, rescaled, start_of
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import Source, check_class, read_json
+from .statements import PIXELS
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
+from .training import Choices
 
 # Components of diffusers' pipelines that a bundle has no use for, and what that means.
 _WITHOUT = {
@@ -33,10 +35,15 @@ _WITHOUT = {
 
 
 def open_folder(
-    folder: Path, source: Source, variant: str | None = None, others: Mapping[str, Other] = {}
+    folder: Path,
+    source: Source,
+    choices: Choices,
+    variant: str | None = None,
+    others: Mapping[str, Replacement] = {},
 ) -> Checkpoint:
     """The checkpoint in a folder, with every header and offset checked and no weight read.
 
+    `choices` replace what its scheduler's config and its UNet's say.
     `variant` is the word in the middle of the weight files' names (`fp16`, `ema` ...); components without files of it
     are taken as they are. `others` stand in for the folder's own components, which needn't be there.
     Raises CheckpointError for a folder that is incomplete, damaged, pickled, quantized or of a kind that isn't
@@ -61,30 +68,34 @@ def open_folder(
     said: tuple[str, ...] = ()
     for component in family.components:
         place, other = folder / component.name, others.get(component.name)
-        if other is None or os.path.lexists(place / "config.json"):
+        if other is None:
             configs[component.name] = read_json(place / "config.json")
             check_class(place, component, configs[component.name])
-        if other is not None:
-            own = configs.get(component.name)
-            configs[component.name] = configured(other, family, own)
-            if component.name == "vae":
-                said = rescaled(other, own, configs["vae"])
+            continue
+        own = start_of(place, component, family) if os.path.lexists(place / "config.json") else None
+        configs[component.name] = configured(other, family, own)
+        if component.name == "vae" and own is not None:
+            said = rescaled(other, own, configs["vae"])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)
+    facts = choices.facts()
+    scheduler |= {name: fact.value for name, fact in facts.items() if name != PIXELS}
+    about = {notice: key for notice, key in repaired.items() if key not in facts}
     weights, notices = _weights(folder, family, variant, others)
+    places: dict[str, object] = {name: folder / name / "config.json" for name in configs}
+    places |= {name: other.where for name, other in others.items()}
     for name, config in configs.items():
-        where = others[name].source.location if name in others else folder / name / "config.json"
-        check_config(where, config, len(weights[name]))
-        refuse_quantized(folder / name, config, weights[name])
-    for component in family.components:
-        check_fields(folder / component.name / "config.json", component, configs[component.name])
-    check_pixels(folder / "unet" / "config.json", configs["unet"], configs["vae"])
-    check_statistics(folder / "vae" / "config.json", family, configs["vae"])
+        check_config(places[name], config, len(weights[name]))
+        if name not in others:
+            refuse_quantized(folder / name, config, weights[name])
+            check_fields(places[name], family.component(name), config)
+    check_pixels(places["unet"], configs["unet"], configs["vae"])
+    check_statistics(places["vae"], family, configs["vae"])
     check_fit(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
-    latents, resized = read_size(model_index, configs["unet"])
+    latents, resized = read_size(model_index, configs["unet"]) if choices.size is None else (None, [])
     return Checkpoint(
         family=family,
         source=replace(source, variant=variant),
@@ -96,23 +107,26 @@ def open_folder(
         folder=folder,
         length=length,
         card=card,
-        size=latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1),
+        size=choices.size or (latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)),
         notices=(
             *notice_of_pipeline(family, model_index),
             *_left_out(family, model_index),
             *notices,
             *said,
-            *repaired,
+            *about,
             *resized,
             *lengths,
             *_spare_layers(family, configs, weights),
             *unread,
         ),
-        others={name: (other.source, other.layout) for name, other in others.items()},
+        about=about,
+        choices=choices,
+        trained_for=tuple(facts.values()),
+        others=others,
     )
 
 
-def _unet(folder: Path, others: Mapping[str, Other]) -> Config:
+def _unet(folder: Path, others: Mapping[str, Replacement]) -> Config:
     """The config of the folder's own UNet, which tells its family; without one, that of the UNet that was given."""
     place = folder / "unet" / "config.json"
     given = others.get("unet")
@@ -125,7 +139,7 @@ def _unet(folder: Path, others: Mapping[str, Other]) -> Config:
 
 
 def _weights(
-    folder: Path, family: Family, variant: str | None, others: Mapping[str, Other]
+    folder: Path, family: Family, variant: str | None, others: Mapping[str, Replacement]
 ) -> tuple[dict[str, Stored], list[str]]:
     """Tensors of each component, and what is to be said where they aren't of the variant that was asked for."""
     weights: dict[str, Stored] = {name: other.tensors for name, other in others.items()}

@@ -13,6 +13,7 @@ from ..core.install import install
 from .card import comes_along
 from .families import FAMILIES
 from .files import FALLBACKS, variant_of
+from .statements import BESIDE
 
 _TIMEOUT_SECONDS = 20
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -59,20 +60,40 @@ def hub_file(name: str) -> HubFile | None:
 
 
 def fetch_file(file: HubFile) -> tuple[Path, str]:
-    """Download a single file (or find it in the cache): where it lies, and the commit.
+    """Download a single file (or find it in the cache), and what comes with it: where it lies, and the commit.
 
     Raises CheckpointError if the hub can't be reached and the cache doesn't have it, or the repository hasn't.
     """
     hub = _library(file.repository)
     try:
         path = hub.hf_hub_download(file.repository, file.path, revision=file.revision, etag_timeout=_TIMEOUT_SECONDS)
+        info = hub.HfApi().model_info(file.repository, revision=_commit(file, path), timeout=_TIMEOUT_SECONDS)
+        listed = [sibling.rfilename for sibling in info.siblings or ()]
     except Exception as exc:  # refused, offline, gated, unknown: the cache may still have it
         try:
             path = hub.hf_hub_download(file.repository, file.path, revision=file.revision, local_files_only=True)
         except Exception:
             raise _unreachable(f"{file.location}{f'@{file.revision}' if file.revision else ''}", exc) from exc
-    depth = len(PurePosixPath(file.path).parts)
-    return Path(path), Path(path).parents[depth - 1].name
+        listed = []  # what came with it lies beside it
+    commit = _commit(file, path)
+    for name in with_file(listed, file.path):
+        try:
+            hub.hf_hub_download(file.repository, name, revision=commit, etag_timeout=_TIMEOUT_SECONDS)
+        except Exception as exc:
+            raise _unreachable(f"{file.repository}/{name}", exc) from exc
+    return Path(path), commit
+
+
+def with_file(names: Iterable[str], path: str) -> list[str]:
+    """Of a repository's files, those that come with a single one: what it says beside it, licence and model card."""
+    one = PurePosixPath(path)
+    beside = {str(one.with_name("config.json")), *(str(one.with_name(one.stem + ending)) for ending in BESIDE)}
+    return [name for name in names if name in beside or comes_along(name)]
+
+
+def _commit(file: HubFile, path: str) -> str:
+    """The commit that a downloaded file is of: the folder in the cache that stands for the repository."""
+    return Path(path).parents[len(PurePosixPath(file.path).parts) - 1].name
 
 
 def fetch(repository: str, revision: str | None, variant: str | None = None) -> tuple[Path, str]:

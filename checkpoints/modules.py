@@ -12,7 +12,7 @@ from ..core.install import pip
 from ..core.record import in_a_line
 from .families import Component, Config
 from .names import Plan, View, fit
-from .stored import FLOATS, StoredTensor
+from .stored import FLOATS, WIDER, StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +87,7 @@ def _check(component: Component, wanted: Mapping[str, tuple[int, ...]], plan: Pl
             )
         if view.stored.dtype not in FLOATS:
             raise CheckpointError(
-                f"Tensor {view.stored.name!r} of {component.name} is {view.stored.dtype}: quantized checkpoints "
-                "can't be opened. Pass the F16 or F32 one, and choose the precision in the profile."
+                f"Tensor {view.stored.name!r} of {component.name} is {view.stored.dtype}: quantized. {WIDER}"
             )
 
 

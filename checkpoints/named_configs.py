@@ -15,7 +15,7 @@ def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
     down = [_blocks(shapes, f"down_blocks.{level}") for level in levels]
     up = [_blocks(shapes, f"up_blocks.{level}") for level in numbers(shapes, r"up_blocks\.(\d+)\.")]
     layers = {len(level) for level in down} | {len(level) - 1 for level in up}
-    if len(layers) != 1 or len(up) != len(down):
+    if len(layers) != 1 or 0 in layers or len(up) != len(down):
         raise uneven([len(level) for level in down], [len(level) for level in up])
     widths = [axis(shapes, f"down_blocks.{level}.resnets.0.conv1.weight", 0) for level in levels]
     told: Config = {

@@ -169,8 +169,8 @@ def _text_layer(name: str) -> int:
 
 
 def _matrix(view: View) -> View:
-    """The view without trailing axes of length one: a 1x1 convolution as a linear layer."""
-    return view if view.ndim <= 2 else view[(slice(None), slice(None), *(0,) * (view.ndim - 2))]
+    """The view without trailing axes, if they are of length one: a 1x1 convolution as a linear layer."""
+    return view if set(view.shape[2:]) != {1} else view[(slice(None), slice(None), *(0,) * (view.ndim - 2))]
 
 
 def _text_plan(text: TextLayout, wanted: dict[str, StoredTensor], config: Config) -> Plan:

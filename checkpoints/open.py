@@ -14,9 +14,8 @@ from .families import find_family
 from .folder import open_folder
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
-from .others import Other, open_others
+from .others import Replacement, open_others
 from .source import Source, path_of, read_json
-from .statements import PIXELS
 from .stored import PICKLES
 from .training import Choices
 
@@ -42,8 +41,8 @@ def open_checkpoint(
 
     `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
     or a hub id `owner/name`, with `@revision` or `revision`, or a single file there, `owner/name/file.safetensors`.
-    An existing path goes first; for a name in `SHIPPED`, if it is a checkpoint. A checkpoint that is open already is
-    taken as it is.
+    An existing path goes first; for a name in `SHIPPED`, if it is a checkpoint. A checkpoint that is open already
+    is taken as it is, or read again where more is said of its training; which files are read was settled then.
 
     `variant` says which weights of a folder are read (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
     `components` are taken from elsewhere: `unet` and `vae`, each a file, a folder or a hub id.
@@ -59,7 +58,7 @@ def open_checkpoint(
     choices.check()
     wanted = find_family(family) if family is not None else None
     if isinstance(name, Checkpoint):
-        opened = name
+        opened = _again(name, choices, {"revision": revision, "variant": variant, "components": components})
     else:
         opened = _open(str(name), revision, choices, variant, open_others(components, variant))
     if wanted is not None and opened.family != wanted:
@@ -67,9 +66,6 @@ def open_checkpoint(
             f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "
             "Pass the other family, or none: it is recognized."
         )
-    if opened.layout == "diffusers" and (facts := choices.facts()):
-        scheduler = opened.scheduler | {name: fact.value for name, fact in facts.items() if name != PIXELS}
-        opened = replace(opened, scheduler=scheduler, size=size or opened.size, trained_for=tuple(facts.values()))
     if size is not None and size % opened.downscale:
         raise CheckpointError(
             f"{name} draws multiples of {opened.downscale} pixels, and a size of {size} was asked for."
@@ -77,15 +73,31 @@ def open_checkpoint(
     return opened
 
 
+def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]) -> Checkpoint:
+    """An open checkpoint with what more is said of its training: read as one that is opened with all of it."""
+    given = [word for word, value in elsewhere.items() if value]
+    if given:
+        raise CheckpointError(
+            f"{opened.source.location} is open already, and {' and '.join(given)} would change which files are read. "
+            f"Pass {'it' if len(given) == 1 else 'them'} to open_checkpoint, beside the checkpoint's name."
+        )
+    if choices == Choices():
+        return opened
+    choices = choices.over(opened.choices)
+    if opened.folder is not None:
+        return open_folder(opened.folder, opened.source, choices, opened.source.variant, opened.others)
+    return open_file(opened.place, opened.source, choices, opened.others)
+
+
 def _open(
-    name: str, revision: str | None, choices: Choices, variant: str | None, others: Mapping[str, Other]
+    name: str, revision: str | None, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
 ) -> Checkpoint:
     path = path_of(name)
     place = str(path.resolve())
     if name in SHIPPED and not is_regular(path / "model_index.json"):  # latentc's own checkout has a folder `scenes`
-        return _open_dir(SHIPPED[name], Source("shipped", name), variant, others)
+        return _open_dir(SHIPPED[name], Source("shipped", name), choices, variant, others)
     if is_folder(path):
-        return _open_dir(path, Source("folder", place), variant, others)
+        return _open_dir(path, Source("folder", place), choices, variant, others)
     if is_regular(path):
         _refuse_variant(name, variant)
         return open_file(path, Source("file", place), choices, others)
@@ -100,7 +112,7 @@ def _open(
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
         folder, commit = fetch(repository, revision or at or None, variant)
-        return _open_dir(folder, Source("hub", repository, commit), variant, others)
+        return _open_dir(folder, Source("hub", repository, commit), choices, variant, others)
     raise CheckpointError(
         f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name, or owner/name/file), and "
         f"not one that ships with latentc ({', '.join(SHIPPED)}). Check the path."
@@ -115,7 +127,9 @@ def _refuse_variant(name: str, variant: str | None) -> None:
         )
 
 
-def _open_dir(folder: Path, source: Source, variant: str | None, others: Mapping[str, Other]) -> Checkpoint:
+def _open_dir(
+    folder: Path, source: Source, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
+) -> Checkpoint:
     index = folder / "model_index.json"
     random = is_regular(index) and "_latentc_random" in read_json(index)
-    return open_folder(folder, replace(source, random=random), variant, others)
+    return open_folder(folder, replace(source, random=random), choices, variant, others)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import in_a_line
 from .bounds import check_config, check_fit, check_pixels, check_statistics
-from .card import stated_card
+from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
 from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
-from .others import Other, configured, rescaled
+from .others import Replacement, configured, rescaled
 from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import Source
 from .statements import PIXELS
@@ -35,7 +36,7 @@ _SPARE = re.compile(
 )
 
 
-def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str, Other] = {}) -> Checkpoint:
+def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str, Replacement] = {}) -> Checkpoint:
     """The checkpoint in a single file; its configs are read off its tensors' shapes, its training off what it says.
 
     Averaged weights (`model_ema.`) beside the plain ones are left alone. `others` stand in for the file's own
@@ -60,12 +61,14 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
     refuse_unet(path, configs["unet"])
     weights |= {name: other.tensors for name, other in others.items()}
     training = trained_for(path, tensors, metadata, family, choices)
+    places = dict.fromkeys(configs, f"{path}, by its tensors,") | {name: one.where for name, one in others.items()}
     for name, config in configs.items():
-        check_config(f"{path}, by its tensors,", config, len(weights[name]))
-    check_pixels(f"{path}, by its tensors,", configs["unet"], configs["vae"])
-    check_statistics(f"The VAE for {path}", family, configs["vae"])
+        check_config(places[name], config, len(weights[name]))
+    check_pixels(places["unet"], configs["unet"], configs["vae"])
+    check_statistics(places["vae"], family, configs["vae"])
     check_fit(path, family, configs)
-    scheduler = scheduler_of(family, training)
+    scheduler, about = scheduler_of(family, training)
+    card, unread = _card(path, source, metadata)
     return Checkpoint(
         family=family,
         source=source,
@@ -74,14 +77,26 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
         model_index=model_index(family, scheduler),
         layout="original",
         weights=weights,
-        others={name: (other.source, other.layout) for name, other in others.items()},
-        card=stated_card(metadata),
+        others=others,
+        card=card,
         length=min(min(facts.length, configs[facts.encoder]["max_position_embeddings"]) for facts in family.tokenizers),
         size=cast("int", training.facts[PIXELS].value),
         trained_for=tuple(training.facts.values()),
-        notices=(*_left_over(tensors, family), *said, *training.notices),
+        choices=choices,
+        notices=(*_left_over(tensors, family), *said, *training.notices, *about, *unread),
+        about=about,
         doubts=tuple(training.doubts),
     )
+
+
+def _card(path: Path, source: Source, metadata: Mapping[str, object]) -> tuple[Card, list[str]]:
+    """What the file declares of its licence, with the card of its repository where it is from the hub."""
+    stated = stated_card(metadata)
+    if source.kind != "hub":
+        return stated, []
+    inside = len(PurePosixPath(source.location).parts) - 2  # after owner/name
+    card, unread = read_card(path.parents[inside - 1])
+    return (card if stated.license is None else replace(stated, files=card.files)), unread
 
 
 def model_index(family: Family, scheduler: Config) -> Config:
@@ -109,7 +124,8 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
     unet = _bare({name: tensor for name, tensor in tensors.items() if name.startswith(UNET_PREFIX)}, UNET_PREFIX)
     whole = [family for family in FAMILIES if _width(family, tensors) > 0]
     if unet and "unet" not in given:
-        keys = next((shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight")), (0, 0))
+        reads = (shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight"))
+        keys = next((shape for shape in reads if len(shape) == 2), (0, 0))
         added = any(name.startswith("label_emb.") for name in unet)
         whole = [one for one in whole if one.prompt.time_ids == added and _width(one, tensors) == keys[-1]]
         begun = sorted(FAMILIES, key=lambda family: family.prompt.time_ids != added)

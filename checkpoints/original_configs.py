@@ -33,7 +33,7 @@ def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> 
             "structure."
         )
     layers = {len(level) for level in down} | {len(level) - 1 for level in up}
-    if len(layers) != 1 or len(up) != len(down):
+    if len(layers) != 1 or 0 in layers or len(up) != len(down):
         raise uneven([len(level) for level in down], [len(level) for level in up])
     widths = [axis(shapes, f"input_blocks.{level[0]}.0.out_layers.3.weight", 0) for level in down]
     down_depths = [[depth(shapes, f"input_blocks.{block}.1") for block in level] for level in down]

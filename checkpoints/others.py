@@ -11,7 +11,8 @@ from typing import Literal
 from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
 from ..core.record import shown
-from .families import FAMILIES, Config, Family, family_of
+from .families import FAMILIES, Component, Config, Family, family_of
+from .fields import check_fields
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .named_configs import named_unet, named_vae
@@ -26,7 +27,7 @@ REPLACEABLE = ("unet", "vae")
 
 
 @dataclass(frozen=True)
-class Other:
+class Replacement:
     """A component from somewhere else, whose files were checked; its weights are on disk."""
 
     component: str
@@ -35,9 +36,11 @@ class Other:
     layout: Literal["diffusers", "original"]
     config: Config | None
     """As its folder has it; None where only the tensors' shapes tell."""
+    where: str
+    """What a message about its config names: the config's file, or that of the tensors."""
 
 
-def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Other]:
+def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Replacement]:
     """Open components that don't come from the checkpoint, by name: each a file, a folder or a hub id.
 
     Raises CheckpointError for a component that can't be replaced, and for what isn't one.
@@ -51,7 +54,7 @@ def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Oth
     return {name: _open(name, place, variant) for name, place in places.items()}
 
 
-def configured(other: Other, family: Family, base: Config | None) -> Config:
+def configured(other: Replacement, family: Family, base: Config | None) -> Config:
     """The component's config: its folder's, or the base's (the family's) with what its tensors' shapes tell.
 
     Raises CheckpointError where its tensors are those of another family.
@@ -59,6 +62,7 @@ def configured(other: Other, family: Family, base: Config | None) -> Config:
     facts, file = family.component(other.component), other.source.location
     if other.config is not None:
         check_class(file, facts, other.config)
+        check_fields(other.where, facts, other.config)
         config = other.config
     else:
         published = family.config(other.component)
@@ -90,12 +94,25 @@ def configured(other: Other, family: Family, base: Config | None) -> Config:
     return config
 
 
-def rescaled(vae: Other, base: Config | None, config: Config) -> tuple[str, ...]:
+def start_of(where: Path, component: Component, family: Family) -> Config:
+    """What the config of a component starts from whose tensors come from elsewhere: that of the one it replaces.
+
+    One of another class, such as AsymmetricAutoencoderKL, says nothing but how it scales latents.
+    """
+    own = read_json(where / "config.json")
+    try:
+        check_class(where, component, own)
+    except CheckpointError:
+        return family.config(component.name) | {key: own[key] for key in _SCALES if key in own}
+    return own
+
+
+def rescaled(vae: Replacement, base: Config, config: Config) -> tuple[str, ...]:
     """What to say of a VAE from elsewhere that scales latents otherwise than the checkpoint's own."""
-    own, given = (None if one is None else one.get("scaling_factor") for one in (base, config))
-    if own is None or given is None or own == given:
+    own, given = (one.get("scaling_factor", _SCALES["scaling_factor"]) for one in (base, config))
+    if own == given:
         return ()
-    said = f"{vae.source.location} says scaling_factor {given}, and the checkpoint's own VAE {own}"
+    said = f"{vae.source.location} has scaling_factor {given}, and the checkpoint's own VAE {own}"
     return (f"{said}: {given} is used. If pictures are pale or harsh, it is a VAE of another family.",)
 
 
@@ -109,7 +126,7 @@ def _prefix(component: str) -> str:
     return UNET_PREFIX if component == "unet" else VAE_PREFIX
 
 
-def _open(component: str, name: str, variant: str | None) -> Other:
+def _open(component: str, name: str, variant: str | None) -> Replacement:
     path = path_of(name)
     if is_folder(path):
         return _folder(component, path, Source("folder", str(path.resolve()), variant=variant))
@@ -128,10 +145,10 @@ def _open(component: str, name: str, variant: str | None) -> Other:
     )
 
 
-def _folder(component: str, folder: Path, source: Source) -> Other:
+def _folder(component: str, folder: Path, source: Source) -> Replacement:
     """The component in its own folder, or in that of a whole checkpoint."""
     place = folder / component if is_regular(folder / "model_index.json") else folder
-    facts = next(one for family in FAMILIES for one in family.components if one.name == component)
+    facts = FAMILIES[0].component(component)
     if not is_regular(place / "config.json"):
         single = [name for name in names_in(place) if name.endswith(".safetensors")]
         hint = f"Pass the file itself: {place / single[0]}." if single else "Pass a folder that has one, or a file."
@@ -139,10 +156,11 @@ def _folder(component: str, folder: Path, source: Source) -> Other:
     config = read_json(place / "config.json")
     check_class(place, facts, config)
     tensors, _ = component_weights(place, facts, source.variant)
-    return Other(component, source, tensors, "diffusers", config)
+    inside = f"{component}/" if place != folder else ""
+    return Replacement(component, source, tensors, "diffusers", config, f"{source.location}/{inside}config.json")
 
 
-def _file(component: str, path: Path, source: Source) -> Other:
+def _file(component: str, path: Path, source: Source) -> Replacement:
     """The component in a file of its own, or in one of a whole checkpoint in the original layout."""
     refuse_pickle(path)
     tensors = with_scales(read_header(path)[0])
@@ -153,17 +171,24 @@ def _file(component: str, path: Path, source: Source) -> Other:
             f"{path} holds no {'UNet' if component == 'unet' else 'VAE'} that latentc knows (its first tensor is "
             f"{min(tensors)!r}). Pass a {component} file, or a whole checkpoint in the original layout."
         )
+    config = _beside(component, path)
+    where = source.location if config is None else f"{Path(source.location).parent}/config.json"
     if layout == "diffusers":
-        beside = path.parent / "config.json"
-        config = read_json(beside) if is_regular(beside) and path.name.startswith(_stem(component)) else None
-        return Other(component, source, tensors, "diffusers", config)
+        return Replacement(component, source, tensors, "diffusers", config, where)
     wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     added = "" if prefix else _prefix(component)
-    return Other(component, source, {f"{added}{name}": one for name, one in wanted.items()}, "original", None)
+    wanted = {f"{added}{name}": tensor for name, tensor in wanted.items()}
+    return Replacement(component, source, wanted, "original", config, where)
 
 
-def _stem(component: str) -> str:
-    return next(one for one in FAMILIES[0].components if one.name == component).stem
+def _beside(component: str, path: Path) -> Config | None:
+    """The config.json beside a file, if it is the component's: it says its class, or the file is named as its own."""
+    beside, facts = path.parent / "config.json", FAMILIES[0].component(component)
+    if not is_regular(beside):
+        return None
+    config = read_json(beside)
+    fits = config.get("_class_name") == facts.cls or path.name.startswith(facts.stem)
+    return config if fits else None
 
 
 def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers", "original"] | None, str]:

@@ -9,11 +9,7 @@ from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX
-from .stored import FLOATS, StoredTensor
-
-_WIDER = (
-    "Quantized checkpoints can't be opened. Pass the F16, BF16 or F32 one, and choose the precision in the profile."
-)
+from .stored import FLOATS, WIDER, StoredTensor
 
 # What a UNet of that many input channels is; text-to-image takes the 4 latent channels alone.
 _CHANNELS = {
@@ -186,13 +182,13 @@ def notice_of_pipeline(family: Family, model_index: Config) -> tuple[str, ...]:
 def refuse_quantized(where: object, config: Config, tensors: Mapping[str, StoredTensor]) -> None:
     """Raise CheckpointError for weights that are no floating-point numbers, or that a config says to be quantized."""
     found = config.get("quantization_config")
-    if isinstance(found, dict):
-        how = cast("dict[str, Any]", found)
+    if found:
+        how = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
         named = how.get("quant_method") or how.get("quant_type") or "an unknown method"
-        raise CheckpointError(f"{where} is quantized (quantization_config: {shown(named)}). {_WIDER}")
+        raise CheckpointError(f"{where} is quantized (quantization_config: {shown(named)}). {WIDER}")
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS and name.endswith((".weight", ".bias")):
-            raise CheckpointError(f"{tensor.file}: tensor {name!r} is {tensor.dtype}: quantized. {_WIDER}")
+            raise CheckpointError(f"{tensor.file}: tensor {name!r} is {tensor.dtype}: quantized. {WIDER}")
 
 
 def refuse_unet(where: object, unet: Mapping[str, object]) -> None:

@@ -30,12 +30,14 @@ def repairs(model_index: Config) -> bool:
     return name.startswith("StableDiffusion") and not name.startswith(others)
 
 
-def read_scheduler(model_index: Config, config: Config) -> tuple[Config, list[str]]:
+def read_scheduler(model_index: Config, config: Config) -> tuple[Config, dict[str, str]]:
     """The config that diffusers' pipeline draws with, and a notice for each thing that it isn't as written.
 
-    Of class and config, `model_index.json` names the class. Keys in `_use_default_values` were set by nobody.
+    Each notice comes with the key that it is about: it holds for schedulers that read the key, and one about
+    `_class_name` for this class alone. Of class and config, `model_index.json` names the class. Keys in
+    `_use_default_values` were set by nobody, and are left out, as diffusers does where it makes another scheduler.
     """
-    notices: list[str] = []
+    notices: dict[str, str] = {}
     unsaid: Any = config.get("_use_default_values")
     listed = cast("list[object]", unsaid) if isinstance(unsaid, list) else []
     made = {key: value for key, value in config.items() if key != "_use_default_values" and key not in listed}
@@ -44,11 +46,11 @@ def read_scheduler(model_index: Config, config: Config) -> tuple[Config, list[st
     if repairs(model_index):
         _repair(made, notices)
     elif made["_class_name"] in CLIPPING and "clip_sample" not in made:
-        made["clip_sample"] = True
-        notices.append(
+        notice = (
             f"scheduler_config.json leaves out clip_sample, so {made['_class_name']} clips latents to -1 and 1, as "
             "diffusers does. If pictures are flat, set it to false and export again."
         )
+        notices[notice] = "_class_name"
     return made, notices
 
 
@@ -66,21 +68,22 @@ def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str
     return LATENTS, [notice]
 
 
-def _class(model_index: Config, config: Config, notices: list[str]) -> object:
+def _class(model_index: Config, config: Config, notices: dict[str, str]) -> object:
     """The class that diffusers makes, with another name for the same steps replaced."""
     entry: Any = model_index.get("scheduler")
     pair = cast("list[object]", entry) if isinstance(entry, list) else []
     written = config.get("_class_name")
     named = pair[1] if len(pair) == 2 and isinstance(pair[1], str) else written
     if written is not None and written != named:
-        notices.append(
+        notice = (
             f"model_index.json names {str(named)[:LONGEST]}, and scheduler_config.json {shown(written)}: the first is "
             "taken, as diffusers does."
         )
+        notices[notice] = "_class_name"
     return SAME.get(named, named) if isinstance(named, str) else named
 
 
-def _rename(made: Config, notices: list[str]) -> None:
+def _rename(made: Config, notices: dict[str, str]) -> None:
     predicts = made.get("predict_epsilon")
     if type(predicts) is not bool and predicts is not None:
         return  # refused by its name
@@ -88,17 +91,19 @@ def _rename(made: Config, notices: list[str]) -> None:
     if predicts is not None and "prediction_type" not in made:
         made["prediction_type"] = PREDICTED[predicts]
         if not predicts:
-            notices.append("scheduler_config.json says predict_epsilon = false, which is prediction_type sample today.")
+            notice = "scheduler_config.json says predict_epsilon = false, which is prediction_type sample today."
+            notices[notice] = "prediction_type"
 
 
-def _repair(made: Config, notices: list[str]) -> None:
+def _repair(made: Config, notices: dict[str, str]) -> None:
     for key, (default, wanted) in REPAIRED.items():
         default = made["_class_name"] in CLIPPING if key == "clip_sample" else default
         if made.get(key, default) != wanted:
             said = f"says {key} = {shown(made[key])}" if key in made else f"leaves out {key}"
-            notices.append(
+            notice = (
                 f"scheduler_config.json {said}, as files of 2022 do; {str(wanted).lower()} is taken, as diffusers does."
             )
+            notices[notice] = key
             made[key] = wanted
 
 

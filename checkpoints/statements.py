@@ -89,6 +89,8 @@ _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 _EDM_SCALINGS = ("EDMScaling", "VScalingWithEDMcNoise")
 _BETAS = {"linear_start": "beta_start", "linear_end": "beta_end"}
 _JSON = (".json", ".civitai.info", ".metadata.json", ".cm-info.json")
+BESIDE = (".yaml", ".yml", *_JSON)
+"""What the names of files that speak of a checkpoint end with, in place of its own ending."""
 
 
 def statements(path: Path, tensors: Stored, metadata: Mapping[str, object], notices: list[str]) -> list[Fact]:
@@ -179,7 +181,7 @@ _READ: Mapping[str, Callable[[object], Value]] = {
 
 def _beside(path: Path, notices: list[str]) -> Generator[Fact]:
     advice = "Correct or remove it."
-    for ending in (".yaml", ".yml", *_JSON):
+    for ending in BESIDE:
         file = path.with_name(path.stem + ending)
         if not is_regular(file):
             continue

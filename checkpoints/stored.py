@@ -33,7 +33,9 @@ _ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
-_WIDER = "Get the F16, BF16 or F32 form of the checkpoint."
+WIDER = "Get the F16, BF16 or F32 form of the checkpoint, and choose the precision in the profile."
+"""What to do about quantized weights."""
+
 _SCALE = re.compile(r"\.(scale_weight|weight_scale)$")
 _PACKED = re.compile(r"\.(absmax|quant_map|nested_absmax|SCB|weight_scale_2|qweight|qzeros)$|\.quant_state\.")
 _SCALING = re.compile(
@@ -81,7 +83,7 @@ def with_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     packed = next((name for name in tensors if _PACKED.search(name)), None)
     if packed is not None:
         file = tensors[packed].file
-        raise CheckpointError(f"{file} is quantized by bitsandbytes or its like (tensor {packed!r}). {_WIDER}")
+        raise CheckpointError(f"{file} is quantized by bitsandbytes or its like (tensor {packed!r}). {WIDER}")
     kept = {name: tensor for name, tensor in tensors.items() if not _SCALING.search(name)}
     for name, scale in tensors.items():
         match = _SCALE.search(name)
@@ -92,14 +94,14 @@ def with_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         if held is None or not held.dtype.startswith("F8"):
             what = "no such tensor" if held is None else f"it is {held.dtype}"
             raise CheckpointError(
-                f"{scale.file} holds {name!r}, a scale of {weight!r}, and an fp8 weight was expected: {what}. {_WIDER}"
+                f"{scale.file} holds {name!r}, a scale of {weight!r}, and an fp8 weight was expected: {what}. {WIDER}"
             )
         fits = len(scale.shape) in (0, len(held.shape)) or scale.shape == (1,)
         pairs = zip(scale.shape, held.shape, strict=False) if len(scale.shape) == len(held.shape) else ()
         if not fits or scale.dtype not in FLOATS or any(one not in (1, other) for one, other in pairs):
             raise CheckpointError(
                 f"{scale.file} holds {name!r} of {scale.dtype} {list(scale.shape)}, and one number, or one for each "
-                f"row of {list(held.shape)}, was expected. {_WIDER}"
+                f"row of {list(held.shape)}, was expected. {WIDER}"
             )
         kept[weight] = replace(held, scale=scale)
     return kept
@@ -127,7 +129,7 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     except (OSError, ValueError) as exc:
         raise CheckpointError(unreadable(path, exc, "Check the path and its permissions.")) from exc
     header = _parse(path, raw)
-    metadata = cast("dict[str, str]", header.pop("__metadata__", {}))
+    metadata = _metadata(path, header.pop("__metadata__", None))
     if len(header) > MAX_TENSORS:
         raise _damaged(path, f"its header lists {len(header):,} tensors, and {MAX_TENSORS:,} is the limit")
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
@@ -175,6 +177,17 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
     return cast("dict[str, Any]", header)
+
+
+def _metadata(path: Path, found: object) -> dict[str, str]:
+    """Strings by name; null stands for none, as it does in safetensors."""
+    held = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    said = {key: value for key, value in held.items() if isinstance(value, str)}
+    if len(said) < len(held) or not isinstance(found, dict | None):
+        raise _damaged(
+            path, f"its __metadata__ is {shown(cast('object', found))}, and an object of strings was expected"
+        )
+    return said
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.bundle import Fact
@@ -55,6 +55,11 @@ class Choices:
     spacing: str | None = None
     zero_snr: bool | None = None
     size: int | None = None
+
+    def over(self, other: Choices) -> Choices:
+        """These, and where nothing is said, the other's."""
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        return replace(other, **given)
 
     def check(self) -> None:
         """Raise CheckpointError for a value that can't be."""
@@ -128,18 +133,25 @@ def trained_for(
     return Training(facts, notices, doubts)
 
 
-def scheduler_of(family: Family, training: Training) -> Config:
+def scheduler_of(family: Family, training: Training) -> tuple[Config, dict[str, str]]:
     """The scheduler config of a single file: the family's, with what the file was trained for.
 
-    `training.notices` gets one where another class than the family's is taken.
+    With it, notices about the config, each with the key that it is about, as `read_scheduler` has them.
     """
     config = family.config("scheduler")
-    said = {name: fact.value for name, fact in training.facts.items() if name != PIXELS}
-    config |= {name: value for name, value in said.items() if value != _usual(family, name, training.facts)}
-    if config["_class_name"] == "PNDMScheduler" and (said[PREDICTION] == "sample" or said.get(ZERO_SNR)):
+    said = {name: fact for name, fact in training.facts.items() if name != PIXELS}
+    # A default is what the family's config leaves to its class. What was said is written: another scheduler that the
+    # bundle draws with has other defaults.
+    config |= {
+        name: fact.value
+        for name, fact in said.items()
+        if not fact.assumed or fact.value != _usual(family, name, training.facts)
+    }
+    zero = ZERO_SNR in said and said[ZERO_SNR].value
+    if config["_class_name"] == "PNDMScheduler" and (said[PREDICTION].value == "sample" or zero):
         config["_class_name"] = "DDIMScheduler"
-        training.notices.append("PNDM can't sample what the file was trained for: DDIM is its scheduler.")
-    return config
+        return config, {"PNDM can't sample what the file was trained for: DDIM is its scheduler.": "_class_name"}
+    return config, {}
 
 
 def _usual(family: Family, name: str, facts: Mapping[str, Fact]) -> Value:

@@ -41,7 +41,7 @@ def ready() -> None:
             import_module(name)
         except ImportError as exc:
             raise _lacking(name, str(exc)) from exc
-    if (count := threads()) is not None and "OMP_NUM_THREADS" not in os.environ:  # which PyTorch heeds by itself
+    if (count := threads()) is not None and "OMP_NUM_THREADS" not in os.environ:  # which PyTorch reads by itself
         import_module("torch").set_num_threads(count)
 
 

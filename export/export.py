@@ -194,8 +194,8 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
         family=checkpoint.family.name,
         source=Source.model_validate(asdict(source)),
         components={
-            name: Other.model_validate(asdict(other) | {"digest": checkpoint.digest(name)})
-            for name, (other, _) in checkpoint.others.items()
+            name: Other.model_validate(asdict(other.source) | {"digest": checkpoint.digest(name)})
+            for name, other in checkpoint.others.items()
         },
         license=License(declared=card.license, name=card.name, link=card.link, files=tuple(card.files)),
         notices=checkpoint.notices,

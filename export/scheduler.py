@@ -30,12 +30,13 @@ def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
             config = named(config, name)
         except RequestError as exc:
             raise CheckpointError(str(exc)) from exc
+        read = next(row.keys for row in SCHEDULERS.values() if row.class_name == config["_class_name"])
+        notices = tuple(one for one in notices if one not in opened.about or opened.about[one] in read)
         notices = (*notices, f"The bundle draws with {config['_class_name']} ({name}) in place of {own}, as asked.")
     elif own not in {sampler.class_name for sampler in SCHEDULERS.values()}:
         raise CheckpointError(f"{opened.source.location} {_absent(own)}")
-    asked = next((fact.value for fact in opened.trained_for if fact.by == "--spacing"), None)
     try:
-        least_steps(config, spacing=None if asked is None else str(asked))
+        least_steps(config, spacing=opened.choices.spacing)
     except (ProfileError, RequestError) as exc:
         able = [other for other in SCHEDULERS if _draws(config, other)]
         advice = f" Or export with --scheduler and one that can: {', '.join(able)}." if able else ""

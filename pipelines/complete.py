@@ -9,7 +9,7 @@ from ..core.bundle import Manifest, Model
 from ..core.errors import RequestError
 from ..core.request import Request
 from ..sampling.prompt import Tokens, Vocabulary
-from ..sampling.schedulers import SCHEDULERS
+from ..sampling.schedulers import KNOWN_KEYS, SCHEDULERS
 from ..sampling.schedulers.settings import settings
 from . import syntax
 
@@ -59,11 +59,10 @@ def own_scheduler(config: Mapping[str, object]) -> str | None:
 
     Raises `ProfileError` for a config that can't be honoured.
     """
-    known = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
     for name, sampler in SCHEDULERS.items():
         if sampler.class_name != config.get("_class_name"):
             continue
-        said = settings(config, sampler, known, {})
+        said = settings(config, sampler, KNOWN_KEYS, {})
         if all(getattr(said, key) == value for key, value in sampler.asks.items()):
             return f"{name}-{said.ramp}" if said.ramp else name
     return None

@@ -14,6 +14,7 @@ and the same noise, the samples are equal to float32's rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ...core.errors import ProfileError, RequestError
 from ...core.record import suggest
@@ -32,6 +33,7 @@ from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler,
 from .unipc import unipc
 
 __all__ = [
+    "KNOWN_KEYS",
     "NAMES",
     "NEAREST",
     "SCHEDULERS",
@@ -58,12 +60,14 @@ SCHEDULERS: dict[str, Sampler] = {
         ddim,
         TRAINING | SPACING | ZERO_SNR | CLIP | {"set_alpha_to_one"},
         {"timestep_spacing": "leading"},
+        clips=True,
     ),
     "ddpm": Sampler(
         "DDPMScheduler",
         ddpm,
         TRAINING | SPACING | ZERO_SNR | CLIP | {"variance_type"},
         {"timestep_spacing": "leading", "variance_type": "fixed_small"},
+        clips=True,
     ),
     "pndm": Sampler(
         "PNDMScheduler",
@@ -142,7 +146,8 @@ NEAREST = {
 FEW_STEPS = 8
 """Up to as many, the timestep where sampling begins decides whether a picture comes of it."""
 
-_KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
+KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
+"""Keys of a config that at least one of them reads."""
 
 
 def schedule(
@@ -188,9 +193,8 @@ def named(config: Mapping[str, object], name: str) -> dict[str, object]:
     Raises `RequestError` for a name that isn't in `SCHEDULERS`.
     """
     sampler, asks = _of_name(name)
-    # diffusers' classes clip where a config says nothing, which spoils latents.
-    clips = {"clip_sample": False} if "clip_sample" in sampler.keys else {}
-    return {**clips, **config, **asks, "_class_name": sampler.class_name}
+    unclipped = {"clip_sample": False} if "clip_sample" in sampler.keys and not _clips(config, sampler) else {}
+    return {**unclipped, **config, **asks, "_class_name": sampler.class_name}
 
 
 def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacing: str | None) -> str | None:
@@ -215,7 +219,17 @@ def _settled(config: Mapping[str, object], name: str | None, spacing: str | None
             "Leave it out, or choose another scheduler, such as 'euler'."
         )
     asked = asks if spacing is None else {**asks, "timestep_spacing": spacing}
-    return sampler, settings(config, sampler, _KNOWN_KEYS, asked)
+    clip = {"clip_sample": True} if _clips(config, sampler) else {}
+    return sampler, settings(config, replace(sampler, defaults={**sampler.defaults, **clip}), KNOWN_KEYS, asked)
+
+
+def _clips(config: Mapping[str, object], sampler: Sampler) -> bool:
+    """Whether a sampler clips where the config doesn't say `clip_sample`: if its class does, and the config's own.
+
+    diffusers' classes clip in place of any other as well, which spoils the latents of models that never were clipped.
+    """
+    own = config.get("_class_name")
+    return sampler.clips and any(row.clips and row.class_name == own for row in SCHEDULERS.values())
 
 
 def _of_class(config: Mapping[str, object]) -> Sampler:

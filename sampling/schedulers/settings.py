@@ -141,6 +141,8 @@ class Sampler:
     asks: Mapping[str, object] = field(default_factory=dict[str, object])
     """What choosing it by its short name sets, whatever the checkpoint says."""
     predictions: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
+    clips: bool = False
+    """Whether a config of the class clips where it doesn't say `clip_sample`."""
 
 
 def settings(

@@ -71,7 +71,8 @@ def test_published_fields_pass(own):
         ("vae", {"use_wavelets": 1}, "vae/config.json has a field 'use_wavelets'"),
         ("text_encoder", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ("text_encoder", {"rope_theta": 10000.0}, "text_encoder/config.json has a field 'rope_theta'"),
-        ("text_encoder", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("text_encoder", {"quantization_config": {"bits": 4}}, r"quantized .*Get the F16, BF16 or F32 form"),
+        ("unet", {"quantization_config": "nf4"}, r"quantized .*Get the F16, BF16 or F32 form"),
     ],
 )
 def test_fields_that_nothing_reads_are_refused_by_name(component, changes, match, own):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentc.checkpoints import new_checkpoint, open_checkpoint
+from latentc.checkpoints.parts import model_facts
 from latentc.core.errors import CheckpointError
 
 UNET = "model.diffusion_model."
@@ -53,7 +54,7 @@ def test_every_form_beside_every_base(family, component, base, other, checkpoint
         opened = open_checkpoint(str(own), components={component: str(form)})
         found = opened.module(component).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items()), form
-        source, _ = opened.others[component]
+        source = opened.others[component].source
         assert source.location == str(form)
         for one in opened.family.components:
             assert (opened.digest(one.name) == plain.digest(one.name)) == (one.name != component)
@@ -96,14 +97,100 @@ def test_what_a_distilled_unet_adds_is_read_off_its_tensors(other, checkpoint, t
     assert all(torch.equal(found[name], tensor) for name, tensor in module.state_dict().items())
 
 
-def test_a_folders_config_is_heeded_and_a_change_of_scale_is_said(other, checkpoint, tmp_path):
+def test_a_folders_config_is_read_and_a_change_of_scale_is_said(other, checkpoint, tmp_path):
     folder = shutil.copytree(other("sdxl")[0] / "vae", tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
     for form in (folder, folder / WEIGHTS["vae"]):
         opened = open_checkpoint(str(checkpoint("sdxl")), components={"vae": str(form)})
         assert opened.configs["vae"]["scaling_factor"] == 0.5
-        assert "says scaling_factor 0.5, and the checkpoint's own VAE 0.13025" in opened.notices[0]
+        assert "has scaling_factor 0.5, and the checkpoint's own VAE 0.13025" in opened.notices[0]
+
+
+@pytest.mark.parametrize("silent", ["own", "other", "both"])
+@pytest.mark.parametrize("base", ["folder", "file"])
+def test_a_scale_that_a_config_leaves_out_is_the_classes(base, silent, other, own, single_file, tmp_path):
+    from diffusers import AutoencoderKL
+
+    folder = shutil.copytree(other("sdxl")[0] / "vae", tmp_path / "vae")
+    checkpoint = own("sdxl") if base == "folder" else single_file("sdxl")
+    places = {"other": [folder], "own": [checkpoint / "vae"], "both": [folder, checkpoint / "vae"]}[silent]
+    if base == "file" and silent != "other":
+        pytest.skip("a file has no config")
+    for place in places:
+        config = json.loads((place / "config.json").read_text())
+        del config["scaling_factor"]
+        (place / "config.json").write_text(json.dumps(config))
+    theirs = AutoencoderKL.from_pretrained(folder).config.scaling_factor
+    opened = open_checkpoint(str(checkpoint), components={"vae": str(folder)})
+    assert model_facts(opened).scaling_factor == theirs
+    kept = 0.13025 if silent == "other" else 0.18215
+    said = [f"has scaling_factor {theirs}, and the checkpoint's own VAE {kept}: {theirs} is used"]
+    assert [one in notice for one, notice in zip(said, opened.notices, strict=False)] == [True] * (silent != "both")
+
+
+@pytest.mark.parametrize("form", ["named.safetensors", "original.safetensors", "diffusion_pytorch_model.safetensors"])
+def test_a_config_beside_a_file_is_read_if_it_is_the_components(form, other, checkpoint, tmp_path):
+    folder, file = other("sdxl")
+    place = tmp_path / form
+    shutil.copyfile(file if form.startswith("original") else folder / "vae" / WEIGHTS["vae"], place)
+    config = json.loads((folder / "vae" / "config.json").read_text()) | {"scaling_factor": 0.5}
+    for cls, read in (("AutoencoderKL", True), ("UNet2DConditionModel", False), (None, False)):
+        if form.startswith("diffusion") and not read:
+            continue  # a file of that name is a folder's own, whose config.json must be its own, too
+        (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": cls}))
+        opened = open_checkpoint(str(checkpoint("sdxl")), components={"vae": str(place)})
+        assert opened.configs["vae"]["scaling_factor"] == (0.5 if read else 0.13025)
+        opened.module("vae")
+
+
+@pytest.mark.parametrize("base", ["folder", "file"])
+@pytest.mark.parametrize(
+    ("component", "changes", "match"),
+    [
+        ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which isn't supported"),
+        ("unet", {"use_rope": True}, "has a field 'use_rope'"),
+        ("vae", {"use_wavelets": 1}, "has a field 'use_wavelets'"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor = 0.1, and none"),
+        ("vae", {"layers_per_block": 100}, "100 layers at each of"),
+        ("unet", {"sample_size": 8000}, "sample_size = 8000, and 8 to"),
+    ],
+)
+def test_fields_of_other_components_are_refused_by_their_own_file(
+    component, changes, match, base, other, checkpoint, single_file, tmp_path
+):
+    folder = shutil.copytree(other("sd1")[0], tmp_path / "other")
+    path = folder / component / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    own = (checkpoint if base == "folder" else single_file)("sd1")
+    for form in (folder, folder / component, folder / component / WEIGHTS[component]):
+        with pytest.raises(CheckpointError, match=match) as caught:
+            open_checkpoint(str(own), components={component: str(form)})
+        assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["folder", "file"])
+def test_a_component_of_another_class_can_be_replaced(form, other, own, checkpoint):
+    """diffusers' AsymmetricAutoencoderKL has no place here; the VAE beside it has."""
+    from diffusers import AsymmetricAutoencoderKL
+
+    folder = own("sd1")
+    small = {"down_block_out_channels": (16, 16, 32, 32), "up_block_out_channels": (16, 16, 32, 32)}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    shutil.rmtree(folder / "vae")
+    AsymmetricAutoencoderKL(**small, **kinds, norm_num_groups=4).save_pretrained(folder / "vae")
+    with pytest.raises(CheckpointError, match="holds a AsymmetricAutoencoderKL"):
+        open_checkpoint(str(folder))
+    opened = open_checkpoint(str(folder), components={"vae": str(other("sd1")[form])})
+    theirs = open_checkpoint(str(other("sd1")[0])).module("vae").state_dict()
+    assert all(torch.equal(theirs[name], one) for name, one in opened.module("vae").state_dict().items())
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.5}))
+    if form:
+        with pytest.raises(CheckpointError, match=r"doesn't say how it scales latents.*'scaling_factor': 0\.5"):
+            open_checkpoint(str(folder), components={"vae": str(other("sd1")[form])})
+    else:
+        assert "own VAE 0.5" in open_checkpoint(str(folder), components={"vae": str(other("sd1")[0])}).notices[0]
 
 
 def test_a_vae_of_unknown_scale_is_refused(other, own):
@@ -158,5 +245,5 @@ def test_a_variant_of_another_component(other, checkpoint, tmp_path):
     base = shutil.copytree(checkpoint("sd1"), tmp_path / "base")
     shutil.copyfile(base / "unet" / WEIGHTS["unet"], base / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     opened = open_checkpoint(str(base), variant="fp16", components={"vae": str(folder)})
-    assert opened.others["vae"][0].variant == "fp16"
+    assert opened.others["vae"].source.variant == "fp16"
     assert {tensor.dtype for tensor in opened.weights["vae"].values()} == {"F16"}

@@ -9,7 +9,8 @@ import pytest
 
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.scheduler import repairs
-from latentc.sampling.schedulers import SCHEDULERS, schedule
+from latentc.export.scheduler import settle
+from latentc.sampling.schedulers import SCHEDULERS, _settled, schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
@@ -105,6 +106,50 @@ def test_what_is_repaired_is_noticed(own):
         "scheduler_config.json leaves out clip_sample",
     ]
     assert not open_checkpoint(str(own("sd2"))).notices
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd1"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "lcm", "euler"])
+def test_another_scheduler_clips_as_diffusers_makes_it(name, family, own):
+    """Nothing repairs XL's and LCM's: what their config leaves out is left to the class that draws."""
+    folder = write(own(family), "DDIMScheduler", BETAS | {"steps_offset": 1})
+    if family == "sd1":
+        index = json.loads((folder / "model_index.json").read_text())
+        index["_class_name"] = "LatentConsistencyModelPipeline"
+        (folder / "model_index.json").write_text(json.dumps(index))
+    opened = open_checkpoint(str(folder))
+    cls = getattr(diffusers, SCHEDULERS[name].class_name)
+    theirs = cls.from_config(pipeline(folder).scheduler.config).config.get("clip_sample", False)
+    exported = settle(opened, name)
+    assert _settled(opened.scheduler, name, None)[1].clip_sample is theirs
+    assert _settled(exported.scheduler, None, None)[1].clip_sample is theirs
+    assert cls.from_config(exported.scheduler).config.get("clip_sample", False) is theirs
+    assert any("clips latents" in notice for notice in opened.notices)
+    assert not any("clips latents" in notice for notice in exported.notices) or name == "ddim"
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "words", "choices", "name"),
+    [
+        ("DDIMScheduler", {"predict_epsilon": False}, "predict_epsilon", {"prediction": "v_prediction"}, None),
+        ("PNDMScheduler", {"_class_name": "DDIMScheduler"}, "the first is taken", {}, "euler"),
+        ("DDIMScheduler", {"clip_sample": True}, "says clip_sample", {}, "euler"),
+        ("PNDMScheduler", {"steps_offset": 0}, "says steps_offset", {}, "lcm"),
+    ],
+)
+def test_a_notice_goes_with_what_it_is_about(cls, config, words, choices, name, own):
+    folder = str(write(own(), cls, BETAS | {"steps_offset": 1, "clip_sample": False} | config))
+    assert any(words in notice for notice in open_checkpoint(folder).notices)
+    assert not any(words in notice for notice in settle(open_checkpoint(folder, **choices), name).notices)
+
+
+def test_an_old_size_is_noticed_where_it_is_taken(own):
+    folder = own()
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 32, "_diffusers_version": "0.6.0"}))
+    assert any("64 is taken" in notice for notice in open_checkpoint(str(folder)).notices)
+    told = open_checkpoint(str(folder), size=256)
+    assert (told.pixels, told.notices) == (256, ())
 
 
 def test_a_mismatch_of_classes_is_noticed(own):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.statements import _SPREAD
 from latentc.core.errors import CheckpointError
-from latentc.sampling.schedulers import schedule
+from latentc.sampling.schedulers import named, schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
@@ -81,7 +81,7 @@ SAID = [
 
 
 @pytest.mark.parametrize("case", range(len(SAID)))
-def test_all_that_it_carries_is_heeded(case, file):
+def test_all_that_it_carries_is_read(case, file):
     family, metadata, tensors, beside, expected = SAID[case]
     opened = file(family, metadata, tensors, beside=beside)
     found = facts(opened)
@@ -101,6 +101,20 @@ def test_the_training_step_means_what_diffusers_takes_it_for(file):
 
     source = __import__("inspect").getsource(theirs)
     assert 'prediction_type = "epsilon" if global_step == 875000 else "v_prediction"' in source
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("by", ["metadata", "choice"])
+def test_what_is_usual_is_written_where_it_was_said(by, family, file):
+    """DPM++ draws with linspace where a config doesn't say otherwise, and the others each with their own."""
+    import diffusers
+
+    said = {"metadata": {"timestep_spacing": "leading"}} if by == "metadata" else {"spacing": "leading"}
+    config = named(file(family, **said).scheduler, "dpm++2m")
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config({**config, "timestep_spacing": "leading"})
+    theirs.set_timesteps(7)
+    assert config["timestep_spacing"] == "leading"
+    assert schedule(config, 7).timesteps.tolist() == theirs.timesteps.tolist()
 
 
 def test_where_nothing_tells_the_default_is_stated(file):

@@ -1,15 +1,20 @@
 """Configs of other types, absurd counts, and tokenizers that would never end: refused before anything is built."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import save_file
 
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.families import FAMILIES
+from latentc.checkpoints.stored import read_header
 from latentc.checkpoints.tokenizer import FILES
 from latentc.core.errors import CheckpointError
+from tests.checkpoints.conftest import UNET
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 
@@ -192,3 +197,58 @@ def test_a_tokenizer_leads_to_no_other_file(own, tmp_path):
     edit(folder, "tokenizer/tokenizer_config.json", special_tokens_map_file="/dev/zero", auto_map={"x": "y"})
     made = open_checkpoint(str(folder)).tokenizer_files("tokenizer")
     assert json.loads(made["tokenizer_config.json"])["special_tokens_map_file"] == "/dev/zero"
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"a": "b"}, [], [["a", "b"]], "text", 7, {"a": 1}, {"a": None}])
+def test_metadata_is_read_as_safetensors_reads_it(metadata, tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = {"__metadata__": metadata, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            theirs = file.metadata() or {}
+    except safetensors.SafetensorError:
+        with pytest.raises(CheckpointError, match="its __metadata__ is .*an object of strings was expected"):
+            read_header(path)
+    else:
+        assert read_header(path)[1] == theirs
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1, 1, 0)])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_no_shape_of_a_single_files_tensor_leaves_a_trace(family, shape, single_file, monkeypatch):
+    """Each tensor in turn with a shape that it can't have: a sentence, or a checkpoint."""
+    path = single_file(family)
+    tensors, metadata = read_header(path)
+    refused = 0
+    for name in {re.sub(r"\d+", "0", name): name for name in tensors}.values():
+        held = tensors | {name: replace(tensors[name], shape=shape)}
+        monkeypatch.setattr("latentc.checkpoints.original.read_header", lambda _, held=held: (dict(held), metadata))
+        try:
+            open_checkpoint(str(path))
+        except CheckpointError:
+            refused += 1
+    assert refused > 5
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1, 1, 0), (8, 8, 3)])
+def test_no_shape_of_an_old_attention_leaves_a_trace(shape, checkpoint):
+    """Of a folder's VAE under its names of 2022, which are read as they are converted."""
+    opened = open_checkpoint(str(checkpoint("sd1")))
+    held = dict(opened.weights["vae"])
+    name = next(name for name in held if name.endswith("attentions.0.to_q.weight"))
+    held[name.replace("to_q", "query")] = replace(held.pop(name), shape=shape)
+    with pytest.raises(CheckpointError, match=r"of vae has shape"):
+        replace(opened, weights={**opened.weights, "vae": held}).module("vae")
+
+
+def test_a_unet_without_blocks_is_refused(single_file, monkeypatch):
+    path = single_file("sd1")
+    tensors, metadata = read_header(path)
+    held = {name: one for name, one in tensors.items() if not re.search(r"in_layers\.2\.weight$", name)}
+    held |= {f"{UNET}output_blocks.0.0.in_layers.2.weight": tensors[f"{UNET}output_blocks.0.0.in_layers.2.weight"]}
+    held = {name: one for name, one in held.items() if not re.search(r"\.(op|conv)\.weight$", name)}
+    monkeypatch.setattr("latentc.checkpoints.original.read_header", lambda _: (held, metadata))
+    with pytest.raises(CheckpointError, match="levels have"):
+        open_checkpoint(str(path))

@@ -2,6 +2,7 @@
 
 import json
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,3 +160,68 @@ def test_a_single_file_of_a_repository_comes_from_the_cache(single_file, tmp_pat
     assert opened.family.name == "sd1"
     with pytest.raises(CheckpointError, match=r"someone/tiny/two\.safetensors can't be fetched"):
         open_checkpoint("someone/tiny/two.safetensors")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """`repository(files)`: a repository on a hub that answers as huggingface_hub does; the list of what was fetched."""
+
+    def make(files, commit="0123456789" * 4):
+        asked, snapshot = [], tmp_path / "snapshots" / commit
+
+        def download(_repository, name, *, revision, **_):
+            assert revision in (None, "v1", commit)
+            asked.append(name)
+            path = snapshot / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[name])
+            return str(path)
+
+        listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+        api = SimpleNamespace(model_info=lambda *_, **__: listed)
+        library = SimpleNamespace(hf_hub_download=download, HfApi=lambda: api)
+        monkeypatch.setattr(hub, "_library", lambda _: library)
+        return asked
+
+    return make
+
+
+CARD = b"---\nlicense: other\nlicense_name: theirs\n---\n"
+
+
+def test_what_lies_beside_a_single_file_comes_with_it(repository, single_file):
+    said = b'{"prediction_type": "v_prediction"}'
+    files = {
+        "files/one.safetensors": single_file("sdxl").read_bytes(),
+        "files/one.json": said,
+        "files/one.yaml": b"",
+        "files/one.civitai.info": b"{}",
+        "README.md": CARD,
+        "LICENSE.md": b"the licence",
+        "files/config.json": b"{}",
+    }
+    spare = ["files/two.json", "one.json", "files/README.md", "files/one.ckpt", "unet/config.json", "pytorch_model.bin"]
+    asked = repository(files | dict.fromkeys(spare, b""))
+    opened = open_checkpoint("someone/tiny@v1/files/one.safetensors")
+    assert sorted(asked) == sorted(files)
+    assert opened.source.revision == "0123456789" * 4
+    assert opened.scheduler["prediction_type"] == "v_prediction"
+    assert (opened.card.license, opened.card.name) == ("other", "theirs")
+    assert opened.card.files == {"README.md": CARD, "LICENSE.md": b"the licence"}
+    assert open_checkpoint(opened, size=256).card == opened.card
+
+
+def test_a_vae_of_the_hub_comes_with_its_config(repository, checkpoint):
+    place = checkpoint("sdxl") / "vae"
+    config = json.loads((place / "config.json").read_text()) | {"scaling_factor": 0.5}
+    weights = (place / "diffusion_pytorch_model.safetensors").read_bytes()
+    repository({"sdxl.vae.safetensors": weights, "config.json": json.dumps(config).encode()})
+    opened = open_checkpoint(str(checkpoint("sdxl")), components={"vae": "someone/vae/sdxl.vae.safetensors"})
+    assert opened.configs["vae"]["scaling_factor"] == 0.5
+    assert opened.card == open_checkpoint(str(checkpoint("sdxl"))).card
+
+
+def test_what_cant_be_fetched_beside_a_file_is_refused(repository, single_file):
+    repository({"one.safetensors": single_file("sdxl").read_bytes(), "one.json": None})
+    with pytest.raises(CheckpointError, match=r"someone/tiny/one\.json can't be fetched"):
+        open_checkpoint("someone/tiny/one.safetensors")
