@@ -75,11 +75,11 @@ class Plan:
 
 def settings_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Setting]:
     """Every size with every batch, the same for all bundles. Raises `RequestError` for what one of them can't draw."""
-    sides = {bundle.manifest.model.default_size for bundle in bundles}
-    if len(sides) > 1 and not plan.sizes:
-        each = ", ".join(f"{bundle.folder.name} {bundle.manifest.model.default_size}" for bundle in bundles)
+    own = {bundle.manifest.model.own_size for bundle in bundles}
+    if len(own) > 1 and not plan.sizes:
+        sizes = {bundle.folder.name: "x".join(map(str, bundle.manifest.model.own_size)) for bundle in bundles}
+        each = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise RequestError(f"The bundles draw other sizes of their own ({each}). Name one for all, as --size 512.")
-    own = tuple((side, side) for side in sides)
     for (width, height), batch in product(plan.sizes or own, plan.batches):
         request = Request(
             prompt=plan.prompt,

@@ -51,8 +51,10 @@ def machines(files: list[Path], as_json: bool) -> None:
     letters = {
         name: _letter(index) for index, name in enumerate(dict.fromkeys(m for one in found for m in one.machines))
     }
+    titles = [one.title for one in found]
     for one in found:
-        _print_machines(console, one, letters)
+        title = one.title if titles.count(one.title) == 1 else f"{one.title}, {one.request}"
+        _print_machines(console, one, title, letters)
     console.print(
         f"Seconds of a whole draw: median ± half its 95 % interval. *: fastest of its run beyond doubt. {UNSTABLE}: "
         "not stable. busy: something else was at work."
@@ -63,9 +65,9 @@ def _letter(index: int) -> str:
     return ascii_uppercase[index] if index < len(ascii_uppercase) else f"{index + 1}"
 
 
-def _print_machines(console: Screen, one: SideBySide, letters: dict[str, str]) -> None:
+def _print_machines(console: Screen, one: SideBySide, title: str, letters: dict[str, str]) -> None:
     columns = [letters[name] for name in one.machines]
-    listed = table(escape(one.title), "subject", *columns, right=columns)
+    listed = table(escape(title), "subject", *columns, right=columns)
     for subject, cells in one.rows.items():
         listed.add_row(escape(subject), *(_cell(cell) for cell in cells))
     console.print(listed)

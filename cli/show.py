@@ -351,13 +351,15 @@ def verified(
 
 
 def picture(shown: Shown, as_json: bool) -> None:
-    """The request in a picture."""
+    """The request in a picture: its text, or where it has none, what that would be."""
+    from ..pipelines.a1111 import write
+
     if as_json:
         drawing = shown.drawing.model_dump(mode="json") if shown.drawing else None
         said = {"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing}
         emit({**said, "differ": shown.differ, "notices": shown.notices})
         return
-    say(shown.text)
+    say(shown.text or (write(shown.request, {}) if shown.drawing else ""))
     if shown.drawing:
         for part, engine in shown.drawing.engines.items():
             say(f"{part}: {engine}")

