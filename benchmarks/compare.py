@@ -9,8 +9,8 @@ Benchmarking of Parallel Computing Systems, SC 2015, 4.2), and the medians diffe
 1 % of the whole draw and 1 ms. Intervals that don't overlap are a stricter test than 5 % (Schenker and Gentleman, On
 Judging the Significance of Differences by Examining the Overlap Between Confidence Intervals, 2001), which leaves room
 for the many comparisons in one file. The least effect stands for what no draw shows: that a process started again has
-other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 4 samples on
-each side even 3 slower than 3 others happens by chance one time in ten, so nothing is said (rank test, two-sided).
+other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 6 samples on
+each side there is no interval of 95 %, so nothing is said.
 
 On a busy machine, or where a time wasn't stable, a difference is the machine's as well as the engine's: of two files
 of one thing the second may well be half as slow again. There it is a note, and neither worse nor better. What counts as
@@ -42,6 +42,7 @@ from typing import Any, Literal
 
 from ..core.errors import LatentcError
 from .aspects import apart, request_title, threads_title
+from .plan import REPEAT
 from .reading import (
     bytes_shown,
     disturbance,
@@ -60,7 +61,6 @@ EFFECT = 0.05
 """Least change of seconds that counts, as a share: as far as a stable median may spread."""
 SHARE_OF_DRAW = 0.01
 LEAST_SECONDS = 0.001
-FEWEST = 4
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 8_000_000
 ROUNDING_DB = 100.0
 LEAST_DB = 1.0
@@ -212,9 +212,9 @@ def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: flo
     whole, doubt = median(_samples(old, "total")), _doubt(old, new)
     for stage in STAGES:
         mine, theirs = _samples(old, stage), _samples(new, stage)
-        if min(len(mine), len(theirs)) < FEWEST:
+        if min(len(mine), len(theirs)) < REPEAT:
             if stage == "total":
-                yield stage, "note", f"{len(mine)} and {len(theirs)} draws: too few to tell; {FEWEST} are needed"
+                yield stage, "note", f"{len(mine)} and {len(theirs)} draws: too few to tell; {REPEAT} are needed"
             continue
         before, after = summarize(mine), summarize(theirs)
         least = max(effect * before.median, SHARE_OF_DRAW * whole, LEAST_SECONDS)

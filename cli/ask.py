@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -93,7 +93,7 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
         told.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
     elif shown.drawing.bundle != here.bundle:
         told.append(f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}.")
-    rest = {} if shown.drawing else shown.rest
+    rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _SAID_ELSEWHERE}
     if left:
         said = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])

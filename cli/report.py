@@ -14,6 +14,7 @@ from ..benchmarks.compare import Comparison, compare_files
 from ..benchmarks.machines import Cell, SideBySide, compare_machines
 from ..benchmarks.reading import UNSTABLE, figure
 from ..benchmarks.report import report as write
+from ..core.units import counted
 from .show import emit, table
 from .text import Screen, say
 
@@ -26,8 +27,7 @@ def report(results: Sequence[Path], folder: Path, as_json: bool) -> None:
     if as_json:
         emit(asdict(made))
         return
-    count = f"{made.rows} measurement{'s' if made.rows > 1 else ''}"
-    say(f"{count}. Open {made.page}; {made.markdown} is for a README.")
+    say(f"{counted(made.rows, 'measurement')}. Open {made.page}; {made.markdown} is for a README.")
 
 
 def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
@@ -102,12 +102,8 @@ def _print(found: Comparison) -> None:
     for where, titles in (("old", found.only_old), ("new", found.only_new)):
         for title in titles:
             console.print(f"only in the {where} file: {title}", markup=False)
-    rows = f"{found.compared} row{'s' if found.compared > 1 else ''} compared"
+    rows = f"{counted(found.compared, 'row')} compared"
     worse = f"{len(found.worse)} worse" if found.worse else "nothing worse beyond the noise"
     doubtful = len(found.not_judged)
-    note = (
-        f"; {doubtful} time{'s' if doubtful > 1 else ''} not judged: measure again on a quiet machine"
-        if doubtful
-        else ""
-    )
+    note = f"; {counted(doubtful, 'time')} not judged: measure again on a quiet machine" if doubtful else ""
     console.print(f"{rows}: {worse}{note}.")

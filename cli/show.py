@@ -15,6 +15,7 @@ from ..core.bundle import PARTS, Bundle, License, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
+from ..core.units import counted
 from ..core.units import sized as size
 from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
@@ -376,7 +377,7 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
     console = Screen(highlight=False)
     facts = table(None, "machine", "")
     facts.add_row("system", f"{machine.system}, {machine.libc}, Python {machine.python}")
-    facts.add_row("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}")
+    facts.add_row("CPU", f"{machine.cpu}, {counted(machine.cores, 'core')}, {machine.architecture}")
     facts.add_row("instructions", " ".join(machine.instructions))
     facts.add_row("memory", f"{size(machine.memory_bytes or 0)}, {size(machine.available_bytes or 0)} of it free")
     for gpu in machine.gpus:

@@ -288,6 +288,10 @@ def _rescale(text: str) -> dict[str, object]:
     return {"guidance_rescale": float(text)}
 
 
+def _spacing(text: str) -> dict[str, object]:
+    return {"timestep_spacing": text}
+
+
 def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
@@ -299,7 +303,7 @@ _READERS = {
     "CFG rescale": _rescale,
     "Seed": _seed,
     "Size": _size,
-    "Timestep spacing": lambda text: {"timestep_spacing": text},
+    "Timestep spacing": _spacing,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs that a request is read from."""

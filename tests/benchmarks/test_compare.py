@@ -322,3 +322,9 @@ def test_requests_of_one_setting_have_titles_of_their_own(measured, tmp_path):
     shown = CliRunner().invoke(app, ["compare", *files, "--machines"]).stdout
     assert "guidance 1, seed 7" in shown
     assert "guidance 7.5, seed 7" in shown
+
+
+@pytest.mark.parametrize(("draws", "verdict"), [(5, "note"), (6, "worse")])
+def test_fewer_draws_than_an_interval_takes_are_not_judged(measured, draws, verdict):
+    slow = [2 * value for value in OLD]
+    assert verdicts(measured("a", OLD[:draws]), measured("a", slow[:draws]))["total"] == verdict

@@ -5,13 +5,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from latentc.benchmarks import sampler
 from latentc.benchmarks.bench import _vram
 from latentc.benchmarks.compare import compare
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import sections
 from latentc.benchmarks.records import Memory, Vram
-from latentc.benchmarks.vram import VramWatch, devices
+from latentc.benchmarks.vram import Device, VramWatch, devices
 from latentc.cli.bench import print_rows
 
 
@@ -235,3 +236,13 @@ def test_a_devices_figure_isnt_held_against_a_processs(measured):
     (found,) = compare([row("process", 1_000_000_000)], [row("device", 4_000_000_000)]).changes
     assert (found.what, found.verdict) == ("peak memory of NVIDIA 0", "note")
     assert found.told == "by process to by device: figures that can't be compared"
+
+
+def test_devices_are_asked_for_their_idle_value_once_a_process(monkeypatch):
+    asked = []
+    device = Device("NVIDIA 0", dict, lambda: asked.append("used") or 1000)
+    monkeypatch.setattr(sampler, "devices", lambda: [device])
+    found = sampler.Sampler()
+    for _ in range(2):
+        found.peak(1 << 30)  # nobody's number: no process is looked at
+    assert asked == ["used"]

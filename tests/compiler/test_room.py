@@ -15,6 +15,7 @@ from latentc.compiler.targets import wanted
 from latentc.core.errors import CompileError, LatentcError, RequestError
 from latentc.core.hunger import is_hunger
 from latentc.core.request import Request
+from latentc.core.shapes import shape_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import onnxruntime as ort_adapter
@@ -156,7 +157,9 @@ def test_only_the_models_own_picture_is_passed_unseen(bundle, monkeypatch):
     wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
     monkeypatch.setattr(room, "drawing_bytes", lambda *size: seen.append(size[2:]))
     for height, width in ((8, 16), (16, 8), (16, 16)):
-        room.check_room(wide, (), "unet", {"sample": (2, 4, height, width)})
+        sizes = {"batch": 2, "height": height, "width": width, "length": model.length}
+        shapes = {one.name: shape_of(one.shape, sizes) for one in opened.part("unet").inputs}
+        room.check_room(wide, (), "unet", shapes)
     assert seen == [(2, 16, 16)]
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import time
 import zlib
 from dataclasses import replace
 
@@ -262,10 +261,9 @@ def test_pngs_of_the_web_ui_are_read(tmp_path, text, request_, rest):
         ":,:,:,,::",
     ],
 )
-def test_hostile_text_is_read_in_no_time(text):
-    started = time.thread_time()
-    a1111.parse(text)
-    assert time.thread_time() - started < 1.0, "seconds of the processor's time, whatever else runs"
+@pytest.mark.usefixtures("no_hang")
+def test_hostile_text_is_read_in_a_time_that_grows_as_it_does(text):
+    a1111.parse(10 * text)  # about a second; where it grows with the square, a quarter of an hour
 
 
 def test_text_behind_the_pixels_is_read(tmp_path):
