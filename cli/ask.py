@@ -92,7 +92,10 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     if shown.drawing is None:
         told.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
     elif shown.drawing.bundle != here.bundle:
-        told.append(f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}.")
+        told.append(
+            f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}, and its "
+            "weights, scheduler config, tokenizer or scaling are others."
+        )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _SAID_ELSEWHERE}
     if left:

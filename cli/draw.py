@@ -39,8 +39,8 @@ def draw(
     """Open a pipeline, draw each request, save its pictures as soon as they are drawn, and say what it took.
 
     `output` is the first picture's file, or `-` for one PNG on standard output; None takes the next free name.
-    `origin` is the picture that the request comes from, and what it says. Names and
-    requests are checked before anything is loaded.
+    `origin` is the picture that the request comes from, and what it says. Names and requests
+    are checked before anything is loaded.
     """
     from .progress import shown
 
