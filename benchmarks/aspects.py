@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from .reading import machine_title, setting_title
-from .records import Measurement
+from .records import THREADS, Measurement
 
 
 def request_title(row: Measurement) -> str:
@@ -15,12 +15,19 @@ def request_title(row: Measurement) -> str:
     return f"{prompts}, guidance {setting.guidance:g}, seed {setting.seed}"
 
 
+def threads_title(row: Measurement) -> str:
+    """How many threads its process was given to compute in."""
+    count = row.environment.get(THREADS)
+    return f"{THREADS}={count}" if count else f"no {THREADS}"
+
+
 ASPECTS: dict[str, tuple[Callable[[Measurement], str], str]] = {
     "machine": (lambda row: machine_title(row.machine), "compare machines side by side with --machines"),
     "checkpoint": (lambda row: row.model.name, "measure the same bundle"),
     "profile or baseline": (lambda row: row.subject.name, "measure the same ones"),
     "setting": (lambda row: setting_title(row.setting), "give the same --size, --batch and --steps"),
-    "request": (lambda row: request_title(row), "give the same prompt, --guidance and seed"),
+    "request": (request_title, "give the same prompt, --guidance and seed"),
+    "threads": (threads_title, "give the same --threads"),
     "processes": (lambda row: "one at a time" if row.apart else "all in memory", "give --apart to both, or to neither"),
 }
 """What rows must have in common to be compared, and what to do where they haven't."""

@@ -25,6 +25,8 @@ class Baseline:
     profile: Profile | None = None
     """For those that are PyTorch under latentc's pipeline."""
     leaves_out: tuple[str, ...] = ()
+    own_threads: bool = False
+    """Whether its library doesn't read `OMP_NUM_THREADS`."""
     cache: str | None = None
     """Variable that says where it keeps what it compiles: each run gets a place of its own, for one that was killed
     may leave half a file that fails every later one."""
@@ -52,12 +54,25 @@ BASELINES = {
             cache="TORCHINDUCTOR_CACHE_DIR",
         ),
         Baseline("diffusers", "benchmarks.subjects.diffusers", leaves_out=(OWN_LOOP, "The safety checker is off.")),
-        Baseline("optimum-openvino", "benchmarks.subjects.optimum_openvino", "intel", leaves_out=(OWN_LOOP,)),
-        Baseline("optimum-onnxruntime", "benchmarks.subjects.optimum_onnxruntime", "onnx", leaves_out=(OWN_LOOP,)),
+        Baseline(
+            "optimum-openvino",
+            "benchmarks.subjects.optimum_openvino",
+            "intel",
+            leaves_out=(OWN_LOOP,),
+            own_threads=True,
+        ),
+        Baseline(
+            "optimum-onnxruntime",
+            "benchmarks.subjects.optimum_onnxruntime",
+            "onnx",
+            leaves_out=(OWN_LOOP,),
+            own_threads=True,
+        ),
         Baseline(
             "openvino-genai",
             "benchmarks.subjects.openvino_genai",
             "intel",
+            own_threads=True,
             leaves_out=(
                 OWN_LOOP,
                 "Stages are timed by itself, text encoders and decoding to the millisecond.",

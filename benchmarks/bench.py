@@ -29,7 +29,7 @@ from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, settings_of
 from .process import Process
-from .records import Draw, Measurement, Memory, Parity, PartParity, Setting, Startup, Vram, append_records
+from .records import THREADS, Draw, Measurement, Memory, Parity, PartParity, Setting, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
 from .row import commit, row_of, work_of
 from .stability import stability_of
@@ -40,7 +40,7 @@ Afterwards = Callable[[Awake, Progress], None]
 """What the engines are asked for when their times were taken."""
 
 WARMUPS = 1
-THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
+CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
 """Variables of the environment that change what libraries do with the cores."""
 
 
@@ -76,10 +76,11 @@ def bench(
         "load_average": load,
         "other_cores": None,
         "apart": plan.apart,
-        "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
+        "environment": {name: os.environ[name] for name in CORES if name in os.environ},
     }
     rows: list[Measurement] = []
     for setting in settings:
+        common["other_cores"] = None
         work = [work_of(bundle, setting) for bundle in bundles]
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
             groups: list[list[Contender]] = []
@@ -258,7 +259,8 @@ def _vram(contender: Contender, held: dict[str, Any], before: Sequence[Vram] = (
     """Of each GPU; without what a whole device held, where every engine is the CPU's: that was somebody else's."""
     known = {one.device: one for one in before}
     seen = [VramHeld(**one) for one in held["vram"]]
-    if not any(" CPU" not in engine for engine in contender.subject.engines.values()):
+    engines = [engine.partition(", nodes:")[0] for engine in contender.subject.engines.values()]
+    if all(" CPU" in engine for engine in engines):
         seen = [one for one in seen if one.by == "process"]
     for one in seen:
         was = known.get(one.device)

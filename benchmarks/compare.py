@@ -1,6 +1,7 @@
 """What got worse between two files of results: the rule that a build server can stand on.
 
-Rows are the same where machine (CPU, cores, GPUs), model, subject and setting are; rows of several runs are pooled.
+Rows are the same where machine (CPU, cores, GPUs), model, subject, setting and threads are; rows of several runs are
+pooled.
 
 *Seconds.* One sample a draw: of the denoiser the median of its calls, which aren't independent. Something is slower
 where the 95 % intervals of the two medians don't overlap, free of any distribution (Hoefler and Belli, Scientific
@@ -8,14 +9,15 @@ Benchmarking of Parallel Computing Systems, SC 2015, 4.2), and the medians diffe
 1 % of the whole draw and 1 ms. Intervals that don't overlap are a stricter test than 5 % (Schenker and Gentleman, On
 Judging the Significance of Differences by Examining the Overlap Between Confidence Intervals, 2001), which leaves room
 for the many comparisons in one file. The least effect stands for what no draw shows: that a process started again has
-other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 4 samples on
-each side even 3 slower than 3 others happens by chance one time in ten, so nothing is said (rank test, two-sided).
+other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 6 samples on
+each side there is no interval of 95 %, so nothing is said.
 
 On a busy machine, or where a time wasn't stable, a difference is the machine's as well as the engine's: of two files
 of one thing the second may well be half as slow again. There it is a note, and neither worse nor better. What counts as
 busy is `reading.disturbance`.
 
-*Memory.* One sample: the peak, worse where it grew by 5 % and 8 MB; of each GPU its own.
+*Memory.* One sample: the peak, worse where it grew by 5 % and 8 MB; of each GPU its own. What a whole device gained
+isn't held against what its library says of the process: that is a note.
 
 *Parity.* The same engine gives the same figures, but for the order in which its threads add. Worse is 1 dB (12 % more
 error), or as `LIMITS` has it, in the median or the worst; above `ROUNDING_DB` it is f32's rounding, and within the
@@ -39,7 +41,8 @@ from statistics import median
 from typing import Any, Literal
 
 from ..core.errors import LatentcError
-from .aspects import apart, request_title
+from .aspects import apart, request_title, threads_title
+from .plan import REPEAT
 from .reading import (
     bytes_shown,
     disturbance,
@@ -58,7 +61,6 @@ EFFECT = 0.05
 """Least change of seconds that counts, as a share: as far as a stable median may spread."""
 SHARE_OF_DRAW = 0.01
 LEAST_SECONDS = 0.001
-FEWEST = 4
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 8_000_000
 ROUNDING_DB = 100.0
 LEAST_DB = 1.0
@@ -148,7 +150,7 @@ def compare(old: Iterable[Measurement], new: Iterable[Measurement], effect: floa
     """Compare rows: see this module's own words for the rule."""
     before, after = _by_key(old), _by_key(new)
     both = [key for key in before if key in after]
-    changes = chain.from_iterable(_changes(key[0], before[key], after[key], effect) for key in both)
+    changes = chain.from_iterable(_changes(_label(key, both), before[key], after[key], effect) for key in both)
     return Comparison(
         compared=len(both),
         changes=tuple(changes),
@@ -157,14 +159,24 @@ def compare(old: Iterable[Measurement], new: Iterable[Measurement], effect: floa
     )
 
 
-def _by_key(rows: Iterable[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
-    """Rows that measured the same thing, under what tells it from others: a title, and the rest of the setting."""
-    found: dict[tuple[str, str], list[Measurement]] = {}
+Key = tuple[str, str, str]
+"""What tells a row from others: a title, the rest of the setting, and threads."""
+
+
+def _label(key: Key, keys: Sequence[Key]) -> str:
+    """The title, with as much of the rest as tells it from others of the same title."""
+    alike = [other for other in keys if other[0] == key[0]]
+    return ", ".join([key[0], *(key[place] for place in (1, 2) if len({other[place] for other in alike}) > 1)])
+
+
+def _by_key(rows: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
+    """Rows that measured the same thing."""
+    found: dict[Key, list[Measurement]] = {}
     for row in rows:
         setting = row.setting
         title = f"{row.subject.name}, {row.model.name}, {setting_title(setting)}, {machine_title(row.machine)}"
         title += ", one process at a time" if row.apart else ""
-        found.setdefault((title, request_title(row)), []).append(row)
+        found.setdefault((title, request_title(row), threads_title(row)), []).append(row)
     return found
 
 
@@ -200,9 +212,9 @@ def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: flo
     whole, doubt = median(_samples(old, "total")), _doubt(old, new)
     for stage in STAGES:
         mine, theirs = _samples(old, stage), _samples(new, stage)
-        if min(len(mine), len(theirs)) < FEWEST:
+        if min(len(mine), len(theirs)) < REPEAT:
             if stage == "total":
-                yield stage, "note", f"{len(mine)} and {len(theirs)} draws: too few to tell; {FEWEST} are needed"
+                yield stage, "note", f"{len(mine)} and {len(theirs)} draws: too few to tell; {REPEAT} are needed"
             continue
         before, after = summarize(mine), summarize(theirs)
         least = max(effect * before.median, SHARE_OF_DRAW * whole, LEAST_SECONDS)
@@ -232,20 +244,26 @@ def _ratio(before: Summary, after: Summary) -> str:
 def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
     sides = [[row.memory for row in rows if row.memory is not None] for rows in (old, new)]
     devices = dict.fromkeys(one.device for side in sides for held in side for one in held.vram)
-    figures: dict[str, Callable[[Memory], int | None]] = {"peak memory": lambda held: held.peak_bytes}
+    figures: dict[str, Callable[[Memory], tuple[int, str] | None]] = {
+        "peak memory": lambda held: (held.peak_bytes, "process")
+    }
     figures |= {f"peak memory of {device}": partial(_vram_peak, device) for device in devices}
     for what, of in figures.items():
         before, after = ([value for held in side if (value := of(held)) is not None] for side in sides)
         if before and not after:
             yield what, "note", "no longer measured"
         if before and after:
-            was, now = median(before), median(after)
-            if abs(now - was) >= max(MEMORY_SHARE * was, MEMORY_BYTES):
+            was, now = (median(value for value, _ in side) for side in (before, after))
+            ways = ["/".join(sorted({by for _, by in side})) for side in (before, after)]
+            if ways[0] != ways[1]:
+                yield what, "note", f"by {ways[0]} to by {ways[1]}: figures that can't be compared"
+            elif abs(now - was) >= max(MEMORY_SHARE * was, MEMORY_BYTES):
                 yield what, "worse" if now > was else "better", f"{bytes_shown(was)} to {bytes_shown(now)}"
 
 
-def _vram_peak(device: str, held: Memory) -> int | None:
-    return next((one.peak_bytes for one in held.vram if one.device == device), None)
+def _vram_peak(device: str, held: Memory) -> tuple[int, str] | None:
+    """Bytes, and whether those are the process's or the whole device's."""
+    return next(((one.peak_bytes, one.by) for one in held.vram if one.device == device), None)
 
 
 def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:

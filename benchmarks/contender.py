@@ -13,19 +13,20 @@ import numpy as np
 from ..checkpoints.open import open_checkpoint
 from ..core.bundle import Bundle
 from ..core.errors import CheckpointError, LatentcError
-from ..core.files import sha256_json
 from ..core.limits import threads
 from ..profiles import Profile
-from ..sampling.draw import SCHEDULER
+from ..sampling.draw import SCHEDULER, drawing_digest
 from ..sampling.noise import initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
 from .plan import Plan
 from .process import Process
-from .records import Draw, Memory, Parity, Setting, Startup, Subject
+from .records import THREADS, Draw, Memory, Parity, Setting, Startup, Subject
 
 OWN_COST = "null"
 """The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
+
+UNBOUND = f"Threads: this library starts as many as it likes, whatever --threads and {THREADS} say."
 
 TIMEOUT_SECONDS = 3600.0
 """At least, for what isn't measured: references, the suite, captions."""
@@ -86,12 +87,13 @@ def contenders_of(
     np.save(latents, initial_noise(setting.seed, (setting.batch, model.latent_channels, height, width)))
     own = [Baseline(profile.name, PROFILE_MODULE, profile=profile) for profile in profiles]
     peers = plan.peers or peers_folder()
-    digest = sha256_json([part.digest for part in bundle.manifest.parts.values()])[:16]
+    digest, folder = drawing_digest(bundle)[:16], bundle.folder.name
     found: list[Contender] = []
     count = plan.threads or threads()
-    counted = {"OMP_NUM_THREADS": str(count)} if count and "OMP_NUM_THREADS" not in os.environ else {}
+    counted = {THREADS: str(count)} if count and (plan.threads or THREADS not in os.environ) else {}
     for index, one in enumerate([*own, *baselines]):
-        name = f"{run[:8]}-{index:02}-{one.name}-{digest[:8]}-{setting.width}x{setting.height}-b{setting.batch}"
+        size = f"{setting.width}x{setting.height}"
+        name = f"{run[:8]}-{index:02}-{one.name}-{folder}-{digest[:8]}-{size}-b{setting.batch}"
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",
@@ -114,7 +116,7 @@ def contenders_of(
                 module=one.module,
                 brief=brief,
                 wish=wish,
-                leaves_out=one.leaves_out,
+                leaves_out=one.leaves_out + ((UNBOUND,) if plan.threads and one.own_threads else ()),
                 environment=counted | ({one.cache: str(scratch / one.name)} if one.cache else {}),
                 limit=plan.limit,
             )

@@ -53,7 +53,8 @@ def _lead(section: Section, leaders: Sequence[Measurement]) -> list[str]:
     psnr_db = step_psnr(first)
     parity = f"; one step agrees with the reference to {figure(psnr_db)} dB" if psnr_db is not None else ""
     if winner(section) is first:
-        return [f"{drawn}: {name} is the fastest: it takes {seconds} a draw{parity}."]
+        gate = "" if section.engines[0] is first else " that reaches the gate of parity"
+        return [f"{drawn}: {name} is the fastest{gate}: it takes {seconds} a draw{parity}."]
     alone = "" if len(section.engines) == 1 else "no winner, "
     shaky = "" if first.stable else ", and that time isn't stable"
     return [f"{drawn}: {alone}{name} takes {seconds} a draw{shaky}{parity}."]

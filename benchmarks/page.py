@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from ..core.units import counted
 from .charts import Bar, Strip, bars, pareto, strips
 from .columns import (
     PARITY_NOTE,
@@ -313,14 +314,14 @@ def _provenance(section: Section) -> Html:
     first, machine = section.first, section.first.machine
     gpus = ["; ".join(str(value) for value in gpu.model_dump().values() if value is not None) for gpu in machine.gpus]
     facts = [
-        ("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}"),
+        ("CPU", f"{machine.cpu}, {counted(machine.cores, 'core')}, {machine.architecture}"),
         ("instructions", " ".join(machine.instructions)),
         *(("GPU", gpu) for gpu in gpus),
         ("memory", f"{bytes_shown(machine.memory_bytes)}, {bytes_shown(machine.available_bytes)} of it free"),
         ("system", ", ".join(filter(None, (machine.system, machine.libc, f"Python {machine.python}")))),
         ("load before", figure(first.load_average, 2)),
         ("others' cores", figure(first.other_cores, 2)),
-        ("in memory", "one process at a time, started anew for each draw" if first.apart else ""),
+        ("in memory", "one process at a time, a new one for each draw" if first.apart else ""),
         ("environment", " ".join(f"{name}={value}" for name, value in first.environment.items())),
         ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
         ("run", f"{first.run}, {first.time}"),

@@ -44,7 +44,7 @@ class Plan:
     """Longest wait for one answer: what takes longer to import, build, load or draw is a row with that reason.
     The suite and captions, which are many draws, may take an hour in any case."""
     apart: bool = False
-    """One process at a time, started anew for each draw: for what doesn't fit into memory together."""
+    """One process at a time, a new one for each draw: for what doesn't fit into memory together."""
     ceiling: bool = True
     """Also measure matrix products through each profile's runtime: some seconds each."""
     keep: Path | None = None
@@ -62,7 +62,7 @@ class Plan:
     captions: int = 0
     """After them, draw so many captions of the world of `scenes` and have its judge read the pictures."""
     threads: int | None = None
-    """What `profiles` compute in, and baselines as far as they heed OMP_NUM_THREADS; None: as they like, within the
+    """What `profiles` compute in, and baselines as far as they honour OMP_NUM_THREADS; None: as they like, within the
     container's quota.
     """
 
@@ -75,11 +75,11 @@ class Plan:
 
 def settings_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Setting]:
     """Every size with every batch, the same for all bundles. Raises `RequestError` for what one of them can't draw."""
-    sides = {bundle.manifest.model.default_size for bundle in bundles}
-    if len(sides) > 1 and not plan.sizes:
-        each = ", ".join(f"{bundle.folder.name} {bundle.manifest.model.default_size}" for bundle in bundles)
+    own = {bundle.manifest.model.own_size for bundle in bundles}
+    if len(own) > 1 and not plan.sizes:
+        sizes = {bundle.folder.name: "x".join(map(str, bundle.manifest.model.own_size)) for bundle in bundles}
+        each = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise RequestError(f"The bundles draw other sizes of their own ({each}). Name one for all, as --size 512.")
-    own = tuple((side, side) for side in sides)
     for (width, height), batch in product(plan.sizes or own, plan.batches):
         request = Request(
             prompt=plan.prompt,

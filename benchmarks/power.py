@@ -36,6 +36,7 @@ from ..core.files import read_sealed, sha256, write_sealed, write_text
 from ..core.records import STATE
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
+from ..core.units import counted
 from ..export.export import export
 from ..profiles import Profile, load_profile
 from ..runtimes.machine import machine
@@ -304,7 +305,7 @@ def page(rows: list[Row], rounding: Mapping[str, float]) -> str:
     """The table in Markdown."""
     names = list(rounding)
     sound = ", ".join(f"{name} {figure:.1f} dB" for name, figure in rounding.items())
-    on = f"{machine().cpu}, {machine().cores} cores"
+    on = f"{machine().cpu}, {counted(machine().cores, 'core')}"
     lines = [HEAD.format(count=len(rows), machine=on, steps=STEPS, guidance=GUIDANCE, sound=sound)]
     lines += [f"| part | fault | effect, dB | {' | '.join(names)} |", f"|---|---|--:|{'---|' * len(names)}"]
     for row in rows:

@@ -120,7 +120,7 @@ class Process:
         except subprocess.TimeoutExpired:
             return "stopped talking"
         if code == -9:
-            return "was killed (signal 9: for want of memory, as a rule)"
+            return "was killed (signal 9: as a rule because memory ran out)"
         return f"ended with signal {-code}" if code < 0 else f"ended with code {code}"
 
     def _last_words(self) -> str:

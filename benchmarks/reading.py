@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import LatentcError
+from ..core.units import counted
 from ..runtimes.machine import Machine
 from ..sampling.denoise import DENOISER
 from .records import Measurement, Model, Setting, read_records
@@ -156,8 +157,7 @@ def disturbance(rows: Iterable[Measurement]) -> str | None:
 def machine_title(machine: Machine) -> str:
     """What makes a machine another one to a reader: its CPU, cores and GPUs."""
     gpus = "".join(f", {gpu.name}" for gpu in machine.gpus)
-    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
-    return f"{machine.cpu}, {cores}{gpus}"
+    return f"{machine.cpu}, {counted(machine.cores, 'core')}{gpus}"
 
 
 def models_title(section: Section) -> str:
@@ -168,7 +168,7 @@ def models_title(section: Section) -> str:
 def setting_title(setting: Setting) -> str:
     """Size, batch and steps."""
     batch = f", {setting.batch} at once" if setting.batch > 1 else ""
-    return f"{setting.width}x{setting.height}{batch}, {setting.steps} step{'s' if setting.steps > 1 else ''}"
+    return f"{setting.width}x{setting.height}{batch}, {counted(setting.steps, 'step')}"
 
 
 def step_psnr(row: Measurement) -> float | None:

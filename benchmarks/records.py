@@ -36,6 +36,9 @@ STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 """How finished pictures are compared with the reference's."""
 
+THREADS = "OMP_NUM_THREADS"
+"""Variable of the number of threads that OpenMP's libraries, PyTorch among them, compute in."""
+
 RESULTS_BYTES = 1 << 28
 """Limit of a file of results; a line has about 20 kB."""
 

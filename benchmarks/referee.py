@@ -107,15 +107,15 @@ def compare(
     if not drawing:
         return
     path = references_path(bundle, suite, (setting.width, setting.height))
-    try:
-        floor = _refer(drawing[0], suite, path, on_progress)
-    except LatentcError as exc:
-        for contender in drawing:
-            _fail(contender, f"The suite couldn't be compared: {exc}")
-        return
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         kept = Path(scratch) / "drawn.npz"
-        scores = _Scores(stack, measures, path, Path(scratch), drawing[0].long_limit) if measures else None
+        try:
+            floor = _refer(drawing[0], suite, path, on_progress)
+            scores = _Scores(stack, measures, path, Path(scratch), drawing[0].long_limit) if measures else None
+        except LatentcError as exc:
+            for contender in drawing:
+                _fail(contender, f"The suite couldn't be compared: {exc}")
+            return
         for contender in drawing:
             on_progress(f"{contender.subject.name}: compare", None)
             kept.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from ..core.errors import LatentcError
 from ..sampling.denoise import DENOISER
 from ..sampling.pixels import DECODER
 from .contender import Contender
-from .records import Measurement, Setting, Stage, Work, model_of
+from .records import THREADS, Measurement, Setting, Stage, Work, model_of
 from .stability import stability_of
 from .work import count_work
 
@@ -52,8 +52,9 @@ def row_of(
             "GPU memory: the driver's library names none of its processes, as in a container. What each device held "
             "more than before loading is given; what others took meanwhile is in it."
         )
+    given = {name: value for name, value in contender.environment.items() if name == THREADS}
     return Measurement(
-        **common,
+        **common | {"environment": common["environment"] | given},
         model=model_of(contender.bundle),
         subject=contender.subject,
         setting=setting,

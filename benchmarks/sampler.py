@@ -94,7 +94,7 @@ class Sampler:
             self._remember(pid, status_bytes(pid, "VmHWM"))
             self._exact = reset_peak(pid)
             self._watched, self._peak = pid, now or 0
-            self._vram.setdefault(pid, VramWatch(self._devices))
+            self._watch_of(pid)
         self._awake.set()
         return Held(now, now)
 
@@ -119,9 +119,15 @@ class Sampler:
         with self._lock:
             self._remember(pid, status_bytes(pid, "VmHWM"))
             self._remember(pid, now)
-            watch = self._vram.setdefault(pid, VramWatch(self._devices))
+            watch = self._watch_of(pid)
             watch.see(tree(pid), alone=False)
             return Held(now, self._lives.get(pid), watch.held())
+
+    def _watch_of(self, pid: int) -> VramWatch:
+        """The one that began with the process: making another asks the devices for their idle value again."""
+        if pid not in self._vram:
+            self._vram[pid] = VramWatch(self._devices)
+        return self._vram[pid]
 
     def _remember(self, pid: int, peak: int | None) -> None:
         if peak is not None:

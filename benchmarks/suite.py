@@ -226,8 +226,7 @@ def make_references(
     None is the bundle's own suite, and the model's own size.
     """
     suite = suite or suite_for(pipeline.bundle)
-    side = pipeline.bundle.manifest.model.default_size
-    size = size or (side, side)
+    size = size or pipeline.bundle.manifest.model.own_size
     wishes = _wishes(pipeline.bundle, suite, size)
     recording = record(pipeline, wishes[0].request, wishes[0].latents)
     images: list[NDArray[np.uint8]] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
@@ -88,11 +89,9 @@ def devices() -> list[Device]:
     for begin in (_nvml, _amdsmi):
         try:
             listed = begin()
-            for device in listed:
-                device.by_process()
         except Exception:  # whatever it is, this library has nothing to report
             continue
-        found += listed
+        found += [one for one in listed if _asked(one.used) is not None or _asked(one.by_process) is not None]
     return found
 
 
@@ -115,14 +114,16 @@ def _nvml() -> list[Device]:
         handle: Any = nvml.nvmlDeviceGetHandleByIndex(index)
 
         def by_process() -> Mapping[int, int]:
-            found: dict[int, int] = {}  # a process that computes and draws is in both lists, with the same figure
-            for listed in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
-                found |= {each.pid: each.usedGpuMemory for each in listed(handle) if each.usedGpuMemory is not None}
-            return found
+            listed = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
+            answers = [told for one in listed if (told := _asked(partial(one, handle))) is not None]
+            if not answers:
+                raise LookupError("neither list of processes can be had")
+            # A process that computes and draws is in both lists, with the same figure.
+            return {each.pid: each.usedGpuMemory for told in answers for each in told if each.usedGpuMemory is not None}
 
         return Device(f"NVIDIA {index}", by_process, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
 
-    return [device(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [found for index in range(nvml.nvmlDeviceGetCount()) if (found := _asked(partial(device, index)))]
 
 
 def _amdsmi() -> list[Device]:

@@ -203,7 +203,11 @@ def run(
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option("--from", metavar="PICTURE", help="Draw a picture's request again; what is given goes over it."),
+        typer.Option(
+            "--from",
+            metavar="PICTURE",
+            help="Draw a picture's request again. Prompts and flags that you give replace its own.",
+        ),
     ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
@@ -216,7 +220,9 @@ def run(
     guidance_rescale: Annotated[
         float | None, typer.Option(help="0 to 1: against overexposure by high guidance. Default: 0.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For each prompt. Default: a random one, which is told.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="For each prompt. Default: a random one, which the output names.")
+    ] = None,
     count: Annotated[
         int | None, typer.Option(help="Pictures of each prompt, with seeds from `seed` on. Default: 1.")
     ] = None,
@@ -392,12 +398,13 @@ def bench(
         float, typer.Option(min=1, help="Seconds that importing, building, loading or a draw may take.")
     ] = (3600.0),
     apart: Annotated[
-        bool, typer.Option(help="One process at a time, started anew for each draw: for what doesn't fit together.")
+        bool, typer.Option(help="One process at a time, a new one for each draw: for what doesn't fit together.")
     ] = False,
     ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
     suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
     clip: Annotated[
-        Path | None, typer.Option(help="With --suite: folder of a CLIP model, to hold pictures against their prompts.")
+        Path | None,
+        typer.Option(help="With --suite: folder of a CLIP model, to score how well pictures match their prompts."),
     ] = None,
     lpips: Annotated[
         Path | None, typer.Option(help="With --suite: folder of LPIPS' published weights, for pictures and PyTorch's.")

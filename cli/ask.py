@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, verify_files
 from ..core.errors import RequestError
 from ..core.reading import parse_json, read_small
 from ..core.request import Request
+from ..pipelines.complete import check
 from ..pipelines.png import Shown, origin
+from ..sampling.draw import SCHEDULER
 from ..sampling.schedulers import check_name
-from .text import plain
+from .text import is_number, plain
 
 MAX_REQUESTS = 10_000
 FILE_BYTES = 8 << 20
 """Limit of a file of prompts."""
 
-_SAID_ELSEWHERE = ("Version", "Model", "App", "Backend", "Created Date", "User", "Time taken", "VAE")
-"""Keys of a picture's text that change nothing of what is drawn, with all that speak of hashes or Civitai."""
+_SAID_ELSEWHERE = frozenset(
+    {"version", "model", "model hash", "vae hash", "app", "backend", "created date", "user", "time taken"}
+)
+"""Keys of a picture's text that no notice names: they change nothing of what is drawn, or another key says the same."""
 
 
 def parse_size(size: str | None) -> dict[str, int]:
@@ -28,8 +34,8 @@ def parse_size(size: str | None) -> dict[str, int]:
     if size is None:
         return {}
     width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise RequestError(f"{size!r} is no size. Write WIDTHxHEIGHT in pixels, as 768x512.")
+    if not (is_number(width) and is_number(height)):
+        raise RequestError(f"{size[:40]!r} is no size. Write WIDTHxHEIGHT in pixels, as 768x512.")
     return {"width": int(width), "height": int(height)}
 
 
@@ -51,16 +57,32 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
         )
     requests: list[Request] = []
     for number, one in enumerate(asked, 1):
-        try:
+        with _of_many(number, len(asked)):
             request = Request.model_validate({**base, **one, **given})
             if request.scheduler is not None:
                 check_name(request.scheduler)
-        except RequestError as exc:
-            if len(asked) == 1:
-                raise
-            raise RequestError(f"Prompt {number} of {len(asked)}: {exc}") from exc
         requests.append(request)
     return requests
+
+
+def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
+    """Raise `RequestError` for the first that this bundle can't draw, before its engines are loaded."""
+    verify_files(bundle, [SCHEDULER])
+    scheduler = bundle.json(SCHEDULER)
+    for number, request in enumerate(requests, 1):
+        with _of_many(number, len(requests)):
+            check(request, bundle.manifest.model, scheduler)
+
+
+@contextmanager
+def _of_many(number: int, count: int) -> Generator[None]:
+    """What is raised in the block says of which prompt it is, where there are several."""
+    try:
+        yield
+    except RequestError as exc:
+        if count == 1:
+            raise
+        raise RequestError(f"Prompt {number} of {count}: {exc}") from exc
 
 
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
@@ -70,17 +92,17 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     if shown.drawing is None:
         told.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
     elif shown.drawing.bundle != here.bundle:
-        told.append(f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}.")
-    left = {} if shown.drawing else {key: value for key, value in shown.rest.items() if not _elsewhere(key)}
+        told.append(
+            f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}, and its "
+            "weights, scheduler config, tokenizer or scaling are others."
+        )
+    rest: Mapping[str, str] = {} if shown.drawing else shown.rest
+    left = {key: value for key, value in rest.items() if key.lower() not in _SAID_ELSEWHERE}
     if left:
         said = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         told.append(f"{picture} also says what isn't drawn here: {plain(said)}{more}.")
     return told
-
-
-def _elsewhere(key: str) -> bool:
-    return key in _SAID_ELSEWHERE or "hash" in key.lower() or "civitai" in key.lower()
 
 
 def _lines(file: str) -> list[dict[str, Any]]:

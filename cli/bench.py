@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ from ..core.errors import RequestError
 from ..core.progress import quiet as silent
 from .show import size as bytes_shown
 from .show import table
-from .text import Screen, say
+from .text import Screen, is_number, say
+from .text import as_json as json_text
 
 FIGURES = ("load", "step", "vae", "all", "±", "memory", "dB")
 PICTURES = ("worst, dB", "scene score", "CLIP score", "LPIPS", "FID")
@@ -44,8 +46,8 @@ def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
     for size in sizes.split(",") if sizes else ():
         width, _, height = size.partition("x")
         height = height or width
-        if not (width.isdecimal() and height.isdecimal()) or size.endswith("x"):
-            raise RequestError(f"{size!r} is no size. Write a side or WIDTHxHEIGHT in pixels, as 512 or 768x512.")
+        if not (is_number(width) and is_number(height)) or size.endswith("x"):
+            raise RequestError(f"{size[:40]!r} is no size. Write a side or WIDTHxHEIGHT in pixels, as 512 or 768x512.")
         found.append((int(width), int(height)))
     return tuple(found)
 
@@ -53,8 +55,8 @@ def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
 def parse_batches(batches: str) -> tuple[int, ...]:
     """`1,2` as numbers; raises `RequestError` for anything else."""
     found = batches.split(",")
-    if not all(batch.isdecimal() and int(batch) > 0 for batch in found):
-        raise RequestError(f"{batches!r} are no batches. Write how many pictures to draw at once, as 1,2.")
+    if not all(is_number(batch) and int(batch) > 0 for batch in found):
+        raise RequestError(f"{batches[:40]!r} are no batches. Write how many pictures to draw at once, as 1,2.")
     return tuple(map(int, found))
 
 
@@ -68,7 +70,7 @@ def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, a
     opened = [open_bundle(folder) for folder in folders]
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
-        say(f"[{', '.join(row.model_dump_json(exclude_none=True) for row in rows)}]")
+        say(json_text([json.loads(row.model_dump_json(exclude_none=True)) for row in rows], indent=None))
     else:
         print_rows(rows, output)
     if any(row.error or at_fault(row) for row in rows):

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarks.memory import peak_bytes
-from ..core.errors import LatentcError, RequestError
+from ..core.bundle import open_bundle
+from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
-from .ask import differences
+from . import BEFORE
+from .ask import check_all, differences
 from .text import as_json as json_text
-from .text import emit, say
+from .text import emit_bytes, say
 
 DEFAULT = Path("out.png")
 """Where pictures go without `--output`: to the next of out.png, out-1.png, out-2.png that is free."""
@@ -37,11 +39,14 @@ def draw(
     """Open a pipeline, draw each request, save its pictures as soon as they are drawn, and say what it took.
 
     `output` is the first picture's file, or `-` for one PNG on standard output; None takes the next free name.
-    `origin` is the picture that the request comes from, and what it says. Names are checked before anything is loaded.
+    `origin` is the picture that the request comes from, and what it says. Names and requests
+    are checked before anything is loaded.
     """
     from .progress import shown
 
     names = _names(requests, output, overwrite=overwrite, as_json=as_json)
+    opened = open_bundle(bundle)
+    check_all(requests, opened)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []
@@ -52,7 +57,7 @@ def draw(
             start = time.perf_counter()
             from ..pipelines.pipeline import Pipeline
 
-            with Pipeline.open(bundle, profile, tell) as pipeline:
+            with Pipeline.open(opened, profile, tell) as pipeline:
                 load = time.perf_counter() - start
                 told = differences(*origin, pipeline.bundle) if origin else []
                 if not stream:
@@ -73,18 +78,20 @@ def draw(
                         files, missed = attempt(result, mine, overwrite=overwrite)
                         lost += missed
                     records.append(_record(profile, result, files, load, told))
-    except LatentcError:
+        if lost:
+            raise failed(lost, [path for record in records for path in record["files"]])
+    except BaseException as exc:  # what was drawn before it stands
         if not as_json:
             _say(records, err=stream)
+        elif records:
+            vars(exc)[BEFORE] = {"drawn": records}
         raise
     for content in streamed:
-        emit(content)
+        emit_bytes(content)
     if as_json:
         say(json_text(records[0] if len(records) == 1 else records, indent=None))
     else:
         _say(records, err=stream)
-    if lost:
-        raise failed(lost, [path for record in records for path in record["files"]])
 
 
 def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite: bool, as_json: bool) -> list[Path]:

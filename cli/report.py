@@ -14,6 +14,7 @@ from ..benchmarks.compare import Comparison, compare_files
 from ..benchmarks.machines import Cell, SideBySide, compare_machines
 from ..benchmarks.reading import UNSTABLE, figure
 from ..benchmarks.report import report as write
+from ..core.units import counted
 from .show import emit, table
 from .text import Screen, say
 
@@ -26,8 +27,7 @@ def report(results: Sequence[Path], folder: Path, as_json: bool) -> None:
     if as_json:
         emit(asdict(made))
         return
-    count = f"{made.rows} measurement{'s' if made.rows > 1 else ''}"
-    say(f"{count}. Open {made.page}; {made.markdown} is for a README.")
+    say(f"{counted(made.rows, 'measurement')}. Open {made.page}; {made.markdown} is for a README.")
 
 
 def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
@@ -51,8 +51,10 @@ def machines(files: list[Path], as_json: bool) -> None:
     letters = {
         name: _letter(index) for index, name in enumerate(dict.fromkeys(m for one in found for m in one.machines))
     }
+    titles = [one.title for one in found]
     for one in found:
-        _print_machines(console, one, letters)
+        title = one.title if titles.count(one.title) == 1 else f"{one.title}, {one.request}"
+        _print_machines(console, one, title, letters)
     console.print(
         f"Seconds of a whole draw: median ± half its 95 % interval. *: fastest of its run beyond doubt. {UNSTABLE}: "
         "not stable. busy: something else was at work."
@@ -63,9 +65,9 @@ def _letter(index: int) -> str:
     return ascii_uppercase[index] if index < len(ascii_uppercase) else f"{index + 1}"
 
 
-def _print_machines(console: Screen, one: SideBySide, letters: dict[str, str]) -> None:
+def _print_machines(console: Screen, one: SideBySide, title: str, letters: dict[str, str]) -> None:
     columns = [letters[name] for name in one.machines]
-    listed = table(escape(one.title), "subject", *columns, right=columns)
+    listed = table(escape(title), "subject", *columns, right=columns)
     for subject, cells in one.rows.items():
         listed.add_row(escape(subject), *(_cell(cell) for cell in cells))
     console.print(listed)
@@ -100,12 +102,8 @@ def _print(found: Comparison) -> None:
     for where, titles in (("old", found.only_old), ("new", found.only_new)):
         for title in titles:
             console.print(f"only in the {where} file: {title}", markup=False)
-    rows = f"{found.compared} row{'s' if found.compared > 1 else ''} compared"
+    rows = f"{counted(found.compared, 'row')} compared"
     worse = f"{len(found.worse)} worse" if found.worse else "nothing worse beyond the noise"
     doubtful = len(found.not_judged)
-    note = (
-        f"; {doubtful} time{'s' if doubtful > 1 else ''} not judged: measure again on a quiet machine"
-        if doubtful
-        else ""
-    )
+    note = f"; {counted(doubtful, 'time')} not judged: measure again on a quiet machine" if doubtful else ""
     console.print(f"{rows}: {worse}{note}.")

@@ -15,6 +15,7 @@ from ..core.bundle import PARTS, Bundle, License, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
+from ..core.units import counted
 from ..core.units import sized as size
 from ..profiles import OWN, Profile
 from ..runtimes.base import MEMORY
@@ -351,13 +352,15 @@ def verified(
 
 
 def picture(shown: Shown, as_json: bool) -> None:
-    """The request in a picture."""
+    """The request in a picture: its text, or where it has none, what that would be."""
+    from ..pipelines.a1111 import write
+
     if as_json:
         drawing = shown.drawing.model_dump(mode="json") if shown.drawing else None
         said = {"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing}
         emit({**said, "differ": shown.differ, "notices": shown.notices})
         return
-    say(shown.text)
+    say(shown.text or (write(shown.request, {}) if shown.drawing else ""))
     if shown.drawing:
         for part, engine in shown.drawing.engines.items():
             say(f"{part}: {engine}")
@@ -374,7 +377,7 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
     console = Screen(highlight=False)
     facts = table(None, "machine", "")
     facts.add_row("system", f"{machine.system}, {machine.libc}, Python {machine.python}")
-    facts.add_row("CPU", f"{machine.cpu}, {machine.cores} cores, {machine.architecture}")
+    facts.add_row("CPU", f"{machine.cpu}, {counted(machine.cores, 'core')}, {machine.architecture}")
     facts.add_row("instructions", " ".join(machine.instructions))
     facts.add_row("memory", f"{size(machine.memory_bytes or 0)}, {size(machine.available_bytes or 0)} of it free")
     for gpu in machine.gpus:

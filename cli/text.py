@@ -19,6 +19,8 @@ from rich.segment import Segment
 WIDTH = 1 << 15
 """Columns where no terminal shows the lines: none is cut."""
 
+MAX_DIGITS = 9
+
 CLOSED = frozenset({errno.EPIPE, errno.ESHUTDOWN, *({errno.EINVAL} if sys.platform == "win32" else ())})
 """Whoever read it has read enough."""
 
@@ -45,7 +47,12 @@ def say(text: object, err: bool = False) -> None:
     stream.flush()
 
 
-def emit(content: bytes) -> None:
+def is_number(text: str) -> bool:
+    """Whether it is a whole number that isn't absurdly long."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS
+
+
+def emit_bytes(content: bytes) -> None:
     """Write bytes, as a picture's, to standard output."""
     (sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout)).write_bytes(content)
 

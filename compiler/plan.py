@@ -299,9 +299,10 @@ def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
     if target.shape is not None:
         return dict(target.shape)
     model = bundle.manifest.model
-    side = model.default_size if part == "vae_encoder" else model.default_size // model.downscale
+    scale = 1 if part == "vae_encoder" else model.downscale
+    width, height = (side // scale for side in model.own_size)
     rows = GUIDED_ROWS if part == "unet" else 1
-    sizes = {"batch": rows, "height": side, "width": side, "length": model.length}
+    sizes = {"batch": rows, "height": height, "width": width, "length": model.length}
     return {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
 
 

@@ -28,8 +28,8 @@ def check_room(bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict
     except ShapeError:  # which the engine says
         return
     rows, height, width = (sizes.get(name, 1) for name in ("batch", "height", "width"))
-    side = bundle.manifest.model.default_size // bundle.manifest.model.downscale
-    if rows * height * width <= GUIDED_ROWS * side * side:
+    own_width, own_height = (side // bundle.manifest.model.downscale for side in bundle.manifest.model.own_size)
+    if rows * height * width <= GUIDED_ROWS * own_height * own_width:
         return
     needed: int | None = None
     with suppress(LatentcError):  # a graph that can't be planned is no reason not to draw

@@ -10,3 +10,8 @@ def sized(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def counted(count: int, what: str) -> str:
+    """So many things, as `1 core` and `2 cores`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -93,6 +93,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
+    if request.timestep_spacing:
+        pairs["Timestep spacing"] = request.timestep_spacing
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
@@ -286,6 +288,10 @@ def _rescale(text: str) -> dict[str, object]:
     return {"guidance_rescale": float(text)}
 
 
+def _spacing(text: str) -> dict[str, object]:
+    return {"timestep_spacing": text}
+
+
 def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
@@ -297,6 +303,7 @@ _READERS = {
     "CFG rescale": _rescale,
     "Seed": _seed,
     "Size": _size,
+    "Timestep spacing": _spacing,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs that a request is read from."""

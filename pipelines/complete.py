@@ -9,7 +9,7 @@ from ..core.bundle import Manifest, Model
 from ..core.errors import RequestError
 from ..core.request import Request
 from ..sampling.prompt import Tokens, Vocabulary
-from ..sampling.schedulers import KNOWN_KEYS, SCHEDULERS
+from ..sampling.schedulers import KNOWN_KEYS, SCHEDULERS, schedule
 from ..sampling.schedulers.settings import settings
 from . import syntax
 
@@ -45,6 +45,12 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
             f"Seed {seed} leaves no seeds for {filled.count} images; use {MAX_SEED} at most for the last."
         )
     return filled
+
+
+def check(request: Request, model: Model, scheduler: Mapping[str, object]) -> None:
+    """Raise `RequestError` for a request that these facts of a bundle rule out: all that is known without engines."""
+    complete(request, model, scheduler)
+    schedule(scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing)
 
 
 def size_and_seed(request: Request) -> tuple[int, int, int]:

@@ -26,6 +26,8 @@ TAGS = {"parameters": COMMENT, "latentc": NOTE}
 JPEG_ROOM = 65_533
 """Bytes of a JPEG's segment."""
 
+END = b"\xff\xd9"
+
 _UNICODE, _ASCII, _OURS, _EXIF = b"UNICODE\0", b"ASCII\0\0\0", b"latentc\0", b"Exif\0\0"
 
 
@@ -105,9 +107,9 @@ def _jpeg(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
         mark = file.read(2)
         while mark == b"\xff\xff":  # fill bytes
             mark = mark[:1] + file.read(1)
-        if len(mark) < 2 or mark in (b"\xff\xda", b"\xff\xd9"):  # the pixels, or the end
-            tail = len(mark) == 2 and size > 4 and _ends(file, size)
-            return width, height, exif, not tail
+        if len(mark) < 2 or mark in (b"\xff\xda", END):  # the pixels, or the end
+            ended = len(mark) == 2 and (mark == END or _ends(file))
+            return width, height, exif, not ended
         if mark[0] != 0xFF or mark[1] < 0xC0:
             raise Damaged("a segment has no marker")
         length = int.from_bytes(file.read(2), "big")
@@ -124,9 +126,14 @@ def _jpeg(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
     raise Damaged(f"it has more than {MAX_CHUNKS:,} segments")
 
 
-def _ends(file: BinaryIO, size: int) -> bool:
-    file.seek(max(0, size - 64))
-    return b"\xff\xd9" in file.read(64)
+def _ends(file: BinaryIO) -> bool:
+    """Whether the end's marker is behind the pixels, in which it can't be; whatever stands behind it is no damage."""
+    last = b""
+    while block := file.read(1 << 20):
+        if END in last + block:
+            return True
+        last = block[-1:]
+    return False
 
 
 def _webp(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.files import sha256_json
 from ..core.reading import parse_json
 from ..core.record import Record, complaints
 from ..core.request import Origin, Request, Result
+from ..sampling.draw import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, parse, write
 from .complete import size_and_seed
 from .exif import read_texts
@@ -45,7 +45,7 @@ class Drawing(Record):
     model: str
     family: str
     bundle: str
-    """SHA-256 over the digests of the bundle's parts."""
+    """`drawing_digest`: SHA-256 over all of the bundle that decides the picture."""
     versions: dict[str, str]
 
 
@@ -74,7 +74,7 @@ def origin(bundle: Bundle) -> Origin:
     return Origin(
         model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
-        bundle=sha256_json({name: part.digest for name, part in manifest.parts.items()}),
+        bundle=drawing_digest(bundle),
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
     )
 

@@ -68,6 +68,8 @@ def check_names(
     names = [numbered(first, index) for index in range(count)]
     try:
         place = next(parent for parent in first.parents if parent.exists())
+        if not place.is_dir():
+            raise RequestError(f"{first} can't be written: {place} is a file, not a folder. Choose another name.")
         if not os.access(place, os.W_OK | os.X_OK):
             raise RequestError(f"{first} can't be written: {place} is read-only here. Choose another folder.")
         there = [name for name in names if _is_there(name, place)]

@@ -175,9 +175,9 @@ def _small(value: Any) -> bool:
 
 def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str], model: Model) -> Placement:
     """Call a graph once on zeros, and say where each node was run. What a provider compiles, it compiles here."""
-    sizes = {"batch": 2, "length": model.length, "height": model.default_size, "width": model.default_size}
-    if not any(tensor.shape[1:2] == (3,) for tensor in target.inputs):  # of pictures, sizes are in pixels
-        sizes |= dict.fromkeys(("height", "width"), model.default_size // model.downscale)
+    pictures = any(tensor.shape[1:2] == (3,) for tensor in target.inputs)  # whose sizes are in pixels
+    width, height = (side // (1 if pictures else model.downscale) for side in model.own_size)
+    sizes = {"batch": 2, "length": model.length, "height": height, "width": width}
     feeds = {
         tensor.name: np.zeros(
             target.shape[tensor.name] if target.shape else shape_of(tensor.shape, sizes), tensor.dtype

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..core.bundle import Bundle, Model
 from ..core.engine import EngineOf, Run
+from ..core.files import sha256_json
 from ..core.request import Request
 from ..core.tensors import Array
 from .denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
@@ -62,6 +63,19 @@ def host_files(model: Model) -> list[str]:
     """Files of a bundle that decide the picture, and that the host reads itself."""
     tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.text_encoders)
     return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
+
+
+def drawing_digest(bundle: Bundle) -> str:
+    """SHA-256 over all of a bundle that decides its pictures: parts that draw, host files, and facts of the model."""
+    manifest = bundle.manifest
+    host = [path for path in host_files(manifest.model) if path in manifest.files]
+    return sha256_json(
+        {
+            "parts": {name: manifest.parts[name].digest for name in bundle.drawing},
+            "files": {path: manifest.files[path].sha256 for path in host},
+            "model": manifest.model.model_dump(mode="json"),
+        }
+    )
 
 
 def load_host(bundle: Bundle) -> Host:

@@ -45,6 +45,30 @@ def test_every_size_has_every_batch(bundle):
     assert settings == [(64, 64, 1), (64, 64, 2), (72, 64, 1), (72, 64, 2)]
 
 
+def test_the_models_own_size_may_be_no_square(bundle):
+    opened = bundle("sd1")
+    model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
+    wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
+    assert [(one.width, one.height) for one in settings_of([wide], Plan(()))] == [(128, 64)]
+    with pytest.raises(RequestError, match=r"draw other sizes of their own \(.* 128x64\)"):
+        list(settings_of([opened, replace(wide, folder=opened.folder / "wide")], Plan(())))
+
+
+def test_what_others_took_is_each_settings_own(bundle, results, monkeypatch):
+    answers = iter([0.5, KeyboardInterrupt()])
+
+    def measure(*_):
+        if isinstance(answer := next(answers), BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("latentc.benchmarks.bench._measure", measure)
+    plan = Plan((load_profile("null"),), sizes=((64, 64), (72, 64)), steps=1, repeat=1)
+    with pytest.raises(KeyboardInterrupt):
+        bench(bundle("sd1"), plan, results)
+    assert [row.other_cores for row in read_records(results)] == [0.5, None]
+
+
 def test_every_setting_is_a_line(bundle, results):
     plan = Plan((load_profile("null"),), sizes=((72, 64),), batches=(1, 2), steps=2, repeat=1)
     rows = bench(bundle("sd1"), plan, results)
@@ -433,9 +457,11 @@ def test_sizes_are_sides_or_widths_and_heights(size):
     if size:
         with pytest.raises(RequestError, match="is no size"):
             parse_sizes(size)
+    with pytest.raises(RequestError, match="is no size"):
+        parse_sizes("9" * 5000)
 
 
-@pytest.mark.parametrize("batches", ["", "0", "1,", "a", "-1"])
+@pytest.mark.parametrize("batches", ["", "0", "1,", "a", "-1", "9" * 5000])
 def test_batches_are_numbers(batches):
     assert parse_batches("1,2") == (1, 2)
     with pytest.raises(RequestError, match="are no batches"):

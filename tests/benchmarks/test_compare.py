@@ -211,6 +211,10 @@ def test_what_makes_files_incomparable_is_one_line(measured):
             row.model_copy(update={"model": row.model.model_copy(update={"name": "b"})}),
             "another checkpoint (sd15.bundle",
         ),
+        (
+            row.model_copy(update={"environment": {"OMP_NUM_THREADS": "1"}}),
+            "another threads (OMP_NUM_THREADS=2 against OMP_NUM_THREADS=1); give the same --threads",
+        ),
         (row.model_copy(update={"apart": True}), "another processes (all in memory against one at a time)"),
     ):
         assert compare([row], [other]).compared == 0
@@ -301,3 +305,26 @@ def test_the_command_exits_with_what_it_found(measured, tmp_path, factor, code, 
     done = CliRunner().invoke(app, ["compare", str(tmp_path / "old.jsonl"), str(tmp_path / "new.jsonl")])
     assert done.exit_code == code
     assert says in done.stdout
+
+
+def test_requests_of_one_setting_have_titles_of_their_own(measured, tmp_path):
+    slow = [2 * value for value in OLD]
+    old = [changed(measured("a", OLD), guidance=guidance) for guidance in (1.0, 7.5)]
+    new = [changed(measured("a", slow, run="run-2"), guidance=guidance) for guidance in (1.0, 7.5)]
+    titles = list(dict.fromkeys(change.row for change in compare(old, new).changes))
+    assert [title.rpartition("guidance ")[2] for title in titles] == ["1, seed 7", "7.5, seed 7"]
+    (alone,) = {change.row for change in compare(old[:1], new[:1]).changes}
+    assert "guidance" not in alone
+    other = old[0].machine.model_copy(update={"cpu": "Other CPU"})
+    append_records(tmp_path / "one.jsonl", old)
+    append_records(tmp_path / "two.jsonl", [row.model_copy(update={"machine": other}) for row in new])
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    shown = CliRunner().invoke(app, ["compare", *files, "--machines"]).stdout
+    assert "guidance 1, seed 7" in shown
+    assert "guidance 7.5, seed 7" in shown
+
+
+@pytest.mark.parametrize(("draws", "verdict"), [(5, "note"), (6, "worse")])
+def test_fewer_draws_than_an_interval_takes_are_not_judged(measured, draws, verdict):
+    slow = [2 * value for value in OLD]
+    assert verdicts(measured("a", OLD[:draws]), measured("a", slow[:draws]))["total"] == verdict

@@ -4,9 +4,18 @@ import json
 
 import pytest
 
-from latentc.benchmarks.contender import _checkpoint_folder
-from latentc.core.bundle import Bundle
+from latentc.benchmarks.baselines import find_baseline
+from latentc.benchmarks.contender import UNBOUND, _checkpoint_folder, contenders_of
+from latentc.benchmarks.plan import Plan
+from latentc.benchmarks.records import Setting
+from latentc.benchmarks.row import row_of
+from latentc.core.bundle import Bundle, FileInfo
 from latentc.core.errors import CheckpointError
+from latentc.profiles import load_profile
+from latentc.runtimes.machine import machine
+from latentc.sampling.draw import SCHEDULER
+
+SETTING = Setting(prompt="a", negative_prompt="", width=64, height=64, batch=1, steps=2, guidance=7.5, seed=7)
 
 
 @pytest.fixture
@@ -42,3 +51,35 @@ def test_it_opens_the_folder(of_folder, checkpoint):
 def test_another_scheduler_is_no_comparison(changes, of_folder):
     with pytest.raises(CheckpointError, match="another scheduler config than"):
         _checkpoint_folder(of_folder(**changes))
+
+
+def test_bundles_of_one_checkpoint_share_neither_pictures_nor_models(sd_manifest, tmp_path):
+    baseline, names, models = find_baseline("torch-eager"), set(), set()
+    for folder, digest in (("a.bundle", "0"), ("b.bundle", "0"), ("b.bundle", "1")):
+        files = {SCHEDULER: FileInfo(bytes=2, sha256=digest * 64)}
+        bundle = Bundle(tmp_path / folder, sd_manifest.model_copy(update={"files": files}))
+        plan = Plan((), keep=tmp_path / "kept", peers=tmp_path / "peers")
+        found = contenders_of(bundle, plan, SETTING, [load_profile("null")], [baseline], tmp_path, "0123456789")
+        names |= {one.wish.keep for one in found}
+        models |= {one.brief.models for one in found}
+    assert len(names) == 3 * 2
+    assert len(models) == 2 * 2, "another scheduler is another model, another folder is not"
+
+
+@pytest.mark.parametrize("here", [None, "4"])
+def test_threads_that_are_asked_for_bind_every_process(sd_manifest, tmp_path, monkeypatch, here):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if here:
+        monkeypatch.setenv("OMP_NUM_THREADS", here)
+    bundle = Bundle(tmp_path / "a.bundle", sd_manifest)
+    baselines = [find_baseline(name) for name in ("torch-eager", "optimum-onnxruntime")]
+    plan, null = Plan((), threads=1, peers=tmp_path), [load_profile("null")]
+    found = contenders_of(bundle, plan, SETTING, null, baselines, tmp_path, "run")
+    assert [one.environment["OMP_NUM_THREADS"] for one in found] == ["1"] * 3
+    assert [UNBOUND in one.leaves_out for one in found] == [False, False, True]
+    common = {"run": "r", "time": "t", "latentc": "1", "machine": machine(), "environment": {"OMP_NUM_THREADS": "4"}}
+    for one in found:
+        row = row_of(one, SETTING, None, (), common, tmp_path)
+        assert row.environment == {"OMP_NUM_THREADS": "1"}
+    free = contenders_of(bundle, Plan((), peers=tmp_path), SETTING, null, baselines, tmp_path, "run")
+    assert not any(UNBOUND in one.leaves_out for one in free)

@@ -70,7 +70,7 @@ def test_what_is_below_the_gate_wins_nothing(measured):
     section = only(measured("fast", CALM, parity=far), measured("near", SLOWER))
     assert winner(section).subject.name == "near"
     said = headline(section)
-    assert "near is the fastest" in said[0]
+    assert "near is the fastest that reaches the gate of parity: it takes" in said[0]
     assert "Below the gate of parity: fast." in said
     alone = only(measured("fast", CALM, parity=far))
     assert winner(alone) is None

@@ -44,7 +44,7 @@ def test_how_a_process_ended_is_said():
         process.ask("stop", {}, 60)
         assert not process.ended
         subprocess.run(["kill", "-9", str(process.pid)], check=True)
-        with pytest.raises(LatentcError, match="for want of memory, as a rule"):
+        with pytest.raises(LatentcError, match="as a rule because memory ran out"):
             process.ask("stop", {}, 60)
         assert process.ended
 

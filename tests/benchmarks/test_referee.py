@@ -15,7 +15,7 @@ from latentc.benchmarks.line import Likeness
 from latentc.benchmarks.plan import Plan, settings_of
 from latentc.benchmarks.referee import MEASURES_MODULE, check_suite, compare, understand
 from latentc.benchmarks.suite import SUITE
-from latentc.core.errors import LatentcError, RuntimeMissing
+from latentc.core.errors import BundleError, LatentcError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 
@@ -137,6 +137,18 @@ def test_without_a_reference_there_is_no_likeness(stage):
         assert parity.suite is None
     assert [contender.error for contender in found] == [None, None]
     assert found[0].process.waits == []
+
+
+def test_references_that_cant_be_read_leave_the_times(stage, monkeypatch):
+    found, both = stage([Answering(), Answering()])
+
+    def damaged(path):
+        raise BundleError("It is damaged.")
+
+    monkeypatch.setattr(referee, "load_references", damaged)
+    for parity in both():
+        assert parity.failures == ("The suite couldn't be compared: It is damaged.",)
+    assert [contender.error for contender in found] == [None, None]
 
 
 def test_clip_that_fails_leaves_the_likeness(stage):

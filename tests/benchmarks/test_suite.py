@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -330,3 +331,20 @@ def test_a_recording_leaves_the_picture_as_it_is(bundle):
     parts = [call.part for call in recording.calls]
     assert parts == ["text_encoder", *["unet"] * len(seen), "vae_decoder"]
     assert (recording.calls[-1].feeds["latent_sample"] == drawn.latents).all()
+
+
+def test_references_are_of_the_models_own_width_and_height(bundle, monkeypatch):
+    opened, drawn = bundle("sd1"), []
+    model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
+    wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
+    monkeypatch.setattr("latentc.benchmarks.suite.record", lambda _, request, latents: drawn.append(latents.shape))
+
+    class Drawing:
+        bundle, engines = wide, {}
+
+        def __call__(self, request, latents):
+            drawn.append((request.width, request.height))
+            return SimpleNamespace(images=(None,), engines={})
+
+    assert make_references(Drawing(), SMALL).size == (128, 64)
+    assert drawn == [(1, 4, 8, 16), (128, 64), (128, 64)]

@@ -5,13 +5,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from latentc.benchmarks import sampler
 from latentc.benchmarks.bench import _vram
 from latentc.benchmarks.compare import compare
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import sections
 from latentc.benchmarks.records import Memory, Vram
-from latentc.benchmarks.vram import VramWatch, devices
+from latentc.benchmarks.vram import Device, VramWatch, devices
 from latentc.cli.bench import print_rows
 
 
@@ -132,6 +133,38 @@ def test_libraries_that_fail_in_odd_ways_are_none(monkeypatch):
     assert devices() == []
 
 
+def fail(*_):
+    raise RuntimeError("Not Supported")
+
+
+@pytest.mark.parametrize("question", ["ComputeRunningProcesses", "GraphicsRunningProcesses", "MemoryInfo"])
+def test_one_question_that_isnt_supported_leaves_the_others(monkeypatch, question):
+    found = Gpus(used=(1000, 500))
+    module = found.nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    monkeypatch.setattr(module, next(name for name in vars(module) if name.endswith(question)), fail)
+    watch = VramWatch(devices())
+    found.compute[0][:] = found.graphics[0][:] = [(10, 100)]
+    watch.see([10])
+    assert held(watch) == {"NVIDIA 0": (100, 100, "process")}
+
+
+ALL = ("ComputeRunningProcesses", "GraphicsRunningProcesses", "MemoryInfo")
+
+
+@pytest.mark.parametrize("names", [("HandleByIndex",), ALL])
+def test_a_gpu_that_answers_nothing_leaves_the_others(monkeypatch, names):
+    found = Gpus(used=(1000, 500))
+    module = found.nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    for name in names:
+        real = getattr(module, f"nvmlDeviceGet{name}")
+        monkeypatch.setattr(module, f"nvmlDeviceGet{name}", lambda index, real=real: real(index) if index else fail())
+    assert [device.name for device in devices()] == ["NVIDIA 1"]
+
+
 def test_a_driver_that_goes_away_is_survived(monkeypatch):
     found = Gpus()
     module = found.nvml()
@@ -149,6 +182,9 @@ def test_what_a_device_gained_isnt_laid_to_engines_of_the_cpu():
 
     seen = {"vram": [{"device": "NVIDIA 0", "now": 3, "peak": 7, "by": "device"}]}
     assert _vram(contender("openvino 2026.4.1 CPU bf16"), seen) == ()
+    partly = "onnxruntime 1.23 WebGPU f16, nodes: 50 WebGpuExecutionProvider, 1 CPUExecutionProvider"
+    assert len(_vram(contender(partly), seen)) == 1
+    assert _vram(contender("onnxruntime 1.23 CPU f32, nodes: 50 CPUExecutionProvider"), seen) == ()
     (found,) = _vram(contender("onnxruntime 1.23 CUDA f16"), seen)
     assert (found.resting_bytes, found.peak_bytes, found.by) == (3, 7, "device")
     later = {"vram": [{"device": "NVIDIA 0", "now": 1, "peak": 9, "by": "process"}]}
@@ -191,3 +227,22 @@ def test_peaks_are_compared_by_device(measured):
         "peak memory of NVIDIA 0": "better",
         "peak memory of NVIDIA 1": "worse",
     }
+
+
+def test_a_devices_figure_isnt_held_against_a_processs(measured):
+    def row(by, peak):
+        return row_with(measured, Vram(device="NVIDIA 0", resting_bytes=1, peak_bytes=peak, by=by))
+
+    (found,) = compare([row("process", 1_000_000_000)], [row("device", 4_000_000_000)]).changes
+    assert (found.what, found.verdict) == ("peak memory of NVIDIA 0", "note")
+    assert found.told == "by process to by device: figures that can't be compared"
+
+
+def test_devices_are_asked_for_their_idle_value_once_a_process(monkeypatch):
+    asked = []
+    device = Device("NVIDIA 0", dict, lambda: asked.append("used") or 1000)
+    monkeypatch.setattr(sampler, "devices", lambda: [device])
+    found = sampler.Sampler()
+    for _ in range(2):
+        found.peak(1 << 30)  # nobody's number: no process is looked at
+    assert asked == ["used"]

@@ -70,9 +70,8 @@ def test_a_reader_that_has_read_enough_is_no_error(words):
     command = [sys.executable, "-m", "latentc", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
     process.stdout.close()
-    said = process.stderr.read()
-    process.stderr.close()
-    assert (process.wait(60), said) == (0, b"")
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_outputs_that_were_never_opened():
@@ -116,6 +115,7 @@ cli.main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of other systems")
+@pytest.mark.usefixtures("no_hang")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_build_that_is_ended_cleans_up(own_bundle, number):
     opened = own_bundle()
@@ -133,6 +133,7 @@ def test_a_build_that_is_ended_cleans_up(own_bundle, number):
     assert [path.name for path in opened.engines.iterdir()] == []
 
 
+@pytest.mark.usefixtures("no_hang")
 def test_waiting_is_said_in_a_pipe_before_it_is_over(own_bundle):
     from latentc.compiler.cache import locked
     from latentc.compiler.targets import wanted

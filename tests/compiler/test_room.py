@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from latentc.compiler import room
 from latentc.compiler.build import build
 from latentc.compiler.engines import Engines
-from latentc.compiler.plan import drawing_bytes, plan
+from latentc.compiler.plan import _shape, drawing_bytes, plan
 from latentc.compiler.targets import wanted
 from latentc.core.errors import CompileError, LatentcError, RequestError
 from latentc.core.hunger import is_hunger
 from latentc.core.request import Request
+from latentc.core.shapes import shape_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import onnxruntime as ort_adapter
@@ -146,3 +149,25 @@ def test_a_long_life_of_many_sizes_takes_no_more_memory(bundle, name, capacity):
     command = [sys.executable, "-c", MANY_SIZES, str(opened.folder), name, capacity]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 25
+
+
+def test_only_the_models_own_picture_is_passed_unseen(bundle, monkeypatch):
+    opened, seen = bundle("sd1"), []
+    model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
+    wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
+    monkeypatch.setattr(room, "drawing_bytes", lambda *size: seen.append(size[2:]))
+    for height, width in ((8, 16), (16, 8), (16, 16)):
+        sizes = {"batch": 2, "height": height, "width": width, "length": model.length}
+        shapes = {one.name: shape_of(one.shape, sizes) for one in opened.part("unet").inputs}
+        room.check_room(wide, (), "unet", shapes)
+    assert seen == [(2, 16, 16)]
+
+
+@pytest.mark.parametrize(("part", "scale"), [("unet", 8), ("vae_decoder", 8), ("vae_encoder", 1)])
+def test_a_plan_is_of_the_models_own_width_and_height(bundle, part, scale):
+    opened = bundle("sd1")
+    model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
+    wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
+    target = SimpleNamespace(shape=None, inputs=opened.part(part).inputs)
+    (size,) = {shape[2:] for shape in _shape(wide, part, target).values() if len(shape) == 4}
+    assert size == (64 // scale, 128 // scale)

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from latentc.cli.ask import differences
+from latentc.core.bundle import FileInfo
 from latentc.core.errors import RequestError
 from latentc.core.request import Origin, Request, Result
 from latentc.pipelines import a1111
 from latentc.pipelines.png import Drawing, origin, read
 from latentc.pipelines.save import save
+from latentc.sampling.draw import SCHEDULER
 
 NASTY = [
     "a lighthouse at sunset",
@@ -85,6 +88,24 @@ def test_the_text_alone_gives_the_request_too(prompt, negative):
     assert parsed.rest == {"Model": "tiny, v1: final", "Version": "latentc 0.1.0"}
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_the_text_alone_gives_the_spacing(spacing):
+    request = _result(timestep_spacing=spacing, count=1).request
+    parsed = a1111.parse(a1111.write(request, {}))
+    assert (parsed.request, parsed.rest) == (request, {})
+
+
+def test_show_gives_a_record_without_a_text_as_text(tmp_path, command):
+    (path,) = save(_result(timestep_spacing="trailing", count=1, prompt="a boat"), tmp_path / "out.png")
+    drawing = read(path).drawing
+    assert drawing is not None
+    _png(path, {"latentc": drawing.model_dump_json(ensure_ascii=True)})
+    code, out, _ = command("show", path)
+    assert code == 0
+    assert out.startswith(f"{a1111.write(drawing.request, {})}\nunet: ")
+    assert "Timestep spacing: trailing" in out
+
+
 def test_the_text_is_in_the_web_uis_form():
     request = Request(
         prompt="a lighthouse", negative_prompt="blurry", width=512, height=768, seed=1, scheduler="euler-ancestral"
@@ -114,6 +135,42 @@ def test_what_drew_it_is_inside(sd_bundle, tmp_path):
     assert len(shown.drawing.bundle) == 64
     assert shown.rest == {"Model": "tiny, v1: final", "Version": "latentc 0.1.0"}
     assert "/models" not in path.read_bytes().decode("latin-1")
+
+
+def _scheduler(manifest):
+    return manifest.model_copy(update={"files": manifest.files | {SCHEDULER: FileInfo(bytes=2, sha256="1" * 64)}})
+
+
+def _tokenizer(manifest):
+    file = FileInfo(bytes=2, sha256="1" * 64)
+    return manifest.model_copy(update={"files": manifest.files | {"tokenizer/tokenizer.json": file}})
+
+
+def _scaling(manifest):
+    return manifest.model_copy(update={"model": manifest.model.model_copy(update={"scaling_factor": 0.5})})
+
+
+def _weights(manifest):
+    unet = manifest.parts["unet"].model_copy(update={"digest": "1" * 64})
+    return manifest.model_copy(update={"parts": manifest.parts | {"unet": unet}})
+
+
+def _encoder(manifest):
+    return manifest.model_copy(
+        update={
+            "parts": manifest.parts | {"vae_encoder": manifest.parts["unet"].model_copy(update={"role": "encoder"})}
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "other"), [(_scheduler, 1), (_tokenizer, 1), (_scaling, 1), (_weights, 1), (_encoder, 0)]
+)
+def test_a_picture_says_where_another_bundle_would_draw_it_otherwise(sd_bundle, tmp_path, change, other):
+    (path,) = save(_result(origin(sd_bundle), count=1), tmp_path / "out.png")
+    changed = replace(sd_bundle, manifest=change(sd_bundle.manifest))
+    said = differences(path, read(path), changed)
+    assert ["was drawn by another bundle" in sentence for sentence in said] == [True] * other
 
 
 def test_a_latentc_chunk_of_another_version_leaves_the_text(tmp_path):
@@ -204,10 +261,9 @@ def test_pngs_of_the_web_ui_are_read(tmp_path, text, request_, rest):
         ":,:,:,,::",
     ],
 )
-def test_hostile_text_is_read_in_no_time(text):
-    started = time.thread_time()
-    a1111.parse(text)
-    assert time.thread_time() - started < 1.0, "seconds of the processor's time, whatever else runs"
+@pytest.mark.usefixtures("no_hang")
+def test_hostile_text_is_read_in_a_time_that_grows_as_it_does(text):
+    a1111.parse(10 * text)  # about a second; where it grows with the square, a quarter of an hour
 
 
 def test_text_behind_the_pixels_is_read(tmp_path):

@@ -1,7 +1,5 @@
 """What other tools would read as syntax is named, and ordinary text is let pass."""
 
-import time
-
 import pytest
 
 from latentc.core.request import Request
@@ -86,7 +84,6 @@ def test_both_prompts_are_looked_at(pipeline):
         "{|" * 50_000,
     ],
 )
-def test_hostile_prompts_are_read_in_no_time(prompt):
-    started = time.thread_time()
-    foreign(prompt, lambda _: False)
-    assert time.thread_time() - started < 1.0, "seconds of the processor's time, whatever else runs"
+@pytest.mark.usefixtures("no_hang")
+def test_hostile_prompts_are_read_in_a_time_that_grows_as_they_do(prompt):
+    foreign(10 * prompt, lambda _: False)  # under a second; where it grows with the square, a quarter of an hour

@@ -6,11 +6,13 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from latentc.compiler.targets import shapes
+from latentc.core.bundle import Model, TensorInfo, TextEncoder
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.profiles import load_profile, profile_names
 from latentc.runtimes import Target, placement, providers
@@ -351,3 +353,30 @@ def test_a_graph_that_names_other_files_or_loops_is_never_opened(make_case, tmp_
         (artifact / "engine.json").write_text(json.dumps(stamp))
         with pytest.raises(CompileError, match=rf"{says}.*Remove .*\. Build it again"):
             case.load(artifact)
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(4, 8), (3, 1)])
+def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypatch, channels, scale):
+    fed = {}
+
+    class Session:
+        def run(self, names, feeds):
+            fed.update(feeds)
+
+        def end_profiling(self):
+            (tmp_path / "events.json").write_text("[]")
+            return tmp_path / "events.json"
+
+    monkeypatch.setattr(placement, "open_session", lambda *_: Session())
+    picture = TensorInfo(name="x", dtype="float32", shape=("batch", channels, "height", "width"))
+    target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options={})
+    model = Model(
+        text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state"),),
+        latent_channels=4,
+        downscale=8,
+        scaling_factor=0.18215,
+        default_size=128,
+        default_height=64,
+    )
+    placement.place(tmp_path, SimpleNamespace(), target, {}, model)
+    assert fed["x"].shape == (2, channels, 64 // scale, 128 // scale)
