@@ -66,7 +66,8 @@ def bundle(
     console = Screen()
     label = ", random weights" if manifest.source.random else ""
     console.print(
-        f"[bold]{escape(str(opened.folder))}[/]: {manifest.family}{label}, from {escape(_from(manifest.source))}"
+        f"[bold]{escape(str(opened.folder))}[/]: {escape(manifest.family)}{label}, "
+        f"from {escape(_from(manifest.source))}"
     )
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
@@ -115,7 +116,7 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
         for artifact in group:
             engines.add_row(
                 artifact.name,
-                artifact.fields["precision"],
+                escape(artifact.fields["precision"]),
                 shape(artifact.fields["shape"]),
                 size(artifact.bytes),
                 _on_device(opened, artifact),
@@ -194,7 +195,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             when = one.how if one.how in ("there", "taken") else f"{artifact.seconds:.1f} s"
             when += ", refitted" if one.how == "refitted" else ""
             figure = _parity(artifact)
-            made.add_row(artifact.name, artifact.fields["precision"], when, size(artifact.bytes), figure)
+            made.add_row(artifact.name, escape(artifact.fields["precision"]), when, size(artifact.bytes), figure)
         console.print(made)
         for note in build.notes:
             console.print(note, markup=False)

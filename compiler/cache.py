@@ -119,13 +119,23 @@ def _read(bundle: Bundle, part: str, key: str) -> Artifact | None:
     folder = bundle.engines / folder_name(part, key)
     try:
         artifact = Artifact.model_validate(read_sealed(folder / HEADER))
-        whole = artifact.key == key == key_of(artifact.fields) and all(
+        whole = artifact.part == part and artifact.key == key == key_of(artifact.fields) and _is_known(artifact)
+        whole = whole and all(
             not leads_out(folder, name) and (folder / name).stat().st_size == info.bytes
             for name, info in artifact.files.items()
         )
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     return artifact if whole else None
+
+
+def _is_known(artifact: Artifact) -> bool:
+    """Whether the header has what every engine's has: others of a bundle's folder may be anybody's."""
+    fields, device = artifact.fields, artifact.fields.get("device")
+    named = all(isinstance(fields.get(name), str) for name in ("part", "runtime", "precision"))
+    shaped = fields.get("shape") == "free" or isinstance(fields.get("shape"), dict)
+    known = isinstance(device, dict) and isinstance(cast("dict[str, Any]", device).get("name"), str)
+    return named and shaped and known and fields["part"] == artifact.part
 
 
 def intact(bundle: Bundle, part: str, key: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..core.errors import CompileError
+from ..core.external import values_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -119,7 +120,7 @@ class _Narrowing:
         if value not in self.narrow:
             weight = value.const_value if value.is_initializer() else None
             if weight is not None:
-                self.narrow[value] = self._weight(value, weight.numpy())
+                self.narrow[value] = self._weight(value, values_of(weight))
             else:
                 self.narrow[value] = self._cast(value, ir.DataType.FLOAT16, before, after=value.producer())
         return self.narrow[value]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
+from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.norms import stage_norms
 from ..runtimes.base import LINK
@@ -80,6 +81,7 @@ def lowered(
     with scratch_folder(scratch) as folder:
         path = folder / f"{name}.onnx"
         if many:
+            map_values(model)
             cast("Any", ir).save(model, path, external_data=f"{path.name}_data")
         else:
             cast("Any", ir).save(model, path)
@@ -128,7 +130,7 @@ def _as_f32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     import onnx_ir as ir
 
     def read() -> ir.TensorProtocol:
-        return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+        return ir.tensor(values_of(tensor).astype(np.float32), name=tensor.name)
 
     shape = ir.Shape([int(size) for size in tensor.shape.numpy()])
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=shape, name=tensor.name, cache=False)

@@ -12,6 +12,7 @@ import numpy as np
 from ..core.bundle import Bundle, checked_graph, open_bundle, proof_digest, verify_files
 from ..core.engine import Engine
 from ..core.errors import BundleError, ParityError, RuntimeMissing
+from ..core.external import values_of
 from ..core.install import pip
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
@@ -208,7 +209,7 @@ def _table(value: ir.Value | None) -> tuple[str, int | None]:
         value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
     if value is None or value.const_value is None:
         return "", None
-    values = np.ascontiguousarray(value.const_value.numpy(), np.float32)
+    values = np.ascontiguousarray(values_of(value.const_value), np.float32)
     return hashlib.sha256(values.tobytes()).hexdigest(), len(values)
 
 

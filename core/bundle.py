@@ -429,6 +429,8 @@ def plain_files(bundle: Bundle, name: str, files: Mapping[str, Path]) -> Path:
     if not any(each.is_symlink() for each in files.values()):
         return path.parents[len(Path(first).parents) - 1]
     place = bundle.engines / f"{PLAIN}{name}"
+    if bundle.engines.is_symlink() or place.is_symlink() or any((place / below).parent.is_symlink() for below in files):
+        raise BundleError(f"{place} is a link, and files would be written where it leads. Remove it.")
     try:
         for below, each in files.items():
             check_path(bundle.folder, str(each.relative_to(bundle.folder)))

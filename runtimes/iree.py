@@ -22,6 +22,7 @@ import numpy as np
 
 from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
@@ -319,6 +320,7 @@ def _plain(graph: Path, weights: Path, folder: Path) -> Path:
         library = cast("Any", ir)
         model = read_graph(graph, weights)
         _rewrite(library, model)
+        map_values(model)
         library.save(model, folder / PLAIN, external_data=f"{PLAIN}.data")
     return folder / PLAIN
 
@@ -326,7 +328,7 @@ def _plain(graph: Path, weights: Path, folder: Path) -> Path:
 def _rewrite(library: Any, model: Any) -> None:
     kinds = library.DataType
     for weight in model.graph.initializers.values():
-        array = _finite(weight.const_value.numpy())
+        array = _finite(values_of(weight.const_value))
         if array.dtype == np.int64 and array.size >= INLINE_NUMBERS:  # smaller ones are in the program, and right
             if np.abs(array).max() > np.iinfo(np.int32).max:
                 raise CompileError(f"{weight.name} holds numbers that take 64 bits, which Vulkan's baseline hasn't.")

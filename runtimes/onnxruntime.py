@@ -34,7 +34,7 @@ from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array, Precision
-from .base import PLACEMENT, Costs, Job, Option, Target
+from .base import MOST_THREADS, PLACEMENT, Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import machine, processor
@@ -74,6 +74,7 @@ ATTRIBUTES: dict[str, type] = {
     "use_deterministic_compute": bool,
 }
 """Options that are attributes of SessionOptions, by its own names."""
+COUNTS = ("intra_op_num_threads", "inter_op_num_threads")
 
 ENTRIES = (
     "session.intra_op.allow_spinning",
@@ -227,6 +228,8 @@ class ONNXRuntime:
             elif name in ATTRIBUTES:
                 kind = ATTRIBUTES[name]
                 fits, wanted = type(value) is kind, {int: "a whole number", bool: "true or false"}[kind]
+                if fits and name in COUNTS:
+                    fits, wanted = 0 <= value <= MOST_THREADS, f"a whole number from 0 to {MOST_THREADS:,}"
             elif name == ALLOWED:
                 fits, wanted = isinstance(value, bool), "true or false"
             elif name in ENTRIES:

@@ -25,7 +25,7 @@ from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.record import suggest
 from ..core.tensors import Array, Precision
-from .base import Costs, Job, Option, Target
+from .base import MOST_THREADS, Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp
@@ -47,6 +47,7 @@ DRIVERS = {
 }
 
 THREADS = "INFERENCE_NUM_THREADS"
+COUNTS = (THREADS, "NUM_STREAMS", "COMPILATION_NUM_THREADS")
 CACHE = "CPU_RUNTIME_CACHE_CAPACITY"
 """Of the CPU, and in no list of its properties: how many kernels for sizes that were met are kept for each engine."""
 
@@ -164,6 +165,8 @@ class OpenVINO:
             if not holders:
                 known = sorted({key for device in self.devices() for key in _settable(device)} - RESERVED.keys())
                 raise ProfileError(f"OpenVINO has no option {name!r}. {suggest(name, known)}")
+            if name in COUNTS and type(value) is int and not -2 <= value <= MOST_THREADS:
+                raise ProfileError(f"{name} is {value!r}; {MOST_THREADS:,} is the most. Correct it under [options].")
             with border(ProfileError, f"OpenVINO refuses {name} = {value!r}", "Correct it under [options]."):
                 _core().compile_model(_small_model(), holders[0], {name: value})
 

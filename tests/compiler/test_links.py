@@ -6,7 +6,10 @@ import shutil
 import pytest
 
 from latentc.compiler.build import build
+from latentc.compiler.lower import lowered
+from latentc.compiler.parity import check_graphs
 from latentc.core.bundle import checked_graph, open_bundle
+from latentc.core.errors import BundleError
 from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -57,3 +60,26 @@ def test_a_bundle_with_a_backup_of_hard_links_is_built(own_bundle, tmp_path):
     shutil.copytree(opened.folder, tmp_path / "backup", copy_function=os.link)
     for profile in (STATIC, OPENVINO):
         assert {one.how for one in build(open_bundle(opened.folder), profile).engines} == {"compiled"}
+
+
+def test_a_bundle_of_hard_links_is_proved_on_another_machine(own_bundle, tmp_path, monkeypatch):
+    """Where no graph was proved yet, its weights are read by more libraries."""
+    opened = own_bundle()
+    shutil.copytree(opened.folder, tmp_path / "backup", copy_function=os.link)
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "elsewhere"))
+    assert min(check_graphs(opened, opened.manifest.parts).values()) > 100
+    graph = checked_graph(opened, "text_encoder")
+    with lowered(graph, "half", 18, None, half=True, scratch=tmp_path) as path:
+        assert path.stat().st_size > 0
+
+
+def test_nothing_is_written_where_a_bundles_links_lead(own_bundle, in_the_hubs_cache, tmp_path):
+    linked = open_bundle(in_the_hubs_cache(own_bundle().folder, tmp_path / "models--me--linked"))
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "model.onnx").write_text("mine")
+    linked.engines.mkdir(exist_ok=True)
+    (linked.engines / ".plain-unet").symlink_to(precious, target_is_directory=True)
+    with pytest.raises(BundleError, match="is a link, and files would be written where it leads"):
+        checked_graph(linked, "unet")
+    assert (precious / "model.onnx").read_text() == "mine"

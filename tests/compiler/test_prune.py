@@ -189,3 +189,31 @@ def test_the_commands_say_what_and_how_much(own_bundle):
     assert json.loads(latentc("prune", folder, "--json").stdout)["bytes"] > 2_500_000
     assert "nothing removed" in latentc("prune", folder).stdout
     assert artifacts(open_bundle(folder)) == []
+
+
+@pytest.mark.parametrize("part", ["../../victim/engines/unet", "", "x/../unet", "vae_decoder"])
+def test_a_header_of_another_place_is_no_engine(built, tmp_path, part):
+    """What a bundle says of itself never names what is removed."""
+    victim = tmp_path / "victim" / "engines"
+    one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
+    shutil.copytree(built.engines / one.name, victim / one.name)
+    header = built.engines / one.name / "key.json"
+    write_sealed(header, {**read_sealed(header), "part": part})
+    assert one.key not in {artifact.key for artifact in artifacts(built)}
+    assert {each.path.parent for each in prune(built).removed} == {built.engines}
+    assert (victim / one.name / "key.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"device": "CPU"}, {"device": {"name": ["CPU"]}}, {"runtime": ["openvino"]}, {"shape": 5}]
+)
+def test_a_header_that_lacks_something_is_no_engine(built, fields):
+    one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
+    whole = {} if not fields else {**one.fields, **fields}
+    folder = built.engines / f"unet-{key_of(whole)}"
+    shutil.copytree(built.engines / one.name, folder)
+    write_sealed(folder / "key.json", {**read_sealed(folder / "key.json"), "fields": whole, "key": key_of(whole)})
+    done = latentc("inspect", built.folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder.name} is damaged" in done.stdout
+    assert len(artifacts(built)) == 4
