@@ -228,8 +228,9 @@ class ONNXRuntime:
             elif name in ATTRIBUTES:
                 kind = ATTRIBUTES[name]
                 fits, wanted = type(value) is kind, {int: "a whole number", bool: "true or false"}[kind]
-                if fits and name in COUNTS:
-                    fits, wanted = 0 <= value <= MOST_THREADS, f"a whole number from 0 to {MOST_THREADS:,}"
+                if name in COUNTS:
+                    fits = fits and isinstance(value, int) and 0 <= value <= MOST_THREADS
+                    wanted = f"a whole number from 0 to {MOST_THREADS:,}"
             elif name == ALLOWED:
                 fits, wanted = isinstance(value, bool), "true or false"
             elif name in ENTRIES:

@@ -132,3 +132,19 @@ def test_iree_computes_in_so_many():
         pytest.skip("IREE isn't here")
     first, all_ = map(int, done.stdout.split())
     assert 3 <= first == all_
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("cpu-onnxruntime", "intra_op_num_threads"),
+        ("cpu-onnxruntime", "inter_op_num_threads"),
+        ("cpu-openvino-f32", "INFERENCE_NUM_THREADS"),
+        ("cpu-openvino-f32", "NUM_STREAMS"),
+    ],
+)
+def test_no_profile_asks_for_a_million_threads(name, option):
+    """They take 20 GB, and no signal ends what waits for them."""
+    adapter = runtime(load_profile(name).runtime)
+    with pytest.raises(ProfileError, match=f"{option} is 1000000; .*1,024"):
+        adapter.check({option: 1_000_000})
