@@ -21,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
-    """The UNet's config: levels are told by their downsamplers, depths by their transformer blocks.
+    """The UNet's config: levels are recognized by their downsamplers, depths by their transformer blocks.
 
     `start` has what shapes don't tell; None: the family's.
     """

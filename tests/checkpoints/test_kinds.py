@@ -1,4 +1,4 @@
-"""What a checkpoint is, told by what its tensors and configs say and not by stray keys or a pipeline's name."""
+"""What a checkpoint is, by what its tensors and configs say and not by stray keys or a pipeline's name."""
 
 import json
 
