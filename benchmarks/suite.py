@@ -100,7 +100,7 @@ SUITES = {suite.name: suite for suite in (SUITE, SCENES)}
 
 
 def is_scenes(bundle: Bundle) -> bool:
-    """Whether it is `scenes`, or a checkpoint with its vocabulary: one that was trained on, or anew.
+    """Whether it is `scenes`, or a checkpoint with its vocabulary: one that was trained further, or from the start.
 
     It knows the words of that world and no other.
     """

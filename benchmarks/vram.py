@@ -98,7 +98,7 @@ def devices() -> list[Device]:
 def _asked(question: Callable[[], Answer]) -> Answer | None:
     try:
         return question()
-    except Exception:
+    except Exception:  # not supported here, in each library's own class of errors: the figure is not reported
         return None
 
 

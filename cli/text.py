@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -134,4 +135,4 @@ def outputs() -> Generator[Output]:
 
 def _nowhere() -> TextIO:
     """Where a program was started without such a stream."""
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
+    return Path(os.devnull).open("w", encoding="utf-8")

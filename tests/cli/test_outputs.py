@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from latentc.core.progress import WAITING
 
+FULL = Path("/dev/full")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "PYTHONIOENCODING")}
 
 
@@ -46,20 +48,20 @@ def test_what_cant_be_encoded_is_no_traceback(bundle, tmp_path, encoding):
     assert str(bundle("sd1").folder) in json.loads(done.stdout.decode(encoding.partition(":")[0]))["message"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")  # noqa: PTH110
+@pytest.mark.skipif(not FULL.exists(), reason="no such device")
 @pytest.mark.parametrize("words", [("profiles",), ("profiles", "--json"), ("--help",), ("doctor", "--json")])
 def test_a_full_output_is_an_error_in_words(words):
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with FULL.open("w") as full:
         done = latentc(*words, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert done.stderr.decode().startswith("latentc: standard output can't be written (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")  # noqa: PTH110
+@pytest.mark.skipif(not FULL.exists(), reason="no such device")
 def test_progress_that_cant_be_written_stops_nothing(own_bundle):
     folder = own_bundle().folder
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with FULL.open("w") as full:
         done = latentc("build", folder, "-p", "null", capture_output=False, stdout=subprocess.PIPE, stderr=full)
     assert done.returncode == 0
     assert b"4 of 4 engines built" in done.stdout
