@@ -48,9 +48,9 @@ def lowered(
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
-    `half` computes in f16 what f16 is enough for. `folded` works out what follows from the shape. `widened` gives weights that
-    are kept in bf16 as f32, for libraries that don't read bf16. `staged` writes group norms out for those that sum in a
-    row (`core.norms`).
+    `half` computes in f16 what keeps its accuracy there. `folded` works out what follows from the shape. `widened`
+    gives weights that are kept in bf16 as f32, for libraries that don't read bf16. `staged` writes group norms out for
+    those that sum in a row (`core.norms`).
     The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
     where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
 

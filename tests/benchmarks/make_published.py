@@ -15,12 +15,10 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
+from published import alex_state, fill, linear_state, pictures, vgg_state
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from published import alex_state, fill, linear_state, pictures, vgg_state  # noqa: E402
 
 
 def sequence(*channels, kernels=None):
