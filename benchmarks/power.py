@@ -314,9 +314,9 @@ def page(rows: list[Row], rounding: Mapping[str, float]) -> str:
         gates = " | ".join(gate(row.caught[name]) for name in names)
         lines.append(f"| {part} | {row.fault.name} | {effect} | {gates} |")
     drawn = {name: [row.caught[name] for row in rows if row.caught[name] != NOT_DRAWN] for name in names}
-    told = ", ".join(f"{sum(map(bool, found))} of {len(found)} in {name}" for name, found in drawn.items())
+    counts = ", ".join(f"{sum(map(bool, found))} of {len(found)} in {name}" for name, found in drawn.items())
     return "\n".join(
-        [*lines, "", f"Caught: {told}. Above a recipe's rounding and not caught: {missed(rows, rounding)}.", ""]
+        [*lines, "", f"Caught: {counts}. Above a recipe's rounding and not caught: {missed(rows, rounding)}.", ""]
     )
 
 

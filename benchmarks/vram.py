@@ -63,8 +63,8 @@ class VramWatch:
     def see(self, pids: Collection[int], alone: bool = True) -> None:
         """Look once. `alone` is False where others may have loaded since: then processes are asked for only."""
         for device in self._devices:
-            seen, told = self._seen[device.name], _asked(device.by_process) or {}
-            if ours := [told[pid] for pid in pids if pid in told]:
+            seen, reported = self._seen[device.name], _asked(device.by_process) or {}
+            if ours := [reported[pid] for pid in pids if pid in reported]:
                 seen.add("process", sum(ours))
             elif "process" in seen.now:
                 seen.add("process", 0)
@@ -115,11 +115,16 @@ def _nvml() -> list[Device]:
 
         def by_process() -> Mapping[int, int]:
             listed = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
-            answers = [told for one in listed if (told := _asked(partial(one, handle))) is not None]
+            answers = [reported for one in listed if (reported := _asked(partial(one, handle))) is not None]
             if not answers:
                 raise LookupError("neither list of processes can be had")
             # A process that computes and draws is in both lists, with the same figure.
-            return {each.pid: each.usedGpuMemory for told in answers for each in told if each.usedGpuMemory is not None}
+            return {
+                each.pid: each.usedGpuMemory
+                for reported in answers
+                for each in reported
+                if each.usedGpuMemory is not None
+            }
 
         return Device(f"NVIDIA {index}", by_process, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
 

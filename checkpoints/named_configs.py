@@ -18,7 +18,7 @@ def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
     if len(layers) != 1 or 0 in layers or len(up) != len(down):
         raise uneven([len(level) for level in down], [len(level) for level in up])
     widths = [axis(shapes, f"down_blocks.{level}.resnets.0.conv1.weight", 0) for level in levels]
-    told: Config = {
+    stated: Config = {
         "in_channels": axis(shapes, "conv_in.weight", 1),
         "out_channels": axis(shapes, "conv_out.weight", 0),
         "block_out_channels": widths,
@@ -28,22 +28,22 @@ def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
         **transformers(shapes, down, up, depth(shapes, "mid_block.attentions.0")),
     }
     if "time_embedding.cond_proj.weight" in shapes:
-        told["time_cond_proj_dim"] = axis(shapes, "time_embedding.cond_proj.weight", 1)
+        stated["time_cond_proj_dim"] = axis(shapes, "time_embedding.cond_proj.weight", 1)
     if "add_embedding.linear_1.weight" in shapes:
-        told["projection_class_embeddings_input_dim"] = axis(shapes, "add_embedding.linear_1.weight", 1)
+        stated["projection_class_embeddings_input_dim"] = axis(shapes, "add_embedding.linear_1.weight", 1)
     linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
     if linear != bool(start.get("use_linear_projection")):
-        told["use_linear_projection"] = linear
+        stated["use_linear_projection"] = linear
     if list(start.get("block_out_channels", ())) != widths:
-        told |= {"attention_head_dim": family.heads(widths), "norm_num_groups": norm_groups(widths[0])}
-    return start | told
+        stated |= {"attention_head_dim": family.heads(widths), "norm_num_groups": norm_groups(widths[0])}
+    return start | stated
 
 
 def named_vae(shapes: Shapes, _family: Family, start: Config) -> Config:
     """The VAE's config: as `start` where the shapes agree with it."""
     levels = numbers(shapes, r"encoder\.down_blocks\.(\d+)\.")
     widths = [axis(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 0) for level in levels]
-    told: Config = {
+    stated: Config = {
         "in_channels": axis(shapes, "encoder.conv_in.weight", 1),
         "out_channels": axis(shapes, "decoder.conv_out.weight", 0),
         "latent_channels": axis(shapes, "decoder.conv_in.weight", 1),
@@ -53,8 +53,8 @@ def named_vae(shapes: Shapes, _family: Family, start: Config) -> Config:
         "layers_per_block": len(numbers(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")),
     }
     if list(start.get("block_out_channels", ())) != widths:
-        told["norm_num_groups"] = norm_groups(min(widths, default=0))
-    return start | told
+        stated["norm_num_groups"] = norm_groups(min(widths, default=0))
+    return start | stated
 
 
 def _blocks(shapes: Shapes, level: str) -> list[int]:

@@ -68,10 +68,10 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
         published = family.config(other.component)
         start = base or published
         scales = [{key: one.get(key, plain) for key, plain in _SCALES.items()} for one in (start, published)]
-        told = {key: value for key, value in scales[0].items() if value != scales[1][key]}
-        if other.component == "vae" and told:
+        differing = {key: value for key, value in scales[0].items() if value != scales[1][key]}
+        if other.component == "vae" and differing:
             raise CheckpointError(
-                f"{file} doesn't say how it scales latents, and the checkpoint's own VAE has {shown(told)}, which "
+                f"{file} doesn't say how it scales latents, and the checkpoint's own VAE has {shown(differing)}, which "
                 f"{family.title}'s hasn't. Pass a folder of the VAE with its config.json, or put that beside the file."
             )
         named, original = (named_unet, unet_config) if other.component == "unet" else (named_vae, vae_config)

@@ -88,11 +88,11 @@ def _of_many(number: int, count: int) -> Generator[None]:
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     """What `run --from` can't take over from a picture when this bundle draws, in sentences."""
     here = origin(bundle)
-    told = [f"{picture}: {notice}" for notice in shown.notices]
+    remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
-        told.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
+        remarks.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
     elif shown.drawing.bundle != here.bundle:
-        told.append(
+        remarks.append(
             f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}, and its "
             "weights, scheduler config, tokenizer or scaling are others."
         )
@@ -101,8 +101,8 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     if left:
         said = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        told.append(f"{picture} also says what isn't drawn here: {plain(said)}{more}.")
-    return told
+        remarks.append(f"{picture} also says what isn't drawn here: {plain(said)}{more}.")
+    return remarks
 
 
 def _lines(file: str) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def draw(
 
             with Pipeline.open(opened, profile, tell) as pipeline:
                 load = time.perf_counter() - start
-                told = differences(*origin, pipeline.bundle) if origin else []
+                remarks = differences(*origin, pipeline.bundle) if origin else []
                 if not stream:
                     make_place(names[0])
                 for number, request in enumerate(requests, 1):
@@ -77,7 +77,7 @@ def draw(
                         mine, names = names[: request.count], names[request.count :]
                         files, missed = attempt(result, mine, overwrite=overwrite)
                         lost += missed
-                    records.append(_record(profile, result, files, load, told))
+                    records.append(_record(profile, result, files, load, remarks))
         if lost:
             raise failed(lost, [path for record in records for path in record["files"]])
     except BaseException as exc:  # what was drawn before it stands
@@ -112,7 +112,7 @@ def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite:
 
 
 def _record(
-    profile: Profile, result: Result, files: Sequence[Path], load: float, told: Sequence[str]
+    profile: Profile, result: Result, files: Sequence[Path], load: float, remarks: Sequence[str]
 ) -> dict[str, Any]:
     seconds: Mapping[str, float] = {"load": load, **result.seconds}
     return {
@@ -123,7 +123,7 @@ def _record(
         "step_seconds": [round(value, 4) for value in result.step_seconds],
         "peak_bytes": peak_bytes(),
         "engines": dict(result.engines),
-        "notices": [*told, *result.notices],
+        "notices": [*remarks, *result.notices],
     }
 
 

@@ -76,23 +76,23 @@ def own_scheduler(config: Mapping[str, object]) -> str | None:
 
 def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
     """What the author of a completed request should know before looking at the picture."""
-    told: list[str] = []
+    remarks: list[str] = []
     width, height, _ = size_and_seed(request)
     if tokens.chunks > 1:
         counts = " and ".join(str(count) for count in tokens.counts)
-        told.append(
+        remarks.append(
             f"The prompt took {tokens.chunks} chunks of {vocabulary.room} tokens ({counts} tokens; nothing was cut)."
         )
     if request.negative_prompt and not guided:
         why = "takes guidance as an input" if request.guided else "sees it at a guidance above 1 only"
-        told.append(f"The negative prompt was not used: the model {why}.")
+        remarks.append(f"The negative prompt was not used: the model {why}.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
-        told += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
+        remarks += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
     own_width, own_height = manifest.model.own_size
     made = own_width * own_height
     if not made / FAR <= width * height <= made * FAR:
         own = f"{own_width}x{own_height}"
-        told.append(f"{width}x{height} is far from {own}, which the model was made for; expect odd pictures.")
+        remarks.append(f"{width}x{height} is far from {own}, which the model was made for; expect odd pictures.")
     if manifest.source.random:
-        told.append("The weights of this checkpoint are random: the picture is noise.")
-    return told
+        remarks.append("The weights of this checkpoint are random: the picture is noise.")
+    return remarks

@@ -294,8 +294,8 @@ def test_the_command_says_what_it_didnt_judge(measured, tmp_path):
     done = CliRunner().invoke(app, ["compare", *files])
     assert done.exit_code == 0
     assert "nothing worse beyond the noise; 5 times not judged" in " ".join(done.stdout.split())
-    told = json.loads(CliRunner().invoke(app, ["compare", *files, "--json"]).stdout)
-    assert (told["worse"], told["not_judged"], told["compared"]) == (0, 5, 1)
+    answer = json.loads(CliRunner().invoke(app, ["compare", *files, "--json"]).stdout)
+    assert (answer["worse"], answer["not_judged"], answer["compared"]) == (0, 5, 1)
 
 
 @pytest.mark.parametrize(("factor", "code", "says"), [(1.0, 0, "nothing worse"), (1.2, 1, "worse")])

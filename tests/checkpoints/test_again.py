@@ -21,9 +21,9 @@ def same(one, other):
 def test_an_open_one_is_told_as_a_name_is(kind, choices, checkpoint, single_file):
     name = str((checkpoint if kind == "folder" else single_file)("sdxl"))
     opened = open_checkpoint(name)
-    told = open_checkpoint(opened, **choices)
-    same(told, open_checkpoint(name, **choices))
-    assert told != opened
+    again = open_checkpoint(opened, **choices)
+    same(again, open_checkpoint(name, **choices))
+    assert again != opened
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -31,12 +31,12 @@ def test_what_was_said_before_stays(kind, checkpoint, single_file):
     name = str((checkpoint if kind == "folder" else single_file)("sd1"))
     components = {"vae": str(checkpoint("sd1"))}
     opened = open_checkpoint(name, prediction="v_prediction", size=128, components=components)
-    told = open_checkpoint(opened, spacing="trailing", size=256)
+    again = open_checkpoint(opened, spacing="trailing", size=256)
     same(
-        told,
+        again,
         open_checkpoint(name, prediction="v_prediction", spacing="trailing", size=256, components=components),
     )
-    assert told.others == opened.others
+    assert again.others == opened.others
 
 
 def test_doubts_are_answered(single_file, tmp_path):

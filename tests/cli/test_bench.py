@@ -75,7 +75,7 @@ def test_several_checkpoints_are_one_table(monkeypatch, row):
 def test_report_says_where_it_is_as_json(row, tmp_path):
     append_records(tmp_path / "results.jsonl", [row()])
     done = CliRunner().invoke(app, ["report", str(tmp_path / "results.jsonl"), "-o", str(tmp_path / "out"), "--json"])
-    told = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     assert done.exit_code == 0
-    assert (told["rows"], told["sections"]) == (1, 1)
-    assert told["page"] == str(tmp_path / "out" / "index.html")
+    assert (answer["rows"], answer["sections"]) == (1, 1)
+    assert answer["page"] == str(tmp_path / "out" / "index.html")

@@ -96,9 +96,9 @@ def test_schedulers(name, meant):
 
 def test_a_scheduler_that_others_have_has_no_near_name():
     """DPM2 is another algorithm than DPM++ 2M, however near its letters are."""
-    with pytest.raises(RequestError, match="Other tools have it, and latentc doesn't yet") as told:
+    with pytest.raises(RequestError, match="Other tools have it, and latentc doesn't yet") as caught:
         schedule({}, 10, "dpm_2")
-    assert "Did you mean" not in str(told.value)
+    assert "Did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

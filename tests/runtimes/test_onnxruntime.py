@@ -220,8 +220,8 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
         for shape in shapes(opened, profile, name, free=free):
             precision = profile.wishes(name)[0]
             target = Target("onnxruntime", profile.device, precision, profile.options, part.inputs, part.outputs, shape)
-            told = providers.settings(target, name, tmp_path)
-            assert told.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
+            given = providers.settings(target, name, tmp_path)
+            assert given.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
 
 
 def test_another_providers_option_is_refused_on_the_cpu(case, tmp_path):
@@ -248,14 +248,14 @@ def test_what_providers_are_told(case, tmp_path):
         "prefer_nhwc": "1",
         "cudnn_conv_algo_search": "HEURISTIC",
     }
-    told = settings(target_of(case, "TensorRT", precision="f16"), "unet", tmp_path)
-    assert told["trt_fp16_enable"] == "1"
-    assert told["trt_engine_cache_path"] == told["trt_timing_cache_path"] == str(tmp_path)
-    assert told["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
-    assert told["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
-    told = settings(target_of(case, "TensorRT", length=40), "unet", tmp_path)
-    assert told["trt_profile_min_shapes"].endswith(",encoder_hidden_states:1x40x16")
-    assert told["trt_profile_max_shapes"].endswith(",encoder_hidden_states:8x160x16")
+    given = settings(target_of(case, "TensorRT", precision="f16"), "unet", tmp_path)
+    assert given["trt_fp16_enable"] == "1"
+    assert given["trt_engine_cache_path"] == given["trt_timing_cache_path"] == str(tmp_path)
+    assert given["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
+    assert given["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
+    given = settings(target_of(case, "TensorRT", length=40), "unet", tmp_path)
+    assert given["trt_profile_min_shapes"].endswith(",encoder_hidden_states:1x40x16")
+    assert given["trt_profile_max_shapes"].endswith(",encoder_hidden_states:8x160x16")
     shape = {name: array.shape for name, array in case.feeds().items()}
     assert "trt_profile_min_shapes" not in settings(target_of(case, "TensorRT", shape=shape), "unet", tmp_path)
     assert settings(target_of(case, "MIGraphX"), "unet", tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
