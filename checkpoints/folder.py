@@ -150,9 +150,10 @@ def _weights(
     differing = {name: found for name, found in taken.items() if found != variant}
     if variant is not None and len(differing) == len(taken):
         there = sorted({found for one in own for found in variants(names_in(folder / one.name), one)})
+        advice = "Pass --variant with one of them, or leave it out" if there else "Leave --variant out"
         raise CheckpointError(
             f"{folder} has no weights of the variant {variant!r}. It has: {', '.join(['the plain ones', *there])}. "
-            "Pass --variant with one of them, or leave it out."
+            f"{advice}."
         )
     if variant is not None and differing:
         return weights, [f"There are no {variant} weights of {', '.join(differing)}: the plain ones were taken."]

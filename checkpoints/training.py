@@ -67,7 +67,9 @@ class Choices:
             if value is not None and value not in known:
                 raise CheckpointError(f"There is no {what} {value!r}. It is one of: {', '.join(known)}.")
         if self.size is not None and not (64 <= self.size <= MAX_SIDE and self.size % 8 == 0):
-            raise CheckpointError(f"A size of {self.size} can't be. Use a multiple of 8 from 64 to {MAX_SIDE} pixels.")
+            raise CheckpointError(
+                f"{self.size} pixels aren't supported as a size. Use a multiple of 8 from 64 to {MAX_SIDE}."
+            )
 
     def facts(self) -> dict[str, Fact]:
         """What was said, by name."""

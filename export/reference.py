@@ -23,6 +23,7 @@ from ..core.tensors import Array
 from ..sampling.draw import unscaled
 from .muted import muted
 from .scheduler import least_steps
+from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
 from .weights import computing
 
 if TYPE_CHECKING:
@@ -35,25 +36,6 @@ MAX_PIXELS = 256
 """Most references are drawn at the model's own size, up to this: larger ones cost minutes."""
 
 GUIDANCE = 7.5
-GENERAL = (
-    "a lighthouse on a cliff, sunset, long exposure",
-    "a photograph of an astronaut riding a horse",
-    "a portrait of an old fisherman, oil painting",
-    "two red apples and a blue bowl on a wooden table",
-    "a street at night in the rain, neon signs, reflections",
-)
-SCENES = (
-    "two small red houses on the left in a meadow at sunset",
-    "a purple castle in a red canyon under a pink morning sky",
-    "three yellow hot-air balloons above snowy mountains on a clear day",
-    "a blue boat on the open sea in a thunderstorm",
-    "an orange tent in a forest while snow is falling",
-)
-"""Prompts of the world that `scenes` was trained on."""
-
-WORLDS = {"scenes": (SCENES, "a storm"), "": (GENERAL, "blurry, text")}
-"""Prompts and a negative prompt by shipped checkpoint, and for all others."""
-
 BROWNIAN = ("DPMSolverSDEScheduler",)
 """Schedulers that take their noise from a Brownian tree of torchsde's: another one draws the references."""
 
@@ -72,32 +54,6 @@ AT_SHARES = (
 OTHER_TEXT_EACH = 8
 """Each so many of these calls is repeated with another text, and nothing else changed."""
 
-ODD_TEXTS = (
-    "Two SMALL red Houses, in the MEADOW!",
-    "it's a child's drawing; they'll say \u201cno\u201d",
-    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m stra\u00dfe \u0130stanbul",
-    "1234567890 3.14 2,000 50% #7 a1b2 x86-64",
-    "\u732b\u304c\u597d\u304d \u043a\u043e\u0442 \u0633\u0644\u0627\u0645 \U0001f408\u200d\u2b1b\ufe0f",
-    "  spaces \t tabs \n lines \u00a0 and \u3000 wide ones  ",
-    "a_b-c+d=e/f\\g|h~i^j`k@l&m*n(o)p[q]r{s}t<u>v",
-    "e\u0301 \ufb01 \u2460 \uff21",
-    "supercalifragilisticexpialidocious antidisestablishmentarianism",
-)
-"""Texts that tokenizers read differently: case, quotes, accents, digits, other scripts, spaces, signs."""
-
-ADDED_TEXTS = ("a {} here", "{0}, {0}!")
-"""Texts that a token which was added to the vocabulary is read in: textual inversions."""
-
-MOST_WORDS = 4000
-"""Entries of a vocabulary that are read as texts: all of a small one."""
-
-MOST_ADDED = 200
-"""Added tokens that are read in texts, each by itself."""
-
-MAX_ROWS = 64
-"""Up to so many chunks every id of a vocabulary is fed; of a larger one a sixteenth of the ids, and a digest of all."""
-SPREAD_ROWS = 16
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -114,16 +70,6 @@ class Asked:
     guidance: float = GUIDANCE
     calls: int | None = None
     """How many denoiser calls are recorded; None: all, and the picture."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Ids that frame a text encoder's prompts, and how many it reads."""
-
-    start: int
-    end: int
-    pad: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -175,7 +121,7 @@ class References:
                 self._frames[facts.encoder] = Frame(*frame)
             pipeline = self._pipeline(**modules, **{facts.name: one for facts, one in tokenizers.items()})
             for facts, one in tokenizers.items():
-                self._tokens[facts.encoder] = _tokens(pipeline, one, self._frames[facts.encoder])
+                self._tokens[facts.encoder] = read_tokens(pipeline, one, self._frames[facts.encoder])
             self._asked = self._wishes(pipeline.tokenizer)
             for asked in self._asked:
                 self._embedded[asked.name] = self._embed(pipeline, asked)
@@ -228,7 +174,7 @@ class References:
         for name, given in {
             "pair": unique[:2],
             "prompts": unique,
-            "vocabulary": _spread(self._frames[spec.name], len(table)),
+            "vocabulary": spread(self._frames[spec.name], len(table)),
         }.items():
             feeds = {key: np.stack([row[key] for row in given]) for key in inputs}
             outputs = run(module, spec, feeds)
@@ -380,7 +326,7 @@ class References:
             Asked("whole", (first,), negative, (side, side), 5 + more),
             Asked("wide", (second,), "", wide, 2 + more, count=2),
             Asked("single", (third,), "", (side, side), 3 + more, count=3, guidance=1.0, calls=3),
-            Asked("long", (_full_chunk(tokenizer, first), second), negative, (side, side), 2 + more, calls=2),
+            Asked("long", (full_chunk(tokenizer, first), second), negative, (side, side), 2 + more, calls=2),
         ]
         if own != (side, side):
             wishes.append(Asked("own", (first,), negative, own, 2 + more, calls=1))
@@ -494,39 +440,6 @@ def _exact(timestep: float) -> int:
     return round(timestep / unit) * unit
 
 
-def _tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> Tokens:
-    """What diffusers' pipeline feeds for odd texts, words from all over the vocabulary, and tokens added to it."""
-    words = sorted(
-        word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
-    )
-    chosen = words[:: max(1, len(words) // MOST_WORDS)]
-    added = list(tokenizer.added_tokens_encoder)[-MOST_ADDED:]
-    texts = (
-        *ODD_TEXTS,
-        *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)),
-        *(text.format(token) for token in added for text in ADDED_TEXTS),
-    )
-    written = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
-    ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in written)
-    return Tokens(start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids))
-
-
-def _spread(frame: Frame, size: int) -> list[dict[str, Array]]:
-    """Rows of ids from all over a vocabulary, each framed as a prompt is: every id where few rows hold them."""
-    ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
-    room = frame.length - 2
-    rows = -(-len(ids) // room)
-    if rows > MAX_ROWS:
-        rows = SPREAD_ROWS
-        ids = ids[np.linspace(0, len(ids) - 1, rows * room).astype(int)]
-    made: list[dict[str, Array]] = []
-    for part in np.split(ids, range(room, len(ids), room)):
-        row = np.full(frame.length, frame.pad, np.int64)
-        row[: len(part) + 2] = [frame.start, *part, frame.end]
-        made.append({IDS: row, MASK: (np.arange(frame.length) < len(part) + 2).astype(np.int64)})
-    return made
-
-
 def _keeping(rows: list[dict[str, Array]]) -> Any:
     """A hook that keeps what a text encoder's call was fed, row by row."""
 
@@ -538,18 +451,3 @@ def _keeping(rows: list[dict[str, Array]]) -> Any:
         rows.extend(dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True))
 
     return hook
-
-
-def _full_chunk(tokenizer: Any, text: str) -> str:
-    """The text, repeated and filled up to exactly one chunk of tokens."""
-    chunk = tokenizer.model_max_length - 2
-
-    def count(words: list[str]) -> int:
-        return len(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"])
-
-    words = text.replace(",", "").split()
-    chosen: list[str] = []
-    while count([*chosen, words[len(chosen) % len(words)]]) <= chunk:
-        chosen.append(words[len(chosen) % len(words)])
-    short = next(word for word in (*words, *"abcdefghijklmnopqrstuvwxyz") if count([word]) == 1)
-    return " ".join([*chosen, *[short] * (chunk - count(chosen))])

@@ -1,0 +1,114 @@
+"""The texts and token ids that references are made of: prompts, and what shows how a vocabulary is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..core.references import IDS, MASK, Tokens
+from ..core.tensors import Array
+
+GENERAL = (
+    "a lighthouse on a cliff, sunset, long exposure",
+    "a photograph of an astronaut riding a horse",
+    "a portrait of an old fisherman, oil painting",
+    "two red apples and a blue bowl on a wooden table",
+    "a street at night in the rain, neon signs, reflections",
+)
+SCENES = (
+    "two small red houses on the left in a meadow at sunset",
+    "a purple castle in a red canyon under a pink morning sky",
+    "three yellow hot-air balloons above snowy mountains on a clear day",
+    "a blue boat on the open sea in a thunderstorm",
+    "an orange tent in a forest while snow is falling",
+)
+"""Prompts of the world that `scenes` was trained on."""
+
+WORLDS = {"scenes": (SCENES, "a storm"), "": (GENERAL, "blurry, text")}
+"""Prompts and a negative prompt by shipped checkpoint, and for all others."""
+
+ODD_TEXTS = (
+    "Two SMALL red Houses, in the MEADOW!",
+    "it's a child's drawing; they'll say \u201cno\u201d",
+    "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m stra\u00dfe \u0130stanbul",
+    "1234567890 3.14 2,000 50% #7 a1b2 x86-64",
+    "\u732b\u304c\u597d\u304d \u043a\u043e\u0442 \u0633\u0644\u0627\u0645 \U0001f408\u200d\u2b1b\ufe0f",
+    "  spaces \t tabs \n lines \u00a0 and \u3000 wide ones  ",
+    "a_b-c+d=e/f\\g|h~i^j`k@l&m*n(o)p[q]r{s}t<u>v",
+    "e\u0301 \ufb01 \u2460 \uff21",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
+)
+"""Texts that tokenizers read differently: case, quotes, accents, digits, other scripts, spaces, signs."""
+
+ADDED_TEXTS = ("a {} here", "{0}, {0}!")
+"""Texts that a token which was added to the vocabulary is read in: textual inversions."""
+
+MOST_WORDS = 4000
+"""Entries of a vocabulary that are read as texts: all of a small one."""
+
+MOST_ADDED = 200
+"""Added tokens that are read in texts, each by itself."""
+
+MAX_ROWS = 64
+"""Up to so many chunks every id of a vocabulary is fed; of a larger one a sixteenth of the ids, and a digest of all."""
+SPREAD_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Ids that frame a text encoder's prompts, and how many it reads."""
+
+    start: int
+    end: int
+    pad: int
+    length: int
+
+
+def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> Tokens:
+    """What diffusers' pipeline feeds for odd texts, words from all over the vocabulary, and tokens added to it."""
+    words = sorted(
+        word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
+    )
+    chosen = words[:: max(1, len(words) // MOST_WORDS)]
+    added = list(tokenizer.added_tokens_encoder)[-MOST_ADDED:]
+    texts = (
+        *ODD_TEXTS,
+        *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)),
+        *(text.format(token) for token in added for text in ADDED_TEXTS),
+    )
+    written = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
+    ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in written)
+    return Tokens(start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids))
+
+
+def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
+    """Rows of ids from all over a vocabulary, each framed as a prompt is: every id where few rows hold them."""
+    ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
+    room = frame.length - 2
+    rows = -(-len(ids) // room)
+    if rows > MAX_ROWS:
+        rows = SPREAD_ROWS
+        ids = ids[np.linspace(0, len(ids) - 1, rows * room).astype(int)]
+    made: list[dict[str, Array]] = []
+    for part in np.split(ids, range(room, len(ids), room)):
+        row = np.full(frame.length, frame.pad, np.int64)
+        row[: len(part) + 2] = [frame.start, *part, frame.end]
+        made.append({IDS: row, MASK: (np.arange(frame.length) < len(part) + 2).astype(np.int64)})
+    return made
+
+
+def full_chunk(tokenizer: Any, text: str) -> str:
+    """The text, repeated and filled up to exactly one chunk of tokens."""
+    chunk = tokenizer.model_max_length - 2
+
+    def count(words: list[str]) -> int:
+        return len(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"])
+
+    words = text.replace(",", "").split()
+    chosen: list[str] = []
+    while count([*chosen, words[len(chosen) % len(words)]]) <= chunk:
+        chosen.append(words[len(chosen) % len(words)])
+    short = next(word for word in (*words, *"abcdefghijklmnopqrstuvwxyz") if count([word]) == 1)
+    return " ".join([*chosen, *[short] * (chunk - count(chosen))])
