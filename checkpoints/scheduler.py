@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .families import Config
 
@@ -71,9 +72,14 @@ def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str
 def _class(model_index: Config, config: Config, notices: dict[str, str]) -> object:
     """The class that diffusers makes, with another name for the same steps replaced."""
     entry: Any = model_index.get("scheduler")
-    pair = cast("list[object]", entry) if isinstance(entry, list) else []
+    library, named = cast("list[object]", entry) if isinstance(entry, list) and len(entry) == 2 else (None, entry)
+    if named is not None and (library != "diffusers" or not isinstance(named, str)):
+        raise CheckpointError(
+            f'model_index.json has scheduler = {shown(entry)}; ["diffusers", CLASS] was expected. latentc runs no code '
+            "of a checkpoint: name the class of diffusers that it is made for, and export again."
+        )
     written = config.get("_class_name")
-    named = pair[1] if len(pair) == 2 and isinstance(pair[1], str) else written
+    named = written if named is None else named
     if written is not None and written != named:
         notice = (
             f"model_index.json names {str(named)[:LONGEST]}, and scheduler_config.json {shown(written)}: the first is "

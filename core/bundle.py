@@ -46,6 +46,13 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """What a part does in a picture, whatever its family calls it."""
 
+ROLES: tuple[tuple[str, tuple[Role, ...]], ...] = (
+    ("timestep", ("denoiser", "control")),
+    ("input_ids", ("text_encoder",)),
+    ("latent_sample", ("decoder",)),
+)
+"""Roles of a part that takes such an input; of none of them, it reads pictures."""
+
 AGAIN = "Export the checkpoint again."
 
 Dim = (
@@ -102,6 +109,13 @@ class Part(Record):
         """Whether the graph has an input of this name."""
         return any(tensor.name == name for tensor in self.inputs)
 
+    @model_validator(mode="after")
+    def _role_fits(self) -> Part:
+        roles = next((roles for name, roles in ROLES if self.takes(name)), ("encoder", "image_encoder"))
+        if self.role not in roles:
+            raise ValueError(f"role should be {' or '.join(roles)}, by its inputs")
+        return self
+
 
 class TextEncoder(Record):
     """How one text encoder's output becomes the UNet's condition."""
@@ -109,7 +123,7 @@ class TextEncoder(Record):
     part: str
     tokenizer: str
     embedding: str
-    """The output that is read as the prompt's embedding, [rows, 77, width]."""
+    """The output that is read as the prompt's embedding, [rows, length, width]."""
     pooled: str | None = None
     """The output that is read as the whole prompt's embedding, [rows, width] (SDXL's `text_embeds`)."""
     masked: bool = False

@@ -11,6 +11,7 @@ from ..core.errors import CheckpointError, ProfileError, RequestError
 from ..core.record import LONGEST, suggest
 from ..sampling.schedulers import NEAREST, SCHEDULERS, named, schedule
 
+SUFFIX = "Scheduler"
 MOST_STEPS = 10
 """By then every scheduler has as many steps as it needs: PNDM begins with three of Runge-Kutta's."""
 
@@ -71,8 +72,9 @@ def _absent(own: str) -> str:
             f"is drawn with {own} in diffusers, which isn't here. The nearest is {NEAREST[own]!r}: export with "
             f"--scheduler {NEAREST[own]} to draw with it. Here are: {', '.join(SCHEDULERS)}."
         )
-    known = [sampler.class_name for sampler in SCHEDULERS.values()]
+    known = sorted({sampler.class_name.removesuffix(SUFFIX) for sampler in SCHEDULERS.values()})
     return (
-        f"names the scheduler {own}, which isn't here. {suggest(own, known)} If its model predicts noise, velocity or "
-        f"the original on a discrete schedule, export with --scheduler and one of: {', '.join(SCHEDULERS)}."
+        f"names the scheduler {own}, which isn't here. {suggest(own.removesuffix(SUFFIX), known)} "
+        "If its model predicts noise, velocity or the original on a discrete schedule, export with --scheduler and one "
+        f"of: {', '.join(SCHEDULERS)}."
     )

@@ -9,6 +9,7 @@ import pytest
 
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.scheduler import repairs
+from latentc.core.errors import CheckpointError
 from latentc.export.scheduler import settle
 from latentc.sampling.schedulers import SCHEDULERS, _settled, schedule
 
@@ -198,3 +199,22 @@ def test_what_is_asked_for_replaces_what_a_folder_says(own):
         "timestep_spacing": ("trailing", "--spacing"),
         "pixels": (768, "--size"),
     }
+
+
+@pytest.mark.parametrize(
+    "entry", ["DDIMScheduler", ["own_code", "DDIMScheduler"], ["diffusers", ["DDIMScheduler"]], ["DDIMScheduler"], 5]
+)
+def test_an_entry_that_isnt_a_class_of_diffusers_is_refused(entry, own):
+    folder = own()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": entry}))
+    with pytest.raises(CheckpointError, match=r'has scheduler = .*\["diffusers", CLASS\] was expected'):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("entry", [None, [None, None]])
+def test_an_entry_that_says_nothing_leaves_the_class_to_the_config(entry, own):
+    folder = write(own(), "DDIMScheduler", BETAS | {"steps_offset": 1, "clip_sample": False})
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": entry}))
+    assert open_checkpoint(str(folder)).scheduler["_class_name"] == "DDIMScheduler"

@@ -197,8 +197,8 @@ def test_a_size_that_isnt_understood_is_noticed(file):
     [
         ({"prediction": "x0"}, "no prediction 'x0'. It is one of: epsilon, v_prediction, sample"),
         ({"spacing": "even"}, "no spacing 'even'"),
-        ({"size": 100}, "size of 100"),
-        ({"size": 1 << 20}, "size of 1048576"),
+        ({"size": 100}, "100 pixels aren't supported as a size. Use a multiple of 8"),
+        ({"size": 1 << 20}, "1048576 pixels aren't supported"),
     ],
 )
 def test_choices_that_cant_be_are_refused(choice, match, file):

@@ -37,6 +37,10 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         (lambda value: value["files"].pop("unet/model.onnx"), "has a part 'unet'"),
         (lambda value: value["parts"].update({"../../x": value["parts"]["unet"]}), "has a part '../../x'"),
         (lambda value: value["parts"]["unet"].update(digest="0"), "digest of unet isn't"),
+        (lambda value: value["parts"]["unet"].update(role="decoder"), "role should be denoiser or control"),
+        (lambda value: value["parts"]["text_encoder"].update(role="image_encoder"), "role should be text_encoder"),
+        (lambda value: value["parts"]["vae_decoder"].update(role="encoder"), "role should be decoder"),
+        (lambda value: value["parts"]["vae_encoder"].update(role="denoiser"), "role should be encoder or image_"),
         (lambda value: value["model"]["text_encoders"][0].update(tokenizer="../x"), "leads out of"),
     ],
 )

@@ -73,6 +73,12 @@ def test_the_classes_of_other_models_have_no_nearest(folder):
         settle(opened, None)
 
 
+@pytest.mark.parametrize(("cls", "meant"), [("DDIMSScheduler", "DDIM"), ("EulerDiscrete", "EulerDiscrete")])
+def test_a_class_that_is_misspelled_suggests_the_one_meant(cls, meant, folder):
+    with pytest.raises(CheckpointError, match=f"names the scheduler {cls}, which isn't here. Did you mean '{meant}'"):
+        settle(open_checkpoint(str(folder(cls))), None)
+
+
 @pytest.mark.parametrize(
     ("config", "match", "other"),
     [
@@ -175,7 +181,7 @@ def single_file_of(checkpoint, tmp_path):
         (("--scheduler", "dpm"), "no scheduler 'dpm'"),
         (("--spacing", "even"), "no spacing 'even'"),
         (("--prediction", "x0"), "no prediction 'x0'"),
-        (("--size", 100), "size of 100"),
+        (("--size", 100), "100 pixels aren't supported as a size"),
         (("--zero-snr",), "rescale_betas_zero_snr = True, which PNDMScheduler can't honour"),
         (("--prediction", "sample"), "prediction_type 'sample'"),
         (("--spacing", "trailing", "--scheduler", "lcm"), "has no timestep_spacing"),
