@@ -15,8 +15,8 @@ from ..core.reading import unreadable
 from .bounds import latent_sides
 from .card import Card
 from .families import Config, Family
-from .modules import build, fill
-from .names import Stored, folder_plan, original_plan, original_prefix
+from .modules import build, fill, fitted
+from .names import Plan, Stored, folder_plan, original_plan, original_prefix
 from .others import Replacement
 from .source import Source
 from .stored import stored_bytes
@@ -91,6 +91,19 @@ class Checkpoint:
         the file. Raises CheckpointError naming the tensor that is missing, unexpected, misshapen,
         NaN or Inf; RuntimeMissing without torch, diffusers or transformers.
         """
+        module, plan = self._fitted(component)
+        return fill(module, self.family.component(component), plan, dtype)
+
+    def check_modules(self) -> None:
+        """Compare each component's config with its tensors' names, shapes and types: seconds, and no weights are read.
+
+        Raises what `module` raises, but for values that aren't finite.
+        """
+        for component in self.family.components:
+            self._fitted(component.name)
+
+    def _fitted(self, component: str) -> tuple[torch.nn.Module, Plan]:
+        """The component's module without weights, and where each of them is stored."""
         facts = self.family.component(component)
         config = self.configs[component]
         module = build(facts, config)
@@ -99,7 +112,7 @@ class Checkpoint:
             plan = folder_plan(self.weights[component], facts.cls, config.get("num_hidden_layers"))
         else:
             plan = original_plan(self.weights[component], self.family, component, config)
-        return fill(module, facts, plan, dtype)
+        return module, fitted(module, facts, plan)
 
     def tokenizer_files(self, tokenizer: str) -> dict[str, bytes]:
         """The five files of a tokenizer by name, with those that lack produced.

@@ -47,17 +47,24 @@ def build(component: Component, config: Config) -> torch.nn.Module:
         ) from exc
 
 
-def fill(module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None) -> torch.nn.Module:
-    """Give the module its weights, in `dtype` (float32 if None): in eval mode, without gradients.
+def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:
+    """The plan for just the tensors that the module has; none is read.
 
-    Raises CheckpointError naming the tensor that is missing, unexpected, of a wrong shape or type, or
-    not finite. Tensors stored in `dtype` stay mapped from their file.
+    Raises CheckpointError naming the tensor that is missing, unexpected, or of a wrong shape or type.
     """
-    import torch
-
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     plan = fit(plan, wanted)
     _check(component, wanted, plan)
+    return plan
+
+
+def fill(module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None) -> torch.nn.Module:
+    """Give the module its weights by a `fitted` plan, in `dtype` (float32 if None): in eval mode, without gradients.
+
+    Raises CheckpointError naming a tensor that is not finite. Tensors stored in `dtype` stay mapped from their file.
+    """
+    import torch
+
     weights: dict[str, torch.Tensor] = {}
     for batch in _batches(plan):
         weights |= _read(component, batch, dtype or torch.float32)

@@ -72,10 +72,11 @@ def read_size(model_index: Config, config: Config) -> tuple[int | None, list[str
 def _class(model_index: Config, config: Config, notices: dict[str, str]) -> object:
     """The class that diffusers makes, with another name for the same steps replaced."""
     entry: Any = model_index.get("scheduler")
-    library, named = cast("list[object]", entry) if isinstance(entry, list) and len(entry) == 2 else (None, entry)
+    pair: list[Any] = cast("list[Any]", entry) if isinstance(entry, list) else [None, entry]
+    library, named = pair if len(pair) == 2 else (None, pair)
     if named is not None and (library != "diffusers" or not isinstance(named, str)):
         raise CheckpointError(
-            f'model_index.json has scheduler = {shown(entry)}; ["diffusers", CLASS] was expected. latentc runs no code '
+            f'model_index.json has scheduler = {shown(model_index["scheduler"])}; ["diffusers", CLASS] was expected. latentc runs no code '
             "of a checkpoint: name the class of diffusers that it is made for, and export again."
         )
     written = config.get("_class_name")

@@ -82,6 +82,7 @@ def export(
     )
     opened = settle(opened, scheduler)
     ready()  # which takes seconds
+    opened.check_modules()
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
     from .reference import References
 

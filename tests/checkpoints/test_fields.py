@@ -10,6 +10,7 @@ import transformers
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.fields import READ
 from latentc.core.errors import CheckpointError
+from latentc.export.export import export
 
 
 @pytest.mark.parametrize("cls", ["UNet2DConditionModel", "AutoencoderKL"])
@@ -78,3 +79,21 @@ def test_published_fields_pass(own):
 def test_fields_that_nothing_reads_are_refused_by_name(component, changes, match, own):
     with pytest.raises(CheckpointError, match=match):
         open_checkpoint(str(edit(own(), component, changes)))
+
+
+@pytest.mark.parametrize(
+    ("component", "change", "match"),
+    [
+        ("vae", {"use_quant_conv": False}, "which AutoencoderKL with this config doesn't have"),
+        ("unet", {"act_fn": "zz"}, "UNet2DConditionModel doesn't accept the config of unet"),
+        ("unet", {"conv_in_kernel": 5}, "and its config asks for"),
+        ("text_encoder", {"num_hidden_layers": 5}, "text_encoder lacks tensor"),
+    ],
+)
+def test_a_config_that_doesnt_fit_its_weights_is_refused_before_work(component, change, match, own, monkeypatch):
+    folder = own()
+    path = folder / component / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.setattr("latentc.export.export.fresh_folder", None)  # where work begins
+    with pytest.raises(CheckpointError, match=match):
+        export(str(folder), folder / "out")
