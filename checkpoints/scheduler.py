@@ -76,8 +76,9 @@ def _class(model_index: Config, config: Config, notices: dict[str, str]) -> obje
     library, named = pair if len(pair) == 2 else (None, pair)
     if named is not None and (library != "diffusers" or not isinstance(named, str)):
         raise CheckpointError(
-            f'model_index.json has scheduler = {shown(model_index["scheduler"])}; ["diffusers", CLASS] was expected. latentc runs no code '
-            "of a checkpoint: name the class of diffusers that it is made for, and export again."
+            f"model_index.json has scheduler = {shown(model_index['scheduler'])}; "
+            '["diffusers", CLASS] was expected. latentc runs no code of a checkpoint: name the class of diffusers that '
+            "it is made for, and export again."
         )
     written = config.get("_class_name")
     named = written if named is None else named

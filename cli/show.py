@@ -305,11 +305,11 @@ def pruned(opened: Bundle, found: Pruned, *, dry_run: bool, as_json: bool) -> No
         say(f"{_place(opened, one.path)}: {one.why}; it stays, another process uses it")
     for path in found.unknown:
         say(f"{_place(opened, path)}: not known to latentc; it stays")
-    what = f"{len(found.removed)} of them" if found.removed else "nothing"
-    if dry_run:
-        say(f"{opened.folder}: {what} would be removed, {size(found.bytes)}.")
+    if found.removed:
+        verb = "would be removed" if dry_run else "removed"
+        say(f"{opened.folder}: {len(found.removed)} {verb}, {size(found.bytes)}.")
     else:
-        say(f"{opened.folder}: {what} removed, {size(found.bytes)}.")
+        say(f"{opened.folder}: there is nothing to remove.")
 
 
 def _place(opened: Bundle, path: Path) -> str:

@@ -124,6 +124,8 @@ def build(
     bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
     profile = advised() if profile is None else load_profile(profile)
     adapter, engines = wanted(bundle, profile, to_run=False)
+    graphs = {name for part in bundle.manifest.parts for name in bundle.files(part)}  # read where one is compiled
+    verify_files(bundle, [name for name in bundle.manifest.files if name not in graphs])
     sweep(bundle)
     replaced = [_without_damage(bundle, want, on_progress) for want in engines]
     if not all(find(bundle, want.part, want.key) for want in engines):
@@ -228,7 +230,7 @@ def _without_damage(bundle: Bundle, want: Wanted, on_progress: Progress) -> str 
         if not os.path.lexists(path) or intact(bundle, want.part, want.key):  # another process was faster
             return None
         _clear(bundle, path.name)
-    return f"What was in {path} was damaged, or an older latentc's. It was replaced."
+    return f"{path} was damaged, or an engine of another version of latentc. It was replaced."
 
 
 def _claimed(bundle: Bundle, artifact: Artifact, profile: Profile, on_progress: Progress) -> Artifact:

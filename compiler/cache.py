@@ -206,7 +206,7 @@ def damage(path: Path) -> str:
             refuse_pointer(file)
         except PointerError as exc:
             return str(exc)
-    return f"{path} is damaged, or an older latentc's: it isn't an engine as this one keeps it."
+    return f"{path} is damaged, or an engine of another version of latentc."
 
 
 def _unreadable(path: Path, exc: OSError) -> BundleError:

@@ -108,7 +108,7 @@ def lost(bundle: Bundle) -> tuple[Leftover, ...]:
     found = {bundle.engines / one.name: why for one in artifacts(bundle) if (why := _reason(bundle, one))}
     for path in broken(bundle):
         if not path.is_symlink() and _is_damaged(path / HEADER):
-            found[path] = "damaged, or an older latentc's"
+            found[path] = "damaged, or of another version of latentc"
     names = re.compile(rf"{REFERENCE}\.npz")
     for path in _entries(bundle.engines):
         if names.fullmatch(path.name) and not unpacks(path):

@@ -825,3 +825,13 @@ def test_a_moved_bundle_keeps_its_engines(own_bundle, tmp_path):
     build(opened, NULL)
     moved = shutil.copytree(opened.folder, tmp_path / "elsewhere")
     assert all(one.hit for one in build(open_bundle(moved), NULL).engines)
+
+
+@pytest.mark.parametrize("name", ["reference/drawings.npz", "reference/unet.npz", "tokenizer/tokenizer.json"])
+def test_a_damaged_file_is_named_though_every_engine_is_there(name, own_bundle):
+    opened = own_bundle()
+    build(opened, NULL)
+    path = opened.folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=f"{path} has .* bytes; the manifest says"):
+        build(opened, NULL)

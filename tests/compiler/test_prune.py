@@ -185,9 +185,9 @@ def test_the_commands_say_what_and_how_much(own_bundle):
     listed = latentc("prune", folder, "--dry-run").stdout
     assert "engines/.0123456789abcdef.tmp: a file that was being written, 2.5 MB" in listed
     assert "of the runtime null, which draws nothing" in listed
-    assert "5 of them would be removed, 2.5 MB." in listed
+    assert "5 would be removed, 2.5 MB." in listed
     assert json.loads(latentc("prune", folder, "--json").stdout)["bytes"] > 2_500_000
-    assert "nothing removed" in latentc("prune", folder).stdout
+    assert "there is nothing to remove" in latentc("prune", folder).stdout
     assert artifacts(open_bundle(folder)) == []
 
 
