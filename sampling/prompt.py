@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count, pairwise, takewhile
 from typing import cast
 
@@ -159,15 +160,9 @@ def encode(
 def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
     path = bundle.folder / encoder.tokenizer / "tokenizer.json"
     again = "Export the checkpoint again."
-    try:
-        said = check_tokenizer(read_small(path, TABLE_BYTES, BundleError, again))
-    except ValueError as exc:
-        raise BundleError(f"{path} can't be read as a tokenizer ({exc}). {again}") from exc
-    padding: object = said.get("padding")
-    # Whatever the file says of cutting and filling would change `encode`; both are done here, in numpy.
-    said |= {"truncation": None, "padding": None}
+    content = read_small(path, TABLE_BYTES, BundleError, again)
     with mapped(BundleError, f"{path} can't be read as a tokenizer", again):
-        tokenizer = Tokenizer.from_str(json.dumps(said))
+        tokenizer, padding, several = _parsed(content)
         frame = tokenizer.encode("").ids
     if len(frame) != 2:
         raise BundleError(f"{path} frames a prompt with {len(frame)} tokens; 2 were expected: start and end. {again}")
@@ -183,7 +178,20 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
                 f"{encoder.part} of {bundle.folder} reads {tensor.name} {list(tensor.shape)}, and rows of {length} ids "
                 f"were expected. {again}"
             )
-    return Vocabulary(tokenizer, frame[0], frame[1], pad, length, encoder.vocabulary, _several(tokenizer))
+    return Vocabulary(tokenizer, frame[0], frame[1], pad, length, encoder.vocabulary, several)
+
+
+@lru_cache(maxsize=4)
+def _parsed(content: bytes) -> tuple[Tokenizer, object, Mapping[str, str]]:
+    """A tokenizer that neither cuts nor fills, what its file says of filling, and tokens that mean several.
+
+    It takes 0.2 s and never changes, so bundles and pipelines of one process share it.
+    """
+    said = check_tokenizer(content)
+    padding: object = said.get("padding")
+    # Whatever the file says of cutting and filling would change `encode`; both are done here, in numpy.
+    tokenizer = Tokenizer.from_str(json.dumps(said | {"truncation": None, "padding": None}))
+    return tokenizer, padding, _several(tokenizer)
 
 
 def _several(tokenizer: Tokenizer) -> dict[str, str]:

@@ -108,6 +108,10 @@ class NumpyEngines:
         self.closed = True
 
 
+INPUTS = {"unet": "timestep", "vae_decoder": "latent_sample"}
+"""By part, the input that its role goes by."""
+
+
 def _part(name: str, inputs: dict[str, tuple[int | str, ...]]) -> Part:
     return Part(
         path=f"{name}/model.onnx",
@@ -143,7 +147,7 @@ def _bundle(folder: Path, family: str, model: Model) -> Bundle:
         family=family,
         source=Source(kind="file", location="/models/tiny, v1: final.safetensors"),
         model=model,
-        parts=parts | {name: _part(name, {}) for name in ("unet", "vae_decoder")},
+        parts=parts | {name: _part(name, {key: (1,)}) for name, key in INPUTS.items()},
         files={},
         versions={"torch": "2.13.0"},
     )
