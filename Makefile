@@ -6,12 +6,15 @@ READY := $(VENV)/.ready
 BINDINGS := $(VENV)/bindings/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick quick-tests check types peers software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types peers software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
 
-test: check $(BINDINGS)
+test: $(READY) $(BINDINGS)
+	@$(MAKE) --no-print-directory -j2 check all-tests
+
+all-tests: $(READY)
 	$(BIN)/pytest $(WORKERS)
 
 # For every edit: lint, types, and all tests but those that are marked as slow (over two seconds

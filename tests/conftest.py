@@ -1,5 +1,6 @@
 """Tiny checkpoints and their exports: made once for a whole run, read by all workers, and copied to be written to."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,9 @@ from latentc.core.bundle import Bundle, FileInfo, digest, open_bundle
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
 from latentc.core.references import stored_at
+from latentc.export import trace as tracer
 from latentc.export.export import export
+from latentc.export.weights import write
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
@@ -105,6 +108,34 @@ def shared(tmp_path_factory, worker_id):
 def checkpoint(shared):
     """`checkpoint(family)`: the folder of a tiny random checkpoint. Don't change it."""
     return lambda family: shared(f"{family}-checkpoint", lambda folder: new_checkpoint(family, "tiny", 1, folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once(shared):
+    """Trace parts of the same tensors, layers and weights once in a run: most of an export's time is a trace, and the
+    tiny families have one VAE in common. Each export still compares its graph with PyTorch. A command in a process of
+    its own traces everything.
+    """
+    trace = tracer.trace
+
+    def traced(spec, module):
+        import onnx_ir
+        import torch
+
+        digest = hashlib.sha256(f"{spec.inputs} {spec.outputs} {module}".encode())
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+        def make(folder):
+            folder.mkdir()
+            write(trace(spec, module), folder)
+
+        return onnx_ir.load(shared(f"{spec.name}-{digest.hexdigest()[:16]}", make) / "model.onnx")
+
+    tracer.trace = traced
+    yield
+    tracer.trace = trace
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def odd(shared):
     from diffusers import StableDiffusionPipeline
 
     def make(folder):
-        new_checkpoint("sd1", "tiny", 3, folder)
+        new_checkpoint("sd1", "tiny", 1, folder)
         pipeline = StableDiffusionPipeline.from_pretrained(folder)
         vectors = torch.randn(3, pipeline.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
         pipeline.load_textual_inversion({"<toy>": vectors * 0.5})
