@@ -70,12 +70,14 @@ def verdict(pipeline, references):
 # What must pass.
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+SOUND = [("cpu-onnxruntime", "f32"), ("cpu-openvino-f32", "f32"), ("torch-f32", "bf16")]
+
+
 @pytest.mark.parametrize(
-    ("name", "precision"),
+    ("family", "name", "precision"),
     [
-        *[("cpu-onnxruntime", "f32"), ("cpu-openvino-f32", "f32"), ("torch-f32", "bf16")],
-        pytest.param("torch-f32", "f16", marks=pytest.mark.slow),
+        *[(family, *engines) for family in ("sd1", "sdxl") for engines in SOUND],
+        pytest.param("sd1", "torch-f32", "f16", marks=pytest.mark.slow),  # PyTorch is slow in f16 on CPUs
     ],
 )
 def test_sound_engines_pass_in_every_precision(bundle, references, family, name, precision):

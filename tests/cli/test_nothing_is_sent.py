@@ -144,9 +144,10 @@ def test_every_runtime(watched, own_bundle, tmp_path, profile):
     if reason := runtime(chosen.runtime).missing(chosen.device):
         pytest.skip(reason)
     bundle, which = own_bundle("sd1").folder, ("--profile", profile)
-    watched(*LATENTC, "plan", bundle, *which)
+    if profile == "cpu-openvino-f32":  # neither loads a library that computes
+        watched(*LATENTC, "plan", bundle, *which)
+        watched(*LATENTC, "why", bundle, *which)
     imported = watched(*LATENTC, "build", bundle, *which, "--quiet")
-    watched(*LATENTC, "why", bundle, *which)
     imported |= watched(*LATENTC, "run", bundle, "x", *which, "--steps", "1", "-o", tmp_path / "x.png")
     assert {"openvino": "openvino", "onnxruntime": "onnxruntime"}.get(chosen.runtime, "") in {*imported, ""}
 
