@@ -85,6 +85,7 @@ def test_a_room_imports_only_from_lower_floors(path):
             assert room in TORCH_ROOMS or place in TORCH_FILES or is_program(path), f"{outside} has no place here"
 
 
+@pytest.mark.slow
 def test_programs_are_imported_by_nobody():
     for path in sources():
         if not is_program(path):
@@ -108,6 +109,7 @@ def test_no_room_above_the_runtimes_imports_one_by_name():
             assert not {outside for outside, _ in imports(path)} & set(RUNTIME_NAMES), path
 
 
+@pytest.mark.slow
 def test_graphs_of_bundles_are_checked_before_they_are_opened():
     for path in sources():
         if path.relative_to(ROOT).as_posix() != "core/bundle.py":
@@ -144,6 +146,7 @@ for name in sys.argv[2].split(","):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", [*BLOCKED, ",".join(BLOCKED)])
 def test_every_module_imports_without(blocked):
     done = subprocess.run(

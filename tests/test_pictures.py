@@ -76,6 +76,7 @@ def test_one_call_without_guidance_and_an_empty_negative_prompt(bundle, checkpoi
             assert psnr_db(expected, found.astype(np.float64)) >= 60
 
 
+@pytest.mark.slow
 def test_bf16_is_near_and_says_so(bundle):
     profile = load_profile("cpu-openvino")
     opened = bundle("sd1")

@@ -68,6 +68,7 @@ def test_a_checkpoint_may_be_a_path_or_open_already(checkpoint):
     assert open_checkpoint(opened) is opened
 
 
+@pytest.mark.slow
 def test_an_export_takes_what_open_checkpoint_gave(checkpoint, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()

@@ -69,6 +69,7 @@ def test_what_others_took_is_each_settings_own(bundle, results, monkeypatch):
     assert [row.other_cores for row in read_records(results)] == [0.5, None]
 
 
+@pytest.mark.slow
 def test_every_setting_is_a_line(bundle, results):
     plan = Plan((load_profile("null"),), sizes=((72, 64),), batches=(1, 2), steps=2, repeat=1)
     rows = bench(bundle("sd1"), plan, results)
@@ -103,6 +104,7 @@ def pixels(path):
         return np.asarray(image).astype(np.float64)
 
 
+@pytest.mark.slow
 def test_configurations_are_drawn_in_turn_and_the_own_cost_always(bundle, results):
     told = []
     mine = (Profile(name="mine", title="", runtime="null", parity_db={"f32": 0}),)
@@ -145,6 +147,7 @@ def test_apart_each_draw_has_a_process_of_its_own(bundle, results, monkeypatch):
             assert row.memory.peak_bytes >= row.memory.run_peak_bytes
 
 
+@pytest.mark.slow
 def test_apart_what_dies_in_a_later_round_keeps_its_draws(bundle, results, monkeypatch):
     loads = []
 
@@ -172,6 +175,7 @@ def test_apart_the_suite_is_drawn_too(bundle, results, monkeypatch):
     assert row.parity.pictures["psnr_db"].worst > 45
 
 
+@pytest.mark.slow
 def test_a_run_that_is_broken_off_keeps_what_it_has(bundle, results, monkeypatch):
     begun = []
 
@@ -191,6 +195,7 @@ def test_a_run_that_is_broken_off_keeps_what_it_has(bundle, results, monkeypatch
     assert [(row.subject.name, len(row.draws)) for row in read_records(results)] == [("null", 2), ("mine", 1)]
 
 
+@pytest.mark.slow
 def test_a_runtime_that_refuses_the_matrix_product_is_timed(bundle, results, monkeypatch):
     def refused(profile, precision):
         raise CompileError("It has no MatMul.")
@@ -224,6 +229,7 @@ def test_pictures_of_two_runs_have_two_names(bundle, tmp_path):
         assert Path(found.wish.keep).name.startswith(f"{run[:8]}-00-null-")
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_line_with_its_reason(bundle, results):
     profiles = (
         Profile(name="elsewhere", title="", runtime="openvino", device="NPU"),
@@ -330,6 +336,7 @@ def test_the_engines_that_were_timed_draw_the_suite(bundle, trained, results, cl
     assert read_records(results) == [null, row]
 
 
+@pytest.mark.slow
 def test_several_bundles_are_drawn_in_turn_with_the_same_seeds(bundle, results, tmp_path):
     base = bundle("sd1")
     tuned = tmp_path / "tuned.bundle"

@@ -78,6 +78,7 @@ def test_a_wide_picture_is_cut_in_the_middle(clip_model):
     np.testing.assert_allclose(seen[:, 16, 2], white, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_no_clip_model_is_refused(tmp_path, bundle, trained, clip_model):
     def check(clip, **more):
         check_suite([trained(bundle("sd1"))], Plan((), clip=clip, **more), ())

@@ -105,6 +105,7 @@ def test_what_a_trial_comes_to(tmp_path, monkeypatch, program, outcome, said):
     assert kept.exists() == (program in ("ends", "breaks", "lasts")), "of what says nothing beside, no log is left"
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_stopped_has_its_trial_keep_what_it_has(tmp_path):
     times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 120)
     told = f"import sys, time\n{PROGRAMS['gives in']}"
@@ -168,6 +169,7 @@ def test_measuring_takes_each_subject_and_fails_where_none_works(tmp_path, own_b
     assert "| sd15 | done | 1 | 1 of 2 rows" in times.output.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
 def test_the_contract_is_what_pytest_says_of_it(tmp_path):
     times = Times(tmp_path / "results.jsonl", tmp_path, time.monotonic() + 120)
     assert gpu_suite.contract("closed and null")(times).startswith("1 passed")

@@ -144,6 +144,7 @@ def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkey
     assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 1000
 
 
+@pytest.mark.slow
 def test_the_command_refuses_before_it_draws(bundle, tmp_path):
     def latentc(*arguments):
         command = [sys.executable, "-m", "latentc", "score", bundle("sd1").folder, *arguments]

@@ -77,9 +77,10 @@ SOUND = [("cpu-onnxruntime", "f32"), ("cpu-openvino-f32", "f32"), ("torch-f32", 
     ("family", "name", "precision"),
     [
         *[(family, *engines) for family in ("sd1", "sdxl") for engines in SOUND],
-        pytest.param("sd1", "torch-f32", "f16", marks=pytest.mark.slow),  # PyTorch is slow in f16 on CPUs
+        ("sd1", "torch-f32", "f16"),  # of one family: PyTorch takes long in f16 on CPUs
     ],
 )
+@pytest.mark.slow
 def test_sound_engines_pass_in_every_precision(bundle, references, family, name, precision):
     with opened(bundle(family), name, precision={"default": (precision,)}) as pipeline:
         parity, said = verdict(pipeline, references(family))
@@ -91,6 +92,7 @@ def test_sound_engines_pass_in_every_precision(bundle, references, family, name,
     assert (min(denoiser) < 100) == (precision != "f32"), "a narrower type was asked for, and f32 was computed"
 
 
+@pytest.mark.slow
 def test_openvino_s_own_precision_passes(bundle, references):
     with opened(bundle("sd1"), "cpu-openvino") as pipeline:
         assert verdict(pipeline, references("sd1"))[1] == ""
@@ -116,6 +118,7 @@ def engine(request, bundle):
         yield pipeline
 
 
+@pytest.mark.slow
 def test_swapped_halves_fail(engine, references):
     def swapped(part, inner, feeds):
         outputs = inner.run(feeds)
@@ -178,6 +181,7 @@ def unproved_graphs(monkeypatch):
     monkeypatch.setattr("latentc.compiler.build.check_graphs", lambda *_: {})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unproved_graphs")
 @pytest.mark.parametrize("engine_name", ENGINES.values())
 def test_one_wrong_weight_tensor_fails(own_bundle, perturb, references, engine_name):

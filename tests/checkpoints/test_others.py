@@ -44,6 +44,7 @@ def forms(component, other, tmp_path):
     return [folder, folder / component, folder / component / WEIGHTS[component], file, named, bare]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["folder", "file"])
 @pytest.mark.parametrize(("family", "component"), [("sd1", "vae"), ("sd2", "unet"), ("sdxl", "unet"), ("sdxl", "vae")])
 def test_every_form_beside_every_base(family, component, base, other, checkpoint, single_file, tmp_path):

@@ -43,6 +43,7 @@ def encoder(opened):
     return embed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_seed_gives_the_same_bytes(family, checkpoint, tmp_path):
     again = new_checkpoint(family, "tiny", 1, tmp_path / "again")
@@ -72,6 +73,7 @@ def test_it_is_small_and_labelled(family, checkpoint):
     assert "random noise" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_signals_neither_vanish_nor_explode_and_inputs_matter(family, checkpoint):
     opened = open_checkpoint(str(checkpoint(family)))

@@ -112,6 +112,7 @@ def test_the_family_can_be_demanded(single_file):
         open_checkpoint(str(single_file("sd1")), family="sdxl")
 
 
+@pytest.mark.slow
 def test_the_vocabulary_comes_with_the_package(single_file):
     from tokenizers import Tokenizer
 

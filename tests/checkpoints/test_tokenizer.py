@@ -50,6 +50,7 @@ def test_the_vocabulary_is_clips():
     assert vocabulary["<|endoftext|>"] == 49407
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "tokenizer"), [("sd1", 0), ("sd2", 0), ("sdxl", 0), ("sdxl", 1)])
 def test_ids_are_those_of_transformers(family, tokenizer, checkpoint):
     facts = find_family(family).tokenizers[tokenizer]
@@ -70,6 +71,7 @@ def test_ids_are_those_of_transformers(family, tokenizer, checkpoint):
         assert ours.encode(text).ids == theirs(text)["input_ids"], text
 
 
+@pytest.mark.slow
 def test_known_ids(checkpoint):
     made = open_checkpoint(str(checkpoint("sd1"))).tokenizer_files("tokenizer")
     ids = Tokenizer.from_str(made["tokenizer.json"].decode()).encode("a photo of a cat").ids
@@ -99,6 +101,7 @@ def test_missing_files_are_made_from_the_others(gone, own, checkpoint):
     assert all(ours.encode(text).ids == theirs.encode(text).ids for text in NASTY)
 
 
+@pytest.mark.slow
 def test_added_tokens_are_kept(own):
     folder = own()
     (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<my-cat>": 49408}))

@@ -78,6 +78,7 @@ def same_ids(vocabulary, folder, prompts=PROMPTS, cls=transformers.CLIPTokenizer
     return theirs
 
 
+@pytest.mark.slow
 def test_stable_diffusion_2_as_published_pads_with_an_exclamation_mark(own, vocabulary_of):
     """Its tokenizer_config.json says `<|endoftext|>`, its special_tokens_map.json `!`, and transformers heeds that."""
     folder = own("sd2")

@@ -26,6 +26,7 @@ def edit(folder, file, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "component"), [("sd1", "unet"), ("sd1", "vae"), ("sdxl", "text_encoder_2")])
 def test_no_value_of_a_config_takes_minutes_or_a_trace(component, family, own):
     """Keys and absurd values, drawn by chance: a sentence, or a checkpoint whose module is built in no time."""
@@ -192,6 +193,7 @@ def test_absurd_vocabularies(file, content, match, own):
         open_checkpoint(str(folder)).tokenizer_files("tokenizer")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_leads_to_no_other_file(own, tmp_path):
     folder = own()
     edit(folder, "tokenizer/tokenizer_config.json", special_tokens_map_file="/dev/zero", auto_map={"x": "y"})
@@ -215,6 +217,7 @@ def test_metadata_is_read_as_safetensors_reads_it(metadata, tmp_path):
         assert read_header(path)[1] == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (0,), (1, 1, 0)])
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_no_shape_of_a_single_files_tensor_leaves_a_trace(family, shape, single_file, monkeypatch):

@@ -46,6 +46,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
     strict = tmp_path / "strict.toml"
     strict.write_text('title = "Strict"\nruntime = "onnxruntime"\n[parity_db]\nf32 = 500\n')
@@ -75,6 +76,7 @@ def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
     assert "Its device isn't here." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     folder = bundle("sd1").folder
     built = json.loads(latentc("build", folder, "--profile", "null,cpu-onnxruntime", "--force", "--json").stdout)
@@ -139,6 +141,7 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     assert json.loads(latentc("inspect", folder, "--json").stdout)["damaged"] == [header.parent.name]
 
 
+@pytest.mark.slow
 def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
     folder = own_bundle().folder
     latentc("build", folder, "--profile", "null", "--quiet")
@@ -170,6 +173,7 @@ def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
     assert latentc(*command, "-p", "null").returncode == 1, "it is what was asked for"
 
 
+@pytest.mark.slow
 def test_what_will_not_fit_is_said_before_the_first_is_built(own_bundle, tmp_path):
     folder, small = own_bundle().folder, tmp_path / "small, as paths may be.toml"
     shipped = (FOLDER / "cpu-onnxruntime.toml").read_text()
@@ -183,6 +187,7 @@ def test_what_will_not_fit_is_said_before_the_first_is_built(own_bundle, tmp_pat
     assert "no engine is built yet" in latentc("verify", folder).stdout
 
 
+@pytest.mark.slow
 def test_advice_is_written_as_a_shell_reads_it(own_bundle, tmp_path):
     folder = own_bundle().folder.rename(tmp_path / "a model.bundle")
     assert f"latentc build '{folder}' --profile null" in latentc("run", folder, "x", "-p", "null").stderr
@@ -199,6 +204,7 @@ def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_
     assert f"{where.runtime} {where.device}, for {advised}" in latentc("inspect", folder).stdout
 
 
+@pytest.mark.slow
 def test_a_profile_of_ones_own_is_advised_by_its_path(own_bundle):
     mine = own_bundle().folder / "mine.toml"
     mine.write_text('title = "Mine"\nruntime = "null"\nprecision = "bf16"\n[parity_db]\nbf16 = 0\n')
@@ -265,6 +271,7 @@ def test_errors_are_one_line_and_an_exit_code(bundle, arguments, code, says):
     assert code == 2 or len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_debug_shows_the_trace():
     assert "Traceback" in latentc("--debug", "build", "nowhere").stderr
     assert "Traceback" in latentc("build", "nowhere", "--debug").stderr

@@ -123,6 +123,7 @@ def test_the_watch_sees_what_a_library_sends(watched):
         watched(sys.executable, "-c", "import socket; socket.socket(socket.AF_INET, 2).connect(('127.0.0.1', 9))")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["doctor", "profiles"])
 def test_commands_without_a_bundle(watched, name):
     imported = watched(*LATENTC, name)

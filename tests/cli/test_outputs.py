@@ -21,6 +21,7 @@ def latentc(*arguments, **more):
     return subprocess.run(command, check=False, env=environment, **({"capture_output": True} | more))
 
 
+@pytest.mark.slow
 def test_no_sentence_is_cut_inside_a_path_in_a_pipe(bundle, tmp_path):
     folder = tmp_path / ("a long name " * 15)
     folder.symlink_to(bundle("sd1").folder)
@@ -30,6 +31,7 @@ def test_no_sentence_is_cut_inside_a_path_in_a_pipe(bundle, tmp_path):
     assert str(tmp_path / ("nowhere " * 25)) in done.stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "latin-1:strict"])
 def test_what_cant_be_encoded_is_no_traceback(bundle, tmp_path, encoding):
     folder = tmp_path / "ein Bündel 灯台 \u2713"
@@ -48,6 +50,7 @@ def test_what_cant_be_encoded_is_no_traceback(bundle, tmp_path, encoding):
     assert str(bundle("sd1").folder) in json.loads(done.stdout.decode(encoding.partition(":")[0]))["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="no such device")
 @pytest.mark.parametrize("words", [("profiles",), ("profiles", "--json"), ("--help",), ("doctor", "--json")])
 def test_a_full_output_is_an_error_in_words(words):
@@ -81,6 +84,7 @@ def test_outputs_that_were_never_opened():
     assert subprocess.run(command, check=False, env=ENVIRONMENT).returncode == 0
 
 
+@pytest.mark.slow
 def test_json_holds_the_error_and_what_was_built_before_it(bundle, tmp_path):
     folder, strict = bundle("sd1").folder, tmp_path / "strict.toml"
     strict.write_text('title = "Strict"\nruntime = "onnxruntime"\n[parity_db]\nf32 = 500\n')

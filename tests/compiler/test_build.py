@@ -68,6 +68,7 @@ def of_two_devices(monkeypatch):
     return here, of(NULL, device="right+left")
 
 
+@pytest.mark.slow
 def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypatch):
     here, profile = of_two_devices(monkeypatch)
     opened = own_bundle()
@@ -108,6 +109,7 @@ def test_what_fails_on_one_device_is_used_on_the_other(own_bundle, monkeypatch, 
     assert {one.hit for one in build(opened, profile).engines} == {True}
 
 
+@pytest.mark.slow
 def test_where_nodes_ran_is_told(own_bundle):
     opened = own_bundle()
     unet = next(one.artifact for one in build(opened, ONNXRUNTIME).engines if one.artifact.part == "unet")
@@ -124,6 +126,7 @@ def test_where_nodes_ran_is_told(own_bundle):
     assert said["vae_decoder"].endswith(" CPU f32")
 
 
+@pytest.mark.slow
 def test_what_two_artifacts_have_alike_is_on_disk_once(own_bundle, monkeypatch):
     monkeypatch.setattr("latentc.compiler.cache.SHARED_BYTES", 1000)
     opened = own_bundle()
@@ -148,6 +151,7 @@ def step_record():
     return path
 
 
+@pytest.mark.slow
 def test_engines_whose_step_was_never_compared_are_proved_before_they_draw(own_bundle):
     opened = own_bundle()
     build(opened, NULL)
@@ -161,6 +165,7 @@ def test_engines_whose_step_was_never_compared_are_proved_before_they_draw(own_b
         assert Engines(opened, NULL).unproved() is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_remembered_is_proved_at_every_start(own_bundle, monkeypatch):
     opened = own_bundle()
     folder = state_folder()
@@ -173,6 +178,7 @@ def test_what_cannot_be_remembered_is_proved_at_every_start(own_bundle, monkeypa
             assert f"because {folder} can't be written" in engines.notices[0]
 
 
+@pytest.mark.slow
 def test_a_forged_header_proves_nothing(own_bundle, monkeypatch, tmp_path):
     """An engine of other weights under the header of a sound one, in a bundle that came from elsewhere."""
     opened = own_bundle()
@@ -194,6 +200,7 @@ def test_a_forged_header_proves_nothing(own_bundle, monkeypatch, tmp_path):
     assert "vae_decoder" not in {one.part for one in artifacts(other)}, "what was taken and isn't sound goes again"
 
 
+@pytest.mark.slow
 def test_a_bundle_on_another_machine_is_proved_once_before_it_draws(own_bundle, monkeypatch, tmp_path):
     opened = own_bundle()
     build(opened, ONNXRUNTIME)
@@ -222,6 +229,7 @@ def test_what_killed_builds_left_goes(own_bundle):
     assert sorted(path.name for path in opened.engines.iterdir()) == sorted([*sound, ".fedcba9876543210.tmp"])
 
 
+@pytest.mark.slow
 def test_a_second_build_needs_no_torch(own_bundle):
     opened = own_bundle()
     build(opened, OPENVINO)
@@ -290,6 +298,7 @@ def test_engines_of_parts_that_are_the_same_are_taken(own_bundle, edit_manifest)
     load(tuned, ONNXRUNTIME, ["unet"]).close()
 
 
+@pytest.mark.slow
 def test_a_damaged_engine_is_not_taken(own_bundle):
     opened = own_bundle()
     empty = copied(opened, "empty")
@@ -301,6 +310,7 @@ def test_a_damaged_engine_is_not_taken(own_bundle):
     assert artifacts(empty) == []
 
 
+@pytest.mark.slow
 def test_what_is_taken_is_held_to_the_floor(own_bundle):
     opened = own_bundle()
     empty = copied(opened, "empty")
@@ -379,6 +389,7 @@ def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_m
     load(tuned, ONNXRUNTIME).close()
 
 
+@pytest.mark.slow
 def test_an_artifact_that_names_files_elsewhere_is_none(own_bundle):
     opened = own_bundle()
     other = copied(opened, "other")
@@ -447,6 +458,7 @@ def test_closed_engines_stay_closed(own_bundle):
         engines.engine("unet", {})
 
 
+@pytest.mark.slow
 def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
     """A graph whose digest is right and whose arithmetic isn't: what a broken export or runtime would leave."""
     opened = own_bundle()
@@ -512,6 +524,7 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     load(opened, NULL).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["sha256", "read_sealed"])
 def test_what_cannot_be_read_is_not_replaced(own_bundle, monkeypatch, reader):
     opened = own_bundle()
@@ -540,6 +553,7 @@ def test_what_another_process_is_removing_is_no_fault_of_the_disk(own_bundle, mo
         verify(opened, built)
 
 
+@pytest.mark.slow
 def test_what_replaces_a_damaged_engine_has_to_fit_too(own_bundle):
     opened = own_bundle()
     unet = build(opened, ONNXRUNTIME).engines[1].artifact
@@ -663,6 +677,7 @@ def started(code, *arguments):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_several_builds_at_once_one_builds(own_bundle):
     opened = own_bundle()
     builders = [started(BUILD, opened.folder) for _ in range(4)]
@@ -670,6 +685,7 @@ def test_of_several_builds_at_once_one_builds(own_bundle):
     assert [sum(not hit[part] for hit in hits) for part in range(4)] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_dead_owners_lock_is_free(own_bundle):
     opened = own_bundle()
     owner = started(HOLD, opened.folder, folder_of_unet(opened))
@@ -711,6 +727,7 @@ def test_static_sizes_are_built_proved_and_kept_apart(own_bundle, profile):
             engines.engine("vae_decoder", {"latent_sample": (1, 4, 8, 8)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "changes"),
     [
@@ -729,6 +746,7 @@ def test_the_whole_step_is_compared_at_the_engines_own_size(own_bundle, monkeypa
     load(opened, sized).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["128x128", "192x64"])
 def test_a_step_whose_prompts_are_swapped_fails(own_bundle, size):
     opened = own_bundle()
@@ -752,6 +770,7 @@ def test_a_step_whose_prompts_are_swapped_fails(own_bundle, size):
     assert max(db for db, _ in swapped.differences) < 0
 
 
+@pytest.mark.slow
 def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch):
     """A compiler that measures what is fastest may make another one of the same key."""
     opened = own_bundle()
@@ -771,6 +790,7 @@ def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch
         build(opened, ONNXRUNTIME)
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
     opened = own_bundle()
     bad = Steps(step_db=float("-inf"), picture_db=None)
@@ -781,6 +801,7 @@ def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
         monkeypatch.setattr("latentc.compiler.build.prove_steps", None)  # it isn't asked again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda raw: raw[:1000], lambda raw: raw[:-600] + bytes(600), lambda raw: b""])
 def test_a_damaged_reference_is_named_or_made_again(own_bundle, monkeypatch, damage):
     opened = own_bundle()
@@ -799,6 +820,7 @@ def test_a_damaged_reference_is_named_or_made_again(own_bundle, monkeypatch, dam
     assert faults(opened) == []
 
 
+@pytest.mark.slow
 def test_a_machine_without_referees_takes_the_references_that_came_along(own_bundle, monkeypatch):
     """As one with a GPU, for which the engines were built elsewhere."""
     opened, sized = own_bundle(), static(NULL, "192x64")
@@ -812,6 +834,7 @@ def test_a_machine_without_referees_takes_the_references_that_came_along(own_bun
         build(opened, static(NULL, "64x192"))
 
 
+@pytest.mark.slow
 def test_a_change_of_an_adapter_is_another_key(own_bundle, monkeypatch):
     opened = own_bundle()
     build(opened, ONNXRUNTIME)

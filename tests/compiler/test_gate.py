@@ -263,6 +263,7 @@ def test_a_flipped_bit_of_the_manifest_is_seen_or_changes_nothing(own_bundle):
             assert found.manifest == opened.manifest
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_reference_is_seen_or_changes_nothing(own_bundle):
     opened = own_bundle()
     shape = {"sample": (2, 4, 8, 24), "timestep": (1,), "encoder_hidden_states": (2, 77, 32)}
@@ -307,6 +308,7 @@ def test_tokens_reach_nothing_but_their_table(own_bundle):
         build(open_bundle(opened.folder), ONNXRUNTIME)
 
 
+@pytest.mark.slow
 def test_another_embedding_of_an_id_that_no_reference_feeds_is_seen(own_bundle):
     opened = own_bundle()
     fed = {int(each) for case in stored_cases(opened, "text_encoder") for each in case.feeds["input_ids"].ravel()}
@@ -353,6 +355,7 @@ def test_a_graph_of_another_name_is_refused(own_bundle):
         open_bundle(opened.folder)
 
 
+@pytest.mark.slow
 def test_files_of_the_host_have_to_be_in_the_manifest(own_bundle):
     opened = own_bundle()
     build(opened, ONNXRUNTIME)
@@ -426,6 +429,7 @@ def test_token_ids_are_not_looked_up_elsewhere(own_bundle):
         build(open_bundle(opened.folder), ONNXRUNTIME)
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_replaced_while_the_bundle_is_open_is_not_loaded(own_bundle):
     opened = own_bundle()
     built = build(opened, ONNXRUNTIME).engines
@@ -439,6 +443,7 @@ def test_an_engine_that_is_replaced_while_the_bundle_is_open_is_not_loaded(own_b
             engines.engine("unet", {})
 
 
+@pytest.mark.slow
 def test_what_is_guided_has_a_figure_of_its_own(own_bundle):
     """The same engines draw guided and unguided: what was proved of the one isn't of the other."""
     opened = own_bundle()

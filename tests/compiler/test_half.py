@@ -190,6 +190,7 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.slow
 def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle, monkeypatch, tmp_path, capsys):
     opened, profile = own_bundle("sd1"), load_profile("cpu-onnxruntime")
     first = build(opened, profile).engines[0].artifact
@@ -202,6 +203,7 @@ def test_an_engine_built_elsewhere_is_compared_before_it_draws(own_bundle, monke
     Pipeline.open(opened, profile).close()
 
 
+@pytest.mark.slow
 def test_an_engine_built_elsewhere_that_misses_the_floor_says_so(own_bundle, monkeypatch, tmp_path):
     """It isn't asked to be built again."""
     opened, profile = own_bundle("sd1"), load_profile("cpu-onnxruntime")

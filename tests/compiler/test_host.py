@@ -71,6 +71,7 @@ def referenced(exported, checkpoint, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_host_takes_diffusers_steps(referenced, name):

@@ -62,6 +62,7 @@ def test_a_bundle_with_a_backup_of_hard_links_is_built(own_bundle, tmp_path):
         assert {one.how for one in build(open_bundle(opened.folder), profile).engines} == {"compiled"}
 
 
+@pytest.mark.slow
 def test_a_bundle_of_hard_links_is_proved_on_another_machine(own_bundle, tmp_path, monkeypatch):
     """Where no graph was proved yet, its weights are read by more libraries."""
     opened = own_bundle()

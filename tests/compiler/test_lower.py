@@ -16,6 +16,7 @@ from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_a_lowered_bundle_is_the_same_picture(bundle, family, tmp_path):
     opened = bundle(family)

@@ -36,6 +36,7 @@ def elsewhere(own_bundle):
     return opened
 
 
+@pytest.mark.slow
 def test_a_library_that_dies_over_a_foreign_graph_does_not_take_us_along(elsewhere, dying):
     with pytest.raises(CompileError, match=r"Compiling text_encoder for profile cpu-openvino crashed with SIGABRT"):
         build(elsewhere, OPENVINO)
@@ -43,11 +44,13 @@ def test_a_library_that_dies_over_a_foreign_graph_does_not_take_us_along(elsewhe
     assert not list(elsewhere.engines.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_our_own_graphs_are_compiled_here(own_bundle, dying):
     opened = own_bundle()
     assert len(build(opened, OPENVINO).engines) == len(opened.manifest.parts)
 
 
+@pytest.mark.slow
 def test_a_foreign_graph_gets_the_same_engines(elsewhere, monkeypatch):
     said = []
     built = build(elsewhere, load_profile("cpu-onnxruntime"), lambda what, _=None: said.append(what))
@@ -59,6 +62,7 @@ def test_a_foreign_graph_gets_the_same_engines(elsewhere, monkeypatch):
     assert not any(record["exported_here"] for record in records), "being proved here makes it no graph of ours"
 
 
+@pytest.mark.slow
 def test_a_foreign_engine_below_the_floor_is_refused_by_the_same_words(elsewhere):
     profile = OPENVINO.model_copy(update={"parity_db": {**OPENVINO.parity_db, "f32": 190.0, "bf16": 190.0}})
     with pytest.raises(ParityError, match="text_encoder in .* through openvino agrees with the reference to"):

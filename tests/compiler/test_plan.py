@@ -143,6 +143,7 @@ def test_predictions_are_near_what_builders_report(bundle, tmp_path, name, part)
     assert engine.held_bytes == pytest.approx(told(bundle("scenes"), profile, part, tmp_path / "out"), rel=0.2)
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
     opened = own_bundle("sd1")
     profile = load_profile("cpu-onnxruntime").model_copy(update={"memory_gb": 0.05})

@@ -34,6 +34,7 @@ def test_the_models_own_picture_takes_what_the_plan_says(bundle, name):
         assert drawing_bytes(opened, engines, 2, 8 * side, 8 * side) > 2 * found
 
 
+@pytest.mark.slow
 def test_a_picture_that_wont_fit_is_refused_before_a_step(bundle, monkeypatch):
     opened, profile, steps = bundle("sd1"), load_profile("cpu-onnxruntime"), []
     build(opened, profile)
@@ -81,6 +82,7 @@ def test_libraries_words_for_too_little_memory(words):
     assert not is_hunger("it is damaged: a Git LFS pointer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32"])
 def test_an_engine_that_finds_no_memory_is_not_said_to_be_damaged(bundle, monkeypatch, name):
     opened, profile = bundle("sd1"), load_profile(name)

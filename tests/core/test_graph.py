@@ -335,6 +335,7 @@ def test_typed_data_is_counted(refused):
         assert "takes 9 numbers and 6 are there" in refused(model_of(initializers=[tensor]))
 
 
+@pytest.mark.slow
 def test_a_million_unknown_fields_are_refused_at_once(refused):
     whole = model_of().SerializeToString()
     start = time.monotonic()
@@ -399,6 +400,7 @@ def rewritten(opened, part, model):
     return open_bundle(opened.folder)
 
 
+@pytest.mark.slow
 def test_a_build_opens_no_graph_that_is_refused(own_bundle, monkeypatch):
     from latentc.compiler.build import build
     from latentc.compiler.plan import plan

@@ -155,6 +155,7 @@ def test_it_leaves_no_core_file_and_takes_no_more_memory_than_it_may():
     assert str(caught.value).endswith(ADVICE), "and not that of what it opened"
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("how", ["time", "cancelled"])
 def test_it_ends_with_what_it_started(tmp_path, how):

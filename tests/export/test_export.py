@@ -115,6 +115,7 @@ def test_an_export_that_differs_names_the_part_and_leaves_nothing(checkpoint, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_refusals_come_before_any_work(checkpoint, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()

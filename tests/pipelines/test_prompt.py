@@ -128,6 +128,7 @@ def test_a_text_encoder_that_answers_nan_is_named(sd_bundle: Bundle, vocabularie
         encode(sd_bundle.manifest.model, tokens, False, call, {"text_encoder": "somewhere f16"})
 
 
+@pytest.mark.slow
 def test_a_bundle_without_its_tokenizer_is_refused(sd_bundle: Bundle, tmp_path):
     with pytest.raises(BundleError, match=r"tokenizer\.json can't be read"):
         load_vocabularies(replace(sd_bundle, folder=tmp_path))

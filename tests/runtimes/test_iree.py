@@ -40,6 +40,7 @@ def compiled(make_case, tmp_path_factory):
     return compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [pytest.param(name, marks=[] if name == "gfx942" else SLOW) for name in MACH])
 def test_real_code_is_made_for_gpus_that_are_not_here(compiled, device):
     out = compiled(device)
@@ -49,6 +50,7 @@ def test_real_code_is_made_for_gpus_that_are_not_here(compiled, device):
     assert program[start + 48] == MACH[device]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["sm_80", pytest.param("sm_120", marks=SLOW)])
 def test_ptx_is_written_for_nvidias_gpus(compiled, device):
     assert f".target {device}".encode() in (compiled(device) / "engine.vmfb").read_bytes()
@@ -126,6 +128,7 @@ def test_a_gpu_that_is_here_needs_its_driver(monkeypatch):
     assert "AMD GPUs found: gfx1100" in IREE().missing("gfx942")
 
 
+@pytest.mark.slow
 def test_what_it_is_asked_for_is_checked(make_case, tmp_path):
     adapter = IREE()
     assert "CPU" in adapter.devices()

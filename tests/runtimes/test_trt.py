@@ -208,6 +208,7 @@ SYMBOLS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="There is no C compiler here to make empty libraries with.")
 @pytest.mark.parametrize("version", [11, 10])
 def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, version):

@@ -169,6 +169,7 @@ def test_what_a_file_says_of_cutting_and_filling_is_not_used(name, answers):
     assert answers[name].startswith("The prompt has") or answers[name] == "passed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "tokenizer"), [("sd1", 0), ("sd2", 0), ("sdxl", 0), ("sdxl", 1)])
 def test_published_tokenizers_pass_with_the_same_ids(family, tokenizer):
     facts = find_family(family).tokenizers[tokenizer]
