@@ -17,8 +17,8 @@ test: $(READY) $(BINDINGS)
 all-tests: $(READY)
 	$(BIN)/pytest $(WORKERS)
 
-# For every edit: lint, types, and all tests but those that are marked as slow (about a second
-# of one core, or more) or need an export of another family than `sd1`. Types are checked beside the tests.
+# For every edit: lint, types, and all tests but those that are marked as slow (about half a
+# second of one core, or more) or need an export of another family than `sd1`. Types are checked beside the tests.
 quick: $(READY) $(BINDINGS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

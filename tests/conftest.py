@@ -29,7 +29,8 @@ OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
 """Variables that name folders which are written to outside of a test's own."""
 
 FIRST = (
-    *("test_flops", "test_qnn", "test_tokenizer", "test_random", "test_untrusted", "test_bench", "test_suite"),
+    *("test_flops", "test_qnn", "test_tokenizer", "test_random", "test_others", "test_vocabulary", "test_kinds"),
+    *("test_render", "test_schedulers", "test_single_file", "test_bench", "test_suite"),
     *("test_half", "test_export", "test_build", "test_plan", "test_commands", "test_iree", "test_pictures"),
     *("test_torch", "test_lower"),
 )

@@ -95,6 +95,7 @@ def test_programs_are_imported_by_nobody():
                 assert not names & {"subjects", "train"}, f"{path} imports one of {PROGRAMS}"
 
 
+@pytest.mark.slow
 def test_nothing_below_the_command_line_prints():
     for path in sources():
         if path.relative_to(ROOT).parts[0] == "cli":

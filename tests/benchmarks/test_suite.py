@@ -98,6 +98,7 @@ def test_openvino_s_own_precision_passes(bundle, references):
         assert verdict(pipeline, references("sd1"))[1] == ""
 
 
+@pytest.mark.slow
 def test_the_reference_is_its_own_equal(bundle, references):
     with opened(bundle("sd1"), "torch-f32") as pipeline:
         parity, said = verdict(pipeline, references("sd1"))

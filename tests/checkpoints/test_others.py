@@ -73,6 +73,7 @@ def test_a_file_without_vae_opens_with_one(single_file, checkpoint, tmp_path):
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["unet", "vae"])
 def test_a_folder_without_the_component_opens_with_one(component, own, other):
     folder = own("sdxl")

@@ -120,6 +120,7 @@ def test_diffusers_own_pipeline_opens_it_and_draws(family, checkpoint, caplog):
     assert np.isfinite(drawn.images).all()
 
 
+@pytest.mark.slow
 def test_half_precision_on_demand(checkpoint, tmp_path):
     half = open_checkpoint(str(new_checkpoint("sd15", "tiny", 1, tmp_path / "half", dtype="f16")))
     plain = open_checkpoint(str(checkpoint("sd1")))

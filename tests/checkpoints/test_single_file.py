@@ -43,6 +43,7 @@ def test_configs_are_those_of_the_folder(family, checkpoint, single_file):
     assert file.model_index.items() <= folder.model_index.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_of_full_size_has_the_published_configs(family, as_original, tmp_path):
     """No weight is read, so a file of holes will do."""

@@ -78,6 +78,7 @@ def test_known_ids(checkpoint):
     assert ids == [49406, 320, 1125, 539, 320, 2368] + [49407] * 71
 
 
+@pytest.mark.slow
 def test_files_of_the_checkpoint_are_kept_as_they_are(checkpoint):
     folder = checkpoint("sdxl") / "tokenizer_2"
     made = open_checkpoint(str(checkpoint("sdxl"))).tokenizer_files("tokenizer_2")

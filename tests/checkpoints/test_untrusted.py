@@ -112,6 +112,7 @@ def named(*names, shape=(2, 2)):
     return {name: np.ones(shape, np.float32) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "match"),
     [

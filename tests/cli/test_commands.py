@@ -56,6 +56,7 @@ def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
     assert "profile strict asks for 500 dB" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "says"), [("nowhere.toml", "There is no file"), ("h100", "Profile h100 can't be used here")]
 )

@@ -61,6 +61,7 @@ def test_a_full_output_is_an_error_in_words(words):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="no such device")
 def test_progress_that_cant_be_written_stops_nothing(own_bundle):
     folder = own_bundle().folder
@@ -120,6 +121,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of other systems")
 @pytest.mark.usefixtures("no_hang")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -139,6 +141,7 @@ def test_a_build_that_is_ended_cleans_up(own_bundle, number):
     assert [path.name for path in opened.engines.iterdir()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_hang")
 def test_waiting_is_said_in_a_pipe_before_it_is_over(own_bundle):
     from latentc.compiler.cache import locked

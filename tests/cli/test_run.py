@@ -75,6 +75,7 @@ def test_other_formats_and_show(run, command, end):
     assert json.loads(out)["request"]["seed"] == 5
 
 
+@pytest.mark.slow
 def test_standard_output_gets_the_picture_alone(folder, tmp_path):
     words = [sys.executable, "-m", "latentc", "run", folder, "a cat", "-p", "null", "--steps", "1", "-o", "-"]
     done = subprocess.run(words, capture_output=True, check=True, cwd=tmp_path)

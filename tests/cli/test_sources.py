@@ -29,6 +29,7 @@ def test_what_does_not_fit_is_refused_before_any_work(options, says, checkpoint,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_inspect_says_where_components_are_from(own_bundle, edit_manifest):
     opened = own_bundle()
 

@@ -320,6 +320,7 @@ def test_what_is_taken_is_held_to_the_floor(own_bundle):
     assert artifacts(empty) == []
 
 
+@pytest.mark.slow
 def test_what_is_not_compiled_from_the_graph_is_not_taken(own_bundle):
     opened = own_bundle()
     other = copied(opened, "other")
@@ -843,6 +844,7 @@ def test_a_change_of_an_adapter_is_another_key(own_bundle, monkeypatch):
         assert found.differences["adapter"][1] == 99
 
 
+@pytest.mark.slow
 def test_a_moved_bundle_keeps_its_engines(own_bundle, tmp_path):
     opened = own_bundle()
     build(opened, NULL)

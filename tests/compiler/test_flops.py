@@ -69,6 +69,7 @@ def test_lowering_doesn_t_change_the_count(bundle, shape):
         assert count_flops(graph, shapes) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "part", "side", "published"), PUBLISHED)
 def test_pytorch_counts_the_published_figures(family, part, side, published):
     """So that agreeing with PyTorch's counter is agreeing with the published figures; on the meta device, at once."""

@@ -298,6 +298,7 @@ def test_a_manifest_says_which_graph_its_figure_is_of(own_bundle, monkeypatch):
         check_graphs(open_bundle(opened.folder), ["unet"])
 
 
+@pytest.mark.slow
 def test_tokens_reach_nothing_but_their_table(own_bundle):
     from latentc.benchmarks.planted import other_id
 
@@ -382,6 +383,7 @@ def test_sizes_of_the_manifest_are_proved(own_bundle, edit_manifest, key, value)
         prove_host(open_bundle(opened.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [None, 5, 1 << 20])
 def test_how_many_token_ids_there_are_is_proved(own_bundle, edit_manifest, monkeypatch, tmp_path, rows):
     """An id without a row is refused by that number."""
@@ -417,6 +419,7 @@ def test_references_that_lack_something_prove_nothing(own_bundle):
         build(open_bundle(opened.folder), ONNXRUNTIME)
 
 
+@pytest.mark.slow
 def test_token_ids_are_not_looked_up_elsewhere(own_bundle):
     """By GatherND, whose table nobody compares."""
     opened = own_bundle()

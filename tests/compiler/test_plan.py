@@ -162,6 +162,7 @@ def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
     assert (after.build_bytes, after.disk_bytes, after.build_seconds) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_picture_has_one_size(bundle):
     profile = load_profile("cpu-onnxruntime")
     small, large = (

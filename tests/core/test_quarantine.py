@@ -148,6 +148,7 @@ def test_its_death_is_an_error(name, arguments, says):
         call(name, **arguments)
 
 
+@pytest.mark.slow
 @linux
 def test_it_leaves_no_core_file_and_takes_no_more_memory_than_it_may():
     with pytest.raises(CompileError, match=r"needed more memory than there is \(its limit was 500 MB\)") as caught:

@@ -238,6 +238,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "match"), BOMBS.values(), ids=BOMBS)
 def test_arrays_that_would_take_all_memory(content, match, tmp_path):
     (tmp_path / "a.npz").write_bytes(content)

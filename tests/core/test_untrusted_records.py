@@ -53,6 +53,7 @@ def changed(whole, path, value):
     return whole
 
 
+@pytest.mark.slow
 def test_no_value_of_a_manifest_is_a_trace(own_bundle, capsys):
     folder = own_bundle().folder
     path = folder / "latentc.json"

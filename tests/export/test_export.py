@@ -25,6 +25,7 @@ def test_every_part_is_what_pytorch_computes(bundle, family):
         assert part.weights == "f32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_are_free(bundle, checkpoint, family):
     """At sizes that no example had: one latent row more or less than any multiple, other batches, longer prompts."""

@@ -131,6 +131,7 @@ def test_a_static_engine_refuses_other_shapes(case, tmp_path):
         case.load(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_lowered_graph_lies_apart_from_its_weights(case, tmp_path):
     """It is in a scratch folder, from which links lead to them."""
     if not case.adapter.reads_onnx:

@@ -148,6 +148,7 @@ def test_free_sizes_are_refused(told, bundle):
         build(bundle("sd1"), free)
 
 
+@pytest.mark.slow
 def test_a_bundle_is_built_without_the_device_and_not_run(told, own_bundle, monkeypatch):
     opened, profile = own_bundle("sd1"), load_profile("mi300x-mxr")
     proved = Parity(psnr_db=99.0, cosine=1.0, reference="PyTorch, at export", graph_run_by="iree 3.13.0 CPU")
