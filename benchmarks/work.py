@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..compiler.flops import count_flops
 from ..compiler.sizes import Shape
+from ..core import shapes
 from ..core.bundle import Bundle, checked_graph
-from ..core.shapes import shape_of
 from ..sampling.denoise import DENOISER
 from ..sampling.pixels import DECODER
 from .records import Setting, Stage, Work
@@ -20,12 +22,11 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
     model = bundle.manifest.model
     guided = setting.guidance > 1 and model.guidance_embedding is None
     zeros = model.zero_empty_negative and not setting.negative_prompt
-    height, width = setting.height // model.downscale, setting.width // model.downscale
-    prompts = 2 if guided and not zeros else 1
-    encoders = sum(_count(bundle, encoder.part, {"batch": prompts}) for encoder in model.text_encoders)
-    rows = setting.batch * (2 if guided else 1)
-    denoiser = _count(bundle, DENOISER, {"batch": rows, "height": height, "width": width, "length": model.length})
-    decoder = setting.batch * _count(bundle, DECODER, {"batch": 1, "height": height, "width": width})
+    drawn = shapes.Setting(setting.width, setting.height, setting.batch, guided)
+    read = replace(drawn, guided=guided and not zeros)
+    encoders = sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)
+    denoiser = _count(bundle, DENOISER, drawn)
+    decoder = setting.batch * _count(bundle, DECODER, drawn)
     return {
         "text_encoder": Work(flops=encoders),
         "denoiser": Work(flops=denoiser),
@@ -33,6 +34,8 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
     }
 
 
-def _count(bundle: Bundle, part: str, sizes: dict[str, int]) -> float:
-    shapes: dict[str, Shape] = {tensor.name: shape_of(tensor.shape, sizes) for tensor in bundle.part(part).inputs}
-    return float(count_flops(checked_graph(bundle, part), shapes))
+def _count(bundle: Bundle, part: str, drawn: shapes.Setting) -> float:
+    info = bundle.part(part)
+    free = shapes.sizes(bundle.manifest.model, info.role, drawn)
+    fixed: dict[str, Shape] = {tensor.name: shapes.shape_of(tensor.shape, free) for tensor in info.inputs}
+    return float(count_flops(checked_graph(bundle, part), fixed))

@@ -182,12 +182,9 @@ def _call_vae_decoder(model: Any, _outputs: tuple[str, ...], latents: Any) -> tu
 
 def _vae_encoder(checkpoint: Checkpoint) -> PartSpec:
     channels, factor = checkpoint.configs["vae"]["latent_channels"], model_facts(checkpoint).downscale
-    image = TensorInfo(name="sample", dtype="float32", shape=("batch", 3, "height", "width"))
-    moments = TensorInfo(
-        name="latent_parameters",
-        dtype="float32",
-        shape=("batch", 2 * channels, f"height/{factor}", f"width/{factor}"),
-    )
+    image = TensorInfo(name="sample", dtype="float32", shape=("batch", 3, f"{factor}*height", f"{factor}*width"))
+    latents = ("batch", 2 * channels, "height", "width")
+    moments = TensorInfo(name="latent_parameters", dtype="float32", shape=latents)
     return PartSpec("vae_encoder", "encoder", "vae", (image,), (moments,), _call_vae_encoder)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.bundle import Bundle, checked_graph
 from ..core.reading import read_plain
-from ..core.shapes import shape_of
+from ..core.shapes import Setting, shape_of, sizes
 from ..core.tensors import Precision
 from ..core.units import sized
 from ..profiles import Profile
@@ -28,7 +28,7 @@ from .flops import count_flops, count_kernels
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
-from .targets import GUIDED_ROWS, Wanted, targets, wanted
+from .targets import Wanted, targets, wanted
 
 WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of a number."""
@@ -155,7 +155,8 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
     `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where it is held elsewhere, or
     was never measured.
     """
-    total = 0
+    total, model = 0, bundle.manifest.model
+    drawn = Setting(width * model.downscale, height * model.downscale)
     for want in wanted_:
         if want.part not in bundle.drawing or want.target.shape is not None:
             continue
@@ -163,9 +164,9 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
         costs = adapter.costs(target.device, target.options, free=True)
         if costs is None or not costs.on_host:
             return None
-        batch = rows if bundle.part(want.part).role == "denoiser" else 1
-        sizes = {"batch": batch, "height": height, "width": width, "length": bundle.manifest.model.length}
-        shape = {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
+        role = bundle.part(want.part).role
+        free = sizes(model, role, drawn) | ({"batch": rows} if role == "denoiser" else {})
+        shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
         total = max(total, costs.base) + _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
     return total or None
 
@@ -299,11 +300,8 @@ def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
     if target.shape is not None:
         return dict(target.shape)
     model = bundle.manifest.model
-    scale = 1 if part == "vae_encoder" else model.downscale
-    width, height = (side // scale for side in model.own_size)
-    rows = GUIDED_ROWS if part == "unet" else 1
-    sizes = {"batch": rows, "height": height, "width": width, "length": model.length}
-    return {tensor.name: shape_of(tensor.shape, sizes) for tensor in target.inputs}
+    free = sizes(model, bundle.part(part).role, Setting(*model.own_size))
+    return {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
 
 
 def _alive(

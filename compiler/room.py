@@ -10,10 +10,10 @@ from pathlib import Path
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError, RequestError, ShapeError
 from ..core.limits import memory, swap
-from ..core.shapes import sizes_of
+from ..core.shapes import GUIDED_ROWS, sizes_of
 from ..core.units import sized
 from .plan import drawing_bytes
-from .targets import GUIDED_ROWS, Wanted
+from .targets import Wanted
 
 STATUS = Path("/proc/self/statm")
 

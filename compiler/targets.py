@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..core.bundle import PARTS, Bundle
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import suggest
-from ..core.shapes import shape_of
+from ..core.shapes import Setting, shape_of, sizes
 from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
@@ -18,8 +18,6 @@ from .lower import LOWERING_VERSION
 
 USUAL_LENGTH = 77
 """Token ids in a row of CLIP's: engines of others have it in their key."""
-
-GUIDED_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -151,20 +149,20 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
     another engine takes it with the negative one. The UNet sees twice the pictures where guided; the VAE is called with
     one picture at a time.
     """
-    sizes, model = profile.shapes.sizes, bundle.manifest.model
-    info = bundle.part(part)
-    if info.takes("input_ids"):
-        if free:
-            return [None]
-        prompts = (1, GUIDED_ROWS) if profile.shapes.guided else (1,)
-        return [{tensor.name: shape_of(tensor.shape, {"batch": rows}) for tensor in info.inputs} for rows in prompts]
-    if not sizes:
-        return [None]
-    built: list[Mapping[str, tuple[int, ...]] | None] = []
-    for size in sizes:
-        width, height = model.own_size if size == OWN else (int(side) for side in size.split("x"))
-        rows = profile.shapes.images * (GUIDED_ROWS if profile.shapes.guided else 1) if part == "unet" else 1
-        scale = 1 if part == "vae_encoder" else model.downscale
-        values = {"batch": rows, "height": height // scale, "width": width // scale, "length": model.length}
-        built.append({tensor.name: shape_of(tensor.shape, values) for tensor in info.inputs})
-    return built
+    model, info = bundle.manifest.model, bundle.part(part)
+    images, guided = profile.shapes.images, profile.shapes.guided
+    if info.role == "text_encoder":
+        prompts = (False, True) if guided else (False,)
+        settings = [] if free else [Setting(*model.own_size, guided=both) for both in prompts]
+    else:
+        sides = [model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes]
+        settings = [Setting(width, height, images, guided) for width, height in sides]
+    return [
+        {tensor.name: shape_of(tensor.shape, sizes(model, info.role, one)) for tensor in info.inputs}
+        for one in settings
+    ] or [None]
+
+
+def _sides(size: str) -> tuple[int, int]:
+    width, height = size.split("x")
+    return int(width), int(height)

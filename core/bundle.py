@@ -37,7 +37,7 @@ from .reading import (
 )
 from .record import Record, complaints, in_a_line, shown
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "latentc.json"
 PLAIN = ".plain-"
 """Begins the name of a folder of plain files, in a bundle of links."""
@@ -57,9 +57,9 @@ AGAIN = "Export the checkpoint again."
 
 Dim = (
     Annotated[int, Field(ge=1, lt=1 << 31)]
-    | Annotated[str, StringConstraints(pattern=r"^([1-9]\d{0,3}\*[a-z_]{1,32}|[a-z_]{1,32}(/[1-9]\d{0,3})?)$")]
+    | Annotated[str, StringConstraints(pattern=r"^([1-9]\d{0,3}\*)?[a-z_]{1,32}$")]
 )
-"""An axis: its size, or the name of a size that is free, as `height`, `8*height` or `height/8`."""
+"""An axis: its size, or the name of a size that is free, as `height`, or `8*height`."""
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,255}$")]
 """Words of a stranger's, in one line and without control characters."""
@@ -220,7 +220,7 @@ class Fact(Record):
 class Manifest(Record):
     """`latentc.json`."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     latentc: str
     family: str
     source: Source

@@ -1,11 +1,47 @@
-"""Free sizes: from the shapes of what is fed to the shapes of what comes out."""
+"""Axes: the sizes of a picture's rows, latents and token ids, and the shapes that follow from them.
+
+`height` and `width` are always in latents: a picture's sides are `8*height` and `8*width`, on inputs as on outputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from .bundle import Dim, TensorInfo
+from .bundle import Dim, Model, Role, TensorInfo
 from .errors import ShapeError
+
+GUIDED_ROWS = 2
+"""Rows of a picture where it is guided: the negative prompt's, and the prompt's."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is drawn at once."""
+
+    width: int
+    """In pixels."""
+    height: int
+    images: int = 1
+    guided: bool = True
+    chunks: int = 1
+    """Of each prompt."""
+
+
+def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
+    """The free sizes that a part of this role is called with.
+
+    A denoiser sees all pictures at once, twice where they are guided; text encoders see each prompt; the VAE sees one
+    picture at a time.
+    """
+    prompts = GUIDED_ROWS if setting.guided else 1
+    rows = {"denoiser": setting.images * prompts, "control": setting.images * prompts, "text_encoder": prompts}
+    return {
+        "batch": rows.get(role, 1),
+        "height": setting.height // model.downscale,
+        "width": setting.width // model.downscale,
+        "length": model.length * setting.chunks,
+    }
 
 
 def sizes_of(inputs: tuple[TensorInfo, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -22,14 +58,22 @@ def sizes_of(inputs: tuple[TensorInfo, ...], shapes: Mapping[str, tuple[int, ...
     for tensor in inputs:
         shape = shapes[tensor.name]
         fits = len(shape) == len(tensor.shape) and all(
-            (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) == size
-            for dim, size in zip(tensor.shape, shape, strict=True)
+            _agrees(dim, size, sizes) for dim, size in zip(tensor.shape, shape, strict=True)
         )
         if not fits:
             raise ShapeError(
                 f"{tensor.name!r} has shape {list(shape)}; it must be {_shown(tensor.shape)}, with {sizes}."
             )
     return sizes
+
+
+def _agrees(dim: Dim, size: int, sizes: dict[str, int]) -> bool:
+    """Whether an axis is as large as it should be; a size that wasn't known yet is noted."""
+    if isinstance(dim, int):
+        return dim == size
+    factor, _, name = dim.rpartition("*")
+    whole, rest = divmod(size, int(factor or 1))
+    return rest == 0 and sizes.setdefault(name, whole) == whole
 
 
 def shape_of(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -39,10 +83,9 @@ def shape_of(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]
 
 def _value(dim: str, sizes: Mapping[str, int]) -> int:
     factor, _, name = dim.rpartition("*")
-    name, _, divisor = name.partition("/")
     if name not in sizes:
         raise ShapeError(f"{dim!r} is no axis here; known: {', '.join(sorted(sizes))}. Export the checkpoint again.")
-    return int(factor or 1) * sizes[name] // int(divisor or 1)
+    return int(factor or 1) * sizes[name]
 
 
 def _shown(dims: tuple[Dim, ...]) -> str:

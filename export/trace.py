@@ -26,7 +26,7 @@ EXAMPLE_SIZES = {"batch": 2, "length": 154, "height": 13, "width": 18}
 """Odd and unequal on purpose, so that no size is taken for a constant or for another size."""
 
 LIMITS = {"batch": (1, 63), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
-"""Ranges promised to the tracer, in latents for the UNet and the VAE. The graph holds outside them too: 63 is where
+"""Ranges promised to the tracer, sides in latents. The graph holds outside them too: 63 is where
 diffusers begins to lay a tensor out anew before it is upsampled, 9 keeps every level of the UNet above one latent."""
 
 ALWAYS_RESIZE = 30
@@ -42,10 +42,10 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     import torch
 
     onnx_export = cast("Any", torch.onnx).export
-    sizes, dimensions = _sizes(spec)
+    sizes, dimensions = _sizes()
     example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
     dynamic = tuple(
-        {axis: dimensions[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+        {axis: _scaled(dim, dimensions) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in spec.inputs
     )
     unet = cast("Any", module).model if spec.name == "unet" else None
@@ -77,17 +77,18 @@ def _example(tensor: TensorInfo, sizes: dict[str, int]) -> torch.Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-def _sizes(spec: PartSpec) -> tuple[dict[str, int], dict[str, Any]]:
-    """An example of each free size, and the tracer's name for it; in pixels where the part takes a picture."""
+def _sizes() -> tuple[dict[str, int], dict[str, Any]]:
+    """An example of each free size, and the tracer's name for it."""
     import torch
 
-    sizes: dict[str, int] = dict(EXAMPLE_SIZES)
     dims: dict[str, Any] = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in LIMITS.items()}
-    if spec.name == "vae_encoder":
-        factor = int(str(spec.outputs[0].shape[2]).split("/")[1])
-        sizes |= {side: factor * sizes[side] for side in ("height", "width")}
-        dims |= {side: factor * dims[side] for side in ("height", "width")}
-    return sizes, dims
+    return EXAMPLE_SIZES, dims
+
+
+def _scaled(dim: str, dimensions: dict[str, Any]) -> Any:
+    """The tracer's name for an axis such as `height` or `8*height`."""
+    factor, _, name = dim.rpartition("*")
+    return int(factor) * dimensions[name] if factor else dimensions[name]
 
 
 @contextmanager

@@ -252,7 +252,7 @@ class ONNXRuntime:
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
         if job.weights != job.graph.parent:
             options.add_session_config_entry(WEIGHTS, str(job.weights))
-        told = settings(target, job.part, out / CACHE)
+        told = settings(target, out / CACHE)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
             if target.device == "CPU":
@@ -283,7 +283,7 @@ class ONNXRuntime:
         stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
-        told = settings(target, stamp.part, artifact / CACHE)
+        told = settings(target, artifact / CACHE)
         try:
             check_engine_graph(path, _named(stamp.files, target), rebuild(artifact))
         except BundleError as exc:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..core.bundle import Model
 from ..core.errors import CompileError, RuntimeMissing
-from ..core.shapes import shape_of
+from ..core.shapes import Setting, shape_of, sizes
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array, Precision
 from .base import Target
@@ -175,13 +175,9 @@ def _small(value: Any) -> bool:
 
 def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str], model: Model) -> Placement:
     """Call a graph once on zeros, and say where each node was run. What a provider compiles, it compiles here."""
-    pictures = any(tensor.shape[1:2] == (3,) for tensor in target.inputs)  # whose sizes are in pixels
-    width, height = (side // (1 if pictures else model.downscale) for side in model.own_size)
-    sizes = {"batch": 2, "length": model.length, "height": height, "width": width}
+    free = sizes(model, "denoiser", Setting(*model.own_size))
     feeds = {
-        tensor.name: np.zeros(
-            target.shape[tensor.name] if target.shape else shape_of(tensor.shape, sizes), tensor.dtype
-        )
+        tensor.name: np.zeros(target.shape[tensor.name] if target.shape else shape_of(tensor.shape, free), tensor.dtype)
         for tensor in target.inputs
     }
     with tempfile.TemporaryDirectory() as scratch:

@@ -219,7 +219,7 @@ def check_option(name: str, value: Option) -> None:
         raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
 
 
-def settings(target: Target, part: str, cache: Path) -> dict[str, str]:
+def settings(target: Target, cache: Path) -> dict[str, str]:
     """The provider's options for a target, as strings: the profile's, what its precision takes, where to keep engines.
 
     Raises `ProfileError` for an option of another provider, and for recorded calls of free shapes.
@@ -244,17 +244,16 @@ def settings(target: Target, part: str, cache: Path) -> dict[str, str]:
         made[provider.f16] = "1"
     made |= {name: value.format(cache) for name, value in provider.caches}
     if provider.ranges and target.shape is None:
-        made |= _ranges(provider.ranges, target, part)
+        made |= _ranges(provider.ranges, target)
     return made | {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in asked.items()}
 
 
-def _ranges(prefix: str, target: Target, part: str) -> dict[str, str]:
+def _ranges(prefix: str, target: Target) -> dict[str, str]:
     """`sample:1x4x8x8,...` for the least, usual and largest sizes."""
     made: dict[str, str] = {}
     for place, which in enumerate(("min", "opt", "max")):
         shapes = (
-            f"{tensor.name}:{'x'.join(map(str, bounds(part, tensor, target.length)[place]))}"
-            for tensor in target.inputs
+            f"{tensor.name}:{'x'.join(map(str, bounds(tensor, target.length)[place]))}" for tensor in target.inputs
         )
         made[f"{prefix}_{which}_shapes"] = ",".join(shapes)
     return made

@@ -383,7 +383,7 @@ def _ranges(builder: Any, job: Job) -> Any:
     """The optimization profile of a part whose sizes are free."""
     profile = builder.create_optimization_profile()
     for tensor in job.target.inputs:
-        profile.set_shape(tensor.name, *bounds(job.part, tensor, job.target.length))
+        profile.set_shape(tensor.name, *bounds(tensor, job.target.length))
     return profile
 
 

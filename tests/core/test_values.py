@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from latentc.core.bundle import TensorInfo
+from latentc.core.bundle import Model, TensorInfo, TextEncoder
 from latentc.core.errors import BundleError, RequestError, ShapeError
 from latentc.core.files import fresh_folder, sha256_json, write_text
 from latentc.core.request import Request
-from latentc.core.shapes import shape_of, sizes_of
+from latentc.core.shapes import Setting, shape_of, sizes, sizes_of
 from latentc.core.tensors import PERFECT_DB, cosine, psnr_db
 
 
@@ -38,7 +38,41 @@ INPUTS = (
 def test_free_sizes_are_read_off_the_inputs():
     sizes = sizes_of(INPUTS, {"sample": (2, 4, 9, 10), "context": (2, 77, 8)})
     assert sizes == {"batch": 2, "height": 9, "width": 10, "length": 77}
-    assert shape_of(("batch", 3, "8*height", "width/2"), sizes) == (2, 3, 72, 5)
+    assert shape_of(("batch", 3, "8*height", "8*width"), sizes) == (2, 3, 72, 80)
+
+
+PICTURE = TensorInfo(name="picture", dtype="float32", shape=("batch", 3, "8*height", "8*width"))
+
+
+def test_pixels_on_an_input_are_of_the_latents():
+    assert sizes_of((PICTURE,), {"picture": (1, 3, 72, 80)}) == {"batch": 1, "height": 9, "width": 10}
+    both = {"sample": (1, 4, 9, 10), "picture": (1, 3, 72, 80)}
+    assert sizes_of((INPUTS[0], PICTURE), both)["height"] == 9
+    for wrong in ((1, 3, 76, 80), (1, 3, 80, 80)):  # no multiple, and another size than the latents'
+        with pytest.raises(ShapeError, match="'picture' has shape"):
+            sizes_of((INPUTS[0], PICTURE), both | {"picture": wrong})
+
+
+MODEL = Model(
+    text_encoders=(TextEncoder(part="text", tokenizer="tokenizer", embedding="last_hidden_state"),),
+    length=40,
+    latent_channels=4,
+    downscale=4,
+    scaling_factor=1.0,
+    default_size=64,
+)
+
+
+@pytest.mark.parametrize(
+    ("role", "guided", "rows"),
+    [
+        *[("denoiser", True, 6), ("denoiser", False, 3), ("control", True, 6), ("text_encoder", True, 2)],
+        *[("text_encoder", False, 1), ("decoder", True, 1), ("encoder", False, 1)],
+    ],
+)
+def test_sizes_follow_from_what_is_drawn(role, guided, rows):
+    found = sizes(MODEL, role, Setting(width=64, height=32, images=3, guided=guided, chunks=2))
+    assert found == {"batch": rows, "height": 8, "width": 16, "length": 80}
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
         for shape in shapes(opened, profile, name, free=free):
             precision = profile.wishes(name)[0]
             target = Target("onnxruntime", profile.device, precision, profile.options, part.inputs, part.outputs, shape)
-            given = providers.settings(target, name, tmp_path)
+            given = providers.settings(target, tmp_path)
             assert given.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
 
 
@@ -241,24 +241,24 @@ def target_of(case, device, **changes):
 
 def test_what_providers_are_told(case, tmp_path):
     settings = providers.settings
-    assert settings(target_of(case, "CUDA"), "unet", tmp_path) == {"use_tf32": "0"}
+    assert settings(target_of(case, "CUDA"), tmp_path) == {"use_tf32": "0"}
     asked = {"use_tf32": True, "prefer_nhwc": True, "cudnn_conv_algo_search": "HEURISTIC", "intra_op_num_threads": 1}
-    assert settings(target_of(case, "CUDA", options=asked), "unet", tmp_path) == {
+    assert settings(target_of(case, "CUDA", options=asked), tmp_path) == {
         "use_tf32": "1",
         "prefer_nhwc": "1",
         "cudnn_conv_algo_search": "HEURISTIC",
     }
-    given = settings(target_of(case, "TensorRT", precision="f16"), "unet", tmp_path)
+    given = settings(target_of(case, "TensorRT", precision="f16"), tmp_path)
     assert given["trt_fp16_enable"] == "1"
     assert given["trt_engine_cache_path"] == given["trt_timing_cache_path"] == str(tmp_path)
     assert given["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
     assert given["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
-    given = settings(target_of(case, "TensorRT", length=40), "unet", tmp_path)
+    given = settings(target_of(case, "TensorRT", length=40), tmp_path)
     assert given["trt_profile_min_shapes"].endswith(",encoder_hidden_states:1x40x16")
     assert given["trt_profile_max_shapes"].endswith(",encoder_hidden_states:8x160x16")
     shape = {name: array.shape for name, array in case.feeds().items()}
-    assert "trt_profile_min_shapes" not in settings(target_of(case, "TensorRT", shape=shape), "unet", tmp_path)
-    assert settings(target_of(case, "MIGraphX"), "unet", tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
+    assert "trt_profile_min_shapes" not in settings(target_of(case, "TensorRT", shape=shape), tmp_path)
+    assert settings(target_of(case, "MIGraphX"), tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_what_providers_are_told(case, tmp_path):
 def test_settings_that_a_device_refuses(case, tmp_path, device, options, message):
     case.adapter.check(options)
     with pytest.raises(ProfileError, match=message):
-        providers.settings(target_of(case, device, options=options), "unet", tmp_path)
+        providers.settings(target_of(case, device, options=options), tmp_path)
 
 
 def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
