@@ -10,7 +10,6 @@ from ..core.bundle import Bundle, Manifest, Model, Source, TextEncoder
 from ..core.engine import Engine
 from ..core.progress import quiet
 from ..runtimes import Job, Target, runtime
-from ..sampling.denoise import DENOISER
 
 
 def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
@@ -24,7 +23,7 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
     half = adapter.typed and target.precision == "f16"
     opset, folded = adapter.newest_opset, not adapter.infers_shapes
     with lowered(graph, "bare", opset, target.shape, half=half, folded=folded) as path:
-        adapter.compile(Job(_no_bundle(folder), DENOISER, path, target), out, quiet)
+        adapter.compile(Job(_no_bundle(folder), "bare", path, target), out, quiet)
     return adapter.load(out, target)
 
 

@@ -83,7 +83,7 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
         on_progress(f"{name}: draw", None)
         record = _draw(bundle, name, folder / f"{name}.png")
         pictures[name] = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
-        rows.append(_row(name, built, record, pictures))
+        rows.append(_row(bundle, name, built, record, pictures))
     if not pictures:
         raise RuntimeMissing(f"No runtime works here: {' '.join(skipped.values())}")
     sheet = folder / "sheet.png"
@@ -120,11 +120,11 @@ def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _row(name: str, built: Build, record: dict[str, Any], pictures: dict[str, Array]) -> Row:
+def _row(bundle: Bundle, name: str, built: Build, record: dict[str, Any], pictures: dict[str, Array]) -> Row:
     reference = pictures.get(REFERENCE)
     return Row(
         profile=name,
-        engine=record["engines"]["unet"],
+        engine=record["engines"][bundle.one("denoiser")],
         seconds=record["seconds"] | {"step": float(np.median(record["step_seconds"]))},
         peak_bytes=record["peak_bytes"],
         artifact_bytes=sum(engine.artifact.bytes for engine in built.engines),

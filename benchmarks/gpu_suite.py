@@ -171,7 +171,7 @@ def plans_load(times: Times) -> str:
     for profile in map(load_profile, ("a100", "rtx-4090", "rtx-5090")):
         built = {one.artifact.key: one.artifact for one in build(bundle, profile).engines}
         adapter, engines = wanted(bundle, profile, to_run=False)
-        want = next(one for one in engines if one.part == "unet")
+        want = next(one for one in engines if one.part == bundle.one("denoiser"))
         refusal = cast("Any", adapter).refusal(bundle.engines / built[want.key].name, want.target)
         said.append(f"{profile.device}: {refusal or 'it loads'}")
     return "; ".join(said)

@@ -11,8 +11,7 @@ from typing import Literal
 from ..core.errors import LatentcError
 from ..core.units import counted
 from ..runtimes.machine import Machine
-from ..sampling.denoise import DENOISER
-from .records import Measurement, Model, Setting, read_records
+from .records import DENOISERS, Measurement, Model, Setting, read_records
 
 UNSTABLE = "≈"
 """Stands behind the name of a row whose time wasn't stable."""
@@ -178,7 +177,12 @@ def step_psnr(row: Measurement) -> float | None:
 
 def forced_psnr(row: Measurement) -> float | None:
     """The worst of the denoiser's teacher-forced calls."""
-    return min(row.parity.forced_psnr_db.get(DENOISER, ()), default=None) if row.parity else None
+    calls = (
+        [db for part, each in row.parity.forced_psnr_db.items() if part in DENOISERS for db in each]
+        if row.parity
+        else []
+    )
+    return min(calls, default=None)
 
 
 def picture_psnr(row: Measurement) -> float | None:

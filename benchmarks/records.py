@@ -31,6 +31,9 @@ Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
 """What a sample times: all text encoders of a draw, one denoiser call, the decoding of all its images, all the rest
 of the draw (tokens, noise, guidance, scheduler, pixels), and the whole draw from request to pixels."""
 
+DENOISERS = ("unet", "transformer")
+"""Names that parts of this role have in results: diffusers' own."""
+
 STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]

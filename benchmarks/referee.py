@@ -22,13 +22,12 @@ from ..core.install import pip
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, INFINITE, NAN, is_folder, is_regular, read_json, read_plain, unreadable
 from ..core.record import shown
-from ..sampling.denoise import DENOISER
 from .baselines import EAGER, PROFILE_MODULE
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender
 from .line import Checked, Likeness, Scored, Understood
 from .plan import Plan
 from .process import Process
-from .records import ClipScore, Fid, Figure, Lpips, Meaning, Metric, Parity, Setting
+from .records import DENOISERS, ClipScore, Fid, Figure, Lpips, Meaning, Metric, Parity, Setting
 from .suite import Suite, load_references, references_path, requests, suite_for
 from .weights import Measure, find
 
@@ -137,7 +136,8 @@ class _Scores:
         self._measures, self._limit = measures, limit
         wanted = load_references(references)
         self._prompts = [request.prompt for request in requests(wanted.suite, wanted.size)]
-        self._drawn_by = f"{len(wanted.images)} pictures of {wanted.engines.get(DENOISER, 'the reference')}"
+        engine = next((one for part, one in wanted.engines.items() if part in DENOISERS), "the reference")
+        self._drawn_by = f"{len(wanted.images)} pictures of {engine}"
         self._reference, self._own = scratch / "reference.npz", None
         self._network = ""
         np.savez(self._reference, *wanted.images)

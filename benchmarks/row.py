@@ -7,10 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, Role
 from ..core.errors import LatentcError
-from ..sampling.denoise import DENOISER
-from ..sampling.pixels import DECODER
 from .contender import Contender
 from .records import THREADS, Measurement, Setting, Stage, Work, model_of
 from .stability import stability_of
@@ -22,8 +20,10 @@ LEAVES_OUT = (
     "Writing PNG files.",
 )
 COUNTED = "Of the FLOP: activations, normalization, softmax and whatever else takes a few operations for each number."
-STAGE_PARTS: dict[Stage, str] = {"text_encoder": "text_encoder", "denoiser": DENOISER, "vae_decoder": DECODER}
-"""The part whose precision a stage is computed in."""
+
+
+STAGE_ROLES: dict[Stage, Role] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "vae_decoder": "decoder"}
+"""The role of the part whose precision a stage is computed in."""
 
 
 def row_of(
@@ -37,7 +37,8 @@ def row_of(
     """The line; `common` is what the lines of a run share, and pictures are named as seen from `folder`."""
     stable, stability = stability_of(contender.draws) if contender.draws else (None, None)
     leaves_out = [*LEAVES_OUT, *uncounted, *contender.leaves_out]
-    ceilings = {stage: contender.ceiling_tflops.get(part) for stage, part in STAGE_PARTS.items()}
+    first = {part.role: name for name, part in reversed(contender.bundle.manifest.parts.items())}
+    ceilings = {stage: contender.ceiling_tflops.get(first.get(role, "")) for stage, role in STAGE_ROLES.items()}
     if work is not None:
         work = {stage: one.model_copy(update={"ceiling_tflops": ceilings.get(stage)}) for stage, one in work.items()}
     if contender.draws and contender.draws[0].joules is None:

@@ -27,7 +27,6 @@ from ..core.request import Request
 from ..core.tensors import Array, Precision
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
-from ..sampling.denoise import DENOISER
 from ..sampling.noise import initial_noise
 from .forced import Call, Forced, Recording, force, record
 from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
@@ -151,6 +150,8 @@ class SuiteParity:
     """What ran the reference's denoiser."""
     precisions: Mapping[str, Precision]
     """What each part was computed in."""
+    denoiser: str
+    """The denoiser's name among them."""
     forced: Forced
     pictures: tuple[Picture, ...]
     summary: Summary | None
@@ -245,6 +246,7 @@ def measure(pipeline: Pipeline, references: References) -> SuiteParity:
     where a metric's library isn't here.
     """
     profile, suite = pipeline.profile, references.suite
+    parts, denoiser = pipeline.bundle.manifest.parts, pipeline.bundle.one("denoiser")
     forced = force(pipeline, references.recording)
     wishes = _wishes(pipeline.bundle, suite, references.size)
     has = runtime(profile.runtime).precisions(profile.device)
@@ -252,8 +254,9 @@ def measure(pipeline: Pipeline, references: References) -> SuiteParity:
     figures = [each.figures for each in pictures if each.figures is not None]
     return SuiteParity(
         suite=suite.title,
-        reference=references.engines.get(DENOISER, "unknown"),
-        precisions={part: choose(profile, part, has) for part in forced.parts_psnr_db},
+        reference=references.engines.get(denoiser, "unknown"),
+        denoiser=denoiser,
+        precisions={part: choose(profile, part, parts[part].role, has) for part in forced.parts_psnr_db},
         forced=forced,
         pictures=tuple(pictures),
         summary=summarize(figures) if figures else None,
@@ -265,14 +268,14 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
 
     The gate is that of each part's precision, for the rest of the denoiser's. A NaN is below any.
     """
-    floor = GATES[parity.precisions.get(DENOISER, "f32")]
+    floor = GATES[parity.precisions.get(parity.denoiser, "f32")]
     forced, said = parity.forced, list[str]()
     if not forced.host_psnr_db >= floor.host_psnr_db:
         said.append(
             f"Host code departs from the reference's: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
             f"{floor.host_psnr_db:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
         )
-    for part in (DENOISER, *sorted(forced.parts_psnr_db.keys() - {DENOISER})):
+    for part in (parity.denoiser, *sorted(forced.parts_psnr_db.keys() - {parity.denoiser})):
         precision = parity.precisions.get(part, "f32")
         wanted = GATES[precision].part_psnr_db
         worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))

@@ -8,8 +8,6 @@ from ..compiler.flops import count_flops
 from ..compiler.sizes import Shape
 from ..core import shapes
 from ..core.bundle import Bundle, checked_graph
-from ..sampling.denoise import DENOISER
-from ..sampling.pixels import DECODER
 from .records import Setting, Stage, Work
 
 
@@ -25,8 +23,8 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
     drawn = shapes.Setting(setting.width, setting.height, setting.batch, guided)
     read = replace(drawn, guided=guided and not zeros)
     encoders = sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)
-    denoiser = _count(bundle, DENOISER, drawn)
-    decoder = setting.batch * _count(bundle, DECODER, drawn)
+    denoiser = _count(bundle, bundle.one("denoiser"), drawn)
+    decoder = setting.batch * _count(bundle, bundle.one("decoder"), drawn)
     return {
         "text_encoder": Work(flops=encoders),
         "denoiser": Work(flops=denoiser),

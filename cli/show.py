@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.bundle import PARTS, Bundle, License, Source
+from ..core.bundle import Bundle, License, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
 from ..core.tensors import PERFECT_DB
@@ -106,7 +106,8 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     """A table for each device that some are for, under the profiles that asked for them."""
     console = Screen(highlight=False)
     groups: dict[tuple[str, str, str | None], list[Artifact]] = {}
-    for artifact in sorted(artifacts, key=lambda one: (*PARTS, one.part).index(one.part)):
+    order = list(opened.manifest.parts)
+    for artifact in sorted(artifacts, key=lambda one: [*order, one.part].index(one.part)):
         fields = artifact.fields
         device = f"{fields['runtime']} {fields['device']['name']}"
         groups.setdefault((device, ", ".join(sorted(artifact.profiles)), _refusal(artifact)), []).append(artifact)

@@ -278,7 +278,9 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
         name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
         referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
     else:
-        calls = len(stored_cases(engine.bundle, part)) * (2 if part == "unet" else 1)  # by itself, and in steps
+        calls = len(stored_cases(engine.bundle, part)) * (
+            2 if engine.bundle.part(part).role == "denoiser" else 1
+        )  # by itself, and in steps
         seconds += calls * replace(engine, shape=at).call_seconds
     return referees, seconds + sum(one.build_seconds + one.call_seconds for one in referees)
 

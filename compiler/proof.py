@@ -152,7 +152,7 @@ def prove_steps(
     verify_files(bundle, [DRAWINGS, DRAWN, *(stored_at(name) for name in bundle.manifest.parts)])
     host = load_host(bundle)
     found: list[StepFigures] = []
-    for shape in [want.target.shape for want in wants if want.part == "unet"]:
+    for shape in [want.target.shape for want in wants if bundle.part(want.part).role == "denoiser"]:
         on_progress("step: compare", None)
         with opened() as loaded:  # of one size at a time
             try:
@@ -201,10 +201,11 @@ def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps
     """Hold the whole step to the floor of the parts that make it, less what guidance may multiply; what the prompt
     changes, and the picture, likewise.
     """
-    drawing = [want for want in wants if want.part != "vae_encoder"]
-    stepping = [want for want in drawing if not want.part.startswith("vae")]
+    drawing = [want for want in wants if want.part in bundle.drawing]
+    decoder, denoiser = bundle.one("decoder"), bundle.one("denoiser")
+    stepping = [want for want in drawing if want.part != decoder]
     floor = min(floor_db(bundle, profile, want) for want in stepping)
-    advice = "It won't be used. Give the unet a wider type under [precision]."
+    advice = f"It won't be used. Give the {denoiser} a wider type under [precision]."
     if not math.isfinite(steps.step_db):
         raise ParityError(
             f"The whole step through profile {profile.name} answers NaN or infinity, though no part does by itself. "
@@ -217,14 +218,14 @@ def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps
         )
     rounding = max(ROUNDING[want.target.precision] for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
-        _check_text("unet", profile, figure, floor)
+        _check_text(denoiser, profile, figure, floor)
     whole = min(floor_db(bundle, profile, want) for want in drawing)
     least = max(min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB), LEAST_PICTURE_DB) if whole > 0 else whole
     if steps.picture_db is not None and not steps.picture_db >= least:
         raise ParityError(
             f"A picture drawn through profile {profile.name} agrees with diffusers' to {steps.picture_db:.1f} dB; "
-            f"{least:.0f} dB was expected, though each step is within its own floor. It won't be used. Give the unet "
-            "and the vae_decoder a wider type under [precision]."
+            f"{least:.0f} dB was expected, though each step is within its own floor. It won't be used. Give the "
+            f"{denoiser} and the {decoder} a wider type under [precision]."
         )
 
 

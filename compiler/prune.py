@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.bundle import PARTS, PLAIN, Bundle
+from ..core.bundle import PART_NAME, PLAIN, Bundle
 from ..core.errors import BundleError, LatentcError
 from ..core.files import unwritable
 from ..core.locks import LockedError, held, is_held
@@ -30,10 +30,10 @@ from .scratch import PREFIX
 NOTHING = "null"
 """The runtime whose engines draw nothing."""
 
-ENGINE = rf"({'|'.join(PARTS)})-{KEY.pattern}"
+ENGINE = rf"({PART_NAME.pattern})-{KEY.pattern}"
 REFERENCE = rf"reference-{ENGINE}"
 FRESH = re.compile(rf"\.{ENGINE}\.tmp")
-PLAINS = re.compile(rf"{re.escape(PLAIN)}({'|'.join(PARTS)}|{ENGINE})")
+PLAINS = re.compile(rf"{re.escape(PLAIN)}({PART_NAME.pattern}|{ENGINE})")
 LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE})(\.build)?\.lock")
 
 

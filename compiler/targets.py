@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..core.bundle import PARTS, Bundle
+from ..core.bundle import ROLE_NAMES, Bundle, Role
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
@@ -96,7 +96,7 @@ def targets(
     Neither the runtime nor its device need be here. Raises `ProfileError` as `wanted` does.
     """
     adapter.check(profile.options)
-    _check_parts(profile)
+    _check_parts(bundle, profile)
     free = adapter.takes_free_sizes(profile.device, profile.options)
     if not (profile.shapes.sizes or free):
         raise ProfileError(
@@ -110,7 +110,7 @@ def targets(
         )
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
-        precision = choose(profile, name, precisions)
+        precision = choose(profile, name, part.role, precisions)
         for shape in shapes(bundle, profile, name, free=free):
             about = (profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape)
             asked.append((name, Target(*about, length=bundle.manifest.model.length)))
@@ -123,21 +123,24 @@ def device_here(adapter: Runtime, device: str) -> str | None:
     return next((one for one in each if adapter.missing(one) is None), None) if len(each) > 1 else None
 
 
-def _check_parts(profile: Profile) -> None:
-    for part in profile.precision:
-        if part not in ("default", *PARTS):
+def _check_parts(bundle: Bundle, profile: Profile) -> None:
+    known = sorted({*ROLE_NAMES, *bundle.manifest.parts})
+    for name in profile.precision:
+        if name not in ("default", *known):
             raise ProfileError(
-                f"Profile {profile.name} gives a precision for {part!r}, which is no part. {suggest(part, list(PARTS))}"
+                f"Profile {profile.name} gives a precision for {name!r}, which is no role, and no part of "
+                f"{bundle.folder}. {suggest(name, known)}"
             )
 
 
-def choose(profile: Profile, part: str, has: tuple[Precision, ...]) -> Precision:
+def choose(profile: Profile, part: str, role: Role, has: tuple[Precision, ...]) -> Precision:
     """The first precision that the profile wishes for a part and the device has."""
-    for wish in profile.wishes(part):
+    wishes = profile.wishes(part, role)
+    for wish in wishes:
         if wish in has:
             return wish
     raise ProfileError(
-        f"Profile {profile.name} wants {part} in {' or '.join(profile.wishes(part))}; this {profile.device} has "
+        f"Profile {profile.name} wants {part} in {' or '.join(wishes)}; this {profile.device} has "
         f"{', '.join(has)} through {profile.runtime}. Add one of those to [precision]."
     )
 

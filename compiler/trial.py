@@ -21,9 +21,9 @@ from ..core.errors import BundleError, ParityError, ShapeError
 from ..core.references import CHANGING, DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
-from ..sampling.denoise import DENOISER, Walk, feeds, is_guided, step
+from ..sampling.denoise import Walk, feeds, is_guided, step
 from ..sampling.draw import Host, draw, latent_shape, read_text, unet_constants, unscaled, walk_of
-from ..sampling.pixels import DECODER, quantized
+from ..sampling.pixels import quantized
 from ..sampling.prompt import ids_of
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
@@ -103,8 +103,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             f"checkpoint {stored.default_size} x {stored.default_height or stored.default_size}. Export it again."
         )
     answer = _recorded_text(bundle, host.model)
-    cases = {case.name: case for case in stored_cases(bundle, DENOISER)}
-    decoded = {case.name: case for case in stored_cases(bundle, DECODER)}
+    cases = {case.name: case for case in stored_cases(bundle, host.denoiser)}
+    decoded = {case.name: case for case in stored_cases(bundle, host.decoder)}
     worst, where = PERFECT_DB, "nothing"
 
     def compare(wanted: Array, found: Array, what: str, drawing: Drawing) -> None:
@@ -125,8 +125,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         found = unet_constants(host, drawing.request, text)
         if found.keys() != wanted.keys():
             raise ParityError(
-                f"latentc feeds the unet {sorted(found)}, and diffusers' pipeline fed it {sorted(wanted)}. The "
-                "manifest isn't the checkpoint's. Export it again."
+                f"latentc feeds the {host.denoiser} {sorted(found)}, and diffusers' pipeline fed it {sorted(wanted)}. "
+                "The manifest isn't the checkpoint's. Export it again."
             )
         for name, array in wanted.items():
             compare(array, found[name], name, drawing)
@@ -199,7 +199,7 @@ def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[flo
     text = read_text(host, trial.request, _through(engine), {})
     fixed = unet_constants(host, trial.request, text)
     shapes = shapes_of(fixed) | {"sample": trial.outputs[0].shape, "timestep": (1,)}
-    one = engine(DENOISER, shapes)
+    one = engine(host.denoiser, shapes)
     run = one.bind(fixed)
     other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # as another request's
     walk = _walk(host, trial)
@@ -225,7 +225,7 @@ def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[flo
 def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:
     """PSNR of the picture as the pipeline draws it; None where the decoder takes another size."""
     try:
-        engine(DECODER, {"latent_sample": (1, *trial.start.shape[1:])})
+        engine(host.decoder, {"latent_sample": (1, *trial.start.shape[1:])})
     except ShapeError:
         return None
     drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise))
@@ -237,7 +237,7 @@ def _fitting(bundle: Bundle, host: Host, shape: Shapes | None, *, guided: bool) 
     """Every drawing where shapes are free; else those of the shape, or one that is made for it."""
     stored, arrays = stored_drawings(bundle)
     drawings = stored.drawings
-    cases = {case.name: case for case in stored_cases(bundle, DENOISER)}
+    cases = {case.name: case for case in stored_cases(bundle, host.denoiser)}
     trials = [_trial(drawing, arrays, cases) for drawing in drawings]
     if shape is None:
         return trials
@@ -256,7 +256,7 @@ def _made(bundle: Bundle, host: Host, trials: list[Trial], shape: Shapes, *, gui
     rows, _, height, width = shape["sample"]
     size = {"width": width * host.model.downscale, "height": height * host.model.downscale}
     request = like.request.model_copy(update={**size, "count": rows // (2 if guided else 1)})
-    case = next((one for one in reference(bundle, DENOISER, shape).cases if one.name == f"{like.name}.0"), None)
+    case = next((one for one in reference(bundle, host.denoiser, shape).cases if one.name == f"{like.name}.0"), None)
     if case is None:
         raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. Export the checkpoint again.")
     start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))

@@ -12,13 +12,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -41,10 +42,13 @@ SCHEMA_VERSION = 3
 MANIFEST = "latentc.json"
 PLAIN = ".plain-"
 """Begins the name of a folder of plain files, in a bundle of links."""
-PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+PART_NAME = re.compile(r"(?!(engines|reference|scheduler)$)[a-z][a-z0-9_]{0,31}")
+"""Names that a part may have: a folder of its own is called so."""
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """What a part does in a picture, whatever its family calls it."""
+
+ROLE_NAMES: tuple[Role, ...] = get_args(Role)
 
 ROLES: tuple[tuple[str, tuple[Role, ...]], ...] = (
     ("timestep", ("denoiser", "control")),
@@ -263,6 +267,13 @@ class Bundle:
         """Names of the parts that draw a picture from a text: all but the one that reads pictures."""
         return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
 
+    def one(self, role: Role) -> str:
+        """The name of the part that has this role; raises `BundleError` where none or several have it."""
+        found = [name for name, part in self.manifest.parts.items() if part.role == role]
+        if len(found) != 1:
+            raise BundleError(f"{self.folder} has {len(found)} parts that are a {role}, and one was expected. {AGAIN}")
+        return found[0]
+
     def part(self, name: str) -> Part:
         """The part of this name; raises `BundleError` where the bundle has none."""
         try:
@@ -324,7 +335,7 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
     for name in manifest.files:
         check_path(folder, name)
     for name, part in manifest.parts.items():
-        if name not in PARTS or part.path != f"{name}/model.onnx" or part.path not in manifest.files:
+        if not PART_NAME.fullmatch(name) or part.path != f"{name}/model.onnx" or part.path not in manifest.files:
             where = f"{shown(name)} at {shown(part.path)}"
             raise BundleError(f"{path} has a part {where}, and no such file. Export it again.")
         if part.digest != digest(bundle.files(name)):

@@ -166,7 +166,7 @@ def _write_configs(checkpoint: Checkpoint, tokenizers: dict[str, dict[str, bytes
     for spec in part_specs(checkpoint):
         size = (
             {"sample_size": checkpoint.pixels // checkpoint.downscale}
-            if checkpoint.size and spec.name == "unet"
+            if checkpoint.size and spec.role == "denoiser"
             else {}
         )
         _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)

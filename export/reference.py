@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
+from ..core.bundle import Role
 from ..core.errors import CompileError
 from ..core.references import CHANGING, ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
@@ -101,7 +102,8 @@ class References:
         self.scheduler: dict[str, Any] = dict(checkpoint.scheduler)
         self.drawings: list[Drawing] = []
         self.drawn: dict[str, Array] = {}
-        self.cases: dict[str, list[Case]] = {}
+        self.cases: dict[Role, list[Case]] = {}
+        """By role, of parts that are called while others draw."""
         name = checkpoint.scheduler.get("_class_name")
         self._own = None if name in BROWNIAN else str(name)
         """The class of the checkpoint's own scheduler, where PyTorch draws its noise."""
@@ -128,17 +130,17 @@ class References:
 
     def take(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
         """The references of a part, as arrays to be stored. `component` is what `module` calls."""
-        if spec.name in self.checkpoint.family.prompt.encoders:
+        if spec.role == "text_encoder":
             return self._text(spec, component, module)
-        if spec.name == "unet":
+        if spec.role == "denoiser":
             return self._draw(spec, component)
-        if spec.name == "vae_decoder":
-            self.cases.setdefault(spec.name, [])
+        if spec.role == "decoder":
+            self.cases.setdefault(spec.role, [])
             for name, (height, width) in self._sizes(own_only=True).items():
                 latents = self.random.standard_normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
                 feeds = {"latent_sample": unscaled(self.facts, latents).astype(np.float32)}
-                self.cases[spec.name].append(Case(name, feeds, run(module, spec, feeds)))
-            return pack(self.cases[spec.name], {})
+                self.cases[spec.role].append(Case(name, feeds, run(module, spec, feeds)))
+            return pack(self.cases[spec.role], {})
         return pack(self._pictures(spec, module), {})
 
     def made(self) -> Drawings:
@@ -291,7 +293,7 @@ class References:
             del pipeline.vae.decode
         source = torch.Generator().manual_seed(seed)
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
-        self.cases.setdefault("vae_decoder", []).extend(decoded)
+        self.cases.setdefault("decoder", []).extend(decoded)
         self.drawn |= {
             f"{asked.name}/start": start,
             f"{asked.name}/sigma": np.array(float(pipeline.scheduler.init_noise_sigma)),

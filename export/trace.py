@@ -48,7 +48,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
         {axis: _scaled(dim, dimensions) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in spec.inputs
     )
-    unet = cast("Any", module).model if spec.name == "unet" else None
+    unet = cast("Any", module).model if spec.role == "denoiser" else None
     try:
         with muted(*LOGGERS), torch.no_grad(), _resizing(unet):
             exported = torch.export.export(module, example, dynamic_shapes=(dynamic,), strict=False)

@@ -91,7 +91,7 @@ class Profile(Record):
     opset: int = Field(default=23, ge=18, le=23)
     """The ONNX operator set that the runtime is given: 23 (fused attention and group norm) or 18."""
     precision: dict[str, Annotated[tuple[Precision, ...], Field(min_length=1)]] = Field(default={"default": ("f32",)})
-    """By part or `default`: what to compute in, best first; the first that the device has is taken."""
+    """By part, role or `default`: what to compute in, best first; the first that the device has is taken."""
     shapes: Shapes = Shapes()
     parity_db: dict[Precision, float] = Field(default=FLOORS_DB)
     """PSNR floor against the exported reference, by the precision that was taken."""
@@ -133,9 +133,9 @@ class Profile(Record):
         copy._file = self._file
         return copy
 
-    def wishes(self, part: str) -> tuple[Precision, ...]:
-        """Precisions for this part, best first."""
-        return self.precision.get(part) or self.precision.get("default") or ("f32",)
+    def wishes(self, part: str, role: str) -> tuple[Precision, ...]:
+        """Precisions for a part of this role, best first: the part's own, the role's, or the default."""
+        return next((self.precision[name] for name in (part, role, "default") if name in self.precision), ("f32",))
 
 
 def profile_names() -> list[str]:

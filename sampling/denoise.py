@@ -19,8 +19,6 @@ from .finite import check_finite
 from .guidance import guidance_embedding, guide
 from .schedulers import Noise, Schedule
 
-DENOISER = "unet"
-
 OnStep = Callable[[Step], bool | None]
 """Told of each finished denoiser call; returning False cancels."""
 
@@ -34,8 +32,10 @@ class Walk:
     guidance: float | None
     """Scale at which the answers to negative and positive rows are combined; None where rows are positive only."""
     guidance_rescale: float
+    part: str
+    """The denoiser's name, for errors."""
     engine: str
-    """What runs the denoiser, for errors."""
+    """What runs it, for errors."""
 
 
 def is_guided(model: Model, request: Request) -> bool:
@@ -76,13 +76,13 @@ def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDAr
     """
     output = run(feeds(walk, index, latents))["out_sample"]
     call = f"denoiser call {index + 1} of {len(walk.schedule.timesteps)}"
-    check_finite(output, f"The output of {call}", DENOISER, walk.engine)
+    check_finite(output, f"The output of {call}", walk.part, walk.engine)
     # An overflow is reported below, in words, and not by numpy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         if walk.guidance is not None:
             output = guide(output, walk.guidance, walk.guidance_rescale)
         following = walk.schedule.step(output, index, latents, walk.noise)
-    check_finite(following, f"The latents after {call}", DENOISER, walk.engine)
+    check_finite(following, f"The latents after {call}", walk.part, walk.engine)
     return following
 
 

@@ -15,8 +15,8 @@ from ..core.engine import EngineOf, Run
 from ..core.files import sha256_json
 from ..core.request import Request
 from ..core.tensors import Array
-from .denoise import DENOISER, OnStep, Walk, constants, denoise, is_guided
-from .pixels import DECODER, decode
+from .denoise import OnStep, Walk, constants, denoise, is_guided
+from .pixels import decode
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
 from .schedulers import Noise, schedule
 
@@ -32,6 +32,9 @@ class Host:
     vocabularies: tuple[Vocabulary, ...]
     scheduler: Mapping[str, Any]
     """The checkpoint's `scheduler_config.json`."""
+    denoiser: str
+    """Its part's name."""
+    decoder: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def drawing_digest(bundle: Bundle) -> str:
 
 def load_host(bundle: Bundle) -> Host:
     """What a bundle gives the host. Raises `BundleError` for a missing or damaged file."""
-    return Host(bundle.manifest.model, load_vocabularies(bundle), bundle.json(SCHEDULER))
+    config = bundle.json(SCHEDULER)
+    return Host(bundle.manifest.model, load_vocabularies(bundle), config, bundle.one("denoiser"), bundle.one("decoder"))
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, int, int, int]:
@@ -117,6 +121,7 @@ def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine:
         noise=noise,
         guidance=request.guidance if guided else None,
         guidance_rescale=request.guidance_rescale,
+        part=host.denoiser,
         engine=engine,
     )
 
@@ -154,7 +159,7 @@ def draw(
     """
     seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     # Made before any engine works: what can't be drawn is refused at once.
-    name = engines.get(DENOISER, "its engine")
+    name = engines.get(host.denoiser, "its engine")
     walk = walk_of(host, request, guided=is_guided(host.model, request), noise=noise, engine=name)
 
     def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -166,12 +171,13 @@ def draw(
     rows = request.count * (2 if text.guided else 1)
     shapes = {name: array.shape for name, array in fixed.items()}
     # Both before the walk: a size that the decoder wasn't built for is an error now, not after the last step.
-    denoiser = engine(DENOISER, {**shapes, "sample": (rows, *start.shape[1:]), "timestep": (1,)})
-    decoder = engine(DECODER, {"latent_sample": (1, *start.shape[1:])})
+    denoiser = engine(host.denoiser, {**shapes, "sample": (rows, *start.shape[1:]), "timestep": (1,)})
+    decoder = engine(host.decoder, {"latent_sample": (1, *start.shape[1:])})
     walked, step_seconds = denoise(denoiser.bind(fixed), walk, start, on_step)
     seconds["denoiser"] = sum(step_seconds)
     final = unscaled(host.model, walked)
-    images = decode(_timed(seconds, "vae_decoder", decoder.run), final, engines.get(DECODER, "its engine"))
+    run = _timed(seconds, "vae_decoder", decoder.run)
+    images = decode(run, final, host.decoder, engines.get(host.decoder, "its engine"))
     return Drawn(images, final, text, seconds, step_seconds)
 
 

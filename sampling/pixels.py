@@ -8,19 +8,18 @@ from numpy.typing import NDArray
 from ..core.engine import Run
 from .finite import check_finite
 
-DECODER = "vae_decoder"
 
-
-def decode(run: Run, latents: NDArray[np.float32], engine: str) -> NDArray[np.uint8]:
+def decode(run: Run, latents: NDArray[np.float32], part: str, engine: str) -> NDArray[np.uint8]:
     """Decode latents [count, channels, height / 8, width / 8] into sRGB [count, height, width, 3].
 
     The decoder sees one image at a time: its activations take far more memory than anything before.
+    `part` and `engine` name the decoder and what runs it, for errors.
     Raises `NotFiniteError` naming the image that holds NaN or infinity.
     """
     images: list[NDArray[np.uint8]] = []
     for index in range(len(latents)):
         image = run({"latent_sample": latents[index : index + 1]})["sample"][0]
-        check_finite(image, f"Image {index} of {len(latents)}, as decoded", DECODER, engine)
+        check_finite(image, f"Image {index} of {len(latents)}, as decoded", part, engine)
         images.append(quantized(image))
     return np.stack(images)
 

@@ -110,6 +110,23 @@ def test_no_room_above_the_runtimes_imports_one_by_name():
             assert not {outside for outside, _ in imports(path)} & set(RUNTIME_NAMES), path
 
 
+PART_NAMES = {"unet", "text_encoder_2", "vae_decoder", "vae_encoder"}
+"""`text_encoder` is a role too."""
+
+
+@pytest.mark.parametrize("room", ["core", "profiles", "sampling", "export", "runtimes", "compiler", "pipelines"])
+def test_parts_are_asked_for_by_role(room):
+    """What parts are called is known to `checkpoints` and to manifests alone. `vae_decoder` is also a stage's name in
+    results.
+    """
+    found = set()
+    for path in sorted((ROOT / room).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & PART_NAMES
+        found |= {(str(path.relative_to(ROOT)), name) for name in named}
+    assert found <= {("sampling/draw.py", "vae_decoder")}
+
+
 @pytest.mark.slow
 def test_graphs_of_bundles_are_checked_before_they_are_opened():
     for path in sources():

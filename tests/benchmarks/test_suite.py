@@ -244,6 +244,7 @@ def passing():
         suite="general 1",
         reference="torch",
         precisions={"unet": "f32", "text_encoder": "f32", "vae_decoder": "bf16"},
+        denoiser="unet",
         forced=Forced(100.0, "", {"unet": (90.0, 95.0)}),
         pictures=(Picture("a", 1, good, ()),),
         summary=Summary(good, good, 1),

@@ -646,7 +646,7 @@ def test_unbuilt_and_unknown_are_said(own_bundle):
         load(opened, NULL)
     with pytest.raises(ProfileError, match="no runtime 'tensorflow'"):
         build(opened, of(NULL, runtime="tensorflow"))
-    with pytest.raises(ProfileError, match="'unit', which is no part"):
+    with pytest.raises(ProfileError, match="'unit', which is no role, and no part of .*Did you mean 'unet'"):
         build(opened, of(NULL, precision={"unit": ("f32",)}))
     with pytest.raises(RuntimeMissing, match="GPU"):
         build(opened, of(OPENVINO, device="GPU"))

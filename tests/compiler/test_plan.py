@@ -308,4 +308,6 @@ def test_every_profile_can_be_planned_for_wherever_one_is(bundle, name):
     mapped = ("text_encoder",) if costs and costs.maps else ()  # whose table isn't held
     weighed = [engine for engine in found.engines if engine.part not in mapped]
     assert all(engine.held_bytes >= engine.weights_bytes > 0 for engine in weighed) or name == "null"
-    assert next(engine.precision for engine in found.engines if engine.part == "unet") in profile.wishes("unet")
+    assert next(engine.precision for engine in found.engines if engine.part == "unet") in profile.wishes(
+        "unet", "denoiser"
+    )

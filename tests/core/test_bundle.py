@@ -36,6 +36,8 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         (lambda value: value["files"].update({"/etc/passwd": {"sha256": "0", "bytes": 1}}), "leads out of"),
         (lambda value: value["files"].pop("unet/model.onnx"), "has a part 'unet'"),
         (lambda value: value["parts"].update({"../../x": value["parts"]["unet"]}), "has a part '../../x'"),
+        (lambda value: value["parts"].update({"engines": value["parts"]["unet"]}), "has a part 'engines'"),
+        (lambda value: value["parts"].update({"UNet": value["parts"]["unet"]}), "has a part 'UNet'"),
         (lambda value: value["parts"]["unet"].update(digest="0"), "digest of unet isn't"),
         (lambda value: value["parts"]["unet"].update(role="decoder"), "role should be denoiser or control"),
         (lambda value: value["parts"]["text_encoder"].update(role="image_encoder"), "role should be text_encoder"),

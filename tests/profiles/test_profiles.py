@@ -21,9 +21,14 @@ def test_every_shipped_profile_loads():
 
 def test_precision_is_a_list_of_wishes_by_part(tmp_path):
     profile = own(tmp_path, HEAD + '[precision]\ndefault = ["bf16", "f32"]\nvae_decoder = "f32"\n')
-    assert profile.wishes("unet") == ("bf16", "f32")
-    assert profile.wishes("vae_decoder") == ("f32",)
-    assert own(tmp_path, HEAD + 'precision = "f16"\n').wishes("unet") == ("f16",)
+    assert profile.wishes("unet", "denoiser") == ("bf16", "f32")
+    assert profile.wishes("vae_decoder", "decoder") == ("f32",)
+    by_role = '[precision]\ndefault = "f16"\ntext_encoder = "f32"\ndecoder = "f32"\nvae_decoder = "bf16"\n'
+    profile = own(tmp_path, HEAD + by_role)
+    assert profile.wishes("text_encoder_2", "text_encoder") == ("f32",)
+    assert profile.wishes("vae_decoder", "decoder") == ("bf16",), "the part's own goes first"
+    assert profile.wishes("vae_encoder", "encoder") == ("f16",)
+    assert own(tmp_path, HEAD + 'precision = "f16"\n').wishes("unet", "denoiser") == ("f16",)
 
 
 def test_floors_that_are_not_given_are_filled_in(tmp_path):

@@ -218,7 +218,7 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
     free = adapter.takes_free_sizes(profile.device, profile.options)
     for name, part in opened.manifest.parts.items():
         for shape in shapes(opened, profile, name, free=free):
-            precision = profile.wishes(name)[0]
+            precision = profile.wishes(name, part.role)[0]
             target = Target("onnxruntime", profile.device, precision, profile.options, part.inputs, part.outputs, shape)
             given = providers.settings(target, tmp_path)
             assert given.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
@@ -355,8 +355,8 @@ def test_a_graph_that_names_other_files_or_loops_is_never_opened(make_case, tmp_
             case.load(artifact)
 
 
-@pytest.mark.parametrize(("channels", "scale"), [(4, 8), (3, 1)])
-def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypatch, channels, scale):
+@pytest.mark.parametrize(("channels", "sides", "scale"), [(4, ("height", "width"), 8), (3, ("8*height", "8*width"), 1)])
+def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypatch, channels, sides, scale):
     fed = {}
 
     class Session:
@@ -368,7 +368,7 @@ def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypat
             return tmp_path / "events.json"
 
     monkeypatch.setattr(placement, "open_session", lambda *_: Session())
-    picture = TensorInfo(name="x", dtype="float32", shape=("batch", channels, "height", "width"))
+    picture = TensorInfo(name="x", dtype="float32", shape=("batch", channels, *sides))
     target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options={})
     model = Model(
         text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state"),),

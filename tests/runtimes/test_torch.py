@@ -58,9 +58,7 @@ def bundle_of(make_case, family, folder) -> Bundle:
 def test_every_part_has_its_tensor_names(torch, build, family, part, outputs):
     target, artifact = build(family, part)
     sizes = {"batch": 1, "height": 8, "width": 16, "length": 77}
-    feeds = {
-        tensor.name: np.ones([sizes.get(dim, dim) for dim in tensor.shape], tensor.dtype) for tensor in target.inputs
-    }
+    feeds = {tensor.name: np.ones(shape_of(tensor.shape, sizes), tensor.dtype) for tensor in target.inputs}
     engine = torch.load(artifact, target)
     found = engine.run(feeds)
     engine.close()
