@@ -147,7 +147,7 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
         raise _apart(
             where,
             f"The UNet reads prompts {unet['cross_attention_dim']} wide (cross_attention_dim), and "
-            f"{' and '.join(prompt.encoders)} make them {width} wide",
+            f"those of {' and '.join(prompt.encoders)} are {width} wide",
         )
     if prompt.pooled is not None:
         reads = unet.get("projection_class_embeddings_input_dim")
@@ -170,7 +170,7 @@ def check_scheduler(where: object, config: Config) -> None:
     for key, words in _SCHEDULER_WORDS.items():
         value = config.get(key, words[0])
         if not any(value is word or (isinstance(value, str) and value == word) for word in words):
-            raise _refused(where, key, value, " or ".join(map(str, words)))
+            raise _refused(where, key, value, f"one of {', '.join(map(str, words))}")
     for key in ("beta_start", "beta_end"):
         if key in config and not _number(config[key], 0, 1):
             raise _refused(where, key, config[key], "a number from 0 to 1")
@@ -191,7 +191,7 @@ def _check_integers(where: object, config: Config, bounds: Mapping[str, tuple[in
     for key, (least, most) in bounds.items():
         value = config.get(key)
         if value is not None and not all(type(one) is int and least <= one <= most for one in _flat(value)):
-            raise _refused(where, key, value, f"integers from {least} to {most:,}")
+            raise _refused(where, key, value, f"a whole number from {least} to {most:,}")
 
 
 def _integers(value: object) -> list[int]:

@@ -20,7 +20,7 @@ from .names import Stored, text_layers
 from .others import Replacement, configured, rescaled, start_of
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
-from .source import Source, check_class, read_json
+from .source import Source, check_class, check_entry, read_json
 from .statements import PIXELS
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
@@ -225,7 +225,8 @@ def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Co
     for component in family.components:
         if component.name in given:
             continue
-        entry = model_index.get(component.name)
+        entry: object = model_index.get(component.name)
+        check_entry(folder / "model_index.json", component, entry)
         if not isinstance(entry, list) or None in entry:
             raise CheckpointError(
                 f"{folder} has no {component.name} (a refiner has none, for instance), which every "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import pip
-from ..core.record import in_a_line
+from ..core.record import in_a_line, shown
 from .families import Component, Config
 from .names import Plan, View, fit
 from .stored import FLOATS, WIDER, StoredTensor
@@ -35,6 +36,8 @@ def build(component: Component, config: Config) -> torch.nn.Module:
             f"Install them with: {pip('export')}."
         ) from exc
     known = {key: value for key, value in config.items() if not key.startswith("_")}
+    if component.library == "diffusers":  # transformers looks at types itself
+        _check_types(component, cls, known)
     try:
         with torch.device("meta"):
             if component.library == "diffusers":
@@ -42,9 +45,52 @@ def build(component: Component, config: Config) -> torch.nn.Module:
             return cls(cls.config_class.from_dict(known))
     except Exception as exc:  # whatever a library makes of a config that isn't its own
         raise CheckpointError(
-            f"{component.cls} doesn't accept the config of {component.name}: {in_a_line(exc)}. "
+            f"{component.cls} doesn't accept the config of {component.name}: {in_a_line(exc).rstrip('.')}. "
             "Compare it with the config that the checkpoint was published with."
         ) from exc
+
+
+WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): ""}
+
+
+def _check_types(component: Component, cls: Any, config: Config) -> None:
+    """Raise CheckpointError for a field of another type than its class states: it would fail far from here."""
+    parameters, hints = inspect.signature(cls.__init__).parameters, get_type_hints(cls.__init__)
+    for key, value in config.items():
+        if key not in hints:
+            continue
+        types: set[type] = set(_atoms(hints[key]))
+        if parameters[key].default is None or bool in types:  # published configs have null for false
+            types.add(type(None))
+        wide = set(types)
+        if types & {float, bool}:
+            wide.add(int)
+        if int in types:
+            wide.add(bool)
+        if types <= WORDS.keys() and not all(type(one) in wide for one in _leaves(value)):
+            expected = " or ".join(words for kind, words in WORDS.items() if kind in types - {type(None)})
+            raise CheckpointError(
+                f"The config of {component.name} says {key} = {shown(value)}; {expected} was expected. "
+                "Compare it with the config that the checkpoint was published with."
+            )
+
+
+def _atoms(hint: Any) -> Iterator[Any]:
+    """The plain types within a type hint."""
+    inner = [one for one in get_args(hint) if one is not ...]
+    if not inner:
+        yield type(None) if hint is None else hint
+    for one in inner:
+        yield from _atoms(one)
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """The values within lists."""
+    if isinstance(value, list | tuple):
+        for one in cast("list[object]", value):
+            yield from _leaves(one)
+    else:
+        yield value
 
 
 def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:

@@ -151,11 +151,16 @@ def refuse_pipeline(where: object, model_index: Config) -> None:
     Any class of Stable Diffusion's passes whose components are a family's; `refuse_unet` says what its UNet takes.
     """
     found: Any = model_index.get("_class_name")
+    if found is None:
+        raise CheckpointError(
+            f"model_index.json of {where} names no pipeline (_class_name). Compare it with the one that the checkpoint "
+            "was published with."
+        )
     name = str(found)[:LONGEST]
     if any(name in family.pipelines for family in FAMILIES):
         return
     if isinstance(found, list):
-        raise _unsupported(where, f"drawn by code of its own ({name}), which latentc never runs,")
+        raise _unsupported(where, f"drawn by code of its own ({name}), and latentc runs none")
     own = {part.name for family in FAMILIES for part in (*family.components, *family.tokenizers)}
     more = [
         key

@@ -81,6 +81,10 @@ def _class(model_index: Config, config: Config, notices: dict[str, str]) -> obje
             "it is made for, and export again."
         )
     written = config.get("_class_name")
+    if named is None and written is not None:
+        notices[f"model_index.json names no scheduler: {shown(written)} of scheduler_config.json is taken."] = (
+            "_class_name"
+        )
     named = written if named is None else named
     if written is not None and written != named:
         notice = (

@@ -60,9 +60,7 @@ def check_class(where: object, component: Component, config: Config) -> None:
     """Raise CheckpointError unless the class is the family's, and what every later stage reads is there."""
     named: Any = config.get("architectures")
     stated: Any = config.get("_class_name") or (cast("list[Any]", named)[0] if named and type(named) is list else named)
-    # Some exports say CLIPTextModel of an encoder with a projection, or the reverse; the tensors tell in any case.
-    fits = isinstance(stated, str) and (component.cls.startswith(stated) or stated.startswith(component.cls))
-    if stated and not fits:
+    if stated and not _is_class(component, stated):
         raise CheckpointError(
             f"{where} holds a {str(stated)[:LONGEST]}, and a {component.cls} was expected: "
             "it isn't supported yet. Pass a checkpoint with the plain component."
@@ -70,6 +68,29 @@ def check_class(where: object, component: Component, config: Config) -> None:
     for key, kind in _REQUIRED[component.cls].items():
         if type(config.get(key)) is not kind:
             raise CheckpointError(
-                f"{where}/config.json says {key} = {shown(config.get(key))}, and {kind.__name__} "
-                "was expected. Compare it with the config that the checkpoint was published with."
+                f"{where}/config.json says {key} = {shown(config.get(key))}; "
+                f"{'a list' if kind is list else 'a whole number'} was expected. "
+                "Compare it with the config that the checkpoint was published with."
             )
+
+
+def check_entry(where: object, component: Component, entry: object) -> None:
+    """Raise CheckpointError for an entry of model_index.json that names another class, or one of another library."""
+    pair: list[object] = cast("list[object]", entry) if isinstance(entry, list) else [entry]
+    if pair in ([None], [None, None]):
+        return
+    if len(pair) != 2 or pair[0] != component.library or not _is_class(component, pair[1]):
+        stated: object = pair if isinstance(entry, list) else pair[0]
+        raise CheckpointError(
+            f"{where} says {component.name} = {shown(stated)}; [{component.library!r}, {component.cls!r}] was "
+            "expected: another class isn't supported yet. Pass a checkpoint with the plain component."
+        )
+
+
+def _is_class(component: Component, stated: object) -> bool:
+    """Some exports say CLIPTextModel of an encoder with a projection, or the reverse: the tensors tell in any case."""
+    return (
+        isinstance(stated, str)
+        and stated != ""
+        and (component.cls.startswith(stated) or stated.startswith(component.cls))
+    )

@@ -33,7 +33,7 @@ def parse_size(size: str | None) -> dict[str, int]:
     """`768x512` as width and height; raises `RequestError` for anything else."""
     if size is None:
         return {}
-    width, _, height = size.partition("x")
+    width, _, height = size.lower().partition("x")
     if not (is_number(width) and is_number(height)):
         raise RequestError(f"{size[:40]!r} is no size. Write WIDTHxHEIGHT in pixels, as 768x512.")
     return {"width": int(width), "height": int(height)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..core.bundle import Bundle, open_bundle, verify_files
+from ..core.bundle import Bundle, check_sizes, open_bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
@@ -124,6 +124,7 @@ def build(
     bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
     profile = advised() if profile is None else load_profile(profile)
     adapter, engines = wanted(bundle, profile, to_run=False)
+    check_sizes(bundle)
     graphs = {name for part in bundle.manifest.parts for name in bundle.files(part)}  # read where one is compiled
     verify_files(bundle, [name for name in bundle.manifest.files if name not in graphs])
     sweep(bundle)

@@ -406,24 +406,34 @@ def verify_files(bundle: Bundle, names: list[str]) -> None:
         if expected is None:
             raise BundleError(f"{bundle.folder} has no {name} in its manifest. Export the checkpoint again.")
         path = bundle.folder / name
-        check_path(bundle.folder, name)
-        if not path.is_file():
-            raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the bundle whole.")
-        try:
-            refuse_pointer(path)
-        except PointerError as exc:
-            raise BundleError(str(exc)) from exc
-        if path.stat().st_size != expected.bytes:
-            raise BundleError(
-                f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. "
-                "Copy or export it again."
-            )
+        _check_size(bundle, name, expected)
         try:
             same = sha256(path) == expected.sha256
         except OSError as exc:
             raise BundleError(f"{path} can't be read ({exc.strerror}). Copy or export it again.") from exc
         if not same:
             raise BundleError(f"{path} was changed: its SHA-256 isn't the manifest's. Copy or export it again.")
+
+
+def check_sizes(bundle: Bundle) -> None:
+    """Raise `BundleError` naming the first file of the export that is missing or of another size. None is read."""
+    for name, expected in bundle.manifest.files.items():
+        _check_size(bundle, name, expected)
+
+
+def _check_size(bundle: Bundle, name: str, expected: FileInfo) -> None:
+    path = bundle.folder / name
+    check_path(bundle.folder, name)
+    if not path.is_file():
+        raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the bundle whole.")
+    try:
+        refuse_pointer(path)
+    except PointerError as exc:
+        raise BundleError(str(exc)) from exc
+    if path.stat().st_size != expected.bytes:
+        raise BundleError(
+            f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. Copy or export it again."
+        )
 
 
 def checked_graph(bundle: Bundle, part: str) -> Path:

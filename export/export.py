@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,9 +29,11 @@ from ..core.bundle import (
     open_bundle,
     proof_digest,
 )
-from ..core.errors import BundleError
+from ..core.errors import BundleError, CheckpointError
 from ..core.files import fresh_folder, sha256, write_sealed
+from ..core.hunger import is_hunger
 from ..core.progress import Progress, quiet
+from ..core.record import in_a_line
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
 from .check import bf16_figure, check, installed, ready
@@ -92,7 +95,8 @@ def export(
         references = References(opened)
         (fresh / "reference").mkdir()
         on_progress("prompts: reference", None)
-        references.read_prompts()
+        with computing_in_torch("text encoders"):
+            references.read_prompts()
         parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
         _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
@@ -119,9 +123,10 @@ def _export_part(
     component = computing(checkpoint, spec.component)
     module = as_part(checkpoint, spec, component)
     on_progress(f"{spec.name}: reference", None)
-    stored = references.take(spec, component, module)
+    with computing_in_torch(spec.component):
+        stored = references.take(spec, component, module)
+        narrow = bf16_figure(checkpoint, spec, unpack(stored))
     np.savez(fresh / stored_at(spec.name), allow_pickle=False, **stored)
-    narrow = bf16_figure(checkpoint, spec, unpack(stored))
     on_progress(f"{spec.name}: trace", None)
     model = trace(spec, module)
     count = parameters(model)
@@ -150,6 +155,20 @@ def _export_part(
         proved=proof_digest(graph, fixed),
         bf16_db=narrow,
     )
+
+
+@contextmanager
+def computing_in_torch(what: str) -> Generator[None]:
+    """Map what PyTorch raises over a config that its library accepted to `CheckpointError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as exc:
+        if is_hunger(exc):
+            raise
+        raise CheckpointError(
+            f"PyTorch can't compute the {what} of this checkpoint: {in_a_line(exc).rstrip('.')}. Compare the config "
+            "with the one that the checkpoint was published with."
+        ) from exc
 
 
 def _bytes(checkpoint: Checkpoint, component: str) -> int:

@@ -88,6 +88,13 @@ def test_fields_that_nothing_reads_are_refused_by_name(component, changes, match
         ("unet", {"act_fn": "zz"}, "UNet2DConditionModel doesn't accept the config of unet"),
         ("unet", {"conv_in_kernel": 5}, "and its config asks for"),
         ("text_encoder", {"num_hidden_layers": 5}, "text_encoder lacks tensor"),
+        ("unet", {"norm_eps": "x"}, "config of unet says norm_eps = 'x'; a number was expected"),
+        ("unet", {"freq_shift": "z"}, "config of unet says freq_shift = 'z'; a whole number was expected"),
+        ("unet", {"act_fn": None}, "config of unet says act_fn = None; a text was expected"),
+        ("unet", {"only_cross_attention": ["no"]}, "only_cross_attention = .*; true or false was expected"),
+        ("vae", {"act_fn": 3}, "config of vae says act_fn = 3; a text was expected"),
+        ("vae", {"mid_block_add_attention": "yes"}, "mid_block_add_attention = 'yes'; true or false was expected"),
+        ("text_encoder", {"layer_norm_eps": "x"}, "CLIPTextModel doesn't accept the config of text_encoder"),
     ],
 )
 def test_a_config_that_doesnt_fit_its_weights_is_refused_before_work(component, change, match, own, monkeypatch):
@@ -97,3 +104,10 @@ def test_a_config_that_doesnt_fit_its_weights_is_refused_before_work(component, 
     monkeypatch.setattr("latentc.export.export.fresh_folder", None)  # where work begins
     with pytest.raises(CheckpointError, match=match):
         export(str(folder), folder / "out")
+
+
+def test_what_pytorch_cant_compute_is_no_traceback(own, monkeypatch):
+    """A config whose every field is of the right type, and which fails in the first call."""
+    monkeypatch.setattr("latentc.export.reference.References.read_prompts", lambda _: "a" + 1)
+    with pytest.raises(CheckpointError, match="PyTorch can't compute the text encoders of this checkpoint: "):
+        export(str(own()), own("sd2") / "out")

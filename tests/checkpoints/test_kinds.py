@@ -232,3 +232,38 @@ def test_the_decoder_is_given_what_diffusers_gives_it(own):
     given, shape = torch.from_numpy(latents), (1, 4, 1, 1)
     theirs = given * torch.tensor(std).view(shape) / 0.5 + torch.tensor(mean).view(shape)
     assert np.array_equal(found, theirs.numpy())
+
+
+@pytest.mark.parametrize(
+    ("component", "entry"),
+    [
+        ("vae", ["diffusers", "AutoencoderTiny"]),
+        ("unet", ["diffusers", "FlaxUNet2DConditionModel"]),
+        ("unet", ["own_code", "UNet2DConditionModel"]),
+        ("text_encoder", ["transformers", "T5EncoderModel"]),
+        *[
+            ("vae", entry)
+            for entry in ("AutoencoderKL", ["AutoencoderKL"], ["diffusers", ""], ["diffusers", None], [], 3)
+        ],
+    ],
+)
+def test_an_index_that_names_another_class_is_refused(component, entry, own):
+    folder = edit(own(), "model_index.json", **{component: entry})
+    with pytest.raises(CheckpointError, match=f"says {component} = .*was expected: another class isn't supported"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("entry", [None, [None, None]])
+def test_a_scheduler_that_the_index_leaves_out_is_noticed(entry, own):
+    opened = open_checkpoint(str(edit(own(), "model_index.json", scheduler=entry)))
+    assert any("names no scheduler: 'PNDMScheduler' of scheduler_config.json is taken" in one for one in opened.notices)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [(None, "names no pipeline"), (["module", "Own"], r"code of its own \(.*\), and latentc runs none,")],
+)
+def test_an_index_without_a_pipeline_of_diffusers_is_refused(name, says, own):
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_checkpoint(str(edit(own(), "model_index.json", _class_name=name)))
+    assert ",," not in str(caught.value)

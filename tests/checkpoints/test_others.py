@@ -229,7 +229,7 @@ def test_other_components_are_refused_when_they_are_opened(component, make, matc
     [
         ("unet", "conv_in.weight", (32, 9, 3, 3), "an inpainting checkpoint"),
         ("vae", "decoder.conv_in.weight", (32, 16, 3, 3), "VAE decodes 16"),
-        ("unet", "attn2.to_k.weight", (32, 48), "reads prompts 48 wide .* make them 32 wide"),
+        ("unet", "attn2.to_k.weight", (32, 48), "reads prompts 48 wide .* are 32 wide"),
     ],
 )
 def test_other_shapes_are_refused_when_they_are_opened(component, name, shape, match, other, checkpoint, tmp_path):

@@ -53,7 +53,7 @@ def test_no_value_of_a_config_takes_minutes_or_a_trace(component, family, own):
 @pytest.mark.parametrize(
     ("file", "key", "value", "match"),
     [
-        ("unet/config.json", "layers_per_block", 10**9, "layers_per_block = 1000000000, and integers from 0 to"),
+        ("unet/config.json", "layers_per_block", 10**9, "layers_per_block = 1000000000, and a whole number from 0 to"),
         (
             "unet/config.json",
             "layers_per_block",
@@ -62,11 +62,11 @@ def test_no_value_of_a_config_takes_minutes_or_a_trace(component, family, own):
         ),
         ("unet/config.json", "transformer_layers_per_block", [[10**9]], "transformer_layers_per_block = "),
         ("unet/config.json", "block_out_channels", [32] * 10**5, "block_out_channels = .*a list of 1 to 8 levels"),
-        ("unet/config.json", "block_out_channels", [32.0, 64], "block_out_channels = .*integers from 1"),
+        ("unet/config.json", "block_out_channels", [32.0, 64], "block_out_channels = .*a whole number from 1"),
         ("unet/config.json", "in_channels", "4", "its UNet has '4' input channels"),
-        ("unet/config.json", "sample_size", 10**9, "sample_size = 1000000000, and integers from 1 to 8,192"),
+        ("unet/config.json", "sample_size", 10**9, "sample_size = 1000000000, and a whole number from 1 to 8,192"),
         ("unet/config.json", "sample_size", 8000, "sample_size = 8000, and 8 to 8192 pixels"),
-        ("vae/config.json", "latent_channels", -4, "latent_channels = -4, and integers from 1 to 1,024"),
+        ("vae/config.json", "latent_channels", -4, "latent_channels = -4, and a whole number from 1 to 1,024"),
         ("vae/config.json", "scaling_factor", "0.18", "scaling_factor = '0.18', and a positive number"),
         ("vae/config.json", "scaling_factor", 0, "scaling_factor = 0, and a positive number"),
         ("text_encoder/config.json", "num_hidden_layers", 10**9, "num_hidden_layers = 1000000000"),
@@ -77,8 +77,13 @@ def test_no_value_of_a_config_takes_minutes_or_a_trace(component, family, own):
         ("scheduler/scheduler_config.json", "num_train_timesteps", "1000", "num_train_timesteps = '1000'"),
         ("scheduler/scheduler_config.json", "trained_betas", [0.1] * 200_000, "trained_betas = .*at most 100,000"),
         ("scheduler/scheduler_config.json", "beta_start", "0.1", "beta_start = '0.1'"),
-        ("scheduler/scheduler_config.json", "beta_schedule", ["linear"], "beta_schedule = .*linear or scaled_linear"),
-        ("scheduler/scheduler_config.json", "prediction_type", 5, "prediction_type = 5, and epsilon or"),
+        (
+            "scheduler/scheduler_config.json",
+            "beta_schedule",
+            ["linear"],
+            "beta_schedule = .*one of linear, scaled_linear",
+        ),
+        ("scheduler/scheduler_config.json", "prediction_type", 5, "prediction_type = 5, and one of epsilon,"),
     ],
 )
 def test_values_that_no_model_has(file, key, value, match, own):

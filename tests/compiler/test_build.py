@@ -852,7 +852,7 @@ def test_a_moved_bundle_keeps_its_engines(own_bundle, tmp_path):
     assert all(one.hit for one in build(open_bundle(moved), NULL).engines)
 
 
-@pytest.mark.parametrize("name", ["reference/drawings.npz", "reference/unet.npz", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["reference/drawings.npz", "tokenizer/tokenizer.json", "unet/model.onnx_data"])
 def test_a_damaged_file_is_named_though_every_engine_is_there(name, own_bundle):
     opened = own_bundle()
     build(opened, NULL)
