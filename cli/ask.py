@@ -47,17 +47,17 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
     """
     base: dict[str, Any] = shown.request.model_dump() if shown else {}
     given = {name: value for name, value in given.items() if value is not None}
-    asked: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    asked: list[tuple[str, dict[str, Any]]] = [("", {"prompt": prompt}) for prompt in prompts]
     asked += _lines(file) if file else []
     if not asked and shown:
-        asked.append({})
+        asked.append(("", {}))
     if len(asked) > MAX_REQUESTS:
         raise RequestError(
             f"{len(asked):,} prompts were given; {MAX_REQUESTS:,} at most are drawn at once. Split them."
         )
     requests: list[Request] = []
-    for number, one in enumerate(asked, 1):
-        with _of_many(number, len(asked)):
+    for number, (place, one) in enumerate(asked, 1):
+        with _of_many(number, len(asked), place):
             request = Request.model_validate({**base, **one, **given})
             if request.scheduler is not None:
                 check_name(request.scheduler)
@@ -75,14 +75,14 @@ def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
 
 
 @contextmanager
-def _of_many(number: int, count: int) -> Generator[None]:
-    """What is raised in the block says of which prompt it is, where there are several."""
+def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
+    """What is raised in the block says of which prompt it is, where there are several, or at which `place` in a file."""
     try:
         yield
     except RequestError as exc:
-        if count == 1:
+        if count == 1 and not place:
             raise
-        raise RequestError(f"Prompt {number} of {count}: {exc}") from exc
+        raise RequestError(f"{place or f'Prompt {number} of {count}'}: {exc}") from exc
 
 
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
@@ -105,7 +105,8 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     return remarks
 
 
-def _lines(file: str) -> list[dict[str, Any]]:
+def _lines(file: str) -> list[tuple[str, dict[str, Any]]]:
+    """What each line of a file says, and its place in the file."""
     advice = "Give a text file with a prompt in each line."
     if file == "-":
         raw = sys.stdin.buffer.read(FILE_BYTES + 1)
@@ -121,8 +122,8 @@ def _lines(file: str) -> list[dict[str, Any]]:
     if not lines:
         raise RequestError(f"{file} has no prompt. {advice}")
     if not file.lower().endswith(".jsonl"):
-        return [{"prompt": line} for _, line in lines]
-    return [_fields(file, number, line) for number, line in lines]
+        return [(f"{file}, line {number}", {"prompt": line}) for number, line in lines]
+    return [(f"{file}, line {number}", _fields(file, number, line)) for number, line in lines]
 
 
 def _fields(file: str, number: int, line: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from itertools import count as numbers
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,8 @@ def make_place(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise RequestError(f"{path} can't be written. Choose another name or folder.")
+        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp"):  # some places refuse files all the same
+            pass
     except OSError as exc:
         raise _unwritable(path, exc) from exc
 
@@ -139,7 +142,7 @@ def attempt(
 def failed(lost: Sequence[str], written: Sequence[Path | str]) -> RequestError:
     """What to raise where some couldn't be written."""
     kept = f" Written: {', '.join(map(str, written))}." if written else ""
-    return RequestError(f"{', '.join(lost)} can't be written. Free space there or choose another folder.{kept}")
+    return RequestError(f"{', '.join(lost)} can't be written. Choose another folder, or free space there.{kept}")
 
 
 def encoded(image: Pixels, drawing: Drawing, suffix: str = ".png") -> bytes:

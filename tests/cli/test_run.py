@@ -139,7 +139,7 @@ def test_a_file_of_prompts(run, monkeypatch, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "seed": 1, "steps": 9}\n{"prompt": "b", "size": 3}\n')
     code, _, err = run("--prompts", tmp_path / "prompts.jsonl")
     assert code == 1
-    assert "Prompt 2 of 2: This can't be drawn: unknown key 'size': did you mean 'width' and 'height'" in err
+    assert "prompts.jsonl, line 2: This can't be drawn: unknown key 'size': did you mean 'width' and 'height'" in err
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "seed": 1, "steps": 9}\n{"prompt": "b", "seed": 2}\n')
     asked = [record["request"] for record in json.loads(run("--prompts", tmp_path / "prompts.jsonl", "--json")[1])]
     assert [(one["prompt"], one["seed"], one["steps"]) for one in asked] == [("a", 1, 1), ("b", 2, 1)]
@@ -153,7 +153,7 @@ def test_a_file_of_prompts(run, monkeypatch, tmp_path):
         ("bytes.txt", b"\xff\xfe", "is no UTF-8 text"),
         ("list.jsonl", b"[1]", "line 1, is [1], and a JSON object was expected"),
         ("cut.jsonl", b'{"prompt": ', "line 1, is not valid JSON"),
-        ("none.jsonl", b'{"seed": 1}', "prompt: field required"),
+        ("none.jsonl", b'{"seed": 1}', "none.jsonl, line 1: This can't be drawn: prompt: field required"),
     ],
 )
 def test_a_file_that_has_no_prompts(run, tmp_path, name, content, says):
@@ -163,6 +163,12 @@ def test_a_file_that_has_no_prompts(run, tmp_path, name, content, says):
     assert (code, err.count("\n")) == (1, 1)
     assert says in err
     assert files() == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that looks as if it could be written")
+def test_a_folder_that_takes_no_file_is_refused_before_anything_is_drawn(run, monkeypatch):
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("it draws"))
+    assert "/proc/x.png" in run("a cat", "-o", "/proc/x.png")[2]
 
 
 def test_a_scheduler_that_isnt_there_is_refused_before_anything_is_loaded(run, monkeypatch):
