@@ -90,7 +90,7 @@ def check_pixels(where: object, unet: Config, vae: Config) -> None:
     size: object = unet.get("sample_size")
     if size is None:
         return
-    sides = list(_flat(size))
+    sides = list(flat(size))
     listed = _listed(size)
     fits = all(isinstance(side, int) and 8 <= side * downscale <= MAX_SIDE for side in sides)
     if not fits or (sides != [size] and (len(listed) != 2 or sides != listed)):
@@ -190,12 +190,12 @@ def _refused(where: object, key: str, value: object, expected: str) -> Checkpoin
 def _check_integers(where: object, config: Config, bounds: Mapping[str, tuple[int, int]]) -> None:
     for key, (least, most) in bounds.items():
         value = config.get(key)
-        if value is not None and not all(type(one) is int and least <= one <= most for one in _flat(value)):
+        if value is not None and not all(type(one) is int and least <= one <= most for one in flat(value)):
             raise _refused(where, key, value, f"a whole number from {least} to {most:,}")
 
 
 def _integers(value: object) -> list[int]:
-    return [one for one in _flat(value) if isinstance(one, int)]
+    return [one for one in flat(value) if isinstance(one, int)]
 
 
 def _listed(value: object) -> list[object]:
@@ -203,11 +203,11 @@ def _listed(value: object) -> list[object]:
     return list(cast("list[object]", value)) if isinstance(value, list | tuple) else []
 
 
-def _flat(value: object) -> Generator[object]:
+def flat(value: object) -> Generator[object]:
     """The values in lists of lists; anything else alone."""
     if isinstance(value, list | tuple):
         for inner in cast("list[object]", value):
-            yield from _flat(inner)
+            yield from flat(inner)
     else:
         yield value
 

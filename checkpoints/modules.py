@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import pip
 from ..core.record import in_a_line, shown
+from .bounds import flat
 from .families import Component, Config
 from .names import Plan, View, fit
 from .stored import FLOATS, WIDER, StoredTensor
@@ -67,7 +68,7 @@ def _check_types(component: Component, cls: Any, config: Config) -> None:
             wide.add(int)
         if int in types:
             wide.add(bool)
-        if types <= WORDS.keys() and not all(type(one) in wide for one in _leaves(value)):
+        if types <= WORDS.keys() and not all(type(one) in wide for one in flat(value)):
             expected = " or ".join(words for kind, words in WORDS.items() if kind in types - {type(None)})
             raise CheckpointError(
                 f"The config of {component.name} says {key} = {shown(value)}; {expected} was expected. "
@@ -82,15 +83,6 @@ def _atoms(hint: Any) -> Iterator[Any]:
         yield type(None) if hint is None else hint
     for one in inner:
         yield from _atoms(one)
-
-
-def _leaves(value: object) -> Iterator[object]:
-    """The values within lists."""
-    if isinstance(value, list | tuple):
-        for one in cast("list[object]", value):
-            yield from _leaves(one)
-    else:
-        yield value
 
 
 def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:

@@ -76,7 +76,7 @@ def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
 
 @contextmanager
 def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
-    """What is raised in the block says of which prompt it is, where there are several, or at which `place` in a file."""
+    """What is raised in the block says of which prompt it is, where there are several, or where in a file."""
     try:
         yield
     except RequestError as exc:
