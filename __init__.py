@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .core import version as _version
 from .core.telemetry import switch_off as _switch_off
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from .pipelines.save import save
     from .profiles import Profile, load_profile
 
-__version__ = "0.1.0"
+
+__version__ = _version.VERSION
 
 _PUBLIC = {
     "Bundle": ".core.bundle",

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.progress import Progress, quiet
+from ..core.version import VERSION
 from ..profiles import load_profile
 from ..runtimes.machine import machine
 from .baselines import find_baseline, peers_folder, require_baseline
@@ -70,7 +70,7 @@ def bench(
     common: dict[str, Any] = {
         "run": uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "latentc": __version__,
+        "latentc": VERSION,
         "commit": commit(),
         "machine": machine(),
         "load_average": load,

@@ -49,9 +49,9 @@ ProfileName = Annotated[
 
 def _say_version(asked: bool) -> None:
     if asked:
-        from .. import __version__
+        from ..core.version import VERSION
 
-        say(f"latentc {__version__}")
+        say(f"latentc {VERSION}")
         raise typer.Exit
 
 

@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
-from .. import __version__
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.reading import parse_json
 from ..core.record import Record, complaints
 from ..core.request import Origin, Request, Result
+from ..core.version import VERSION
 from ..sampling.draw import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, parse, write
 from .complete import size_and_seed
@@ -75,7 +75,7 @@ def origin(bundle: Bundle) -> Origin:
         model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
         bundle=drawing_digest(bundle),
-        versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
+        versions={"latentc": VERSION, "numpy": np.__version__, **_prefixed(manifest.versions)},
     )
 
 
@@ -159,5 +159,5 @@ def _differences(drawing: Drawing, found: Parsed) -> list[str]:
 
 def _text(drawing: Drawing) -> str:
     """The `parameters` chunk of a drawing. PNG's text has no NUL; the JSON beside it keeps it, escaped."""
-    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
+    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', VERSION)}"}
     return write(drawing.request, made).replace("\0", " ")

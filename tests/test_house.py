@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import latentc
+
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "core": 0,
@@ -86,6 +88,19 @@ def test_a_room_imports_only_from_lower_floors(path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_room_imports_from_the_root(path):
+    depth = len(path.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is None and node.level == depth:
+            assert {alias.name for alias in node.names} <= FLOORS.keys(), node.lineno
+
+
+def test_the_version_is_the_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert latentc.__version__ == project["version"]
+
+
 def test_programs_are_imported_by_nobody():
     for path in sources():
         if not is_program(path):
