@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 
-from ..core.errors import ProfileError
-from ..core.record import suggest
+from ..core.errors import ProfileError, RuntimeMissing
+from ..core.record import in_a_line, suggest
 from .base import Costs, Job, Refits, Runtime, Target
 
 RUNTIMES = {
@@ -20,14 +21,34 @@ RUNTIMES = {
 }
 
 
+ENTRY_POINTS = "latentc.runtimes"
+"""The group in which other distributions name adapters of their own, as `name = "module:Class"`."""
+
+
+def known_runtimes() -> dict[str, str]:
+    """Every runtime's adapter by name: latentc's own, which none replaces, and those of installed distributions."""
+    return RUNTIMES | {one.name: one.value for one in entry_points(group=ENTRY_POINTS) if one.name not in RUNTIMES}
+
+
 def runtime(name: str) -> Runtime:
-    """The adapter of this name; raises `ProfileError` for an unknown one."""
+    """The adapter of this name.
+
+    Raises `ProfileError` for an unknown one, and `RuntimeMissing` for one of another distribution that can't be loaded.
+    """
+    place = RUNTIMES.get(name) or known_runtimes().get(name)
+    if place is None:
+        raise ProfileError(f"There is no runtime {name!r}. {suggest(name, list(known_runtimes()))}")
+    module, _, kind = place.partition(":")
     try:
-        module, kind = RUNTIMES[name].split(":")
-    except KeyError:
-        raise ProfileError(f"There is no runtime {name!r}. {suggest(name, list(RUNTIMES))}") from None
-    adapter: Runtime = getattr(import_module(module, __package__), kind)()
+        adapter: Runtime = getattr(import_module(module, __package__), kind)()
+    except Exception as exc:  # whatever another distribution's module raises
+        if name in RUNTIMES:
+            raise
+        raise RuntimeMissing(
+            f"The runtime {name!r} of another distribution ({place}) can't be loaded: {in_a_line(exc)}. Update that "
+            "distribution, or uninstall it."
+        ) from exc
     return adapter
 
 
-__all__ = ["RUNTIMES", "Costs", "Job", "Refits", "Runtime", "Target", "runtime"]
+__all__ = ["RUNTIMES", "Costs", "Job", "Refits", "Runtime", "Target", "known_runtimes", "runtime"]

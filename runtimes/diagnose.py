@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.tensors import Precision
 from ..profiles import Profile, load_profile, profile_names
-from . import RUNTIMES, runtime
+from . import known_runtimes, runtime
 from .machine import Machine, machine
 
 DEFAULT_DEVICE = "CPU"
@@ -33,7 +33,7 @@ class RuntimeState:
 def diagnose() -> tuple[RuntimeState, ...]:
     """Try every runtime; none of them makes this fail."""
     shipped = [load_profile(name) for name in profile_names()]
-    return tuple(_state(name, [one.device for one in shipped if one.runtime == name]) for name in RUNTIMES)
+    return tuple(_state(name, [one.device for one in shipped if one.runtime == name]) for name in known_runtimes())
 
 
 def advise(here: Machine) -> Profile | None:
@@ -63,8 +63,8 @@ def _has(profile: Profile, precisions: tuple[Precision, ...]) -> bool:
 
 
 def _state(name: str, wanted: list[str]) -> RuntimeState:
-    adapter = runtime(name)
     try:
+        adapter = runtime(name)
         devices = adapter.devices()
         absent = [device for device in dict.fromkeys(wanted) if adapter.missing(device)]
         builds = tuple(device for device in absent if adapter.unbuildable(device) is None)
