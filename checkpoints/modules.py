@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import pip
@@ -51,25 +53,30 @@ def build(component: Component, config: Config) -> torch.nn.Module:
         ) from exc
 
 
+LISTS = (list, tuple)
 WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): ""}
 
 
 def _check_types(component: Component, cls: Any, config: Config) -> None:
     """Raise CheckpointError for a field of another type than its class states: it would fail far from here."""
     parameters, hints = inspect.signature(cls.__init__).parameters, get_type_hints(cls.__init__)
-    for key, value in config.items():
-        if key not in hints:
+    for key, hint in hints.items():
+        if key not in config:
             continue
-        types: set[type] = set(_atoms(hints[key]))
-        if parameters[key].default is None or bool in types:  # published configs have null for false
-            types.add(type(None))
-        wide = set(types)
-        if types & {float, bool}:
-            wide.add(int)
-        if int in types:
-            wide.add(bool)
-        if types <= WORDS.keys() and not all(type(one) in wide for one in flat(value)):
-            expected = " or ".join(words for kind, words in WORDS.items() if kind in types - {type(None)})
+        value: object = config[key]
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        alone = {one for one in members if one in WORDS}
+        within = {atom for one in members if one not in alone for atom in _atoms(one)} - {*LISTS}
+        if not within <= WORDS.keys():
+            continue
+        if parameters[key].default is None or bool in alone:  # published configs have null for false
+            alone.add(type(None))
+        is_list = any(isinstance(value, one) for one in LISTS)
+        types = within or alone if is_list else alone
+        listed = not is_list or within or len(alone) < len(members)
+        if not (listed and all(_is_a(one, types) for one in flat(value))):
+            expected = "" if alone else "a list of which each is "
+            expected += " or ".join(WORDS[one] for one in WORDS if one in (alone or within) and WORDS[one])
             raise CheckpointError(
                 f"The config of {component.name} says {key} = {shown(value)}; {expected} was expected. "
                 "Compare it with the config that the checkpoint was published with."
@@ -80,9 +87,16 @@ def _atoms(hint: Any) -> Iterator[Any]:
     """The plain types within a type hint."""
     inner = [one for one in get_args(hint) if one is not ...]
     if not inner:
-        yield type(None) if hint is None else hint
+        yield hint
     for one in inner:
         yield from _atoms(one)
+
+
+def _is_a(value: object, types: set[Any]) -> bool:
+    """Whether a value is of one of these types. JSON and Python write a whole number for others, and for true."""
+    if isinstance(value, float):
+        return math.isfinite(value) and (float in types or (int in types and value.is_integer()))
+    return type(value) in types or (isinstance(value, int) and bool(types & {int, float, bool}))
 
 
 def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .families import Config
 
@@ -75,11 +74,7 @@ def _class(model_index: Config, config: Config, notices: dict[str, str]) -> obje
     pair: list[Any] = cast("list[Any]", entry) if isinstance(entry, list) else [None, entry]
     library, named = pair if len(pair) == 2 else (None, pair)
     if named is not None and (library != "diffusers" or not isinstance(named, str)):
-        raise CheckpointError(
-            f"model_index.json has scheduler = {shown(model_index['scheduler'])}; "
-            '["diffusers", CLASS] was expected. latentc runs no code of a checkpoint: name the class of diffusers that '
-            "it is made for, and export again."
-        )
+        return shown(model_index["scheduler"])  # code of its own, or damaged: refused unless another is asked for
     written = config.get("_class_name")
     if named is None and written is not None:
         notices[f"model_index.json names no scheduler: {shown(written)} of scheduler_config.json is taken."] = (

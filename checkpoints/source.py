@@ -87,10 +87,9 @@ def check_entry(where: object, component: Component, entry: object) -> None:
         )
 
 
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+
+
 def _is_class(component: Component, stated: object) -> bool:
     """Some exports say CLIPTextModel of an encoder with a projection, or the reverse: the tensors tell in any case."""
-    return (
-        isinstance(stated, str)
-        and stated != ""
-        and (component.cls.startswith(stated) or stated.startswith(component.cls))
-    )
+    return stated == component.cls or (component.cls in _CLIP and stated in _CLIP)

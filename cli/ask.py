@@ -47,6 +47,8 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
     """
     base: dict[str, Any] = shown.request.model_dump() if shown else {}
     given = {name: value for name, value in given.items() if value is not None}
+    if "scheduler" in given:
+        check_name(given["scheduler"])
     asked: list[tuple[str, dict[str, Any]]] = [("", {"prompt": prompt}) for prompt in prompts]
     asked += _lines(file) if file else []
     if not asked and shown:
@@ -122,7 +124,8 @@ def _lines(file: str) -> list[tuple[str, dict[str, Any]]]:
     if not lines:
         raise RequestError(f"{file} has no prompt. {advice}")
     if not file.lower().endswith(".jsonl"):
-        return [(f"{file}, line {number}", {"prompt": line}) for number, line in lines]
+        name = "standard input" if file == "-" else file
+        return [(f"{name}, line {number}", {"prompt": line}) for number, line in lines]
     return [(f"{file}, line {number}", _fields(file, number, line)) for number, line in lines]
 
 

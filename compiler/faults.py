@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..core.arrays import read_sealed_arrays
-from ..core.bundle import PART_NAME, Bundle, verify_files
+from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError
 from ..core.progress import Progress, quiet
 from .cache import KEY_LENGTH, artifacts, damage, find, intact, verify
@@ -58,5 +58,5 @@ def unpacks(path: Path) -> bool:
 def broken(bundle: Bundle) -> list[Path]:
     """What is where an artifact should be, and isn't one that is whole by its header and sizes."""
     named = ((path, *path.name.rpartition("-")[::2]) for path in sorted(bundle.engines.glob("*-*")))
-    engines = [(path, part, key) for path, part, key in named if PART_NAME.fullmatch(part) and KEY.fullmatch(key)]
+    engines = [(path, part, key) for path, part, key in named if part in bundle.manifest.parts and KEY.fullmatch(key)]
     return [path for path, part, key in engines if find(bundle, part, key) is None and os.path.lexists(path)]

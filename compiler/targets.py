@@ -126,7 +126,8 @@ def device_here(adapter: Runtime, device: str) -> str | None:
 def _check_parts(bundle: Bundle, profile: Profile) -> None:
     known = sorted({*ROLE_NAMES, *bundle.manifest.parts})
     for name in profile.precision:
-        if name not in ("default", *known):
+        base = name.rstrip("0123456789").removesuffix("_")  # text_encoder_2, in a bundle of one text encoder
+        if not {name, base} & {"default", *known}:
             raise ProfileError(
                 f"Profile {profile.name} gives a precision for {name!r}, which is no role, and no part of "
                 f"{bundle.folder}. {suggest(name, known)}"

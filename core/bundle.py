@@ -271,7 +271,9 @@ class Bundle:
         """The name of the part that has this role; raises `BundleError` where none or several have it."""
         found = [name for name, part in self.manifest.parts.items() if part.role == role]
         if len(found) != 1:
-            raise BundleError(f"{self.folder} has {len(found)} parts that are a {role}, and one was expected. {AGAIN}")
+            raise BundleError(
+                f"{self.folder} has {len(found)} parts with the role {role}, and one was expected. {AGAIN}"
+            )
         return found[0]
 
     def part(self, name: str) -> Part:
@@ -334,8 +336,14 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
     bundle = Bundle(folder, manifest)
     for name in manifest.files:
         check_path(folder, name)
+    tokenizers = {encoder.tokenizer for encoder in manifest.model.text_encoders}
     for name, part in manifest.parts.items():
-        if not PART_NAME.fullmatch(name) or part.path != f"{name}/model.onnx" or part.path not in manifest.files:
+        if (
+            not PART_NAME.fullmatch(name)
+            or name in tokenizers
+            or part.path != f"{name}/model.onnx"
+            or part.path not in manifest.files
+        ):
             where = f"{shown(name)} at {shown(part.path)}"
             raise BundleError(f"{path} has a part {where}, and no such file. Export it again.")
         if part.digest != digest(bundle.files(name)):

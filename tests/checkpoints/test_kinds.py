@@ -241,6 +241,8 @@ def test_the_decoder_is_given_what_diffusers_gives_it(own):
         ("unet", ["diffusers", "FlaxUNet2DConditionModel"]),
         ("unet", ["own_code", "UNet2DConditionModel"]),
         ("text_encoder", ["transformers", "T5EncoderModel"]),
+        ("unet", ["diffusers", "UNet2D"]),
+        ("vae", ["diffusers", "AutoencoderKLTemporalDecoder"]),
         *[
             ("vae", entry)
             for entry in ("AutoencoderKL", ["AutoencoderKL"], ["diffusers", ""], ["diffusers", None], [], 3)

@@ -640,6 +640,11 @@ def test_garbage_among_the_engines_is_passed_over(own_bundle):
     assert len(artifacts(opened)) == 4
 
 
+def test_a_profile_may_name_a_text_encoder_that_a_bundle_has_not(own_bundle):
+    """One profile serves models of one text encoder and of two."""
+    assert len(build(own_bundle(), of(NULL, precision={"default": ("f32",), "text_encoder_2": ("f32",)})).engines) == 4
+
+
 def test_unbuilt_and_unknown_are_said(own_bundle):
     opened = own_bundle()
     with pytest.raises(BundleError, match=r"latentc build .* --profile null"):

@@ -37,6 +37,7 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         (lambda value: value["files"].pop("unet/model.onnx"), "has a part 'unet'"),
         (lambda value: value["parts"].update({"../../x": value["parts"]["unet"]}), "has a part '../../x'"),
         (lambda value: value["parts"].update({"engines": value["parts"]["unet"]}), "has a part 'engines'"),
+        (lambda value: value["parts"].update({"tokenizer": value["parts"]["unet"]}), "has a part 'tokenizer'"),
         (lambda value: value["parts"].update({"UNet": value["parts"]["unet"]}), "has a part 'UNet'"),
         (lambda value: value["parts"]["unet"].update(digest="0"), "digest of unet isn't"),
         (lambda value: value["parts"]["unet"].update(role="decoder"), "role should be denoiser or control"),
