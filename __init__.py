@@ -10,7 +10,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .core import version as _version
 from .core.telemetry import switch_off as _switch_off
 
 if TYPE_CHECKING:
@@ -18,13 +17,12 @@ if TYPE_CHECKING:
     from .core.bundle import Bundle, open_bundle
     from .core.errors import LatentcError
     from .core.request import Request, Result
+    from .core.version import __version__
     from .export.export import export
     from .pipelines.pipeline import Pipeline
     from .pipelines.save import save
     from .profiles import Profile, load_profile
 
-
-__version__ = _version.VERSION
 
 _PUBLIC = {
     "Bundle": ".core.bundle",
@@ -33,6 +31,7 @@ _PUBLIC = {
     "Profile": ".profiles",
     "Request": ".core.request",
     "Result": ".core.request",
+    "__version__": ".core.version",
     "build": ".compiler.build",
     "export": ".export",
     "load_profile": ".profiles",

@@ -8,7 +8,7 @@ from ..compiler.lower import lowered
 from ..core.bundle import Bundle, Manifest, Model, Source, TextEncoder
 from ..core.engine import Engine
 from ..core.progress import quiet
-from ..core.version import VERSION
+from ..core.version import __version__
 from ..runtimes import Job, Target, runtime
 
 
@@ -34,5 +34,5 @@ def _no_bundle(folder: Path) -> Bundle:
     source = Source(kind="made", location="none", random=True)
     return Bundle(
         folder,
-        Manifest(latentc=VERSION, family="none", source=source, model=model, parts={}, files={}, versions={}),
+        Manifest(latentc=__version__, family="none", source=source, model=model, parts={}, files={}, versions={}),
     )

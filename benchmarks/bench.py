@@ -18,7 +18,7 @@ from uuid import uuid4
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.progress import Progress, quiet
-from ..core.version import VERSION
+from ..core.version import __version__
 from ..profiles import load_profile
 from ..runtimes.machine import machine
 from .baselines import find_baseline, peers_folder, require_baseline
@@ -70,7 +70,7 @@ def bench(
     common: dict[str, Any] = {
         "run": uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "latentc": VERSION,
+        "latentc": __version__,
         "commit": commit(),
         "machine": machine(),
         "load_average": load,

@@ -49,9 +49,9 @@ ProfileName = Annotated[
 
 def _say_version(asked: bool) -> None:
     if asked:
-        from ..core.version import VERSION
+        from ..core.version import __version__
 
-        say(f"latentc {VERSION}")
+        say(f"latentc {__version__}")
         raise typer.Exit
 
 

@@ -19,7 +19,7 @@ from ..core.record import Record
 from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at
 from ..core.tensors import Precision
-from ..core.version import VERSION
+from ..core.version import __version__
 from ..profiles import FLOORS_DB, Profile
 from ..runtimes import Runtime
 from ..sampling.draw import SCHEDULER, host_files, load_host
@@ -90,7 +90,7 @@ def prove_host(bundle: Bundle) -> float:
 
     It needs no library, and is done once for a bundle and a version of latentc on each machine.
     """
-    key = record_key("host", {"bundle": bundle.digest, "latentc": VERSION})
+    key = record_key("host", {"bundle": bundle.digest, "latentc": __version__})
     if (known := recall(key, _Host)) is None:
         parts = [stored_at(part) for part in bundle.drawing]
         verify_files(bundle, [*host_files(bundle.manifest.model), DRAWINGS, DRAWN, *parts])
@@ -142,7 +142,7 @@ def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine)
 def steps_key(bundle: Bundle, adapter: Runtime, artifacts: Iterable[Artifact], *, guided: bool) -> str:
     """What the figures of a set of engines are remembered under."""
     each = sorted(engine_key(bundle, adapter, artifact) for artifact in artifacts)
-    return record_key("steps", {"engines": each, "guided": guided, "bundle": bundle.digest, "latentc": VERSION})
+    return record_key("steps", {"engines": each, "guided": guided, "bundle": bundle.digest, "latentc": __version__})
 
 
 def prove_steps(

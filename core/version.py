@@ -1,3 +1,3 @@
 """latentc's own version; `pyproject.toml` says the same."""
 
-VERSION = "0.1.0"
+__version__ = "0.1.0"

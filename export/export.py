@@ -35,7 +35,7 @@ from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
-from ..core.version import VERSION
+from ..core.version import __version__
 from .check import bf16_figure, check, installed, ready
 from .scheduler import settle
 
@@ -210,7 +210,7 @@ def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path)
     source, card = checkpoint.source, checkpoint.card
     files = {str(path.relative_to(fresh)): _info(path) for path in sorted(fresh.rglob("*")) if path.is_file()}
     manifest = Manifest(
-        latentc=VERSION,
+        latentc=__version__,
         family=checkpoint.family.name,
         source=Source.model_validate(asdict(source)),
         components={

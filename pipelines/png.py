@@ -19,7 +19,7 @@ from ..core.errors import RequestError
 from ..core.reading import parse_json
 from ..core.record import Record, complaints
 from ..core.request import Origin, Request, Result
-from ..core.version import VERSION
+from ..core.version import __version__
 from ..sampling.draw import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, parse, write
 from .complete import size_and_seed
@@ -75,7 +75,7 @@ def origin(bundle: Bundle) -> Origin:
         model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
         bundle=drawing_digest(bundle),
-        versions={"latentc": VERSION, "numpy": np.__version__, **_prefixed(manifest.versions)},
+        versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
     )
 
 
@@ -159,5 +159,5 @@ def _differences(drawing: Drawing, found: Parsed) -> list[str]:
 
 def _text(drawing: Drawing) -> str:
     """The `parameters` chunk of a drawing. PNG's text has no NUL; the JSON beside it keeps it, escaped."""
-    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', VERSION)}"}
+    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")

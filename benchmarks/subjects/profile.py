@@ -23,7 +23,7 @@ class ProfileSubject:
         start = perf_counter()
         import numpy as np
 
-        from ...core.version import VERSION
+        from ...core.version import __version__
         from ...pipelines.pipeline import Pipeline
         from ...profiles import Profile
         from ...runtimes import runtime
@@ -33,7 +33,7 @@ class ProfileSubject:
         adapter = runtime(self._profile.runtime)
         adapter.missing(self._profile.device)  # loads the library; a reason is told by `load`
         seconds = perf_counter() - start
-        own = {"latentc": VERSION, "python": platform.python_version(), "numpy": np.__version__}
+        own = {"latentc": __version__, "python": platform.python_version(), "numpy": np.__version__}
         missing = adapter.missing(self._profile.device)
         return Opened(seconds, own if missing else own | adapter.versions())
 
