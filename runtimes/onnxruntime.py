@@ -184,8 +184,8 @@ class ONNXRuntime:
             return {"gpu": machine().cpu}
         vendor = PROVIDERS[device].vendor
         gpus = [gpu for gpu in machine().gpus if vendor in (None, gpu.vendor)]
-        told = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
-        return {"gpu": told or f"unknown, of {platform.node()}"}
+        found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
+        return {"gpu": found or f"unknown, of {platform.node()}"}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """What the device's provider multiplies two numbers in; where it compiles ahead, what it says."""
@@ -252,7 +252,7 @@ class ONNXRuntime:
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
         if job.weights != job.graph.parent:
             options.add_session_config_entry(WEIGHTS, str(job.weights))
-        told = settings(target, out / CACHE)
+        chosen = settings(target, out / CACHE)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
             if target.device == "CPU":
@@ -265,15 +265,15 @@ class ONNXRuntime:
                 open_session(str(job.graph), options, "CPU", {})
             elif PROVIDERS[target.device].ahead:
                 on_progress(f"{job.part}: compile", None)
-                placed = compile_ahead(job.graph, out / GRAPH, options, target, told)
+                placed = compile_ahead(job.graph, out / GRAPH, options, target, chosen)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
             else:
                 _write(job, out)
                 if PROVIDERS[target.device].caches:
                     (out / CACHE).mkdir()
                 on_progress(f"{job.part}: compile and place", None)
-                told.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay where they are
-                placed = place(out / GRAPH, options, target, told, job.bundle.manifest.model)
+                chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay where they are
+                placed = place(out / GRAPH, options, target, chosen, job.bundle.manifest.model)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
         write_stamp(out, job, self.versions(), self.device(target.device))
 
@@ -283,14 +283,14 @@ class ONNXRuntime:
         stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
-        told = settings(target, artifact / CACHE)
+        chosen = settings(target, artifact / CACHE)
         try:
             check_engine_graph(path, _named(stamp.files, target), rebuild(artifact))
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
         before = _marks(artifact / CACHE)
         with border(CompileError, f"ONNX Runtime can't load {path}", rebuild(artifact)):
-            session = open_session(str(path), _options(target, LEVELS[level]), target.device, told)
+            session = open_session(str(path), _options(target, LEVELS[level]), target.device, chosen)
         _check_names(session, target, path)
         known = {artifact / name for name in stamp.files}
         after = _marks(artifact / CACHE)
