@@ -8,7 +8,7 @@ many new weights, all of them are written to a file in the scratch folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,12 +21,13 @@ from ..core.install import install
 from ..core.norms import stage_norms
 from ..runtimes.base import LINK
 from .half import WIDE, to_half
+from .kernels import rewrite
 from .scratch import scratch_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING_VERSION = 3
+LOWERING_VERSION = 4
 """Part of every key: raise it when a pass changes what it makes."""
 
 INLINE_BYTES = 512 * 2**20
@@ -44,19 +45,20 @@ def lowered(
     folded: bool = False,
     widened: bool = False,
     staged: bool = False,
+    lacks: Collection[str] = (),
     scratch: Path | None = None,
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
     `half` computes in f16 what keeps its accuracy there. `folded` works out what follows from the shape. `widened`
     gives weights that are kept in bf16 as f32, for libraries that don't read bf16. `staged` writes group norms out for
-    those that sum in a row (`core.norms`).
+    those that sum in a row (`core.norms`). Operators that the device `lacks` kernels for are written in others.
     The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
     where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
-    if opset >= 23 and shape is None and not (half or widened or staged):
+    if opset >= 23 and shape is None and not (half or widened or staged or lacks):
         yield graph
         return
     try:
@@ -68,6 +70,7 @@ def lowered(
         widen_bf16(model)
     if staged:
         stage_norms(model)
+    rewrite(model, lacks)
     if shape is not None:
         fix_shapes(model, shape)
     if opset < 23:

@@ -136,6 +136,7 @@ def compile_into(
         folded=not adapter.infers_shapes,
         widened=bundle.part(want.part).weights == "bf16" and not adapter.reads_bf16,
         staged=target.precision == "f32" and target.device in adapter.sums_in_a_row,
+        lacks=adapter.lacks.get(target.device, ()),
         scratch=bundle.engines,
     ) as path:
         job = Job(bundle, want.part, path, target)

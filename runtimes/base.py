@@ -146,6 +146,8 @@ class Runtime(Protocol):
     """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
     sums_in_a_row: frozenset[str]
     """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
+    lacks: Mapping[str, frozenset[str]]
+    """By device, operators that it has no kernel for: the compiler writes them in others (`compiler.kernels`)."""
     reads_bf16: bool
     """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
 

@@ -102,6 +102,7 @@ class IREE:
     typed = True
     infers_shapes = False
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset({THREADS})
     reads_bf16 = False
 

@@ -48,6 +48,7 @@ class MIGraphX:
     typed = True
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset()
     reads_bf16 = False
 

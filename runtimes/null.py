@@ -28,6 +28,7 @@ class Null:
     typed = False
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset()
     reads_bf16 = True
 

@@ -38,7 +38,17 @@ from .base import MOST_THREADS, PLACEMENT, Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine
 from .machine import machine, processor
-from .placement import ALLOWED, SILENT, DeviceCall, compile_ahead, fault, open_session, place, plugged
+from .placement import (
+    ALLOWED,
+    SILENT,
+    DeviceCall,
+    check_capture,
+    compile_ahead,
+    fault,
+    open_session,
+    place,
+    plugged,
+)
 from .providers import PROVIDERS, check_option, settings
 from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 from .weights import read_graph
@@ -119,6 +129,7 @@ class ONNXRuntime:
     typed = True
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset({"CPU"})
+    lacks: Mapping[str, frozenset[str]] = {"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})}
     at_load: frozenset[str] = AT_LOAD
     reads_bf16 = True
 
@@ -272,9 +283,12 @@ class ONNXRuntime:
                 if PROVIDERS[target.device].caches:
                     (out / CACHE).mkdir()
                 on_progress(f"{job.part}: compile and place", None)
-                chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay where they are
+                records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay there
                 placed = place(out / GRAPH, options, target, chosen, job.bundle.manifest.model)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
+                if records == PROVIDERS[target.device].switches[True]:
+                    options.enable_profiling = False
+                    check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
         write_stamp(out, job, self.versions(), self.device(target.device))
 
     def load(self, artifact: Path, target: Target) -> Engine:

@@ -100,6 +100,7 @@ class OpenVINO:
     typed = False
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = AT_LOAD
     reads_bf16 = True
 

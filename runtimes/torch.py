@@ -68,6 +68,7 @@ class Torch:
     typed = False
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset({THREADS})
     reads_bf16 = True
 

@@ -147,6 +147,7 @@ class TensorRT:
     typed = True
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset()
     reads_bf16 = False
 

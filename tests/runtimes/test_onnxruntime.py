@@ -249,7 +249,8 @@ def test_what_providers_are_told(case, tmp_path):
         "cudnn_conv_algo_search": "HEURISTIC",
     }
     given = settings(target_of(case, "TensorRT", precision="f16"), tmp_path)
-    assert given["trt_fp16_enable"] == "1"
+    assert "trt_fp16_enable" not in given  # the graph's types are kept as they are
+    assert given["trt_engine_cache_enable"] == given["trt_timing_cache_enable"] == "True"
     assert given["trt_engine_cache_path"] == given["trt_timing_cache_path"] == str(tmp_path)
     assert given["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
     assert given["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
@@ -257,7 +258,12 @@ def test_what_providers_are_told(case, tmp_path):
     assert given["trt_profile_min_shapes"].endswith(",encoder_hidden_states:1x40x16")
     assert given["trt_profile_max_shapes"].endswith(",encoder_hidden_states:8x160x16")
     shape = {name: array.shape for name, array in case.feeds().items()}
-    assert "trt_profile_min_shapes" not in settings(target_of(case, "TensorRT", shape=shape), tmp_path)
+    recorded = settings(target_of(case, "TensorRT", shape=shape, options={"trt_cuda_graph_enable": True}), tmp_path)
+    assert "trt_profile_min_shapes" not in recorded
+    assert recorded["trt_cuda_graph_enable"] == "True"  # its parser raises for 1 and true
+    assert settings(target_of(case, "DirectML", options={"disable_metacommands": False}), tmp_path) == {
+        "disable_metacommands": "false"
+    }
     assert settings(target_of(case, "MIGraphX"), tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
 
 
