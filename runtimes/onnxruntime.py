@@ -261,7 +261,8 @@ class ONNXRuntime:
         self._require(target, self.unbuildable(target.device))
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
-        if job.weights != job.graph.parent:
+        as_it_lies = target.device == "CPU" or PROVIDERS[target.device].ahead
+        if as_it_lies and job.weights != job.graph.parent:  # others are given the graph with its weights beside it
             options.add_session_config_entry(WEIGHTS, str(job.weights))
         chosen = settings(target, out / CACHE)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."

@@ -159,7 +159,8 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
 def lower(adapter, device: str, graph: Path, shape=None) -> None:
     """Bring a graph to what the adapter takes for a device, in its place."""
     opset = OPSETS.get(device, adapter.newest_opset)
-    with lowered(graph, "lowered", opset, shape, folded=not adapter.infers_shapes) as path:
+    lacks = adapter.lacks.get(device, ())
+    with lowered(graph, "lowered", opset, shape, folded=not adapter.infers_shapes, lacks=lacks) as path:
         if path != graph:
             shutil.copy(path, graph)
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from latentc.compiler.lower import lowered
 from latentc.compiler.targets import shapes
 from latentc.core.bundle import Model, TensorInfo, TextEncoder
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
@@ -279,6 +280,47 @@ def test_settings_that_a_device_refuses(case, tmp_path, device, options, message
     case.adapter.check(options)
     with pytest.raises(ProfileError, match=message):
         providers.settings(target_of(case, device, options=options), tmp_path)
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """A device with memory of its own and recorded calls, as CUDA is to the adapter; the CPU computes."""
+    device = Provider("CPUExecutionProvider", "onnxruntime", precisions=("f32",), memory="cpu", captures="records")
+    monkeypatch.setitem(PROVIDERS, "Accelerator", replace(device, options={"records": bool}))
+    for where in (module, placement):
+        monkeypatch.setattr(where, "fault", lambda device, precision: None)  # it asks that no CPU steps in
+    return "Accelerator"
+
+
+def test_a_device_is_given_the_lowered_graph_with_its_weights_beside_it(case, accelerator, tmp_path):
+    """ONNX Runtime 1.31 looks for them in the folder that the session names, if it names one."""
+    feeds = case.feeds(2, 8, 8)
+    shape = {name: array.shape for name, array in feeds.items()}
+    changes = {"device": accelerator, "options": {"allow_nodes_on_cpu": True}, "shape": shape}
+    with lowered(case.bundle.graph("unet"), "key", 23, shape) as path:
+        assert path.parent != case.bundle.graph("unet").parent
+        case.compile(tmp_path / "out", path, **changes)
+    engine = case.load(tmp_path / "out", **changes)
+    for name, wanted in case.expected(feeds).items():
+        np.testing.assert_allclose(engine.run(feeds)[name], wanted, rtol=0, atol=1e-4)
+    engine.close()
+
+
+def test_what_cannot_be_recorded_is_said_when_it_is_built(case, accelerator, tmp_path, monkeypatch):
+    """CUDA's provider refuses graphs with a node that it has no kernel for, in these words (1.31.1, on an H200)."""
+    opened = placement.open_session
+
+    def refused(graph, options, device, settings):
+        if settings.get("records") == "1":
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        return opened(graph, options, device, settings)
+
+    monkeypatch.setattr(placement, "open_session", refused)
+    feeds = case.feeds(2, 8, 8)
+    shape = {name: array.shape for name, array in feeds.items()}
+    options = {"allow_nodes_on_cpu": True, "records": True}
+    with pytest.raises(CompileError, match="can't record a call as a graph.*graph capture.*records = false"):
+        case.compile(tmp_path / "out", device=accelerator, options=options, shape=shape)
 
 
 def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
