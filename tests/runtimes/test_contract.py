@@ -19,8 +19,15 @@ graph_readers = pytest.mark.parametrize("case", ["openvino", "onnxruntime"], ind
 with_a_library = pytest.mark.parametrize("case", ["openvino", "onnxruntime", "torch"], indirect=True)
 
 
-def same(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+VARIES = {"CUDA": 1e-5}
+"""Devices of ONNX Runtime on which two calls differ in the last bits: a norm there adds up in an order that varies."""
+
+
+def same(case, left, right):
+    """Whether two answers are the same to the bit, where the runtime always adds up in one order."""
+    varies = VARIES.get(case.target.device, 0) if case.target.runtime == "onnxruntime" else 0
+    near = all(np.allclose(left[name], right[name], rtol=0, atol=varies) for name in left)
+    return left.keys() == right.keys() and near
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 8, 6), (1, 10, 12)])
@@ -44,7 +51,7 @@ def test_outputs_belong_to_the_caller(case, engine):
     kept = {name: array.copy() for name, array in first.items()}
     for array in first.values():
         array.fill(7.0)
-    assert same(engine.run(case.feeds()), kept)
+    assert same(case, engine.run(case.feeds()), kept)
     for array in first.values():
         assert (array == 7.0).all()
 
@@ -53,10 +60,10 @@ def test_inputs_stay_the_callers(case, engine):
     feeds = case.feeds()
     outputs = engine.run(feeds)
     kept = {name: array.copy() for name, array in outputs.items()}
-    assert same(feeds, case.feeds())
+    assert same(case, feeds, case.feeds())
     for array in feeds.values():
         array.fill(0.0)
-    assert same(outputs, kept)
+    assert same(case, outputs, kept)
 
 
 def test_any_memory_layout_will_do(case, engine):
@@ -67,8 +74,8 @@ def test_any_memory_layout_will_do(case, engine):
     strided = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in feeds.items()}
     assert not strided["sample"].flags.c_contiguous
     expected = engine.run(feeds)
-    assert same(engine.run(locked), expected)
-    assert same(engine.run(strided), expected)
+    assert same(case, engine.run(locked), expected)
+    assert same(case, engine.run(strided), expected)
 
 
 def test_bound_inputs_need_not_be_fed(case, engine):
@@ -77,8 +84,8 @@ def test_bound_inputs_need_not_be_fed(case, engine):
     context = feeds.pop("encoder_hidden_states")
     run = engine.bind({"encoder_hidden_states": context})
     context.fill(0.0)  # bound as it was
-    assert same(run(feeds), expected)
-    assert same(run(feeds), expected)
+    assert same(case, run(feeds), expected)
+    assert same(case, run(feeds), expected)
     with pytest.raises(ShapeError, match=r"encoder_hidden_states.* bound already"):
         run({**feeds, "encoder_hidden_states": context})
     with pytest.raises(ShapeError, match="missing"):
@@ -94,7 +101,7 @@ def test_eight_threads_get_the_same_bytes(case, engine):
     expected = [engine.run(one) for one in feeds]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(engine.run, feeds * 4))
-    assert all(same(outputs, expected[index % 2]) for index, outputs in enumerate(found))
+    assert all(same(case, outputs, expected[index % 2]) for index, outputs in enumerate(found))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,7 @@ def test_two_engines_of_one_artifact(case):
     first, second = case.load(), case.load()
     expected = first.run(case.feeds())
     first.close()
-    assert same(second.run(case.feeds()), expected)
+    assert same(case, second.run(case.feeds()), expected)
     second.close()
 
 
@@ -176,7 +183,7 @@ def test_an_artifact_stands_alone_and_can_move(case, engine, tmp_path):
     shutil.copytree(case.artifact, tmp_path / "moved")
     moved = case.load(tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved")  # what is loaded stays whole
-    assert same(moved.run(case.feeds()), engine.run(case.feeds()))
+    assert same(case, moved.run(case.feeds()), engine.run(case.feeds()))
     moved.close()
 
 
@@ -273,7 +280,7 @@ def test_only_the_outputs_asked_for(case, engine):
     one = case.target.outputs[:1]
     narrow = case.load(outputs=one)
     expected = engine.run(case.feeds())
-    assert same(narrow.run(case.feeds()), {one[0].name: expected[one[0].name]})
+    assert same(case, narrow.run(case.feeds()), {one[0].name: expected[one[0].name]})
     narrow.close()
 
 
@@ -296,4 +303,4 @@ def test_a_forgotten_engine_does_no_harm(case, engine):
     forgotten = case.load()
     expected = forgotten.run(case.feeds())
     del forgotten
-    assert same(engine.run(case.feeds()), expected)
+    assert same(case, engine.run(case.feeds()), expected)
