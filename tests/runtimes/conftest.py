@@ -159,7 +159,7 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
 def lower(adapter, device: str, graph: Path, shape=None) -> None:
     """Bring a graph to what the adapter takes for a device, in its place."""
     opset = OPSETS.get(device, adapter.newest_opset)
-    with lowered(graph, "lowered", opset, shape, folded=not adapter.infers_shapes) as path:
+    with lowered(graph, "lowered", opset, shape, () if adapter.infers_shapes else ("fold",)) as path:
         if path != graph:
             shutil.copy(path, graph)
 
