@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..compiler.lower import lowered
+from ..compiler.lower import lowered, needed_passes
 from ..core.bundle import Bundle, Manifest, Model, Source, TextEncoder
 from ..core.engine import Engine
 from ..core.progress import quiet
@@ -20,9 +20,8 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
     adapter = runtime(target.runtime)
     out = folder / "engine"
     out.mkdir()
-    half = adapter.typed and target.precision == "f16"
-    opset, folded = adapter.newest_opset, not adapter.infers_shapes
-    with lowered(graph, "bare", opset, target.shape, half=half, folded=folded) as path:
+    passes = needed_passes(adapter, target)
+    with lowered(graph, "bare", adapter.newest_opset, target.shape, passes) as path:
         adapter.compile(Job(_no_bundle(folder), "bare", path, target), out, quiet)
     return adapter.load(out, target)
 

@@ -23,8 +23,9 @@ from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
 from ..core.files import sha256, sha256_json
 from ..core.reading import parse_json
+from ..core.recipes import RECIPES, Precision
 from ..core.request import Request
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
 from ..sampling.noise import initial_noise
@@ -163,34 +164,8 @@ class SuiteParity:
         return tuple(f"{fault}: {each.prompt!r}, seed {each.seed}" for each in self.pictures for fault in each.faults)
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What an engine must reach in one precision, at the worst of its calls and pictures."""
-
-    host_psnr_db: float
-    """Of what host code feeds the parts. It computes in f32 whatever the engines do; 100 dB is f32's rounding."""
-    part_psnr_db: float
-    """Of each teacher-forced call of a part."""
-    pictures: Figures
-    """Of finished pictures: looser, because errors pile up over the steps."""
-
-
-GATES: dict[Precision, Gate] = {
-    "f32": Gate(100.0, 90.0, Figures(psnr_db=45.0, ssim=0.99, flip=0.05, mean_absolute_difference=1.0)),
-    "f16": Gate(100.0, 35.0, Figures(psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0)),
-    "bf16": Gate(100.0, 25.0, Figures(psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0)),
-}
-"""The gates, set from what tiny checkpoints of random weights reach at worst, with room below:
-
-precision  denoiser dB  picture dB   SSIM    FLIP   difference
-f32        126          81           1.0000  0.001  0.01
-f16         62          55           0.9994  0.018  0.2
-bf16        29          33           0.984   0.18   4.0
-
-At full size, with random weights, two runtimes in f32 agree to 2.6e-6 (112 dB). The floor in f32 is high, because a
-weight that is off by a twentieth can leave 62 dB; the one in bf16 is low, because rounding alone comes near it. So in
-bf16 a mistake in one weight that is smaller than that rounding goes unseen. Trained models were not measured yet.
-"""
+HOST_PSNR_DB = 100.0
+"""Asked of what host code feeds the parts. It computes in f32 whatever the engines do; this is f32's rounding."""
 
 
 @dataclass(frozen=True)
@@ -268,16 +243,16 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
 
     The gate is that of each part's precision, for the rest of the denoiser's. A NaN is below any.
     """
-    floor = GATES[parity.precisions.get(parity.denoiser, "f32")]
+    gate = RECIPES[parity.precisions.get(parity.denoiser, "f32")].gate
     forced, said = parity.forced, list[str]()
-    if not forced.host_psnr_db >= floor.host_psnr_db:
+    if not forced.host_psnr_db >= HOST_PSNR_DB:
         said.append(
             f"Host code departs from the reference's: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
-            f"{floor.host_psnr_db:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
+            f"{HOST_PSNR_DB:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
         )
     for part in (parity.denoiser, *sorted(forced.parts_psnr_db.keys() - {parity.denoiser})):
         precision = parity.precisions.get(part, "f32")
-        wanted = GATES[precision].part_psnr_db
+        wanted = RECIPES[precision].gate.part_psnr_db
         worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))
         if not worst >= wanted:
             said.append(
@@ -288,11 +263,11 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
     if parity.summary is None:
         said.append("There is no picture to compare.")
         return tuple(said)
-    found = asdict(parity.summary.worst)
-    for name, bound in asdict(floor.pictures).items():
-        near = found[name] >= bound if name in HIGHER_IS_NEARER else found[name] <= bound
+    for name, found in asdict(parity.summary.worst).items():
+        bound = getattr(gate, name)
+        near = found >= bound if name in HIGHER_IS_NEARER else found <= bound
         if not near:
-            said.append(f"The worst picture's {name} is {found[name]:.4g}; {bound:g} was expected.")
+            said.append(f"The worst picture's {name} is {found:.4g}; {bound:g} was expected.")
     return tuple(said)
 
 

@@ -21,7 +21,7 @@ from ..profiles import Profile
 from ..runtimes import Job, Refits, Runtime
 from .cache import Parity
 from .cases import reference
-from .lower import lowered
+from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
 from .proof import check_floor, prove_engine
 from .targets import Wanted, wanted
@@ -132,10 +132,7 @@ def compile_into(
         want.key,
         profile.opset,
         target.shape,
-        half=adapter.typed and target.precision == "f16",
-        folded=not adapter.infers_shapes,
-        widened=bundle.part(want.part).weights == "bf16" and not adapter.reads_bf16,
-        staged=target.precision == "f32" and target.device in adapter.sums_in_a_row,
+        needed_passes(adapter, target, bundle.part(want.part).weights),
         lacks=adapter.lacks.get(target.device, ()),
         scratch=bundle.engines,
     ) as path:

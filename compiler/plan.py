@@ -15,8 +15,8 @@ from typing import Any
 
 from ..core.bundle import Bundle, checked_graph
 from ..core.reading import read_plain
+from ..core.recipes import RECIPES, Precision
 from ..core.shapes import Setting, shape_of, sizes
-from ..core.tensors import Precision
 from ..core.units import sized
 from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
@@ -29,9 +29,6 @@ from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
 from .targets import Wanted, targets, wanted
-
-WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
-"""Bytes of a number."""
 
 MOST_READ = 10_000
 _READ: dict[tuple[object, ...], int] = {}
@@ -103,7 +100,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
     """
     adapter = runtime(profile.runtime)
     if unbuildable := adapter.unbuildable(profile.device):
-        asked = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(WIDTHS))]
+        asked = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(RECIPES))]
     else:
         _, engines = wanted(bundle, profile, to_run=False)
         asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
@@ -189,7 +186,7 @@ class _Priced:
     @property
     def whole(self) -> int:
         """Weights in f32."""
-        return self.bundle.part(self.part).parameters * WIDTHS["f32"]
+        return self.bundle.part(self.part).parameters * RECIPES["f32"].weight_bytes
 
     @property
     def alive(self) -> int:
@@ -275,7 +272,7 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
         if needs_referee(engine.bundle, part, at):
             referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
-        name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
+        name = graph_referee(engine.precision) or next(reversed(GRAPH_REFEREES))
         referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
     else:
         calls = len(stored_cases(engine.bundle, part)) * (
@@ -294,8 +291,8 @@ def _on_cpu(engine: _Priced, name: str, precision: Precision, shape: dict[str, S
 
 def _weights(bundle: Bundle, part: str, costs: Costs | None, precision: Precision) -> int:
     info = bundle.part(part)
-    width = WIDTHS[precision]
-    return info.parameters * (min(width, WIDTHS[info.weights]) if costs and costs.stores else width)
+    width = RECIPES[precision].weight_bytes
+    return info.parameters * (min(width, RECIPES[info.weights].weight_bytes) if costs and costs.stores else width)
 
 
 def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
@@ -311,7 +308,7 @@ def _alive(
 ) -> int:
     if not adapter.reads_onnx or (costs is not None and not costs.activations):
         return 0
-    width, unrolls = WIDTHS[precision], costs is not None and costs.unrolls
+    width, unrolls = RECIPES[precision].activation_bytes, costs is not None and costs.unrolls
     scores = 0 if costs is None or precision in costs.fuses else costs.scores
     pads = costs is not None and costs.pads
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..core.bundle import ROLE_NAMES, Bundle, Role
 from ..core.errors import ProfileError, RuntimeMissing
+from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
-from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
 from ..runtimes.base import TOGETHER, check_threads

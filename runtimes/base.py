@@ -14,7 +14,7 @@ from ..core.bundle import Bundle, TensorInfo
 from ..core.engine import Engine
 from ..core.errors import ProfileError
 from ..core.progress import Progress
-from ..core.tensors import Precision
+from ..core.recipes import RECIPES, Precision, Recipe
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
@@ -56,6 +56,11 @@ class Target:
     """Every input's shape, for a static engine; None where batch, height and width are free."""
     length: int = 77
     """Token ids in a chunk of a prompt."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the part is computed in."""
+        return RECIPES[self.precision]
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import MEMORY, Costs, Job, Option, Target, check_threads
 from .border import border, call_program, first_line
 from .cuda import capabilities

@@ -20,8 +20,9 @@ import numpy as np
 from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Costs, Job, Option, Target
 from .border import border, call_program, first_line
 from .host import HostEngine

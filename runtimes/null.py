@@ -10,8 +10,9 @@ import numpy as np
 from ..core.engine import Engine
 from ..core.errors import ProfileError
 from ..core.progress import Progress
+from ..core.recipes import RECIPES, Precision
 from ..core.shapes import shape_of
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Costs, Job, Option, Target
 from .host import HostEngine
 from .stamp import check_stamp, write_stamp
@@ -57,7 +58,7 @@ class Null:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """All: zero is zero."""
         del device
-        return ("f32", "bf16", "f16")
+        return tuple(RECIPES)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Always."""

@@ -31,9 +31,10 @@ from ..core.graph_rules import check_engine_graph
 from ..core.install import install, pip
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import MOST_THREADS, PLACEMENT, Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine

@@ -23,8 +23,9 @@ from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import MOST_THREADS, Costs, Job, Option, Target
 from .border import border, first_line
 from .host import HostEngine

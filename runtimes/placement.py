@@ -25,9 +25,10 @@ import numpy as np
 
 from ..core.bundle import Model
 from ..core.errors import CompileError, RuntimeMissing
+from ..core.recipes import Precision
 from ..core.shapes import Setting, shape_of, sizes, sizes_of
 from ..core.telemetry import switch_off_events
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Target
 from .border import border, first_line
 from .host import Bound

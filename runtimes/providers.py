@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import ProfileError
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Precision
 from .base import Option, Target
 from .ranges import bounds
 
@@ -33,8 +33,8 @@ class Provider:
     """Set unless the profile says otherwise."""
     switches: tuple[str, str] = ("0", "1")
     """Its words for false and true."""
-    f16: str | None = None
-    """The switch without which f16 in a graph isn't kept."""
+    enables: Mapping[Precision, str] = field(default_factory=dict[Precision, str])
+    """Options without which a precision in a graph isn't kept."""
     caches: tuple[tuple[str, str], ...] = ()
     """Options that make it keep what it compiles, and the folder (``{}``) that it takes."""
     beside: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ HEXAGON = Provider(
         "vtcm_mb": int,
     },
     fixed={"backend_type": "htp"},
-    f16="enable_htp_fp16_precision",
+    enables={"f16": "enable_htp_fp16_precision"},
     free_sizes=False,
     needs="a Snapdragon with a Hexagon NPU, and its driver",
     plugin="onnxruntime_qnn",
@@ -138,6 +138,7 @@ PROVIDERS: dict[str, Provider] = {
             "trt_sparsity_enable": bool,
         },
         switches=("False", "True"),  # its parser takes no other words; 0 and 1 raise
+        enables={"f16": "trt_fp16_enable"},
         caches=(
             ("trt_engine_cache_enable", "True"),
             ("trt_engine_cache_path", "{}"),
@@ -243,8 +244,8 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
             "snapdragon-x-elite shows how."
         )
     made = dict(provider.fixed)
-    if provider.f16 and target.precision == "f16":
-        made[provider.f16] = provider.switches[True]
+    if option := provider.enables.get(target.precision):
+        made[option] = provider.switches[True]
     made |= {name: value.format(cache) for name, value in provider.caches}
     if provider.ranges and target.shape is None:
         made |= _ranges(provider.ranges, target)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from ..core.errors import CompileError
 from ..core.reading import CONFIG_BYTES, read_json
+from ..core.recipes import Precision
 from ..core.record import Record, complaints
-from ..core.tensors import Precision
 from .base import Job, Target
 
 NAME = "engine.json"

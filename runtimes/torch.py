@@ -24,8 +24,9 @@ from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
+from ..core.recipes import RECIPES, Precision
 from ..core.record import Record, complaints, suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Costs, Job, Option, Target, check_threads
 from .border import border, first_line
 from .host import HostEngine
@@ -41,8 +42,6 @@ INSTALL = install("export")
 LIBRARIES = ("torch", "diffusers", "transformers")
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 """Devices, and what PyTorch calls them."""
-
-DTYPES: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 class Reference(Record):
@@ -107,7 +106,7 @@ class Torch:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """All; PyTorch has kernels for each."""
         del device
-        return ("f32", "bf16", "f16")
+        return tuple(RECIPES)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Always."""
@@ -183,7 +182,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
 
     from ..checkpoints.parts import as_part
 
-    dtype: torch.dtype = getattr(torch, DTYPES[target.precision])
+    dtype: torch.dtype = getattr(torch, target.recipe.dtype)
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     device = DEVICES[target.device]

@@ -29,8 +29,8 @@ from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.reading import read_bounded
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Precision
 from .base import MEMORY, TIMING, TOGETHER, Costs, Job, Option, Target
 from .border import border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver

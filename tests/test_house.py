@@ -5,10 +5,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import latentc
+from latentc.core.recipes import RECIPES, Precision
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
@@ -195,3 +197,22 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import latentc, sys; print([name for name in ('numpy', 'pydantic', 'typer') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_nothing_below_the_harness_compares_with_a_recipe_by_name():
+    """What depends on a recipe is in its row. `weights`, the type that a bundle keeps a part's in, is no recipe."""
+    for path in sources():
+        if path.relative_to(ROOT).parts[0] not in ("compiler", "profiles", "runtimes", "sampling", "pipelines"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare | ast.MatchValue):
+                inside = list(ast.walk(node))
+                stored = {one.id for one in inside if isinstance(one, ast.Name)} & {"weights"}
+                names = {str(one.value) for one in inside if isinstance(one, ast.Constant)} & RECIPES.keys()
+                assert stored or not names, f"{path}:{node.lineno}"
+
+
+def test_every_precision_is_a_row_of_the_table():
+    assert tuple(RECIPES) == get_args(get_args(Precision)[0])
+    assert all(name == recipe.name for name, recipe in RECIPES.items())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Understood, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
-    from ...core.tensors import Precision
+    from ...core.recipes import Precision
 
 
 class ProfileSubject:

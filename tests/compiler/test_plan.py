@@ -118,13 +118,13 @@ def test_a_table_that_is_looked_up_in(tmp_path):
 
 def told(bundle, profile, part, folder):
     """What a builder says that an engine will hold."""
-    from latentc.compiler.lower import lowered
+    from latentc.compiler.lower import lowered, needed_passes
 
     adapter, engines = wanted(bundle, profile, to_run=False)
     (want,) = (want for want in engines if want.part == part)
     folder.mkdir()
-    half, folded = want.target.precision == "f16", not adapter.infers_shapes
-    with lowered(bundle.graph(part), "plan", profile.opset, want.target.shape, half=half, folded=folded) as path:
+    passes = needed_passes(adapter, want.target)
+    with lowered(bundle.graph(part), "plan", profile.opset, want.target.shape, passes) as path:
         adapter.compile(Job(bundle, part, path, want.target), folder, quiet)
     return sum(json.loads((folder / "memory.json").read_text()).values())
 

@@ -160,7 +160,7 @@ def lower(adapter, device: str, graph: Path, shape=None) -> None:
     """Bring a graph to what the adapter takes for a device, in its place."""
     opset = OPSETS.get(device, adapter.newest_opset)
     lacks = adapter.lacks.get(device, ())
-    with lowered(graph, "lowered", opset, shape, folded=not adapter.infers_shapes, lacks=lacks) as path:
+    with lowered(graph, "lowered", opset, shape, () if adapter.infers_shapes else ("fold",), lacks=lacks) as path:
         if path != graph:
             shutil.copy(path, graph)
 

@@ -41,7 +41,7 @@ def compiled(make_case, tmp_path):
         )
         out = tmp_path / device
         out.mkdir()
-        with lowered(case.bundle.graph("unet"), device, 18, shape, half=True) as graph:
+        with lowered(case.bundle.graph("unet"), device, 18, shape, ("half",)) as graph:
             case.adapter.compile(Job(case.bundle, "unet", graph, target), out, quiet)
         return replace(case, artifact=out, target=target), feeds
 

@@ -44,7 +44,7 @@ def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
     told = []
     out.mkdir()
     target = replace(case.target, device=device, precision="f16")
-    with lowered(case.bundle.graph("unet"), "half", 23, None, half=True) as graph:  # sm75 multiplies no f32 matrices
+    with lowered(case.bundle.graph("unet"), "half", 23, None, ("half",)) as graph:  # sm75 multiplies no f32 matrices
         job = Job(case.bundle, "unet", graph, target)
         case.adapter.compile(job, out, lambda what, share: told.append((what, share)))
     assert (out / "engine.plan").stat().st_size > 100_000
