@@ -28,8 +28,10 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
 
 def _no_bundle(folder: Path) -> Bundle:
     """A bundle of no parts: a job names one, and a runtime that compiles graphs has no need of it."""
-    encoder = TextEncoder(part="none", tokenizer="none", embedding="none")
-    model = Model(text_encoders=(encoder,), latent_channels=1, downscale=1, scaling_factor=1.0, default_size=8)
+    encoder = TextEncoder(part="none", tokenizer="none")
+    model = Model(
+        text_encoders=(encoder,), latent_channels=1, downscale=1, scaling_factor=1.0, default_size=8, wires=()
+    )
     source = Source(kind="made", location="none", random=True)
     return Bundle(
         folder,

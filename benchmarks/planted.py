@@ -287,12 +287,12 @@ def swapped_words(read: dict[str, Any]) -> None:
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
 
 
-def manifest(*path: str, value: Any) -> Callable[[Path], None]:
+def manifest(*path: str | int, value: Any) -> Callable[[Path], None]:
     """Another value in the manifest."""
 
     def change(folder: Path) -> None:
         read = read_sealed(folder / MANIFEST)
-        at = read
+        at: Any = read
         for step in path[:-1]:
             at = at[step]
         at[path[-1]] = value
@@ -418,7 +418,7 @@ FAULTS = (
     Fault("texts aren't made lower case", HOST, tokenizer(lambda read: read.update(normalizer={"type": "NFC"}))),
     Fault("latents are clipped", HOST, scheduler(clip_sample=True)),
     Fault("the last noise level is another", HOST, scheduler(set_alpha_to_one=True)),
-    Fault("an empty negative prompt is zeros", HOST, manifest("model", "zero_empty_negative", value=True)),
+    Fault("an empty negative prompt is zeros", HOST, manifest("model", "wires", 1, "empty", value="zeros")),
     Fault("the prompt is zeros", UNET, no_prompt, engine=True),
     Fault("every row has one prompt, guidance adds nothing", UNET, same_prompt, engine=True),
     Fault("negative and positive rows are swapped", UNET, swapped_rows, engine=True),

@@ -18,8 +18,8 @@ def count_work(bundle: Bundle, setting: Setting) -> dict[Stage, Work]:
     `count_flops` raises.
     """
     model = bundle.manifest.model
-    guided = setting.guidance > 1 and model.guidance_embedding is None
-    zeros = model.zero_empty_negative and not setting.negative_prompt
+    guided = setting.guidance > 1 and not model.takes_guidance
+    zeros = model.zeros_for_empty and not setting.negative_prompt
     drawn = shapes.Setting(setting.width, setting.height, setting.batch, guided)
     read = replace(drawn, guided=guided and not zeros)
     encoders = sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)

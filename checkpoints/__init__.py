@@ -4,7 +4,7 @@ Floor 1, beside profiles and scenes: the export stage and the torch reference ru
 checkpoints here. Importing it imports neither torch nor diffusers nor transformers.
 """
 
-from .families import FAMILIES, Component, Family, Prompt, TokenizerFacts, find_family
+from .families import FAMILIES, Component, Family, TokenizerFacts, find_family
 from .open import SHIPPED, Checkpoint, Source, open_checkpoint
 from .random import new_checkpoint
 
@@ -14,7 +14,6 @@ __all__ = [
     "Checkpoint",
     "Component",
     "Family",
-    "Prompt",
     "Source",
     "TokenizerFacts",
     "find_family",

@@ -12,7 +12,7 @@ from typing import cast
 from ..core.errors import CheckpointError
 from ..core.record import shown
 from ..core.request import MAX_SIDE
-from .families import Config, Family
+from .families import UNET, Config, Family
 
 MAX_LEVELS = 8
 MAX_WIDTH = 1 << 16
@@ -130,7 +130,9 @@ _STATISTICS = ("latents_mean", "latents_std")
 
 def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> None:
     """Raise CheckpointError for components that don't belong together: latents, prompt and pictures of other widths."""
-    unet, vae, prompt = configs["unet"], configs["vae"], family.prompt
+    unet, vae = configs[family.denoiser], configs[family.vae]
+    if family.component(family.denoiser).cls != UNET:  # an export looks at its wires
+        return
     latents, picture = vae.get("latent_channels"), (vae.get("in_channels", 3), vae.get("out_channels", 3))
     if unet["in_channels"] != latents or unet.get("out_channels", latents) != latents:
         raise _apart(
@@ -142,20 +144,20 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
         raise _apart(
             where, f"The VAE reads pictures of {picture[0]} channels and writes {picture[1]}, and 3 were expected"
         )
-    width = sum(configs[encoder]["hidden_size"] for encoder in prompt.encoders)
+    width = sum(configs[encoder]["hidden_size"] for encoder in family.encoders)
     if unet["cross_attention_dim"] != width:
         raise _apart(
             where,
             f"The UNet reads prompts {unet['cross_attention_dim']} wide (cross_attention_dim), and "
-            f"those of {' and '.join(prompt.encoders)} are {width} wide",
+            f"those of {' and '.join(family.encoders)} are {width} wide",
         )
-    if prompt.pooled is not None:
+    if family.pooled is not None:
         reads = unet.get("projection_class_embeddings_input_dim")
-        made = configs[prompt.pooled]["projection_dim"] + 6 * (unet.get("addition_time_embed_dim") or 0)
+        made = configs[family.pooled]["projection_dim"] + 6 * (unet.get("addition_time_embed_dim") or 0)
         if reads != made:
             raise _apart(
                 where,
-                f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), and {prompt.pooled} and "
+                f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), and {family.pooled} and "
                 f"the picture's size make {made}",
             )
 

@@ -64,19 +64,19 @@ class Checkpoint:
     @property
     def pixels(self) -> int:
         """Width that it draws, and mostly height: the family's, unless tiny, fine-tuned, or said otherwise."""
-        sides = latent_sides(self.configs["unet"])
+        sides = latent_sides(self.configs[self.family.denoiser])
         return self.size or (self.family.pixels if sides is None else sides[1] * self.downscale)
 
     @property
     def height(self) -> int | None:
         """Height that it draws, where it isn't the width."""
-        sides = latent_sides(self.configs["unet"])
+        sides = latent_sides(self.configs[self.family.denoiser])
         return sides[0] * self.downscale if self.size is None and sides and sides[0] != sides[1] else None
 
     @property
     def downscale(self) -> int:
         """Pixels per latent, along each side."""
-        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+        return 2 ** (len(self.configs[self.family.vae]["block_out_channels"]) - 1)
 
     @property
     def place(self) -> Path:

@@ -1,8 +1,9 @@
 """The families of checkpoints, as rows of data.
 
 A family is a set of model facts: which components a checkpoint holds, how a prompt becomes the
-UNet's input, how the original single-file layout names its tensors, and the published sizes
-(`configs/<family>/*.json`). A new family is a row, its configs, and at most one small function.
+denoiser's inputs, how the original single-file layout names its tensors, and the published sizes
+(`configs/<family>/*.json`). A new family is a row and its configs; what a component's class takes and
+gives is in `checkpoints.parts`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import CheckpointError
+from ..core.wires import Wire
 
 Config = dict[str, Any]
 
@@ -26,7 +28,8 @@ class Component:
     """One part of a checkpoint, and the class that diffusers or transformers has for it."""
 
     name: str
-    library: Literal["diffusers", "transformers"]
+    library: str
+    """The module that has the class: `diffusers`, `transformers`, or one of a family's own."""
     cls: str
 
     @property
@@ -43,26 +46,6 @@ class TokenizerFacts:
     encoder: str
     pad: str
     length: int = 77
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How prompt embeddings are made.
-
-    The hidden states of `encoders` are concatenated along the last axis, in this order. `last` is
-    `last_hidden_state`, after the final layer norm; `penultimate` is `hidden_states[-2]`, before it.
-    """
-
-    encoders: tuple[str, ...]
-    hidden_state: Literal["last", "penultimate"]
-    pooled: str | None = None
-    """The encoder whose `text_embeds` the UNet takes as well."""
-    time_ids: bool = False
-    """Whether the UNet takes (height, width, top, left, target height, target width) in pixels."""
-    masks_padding: bool = False
-    """Whether diffusers' pipeline reads an encoder's `use_attention_mask`."""
-    zeros_for_empty: bool = False
-    """Whether an empty negative prompt is all zeros, unless model_index.json says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +70,14 @@ class Family:
     """Pipeline classes of diffusers that hold these components; the first one is written."""
     components: tuple[Component, ...]
     tokenizers: tuple[TokenizerFacts, ...]
-    prompt: Prompt
+    wires: tuple[Wire, ...]
+    """How the prompt becomes the denoiser's inputs, beside what the denoiser's class says. A layer may be counted from
+    the end: `text_encoder.hidden_states.-2`.
+    """
     pixels: int
     """Width and height that it was trained at."""
     marks: Mapping[str, object]
-    """UNet config keys that tell it from the other families; None stands for absent or false."""
+    """Keys of the denoiser's config that tell it from families of the same class; None stands for absent or false."""
     texts: tuple[TextLayout, ...]
     heads: Callable[[list[int]], int | list[int]]
     """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor tells them."""
@@ -101,6 +87,18 @@ class Family:
     """Whether diffusers' pipeline applies the VAE's `latents_mean` and `latents_std`."""
     epsilon_pixels: int | None = None
     """Width and height of those that predict epsilon, where most of the family predict v."""
+    masks_padding: bool = False
+    """Whether diffusers' pipeline reads a text encoder's `use_attention_mask`."""
+    frames: int | None = None
+    """Of what it draws at once; None: pictures."""
+    denoiser: str = "unet"
+    """The component that is called at each step."""
+    vae: str = "vae"
+    """The component that encodes and decodes latents."""
+    library: str = "diffusers"
+    """The module that has the pipeline class, which draws the references."""
+    folder: Path | None = None
+    """Of its published configs; None: `configs/<name>`."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -109,6 +107,21 @@ class Family:
     def pipeline(self) -> str:
         """The pipeline class of diffusers."""
         return self.pipelines[0]
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Its text encoders, in the order in which prompts are read."""
+        return tuple(tokenizer.encoder for tokenizer in self.tokenizers)
+
+    @property
+    def pooled(self) -> str | None:
+        """The text encoder whose `text_embeds` the denoiser takes, with the picture's size, as SDXL's does."""
+        return next((wire.owner for wire in self.wires if wire.name == "text_embeds"), None)
+
+    @property
+    def zeros_for_empty(self) -> bool:
+        """Whether zeros stand for an empty negative prompt, unless model_index.json says otherwise."""
+        return any(wire.empty == "zeros" for wire in self.wires)
 
     def component(self, name: str) -> Component:
         """The component called `name`, or a CheckpointError that lists them."""
@@ -128,7 +141,8 @@ class Family:
 
     def config(self, component: str) -> Config:
         """The published, full-size config of a component, or of the `scheduler`."""
-        return json.loads((_CONFIGS / self.name / f"{component}.json").read_text(encoding="utf-8"))
+        folder = self.folder or _CONFIGS / self.name
+        return json.loads((folder / f"{component}.json").read_text(encoding="utf-8"))
 
     def tiny_config(self, component: str) -> Config:
         """The config of a component's tiny variant: the published one with small overrides."""
@@ -157,8 +171,12 @@ def norm_groups(width: int) -> int:
 
 _TEXT = Component("text_encoder", "transformers", "CLIPTextModel")
 _TEXT_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjection")
-_UNET = Component("unet", "diffusers", "UNet2DConditionModel")
+UNET = "UNet2DConditionModel"
+
+_UNET = Component("unet", "diffusers", UNET)
 _VAE = Component("vae", "diffusers", "AutoencoderKL")
+
+_READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
 
 _TINY_UNET: Config = {
     "block_out_channels": [32, 64],
@@ -183,7 +201,7 @@ _TINY_TEXT: Config = {
     "projection_dim": 32,
 }
 
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: list[Family] = [
     Family(
         name="sd1",
         title="Stable Diffusion 1",
@@ -196,7 +214,8 @@ FAMILIES: tuple[Family, ...] = (
         ),
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
-        prompt=Prompt(("text_encoder",), "last", masks_padding=True),
+        wires=(_READS,),
+        masks_padding=True,
         pixels=512,
         marks={"use_linear_projection": None, "addition_embed_type": None},
         texts=(TextLayout("text_encoder", "cond_stage_model.transformer.", "transformers"),),
@@ -210,7 +229,8 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
-        prompt=Prompt(("text_encoder",), "last", masks_padding=True),
+        wires=(_READS,),
+        masks_padding=True,
         pixels=768,
         marks={"use_linear_projection": True, "addition_embed_type": None},
         texts=(TextLayout("text_encoder", "cond_stage_model.model.", "openclip", drops_last_layer=True),),
@@ -232,12 +252,10 @@ FAMILIES: tuple[Family, ...] = (
             TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),
             TokenizerFacts("tokenizer_2", "text_encoder_2", "!"),
         ),
-        prompt=Prompt(
-            ("text_encoder", "text_encoder_2"),
-            "penultimate",
-            pooled="text_encoder_2",
-            time_ids=True,
-            zeros_for_empty=True,
+        wires=(
+            Wire(input="encoder_hidden_states", source="text_encoder.hidden_states.-2", empty="zeros"),
+            Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", empty="zeros"),
+            Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
         ),
         pixels=1024,
         latent_statistics=True,
@@ -266,7 +284,8 @@ FAMILIES: tuple[Family, ...] = (
             "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
         },
     ),
-)
+]
+"""Whoever opens another family adds its row, and its classes to `parts.CLASSES`."""
 
 
 def find_family(name: str) -> Family:
@@ -278,9 +297,12 @@ def find_family(name: str) -> Family:
     raise CheckpointError(f"There is no family called {name!r}. The families are: {known}.")
 
 
-def family_of(unet: Config) -> Family | None:
-    """The family of a diffusers folder, by its UNet's config."""
+def family_of(denoiser: Config) -> Family | None:
+    """The family of a diffusers folder, by its denoiser's config: by its class, where that is stated, and its marks."""
+    classes = {family.component(family.denoiser).cls for family in FAMILIES}
+    stated: object = denoiser.get("_class_name")
     for family in FAMILIES:
-        if all((unet.get(key) or None) == value for key, value in family.marks.items()):
+        alike = stated not in classes or stated == family.component(family.denoiser).cls
+        if alike and all((denoiser.get(key) or None) == value for key, value in family.marks.items()):
             return family
     return None

@@ -8,38 +8,7 @@ from __future__ import annotations
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, near, shown
 from .families import Component, Config
-
-_UNET = frozenset({
-    "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
-    "down_block_types", "mid_block_type", "up_block_types", "only_cross_attention", "block_out_channels",
-    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn", "norm_num_groups",
-    "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
-    "encoder_hid_dim", "encoder_hid_dim_type", "attention_head_dim", "num_attention_heads", "dual_cross_attention",
-    "use_linear_projection", "class_embed_type", "addition_embed_type", "addition_time_embed_dim",
-    "num_class_embeds", "upcast_attention", "resnet_time_scale_shift", "resnet_skip_time_act",
-    "resnet_out_scale_factor", "time_embedding_type", "time_embedding_dim", "time_embedding_act_fn",
-    "timestep_post_act", "time_cond_proj_dim", "conv_in_kernel", "conv_out_kernel",
-    "projection_class_embeddings_input_dim", "attention_type", "class_embeddings_concat",
-    "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads",
-})  # fmt: skip
-_VAE = frozenset({
-    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
-    "act_fn", "latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "latents_mean",
-    "latents_std", "force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention",
-})  # fmt: skip
-_TEXT = frozenset({
-    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range",
-    "initializer_factor", "pad_token_id", "bos_token_id", "eos_token_id",
-})  # fmt: skip
-
-READ: dict[str, frozenset[str]] = {
-    "UNet2DConditionModel": _UNET,
-    "AutoencoderKL": _VAE,
-    "CLIPTextModel": _TEXT,
-    "CLIPTextModelWithProjection": _TEXT,
-}
-"""By class, what its constructor takes: the module is built from it, so it is honoured."""
+from .parts import CLASSES
 
 _TRAINING = frozenset({
     # diffusers' EMAModel writes these beside averaged weights.
@@ -77,7 +46,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
 
 def check_fields(where: object, component: Component, config: Config) -> None:
     """Raise CheckpointError for a field that nothing reads and that isn't known to mean nothing. `where`: the file."""
-    read = READ[component.cls]
+    read = CLASSES[component.cls].reads
     idle = _TRAINING | _QUANTIZED
     if component.library == "transformers":
         idle |= _LANGUAGE | _ELSEWHERE

@@ -13,11 +13,12 @@ from ..core.record import LONGEST, shown
 from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .card import read_card
 from .checkpoint import Checkpoint
-from .families import Config, Family, family_of
+from .families import FAMILIES, UNET, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
 from .names import Stored, text_layers
 from .others import Replacement, configured, rescaled, start_of
+from .parts import CLASSES
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import Source, check_class, check_entry, read_json
@@ -54,13 +55,13 @@ def open_folder(
         raise CheckpointError(_no_index(folder))
     model_index = read_json(folder / "model_index.json")
     refuse_pipeline(folder, model_index)
-    unet = _unet(folder, others)
-    family = family_of(unet)
+    denoiser = _denoiser(folder, others)
+    family = family_of(denoiser)
     if family is None:
         raise CheckpointError(
             f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection is "
-            f"{shown(unet.get('use_linear_projection'))}, addition_embed_type "
-            f"{shown(unet.get('addition_embed_type'))}). "
+            f"{shown(denoiser.get('use_linear_projection'))}, addition_embed_type "
+            f"{shown(denoiser.get('addition_embed_type'))}). "
             f"{supported()}"
         )
     _refuse_refiner(folder, family, model_index, others)
@@ -74,8 +75,8 @@ def open_folder(
             continue
         own = start_of(place, component, family) if os.path.lexists(place / "config.json") else None
         configs[component.name] = configured(other, family, own)
-        if component.name == "vae" and own is not None:
-            said = rescaled(other, own, configs["vae"])
+        if component.name == family.vae and own is not None:
+            said = rescaled(other, own, configs[family.vae])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)
@@ -90,12 +91,12 @@ def open_folder(
         if name not in others:
             refuse_quantized(folder / name, config, weights[name])
             check_fields(places[name], family.component(name), config)
-    check_pixels(places["unet"], configs["unet"], configs["vae"])
-    check_statistics(places["vae"], family, configs["vae"])
+    check_pixels(places[family.denoiser], configs[family.denoiser], configs[family.vae])
+    check_statistics(places[family.vae], family, configs[family.vae])
     check_fit(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
-    latents, resized = read_size(model_index, configs["unet"]) if choices.size is None else (None, [])
+    latents, resized = read_size(model_index, configs[family.denoiser]) if choices.size is None else (None, [])
     return Checkpoint(
         family=family,
         source=replace(source, variant=variant),
@@ -107,7 +108,7 @@ def open_folder(
         folder=folder,
         length=length,
         card=card,
-        size=choices.size or (latents and latents * 2 ** (len(configs["vae"]["block_out_channels"]) - 1)),
+        size=choices.size or (latents and latents * 2 ** (len(configs[family.vae]["block_out_channels"]) - 1)),
         notices=(
             *notice_of_pipeline(family, model_index),
             *_left_out(family, model_index),
@@ -126,16 +127,17 @@ def open_folder(
     )
 
 
-def _unet(folder: Path, others: Mapping[str, Replacement]) -> Config:
-    """The config of the folder's own UNet, which tells its family; without one, that of the UNet that was given."""
-    place = folder / "unet" / "config.json"
-    given = others.get("unet")
+def _denoiser(folder: Path, others: Mapping[str, Replacement]) -> Config:
+    """The config of the folder's own denoiser, which tells its family; without one, that of the one that was given."""
+    names = tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
+    name = next((one for one in names if os.path.lexists(folder / one)), names[0])
+    place, given = folder / name / "config.json", others.get(name)
     if given is not None and given.config is not None and not os.path.lexists(place):
         return given.config
-    unet = read_json(place)
-    if given is None:
-        refuse_unet(folder, unet)
-    return unet
+    config = read_json(place)
+    if given is None and (config.get("_class_name") == UNET or config.get("_class_name") not in CLASSES):
+        refuse_unet(folder, config)
+    return config
 
 
 def _weights(
@@ -197,7 +199,7 @@ def _left_out(family: Family, model_index: Config) -> list[str]:
 def _spare_layers(family: Family, configs: dict[str, Config], weights: dict[str, Stored]) -> list[str]:
     """What to say of text encoders whose file holds more layers than their config asks for: a clip skip, baked in."""
     notices: list[str] = []
-    for name in family.prompt.encoders:
+    for name in family.encoders:
         asked, there = configs[name]["num_hidden_layers"], text_layers(weights[name])
         if there > asked:
             notices.append(

@@ -39,13 +39,13 @@ def build(component: Component, config: Config) -> torch.nn.Module:
             f"Install them with: {pip('export')}."
         ) from exc
     known = {key: value for key, value in config.items() if not key.startswith("_")}
-    if component.library == "diffusers":  # transformers looks at types itself
+    if component.library != "transformers":  # transformers looks at types itself
         _check_types(component, cls, known)
     try:
         with torch.device("meta"):
-            if component.library == "diffusers":
-                return cls.from_config(known)
-            return cls(cls.config_class.from_dict(known))
+            if component.library == "transformers":
+                return cls(cls.config_class.from_dict(known))
+            return cls.from_config(known)
     except Exception as exc:  # whatever a library makes of a config that isn't its own
         raise CheckpointError(
             f"{component.cls} doesn't accept the config of {component.name}: {in_a_line(exc).rstrip('.')}. "

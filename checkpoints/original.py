@@ -108,10 +108,10 @@ def model_index(family: Family, scheduler: Config) -> Config:
         **{tokenizer.name: ["transformers", "CLIPTokenizer"] for tokenizer in family.tokenizers},
         "feature_extractor": [None, None],
     }
-    if family.prompt.time_ids:
+    if family.pooled is not None:
         return index | {
             "image_encoder": [None, None],
-            "force_zeros_for_empty_prompt": family.prompt.zeros_for_empty,
+            "force_zeros_for_empty_prompt": family.zeros_for_empty,
         }
     return index | {"safety_checker": [None, None], "requires_safety_checker": False}
 
@@ -127,8 +127,8 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
         reads = (shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight"))
         keys = next((shape for shape in reads if len(shape) == 2), (0, 0))
         added = any(name.startswith("label_emb.") for name in unet)
-        whole = [one for one in whole if one.prompt.time_ids == added and _width(one, tensors) == keys[-1]]
-        begun = sorted(FAMILIES, key=lambda family: family.prompt.time_ids != added)
+        whole = [one for one in whole if (one.pooled is not None) == added and _width(one, tensors) == keys[-1]]
+        begun = sorted(FAMILIES, key=lambda family: (family.pooled is not None) != added)
     else:
         begun = FAMILIES
     if whole:
@@ -157,7 +157,7 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
 
 
 def _begun(family: Family, tensors: Stored) -> bool:
-    return all(any(name.startswith(text.prefix) for name in tensors) for text in family.texts)
+    return bool(family.texts) and all(any(name.startswith(text.prefix) for name in tensors) for text in family.texts)
 
 
 def _width(family: Family, tensors: Stored) -> int:

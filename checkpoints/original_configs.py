@@ -105,9 +105,9 @@ def text_config(shapes: Shapes, family: Family, text: TextLayout) -> Config:
 
 def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) -> Config:
     """What the pooled text leaves of the UNet's added embedding belongs to the six time ids."""
-    if family.prompt.pooled is None:
+    if family.pooled is None:
         return {}
-    pooled = texts[family.prompt.pooled]["projection_dim"]
+    pooled = texts[family.pooled]["projection_dim"]
     return {"addition_time_embed_dim": (unet["projection_class_embeddings_input_dim"] - pooled) // 6}
 
 

@@ -83,8 +83,8 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
         refuse_unet(file, config)
         added = any(name.removeprefix(UNET_PREFIX).startswith(_ADDED) for name in other.tensors)
         kind = family_of(config)
-        if added != family.prompt.time_ids or (kind is not None and kind != family):
-            alike = [one for one in FAMILIES if one.prompt.time_ids == added]
+        if added != (family.pooled is not None) or (kind is not None and kind != family):
+            alike = [one for one in FAMILIES if (one.pooled is not None) == added]
             kinds = [one.title for one in alike if kind == one or kind not in alike]
             raise CheckpointError(
                 f"{file} is a UNet of {' or '.join(kinds)}, and the checkpoint is of {family.title}. "

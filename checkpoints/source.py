@@ -11,6 +11,7 @@ from ..core import reading
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .families import Component, Config
+from .parts import CLASSES
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return reading.read_json(path, reading.TABLE_BYTES, CheckpointError, "Fetch it again.", constants=reading.INFINITE)
 
 
-# Keys that published configs have never left out. Others may be missing: the libraries have defaults for them.
-_REQUIRED: dict[str, dict[str, type]] = {
-    "UNet2DConditionModel": {"in_channels": int, "block_out_channels": list, "cross_attention_dim": int},
-    "AutoencoderKL": {"block_out_channels": list, "latent_channels": int},
-    "CLIPTextModel": {"hidden_size": int, "num_hidden_layers": int},
-    "CLIPTextModelWithProjection": {"hidden_size": int, "num_hidden_layers": int, "projection_dim": int},
-}
-
-
 def check_class(where: object, component: Component, config: Config) -> None:
     """Raise CheckpointError unless the class is the family's, and what every later stage reads is there."""
     named: Any = config.get("architectures")
@@ -65,7 +57,7 @@ def check_class(where: object, component: Component, config: Config) -> None:
             f"{where} holds a {str(stated)[:LONGEST]}, and a {component.cls} was expected: "
             "it isn't supported yet. Pass a checkpoint with the plain component."
         )
-    for key, kind in _REQUIRED[component.cls].items():
+    for key, kind in CLASSES[component.cls].required.items():
         if type(config.get(key)) is not kind:
             raise CheckpointError(
                 f"{where}/config.json says {key} = {shown(config.get(key))}; "

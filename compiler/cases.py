@@ -23,6 +23,7 @@ from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
+from ..sampling.wires import resized
 from .cache import KEPT, locked
 from .lower import lowered, needed_passes
 from .scratch import scratch_folder
@@ -71,11 +72,10 @@ def stored_cases(bundle: Bundle, part: str) -> tuple[Case, ...]:
 def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
     """Raise `BundleError` where references lack what a proof rests on."""
     info, model = bundle.part(part), bundle.manifest.model
-    read = next(({each.embedding, each.pooled} for each in model.text_encoders if each.part == part), None)
-    outputs = {tensor.name for tensor in info.outputs} if read is None else read - {None}
+    outputs = set(model.read_of(part)) or {tensor.name for tensor in info.outputs}
     inputs = {tensor.name for tensor in info.inputs}
     whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
-    if not whole or (info.takes("timestep") and (_lacks(cases) or not text_pairs(cases))):
+    if not whole or (info.takes("timestep") and (_lacks(cases) or not text_pairs(cases, model.latents_input))):
         raise BundleError(f"{bundle.folder / stored_at(part)} lacks references of {part}: it can't be proved. {AGAIN}")
 
 
@@ -113,9 +113,8 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Prog
         return Fixed(AT_EXPORT, fitting)
     if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
         return Fixed(f"{AT_EXPORT}, at one timestep", fitting)
-    origin, made = _refereed(
-        bundle, part, [_stretched(bundle, case, shape) for case in _ends(cases)], shape, on_progress
-    )
+    ends = _ends(cases, bundle.manifest.model.latents_input)
+    origin, made = _refereed(bundle, part, [_stretched(bundle, case, shape) for case in ends], shape, on_progress)
     return Fixed(f"{AT_EXPORT}; {origin}" if fitting else origin, (*fitting, *made))
 
 
@@ -141,13 +140,13 @@ def _lacks(fitting: tuple[Case, ...]) -> bool:
     return not fitting or 0 < len(timesteps) < TIMESTEPS
 
 
-def _ends(cases: tuple[Case, ...]) -> list[Case]:
+def _ends(cases: tuple[Case, ...], latents: str) -> list[Case]:
     """The first case; of a denoiser the first calls of a guided and an unguided drawing, three calls at the ends, and
     two that differ by their text alone.
     """
     firsts = {case.drawing: case for case in reversed(cases) if case.drawing in FIRSTS or case is cases[0]}
     ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
-    pair = text_pairs(ends)[:1]
+    pair = text_pairs(ends, latents)[:1]
     places = (0, len(ends) // 2, -1, *pair[0]) if pair else (0, len(ends) // 2, -1)
     chosen = {id(ends[index]): ends[index] for index in places} if ends else {}
     return [*reversed(firsts.values()), *chosen.values()]
@@ -192,9 +191,9 @@ def stretched(array: Array, shape: tuple[int, ...]) -> Array:
 def _stretched(bundle: Bundle, case: Case, shape: Shapes) -> Case:
     """The inputs of a case in another shape."""
     feeds = {name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()}
-    if "time_ids" in feeds:
-        height, width = (side * bundle.manifest.model.downscale for side in shape["sample"][2:])
-        feeds["time_ids"][:] = (height, width, 0, 0, height, width)
+    model = bundle.manifest.model
+    if latents := shape.get(model.latents_input):
+        resized(model, feeds, *(side * model.downscale for side in latents[-2:]))
     return Case(case.name, feeds, {})
 
 

@@ -51,13 +51,15 @@ KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "Concat")
 """Operators of a text encoder's graph whose output is still token ids, or the place of one."""
 
 
-def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case]) -> Parity:
+def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], latents: str) -> Parity:
     """Run an engine on fixed inputs and compare each output: the worst figures. The first call is repeated at the end.
+
+    `latents` is the denoiser's input that takes them: calls of the same latents and timestep differ by their text.
 
     Raises `ParityError` where it doesn't give an output, or gives one of another shape.
     """
     given = tuple(cases)
-    pairs = text_pairs(given)
+    pairs = text_pairs(given, latents)
     paired = {index for pair in pairs for index in pair}
     answers: dict[int, Array] = {}
     if not given:
@@ -158,7 +160,7 @@ def run_graphs(bundle: str, parts: list[str], on_progress: Progress) -> dict[str
         on_progress(f"{part}: prove its graph", None)
         _check_table(opened, part)
         with refereed(opened, part, name) as (origin, engine):
-            found = measure(part, engine, AT_EXPORT, stored_cases(opened, part))
+            found = measure(part, engine, AT_EXPORT, stored_cases(opened, part), opened.manifest.model.latents_input)
         figures[part] = GraphFigure(psnr_db=found.psnr_db, worst=found.worst, run_by=origin).model_dump(mode="json")
     return figures
 
@@ -255,7 +257,8 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
         adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
         engine = adapter.load(folder, on_cpu)
         try:
-            parity = measure(part, engine, found.origin, found.cases).model_copy(update={"graph_run_by": run_by})
+            parity = measure(part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
+            parity = parity.model_copy(update={"graph_run_by": run_by})
         finally:
             engine.close()
     remember(key, parity)

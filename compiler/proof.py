@@ -128,7 +128,7 @@ def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine)
     """Compare an engine with PyTorch's answers that fit it."""
     verify_files(bundle, [stored_at(want.part)])
     found = reference(bundle, want.part, want.target.shape)
-    parity = measure(want.part, engine, found.origin, found.cases)
+    parity = measure(want.part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
 
 
@@ -145,11 +145,12 @@ def prove_steps(
     verify_files(bundle, [DRAWINGS, DRAWN, *(stored_at(name) for name in bundle.manifest.parts)])
     host = load_host(bundle)
     found: list[StepFigures] = []
-    for shape in [want.target.shape for want in wants if bundle.part(want.part).role == "denoiser"]:
+    for want in [want for want in wants if bundle.part(want.part).role == "denoiser"]:
         on_progress("step: compare", None)
         with opened() as loaded:  # of one size at a time
             try:
-                found.append(measure_steps(bundle, host, loaded.engine, shape, guided=profile.shapes.guided))
+                shape, guided = want.target.shape, profile.shapes.guided
+                found.append(measure_steps(bundle, host, want.part, loaded.engine, shape, guided=guided))
             except NotFiniteError:
                 found.append(StepFigures(float("-inf"), (), None))
     return Steps(

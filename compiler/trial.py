@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.references import CHANGING, DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
+from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
+from ..core.wires import TIMESTEP
 from ..sampling.denoise import Walk, feeds, is_guided, step
-from ..sampling.draw import Host, draw, latent_shape, read_text, unet_constants, unscaled, walk_of
+from ..sampling.draw import Host, constants, draw, latent_shape, read_text, unscaled, walk_of
 from ..sampling.pixels import quantized
 from ..sampling.prompt import ids_of
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
@@ -44,13 +45,13 @@ class Trial:
     request: Request
     """With its size."""
     start: NDArray[np.float32]
-    """[count, channels, height / 8, width / 8]."""
+    """As `latent_shape` says."""
     befores: tuple[NDArray[np.float32], ...]
     """Latents before each recorded call."""
     afters: tuple[NDArray[np.float32], ...]
     """And after it."""
     outputs: tuple[NDArray[np.float32], ...]
-    """What the denoiser answered, [rows, channels, height / 8, width / 8]."""
+    """What the denoiser answered, a row for each it was fed."""
     noise: NDArray[np.float32]
     """What a stochastic scheduler added, in turn."""
     images: NDArray[np.uint8] | None
@@ -103,7 +104,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             f"checkpoint {stored.default_size} x {stored.default_height or stored.default_size}. Export it again."
         )
     answer = _recorded_text(bundle, host.model)
-    cases = {case.name: case for case in stored_cases(bundle, host.denoiser)}
+    called = _calls(bundle, host)
     decoded = {case.name: case for case in stored_cases(bundle, host.decoder)}
     worst, where = PERFECT_DB, "nothing"
 
@@ -113,6 +114,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             worst, where = figure, f"{what} of {drawing.request.prompt!r}"
 
     for drawing in drawings:
+        part = host.denoiser(drawing.request)
+        cases = called[part]
         trial = _trial(drawing, arrays, cases)
         if latent_shape(host.model, drawing.request) != trial.start.shape:
             raise ParityError(
@@ -121,11 +124,12 @@ def _check_host(bundle: Bundle, host: Host) -> float:
                 f"{list(trial.start.shape)}. {AGAIN}"
             )
         text = read_text(host, drawing.request, answer, {})
-        wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in CHANGING}
-        found = unet_constants(host, drawing.request, text)
+        changing = (host.model.latents_input, TIMESTEP)
+        wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in changing}
+        found = constants(host, drawing.request, text)
         if found.keys() != wanted.keys():
             raise ParityError(
-                f"latentc feeds the {host.denoiser} {sorted(found)}, and diffusers' pipeline fed it {sorted(wanted)}. "
+                f"latentc feeds the {part} {sorted(found)}, and diffusers' pipeline fed it {sorted(wanted)}. "
                 "The manifest isn't the checkpoint's. Export it again."
             )
         for name, array in wanted.items():
@@ -170,13 +174,15 @@ def _check_tokens(host: Host, stored: Drawings) -> None:
             )
 
 
-def measure_steps(bundle: Bundle, host: Host, engine: EngineOf, shape: Shapes | None, *, guided: bool) -> StepFigures:
-    """Put every drawing that the engines take to them, step by step; and draw one picture.
+def measure_steps(
+    bundle: Bundle, host: Host, part: str, engine: EngineOf, shape: Shapes | None, *, guided: bool
+) -> StepFigures:
+    """Put every drawing of a denoiser that the engines take to them, step by step; and draw one picture.
 
-    `shape` is that of the denoiser's inputs where it takes no other, `guided` whether its rows are then negative and
-    positive ones.
+    `part` is the denoiser, `shape` is that of its inputs where it takes no other, `guided` whether its rows are then
+    negative and positive ones.
     """
-    trials = _fitting(bundle, host, shape, guided=guided)
+    trials = _fitting(bundle, host, part, shape, guided=guided)
     figures: list[float] = []
     differences: list[tuple[float, float]] = []
     picture: float | None = None
@@ -197,9 +203,9 @@ def measure_steps(bundle: Bundle, host: Host, engine: EngineOf, shape: Shapes | 
 def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and share of what guidance adds, over all calls together."""
     text = read_text(host, trial.request, _through(engine), {})
-    fixed = unet_constants(host, trial.request, text)
-    shapes = shapes_of(fixed) | {"sample": trial.outputs[0].shape, "timestep": (1,)}
-    one = engine(host.denoiser, shapes)
+    fixed = constants(host, trial.request, text)
+    shapes = shapes_of(fixed) | {host.model.latents_input: trial.outputs[0].shape, TIMESTEP: (1,)}
+    one = engine(host.denoiser(trial.request), shapes)
     run = one.bind(fixed)
     other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # as another request's
     walk = _walk(host, trial)
@@ -209,7 +215,7 @@ def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[flo
         if not answers:
             other(given)
         answer = run(given)
-        answers.append(answer["out_sample"])
+        answers.extend(answer.values())
         return answer
 
     worst = PERFECT_DB
@@ -233,15 +239,15 @@ def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:
     return round(psnr_db(trial.images, drawn.images), 2)
 
 
-def _fitting(bundle: Bundle, host: Host, shape: Shapes | None, *, guided: bool) -> list[Trial]:
+def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, guided: bool) -> list[Trial]:
     """Every drawing where shapes are free; else those of the shape, or one that is made for it."""
     stored, arrays = stored_drawings(bundle)
-    drawings = stored.drawings
-    cases = {case.name: case for case in stored_cases(bundle, host.denoiser)}
+    drawings = [drawing for drawing in stored.drawings if host.denoiser(drawing.request) == part]
+    cases = {case.name: case for case in stored_cases(bundle, part)}
     trials = [_trial(drawing, arrays, cases) for drawing in drawings]
     if shape is None:
         return trials
-    both = guided and host.model.guidance_embedding is None
+    both = guided and not host.model.takes_guidance
     able = [
         trial
         for drawing, trial in zip(drawings, trials, strict=True)
@@ -253,19 +259,25 @@ def _fitting(bundle: Bundle, host: Host, shape: Shapes | None, *, guided: bool) 
 def _made(bundle: Bundle, host: Host, trials: list[Trial], shape: Shapes, *, guided: bool) -> Trial:
     """A drawing in another shape. The denoiser's answers are those that its own comparison has."""
     like = next(trial for trial in trials if is_guided(host.model, trial.request) == guided)
-    rows, _, height, width = shape["sample"]
+    rows, *_, height, width = shape[host.model.latents_input]
     size = {"width": width * host.model.downscale, "height": height * host.model.downscale}
     request = like.request.model_copy(update={**size, "count": rows // (2 if guided else 1)})
-    case = next((one for one in reference(bundle, host.denoiser, shape).cases if one.name == f"{like.name}.0"), None)
+    found = reference(bundle, host.denoiser(request), shape).cases
+    case = next((one for one in found if one.name == f"{like.name}.0"), None)
     if case is None:
         raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. Export the checkpoint again.")
     start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))
     sigma = np.float32(_walk(host, like).schedule.init_noise_sigma)
     made = replace(
-        like, request=request, start=start, befores=(start * sigma,), outputs=(case.outputs["out_sample"],),
+        like, request=request, start=start, befores=(start * sigma,), outputs=(_output(case),),
         noise=noise[None], images=None,
     )  # fmt: skip
     return replace(made, afters=(step(_answering(made.outputs[0]), _walk(host, made), 0, made.befores[0]),))
+
+
+def _calls(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
+    """Recorded calls of each denoiser, by name."""
+    return {part: {case.name: case for case in stored_cases(bundle, part)} for part in host.denoisers.values()}
 
 
 def _trial(drawing: Drawing, arrays: Mapping[str, Array], cases: Mapping[str, Case]) -> Trial:
@@ -277,7 +289,7 @@ def _trial(drawing: Drawing, arrays: Mapping[str, Array], cases: Mapping[str, Ca
         start=start,
         befores=(start * np.float32(arrays[f"{name}/sigma"]), *after[:-1]),
         afters=after,
-        outputs=tuple(cases[f"{name}.{index}"].outputs["out_sample"] for index in range(drawing.calls)),
+        outputs=tuple(_output(cases[f"{name}.{index}"]) for index in range(drawing.calls)),
         noise=arrays[f"{name}/noise"],
         images=arrays.get(f"{name}/images"),
     )
@@ -303,7 +315,7 @@ class InTurn:
 
 def _answering(output: Array) -> Run:
     """A denoiser that gives a recorded answer."""
-    return lambda _feeds: {"out_sample": output}
+    return lambda _feeds: {"output": output}
 
 
 def _through(engine: EngineOf) -> Answer:
@@ -335,6 +347,11 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
 def _fed(given: Mapping[str, Array]) -> list[bytes]:
     """What each row of a text encoder is fed: ids, and the mask where it takes one."""
     return [b"".join(given[name][row].tobytes() for name in sorted(given)) for row in range(len(given[IDS]))]
+
+
+def _output(case: Case) -> Array:
+    """The denoiser's only one."""
+    return next(iter(case.outputs.values()))
 
 
 def _difference(output: Array) -> Array:

@@ -3,6 +3,7 @@
 <bundle>/latentc.json               the manifest, sealed with its own digest
 <bundle>/model_index.json           as diffusers writes it
 <bundle>/<part>/model.onnx          graph; weights in model.onnx_data beside it
+<bundle>/<part>/model@<variant>.onnx   another graph over the same weights
 <bundle>/tokenizer/, scheduler/     as diffusers writes them
 <bundle>/README.md, LICENSE...      the checkpoint's model card and licence, as they were
 <bundle>/reference/                 fixed inputs, and what PyTorch made of them (`core.references`)
@@ -37,13 +38,17 @@ from .reading import (
     refuse_pointer,
 )
 from .record import Record, complaints, in_a_line, shown
+from .wires import GUIDANCE, LATENTS, TIMESTEP, Wire, complaint
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "latentc.json"
 PLAIN = ".plain-"
 """Begins the name of a folder of plain files, in a bundle of links."""
-PART_NAME = re.compile(r"(?!(engines|reference|scheduler)$)[a-z][a-z0-9_]{0,31}")
-"""Names that a part may have: a folder of its own is called so."""
+PART_NAME = re.compile(r"(?!(engines|reference|scheduler)(@|$))[a-z][a-z0-9_]{0,31}(@[a-z][a-z0-9_]{0,31})?")
+"""Names that a part may have: a folder of its own is called so. A variant lies in that of the part before the @."""
+
+GRAPHS = re.compile(r"/model(@[a-z0-9_]+)?\.onnx")
+"""In the path of a graph, or of its weights."""
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """What a part does in a picture, whatever its family calls it."""
@@ -51,7 +56,7 @@ Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder"
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
 
 ROLES: tuple[tuple[str, tuple[Role, ...]], ...] = (
-    ("timestep", ("denoiser", "control")),
+    (TIMESTEP, ("denoiser", "control")),
     ("input_ids", ("text_encoder",)),
     ("latent_sample", ("decoder",)),
 )
@@ -122,14 +127,10 @@ class Part(Record):
 
 
 class TextEncoder(Record):
-    """How one text encoder's output becomes the UNet's condition."""
+    """How one text encoder reads a prompt."""
 
     part: str
     tokenizer: str
-    embedding: str
-    """The output that is read as the prompt's embedding, [rows, length, width]."""
-    pooled: str | None = None
-    """The output that is read as the whole prompt's embedding, [rows, width] (SDXL's `text_embeds`)."""
     masked: bool = False
     """Whether it takes an `attention_mask` as well, which hides padding from it."""
     vocabulary: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
@@ -152,11 +153,34 @@ class Model(Record):
     default_size: Annotated[int, Field(ge=8, le=8192)]
     """Width of the picture the model was made for, in pixels, and its height where there is no `default_height`."""
     default_height: Annotated[int, Field(ge=8, le=8192)] | None = None
-    time_ids: bool = False
-    guidance_embedding: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Width of `timestep_cond`, for models distilled with guidance as an input (LCM)."""
-    zero_empty_negative: bool = False
-    """An empty negative prompt means zeros, not the embedding of nothing (SDXL's `force_zeros_for_empty_prompt`)."""
+    frames: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Of what it draws at once; None: pictures, whose latents have no such axis."""
+    wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
+    """How what is known becomes the inputs of the denoiser, and of whatever else is called at each step."""
+
+    @property
+    def latents_input(self) -> str:
+        """The denoiser's input that takes the latents."""
+        return next(wire.input for wire in self.wires if wire.source == LATENTS)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input (LCM)."""
+        return any(wire.source == GUIDANCE for wire in self.wires)
+
+    @property
+    def zeros_for_empty(self) -> bool:
+        """Whether nothing of an empty negative prompt is encoded (SDXL's `force_zeros_for_empty_prompt`)."""
+        texts = [wire.empty for wire in self.wires if wire.of_part]
+        return bool(texts) and set(texts) == {"zeros"}
+
+    def latents(self, rows: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of so many latents of a size in latents: [rows, channels, height, width], or with frames after rows."""
+        return (rows, *filter(None, (self.frames,)), self.latent_channels, height, width)
+
+    def read_of(self, part: str) -> tuple[str, ...]:
+        """The outputs of a part that wires read."""
+        return tuple(dict.fromkeys(wire.name for wire in self.wires if wire.owner == part))
 
     @property
     def own_size(self) -> tuple[int, int]:
@@ -224,7 +248,7 @@ class Fact(Record):
 class Manifest(Record):
     """`latentc.json`."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     latentc: str
     family: str
     source: Source
@@ -268,13 +292,18 @@ class Bundle:
         return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
 
     def one(self, role: Role) -> str:
-        """The name of the part that has this role; raises `BundleError` where none or several have it."""
-        found = [name for name, part in self.manifest.parts.items() if part.role == role]
+        """The name of the part that has this role, variants aside; raises `BundleError` where none or several have."""
+        found = [name for name, part in self.manifest.parts.items() if part.role == role and "@" not in name]
         if len(found) != 1:
             raise BundleError(
                 f"{self.folder} has {len(found)} parts with the role {role}, and one was expected. {AGAIN}"
             )
         return found[0]
+
+    def variants(self, role: Role) -> dict[str | None, str]:
+        """Names of the parts that have this role, by variant; None is the part itself."""
+        names = [name for name, part in self.manifest.parts.items() if part.role == role]
+        return {name.partition("@")[2] or None: name for name in names}
 
     def part(self, name: str) -> Part:
         """The part of this name; raises `BundleError` where the bundle has none."""
@@ -294,9 +323,12 @@ class Bundle:
         return read_json(self.folder / path, CONFIG_BYTES, BundleError, AGAIN, constants=INFINITE)
 
     def files(self, part: str) -> dict[str, FileInfo]:
-        """The files that make up a part."""
-        prefix = self.part(part).path.rsplit("/", 1)[0] + "/"
-        return {path: info for path, info in self.manifest.files.items() if path.startswith(prefix)}
+        """The files that make up a part: all of its folder but the graphs of other variants."""
+        own = self.part(part).path
+        prefix, others = own.rsplit("/", 1)[0] + "/", {one.path for one in self.manifest.parts.values()} - {own}
+        return {
+            path: info for path, info in self.manifest.files.items() if path.startswith(prefix) and path not in others
+        }
 
 
 def open_bundle(folder: Bundle | Path | str) -> Bundle:
@@ -341,7 +373,7 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
         if (
             not PART_NAME.fullmatch(name)
             or name in tokenizers
-            or part.path != f"{name}/model.onnx"
+            or part.path != graph_path(name)
             or part.path not in manifest.files
         ):
             where = f"{shown(name)} at {shown(part.path)}"
@@ -350,12 +382,20 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
             raise BundleError(f"{path}: the digest of {name} isn't that of its files. Export the checkpoint again.")
     for encoder in manifest.model.text_encoders:
         check_path(folder, encoder.tokenizer)
+    if wrong := complaint(manifest.model.wires, manifest.parts):
+        raise BundleError(f"{path} {wrong}. {AGAIN}")
     return bundle
 
 
 def digest(files: Mapping[str, FileInfo]) -> str:
     """The digest of a part: of the names and digests of its graph and its weights."""
-    return sha256_json({name: info.sha256 for name, info in files.items() if "/model.onnx" in name})
+    return sha256_json({name: info.sha256 for name, info in files.items() if GRAPHS.search(name)})
+
+
+def graph_path(part: str) -> str:
+    """Where a part's graph lies: `unet/model.onnx`, and a variant's beside it, `unet/model@shallow.onnx`."""
+    folder, at, variant = part.partition("@")
+    return f"{folder}/model{at}{variant}.onnx"
 
 
 def proof_digest(part: str, references: str) -> str:

@@ -17,15 +17,13 @@ from typing import Any
 from .record import Record
 from .request import Request
 from .tensors import Array
+from .wires import TIMESTEP
 
 DRAWINGS = "reference/drawings.json"
 DRAWN = "reference/drawings.npz"
 
 ENDS = "ends"
 """The denoiser's cases that belong to no drawing: timesteps at both ends, and near them."""
-
-CHANGING = ("sample", "timestep")
-"""Inputs of the denoiser that change from call to call."""
 
 IN, OUT = "in.", "out."
 IDS, MASK = "input_ids", "attention_mask"
@@ -90,15 +88,15 @@ class Drawings(Record):
     drawings: tuple[Drawing, ...]
 
 
-def text_pairs(cases: Sequence[Case]) -> list[tuple[int, int]]:
-    """Places of cases that differ by their text alone: the same sample and timestep."""
+def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
+    """Places of a denoiser's cases that differ by their text alone: of the same timestep, and the same in `latents`."""
     found: list[tuple[int, int]] = []
     first: dict[bytes, int] = {}
     for index, case in enumerate(cases):
-        if "timestep" in case.feeds:
-            sample, timestep = case.feeds["sample"], case.feeds["timestep"]
+        if TIMESTEP in case.feeds:
+            sample, timestep = case.feeds[latents], case.feeds[TIMESTEP]
             other = first.setdefault(sample.tobytes() + timestep.tobytes(), index)
-            if other != index and sample.shape == cases[other].feeds["sample"].shape:
+            if other != index and sample.shape == cases[other].feeds[latents].shape:
                 found.append((other, index))
     return found
 

@@ -49,7 +49,8 @@ class Request(Record):
     is the classifier-free guidance scale: above 1 the denoiser sees prompt and negative prompt in one
     batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
     `seed` None draws one and the result says which. `scheduler` and `timestep_spacing` None take the
-    checkpoint's own; few-step models as SDXL Turbo need `trailing`.
+    checkpoint's own; few-step models as SDXL Turbo need `trailing`. `variant` is the denoiser's, in bundles that have
+    several (`unet@shallow`: "shallow"); None: the whole one.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {
@@ -67,6 +68,7 @@ class Request(Record):
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
     scheduler: str | None = None
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
+    variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
 
     @model_validator(mode="wrap")
     @classmethod

@@ -1,4 +1,4 @@
-"""Axes: the sizes of a picture's rows, latents and token ids, and the shapes that follow from them.
+"""Axes: the sizes of a picture's rows, frames, latents and token ids, and the shapes that follow from them.
 
 `height` and `width` are always in latents: a picture's sides are `8*height` and `8*width`, on inputs as on outputs.
 """
@@ -26,6 +26,8 @@ class Setting:
     guided: bool = True
     chunks: int = 1
     """Of each prompt."""
+    frames: int | None = None
+    """None: as many as the model draws at once."""
 
 
 def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
@@ -38,6 +40,7 @@ def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
     rows = {"denoiser": setting.images * prompts, "control": setting.images * prompts, "text_encoder": prompts}
     return {
         "batch": rows.get(role, 1),
+        "frames": setting.frames or model.frames or 1,
         "height": setting.height // model.downscale,
         "width": setting.width // model.downscale,
         "length": model.length * setting.chunks,

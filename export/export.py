@@ -36,6 +36,7 @@ from ..core.record import in_a_line
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
 from ..core.version import __version__
+from ..core.wires import complaint
 from .check import bf16_figure, check, installed, ready
 from .scheduler import settle
 
@@ -84,6 +85,8 @@ def export(
         components=components,
     )
     opened = settle(opened, scheduler)
+    if wrong := complaint(model_facts(opened).wires, {spec.name: spec for spec in part_specs(opened)}):
+        raise CheckpointError(f"{opened.source.location} {wrong}. Its components don't belong together.")
     ready()  # which takes seconds
     opened.check_modules()
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}

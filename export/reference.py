@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,9 +19,10 @@ from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.bundle import Role
 from ..core.errors import CompileError
-from ..core.references import CHANGING, ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
+from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
+from ..core.wires import TIMESTEP
 from ..sampling.draw import unscaled
 from .muted import muted
 from .scheduler import least_steps
@@ -115,7 +117,7 @@ class References:
     def read_prompts(self) -> None:
         """Encode every prompt of the drawings, by diffusers' `encode_prompt`."""
         with muted(*LOGGERS):
-            encoders = self.checkpoint.family.prompt.encoders
+            encoders = self.checkpoint.family.encoders
             modules = {name: computing(self.checkpoint, name) for name in encoders}
             tokenizers = {facts: self.checkpoint.tokenizer(facts.name) for facts in self.checkpoint.family.tokenizers}
             for facts, one in tokenizers.items():
@@ -137,7 +139,7 @@ class References:
         if spec.role == "decoder":
             self.cases.setdefault(spec.role, [])
             for name, (height, width) in self._sizes(own_only=True).items():
-                latents = self.random.standard_normal((1, self.facts.latent_channels, height, width), dtype=np.float32)
+                latents = self.random.standard_normal(self.facts.latents(1, height, width), dtype=np.float32)
                 feeds = {"latent_sample": unscaled(self.facts, latents).astype(np.float32)}
                 self.cases[spec.role].append(Case(name, feeds, run(module, spec, feeds)))
             return pack(self.cases[spec.role], {})
@@ -171,7 +173,6 @@ class References:
         rows = [row for embedded in self._embedded.values() for row in embedded.rows[spec.name]]
         unique = list({b"".join(row[name].tobytes() for name in inputs): row for row in rows}.values())
         table = cast("Any", component).get_input_embeddings().weight.detach().float().numpy()
-        reading = next(encoder for encoder in self.facts.text_encoders if encoder.part == spec.name)
         cases: list[Case] = []
         for name, given in {
             "pair": unique[:2],
@@ -180,81 +181,84 @@ class References:
         }.items():
             feeds = {key: np.stack([row[key] for row in given]) for key in inputs}
             outputs = run(module, spec, feeds)
-            kept = outputs if name == "pair" else filter(None, (reading.embedding, reading.pooled))
+            kept = outputs if name == "pair" else self.facts.read_of(spec.name)
             read = {key: outputs[key] for key in kept}
             cases.append(Case(name, feeds, read))
         digest = hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
         return pack(cases, {}) | {TABLE: np.array(digest)}
 
-    def _draw(self, spec: PartSpec, unet: torch.nn.Module) -> dict[str, Array]:
-        """Draw everything that was asked for, and record each call of the UNet and of the VAE's decoder."""
+    def _draw(self, spec: PartSpec, denoiser: torch.nn.Module) -> dict[str, Array]:
+        """Draw everything that was asked for, and record each call of the denoiser and of the VAE's decoder."""
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
-        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in CHANGING]
+        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in (self.facts.latents_input, TIMESTEP)]
+        vae = self.checkpoint.family.vae
         with muted(*LOGGERS):
-            pipeline = self._pipeline(unet=unet, vae=computing(self.checkpoint, "vae"))
+            pipeline = self._pipeline(**{spec.component: denoiser, vae: computing(self.checkpoint, vae)})
             for asked in self._asked:
-                calls = self._record(pipeline, asked)
+                calls = self._record(pipeline, spec, asked)
                 shared[asked.name] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
             long = next(case for case in cases if case.drawing == "long")
             other = next(case for case in cases if case.drawing == "wide")
-            cases += self._at_ends(spec, unet, cases[0], other, long)
+            cases += self._at_ends(spec, denoiser, cases[0], other, long)
         return pack(cases, shared)
 
-    def _at_ends(self, spec: PartSpec, unet: torch.nn.Module, like: Case, other: Case, long: Case) -> list[Case]:
+    def _at_ends(self, spec: PartSpec, denoiser: torch.nn.Module, like: Case, other: Case, long: Case) -> list[Case]:
         """Calls that no drawing makes: one row at timesteps from end to end, some of them with another text too, and
         shapes of which drawings have none.
         """
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
-        module, side, (low, broad) = as_part(self.checkpoint, spec, unet), self._square(), self._wide()
-        text = "encoder_hidden_states"
-        longer = np.concatenate([like.feeds[text][-1:], long.feeds[text][-1:]], axis=1)
-        wishes = [(share, 1, (side, side), like.feeds[text][-1:]) for share in AT_SHARES]
+        module, side, (low, broad) = as_part(self.checkpoint, spec, denoiser), self._square(), self._wide()
+        latents = self.facts.latents_input
+        once = {name: array[-1:] for name, array in like.feeds.items() if name not in (latents, TIMESTEP)}
+        longer = once | {
+            tensor.name: np.concatenate([once[tensor.name], long.feeds[tensor.name][-1:]], axis=1)
+            for tensor in spec.inputs
+            if "length" in tensor.shape
+        }
+        wishes = [(share, 1, (side, side), once) for share in AT_SHARES]
         wishes += [
-            (0.7, 6, (low, broad), like.feeds[text][-1:]),
-            (0.6, 1, (broad, low), like.feeds[text][-1:]),
-            (0.4, 1, (side * 3 // 2, side * 3 // 2), like.feeds[text][-1:]),
+            (0.7, 6, (low, broad), once),
+            (0.6, 1, (broad, low), once),
+            (0.4, 1, (side * 3 // 2, side * 3 // 2), once),
             (0.3, 1, (low, broad), longer),
         ]
         made: list[Case] = []
-        for share, rows, size, states in wishes:
-            shape = (rows, self.facts.latent_channels, *size)
-            feeds = {name: array[-1:].repeat(rows, axis=0) for name, array in like.feeds.items()}
+        for share, rows, size, fixed in wishes:
+            feeds = {name: array.repeat(rows, axis=0) for name, array in fixed.items()}
             feeds |= {
-                "sample": self.random.standard_normal(shape, dtype=np.float32),
-                "timestep": np.array([_exact(last * share) if share < 1 else last], np.float32),
-                text: states.repeat(rows, axis=0),
+                latents: self.random.standard_normal(self.facts.latents(rows, *size), dtype=np.float32),
+                TIMESTEP: np.array([_exact(last * share) if share < 1 else last], np.float32),
             }
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         for case in made[: len(AT_SHARES) : OTHER_TEXT_EACH]:
-            texts = {name: array[-1:] for name, array in other.feeds.items() if name not in (*CHANGING, "time_ids")}
+            texts = {name: other.feeds[name][-1:] for name in self._texts() if name in other.feeds}
             feeds = {**case.feeds, **texts}
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         return made
 
-    def _record(self, pipeline: Any, asked: Asked) -> list[Case]:
+    def _texts(self) -> tuple[str, ...]:
+        """Inputs of the denoiser that text encoders feed."""
+        return tuple(dict.fromkeys(wire.input for wire in self.facts.wires if wire.of_part))
+
+    def _record(self, pipeline: Any, spec: PartSpec, asked: Asked) -> list[Case]:
         import torch
 
         from_numpy = cast("Any", torch).from_numpy
 
         height, width = asked.size
-        shape = (asked.count, self.facts.latent_channels, height, width)
+        shape = self.facts.latents(asked.count, height, width)
         start = self.random.standard_normal(shape, dtype=np.float32)
         calls: list[Case] = []
         steps: list[Array] = []
 
-        def called(_module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-            sample, timestep = arguments
-            feeds: dict[str, Any] = {
-                "sample": sample,
-                "timestep": torch.as_tensor(timestep).float().reshape(1),
-                "encoder_hidden_states": given["encoder_hidden_states"],
-                "timestep_cond": given["timestep_cond"],
-                **(given["added_cond_kwargs"] or {}),
-            }
-            arrays = {name: tensor.detach().float().numpy() for name, tensor in feeds.items() if tensor is not None}
-            calls.append(Case(f"{asked.name}.{len(calls)}", arrays, {"out_sample": output[0].detach().numpy()}))
+        def called(module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+            fed = _arguments(module, arguments, given)
+            fed[TIMESTEP] = torch.as_tensor(fed[TIMESTEP]).float().reshape(1)
+            arrays = {tensor.name: fed[tensor.name].detach().float().numpy() for tensor in spec.inputs}
+            answer = {spec.outputs[0].name: output[0].detach().numpy()}
+            calls.append(Case(f"{asked.name}.{len(calls)}", arrays, answer))
 
         def ended(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             steps.append(tensors["latents"].detach().numpy().copy())
@@ -265,8 +269,9 @@ class References:
         seed = int(self.random.integers(1 << 31))
         pipeline.scheduler = self._new_scheduler()  # with no history
         whole = asked.calls is None
-        hook = pipeline.unet.register_forward_hook(called, with_kwargs=True)
-        decode, decoded = pipeline.vae.decode, list[Case]()
+        vae = getattr(pipeline, self.checkpoint.family.vae)
+        hook = getattr(pipeline, spec.component).register_forward_hook(called, with_kwargs=True)
+        decode, decoded = vae.decode, list[Case]()
 
         def recorded(latents: torch.Tensor, **given: Any) -> Any:
             answer = decode(latents, **given)
@@ -274,7 +279,7 @@ class References:
             decoded.append(Case(asked.name, arrays, {"sample": answer[0].detach().numpy()}))
             return answer
 
-        pipeline.vae.decode = recorded
+        vae.decode = recorded
         try:
             images = pipeline(
                 height=height * self.facts.downscale,
@@ -290,7 +295,7 @@ class References:
             ).images
         finally:
             hook.remove()
-            del pipeline.vae.decode
+            del vae.decode
         source = torch.Generator().manual_seed(seed)
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
         self.cases.setdefault("decoder", []).extend(decoded)
@@ -349,7 +354,7 @@ class References:
         return max(9, side // 2 + 1), max(9, side - 1)
 
     def _sizes(self, *, own_only: bool) -> dict[str, tuple[int, int]]:
-        """Of calls of the VAE that no drawing makes."""
+        """Of calls of the VAE that no drawing makes, in latents."""
         side, own = self._square(), self._own_size()
         low, broad = self._wide()
         more = {} if own_only else {"square": (side, side), "other": (low, broad)}
@@ -360,7 +365,7 @@ class References:
         """Encode the chunks of a drawing's prompts, and join them along the sequence."""
         import torch
 
-        embedded = Embedded({}, {name: [] for name in self.checkpoint.family.prompt.encoders})
+        embedded = Embedded({}, {name: [] for name in self.checkpoint.family.encoders})
         hooks = [
             getattr(pipeline, name).register_forward_pre_hook(_keeping(rows), with_kwargs=True)
             for name, rows in embedded.rows.items()
@@ -397,7 +402,8 @@ class References:
         import diffusers
 
         library: Any = diffusers
-        cls = getattr(library, self.checkpoint.family.pipeline)
+        family = self.checkpoint.family
+        cls = getattr(import_module(family.library), family.pipeline)
         scheduler = self._new_scheduler()
         before = dict(scheduler.config)  # the pipeline changes it in place
         index = self.checkpoint.model_index
@@ -434,6 +440,15 @@ class References:
     def _more_steps(self) -> int:
         """How many steps more than two the scheduler needs: PNDM begins with three of Runge-Kutta's."""
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
+
+
+def _arguments(module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """What a module was called with, by the names of its parameters; what lies in a dict, by its own."""
+    bound = inspect.signature(module.forward).bind(*arguments, **given).arguments
+    fed: dict[str, Any] = {}
+    for name, value in bound.items():
+        fed |= cast("dict[str, Any]", value) if isinstance(value, dict) else {name: value}
+    return fed
 
 
 def _exact(timestep: float) -> int:

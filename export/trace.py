@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoints.parts import PartSpec
@@ -22,16 +21,12 @@ OPSET = 23
 LOGGERS = ("torch.onnx", "torch.utils._sympy", "onnxscript", "onnx_ir")
 """The exporter warns of an absent torchvision and of symbols that it renames."""
 
-EXAMPLE_SIZES = {"batch": 2, "length": 154, "height": 13, "width": 18}
+EXAMPLE_SIZES = {"batch": 2, "frames": 3, "length": 154, "height": 13, "width": 18}
 """Odd and unequal on purpose, so that no size is taken for a constant or for another size."""
 
-LIMITS = {"batch": (1, 63), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
+LIMITS = {"batch": (1, 63), "frames": (1, 1024), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
 """Ranges promised to the tracer, sides in latents. The graph holds outside them too: 63 is where
 diffusers begins to lay a tensor out anew before it is upsampled, 9 keeps every level of the UNet above one latent."""
-
-ALWAYS_RESIZE = 30
-"""Upsamplings that the UNet is told it has: sizes are then never multiples of their product, so that the traced
-graph takes each size from its skip connection, and every multiple of 8 pixels works."""
 
 
 def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
@@ -48,9 +43,9 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
         {axis: _scaled(dim, dimensions) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in spec.inputs
     )
-    unet = cast("Any", module).model if spec.role == "denoiser" else None
+    hint = spec.tracing(cast("Any", module).model) if spec.tracing else nullcontext()
     try:
-        with muted(*LOGGERS), torch.no_grad(), _resizing(unet):
+        with muted(*LOGGERS), torch.no_grad(), hint:
             exported = torch.export.export(module, example, dynamic_shapes=(dynamic,), strict=False)
             program = onnx_export(
                 exported,
@@ -89,19 +84,6 @@ def _scaled(dim: str, dimensions: dict[str, Any]) -> Any:
     """The tracer's name for an axis such as `height` or `8*height`."""
     factor, _, name = dim.rpartition("*")
     return int(factor) * dimensions[name] if factor else dimensions[name]
-
-
-@contextmanager
-def _resizing(unet: Any) -> Generator[None]:
-    if unet is None:
-        yield
-        return
-    before = unet.num_upsamplers
-    unet.num_upsamplers = ALWAYS_RESIZE
-    try:
-        yield
-    finally:
-        unet.num_upsamplers = before
 
 
 def _label(values: Any, tensors: tuple[TensorInfo, ...]) -> None:

@@ -14,9 +14,9 @@ from ..core.engine import Run
 from ..core.errors import CancelledError
 from ..core.request import Request, Step
 from ..core.tensors import Array
-from .condition import condition
+from ..core.wires import TIMESTEP
 from .finite import check_finite
-from .guidance import guidance_embedding, guide
+from .guidance import guide
 from .schedulers import Noise, Schedule
 
 OnStep = Callable[[Step], bool | None]
@@ -32,6 +32,8 @@ class Walk:
     guidance: float | None
     """Scale at which the answers to negative and positive rows are combined; None where rows are positive only."""
     guidance_rescale: float
+    latents: str
+    """The denoiser's input that takes them."""
     part: str
     """The denoiser's name, for errors."""
     engine: str
@@ -40,41 +42,27 @@ class Walk:
 
 def is_guided(model: Model, request: Request) -> bool:
     """Whether the denoiser sees negative and positive rows; not where the model takes guidance as an input."""
-    return request.guided and model.guidance_embedding is None
-
-
-def constants(
-    model: Model, encoded: Mapping[str, Mapping[str, Array]], request: Request, size: tuple[int, int]
-) -> dict[str, Array]:
-    """The denoiser's inputs that stay the same from call to call, by name.
-
-    `encoded` is what each text encoder answered, by part and output, a row for each prompt; `size` is
-    (height, width) in pixels. Each row is repeated for every image: [negative] * count + [positive] * count.
-    """
-    fixed = condition(model, encoded, size)
-    if model.guidance_embedding is not None:
-        fixed["timestep_cond"] = guidance_embedding(request.guidance, model.guidance_embedding, 1)
-    return {name: np.repeat(array, request.count, axis=0) for name, array in fixed.items()}
+    return request.guided and not model.takes_guidance
 
 
 def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Array]:
     """What the denoiser is fed at a step beside its constants.
 
-    `sample` is [rows, channels, height / 8, width / 8], the latents twice where guided; `timestep` is [1].
+    The latents are [rows, channels, height / 8, width / 8], twice where guided; `timestep` is [1].
     """
     scaled = walk.schedule.scale(latents, index)
     sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
-    return {"sample": sample, "timestep": np.array([walk.schedule.timesteps[index]], np.float32)}
+    return {walk.latents: sample, TIMESTEP: np.array([walk.schedule.timesteps[index]], np.float32)}
 
 
 def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
     """One step: feeds, the denoiser's call, guidance, the scheduler. Returns the next latents.
 
-    `run` takes what `feeds` gives and answers `out_sample` of the sample's shape; the constants are bound to it.
+    `run` takes what `feeds` gives and has one answer of the latents' shape; the constants are bound to it.
     Raises `NotFiniteError` where the answer or the next latents hold NaN or infinity. The answer is checked by itself:
     clipping, and schedulers that predict the original, would turn an infinity into a finite number.
     """
-    output = run(feeds(walk, index, latents))["out_sample"]
+    (output,) = run(feeds(walk, index, latents)).values()
     call = f"denoiser call {index + 1} of {len(walk.schedule.timesteps)}"
     check_finite(output, f"The output of {call}", walk.part, walk.engine)
     # An overflow is reported below, in words, and not by numpy's warnings.

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bundle import Bundle, Model
+from ..core.bundle import Bundle, Model, TensorInfo
 from ..core.engine import EngineOf, Run
+from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
 from ..core.request import Request
 from ..core.tensors import Array
-from .denoise import OnStep, Walk, constants, denoise, is_guided
+from ..core.wires import LATENTS, TIMESTEP
+from .denoise import OnStep, Walk, denoise, is_guided
 from .pixels import decode
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
 from .schedulers import Noise, schedule
+from .wires import SOURCES, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
 STAGES = ("text_encoder", "denoiser", "vae_decoder")
@@ -32,9 +35,21 @@ class Host:
     vocabularies: tuple[Vocabulary, ...]
     scheduler: Mapping[str, Any]
     """The checkpoint's `scheduler_config.json`."""
-    denoiser: str
-    """Its part's name."""
+    denoisers: Mapping[str | None, str]
+    """Names of their parts by variant; None is the one that draws where a request names none."""
+    inputs: Mapping[str, tuple[TensorInfo, ...]]
+    """Of the denoisers."""
     decoder: str
+    """Its part's name."""
+
+    def denoiser(self, request: Request) -> str:
+        """The part that a request draws with; raises `RequestError` for a variant that isn't there."""
+        if request.variant not in self.denoisers:
+            known = ", ".join(name for name in self.denoisers if name) or "none"
+            raise RequestError(
+                f"This bundle has no variant {request.variant!r} of its denoiser; it has: {known}. Leave it out."
+            )
+        return self.denoisers[request.variant]
 
 
 @dataclass(frozen=True)
@@ -53,9 +68,9 @@ class Drawn:
     """Pictures and how they came about."""
 
     images: NDArray[np.uint8]
-    """[count, height, width, 3], sRGB."""
+    """[count, height, width, 3], sRGB; [count, frames, height, width, 3] of a model that draws frames."""
     latents: NDArray[np.float32]
-    """[count, channels, height / 8, width / 8], as the decoder was given them."""
+    """As `latent_shape` says, as the decoder was given them."""
     text: Text
     seconds: Mapping[str, float]
     """Wall time by stage of `STAGES`, in calls of engines alone."""
@@ -82,27 +97,44 @@ def drawing_digest(bundle: Bundle) -> str:
 
 
 def load_host(bundle: Bundle) -> Host:
-    """What a bundle gives the host. Raises `BundleError` for a missing or damaged file."""
-    config = bundle.json(SCHEDULER)
-    return Host(bundle.manifest.model, load_vocabularies(bundle), config, bundle.one("denoiser"), bundle.one("decoder"))
+    """What a bundle gives the host.
+
+    Raises `BundleError` for a missing or damaged file, and for a wire from what this latentc doesn't compute.
+    """
+    model, parts = bundle.manifest.model, bundle.manifest.parts
+    for wire in model.wires:
+        known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
+        if not known:
+            raise BundleError(
+                f"{bundle.folder} wires {wire.source} to {wire.input}, which this latentc doesn't compute: it knows "
+                f"{', '.join(SOURCES)}, and what text encoders answer. Use the latentc that exported it."
+            )
+    bundle.one("denoiser")
+    denoisers = bundle.variants("denoiser")
+    return Host(
+        model=model,
+        vocabularies=load_vocabularies(bundle),
+        scheduler=bundle.json(SCHEDULER),
+        denoisers=denoisers,
+        inputs={name: parts[name].inputs for name in denoisers.values()},
+        decoder=bundle.one("decoder"),
+    )
 
 
-def latent_shape(model: Model, request: Request) -> tuple[int, int, int, int]:
-    """Shape of the latents of a request that has its size: [count, channels, height / 8, width / 8]."""
+def latent_shape(model: Model, request: Request) -> tuple[int, ...]:
+    """Shape of the latents of a request that has its size: [count, channels, height / 8, width / 8].
+
+    Of a model that draws frames, [count, frames, channels, height / 8, width / 8].
+    """
     assert request.width is not None
     assert request.height is not None
-    return (
-        request.count,
-        model.latent_channels,
-        request.height // model.downscale,
-        request.width // model.downscale,
-    )
+    return model.latents(request.count, request.height // model.downscale, request.width // model.downscale)
 
 
 def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
     """The ids of a request's prompts, whether it is guided, and whether zeros stand for the negative prompt."""
     guided = is_guided(host.model, request)
-    zeros = guided and host.model.zero_empty_negative and not request.negative_prompt
+    zeros = guided and host.model.zeros_for_empty and not request.negative_prompt
     both = guided and not zeros
     texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
     return tokenize(host.vocabularies, texts), guided, zeros
@@ -121,16 +153,16 @@ def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine:
         noise=noise,
         guidance=request.guidance if guided else None,
         guidance_rescale=request.guidance_rescale,
-        part=host.denoiser,
+        latents=host.model.latents_input,
+        part=host.denoiser(request),
         engine=engine,
     )
 
 
-def unet_constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
-    """The denoiser's inputs that stay the same over a request."""
-    assert request.width is not None
-    assert request.height is not None
-    return constants(host.model, text.encoded, request, (request.height, request.width))
+def constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
+    """The denoiser's inputs that stay the same over a request that has its size."""
+    inputs = host.inputs[host.denoiser(request)]
+    return wired(host.model, inputs, request, text.encoded, guided=text.guided)
 
 
 def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -159,7 +191,8 @@ def draw(
     """
     seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
     # Made before any engine works: what can't be drawn is refused at once.
-    name = engines.get(host.denoiser, "its engine")
+    part = host.denoiser(request)
+    name = engines.get(part, "its engine")
     walk = walk_of(host, request, guided=is_guided(host.model, request), noise=noise, engine=name)
 
     def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -167,11 +200,11 @@ def draw(
         return _timed(seconds, "text_encoder", one.run)(feeds)
 
     text = read_text(host, request, call, engines)
-    fixed = unet_constants(host, request, text)
+    fixed = constants(host, request, text)
     rows = request.count * (2 if text.guided else 1)
     shapes = {name: array.shape for name, array in fixed.items()}
     # Both before the walk: a size that the decoder wasn't built for is an error now, not after the last step.
-    denoiser = engine(host.denoiser, {**shapes, "sample": (rows, *start.shape[1:]), "timestep": (1,)})
+    denoiser = engine(part, {**shapes, walk.latents: (rows, *start.shape[1:]), TIMESTEP: (1,)})
     decoder = engine(host.decoder, {"latent_sample": (1, *start.shape[1:])})
     walked, step_seconds = denoise(denoiser.bind(fixed), walk, start, on_step)
     seconds["denoiser"] = sum(step_seconds)

@@ -12,7 +12,8 @@ from .finite import check_finite
 def decode(run: Run, latents: NDArray[np.float32], part: str, engine: str) -> NDArray[np.uint8]:
     """Decode latents [count, channels, height / 8, width / 8] into sRGB [count, height, width, 3].
 
-    The decoder sees one image at a time: its activations take far more memory than anything before.
+    Latents with frames, [count, frames, ...], give [count, frames, height, width, 3]. The decoder sees one image at a
+    time: its activations take far more memory than anything before.
     `part` and `engine` name the decoder and what runs it, for errors.
     Raises `NotFiniteError` naming the image that holds NaN or infinity.
     """
@@ -25,11 +26,14 @@ def decode(run: Run, latents: NDArray[np.float32], part: str, engine: str) -> ND
 
 
 def quantized(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """From [3, height, width] in [-1, 1] to [height, width, 3] in 0 to 255, rounded half to even, as diffusers does."""
+    """From [..., 3, height, width] in [-1, 1] to [..., height, width, 3] in 0 to 255, rounded half to even.
+
+    Source: diffusers' `VaeImageProcessor`.
+    """
     shares = np.clip(image / 2 + 0.5, 0.0, 1.0)
-    return np.ascontiguousarray((shares * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(np.moveaxis((shares * 255).round().astype(np.uint8), -3, -1))
 
 
 def is_flat(image: NDArray[np.uint8]) -> bool:
     """Whether all pixels are one colour."""
-    return bool((image == image[:1, :1]).all())
+    return bool((image == image[..., :1, :1, :]).all())

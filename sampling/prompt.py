@@ -132,21 +132,23 @@ def encode(
 ) -> dict[str, dict[str, Array]]:
     """Run the text encoders, each once over all prompts and chunks; returns what each answers, by part and output.
 
-    Embeddings are [prompts, 77 * chunks, width], pooled ones [prompts, width]: as `condition` reads
-    them. `zero_negative` puts a row of zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines`
-    says what runs each part, for errors. Raises `NotFiniteError` if an encoder answers NaN or infinity.
+    Embeddings are [prompts, 77 * chunks, width], those of whole prompts [prompts, width]. `zero_negative` puts a row of
+    zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines` says what runs each part, for errors.
+    Raises `NotFiniteError` if an encoder answers NaN or infinity.
     """
     encoded: dict[str, dict[str, Array]] = {}
-    for encoder, rows, used in zip(model.text_encoders, tokens.rows, tokens.used, strict=True):
-        prompts, chunks, length = rows.shape
-        feeds = {IDS: rows.reshape(prompts * chunks, length)}
+    for encoder, ids, used in zip(model.text_encoders, tokens.rows, tokens.used, strict=True):
+        prompts, chunks, length = ids.shape
+        feeds = {IDS: ids.reshape(prompts * chunks, length)}
         if encoder.masked:
             places: NDArray[np.int64] = np.arange(length, dtype=np.int64)
             feeds[MASK] = np.less(places, used.reshape(-1, 1)).astype(np.int64)
         answer = call(encoder.part, feeds)
-        read = {encoder.embedding: answer[encoder.embedding].reshape(prompts, chunks * length, -1)}
-        if encoder.pooled is not None:
-            read[encoder.pooled] = answer[encoder.pooled].reshape(prompts, chunks, -1)[:, 0]
+        read: dict[str, Array] = {}
+        for name in model.read_of(encoder.part):
+            rows = answer[name].reshape(prompts, chunks, *answer[name].shape[1:])
+            of_ids = answer[name].ndim > 2  # else of the whole chunk
+            read[name] = rows.reshape(prompts, chunks * length, -1) if of_ids else rows[:, 0]
         for name, array in read.items():
             engine = engines.get(encoder.part, "its engine")
             check_finite(array, f"The prompt's {name}", encoder.part, engine)

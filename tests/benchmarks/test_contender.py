@@ -37,8 +37,10 @@ def of_folder(checkpoint, sd_manifest, tmp_path):
 def sd_manifest():
     from latentc.core.bundle import Manifest, Model, Source, TextEncoder
 
-    encoder = TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state")
-    model = Model(text_encoders=(encoder,), latent_channels=4, downscale=8, scaling_factor=0.18215, default_size=128)
+    encoder = TextEncoder(part="text_encoder", tokenizer="tokenizer")
+    model = Model(
+        text_encoders=(encoder,), latent_channels=4, downscale=8, scaling_factor=0.18215, default_size=128, wires=()
+    )
     source = Source(kind="folder", location="")
     return Manifest(latentc="0", family="sd1", source=source, model=model, parts={}, files={}, versions={})
 

@@ -8,19 +8,19 @@ import pytest
 import transformers
 
 from latentc.checkpoints import open_checkpoint
-from latentc.checkpoints.fields import READ
+from latentc.checkpoints.parts import CLASSES
 from latentc.core.errors import CheckpointError
 from latentc.export.export import export
 
 
 @pytest.mark.parametrize("cls", ["UNet2DConditionModel", "AutoencoderKL"])
 def test_all_that_diffusers_reads_is_known_and_no_more(cls):
-    assert READ[cls] == set(inspect.signature(getattr(diffusers, cls).__init__).parameters) - {"self"}
+    assert CLASSES[cls].reads == set(inspect.signature(getattr(diffusers, cls).__init__).parameters) - {"self"}
 
 
 def test_all_that_transformers_reads_is_known_and_no_more():
     made = transformers.CLIPTextConfig()
-    assert READ["CLIPTextModel"] <= set(made.to_dict())
+    assert CLASSES["CLIPTextModel"].reads <= set(made.to_dict())
 
 
 # As published configs have them: SD 1.5's and SDXL's text encoders, LCM's and EMA's UNets, fine-tunes' VAEs.

@@ -23,7 +23,8 @@ def files(folder):
 
 def encoder(opened):
     """`embed(text)`: prompt embeddings and what goes with them, as the family's facts say."""
-    prompt = opened.family.prompt
+    family = opened.family
+    last = any(wire.name == "last_hidden_state" for wire in family.wires)
     parts = []
     for facts in opened.family.tokenizers:
         tokenizer = Tokenizer.from_str(opened.tokenizer_files(facts.name)["tokenizer.json"].decode())
@@ -33,10 +34,10 @@ def encoder(opened):
         states, added = [], {}
         for name, tokenizer, module in parts:
             output = module(torch.tensor([tokenizer.encode(text).ids]), output_hidden_states=True)
-            states.append(output.last_hidden_state if prompt.hidden_state == "last" else output.hidden_states[-2])
-            if prompt.pooled == name:
+            states.append(output.last_hidden_state if last else output.hidden_states[-2])
+            if family.pooled == name:
                 added["text_embeds"] = output.text_embeds
-        if prompt.time_ids:
+        if family.pooled:
             added["time_ids"] = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
         return torch.cat(states, -1), added
 

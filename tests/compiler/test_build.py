@@ -445,8 +445,8 @@ def test_an_engine_below_the_floor_is_not_kept(own_bundle):
 
 def test_a_wiring_mistake_is_refused(own_bundle, edit_manifest):
     opened = own_bundle()
-    edit_manifest(opened, lambda value: value["model"].update(time_ids=True))
-    with pytest.raises(ParityError, match="feeds the unet .*time_ids.*diffusers' pipeline fed it"):
+    edit_manifest(opened, lambda value: value["model"]["wires"][1].update(empty="zeros"))
+    with pytest.raises(ParityError, match="isn't what diffusers' pipeline computed at export: encoder_hidden_states"):
         build(open_bundle(opened.folder), NULL)
 
 
@@ -769,7 +769,9 @@ def test_a_step_whose_prompts_are_swapped_fails(own_bundle, size):
             return SimpleNamespace(run=lambda feeds: {name: out[::-1] for name, out in found.run(feeds).items()})
 
         host = load_host(opened)
-        sound, swapped = (measure_steps(opened, host, one, shape, guided=True) for one in (loaded.engine, engine))
+        sound, swapped = (
+            measure_steps(opened, host, "unet", one, shape, guided=True) for one in (loaded.engine, engine)
+        )
     assert sound.step_db > 90
     assert min(db for db, _ in sound.differences) > 90
     assert swapped.step_db < 40

@@ -103,7 +103,7 @@ def steps_with(sound, part, wrong):
         found = engines.engine(name, shapes)
         return wrong(found) if name == part else found
 
-    return measure_steps(opened, host, engine, None, guided=True)
+    return measure_steps(opened, host, "unet", engine, None, guided=True)
 
 
 def changed(change):
@@ -137,7 +137,7 @@ def bound_last(engine):
 
 def test_sound_engines_pass(sound):
     opened, host, engines = sound
-    found = measure_steps(opened, host, engines.engine, None, guided=True)
+    found = measure_steps(opened, host, "unet", engines.engine, None, guided=True)
     assert found.step_db > 110
     assert len(found.differences) == 3
     assert all(db > 100 and share > 0.1 for db, share in found.differences)
@@ -205,14 +205,14 @@ def cases_of(sound, part):
 def test_answers_of_another_kind_are_errors_in_words(sound, wrong, says):
     engine, cases = cases_of(sound, "unet")
     with pytest.raises(ParityError, match=says):
-        measure("unet", wrong(engine), "PyTorch, at export", cases)
+        measure("unet", wrong(engine), "PyTorch, at export", cases, "sample")
 
 
 @pytest.mark.parametrize("fault", ["rows beyond the second", "a second chunk", "one timestep", "not square", "stale"])
 def test_a_part_is_compared_in_every_row_size_and_timestep(sound, fault):
     engine, cases = cases_of(sound, "unet")
-    assert measure("unet", engine, "", cases).psnr_db > 110
-    assert measure("unet", FAULTY[fault](engine), "", cases).psnr_db < 40
+    assert measure("unet", engine, "", cases, "sample").psnr_db > 110
+    assert measure("unet", FAULTY[fault](engine), "", cases, "sample").psnr_db < 40
 
 
 def test_every_id_of_a_small_vocabulary_is_fed(exported):

@@ -25,6 +25,10 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         open_bundle(tmp_path / "nowhere")
 
 
+def wires(manifest):
+    return manifest["model"]["wires"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -45,6 +49,16 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         (lambda value: value["parts"]["vae_decoder"].update(role="encoder"), "role should be decoder"),
         (lambda value: value["parts"]["vae_encoder"].update(role="denoiser"), "role should be encoder or image_"),
         (lambda value: value["model"]["text_encoders"][0].update(tokenizer="../x"), "leads out of"),
+        (lambda value: wires(value).pop(1), "an input 'encoder_hidden_states' that no wire feeds"),
+        (lambda value: wires(value).pop(0), "an input 'sample' that no wire feeds"),
+        (lambda value: wires(value)[1].update(input="prompt"), "to 'prompt', which isn't an input of unet"),
+        (lambda value: wires(value)[1].update(source="unet_2.out"), "isn't an output of a part"),
+        (lambda value: wires(value)[1].update(source="text_encoder.pooler_output"), "one has 2 axes, the other not"),
+        (lambda value: wires(value)[1].update(pad=64), "what is 64 wide to encoder_hidden_states, which is 32 wide"),
+        (lambda value: wires(value)[1].update(axis="width"), "first, and no axis was expected"),
+        (lambda value: wires(value).append(wires(value)[1]), "a second time, and an axis to join along was expected"),
+        (lambda value: wires(value).append({**wires(value)[1], "axis": "width"}), "what is 64 wide"),
+        (lambda value: wires(value)[0].update(source="request.size"), "not exactly one wire of step.latents"),
     ],
 )
 def test_a_damaged_manifest_says_what_is_wrong(own_bundle, edit_manifest, change, says):

@@ -54,12 +54,13 @@ def test_pixels_on_an_input_are_of_the_latents():
 
 
 MODEL = Model(
-    text_encoders=(TextEncoder(part="text", tokenizer="tokenizer", embedding="last_hidden_state"),),
+    text_encoders=(TextEncoder(part="text", tokenizer="tokenizer"),),
     length=40,
     latent_channels=4,
     downscale=4,
     scaling_factor=1.0,
     default_size=64,
+    wires=(),
 )
 
 
@@ -72,7 +73,13 @@ MODEL = Model(
 )
 def test_sizes_follow_from_what_is_drawn(role, guided, rows):
     found = sizes(MODEL, role, Setting(width=64, height=32, images=3, guided=guided, chunks=2))
-    assert found == {"batch": rows, "height": 8, "width": 16, "length": 80}
+    assert found == {"batch": rows, "frames": 1, "height": 8, "width": 16, "length": 80}
+
+
+def test_frames_are_the_models_unless_a_setting_says_otherwise():
+    video = MODEL.model_copy(update={"frames": 5})
+    assert [sizes(video, "decoder", Setting(64, 32, frames=frames))["frames"] for frames in (None, 3)] == [5, 3]
+    assert (MODEL.latents(2, 8, 16), video.latents(2, 8, 16)) == ((2, 4, 8, 16), (2, 5, 4, 8, 16))
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_refusals_come_before_any_work(checkpoint, tmp_path):
 
 def test_the_manifest_is_json_that_others_can_read(bundle):
     value = json.loads((bundle("sd1").folder / "latentc.json").read_text())
-    assert value["schema_version"] == 3
+    assert value["schema_version"] == 4
     assert value["parts"]["unet"]["inputs"][0] == {
         "name": "sample",
         "dtype": "float32",

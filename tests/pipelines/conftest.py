@@ -17,6 +17,7 @@ from latentc.checkpoints.families import TokenizerFacts, find_family
 from latentc.checkpoints.tokenizer import complete, shipped_files
 from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.errors import ShapeError
+from latentc.core.wires import Wire
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 
@@ -108,10 +109,6 @@ class NumpyEngines:
         self.closed = True
 
 
-INPUTS = {"unet": "timestep", "vae_decoder": "latent_sample"}
-"""By part, the input that its role goes by."""
-
-
 def _part(name: str, inputs: dict[str, tuple[int | str, ...]]) -> Part:
     return Part(
         path=f"{name}/model.onnx",
@@ -142,12 +139,14 @@ def _bundle(folder: Path, family: str, model: Model) -> Bundle:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(EULER))
     parts = {encoder.part: _part(encoder.part, {"input_ids": ("rows", 77)}) for encoder in model.text_encoders}
+    parts["unet"] = _part("unet", {"timestep": (1,), **{wire.input: ("batch", 1) for wire in model.wires}})
+    parts["vae_decoder"] = _part("vae_decoder", {"latent_sample": (1,)})
     manifest = Manifest(
         latentc="0.1.0",
         family=family,
         source=Source(kind="file", location="/models/tiny, v1: final.safetensors"),
         model=model,
-        parts=parts | {name: _part(name, {key: (1,)}) for name, key in INPUTS.items()},
+        parts=parts,
         files={},
         versions={"torch": "2.13.0"},
     )
@@ -157,26 +156,40 @@ def _bundle(folder: Path, family: str, model: Model) -> Bundle:
 @pytest.fixture(scope="session")
 def sd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """As SD1: one text encoder, padded with the end token."""
-    encoder = TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state")
-    model = Model(text_encoders=(encoder,), latent_channels=4, downscale=8, scaling_factor=0.18215, default_size=64)
+    encoder = TextEncoder(part="text_encoder", tokenizer="tokenizer")
+    model = Model(
+        text_encoders=(encoder,),
+        latent_channels=4,
+        downscale=8,
+        scaling_factor=0.18215,
+        default_size=64,
+        wires=(
+            Wire(input="sample", source="step.latents"),
+            Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state"),
+        ),
+    )
     return _bundle(tmp_path_factory.mktemp("sd"), "sd1", model)
 
 
 @pytest.fixture(scope="session")
 def xl_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """As SDXL: two text encoders, pooled embedding, time ids, zeros for an empty negative prompt."""
-    first = TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state")
-    second = TextEncoder(
-        part="text_encoder_2", tokenizer="tokenizer_2", embedding="last_hidden_state", pooled="text_embeds"
-    )
+    first = TextEncoder(part="text_encoder", tokenizer="tokenizer")
+    second = TextEncoder(part="text_encoder_2", tokenizer="tokenizer_2")
+    states = "encoder_hidden_states"
     model = Model(
         text_encoders=(first, second),
         latent_channels=4,
         downscale=8,
         scaling_factor=0.13025,
         default_size=64,
-        time_ids=True,
-        zero_empty_negative=True,
+        wires=(
+            Wire(input="sample", source="step.latents"),
+            Wire(input="time_ids", source="request.size"),
+            Wire(input=states, source="text_encoder.last_hidden_state", empty="zeros"),
+            Wire(input=states, source="text_encoder_2.last_hidden_state", axis="width", empty="zeros"),
+            Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
+        ),
     )
     return _bundle(tmp_path_factory.mktemp("xl"), "sdxl", model)
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CancelledError, NotFiniteError, RequestError, ShapeError
 from latentc.core.request import Request
+from latentc.core.wires import Wire
 from latentc.pipelines.complete import own_scheduler
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -131,7 +133,12 @@ def test_sd_takes_the_embedding_of_nothing_for_an_empty_negative_prompt(pipeline
 
 
 def test_a_model_distilled_with_guidance_takes_it_as_an_input(sd_bundle, engines):
-    pipeline = Pipeline(_with(sd_bundle, guidance_embedding=256), engines, load_profile("null"))
+    parts, wires = sd_bundle.manifest.parts, sd_bundle.manifest.model.wires
+    taken = TensorInfo(name="timestep_cond", dtype="float32", shape=("batch", 256))
+    unet = parts["unet"].model_copy(update={"inputs": (*parts["unet"].inputs, taken)})
+    distilled = _with(sd_bundle, wires=(*wires, Wire(input=taken.name, source="request.guidance")))
+    manifest = distilled.manifest.model_copy(update={"parts": {**parts, "unet": unet}})
+    pipeline = Pipeline(replace(distilled, manifest=manifest), engines, load_profile("null"))
     result = pipeline(REQUEST.model_copy(update={"guidance": 8.0, "scheduler": "lcm", "count": 2}))
     feeds = engines.feeds["unet"][0]
     assert feeds["sample"].shape == (2, 4, 8, 8)

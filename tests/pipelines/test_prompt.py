@@ -10,8 +10,9 @@ import pytest
 
 from latentc.core.bundle import Bundle
 from latentc.core.errors import BundleError, NotFiniteError, RequestError
-from latentc.sampling.condition import condition
+from latentc.core.request import Request
 from latentc.sampling.prompt import MAX_CHUNKS, encode, load_vocabularies, tokenize
+from latentc.sampling.wires import wired
 
 PROMPTS = [
     "",
@@ -103,7 +104,8 @@ def test_embeddings_are_joined_along_the_sequence_and_the_width(xl_bundle: Bundl
     model = xl_bundle.manifest.model
     tokens = tokenize(vocabularies, ("blurry", "word " * 100))
     encoded = encode(model, tokens, False, lambda part, feeds: engines.functions[part](feeds), {})
-    found = condition(model, encoded, (64, 64))
+    request = Request(prompt="", negative_prompt="blurry", width=64, height=64)
+    found = wired(model, xl_bundle.part("unet").inputs, request, encoded, guided=True)
     assert found["encoder_hidden_states"].shape == (2, 154, 20)
     assert found["text_embeds"].shape == (2, 12)
     for row in range(2):

@@ -138,11 +138,12 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
         bf16_db=40.0,
     )
     model = Model(
-        text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state"),),
+        text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer"),),
         latent_channels=4,
         downscale=8,
         scaling_factor=0.18215,
         default_size=128,
+        wires=(),
     )
     manifest = Manifest(
         latentc="0.1.0",

@@ -419,12 +419,13 @@ def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypat
     picture = TensorInfo(name="x", dtype="float32", shape=("batch", channels, *sides))
     target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options={})
     model = Model(
-        text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer", embedding="last_hidden_state"),),
+        text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer"),),
         latent_channels=4,
         downscale=8,
         scaling_factor=0.18215,
         default_size=128,
         default_height=64,
+        wires=(),
     )
     placement.place(tmp_path, SimpleNamespace(), target, {}, model)
     assert fed["x"].shape == (2, channels, 64 // scale, 128 // scale)

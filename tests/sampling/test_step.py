@@ -20,7 +20,7 @@ CASES = [(name, kind) for name, sampler in SCHEDULERS.items() for kind in sample
 def walk_of(name, kind, guidance, **config):
     shape = (1, 4, 8, 8)
     made = schedule({**CONFIG, "prediction_type": kind, **config}, 4, name)
-    return Walk(made, lambda: np.zeros(shape, np.float32), guidance, 0.0, "unet", "numpy")
+    return Walk(made, lambda: np.zeros(shape, np.float32), guidance, 0.0, "sample", "unet", "numpy")
 
 
 @pytest.mark.parametrize("guidance", [None, 7.5])

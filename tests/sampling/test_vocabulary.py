@@ -29,9 +29,10 @@ from latentc.core.errors import LatentcError
 from latentc.sampling.prompt import load_vocabularies, tokenize
 
 folder = Path(sys.argv[1])
-encoder = TextEncoder(part="text_encoder", tokenizer=".", embedding="last_hidden_state")
+encoder = TextEncoder(part="text_encoder", tokenizer=".")
 part = SimpleNamespace(inputs=())
-manifest = SimpleNamespace(model=SimpleNamespace(text_encoders=(encoder,), length=77), parts={"text_encoder": part})
+model = SimpleNamespace(text_encoders=(encoder,), length=77)
+manifest = SimpleNamespace(model=model, parts={"text_encoder": part})
 for path in sorted(folder.glob("*.json")):
     (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "tokenizer.json").write_bytes(path.read_bytes())

@@ -1,0 +1,98 @@
+"""Parts: a checkpoint's components as they are exported, with the field's tensor names.
+
+The export traces these modules and the torch reference runs them, so that both mean the same by a part. Each class of
+components has a file here, and a row in `CLASSES`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...core.bundle import Model, TextEncoder
+from ...core.errors import CheckpointError
+from ...core.references import MASK
+from ...core.wires import Wire
+from . import clip, unet, vae
+from .part import ComponentClass, PartSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..checkpoint import Checkpoint
+
+__all__ = ["CLASSES", "ComponentClass", "PartSpec", "as_part", "model_facts", "part_spec", "part_specs"]
+
+CLASSES: dict[str, ComponentClass] = {**clip.CLASSES, **unet.CLASSES, **vae.CLASSES}
+"""By name. Whoever opens components of another class adds it."""
+
+
+def part_specs(checkpoint: Checkpoint) -> tuple[PartSpec, ...]:
+    """Every part that a checkpoint is exported to, in the order a picture needs them."""
+    components = checkpoint.family.components
+    return tuple(spec for one in components for spec in CLASSES[one.cls].parts(checkpoint, one))
+
+
+def part_spec(checkpoint: Checkpoint, part: str) -> PartSpec:
+    """The part of this name; raises `CheckpointError` where the family has none."""
+    specs = {spec.name: spec for spec in part_specs(checkpoint)}
+    if part not in specs:
+        raise CheckpointError(f"{checkpoint.family.title} has no part {part!r}. It has: {', '.join(specs)}.")
+    return specs[part]
+
+
+def as_part(checkpoint: Checkpoint, spec: PartSpec, module: torch.nn.Module | None = None) -> torch.nn.Module:
+    """The part as a module: inputs in the order of `spec.inputs`, a tuple in the order of `spec.outputs`.
+
+    `module` is the component's own module; None loads it from the checkpoint, in f32.
+    """
+    import torch
+
+    names = tuple(output.name for output in spec.outputs)
+
+    class Part(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = checkpoint.module(spec.component) if module is None else module
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return spec.call(self.model, names, *inputs)
+
+    return Part().eval()
+
+
+def model_facts(checkpoint: Checkpoint) -> Model:
+    """What the pipeline must know of the model: read from the configs, the family's where they are silent."""
+    family, specs = checkpoint.family, part_specs(checkpoint)
+    config = checkpoint.configs[family.vae]
+    mean, std = (config.get(key) if family.latent_statistics else None for key in ("latents_mean", "latents_std"))
+    own = {wire.input: wire for spec in specs for wire in spec.wires}  # a variant's are those of its part
+    return Model(
+        text_encoders=tuple(
+            TextEncoder(
+                part=facts.encoder,
+                tokenizer=facts.name,
+                masked=next(spec for spec in specs if spec.name == facts.encoder).takes(MASK),
+                vocabulary=checkpoint.configs[facts.encoder].get("vocab_size", clip.VOCABULARY),
+            )
+            for facts in family.tokenizers
+        ),
+        length=checkpoint.length,
+        latent_channels=config["latent_channels"],
+        downscale=checkpoint.downscale,
+        scaling_factor=config.get("scaling_factor") or 0.18215,
+        latents_mean=mean,
+        latents_std=std,
+        default_size=checkpoint.pixels,
+        default_height=checkpoint.height,
+        frames=family.frames,
+        wires=(*own.values(), *(_wire(checkpoint, wire) for wire in family.wires)),
+    )
+
+
+def _wire(checkpoint: Checkpoint, wire: Wire) -> Wire:
+    """A family's wire, as this checkpoint has it: its layer by number, and what an empty prompt means."""
+    stem, _, layer = wire.source.rpartition(".")
+    if layer.startswith("-"):  # of all hidden states: one more than there are layers
+        layer = str(checkpoint.configs[wire.owner]["num_hidden_layers"] + 1 + int(layer))
+    zeros = wire.empty == "zeros" and checkpoint.model_index.get("force_zeros_for_empty_prompt", True)
+    return wire.model_copy(update={"source": f"{stem}.{layer}", "empty": "zeros" if zeros else "encode"})

@@ -1,0 +1,59 @@
+"""CLIP's text encoders: CLIPTextModel and CLIPTextModelWithProjection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...core.bundle import TensorInfo
+from ...core.references import IDS, MASK
+from .part import ComponentClass, PartSpec, floats
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..families import Component
+
+VOCABULARY = 49408
+"""`vocab_size` of a config that leaves it out, as transformers' CLIP."""
+
+PROJECTED = "CLIPTextModelWithProjection"
+
+
+def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
+    """The text encoder: rows of ids to states, layer by layer where a wire reads one, and the whole prompt's."""
+    config, family = checkpoint.configs[component.name], checkpoint.family
+    width, length = config["hidden_size"], checkpoint.length
+    outputs = [floats("last_hidden_state", "batch", length, width)]
+    if component.cls == PROJECTED:
+        outputs.insert(0, floats("text_embeds", "batch", config["projection_dim"]))
+    else:
+        outputs.append(floats("pooler_output", "batch", width))
+    if any(wire.owner == component.name and wire.name.startswith("hidden_states.") for wire in family.wires):
+        layers = range(config["num_hidden_layers"])
+        outputs += [floats(f"hidden_states.{layer}", "batch", length, width) for layer in layers]
+    names = (IDS, MASK) if family.masks_padding and config.get("use_attention_mask") else (IDS,)
+    inputs = (TensorInfo(name=name, dtype="int64", shape=("batch", length)) for name in names)
+    return (PartSpec(component.name, "text_encoder", component.name, tuple(inputs), tuple(outputs), _call),)
+
+
+def _call(model: Any, names: tuple[str, ...], input_ids: Any, attention_mask: Any = None) -> tuple[Any, ...]:
+    states = any(name.startswith("hidden_states.") for name in names)
+    output = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=states, return_dict=True)
+
+    def named(name: str) -> Any:
+        stem, _, layer = name.partition(".")
+        return output[stem][int(layer)] if layer else output[stem]
+
+    return tuple(named(name) for name in names)
+
+
+_READS = frozenset({
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range",
+    "initializer_factor", "pad_token_id", "bos_token_id", "eos_token_id",
+})  # fmt: skip
+_REQUIRED = {"hidden_size": int, "num_hidden_layers": int}
+
+CLASSES = {
+    "CLIPTextModel": ComponentClass(parts, _READS, _REQUIRED),
+    PROJECTED: ComponentClass(parts, _READS, {**_REQUIRED, "projection_dim": int}),
+}

@@ -1,0 +1,81 @@
+"""UNet2DConditionModel, the denoiser of Stable Diffusion 1, 2 and XL."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ...core.wires import GUIDANCE, LATENTS, SIZE, TIMESTEP, Wire
+from .part import ComponentClass, PartSpec, floats
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..families import Component
+
+ADDED = ("text_embeds", "time_ids")
+"""Inputs that diffusers passes in `added_cond_kwargs`."""
+
+ALWAYS_RESIZE = 30
+"""Upsamplings that the UNet is told it has: sizes are then never multiples of their product, so that the traced
+graph takes each size from its skip connection, and every multiple of 8 pixels works."""
+
+
+def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
+    """The denoiser: latents, a timestep and what the prompt says, to what the scheduler reads."""
+    config, family = checkpoint.configs[component.name], checkpoint.family
+    latents = ("batch", config["in_channels"], "height", "width")
+    inputs = [
+        floats("sample", *latents),
+        floats(TIMESTEP, 1),
+        floats("encoder_hidden_states", "batch", "length", config["cross_attention_dim"]),
+    ]
+    wires = [Wire(input="sample", source=LATENTS)]
+    if family.pooled is not None:
+        inputs.append(floats("text_embeds", "batch", checkpoint.configs[family.pooled]["projection_dim"]))
+        inputs.append(floats("time_ids", "batch", 6))
+        wires.append(Wire(input="time_ids", source=SIZE))
+    if guidance := config.get("time_cond_proj_dim"):
+        inputs.append(floats("timestep_cond", "batch", guidance))
+        wires.append(Wire(input="timestep_cond", source=GUIDANCE))
+    names = tuple(tensor.name for tensor in inputs)
+
+    def call(model: Any, _outputs: tuple[str, ...], *tensors: Any) -> tuple[Any, ...]:
+        feeds = dict(zip(names, tensors, strict=True))
+        added = {name: feeds.pop(name) for name in ADDED if name in feeds}
+        return model(**feeds, added_cond_kwargs=added or None, return_dict=False)
+
+    name, out = component.name, floats("out_sample", *latents)
+    return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing),)
+
+
+@contextmanager
+def resizing(unet: Any) -> Generator[None]:
+    """Have the UNet take each size from its skip connections."""
+    before = unet.num_upsamplers
+    unet.num_upsamplers = ALWAYS_RESIZE
+    try:
+        yield
+    finally:
+        unet.num_upsamplers = before
+
+
+_READS = frozenset({
+    "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
+    "down_block_types", "mid_block_type", "up_block_types", "only_cross_attention", "block_out_channels",
+    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn", "norm_num_groups",
+    "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+    "encoder_hid_dim", "encoder_hid_dim_type", "attention_head_dim", "num_attention_heads", "dual_cross_attention",
+    "use_linear_projection", "class_embed_type", "addition_embed_type", "addition_time_embed_dim",
+    "num_class_embeds", "upcast_attention", "resnet_time_scale_shift", "resnet_skip_time_act",
+    "resnet_out_scale_factor", "time_embedding_type", "time_embedding_dim", "time_embedding_act_fn",
+    "timestep_post_act", "time_cond_proj_dim", "conv_in_kernel", "conv_out_kernel",
+    "projection_class_embeddings_input_dim", "attention_type", "class_embeddings_concat",
+    "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads",
+})  # fmt: skip
+
+CLASSES = {
+    "UNet2DConditionModel": ComponentClass(
+        parts, _READS, {"in_channels": int, "block_out_channels": list, "cross_attention_dim": int}
+    ),
+}

@@ -1,0 +1,131 @@
+"""Wires: how something known becomes an input of the parts that are called at each step.
+
+A source is `<part>.<output>`, an output of a part that is run once for a request, or `request.<fact>`, what the request
+says, or `step.latents`, the latents as the scheduler scales them. `timestep` is fed by its name, and has no wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+from pydantic import Field, StringConstraints
+
+from .record import Record, shown
+
+if TYPE_CHECKING:
+    from .bundle import Role, TensorInfo
+
+    class Called(Protocol):
+        """A part, exported or to be."""
+
+        @property
+        def role(self) -> Role:
+            """As a part has it."""
+            ...
+
+        @property
+        def inputs(self) -> tuple[TensorInfo, ...]:
+            """As a part has them."""
+            ...
+
+        @property
+        def outputs(self) -> tuple[TensorInfo, ...]:
+            """As a part has them."""
+            ...
+
+
+TIMESTEP = "timestep"
+"""The input of every denoiser that says how noisy its latents are, [1]."""
+
+LATENTS = "step.latents"
+GUIDANCE = "request.guidance"
+"""The guidance scale, for models that were distilled with it as an input: they have no negative rows."""
+SIZE = "request.size"
+"""The picture's size, as SDXL reads it."""
+
+AXES = {"width": -1, "length": 1}
+"""Where arrays are joined: wide is the last axis, and the length of a prompt the one after its rows."""
+
+STEPPING = ("denoiser", "control")
+"""Roles of parts that are called at each step."""
+
+
+class Wire(Record):
+    """How something known becomes an input, or a part of one: wires of the same input are joined in their order."""
+
+    input: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    source: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\.[a-z0-9_-]{1,63}){1,2}$")]
+    axis: Literal["width", "length"] | None = None
+    """Along which it is joined to what earlier wires made of the input; None: it is the first."""
+    pad: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Zeros fill up what is made so far to this width."""
+    empty: Literal["encode", "zeros"] = "encode"
+    """What stands for a negative prompt without words: its encoding, or zeros."""
+
+    @property
+    def owner(self) -> str:
+        """The part whose output it is; `request` or `step`."""
+        return self.source.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """The output, or the fact."""
+        return self.source.partition(".")[2]
+
+    @property
+    def of_part(self) -> bool:
+        """Whether a part computes it."""
+        return self.owner not in ("request", "step")
+
+
+def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | None:
+    """What is wrong with the wires of these parts, in words; None where each input is fed, and by what is there."""
+    stepping = {name: part for name, part in parts.items() if part.role in STEPPING}
+    inputs = {tensor.name: tensor for part in stepping.values() for tensor in part.inputs}
+    made: dict[str, list[int | None]] = {}
+    for wire in wires:
+        if wire.input not in inputs or wire.input == TIMESTEP:
+            return f"wires {wire.source} to {shown(wire.input)}, which isn't an input of {' or '.join(stepping)}"
+        if (wire.axis is None) == (wire.input in made):
+            more = "a second time, and an axis to join along" if wire.axis is None else "first, and no axis"
+            return f"wires {wire.source} to {wire.input} {more} was expected"
+        found: list[int | None] = [None]
+        if wire.of_part:
+            part = parts.get(wire.owner)
+            output = next((one for one in part.outputs if one.name == wire.name), None) if part else None
+            if output is None:
+                return f"wires {wire.source} to {wire.input}, which isn't an output of a part"
+            if len(output.shape) != len(inputs[wire.input].shape):
+                return f"wires {wire.source} to {wire.input}, and one has {len(output.shape)} axes, the other not"
+            found = [_width(output)]
+        made[wire.input] = _joined(made.get(wire.input), found, wire)
+    for name, widths in made.items():
+        wanted = _width(inputs[name])
+        if None not in widths and wanted is not None and set(widths) != {wanted}:
+            return f"wires what is {' and '.join(map(str, widths))} wide to {name}, which is {wanted} wide"
+    for part, info in stepping.items():
+        if info.role == "denoiser" and len(info.outputs) != 1:
+            return f"has a denoiser {part} of {len(info.outputs)} outputs, and one was expected"
+        for tensor in info.inputs:
+            if tensor.name not in made and tensor.name != TIMESTEP:
+                return f"has a part {part} with an input {shown(tensor.name)} that no wire feeds"
+    if stepping and sum(wire.source == LATENTS for wire in wires) != 1:
+        return f"has not exactly one wire of {LATENTS}"
+    return None
+
+
+def _joined(before: list[int | None] | None, found: list[int | None], wire: Wire) -> list[int | None]:
+    """Widths of what an input is made of, along its length."""
+    if before is None:
+        widths = found
+    elif wire.axis == "length":
+        widths = [*before, *found]
+    else:
+        widths = [None if None in (one, found[0]) else (one or 0) + (found[0] or 0) for one in before]
+    return [None if one is None else max(one, wire.pad or 0) for one in widths]
+
+
+def _width(tensor: TensorInfo) -> int | None:
+    size = tensor.shape[-1] if tensor.shape else None
+    return size if isinstance(size, int) else None

@@ -1,0 +1,79 @@
+"""From what is known of a request to the inputs of the parts that are called at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from ..core.bundle import Model, TensorInfo
+from ..core.request import Request
+from ..core.tensors import Array
+from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, Wire
+from .guidance import guidance_embedding
+
+
+def size_row(request: Request, _width: int) -> Array:
+    """Original size, crop (0, 0) and target size, each as (height, width) in pixels: f32 [6].
+
+    Source: SDXL, arXiv 2307.01952, section 2.2.
+    """
+    size = (request.height, request.width)
+    return np.array([*size, 0, 0, *size], np.float32)
+
+
+def guidance_row(request: Request, width: int) -> Array:
+    """The guidance scale's embedding: f32 [width]."""
+    return guidance_embedding(request.guidance, width, 1)[0]
+
+
+SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row}
+"""What a request that has its size says, as a row of an input so wide: f32 [width]. Families may add to it."""
+
+
+def wired(
+    model: Model,
+    inputs: Iterable[TensorInfo],
+    request: Request,
+    encoded: Mapping[str, Mapping[str, Array]],
+    *,
+    guided: bool,
+) -> dict[str, Array]:
+    """The inputs that stay the same over a request's steps, by name: f32, negative rows first where guided.
+
+    `encoded` is what each text encoder answered, by part and output, a row for each prompt. Each row is repeated for
+    every picture: [negative] * count + [positive] * count.
+    """
+    made: dict[str, Array] = {}
+    widths = {tensor.name: tensor.shape[-1] for tensor in inputs}
+    for wire in model.wires:
+        if wire.source == LATENTS or wire.input not in widths:
+            continue
+        array = _known(wire, request, encoded, widths[wire.input], guided=guided)
+        if wire.axis is not None:
+            array = np.concatenate([made[wire.input], array], axis=AXES[wire.axis])
+        if wire.pad is not None and wire.pad > array.shape[-1]:
+            array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, wire.pad - array.shape[-1])])
+        made[wire.input] = array
+    return {name: np.repeat(array, request.count, axis=0) for name, array in made.items()}
+
+
+def resized(model: Model, feeds: dict[str, Array], height: int, width: int) -> None:
+    """Write another size, in pixels, into the inputs that say it."""
+    sized = Request.model_construct(height=height, width=width)
+    for wire in model.wires:
+        if wire.source == SIZE and wire.input in feeds:
+            feeds[wire.input][:] = size_row(sized, 0)
+
+
+def _known(
+    wire: Wire, request: Request, encoded: Mapping[str, Mapping[str, Array]], width: int | str, *, guided: bool
+) -> Array:
+    """What a wire's source is, in rows of one picture."""
+    if not wire.of_part:
+        row = SOURCES[wire.source](request, width if isinstance(width, int) else 0)
+        return np.tile(row, (2 if guided else 1, 1))
+    array = encoded[wire.owner][wire.name]
+    if guided and wire.empty == "zeros" and not request.negative_prompt:
+        array = np.concatenate([np.zeros_like(array[:1]), array[1:]])
+    return array

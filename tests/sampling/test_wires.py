@@ -1,0 +1,124 @@
+"""How what is known becomes the denoiser's inputs: the families that are here, and Stable Diffusion 3's on paper."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latentc.core.bundle import Model, TensorInfo, TextEncoder
+from latentc.core.errors import BundleError
+from latentc.core.request import Request
+from latentc.core.wires import Wire, complaint
+from latentc.sampling import wires as sources
+from latentc.sampling.draw import load_host
+from latentc.sampling.wires import resized, wired
+
+REQUEST = Request(prompt="a", negative_prompt="b", width=128, height=64, count=2)
+
+
+def floats(name, *shape):
+    return TensorInfo(name=name, dtype="float32", shape=shape)
+
+
+def model(*wires):
+    return Model(
+        text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer"),),
+        latent_channels=16,
+        downscale=8,
+        scaling_factor=1.0,
+        default_size=64,
+        wires=(Wire(input="hidden_states", source="step.latents"), *wires),
+    )
+
+
+def encoded(**widths):
+    random = np.random.default_rng(1)
+    return {
+        part: {
+            "hidden_states.1": random.standard_normal((2, 77, width), np.float32),
+            "text_embeds": random.standard_normal((2, width), np.float32),
+            "last_hidden_state": random.standard_normal((2, 256, 40), np.float32),
+        }
+        for part, width in widths.items()
+    }
+
+
+SD3 = (
+    Wire(input="encoder_hidden_states", source="text_encoder.hidden_states.1"),
+    Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.1", axis="width", pad=40),
+    Wire(input="encoder_hidden_states", source="text_encoder_3.last_hidden_state", axis="length"),
+    Wire(input="pooled_projections", source="text_encoder.text_embeds"),
+    Wire(input="pooled_projections", source="text_encoder_2.text_embeds", axis="width"),
+)
+SD3_INPUTS = (
+    floats("hidden_states", "batch", 16, "height", "width"),
+    floats("timestep", 1),
+    floats("encoder_hidden_states", "batch", "length", 40),
+    floats("pooled_projections", "batch", 20),
+)
+
+
+def test_stable_diffusion_3_is_five_wires():
+    """CLIP's states side by side, filled up with zeros, then T5's after them; pooled ones side by side."""
+    known = encoded(text_encoder=8, text_encoder_2=12, text_encoder_3=4)
+    found = wired(model(*SD3), SD3_INPUTS, REQUEST, known, guided=True)
+    assert found.keys() == {"encoder_hidden_states", "pooled_projections"}
+    states = found["encoder_hidden_states"]
+    assert states.shape == (4, 77 + 256, 40)
+    for row, prompt in enumerate((0, 0, 1, 1)):
+        one, two, three = known.values()
+        assert (states[row, :77, :8] == one["hidden_states.1"][prompt]).all()
+        assert (states[row, :77, 8:20] == two["hidden_states.1"][prompt]).all()
+        assert not states[row, :77, 20:].any()
+        assert (states[row, 77:] == three["last_hidden_state"][prompt]).all()
+        pooled = np.concatenate([one["text_embeds"][prompt], two["text_embeds"][prompt]])
+        assert (found["pooled_projections"][row] == pooled).all()
+
+
+@pytest.mark.parametrize(("negative", "zeros"), [("", (True, False)), ("b", (False, False))])
+def test_an_empty_negative_prompt_is_what_each_wire_says(negative, zeros):
+    made = model(SD3[0].model_copy(update={"empty": "zeros"}), SD3[3])
+    known = encoded(text_encoder=40)
+    found = wired(made, SD3_INPUTS, Request(prompt="a", negative_prompt=negative), known, guided=True)
+    assert [not found[name][0].any() for name in ("encoder_hidden_states", "pooled_projections")] == list(zeros)
+    assert found["encoder_hidden_states"][1].any()
+    assert not made.zeros_for_empty, "one of them is encoded, so the negative prompt is read"
+
+
+def test_a_part_is_fed_what_it_takes():
+    known = encoded(text_encoder=8, text_encoder_2=12, text_encoder_3=4)
+    assert wired(model(*SD3), SD3_INPUTS[:3], REQUEST, known, guided=True).keys() == {"encoder_hidden_states"}
+
+
+def test_a_source_of_a_familys_own_is_a_function(monkeypatch):
+    monkeypatch.setitem(sources.SOURCES, "request.steps", lambda request, width: np.full(width, request.steps))
+    made = model(Wire(input="steps", source="request.steps"), Wire(input="extent", source="request.size"))
+    inputs = (floats("steps", "batch", 3), floats("extent", "batch", 6))
+    found = wired(made, inputs, REQUEST, {}, guided=False)
+    assert found["steps"].tolist() == [[20, 20, 20]] * 2
+    assert found["extent"].tolist() == [[64, 128, 0, 0, 64, 128]] * 2
+    resized(made, found, 32, 16)
+    assert found["extent"].tolist() == [[32, 16, 0, 0, 32, 16]] * 2
+    assert found["steps"].tolist() == [[20, 20, 20]] * 2
+
+
+def test_a_source_that_nothing_here_computes_is_refused_before_drawing(bundle):
+    opened = bundle("sd1")
+    found = opened.manifest.model
+    for wire in (Wire(input="mask", source="request.mask"), Wire(input="mask", source="vae_encoder.latent_parameters")):
+        other = opened.manifest.model_copy(update={"model": found.model_copy(update={"wires": (*found.wires, wire)})})
+        with pytest.raises(BundleError, match=rf"wires {wire.source} to mask, which this latentc doesn't compute"):
+            load_host(replace(opened, manifest=other))
+    load_host(opened)
+
+
+def test_a_control_is_fed_by_the_same_wires(bundle):
+    """ControlNet takes the denoiser's own inputs, and more."""
+    parts = dict(bundle("sd1").manifest.parts)
+    wires = bundle("sd1").manifest.model.wires
+    hint = floats("controlnet_cond", "batch", 3, "8*height", "8*width")
+    parts["controlnet"] = parts["unet"].model_copy(
+        update={"role": "control", "inputs": (*parts["unet"].inputs, hint), "outputs": parts["unet"].outputs * 2}
+    )
+    assert "has a part controlnet with an input 'controlnet_cond'" in str(complaint(wires, parts))
+    assert complaint((*wires, Wire(input="controlnet_cond", source="request.control")), parts) is None
