@@ -140,7 +140,8 @@ def require_judge(path: Path = JUDGE) -> None:
     """Raise `LatentcError` where there is no judge."""
     if not path.is_file():
         raise LatentcError(
-            f"{path} isn't there. Train it: python -m latentc.scenes.train judge --state FOLDER --steps N, then save."
+            f"{path} isn't there. In a checkout, train it: "
+            "python -m latentc.scenes.train judge --state FOLDER --steps N, then save."
         )
 
 
