@@ -44,7 +44,7 @@ def row_of(
     if contender.draws and contender.draws[0].joules is None:
         leaves_out.append("Energy: this machine has no counters, or they can't be read.")
     if contender.draws and contender.memory is None:
-        leaves_out.append("Memory: it is read from /proc, which this system hasn't.")
+        leaves_out.append("Memory: this system doesn't report it.")
     vram = contender.memory.vram if contender.memory else ()
     if common["machine"].gpus and not vram:
         leaves_out.append("GPU memory: no driver's library reported any of this process (nvidia-ml-py, amdsmi).")
