@@ -44,7 +44,7 @@ def _section(section: Section) -> list[str]:
     if any(vram_shown("peak_bytes", row) for row in section.rows):
         columns += ["GPU resting", "GPU peak"]
     random = ", random weights" if any(model.random for model in section.models) else ""
-    title = f"### {plain(models_title(section))}, {setting_title(first.setting)}{random}"
+    title = f"### {plain(models_title(section))}, {setting_title(first.request)}{random}"
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     lines += [_line(section, row, against, columns) for row in section.rows]
     load = first.load_average

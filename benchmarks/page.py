@@ -76,7 +76,7 @@ def _overview(sections: Sequence[Section]) -> Html:
     lines: list[Html] = []
     for index, section in enumerate(sections, 1):
         row = section.first
-        link = tag("a", f"{models_title(section)}, {setting_title(row.setting)}", href=f"#s{index}")
+        link = tag("a", f"{models_title(section)}, {setting_title(row.request)}", href=f"#s{index}")
         where = tag("span", f"{machine_title(row.machine)}; {row.time}", class_="soft")
         lines.append(tag("tr", tag("th", link, " ", where, colspan=5, scope="rowgroup", class_="group")))
         lines += [_overview_line(section, row) for row in section.rows]
@@ -107,10 +107,10 @@ def _section(section: Section, index: int) -> Html:
     first = section.first
     noise = [model.name for model in section.models if model.random]
     random = f" Random weights: {', '.join(noise)}. Their pictures mean nothing, the seconds do." if noise else ""
-    told = f"{machine_title(first.machine)}; {first.time}; guidance {first.setting.guidance:g}.{random}"
+    told = f"{machine_title(first.machine)}; {first.time}; guidance {first.request.guidance:g}.{random}"
     head = tag(
         "div",
-        tag("h2", f"{models_title(section)}, {setting_title(first.setting)}"),
+        tag("h2", f"{models_title(section)}, {setting_title(first.request)}"),
         tag("p", told, class_="soft"),
         _gist(section),
     )
@@ -326,7 +326,7 @@ def _provenance(section: Section) -> Html:
         ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
         ("run", f"{first.run}, {first.time}"),
         *(fact for model in section.models for fact in _model_facts(model)),
-        ("prompt", f"{first.setting.prompt!r}, seed {first.setting.seed}"),
+        ("prompt", f"{first.request.prompt!r}, seed {first.request.seed}"),
     ]
     pairs = [piece for name, value in facts if value for piece in (tag("dt", name), tag("dd", value))]
     libraries = by_text(

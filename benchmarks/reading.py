@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import LatentcError
+from ..core.request import Request
 from ..core.units import counted
 from ..runtimes.machine import Machine
-from .records import DENOISERS, Measurement, Model, Setting, read_records
+from .records import DENOISERS, Measurement, Model, read_records
 
 UNSTABLE = "≈"
 """Stands behind the name of a row whose time wasn't stable."""
@@ -93,7 +94,7 @@ def sections(rows: Iterable[Measurement]) -> list[Section]:
     """Rows that may be compared, together; in the order in which they were measured."""
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
-        key = (row.run, machine_title(row.machine), row.setting.model_dump_json())
+        key = (row.run, machine_title(row.machine), row.request.model_dump_json())
         groups.setdefault("\n".join(key), []).append(row)
     ordered = sorted(groups.values(), key=lambda group: group[0].time)
     return [Section(tuple(sorted(group, key=_place))) for group in ordered]
@@ -164,10 +165,10 @@ def models_title(section: Section) -> str:
     return ", ".join(model.name for model in section.models)
 
 
-def setting_title(setting: Setting) -> str:
+def setting_title(request: Request) -> str:
     """Size, batch and steps."""
-    batch = f", {setting.batch} at once" if setting.batch > 1 else ""
-    return f"{setting.width}x{setting.height}{batch}, {counted(setting.steps, 'step')}"
+    batch = f", {request.count} at once" if request.count > 1 else ""
+    return f"{request.width}x{request.height}{batch}, {counted(request.steps, 'step')}"
 
 
 def step_psnr(row: Measurement) -> float | None:

@@ -7,6 +7,7 @@ Seconds are wall time, bytes are bytes. What can't be known is absent, never zer
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,15 +18,16 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field, ValidationError
 
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError
+from ..core.errors import LatentcError, RequestError
 from ..core.files import unwritable
 from ..core.reading import parse_json, read_small
 from ..core.record import Record, complaints, shown
+from ..core.request import Request
 from ..profiles import Profile
 from ..runtimes.machine import Machine
 from .summary import Summary, summarize
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
 """What a sample times: all text encoders of a draw, one denoiser call, the decoding of all its images, all the rest
@@ -38,6 +40,8 @@ STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", 
 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 """How finished pictures are compared with the reference's."""
+
+METRICS: tuple[Metric, ...] = ("psnr_db", "ssim", "flip", "mean_absolute_difference")
 
 THREADS = "OMP_NUM_THREADS"
 """Variable of the number of threads that OpenMP's libraries, PyTorch among them, compute in."""
@@ -144,7 +148,8 @@ class Meaning(Line):
     scene_score: float
     """The share of what the captions say that the pictures show: 0 to 1."""
     held_out_score: float | None = None
-    """Of the captions with a pair that training never showed."""
+    """Of the captions with a pair that training never showed; absent where there is none."""
+    by_attribute: dict[str, float] = Field(default={})
     frechet_distance: float | None = None
     """From rendered scenes, on the judge's features; absent of too few pictures to tell."""
 
@@ -207,21 +212,6 @@ class Parity(Line):
     fid: Fid | None = None
 
 
-class Setting(Line):
-    """What was drawn."""
-
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    batch: int
-    """Pictures of one draw."""
-    steps: int
-    guidance: float
-    """Above 1 the denoiser's batch is twice `batch`."""
-    seed: int
-
-
 class Subject(Line):
     """What drew it."""
 
@@ -253,7 +243,7 @@ class Model(Line):
 class Measurement(Line):
     """One configuration: a subject at one size, batch and number of steps on one machine."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     run: str
     """Shared by the rows that were measured in turn."""
     time: str
@@ -273,7 +263,8 @@ class Measurement(Line):
     """Variables that were set and change how many threads libraries start, and where."""
     model: Model
     subject: Subject
-    setting: Setting
+    request: Request
+    """What was drawn, with its size and seed."""
     startup: Startup = Startup()
     first: Draw | None = None
     """The first draw of the process: some libraries compile in it."""
@@ -365,6 +356,14 @@ def read_records(path: Path) -> list[Measurement]:
     return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def _of_version_2(value: dict[str, Any]) -> dict[str, Any]:
+    """A line of version 2 as version 3 has it: what was drawn was no `Request`, and called its count `batch`."""
+    said: Any = value.pop("setting", None)
+    if isinstance(said, dict):
+        said = {("count" if name == "batch" else name): one for name, one in cast("dict[str, Any]", said).items()}
+    return {**value, "schema_version": SCHEMA_VERSION, "request": said}
+
+
 def _read(path: Path, number: int, line: bytes) -> Measurement:
     try:
         value: Any = parse_json(line)
@@ -373,12 +372,16 @@ def _read(path: Path, number: int, line: bytes) -> Measurement:
             f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote? Remove that line."
         ) from exc
     version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, 2):
         raise LatentcError(
-            f"{path}:{number} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION}. "
+            f"{path}:{number} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION} and 2. "
             "Read it with the latentc that wrote it, or measure again."
         )
     try:
-        return Measurement.model_validate_json(line)
+        return Measurement.model_validate_json(
+            line if version == SCHEMA_VERSION else json.dumps(_of_version_2(cast("dict[str, Any]", value)))
+        )
+    except RequestError as exc:
+        raise LatentcError(f"{path}:{number}: {exc} Measure again.") from exc
     except ValidationError as exc:
         raise LatentcError(f"{path}:{number}: {complaints(exc, Measurement)}. Measure again.") from exc

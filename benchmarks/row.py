@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.bundle import Bundle, Role
+from ..compiler.flops import count_flops
+from ..core import shapes
+from ..core.bundle import Bundle, Role, checked_graph
 from ..core.errors import LatentcError
+from ..core.request import Request
+from ..pipelines.complete import size_and_seed
 from .contender import Contender
-from .records import THREADS, Measurement, Setting, Stage, Work, model_of
+from .records import THREADS, Measurement, Stage, Work, model_of
 from .stability import stability_of
-from .work import count_work
 
 LEAVES_OUT = (
     "Starting Python, importing, building and loading: they are under `startup`.",
@@ -28,7 +32,7 @@ STAGE_ROLES: dict[Stage, Role] = {"text_encoder": "text_encoder", "denoiser": "d
 
 def row_of(
     contender: Contender,
-    setting: Setting,
+    request: Request,
     work: dict[Stage, Work] | None,
     uncounted: tuple[str, ...],
     common: dict[str, Any],
@@ -58,7 +62,7 @@ def row_of(
         **common | {"environment": common["environment"] | given},
         model=model_of(contender.bundle),
         subject=contender.subject,
-        setting=setting,
+        request=request,
         startup=contender.startup,
         first=contender.first,
         warmup=tuple(contender.warmup),
@@ -74,12 +78,39 @@ def row_of(
     )
 
 
-def work_of(bundle: Bundle, setting: Setting) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
+def work_of(bundle: Bundle, request: Request) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
     """The work of each stage, or None and why it couldn't be counted."""
     try:
-        return count_work(bundle, setting), (COUNTED,)
+        return count_work(bundle, request), (COUNTED,)
     except LatentcError as exc:
         return None, (f"FLOP: they couldn't be counted. {exc}",)
+
+
+def count_work(bundle: Bundle, request: Request) -> dict[Stage, Work]:
+    """FLOP of the text encoders of one draw, of one denoiser call, and of the decoding of all its images.
+
+    Counted on the bundle's graphs, for a prompt of one chunk and, where guided, a negative one. Raises what
+    `count_flops` raises.
+    """
+    model, (width, height, _) = bundle.manifest.model, size_and_seed(request)
+    guided = request.guided and model.guidance_embedding is None
+    zeros = model.zero_empty_negative and not request.negative_prompt
+    drawn = shapes.Setting(width, height, request.count, guided)
+    read = replace(drawn, guided=guided and not zeros)
+    encoders = sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)
+    decoder = request.count * _count(bundle, bundle.one("decoder"), drawn)
+    return {
+        "text_encoder": Work(flops=encoders),
+        "denoiser": Work(flops=_count(bundle, bundle.one("denoiser"), drawn)),
+        "vae_decoder": Work(flops=decoder),
+    }
+
+
+def _count(bundle: Bundle, part: str, drawn: shapes.Setting) -> float:
+    info = bundle.part(part)
+    free = shapes.sizes(bundle.manifest.model, info.role, drawn)
+    fixed = {tensor.name: shapes.shape_of(tensor.shape, free) for tensor in info.inputs}
+    return float(count_flops(checked_graph(bundle, part), fixed))
 
 
 def commit() -> str | None:

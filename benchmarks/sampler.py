@@ -7,7 +7,6 @@ samples is missed; elsewhere, and for its children and the GPU's memory, it is t
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -15,22 +14,11 @@ import psutil
 
 from .line import serve
 from .memory import peak_bytes, reset_peak, resident_bytes, tree
-from .vram import VramHeld, VramWatch, devices
+from .vram import Held, VramWatch, devices
 
 INTERVAL_SECONDS = 0.02
 LISTED_EVERY = 10
 """Samples from one listing of the tree to the next: it looks at every process of the system."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes that a tree of processes holds; None where the system doesn't report it."""
-
-    now: int | None
-    peak: int | None
-    """Since the watch began; of `peak`, since the process began."""
-    vram: tuple[VramHeld, ...] = ()
-    """Of each GPU that held something since the first watch of the process."""
 
 
 class Sampler:
@@ -56,7 +44,7 @@ class Sampler:
             self._watched, self._peak = pid, now or 0
             self._watch_of(pid)
         self._awake.set()
-        return Held(now, now)
+        return Held(now=now, peak=now)
 
     def stop(self) -> Held:
         """End the watch: what is held now, and the most since it began."""
@@ -64,14 +52,14 @@ class Sampler:
         with self._lock:
             pid, self._watched = self._watched, None
             if pid is None:
-                return Held(None, None)
+                return Held()
             now = self._look(pid, tree(pid))
             if now is None:
-                return Held(None, None)
+                return Held()
             if self._exact:
                 self._peak = max(self._peak, peak_bytes(pid) or 0)
             self._remember(pid, self._peak)
-            return Held(now, self._peak, self._vram[pid].held())
+            return Held(now=now, peak=self._peak, vram=self._vram[pid].held())
 
     def peak(self, pid: int) -> Held:
         """The most that a process held in its life, as far as it was seen."""
@@ -82,7 +70,7 @@ class Sampler:
             self._remember(pid, now)
             watch = self._watch_of(pid)
             watch.see([one.pid for one in processes], alone=False)
-            return Held(now, self._lives.get(pid), watch.held())
+            return Held(now=now, peak=self._lives.get(pid), vram=watch.held())
 
     def _look(self, pid: int, processes: Collection[psutil.Process]) -> int | None:
         now = resident_bytes(processes)

@@ -89,7 +89,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     for section in sections(rows):
         for sentence in headline(section):
             console.print(sentence, markup=False)
-        console.print(_listed(section, setting_title(section.first.setting), FIGURES, _figures))
+        console.print(_listed(section, setting_title(section.first.request), FIGURES, _figures))
         if any(_vram(row) for row in section.rows):
             console.print(_listed(section, "GPU memory", ("resting", "peak"), _vram))
         if seen := [name for name in PICTURES if any(_likeness(row)[name] for row in section.rows)]:

@@ -51,7 +51,7 @@ class OpenVINOGenAI:
         """Read, reshape to the one size, and compile."""
         start = perf_counter()
         self._pipeline = self._library.Text2ImagePipeline(brief.models)
-        self._pipeline.reshape(brief.batch, brief.height, brief.width, brief.guidance)
+        self._pipeline.reshape(*(brief.request[name] for name in ("count", "height", "width", "guidance")))
         self._pipeline.compile("CPU")
         seconds = perf_counter() - start
         folder = Path(brief.models)
@@ -62,16 +62,16 @@ class OpenVINOGenAI:
 
     def draw(self, wish: Wish) -> Drawn:
         """One call of the pipeline; the stages' seconds are the library's own count."""
-        noise = _given_noise(self._library, wish.latents)
+        request, noise = wish.request, _given_noise(self._library, wish.latents)
         start = perf_counter()
         images: Any = self._pipeline.generate(
-            wish.prompt,
-            negative_prompt=wish.negative_prompt,
-            width=wish.width,
-            height=wish.height,
-            num_images_per_prompt=wish.batch,
-            num_inference_steps=wish.steps,
-            guidance_scale=wish.guidance,
+            request["prompt"],
+            negative_prompt=request["negative_prompt"],
+            width=request["width"],
+            height=request["height"],
+            num_images_per_prompt=request["count"],
+            num_inference_steps=request["steps"],
+            guidance_scale=request["guidance"],
             generator=noise,
         ).data
         total = perf_counter() - start
@@ -80,7 +80,7 @@ class OpenVINOGenAI:
         if wish.keep is not None:
             from PIL import Image
 
-            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(request["count"]))
             for image, path in zip(images, pictures, strict=True):
                 Image.fromarray(image).save(path)
         return Drawn(

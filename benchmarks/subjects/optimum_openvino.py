@@ -43,8 +43,9 @@ class OptimumOpenVINO:
         """Read, reshape to the one size (where guided, as it reshapes for guidance alone) and compile."""
         start = perf_counter()
         pipeline = self._class.from_pretrained(brief.models, compile=False, local_files_only=True)
-        if brief.guidance > 1:
-            pipeline.reshape(1, brief.height, brief.width, num_images_per_prompt=brief.batch)
+        request = brief.request
+        if request["guidance"] > 1:
+            pipeline.reshape(1, request["height"], request["width"], num_images_per_prompt=request["count"])
         pipeline.compile()
         pipeline.set_progress_bar_config(disable=True)
         seconds = perf_counter() - start

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Understood, Wish, reason, serve_subject
+from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
+    from ..records import Meaning, Parity
 
 
 class ProfileSubject:
@@ -93,59 +93,35 @@ class ProfileSubject:
         """As `latentc run`, up to the pixels; the noise comes from the seed."""
         from ...core.request import Request
 
-        result = self._pipeline(
-            Request(
-                prompt=wish.prompt,
-                negative_prompt=wish.negative_prompt,
-                width=wish.width,
-                height=wish.height,
-                count=wish.batch,
-                steps=wish.steps,
-                guidance=wish.guidance,
-                seed=wish.seed,
-            )
-        )
+        result = self._pipeline(Request(**wish.request))
         pictures: tuple[str, ...] = ()
         if wish.keep is not None:
             from PIL import Image
 
-            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(len(result.images)))
             for image, path in zip(result.images, pictures, strict=True):
                 Image.fromarray(image).save(Path(path))
         seconds = result.seconds
         return Drawn(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
 
-    def refer(self, path: str, suite: str, size: tuple[int, int]) -> Referred:
+    def refer(self, path: str, suite: str, size: tuple[int, int]) -> None:
         """Draw the suite of this name as the reference, into a file that others are compared with."""
         from ..suite import SUITES, make_references, save_references
 
         save_references(Path(path), make_references(self._pipeline, SUITES[suite], size))
-        return Referred()
 
-    def compare(self, path: str, keep: str | None) -> Likeness:
+    def compare(self, path: str, keep: str | None) -> Parity:
         """Draw the suite, and compare it with the reference's in that file; `keep` its pictures in an `.npz`."""
         import numpy as np
 
-        from ..suite import failures, load_references, measure
+        from ..suite import load_references, measure, parity_of
 
         found = measure(self._pipeline, load_references(Path(path)))
         if keep is not None and all(picture.image is not None for picture in found.pictures):
             np.savez(keep, *(picture.image for picture in found.pictures if picture.image is not None))
-        pictures: dict[str, tuple[float, float]] = {}
-        if found.summary is not None:
-            median, worst = asdict(found.summary.median), asdict(found.summary.worst)
-            pictures = {metric: (median[metric], worst[metric]) for metric in median}
-        return Likeness(
-            reference=found.reference,
-            suite=found.suite,
-            forced_psnr_db=dict(found.forced.parts_psnr_db),
-            host_psnr_db=found.forced.host_psnr_db,
-            pictures=pictures,
-            faults=found.faults,
-            failures=failures(found),
-        )
+        return parity_of(found)
 
-    def understand(self, captions: int, guidance: float, steps: int) -> Understood:
+    def understand(self, captions: int, guidance: float, steps: int) -> Meaning:
         """Draw captions that training never saw, and have the judge of `scenes` read the pictures."""
         from ..meaning import captions as chosen
         from ..meaning import draw_captions, meaning_of, open_judge, read, reference_features
@@ -153,8 +129,7 @@ class ProfileSubject:
         asked = chosen(captions)
         with open_judge() as judge:
             found = read(judge, draw_captions(self._pipeline, asked, guidance, steps))
-            meaning = meaning_of(found, asked, reference_features(judge))
-        return Understood(captions, meaning.scene_score, meaning.held_out_score, meaning.frechet_distance)
+            return meaning_of(found, asked, reference_features(judge))
 
 
 if __name__ == "__main__":

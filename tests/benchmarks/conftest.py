@@ -11,11 +11,11 @@ from latentc.benchmarks.records import (
     Model,
     Parity,
     PartParity,
-    Setting,
     Startup,
     Subject,
     Work,
 )
+from latentc.core.request import Request
 from latentc.profiles import Profile
 from latentc.runtimes.machine import Machine
 
@@ -40,9 +40,7 @@ MODEL = Model(
     digests={"unet": "0123456789abcdef" * 4},
     latentc="0.1.0",
 )
-SETTING = Setting(
-    prompt="a lighthouse", negative_prompt="", width=512, height=512, batch=1, steps=2, guidance=7.5, seed=7
-)
+REQUEST = Request(prompt="a lighthouse", width=512, height=512, steps=2, seed=7)
 MB = 1_000_000
 
 
@@ -72,7 +70,7 @@ def handmade(name, seconds, psnr_db=None, *, runtime="openvino", kind="profile",
             versions={"python": "3.11.2", runtime: "1.2.3"},
             profile=Profile(name=name, title="by hand", runtime=runtime) if kind == "profile" else None,
         ),
-        "setting": SETTING,
+        "request": REQUEST,
         "startup": Startup(build_seconds=12.5, import_seconds=0.4, load_seconds=1.5, engine_bytes=3 * MB),
         "first": draws[0] if draws else None,
         "draws": draws,

@@ -181,7 +181,7 @@ def test_rows_of_one_file_are_named(measured):
 
 def test_prompts_are_told_apart(measured):
     row = measured("a", OLD)
-    other = row.model_copy(update={"setting": row.setting.model_copy(update={"prompt": "a boat"})})
+    other = row.model_copy(update={"request": row.request.model_copy(update={"prompt": "a boat"})})
     assert compare([row], [other]).compared == 0
 
 
@@ -194,7 +194,7 @@ def test_nothing_in_common_is_an_error(measured, tmp_path):
 
 
 def changed(row, **setting):
-    return row.model_copy(update={"setting": row.setting.model_copy(update=setting)})
+    return row.model_copy(update={"request": row.request.model_copy(update=setting)})
 
 
 def test_what_makes_files_incomparable_is_one_line(measured):

@@ -80,7 +80,7 @@ def test_a_python_that_isnt_there(tmp_path):
 )
 def test_a_baseline_without_its_library_says_how_to_get_it(tmp_path, module, library, says):
     (tmp_path / f"{library}.py").write_text("raise ImportError('not here')")
-    brief = Brief("", "", "", None, 64, 64, 1, 1.0, ceiling=False)
+    brief = Brief("", "", "", None, {}, ceiling=False)
     with (
         Process(PYTHON, f"benchmarks.subjects.{module}", {"PYTHONPATH": str(tmp_path)}) as process,
         pytest.raises(LatentcError, match=f"isn't here .not here.*{says}"),
