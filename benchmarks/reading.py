@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..core.errors import LatentcError
 from ..core.request import Request
-from ..core.units import counted
+from ..core.units import counted, sized
 from ..runtimes.machine import Machine
 from .records import DENOISERS, Measurement, Model, read_records
 
@@ -161,8 +161,14 @@ def machine_title(machine: Machine) -> str:
 
 
 def models_title(section: Section) -> str:
-    """The bundles of a section."""
-    return ", ".join(model.name for model in section.models)
+    """The checkpoints of a section; by their bundles' names where there are several."""
+    models = list(section.models)
+    return checkpoint_title(models[0]) if len(models) == 1 else ", ".join(model.name for model in models)
+
+
+def checkpoint_title(model: Model) -> str:
+    """A checkpoint's name; its family's where the record is from before it was kept."""
+    return model.checkpoint or model.family
 
 
 def setting_title(request: Request) -> str:
@@ -275,6 +281,13 @@ def by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]
     return [(text, tuple(names)) for text, names in found.items()]
 
 
+def shared(section: Section, pairs: Iterable[tuple[Measurement, str]]) -> list[tuple[str, str]]:
+    """Each text once, with the names of those that it holds for; empty where it holds for everybody."""
+    everybody = len({title_of(row, section) for row in section.rows})
+    found = by_text((text, title_of(row, section)) for row, text in pairs)
+    return [(text, "" if len(names) == everybody else ", ".join(names)) for text, names in found]
+
+
 def figure(value: float | None, digits: int = 3) -> str:
     """A number to so many digits that count; empty where there is none."""
     if value is None:
@@ -297,13 +310,7 @@ def seconds_shown(value: float) -> str:
 
 def bytes_shown(value: float | None) -> str:
     """Bytes with their unit, by thousands; empty where there are none."""
-    if value is None:
-        return ""
-    for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
+    return "" if value is None else sized(value)
 
 
 def vram_shown(which: Literal["resting_bytes", "peak_bytes"], row: Measurement) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Annotated, Any, Literal, cast
 
@@ -102,13 +102,13 @@ class Vram(Line):
 class Memory(Line):
     """Resident memory of the process tree. Pages that processes share are counted in each of them."""
 
-    before_bytes: int
+    before_bytes: int | None = None
     """After its libraries were imported, before anything was loaded."""
-    load_peak_bytes: int
+    load_peak_bytes: int | None = None
     """The most while loading."""
-    loaded_bytes: int
+    loaded_bytes: int | None = None
     """After loading."""
-    run_peak_bytes: int
+    run_peak_bytes: int | None = None
     """The most in the first draw and the warm-up; in the measured ones nobody looks."""
     peak_bytes: int
     """The most of its whole life, imports included."""
@@ -231,6 +231,9 @@ class Model(Line):
     """The bundle that was drawn with, or whose checkpoint a baseline drew with."""
 
     name: str
+    """Of the bundle's folder."""
+    checkpoint: str | None = None
+    """Name of the checkpoint, without its folder; absent in lines of before."""
     family: str
     random: bool
     """Its weights are noise: the pictures mean nothing, the seconds do."""
@@ -327,6 +330,7 @@ def model_of(bundle: Bundle) -> Model:
     manifest = bundle.manifest
     return Model(
         name=bundle.folder.name,
+        checkpoint=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
         random=manifest.source.random,
         parameters={name: part.parameters for name, part in manifest.parts.items()},

@@ -183,5 +183,5 @@ def test_quality_is_in_every_table_but_never_of_random_weights(measured, tmp_pat
     for said in ("32.1", "0.123", "45.6"):
         assert (said in shown) is not random
         assert (said in text) is not random
-    assert ("LPIPS alex" in text) is not random
+    assert ("alex 0.123 (0.400)" in text) is not random
     assert ("45.6 (16 pictures)" in text) is not random
