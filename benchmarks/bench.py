@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.progress import Progress, quiet
 from ..core.request import Request
-from ..core.version import __version__
 from ..profiles import load_profile
-from ..runtimes.machine import machine
 from .baselines import find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
@@ -30,9 +25,9 @@ from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, requests_of
 from .process import Process
-from .records import THREADS, Draw, Measurement, Memory, Parity, PartParity, Startup, Vram, append_records
+from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
-from .row import commit, row_of, work_of
+from .row import row_of, run_facts, work_of
 from .stability import stability_of
 from .suite import suite_for
 
@@ -40,8 +35,6 @@ Afterwards = Callable[[Awake, Progress], None]
 """What the engines are asked for when their times were taken."""
 
 WARMUPS = 1
-CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
-"""Variables of the environment that change what libraries do with the cores."""
 
 
 def bench(
@@ -66,18 +59,7 @@ def bench(
         require_scenes(bundles)
     check_suite(bundles, plan, wanted)
     append_records(output, [])
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    common: dict[str, Any] = {
-        "run": uuid4().hex,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "latentc": __version__,
-        "commit": commit(),
-        "machine": machine(),
-        "load_average": load,
-        "other_cores": None,
-        "apart": plan.apart,
-        "environment": {name: os.environ[name] for name in CORES if name in os.environ},
-    }
+    common = run_facts(plan.apart)
     rows: list[Measurement] = []
     for request in wanted:
         common["other_cores"] = None

@@ -205,9 +205,8 @@ NOTES = {
         "it takes is latentc's own. `latentc report` has the rest."
     ),
     "Demo": (
-        "Seconds to build the engines, to load them, for the text encoders, one denoiser call, decoding, the whole "
-        "picture. Memory: the most that the drawing process held. dB: how near to PyTorch is one step from the same "
-        "latents, and the picture (PSNR); 200 is equal to the bit."
+        "One draw by each. Memory: the most that its process held. dB: how near to PyTorch (PSNR) is one step from the "
+        "same latents, and the picture; 200 is equal to the bit."
     ),
     "Time": (
         "Medians, ± half their 95 % interval; intervals that overlap tie. Host is all of a draw that is neither text "
@@ -262,8 +261,9 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
     ]
     if not listed or not (filled or title in EVERY):
         return None
+    named = title_of if title == "Demo" else shown_name
     lines = [
-        Line(row, shown_name(row, section), tuple(cells[index] for index in filled) if cells else None)
+        Line(row, named(row, section), tuple(cells[index] for index in filled) if cells else None)
         for row, cells in listed
     ]
     return Table(title, tuple(list(reads)[index] for index in filled), tuple(lines), NOTES.get(title, ""))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..compiler.flops import count_flops
 from ..core import shapes
 from ..core.bundle import Bundle, Role, checked_graph
 from ..core.errors import LatentcError
 from ..core.request import Request
+from ..core.version import __version__
 from ..pipelines.complete import size_and_seed
+from ..runtimes.machine import machine
 from .contender import Contender
 from .records import THREADS, Measurement, Stage, Work, model_of
 from .stability import stability_of
@@ -23,6 +27,8 @@ LEAVES_OUT = (
     "The first draw and the warm-up: they are apart.",
     "Writing PNG files.",
 )
+CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
+"""Variables of the environment that change what libraries do with the cores."""
 COUNTED = "Of the FLOP: activations, normalization, softmax and whatever else takes a few operations for each number."
 
 
@@ -111,6 +117,21 @@ def _count(bundle: Bundle, part: str, drawn: shapes.Setting) -> float:
     free = shapes.sizes(bundle.manifest.model, info.role, drawn)
     fixed = {tensor.name: shapes.shape_of(tensor.shape, free) for tensor in info.inputs}
     return float(count_flops(checked_graph(bundle, part), fixed))
+
+
+def run_facts(apart: bool = False) -> dict[str, Any]:
+    """What the lines of a run share."""
+    return {
+        "run": uuid4().hex,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "latentc": __version__,
+        "commit": commit(),
+        "machine": machine(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "other_cores": None,
+        "apart": apart,
+        "environment": {name: os.environ[name] for name in CORES if name in os.environ},
+    }
 
 
 def commit() -> str | None:

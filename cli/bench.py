@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -14,7 +15,7 @@ from ..benchmarks import columns
 from ..benchmarks.bench import bench
 from ..benchmarks.headline import headline
 from ..benchmarks.plan import Plan
-from ..benchmarks.reading import at_fault, sections, setting_title, title_of
+from ..benchmarks.reading import Section, at_fault, sections, setting_title, title_of
 from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -22,6 +23,9 @@ from ..core.progress import quiet as silent
 from .show import table
 from .text import Screen, is_number, say
 from .text import as_json as json_text
+
+if TYPE_CHECKING:
+    from ..benchmarks.demo import Demo
 
 
 def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
@@ -91,6 +95,23 @@ def print_table(found: columns.Table, title: str | None) -> Table:
     for line in found.lines:
         listed.add_row(escape(line.name), *(map(escape, line.cells) if line.cells is not None else ["failed"]))
     return listed
+
+
+def show_demo(outcome: Demo, as_json: bool) -> None:
+    """The demo's table, and where its pictures are."""
+    if as_json:
+        rows = [json.loads(row.model_dump_json(exclude_none=True)) for row in outcome.rows]
+        places = {"bundle": outcome.bundle, "sheet": outcome.sheet, "results": outcome.results}
+        say(json_text({**places, "rows": rows, "skipped": outcome.skipped}))
+        return
+    console = Screen(highlight=False)
+    if found := columns.table("Demo", Section(outcome.rows)):
+        console.print(print_table(found, None))
+    console.print(columns.NOTES["Demo"], markup=False)
+    for name, reason in outcome.skipped.items():
+        console.print(f"{name} was left out: {reason}", markup=False)
+    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)
+    console.print(f"For a page: latentc report {outcome.results} -o report", markup=False)
 
 
 def _print_doubts(console: Screen, name: str, row: Measurement) -> None:
