@@ -25,7 +25,7 @@ from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, requests_of
 from .process import Process
-from .records import Draw, Measurement, Memory, Parity, PartParity, Startup, Vram, append_records
+from .records import Draw, Likeness, Measurement, Memory, PartParity, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
 from .row import row_of, run_facts, work_of
 from .stability import stability_of
@@ -202,7 +202,7 @@ def _build(contender: Contender, on_progress: Progress) -> None:
     contender.leaves_out += tuple(built.leaves_out)
     if built.parts:
         parts = {part: PartParity(psnr_db=psnr, cosine=cosine) for part, (psnr, cosine) in built.parts.items()}
-        contender.parity = Parity(reference=built.reference, parts=parts, step_psnr_db=built.step_psnr_db)
+        contender.parity = Likeness(reference=built.reference, parts=parts, step_psnr_db=built.step_psnr_db)
 
 
 def _start(

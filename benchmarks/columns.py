@@ -28,7 +28,7 @@ from .reading import (
     title_of,
     vram_shown,
 )
-from .records import Measurement, Metric, Parity, Stage
+from .records import Likeness, Measurement, Metric, Stage
 
 Read = Callable[[Measurement], str]
 
@@ -54,7 +54,7 @@ class Table:
     note: str
 
 
-def _of_parity(read: Callable[[Parity], str], drawn: bool = False) -> Read:
+def _of_parity(read: Callable[[Likeness], str], drawn: bool = False) -> Read:
     """What is read from parity; `drawn`: from pictures, which mean nothing where weights are random."""
 
     def shown(row: Measurement) -> str:
@@ -89,7 +89,7 @@ def _held(name: Literal["before_bytes", "loaded_bytes", "peak_bytes"]) -> Read:
 
 
 def _pictures(metric: Metric) -> Read:
-    def shown(parity: Parity) -> str:
+    def shown(parity: Likeness) -> str:
         found = parity.pictures.get(metric)
         if found is None:
             return ""
@@ -99,7 +99,7 @@ def _pictures(metric: Metric) -> Read:
     return _of_parity(shown)
 
 
-def _clip(parity: Parity) -> str:
+def _clip(parity: Likeness) -> str:
     found = parity.clip
     if found is None:
         return ""
@@ -111,7 +111,7 @@ def _meaning(name: Literal["scene_score", "frechet_distance"]) -> Read:
     return _of_parity(lambda parity: figure(getattr(parity.meaning, name)) if parity.meaning else "")
 
 
-def _lpips(parity: Parity) -> str:
+def _lpips(parity: Likeness) -> str:
     found = parity.lpips
     return f"{found.network} {figure(found.mean)} ({figure(found.worst)})" if found else ""
 
@@ -161,7 +161,7 @@ COLUMNS: dict[str, Read] = {
 """How each is read from a row."""
 
 
-def _fid(parity: Parity) -> str:
+def _fid(parity: Likeness) -> str:
     return f"{figure(parity.fid.distance)} ({parity.fid.pictures} pictures)" if parity.fid else ""
 
 

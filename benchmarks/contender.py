@@ -23,7 +23,7 @@ from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
 from .plan import Plan
 from .process import Process
-from .records import THREADS, Draw, Memory, Parity, Startup, Subject
+from .records import THREADS, Draw, Likeness, Memory, Startup, Subject
 
 OWN_COST = "null"
 """The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
@@ -50,7 +50,7 @@ class Contender:
     """Seconds that one answer may take: to import, build, load or draw."""
     process: Process | None = None
     startup: Startup = field(default_factory=Startup)
-    parity: Parity | None = None
+    parity: Likeness | None = None
     ceiling_tflops: dict[str, float] = field(default_factory=dict[str, float])
     first: Draw | None = None
     warmup: list[Draw] = field(default_factory=list[Draw])

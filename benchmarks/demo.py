@@ -28,9 +28,9 @@ from .quality import picture_psnr_db
 from .records import (
     Draw,
     Figure,
+    Likeness,
     Measurement,
     Memory,
-    Parity,
     Startup,
     Subject,
     append_records,
@@ -166,7 +166,7 @@ def _row(
         stable=stable,
         stability=stability,
         memory=Memory(peak_bytes=record["peak_bytes"]),
-        parity=Parity(
+        parity=Likeness(
             reference=REFERENCE,
             step_psnr_db=built.step_psnr_db,
             pictures={} if near is None else {"psnr_db": Figure(median=near, worst=near)},

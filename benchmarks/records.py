@@ -187,7 +187,7 @@ class Fid(Line):
     """What the pictures are held against."""
 
 
-class Parity(Line):
+class Likeness(Line):
     """What the speed costs in likeness to the reference, from the engines that were timed."""
 
     reference: str
@@ -280,7 +280,7 @@ class Measurement(Line):
     """The rule, and what was found."""
     memory: Memory | None = None
     work: dict[Stage, Work] | None = None
-    parity: Parity | None = None
+    parity: Likeness | None = None
     pictures: tuple[str, ...] = ()
     """Files of the first draw's pictures, relative to the file of results."""
     error: str | None = None

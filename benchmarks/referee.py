@@ -29,7 +29,7 @@ from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender
 from .line import Checked, Scored
 from .plan import Plan
 from .process import Process
-from .records import DENOISERS, ClipScore, Fid, Lpips, Meaning, Metric, Parity
+from .records import DENOISERS, ClipScore, Fid, Likeness, Lpips, Meaning, Metric
 from .suite import Suite, load_references, references_path, requests, suite_for
 from .weights import Measure, find
 
@@ -38,7 +38,7 @@ METRICS = ("skimage", "flip_evaluator")
 TORCH = ("torch", "diffusers", "transformers")
 FLOOR = ".floors.json"
 OF_SUITE = ("suite", "forced_psnr_db", "host_psnr_db", "pictures", "faults", "failures")
-"""Fields of `Parity` that the suite gives; the others are the build's."""
+"""Fields of `Likeness` that the suite gives; the others are the build's."""
 
 
 def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]) -> None:
@@ -126,7 +126,7 @@ def compare(
             with _told(contender, "The suite couldn't be compared"):
                 what = {"path": str(path), "keep": str(kept) if scores else None}
                 with awake(contender):
-                    found = Parity(**_ask(contender, "compare", what))
+                    found = Likeness(**_ask(contender, "compare", what))
                 known = _with_floor(found, floor)
                 if contender.parity:
                     known = contender.parity.model_copy(update={name: getattr(known, name) for name in OF_SUITE})
@@ -149,7 +149,7 @@ class _Scores:
         self._network = ""
         np.savez(self._reference, *wanted.images)
 
-    def added(self, parity: Parity, drawn: Path) -> Parity:
+    def added(self, parity: Likeness, drawn: Path) -> Likeness:
         """Parity with the figures; with a failure where they can't be had."""
         names = " and ".join(name.upper() for name in self._measures)
         try:
@@ -226,8 +226,8 @@ def _engines(contenders: Sequence[Contender]) -> list[Contender]:
     return [one for one in contenders if one.error is None and one.brief.profile and one.subject.name != OWN_COST]
 
 
-def _known(contender: Contender) -> Parity:
-    return contender.parity or Parity(reference="")
+def _known(contender: Contender) -> Likeness:
+    return contender.parity or Likeness(reference="")
 
 
 def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress) -> dict[Metric, float]:
@@ -242,7 +242,7 @@ def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress
     kept = path.with_suffix(FLOOR)
     if not _fresh_floor(path):
         on_progress("reference: draw the suite with one thread", None)
-        found = Parity(**_ask_torch(contender, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"}))
+        found = Likeness(**_ask_torch(contender, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"}))
         write_text(kept, json.dumps({metric: figure.worst for metric, figure in found.pictures.items()}))
     try:
         return read_plain(kept, dict[Metric, float], constants=(*INFINITE, *NAN))
@@ -265,7 +265,7 @@ def _ask_torch(contender: Contender, verb: str, what: dict[str, Any], environmen
         return process.ask(verb, what, contender.long_limit)
 
 
-def _with_floor(parity: Parity, floor: dict[Metric, float]) -> Parity:
+def _with_floor(parity: Likeness, floor: dict[Metric, float]) -> Likeness:
     """Its figures of pictures beside what the reference has against itself."""
     pictures = {
         metric: figure.model_copy(update={"floor": floor.get(metric)}) for metric, figure in parity.pictures.items()

@@ -30,7 +30,7 @@ from ..runtimes import runtime
 from ..sampling.noise import initial_noise
 from .forced import Call, Forced, Recording, force, record
 from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
-from .records import METRICS, Figure, Metric, Parity
+from .records import METRICS, Figure, Likeness, Metric
 
 REFERENCES_BYTES = 1 << 30
 """Limit of a suite's references: 16 pictures of 1024 x 1024 and one recorded drawing have 200 MB."""
@@ -297,13 +297,13 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
     return tuple(said)
 
 
-def parity_of(found: SuiteParity) -> Parity:
+def parity_of(found: SuiteParity) -> Likeness:
     """As a line of results has it."""
     pictures: dict[Metric, Figure] = {}
     if found.summary is not None:
         median, worst = asdict(found.summary.median), asdict(found.summary.worst)
         pictures = {metric: Figure(median=median[metric], worst=worst[metric]) for metric in METRICS}
-    return Parity(
+    return Likeness(
         reference=found.reference,
         suite=f"{found.suite}, against {found.reference}",
         forced_psnr_db=dict(found.forced.parts_psnr_db),

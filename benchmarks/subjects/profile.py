@@ -12,7 +12,7 @@ from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, reason, serve_subj
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
-    from ..records import Meaning, Parity
+    from ..records import Likeness, Meaning
 
 
 class ProfileSubject:
@@ -110,7 +110,7 @@ class ProfileSubject:
 
         save_references(Path(path), make_references(self._pipeline, SUITES[suite], size))
 
-    def compare(self, path: str, keep: str | None) -> Parity:
+    def compare(self, path: str, keep: str | None) -> Likeness:
         """Draw the suite, and compare it with the reference's in that file; `keep` its pictures in an `.npz`."""
         import numpy as np
 

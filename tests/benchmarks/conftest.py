@@ -6,10 +6,10 @@ import pytest
 
 from latentc.benchmarks.records import (
     Draw,
+    Likeness,
     Measurement,
     Memory,
     Model,
-    Parity,
     PartParity,
     Startup,
     Subject,
@@ -53,7 +53,7 @@ def handmade(name, seconds, psnr_db=None, *, runtime="openvino", kind="profile",
     parity = None
     if psnr_db is not None:
         part = PartParity(psnr_db=psnr_db + 5, cosine=0.9999)
-        parity = Parity(reference="PyTorch, at export", parts={"unet": part}, step_psnr_db=psnr_db)
+        parity = Likeness(reference="PyTorch, at export", parts={"unet": part}, step_psnr_db=psnr_db)
     values = {
         "run": "run-1",
         "time": "2026-11-22T00:00:00+00:00",

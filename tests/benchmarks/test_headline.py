@@ -6,7 +6,7 @@ from latentc.benchmarks.headline import headline, winner
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import Point, ratio_shown, sections, unbeaten
-from latentc.benchmarks.records import Parity
+from latentc.benchmarks.records import Likeness
 from latentc.cli.bench import print_rows
 
 CALM = (2.0, 2.01, 2.02, 2.0, 2.01, 2.02)
@@ -66,7 +66,7 @@ def test_what_isnt_stable_wins_nothing(measured):
 
 
 def test_what_is_below_the_gate_wins_nothing(measured):
-    far = Parity(reference="r", failures=("The denoiser agrees to 9 dB.",))
+    far = Likeness(reference="r", failures=("The denoiser agrees to 9 dB.",))
     section = only(measured("fast", CALM, parity=far), measured("near", SLOWER))
     assert winner(section).subject.name == "near"
     said = headline(section)

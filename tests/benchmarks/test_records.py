@@ -9,8 +9,8 @@ from latentc.benchmarks import records
 from latentc.benchmarks.records import (
     Draw,
     Figure,
+    Likeness,
     Measurement,
-    Parity,
     Subject,
     Work,
     append_records,
@@ -84,7 +84,7 @@ def test_achieved_rate_and_its_share_of_the_ceiling(measurement):
 
 
 def test_a_line_reads_back_as_it_was(measurement, tmp_path):
-    parity = Parity(
+    parity = Likeness(
         reference="PyTorch, at export",
         step_psnr_db=float("-inf"),
         pictures={"psnr_db": Figure(median=40, worst=float("-inf"), floor=90), "ssim": Figure(median=0.9, worst=0.8)},

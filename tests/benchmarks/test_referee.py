@@ -11,14 +11,14 @@ import pytest
 from latentc.benchmarks import referee
 from latentc.benchmarks.contender import TIMEOUT_SECONDS, contenders_of
 from latentc.benchmarks.plan import Plan, requests_of
-from latentc.benchmarks.records import Figure, Parity
+from latentc.benchmarks.records import Figure, Likeness
 from latentc.benchmarks.referee import MEASURES_MODULE, check_suite, compare, understand
 from latentc.benchmarks.suite import SUITE
 from latentc.core.errors import BundleError, LatentcError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 
-LIKENESS = Parity(
+LIKENESS = Likeness(
     reference="torch 2",
     suite="general 1, against torch 2",
     forced_psnr_db={"unet": (100.0,)},

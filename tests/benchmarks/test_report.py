@@ -8,7 +8,7 @@ from PIL import Image
 
 from latentc.benchmarks.charts import LETTER, NARROW, Bar, Strip, bars, pareto, strips
 from latentc.benchmarks.reading import Point, axis_of, figure, front, points, sections
-from latentc.benchmarks.records import Figure, Memory, Parity, append_records
+from latentc.benchmarks.records import Figure, Likeness, Memory, append_records
 from latentc.benchmarks.report import report
 from latentc.core.errors import LatentcError
 
@@ -115,12 +115,12 @@ def test_the_front_is_what_nothing_beats():
 
 
 def test_parity_that_is_no_number_is_not_known(measured):
-    broken = measured("broken", CALM, 1.0, parity=Parity(reference="r", step_psnr_db=float("-inf")))
+    broken = measured("broken", CALM, 1.0, parity=Likeness(reference="r", step_psnr_db=float("-inf")))
     fine = measured("fine", CALM, 60.0)
     axis = axis_of([broken, fine])
     assert [spot.psnr_db for spot in points(sections([broken, fine])[0], axis)] == [None, 60.0]
     assert axis_of([broken]) is None
-    pictures = Parity(reference="r", step_psnr_db=30.0, pictures={"psnr_db": Figure(median=25, worst=20)})
+    pictures = Likeness(reference="r", step_psnr_db=30.0, pictures={"psnr_db": Figure(median=25, worst=20)})
     assert axis_of([measured("p", CALM, parity=pictures)]).name.startswith("worst picture")
 
 
@@ -233,7 +233,7 @@ def test_what_is_nearest_isnt_known_where_a_picture_has_no_parity(measured, tmp_
 
 
 def test_what_is_below_the_gate_is_told(measured, tmp_path):
-    parity = Parity(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
+    parity = Likeness(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
     for text in told(tmp_path, measured("far", CALM, parity=parity))[:2]:
         assert "elow the gate of parity" in text
         assert "The denoiser agrees to 9 dB." in text

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from latentc.benchmarks.records import Measurement, Parity, append_records
+from latentc.benchmarks.records import Likeness, Measurement, append_records
 from latentc.cli import bench as command
 from latentc.cli.app import app
 from latentc.core.request import Request
@@ -48,8 +48,8 @@ def run(monkeypatch, rows, *options):
         ({}, 0),
         ({"stable": False}, 0),
         ({"draws": [], "stable": None, "error": "It broke."}, 1),
-        ({"parity": Parity(reference="r", failures=("9 dB.",)).model_dump()}, 1),
-        ({"parity": Parity(reference="r", faults=("black: 'a', seed 1",)).model_dump()}, 1),
+        ({"parity": Likeness(reference="r", failures=("9 dB.",)).model_dump()}, 1),
+        ({"parity": Likeness(reference="r", faults=("black: 'a', seed 1",)).model_dump()}, 1),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
