@@ -12,7 +12,7 @@ from ..core.errors import LatentcError
 from ..core.request import Request
 from ..core.units import counted, sized
 from ..runtimes.machine import Machine
-from .records import DENOISERS, Measurement, Model, read_records
+from .records import DENOISERS, MeasuredModel, Measurement, read_records
 
 UNSTABLE = "≈"
 """Stands behind the name of a row whose time wasn't stable."""
@@ -35,7 +35,7 @@ class Section:
         return self.rows[0]
 
     @property
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[MeasuredModel, ...]:
         """The bundles that were drawn with, in the order of the rows."""
         return tuple({row.model.model_dump_json(): row.model for row in self.rows}.values())
 
@@ -166,7 +166,7 @@ def models_title(section: Section) -> str:
     return checkpoint_title(models[0]) if len(models) == 1 else ", ".join(model.name for model in models)
 
 
-def checkpoint_title(model: Model) -> str:
+def checkpoint_title(model: MeasuredModel) -> str:
     """A checkpoint's name; its family's where the record is from before it was kept."""
     return model.checkpoint or model.family
 

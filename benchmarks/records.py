@@ -227,7 +227,7 @@ class Subject(Line):
     """The whole profile; None for baselines that aren't latentc's."""
 
 
-class Model(Line):
+class MeasuredModel(Line):
     """The bundle that was drawn with, or whose checkpoint a baseline drew with."""
 
     name: str
@@ -264,7 +264,7 @@ class Measurement(Line):
     and `memory` but for its peaks are the first process's; `warmup` has the first draws of the others."""
     environment: dict[str, str] = Field(default={})
     """Variables that were set and change how many threads libraries start, and where."""
-    model: Model
+    model: MeasuredModel
     subject: Subject
     request: Request
     """What was drawn, with its size and seed."""
@@ -325,10 +325,10 @@ class Measurement(Line):
         return achieved / work.ceiling_tflops if work and achieved and work.ceiling_tflops else None
 
 
-def model_of(bundle: Bundle) -> Model:
+def model_of(bundle: Bundle) -> MeasuredModel:
     """What a row says of a bundle: its folder's name, and nothing else of where it lies."""
     manifest = bundle.manifest
-    return Model(
+    return MeasuredModel(
         name=bundle.folder.name,
         checkpoint=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,

@@ -7,9 +7,9 @@ import pytest
 from latentc.benchmarks.records import (
     Draw,
     Likeness,
+    MeasuredModel,
     Measurement,
     Memory,
-    Model,
     PartParity,
     Startup,
     Subject,
@@ -32,7 +32,7 @@ MACHINE = Machine(
     available_bytes=9_000_000_000,
     gpus=(),
 )
-MODEL = Model(
+MODEL = MeasuredModel(
     name="sd15.bundle",
     family="sd1",
     random=False,
