@@ -29,7 +29,7 @@ from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
 from ..sampling.noise import initial_noise
 from .forced import Call, Forced, Recording, force, record
-from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
+from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, summarize
 from .records import METRICS, Figure, Likeness, Metric
 
 REFERENCES_BYTES = 1 << 30
@@ -155,7 +155,7 @@ class SuiteParity:
     """The denoiser's name among them."""
     forced: Forced
     pictures: tuple[Picture, ...]
-    summary: Summary | None
+    summary: PictureSummary | None
     """Over the pictures that there are; None where there is none."""
 
     @property
