@@ -28,7 +28,7 @@ from ..core.tensors import Array, Precision
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
 from ..sampling.noise import initial_noise
-from .forced import Call, Forced, Recording, force, record
+from .forced import Forced, RecordedCall, Recording, force, record
 from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, summarize
 from .records import METRICS, Figure, Likeness, Metric
 
@@ -346,7 +346,7 @@ def load_references(path: Path) -> References:
         about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(
-            Call(
+            RecordedCall(
                 part,
                 {name: arrays[f"{index}.in.{name}"] for name in feeds},
                 {name: arrays[f"{index}.out.{name}"] for name in outputs},
