@@ -20,7 +20,7 @@ from ..profiles import load_profile
 from .baselines import find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
-from .line import Built, Drawn, Loaded, Opened
+from .line import Built, Loaded, Opened, Timed
 from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, requests_of
@@ -264,7 +264,7 @@ def _draw(contender: Contender, keep: bool = False) -> Draw:
     before = read_counters()
     answer = contender.process.ask("draw", asdict(wish), contender.limit)
     used = joules(before, read_counters())
-    drawn = Drawn(**answer)
+    drawn = Timed(**answer)
     if keep:
         contender.pictures = drawn.pictures
     return Draw(

@@ -102,7 +102,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Timed:
     """The seconds of one draw."""
 
     text_encoder: float
@@ -147,7 +147,7 @@ class Subject(Protocol):
         """Make ready to draw."""
         ...
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """Draw once."""
         ...
 

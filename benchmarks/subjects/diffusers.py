@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from ...core.install import install
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Built, Loaded, Opened, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 
@@ -59,7 +59,7 @@ class Diffusers:
         engines = dict.fromkeys((*encoders, "unet", "vae_decoder"), engine)
         return Loaded(seconds, engines, type(self._pipeline.scheduler).__name__)
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline."""
         return draw_pipeline(self._pipeline, self._clock, wish)
 

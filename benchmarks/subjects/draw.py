@@ -5,11 +5,11 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-from ..line import Drawn, Wish
+from ..line import Timed, Wish
 from .clock import Clock
 
 
-def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Drawn:
+def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Timed:
     """Draw a wish to 8-bit pictures; the initial latents are given, so that all draw the same."""
     import numpy as np
     import torch
@@ -35,7 +35,7 @@ def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Drawn:
         pictures = tuple(f"{wish.keep}-{index}.png" for index in range(request["count"]))
         for image, path in zip(images, pictures, strict=True):
             image.save(path)
-    return Drawn(
+    return Timed(
         text_encoder=sum(clock.calls("text_encoder")),
         denoiser=clock.calls("denoiser"),
         vae_decoder=sum(clock.calls("vae_decoder")),

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, command, serve_subject
+from ..line import Brief, Built, Loaded, Opened, Timed, Wish, command, serve_subject
 from .exported import MAKE, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
@@ -60,7 +60,7 @@ class OpenVINOGenAI:
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
         return Loaded(seconds, engines, scheduler["_class_name"])
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline; the stages' seconds are the library's own count."""
         request, noise = wish.request, _given_noise(self._library, wish.latents)
         start = perf_counter()
@@ -83,7 +83,7 @@ class OpenVINOGenAI:
             pictures = tuple(f"{wish.keep}-{index}.png" for index in range(request["count"]))
             for image, path in zip(images, pictures, strict=True):
                 Image.fromarray(image).save(path)
-        return Drawn(
+        return Timed(
             text_encoder=sum(told.get_text_encoder_infer_duration().values()) / 1e3,
             denoiser=tuple(duration / 1e6 for duration in told.raw_metrics.unet_inference_durations),
             vae_decoder=told.get_vae_decoder_infer_duration() / 1e3,

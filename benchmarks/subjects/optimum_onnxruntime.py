@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Built, Loaded, Opened, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 from .exported import MAKE, exported
@@ -58,7 +58,7 @@ class OptimumONNXRuntime:
             seconds, dict.fromkeys((*encoders, "unet", "vae_decoder"), engine), type(pipeline.scheduler).__name__
         )
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline."""
         return draw_pipeline(self._pipeline, self._clock, wish)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, reason, serve_subject
+from ..line import Brief, Built, Loaded, Opened, Timed, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
@@ -89,7 +89,7 @@ class ProfileSubject:
         bundle = self._pipeline.bundle
         return Loaded(seconds, self._pipeline.describe(), str(bundle.json(SCHEDULER).get("_class_name")))
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """As `latentc run`, up to the pixels; the noise comes from the seed."""
         from ...core.request import Request
 
@@ -102,7 +102,7 @@ class ProfileSubject:
             for image, path in zip(result.images, pictures, strict=True):
                 Image.fromarray(image).save(Path(path))
         seconds = result.seconds
-        return Drawn(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
+        return Timed(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
 
     def refer(self, path: str, suite: str, size: tuple[int, int]) -> None:
         """Draw the suite of this name as the reference, into a file that others are compared with."""
