@@ -20,7 +20,7 @@ from ..profiles import load_profile
 from .baselines import find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
-from .line import Built, Loaded, Opened, Timed
+from .line import Built, Imported, Loaded, Timed
 from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, requests_of
@@ -211,7 +211,7 @@ def _start(
     """Import, load, draw for the first time, warm up: with the memory watched."""
     on_progress(f"{contender.subject.name}: load", None)
     contender.process = process = stack.enter_context(_open(contender))
-    opened = Opened(**process.ask("open", asdict(contender.brief), contender.limit))
+    opened = Imported(**process.ask("open", asdict(contender.brief), contender.limit))
     contender.subject = contender.subject.model_copy(update={"versions": opened.versions})
     before = _held(sampler, "watch", contender)["now"]
     loaded = Loaded(**process.ask("load", asdict(contender.brief), contender.limit))

@@ -66,7 +66,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Imported:
     """Its libraries are imported."""
 
     seconds: float
@@ -135,7 +135,7 @@ class Checked:
 class Subject(Protocol):
     """What is measured, inside its process. Each method may raise whatever it likes: that is a row with its reason."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import what is needed."""
         ...
 
@@ -159,7 +159,7 @@ Verbs = Mapping[str, Callable[[dict[str, Any]], Any]]
 def serve_subject(subject: Subject, others: Verbs | None = None, install: str = "") -> None:
     """Answer the harness until it hangs up, to `others` too. `install` says how to get the libraries that it opens."""
 
-    def opened(what: dict[str, Any]) -> Opened:
+    def opened(what: dict[str, Any]) -> Imported:
         try:
             return subject.open(Brief(**what))
         except ImportError as exc:

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from ...core.install import install
-from ..line import Brief, Built, Loaded, Opened, Timed, Wish, serve_subject
+from ..line import Brief, Built, Imported, Loaded, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 
@@ -20,7 +20,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 class Diffusers:
     """A pipeline of diffusers'."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import diffusers and PyTorch, and no pipeline class: diffusers imports those when they are asked for."""
         del brief
         start = perf_counter()
@@ -30,7 +30,7 @@ class Diffusers:
         self._diffusers: Any = diffusers
         self._torch = torch
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Built:
         """Nothing: the checkpoint is what it loads."""

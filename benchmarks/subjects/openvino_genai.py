@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Loaded, Opened, Timed, Wish, command, serve_subject
+from ..line import Brief, Built, Imported, Loaded, Timed, Wish, command, serve_subject
 from .exported import MAKE, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
@@ -22,7 +22,7 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 class OpenVINOGenAI:
     """`Text2ImagePipeline`, with the settings that it comes with."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import the library."""
         del brief
         start = perf_counter()
@@ -31,7 +31,7 @@ class OpenVINOGenAI:
 
         self._library: Any = openvino_genai
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Built:
         """Export with optimum-intel's command, as the library's own documentation says, unless that was done."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Loaded, Opened, Timed, Wish, serve_subject
+from ..line import Brief, Built, Imported, Loaded, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 from .exported import MAKE, exported
@@ -20,7 +20,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 class OptimumOpenVINO:
     """`OVDiffusionPipeline`, with the settings that it comes with."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import optimum-intel, and with it PyTorch."""
         del brief
         start = perf_counter()
@@ -28,7 +28,7 @@ class OptimumOpenVINO:
 
         self._class: Any = OVDiffusionPipeline
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Built:
         """Export the checkpoint, unless that was done by these versions. Weights keep their precision."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Loaded, Opened, Timed, Wish, reason, serve_subject
+from ..line import Brief, Built, Imported, Loaded, Timed, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ProfileSubject:
     """Opens, builds and draws through `Pipeline`."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import the pipeline, the runtime and its library."""
         start = perf_counter()
         import numpy as np
@@ -35,7 +35,7 @@ class ProfileSubject:
         seconds = perf_counter() - start
         own = {"latentc": __version__, "python": platform.python_version(), "numpy": np.__version__}
         missing = adapter.missing(self._profile.device)
-        return Opened(seconds, own if missing else own | adapter.versions())
+        return Imported(seconds, own if missing else own | adapter.versions())
 
     def build(self, brief: Brief) -> Built:
         """As `latentc build`; the seconds are those of the build that made the engines."""
