@@ -20,7 +20,7 @@ from ..profiles import load_profile
 from .baselines import find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
-from .line import Built, Imported, Loaded, Timed
+from .line import Imported, Loaded, Prepared, Timed
 from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, requests_of
@@ -196,7 +196,7 @@ def _build(contender: Contender, on_progress: Progress) -> None:
     on_progress(f"{contender.subject.name}: build", None)
     with _open(contender) as process:
         process.ask("open", asdict(contender.brief), contender.limit)
-        built = Built(**process.ask("build", asdict(contender.brief), contender.limit))
+        built = Prepared(**process.ask("build", asdict(contender.brief), contender.limit))
     contender.startup = Startup(build_seconds=built.seconds, build_reused=built.reused, engine_bytes=built.bytes)
     contender.ceiling_tflops = built.ceiling_tflops
     contender.leaves_out += tuple(built.leaves_out)

@@ -74,7 +74,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class Built:
+class Prepared:
     """What is to be loaded is on disk."""
 
     seconds: float | None = None
@@ -139,7 +139,7 @@ class Subject(Protocol):
         """Import what is needed."""
         ...
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Make what `load` loads, unless it is there. Asked of a process that is closed after."""
         ...
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from ...core.install import install
-from ..line import Brief, Built, Imported, Loaded, Timed, Wish, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 
@@ -32,10 +32,10 @@ class Diffusers:
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
         return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Nothing: the checkpoint is what it loads."""
         del brief
-        return Built()
+        return Prepared()
 
     def load(self, brief: Brief) -> Loaded:
         """Open the checkpoint's folder, without its safety checker."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Imported, Loaded, Timed, Wish, command, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, command, serve_subject
 from .exported import MAKE, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
@@ -33,7 +33,7 @@ class OpenVINOGenAI:
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
         return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Export with optimum-intel's command, as the library's own documentation says, unless that was done."""
 
         def export(folder: Path) -> None:

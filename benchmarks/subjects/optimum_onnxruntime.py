@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Imported, Loaded, Timed, Wish, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 from .exported import MAKE, exported
@@ -33,7 +33,7 @@ class OptimumONNXRuntime:
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
         return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Export the checkpoint, unless that was done by these versions."""
 
         def export(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Imported, Loaded, Timed, Wish, reason, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
     from ...core.tensors import Precision
@@ -37,7 +37,7 @@ class ProfileSubject:
         missing = adapter.missing(self._profile.device)
         return Imported(seconds, own if missing else own | adapter.versions())
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """As `latentc build`; the seconds are those of the build that made the engines."""
         from ...compiler.build import build
         from ...core.bundle import open_bundle
@@ -50,7 +50,7 @@ class ProfileSubject:
         artifacts = [one.artifact for one in made.engines]
         precisions: dict[str, Precision] = {artifact.part: artifact.fields["precision"] for artifact in artifacts}
         ceilings, leaves_out = self._ceilings(precisions) if brief.ceiling else ({}, ())
-        return Built(
+        return Prepared(
             seconds=sum(artifact.seconds for artifact in artifacts),
             reused=all(one.hit for one in made.engines),
             bytes=sum(artifact.bytes for artifact in artifacts),
