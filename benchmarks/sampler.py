@@ -14,7 +14,7 @@ import psutil
 
 from .line import serve
 from .memory import peak_bytes, reset_peak, resident_bytes, tree
-from .vram import Held, VramWatch, devices
+from .vram import MemoryHeld, VramWatch, devices
 
 INTERVAL_SECONDS = 0.02
 LISTED_EVERY = 10
@@ -35,7 +35,7 @@ class Sampler:
         self._awake = Event()
         Thread(target=self._sample, daemon=True).start()
 
-    def watch(self, pid: int) -> Held:
+    def watch(self, pid: int) -> MemoryHeld:
         """Begin to watch a process."""
         now = resident_bytes(tree(pid))
         with self._lock:
@@ -44,24 +44,24 @@ class Sampler:
             self._watched, self._peak = pid, now or 0
             self._watch_of(pid)
         self._awake.set()
-        return Held(now=now, peak=now)
+        return MemoryHeld(now=now, peak=now)
 
-    def stop(self) -> Held:
+    def stop(self) -> MemoryHeld:
         """End the watch: what is held now, and the most since it began."""
         self._awake.clear()
         with self._lock:
             pid, self._watched = self._watched, None
             if pid is None:
-                return Held()
+                return MemoryHeld()
             now = self._look(pid, tree(pid))
             if now is None:
-                return Held()
+                return MemoryHeld()
             if self._exact:
                 self._peak = max(self._peak, peak_bytes(pid) or 0)
             self._remember(pid, self._peak)
-            return Held(now=now, peak=self._peak, vram=self._vram[pid].held())
+            return MemoryHeld(now=now, peak=self._peak, vram=self._vram[pid].held())
 
-    def peak(self, pid: int) -> Held:
+    def peak(self, pid: int) -> MemoryHeld:
         """The most that a process held in its life, as far as it was seen."""
         processes = tree(pid)
         now = resident_bytes(processes)
@@ -70,7 +70,7 @@ class Sampler:
             self._remember(pid, now)
             watch = self._watch_of(pid)
             watch.see([one.pid for one in processes], alone=False)
-            return Held(now=now, peak=self._lives.get(pid), vram=watch.held())
+            return MemoryHeld(now=now, peak=self._lives.get(pid), vram=watch.held())
 
     def _look(self, pid: int, processes: Collection[psutil.Process]) -> int | None:
         now = resident_bytes(processes)
@@ -105,7 +105,7 @@ def main() -> None:
     """Answer the harness until it hangs up."""
     sampler = Sampler()
 
-    def stop(_: dict[str, Any]) -> Held:
+    def stop(_: dict[str, Any]) -> MemoryHeld:
         return sampler.stop()
 
     serve(

@@ -46,7 +46,7 @@ class _Seen:
         self.peak[by] = max(held, self.peak.get(by, 0))
 
 
-class Held(Record):
+class MemoryHeld(Record):
     """Bytes that a tree of processes holds; None where the system doesn't report it."""
 
     now: int | None = None
