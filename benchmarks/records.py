@@ -52,13 +52,13 @@ RESULTS_BYTES = 1 << 28
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
-class Line(Record):
+class ResultRecord(Record):
     """A part of a line. NaN and infinity, which JSON hasn't, are written as strings and read back."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
-class Draw(Line):
+class Draw(ResultRecord):
     """The seconds of one draw: from the request to `batch` finished pictures."""
 
     text_encoder: Seconds
@@ -72,7 +72,7 @@ class Draw(Line):
     """What the machine's CPU packages took meanwhile, whatever else they did."""
 
 
-class Startup(Line):
+class Startup(ResultRecord):
     """What is paid before the first draw, once per machine (`build`) or per process (the rest)."""
 
     build_seconds: Seconds | None = None
@@ -85,7 +85,7 @@ class Startup(Line):
     """On disk, of all parts."""
 
 
-class Vram(Line):
+class Vram(ResultRecord):
     """What one GPU held for the processes."""
 
     device: str
@@ -99,7 +99,7 @@ class Vram(Line):
     less what it held before they loaded anything. What others took or gave back meanwhile is in it."""
 
 
-class Memory(Line):
+class Memory(ResultRecord):
     """Resident memory of the process tree. Pages that processes share are counted in each of them."""
 
     before_bytes: int | None = None
@@ -116,7 +116,7 @@ class Memory(Line):
     """Of each GPU that held something for it."""
 
 
-class Work(Line):
+class Work(ResultRecord):
     """How much a stage computes."""
 
     flops: float
@@ -125,14 +125,14 @@ class Work(Line):
     """What a large matrix product reached on this machine, in the stage's precision."""
 
 
-class PartParity(Line):
+class PartParity(ResultRecord):
     """How near one part comes to the reference, on fixed inputs."""
 
     psnr_db: float
     cosine: float
 
 
-class Figure(Line):
+class Figure(ResultRecord):
     """A metric over the pictures of a suite."""
 
     median: float
@@ -141,7 +141,7 @@ class Figure(Line):
     """The reference against itself, with another number of threads: differences below it mean nothing."""
 
 
-class Meaning(Line):
+class Meaning(ResultRecord):
     """What pictures of captions that training never saw show, by the judge of `scenes`."""
 
     captions: int
@@ -154,7 +154,7 @@ class Meaning(Line):
     """From rendered scenes, on the judge's features; absent of too few pictures to tell."""
 
 
-class ClipScore(Line):
+class ClipScore(ResultRecord):
     """How well the suite's pictures show their prompts: 100 times the cosine of CLIP's embeddings."""
 
     model: str
@@ -168,7 +168,7 @@ class ClipScore(Line):
     reference_mean: float | None = None
 
 
-class Lpips(Line):
+class Lpips(ResultRecord):
     """How far the suite's pictures are from the reference's, to a network calibrated on people's judgments."""
 
     network: str
@@ -177,7 +177,7 @@ class Lpips(Line):
     worst: float
 
 
-class Fid(Line):
+class Fid(ResultRecord):
     """The Fréchet distance of Inception's features, from the weights that pytorch-fid publishes."""
 
     distance: float
@@ -187,7 +187,7 @@ class Fid(Line):
     """What the pictures are held against."""
 
 
-class Likeness(Line):
+class Likeness(ResultRecord):
     """What the speed costs in likeness to the reference, from the engines that were timed."""
 
     reference: str
@@ -212,7 +212,7 @@ class Likeness(Line):
     fid: Fid | None = None
 
 
-class Subject(Line):
+class Subject(ResultRecord):
     """What drew it."""
 
     kind: Literal["profile", "baseline"]
@@ -227,7 +227,7 @@ class Subject(Line):
     """The whole profile; None for baselines that aren't latentc's."""
 
 
-class MeasuredModel(Line):
+class MeasuredModel(ResultRecord):
     """The bundle that was drawn with, or whose checkpoint a baseline drew with."""
 
     name: str
@@ -243,7 +243,7 @@ class MeasuredModel(Line):
     """The version that exported it."""
 
 
-class Measurement(Line):
+class Measurement(ResultRecord):
     """One configuration: a subject at one size, batch and number of steps on one machine."""
 
     schema_version: Literal[3] = 3
