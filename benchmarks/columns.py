@@ -34,7 +34,7 @@ Read = Callable[[Measurement], str]
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A subject's cells."""
 
     row: Measurement
@@ -50,7 +50,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     note: str
 
 
@@ -263,7 +263,7 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
         return None
     named = title_of if title == "Demo" else shown_name
     lines = [
-        Line(row, named(row, section), tuple(cells[index] for index in filled) if cells else None)
+        TableLine(row, named(row, section), tuple(cells[index] for index in filled) if cells else None)
         for row, cells in listed
     ]
     return Table(title, tuple(list(reads)[index] for index in filled), tuple(lines), NOTES.get(title, ""))
