@@ -114,7 +114,7 @@ def suite_for(*bundles: Bundle) -> Suite:
 
 
 @dataclass(frozen=True)
-class References:
+class SuiteReferences:
     """What the reference drew, and how."""
 
     suite: Suite
@@ -222,7 +222,7 @@ def make_references(
     pipeline: Pipeline,
     suite: Suite | None = None,
     size: tuple[int, int] | None = None,
-) -> References:
+) -> SuiteReferences:
     """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises.
 
     None is the bundle's own suite, and the model's own size.
@@ -237,10 +237,10 @@ def make_references(
         result = pipeline(wish.request, latents=wish.latents)
         images.append(result.images[0])
         engines = result.engines
-    return References(suite, dict(engines), size, recording, tuple(images))
+    return SuiteReferences(suite, dict(engines), size, recording, tuple(images))
 
 
-def measure(pipeline: Pipeline, references: References) -> SuiteParity:
+def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
     """Draw the suite with an engine and compare: teacher-forced call by call, and whole pictures.
 
     Raises what drawing raises, but for NaN and infinity, which are faults of their picture; `RuntimeMissing`
@@ -320,7 +320,7 @@ def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path
     return bundle.engines / f"suite-{suite.name}-{suite.version}-{size[0]}x{size[1]}-{key}.npz"
 
 
-def save_references(path: Path, references: References) -> None:
+def save_references(path: Path, references: SuiteReferences) -> None:
     """Write references to one `.npz` file, sealed with its digest, which appears whole or not at all."""
     recording = references.recording
     about = {
@@ -339,7 +339,7 @@ def save_references(path: Path, references: References) -> None:
     write_arrays(path, arrays)
 
 
-def load_references(path: Path) -> References:
+def load_references(path: Path) -> SuiteReferences:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
         arrays = read_sealed_arrays(path, "Remove it, and make them again.", BundleError, REFERENCES_BYTES)
@@ -359,7 +359,7 @@ def load_references(path: Path) -> References:
         images = tuple(arrays[f"image.{index}"] for index in range(len(prompts) * len(read.seeds)))
         width, height = about["size"]
         recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls)
-        return References(read, about["engines"], (width, height), recording, images)
+        return SuiteReferences(read, about["engines"], (width, height), recording, images)
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as exc:
         raise BundleError(f"{path} holds no references of a suite ({exc}). Remove it, and make them again.") from exc
 
