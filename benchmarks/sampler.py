@@ -21,7 +21,7 @@ LISTED_EVERY = 10
 """Samples from one listing of the tree to the next: it looks at every process of the system."""
 
 
-class Sampler:
+class MemorySampler:
     """Watches one process at a time; remembers the peak of each over its life."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Sampler:
 
 def main() -> None:
     """Answer the harness until it hangs up."""
-    sampler = Sampler()
+    sampler = MemorySampler()
 
     def stop(_: dict[str, Any]) -> MemoryHeld:
         return sampler.stop()

@@ -242,7 +242,7 @@ def test_devices_are_asked_for_their_idle_value_once_a_process(monkeypatch):
     asked = []
     device = Device("NVIDIA 0", dict, lambda: asked.append("used") or 1000)
     monkeypatch.setattr(sampler, "devices", lambda: [device])
-    found = sampler.Sampler()
+    found = sampler.MemorySampler()
     for _ in range(2):
         found.peak(1 << 30)  # nobody's number: no process is looked at
     assert asked == ["used"]
