@@ -132,7 +132,7 @@ class Checked:
     """Name of LPIPS' network; empty where it wasn't asked for."""
 
 
-class Subject(Protocol):
+class Measurable(Protocol):
     """What is measured, inside its process. Each method may raise whatever it likes: that is a row with its reason."""
 
     def open(self, brief: Brief) -> Imported:
@@ -156,7 +156,7 @@ Verbs = Mapping[str, Callable[[dict[str, Any]], Any]]
 """What each order calls; it returns a dataclass, a record, or nothing."""
 
 
-def serve_subject(subject: Subject, others: Verbs | None = None, install: str = "") -> None:
+def serve_subject(subject: Measurable, others: Verbs | None = None, install: str = "") -> None:
     """Answer the harness until it hangs up, to `others` too. `install` says how to get the libraries that it opens."""
 
     def opened(what: dict[str, Any]) -> Imported:
