@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from ..core.units import counted
 from .charts import Bar, Strip, bars, pareto, strips
 from .columns import TABLES, stage_seconds, table
-from .grid import AMPLIFIED, Cell, cells
+from .grid import AMPLIFIED, PictureCell, cells
 from .headline import headline
 from .reading import (
     UNSTABLE,
@@ -148,7 +148,7 @@ def strips_of(section: Section, what: Literal["total", "denoiser"]) -> object:
     return found if found[0] else None
 
 
-def grids(section: Section) -> list[tuple[str, list[Cell]]]:
+def grids(section: Section) -> list[tuple[str, list[PictureCell]]]:
     """Pictures by checkpoint: those of two aren't held against each other."""
     each = [Section(tuple(row for row in section.rows if row.model == model)) for model in section.models]
     several = len(each) > 1
