@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from .reading import Point, figure, front, seconds_shown
+from .reading import ParityPoint, figure, front, seconds_shown
 from .summary import summarize
 
 NARROW = 320
@@ -94,7 +94,7 @@ class DrawnStrip:
 class Spot:
     """A row in the picture of seconds against parity."""
 
-    point: Point
+    point: ParityPoint
     x: float
     y: float
     best: bool
@@ -176,7 +176,7 @@ def strips(rows: Sequence[Strip]) -> tuple[list[DrawnStrip], tuple[str, str]]:
     return drawn, (f"{low:+.0%}", f"{high:+.0%}")
 
 
-def pareto(points: Sequence[Point], axis: str) -> Pareto:
+def pareto(points: Sequence[ParityPoint], axis: str) -> Pareto:
     """The picture of seconds against parity."""
     known = [(point, point.psnr_db) for point in points if point.psnr_db is not None]
     unknown = [point for point in points if point.psnr_db is None]
@@ -205,7 +205,7 @@ def pareto(points: Sequence[Point], axis: str) -> Pareto:
     return Pareto(height + 40, tuple(lines + stair), tuple(spots), (*labels, *names), tuple(legend))
 
 
-def _told(point: Point) -> str:
+def _told(point: ParityPoint) -> str:
     likeness = f"{figure(point.psnr_db)} dB" if point.psnr_db is not None else "parity not measured"
     return f"{point.name}: {seconds_shown(point.seconds)}, {likeness}"
 

@@ -60,7 +60,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Point:
+class ParityPoint:
     """One row in the picture of seconds against parity."""
 
     name: str
@@ -217,21 +217,21 @@ def axis_of(rows: Sequence[Measurement]) -> Axis | None:
     return AXES[counts.index(max(counts))] if any(counts) else None
 
 
-def points(section: Section, axis: Axis | None) -> list[Point]:
+def points(section: Section, axis: Axis | None) -> list[ParityPoint]:
     """A point for each row that did work and has seconds."""
-    found: list[Point] = []
+    found: list[ParityPoint] = []
     for row in section.engines:
         if whole := row.summary("total"):
             psnr_db = _finite(axis.of(row)) if axis else None
             own = row.subject.kind == "profile"
-            found.append(Point(shown_name(row, section), whole.median, psnr_db, own, whole.interval))
+            found.append(ParityPoint(shown_name(row, section), whole.median, psnr_db, own, whole.interval))
     return found
 
 
-def front(candidates: Iterable[Point]) -> list[Point]:
+def front(candidates: Iterable[ParityPoint]) -> list[ParityPoint]:
     """Those that nothing else beats in both: no other is as fast and nearer, or as near and faster. Fastest first."""
     known = [(point.seconds, -point.psnr_db, point) for point in candidates if point.psnr_db is not None]
-    best, kept = math.inf, list[Point]()
+    best, kept = math.inf, list[ParityPoint]()
     for _, distance, point in sorted(known, key=lambda one: one[:2]):
         if distance < best:
             best = distance
@@ -239,11 +239,11 @@ def front(candidates: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def unbeaten(candidates: Iterable[Point]) -> list[Point]:
+def unbeaten(candidates: Iterable[ParityPoint]) -> list[ParityPoint]:
     """Those that no other beats in both beyond doubt: intervals of seconds that overlap decide nothing."""
     known = [point for point in candidates if point.psnr_db is not None]
 
-    def beats(one: Point, other: Point) -> bool:
+    def beats(one: ParityPoint, other: ParityPoint) -> bool:
         mine, theirs = (each.interval or (each.seconds, each.seconds) for each in (one, other))
         return mine[1] < theirs[0] and (one.psnr_db or 0.0) >= (other.psnr_db or 0.0)
 

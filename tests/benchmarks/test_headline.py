@@ -5,7 +5,7 @@ import pytest
 from latentc.benchmarks.headline import headline, winner
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
-from latentc.benchmarks.reading import Point, ratio_shown, sections, unbeaten
+from latentc.benchmarks.reading import ParityPoint, ratio_shown, sections, unbeaten
 from latentc.benchmarks.records import Likeness
 from latentc.cli.bench import print_rows
 
@@ -117,8 +117,8 @@ def test_nothing_measured_has_no_headline(measured):
 
 
 def test_the_front_is_of_what_nothing_beats_beyond_doubt():
-    fast = Point("fast", 1.0, 30.0, True, (0.9, 1.1))
-    tie = Point("tie", 1.05, 25.0, True, (1.0, 1.2))
-    slow = Point("slow", 2.0, 25.0, True, (1.9, 2.1))
-    near = Point("near", 3.0, 90.0, True, (2.9, 3.1))
+    fast = ParityPoint("fast", 1.0, 30.0, True, (0.9, 1.1))
+    tie = ParityPoint("tie", 1.05, 25.0, True, (1.0, 1.2))
+    slow = ParityPoint("slow", 2.0, 25.0, True, (1.9, 2.1))
+    near = ParityPoint("near", 3.0, 90.0, True, (2.9, 3.1))
     assert unbeaten([fast, tie, slow, near]) == [fast, tie, near]

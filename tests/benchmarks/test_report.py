@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from latentc.benchmarks.charts import LETTER, NARROW, Bar, Strip, bars, pareto, strips
-from latentc.benchmarks.reading import Point, axis_of, figure, front, points, sections
+from latentc.benchmarks.reading import ParityPoint, axis_of, figure, front, points, sections
 from latentc.benchmarks.records import Figure, Likeness, Memory, append_records
 from latentc.benchmarks.report import report
 from latentc.core.errors import LatentcError
@@ -96,7 +96,7 @@ def test_what_records_say_is_never_markup(measured, tmp_path):
 
 
 def point(name, seconds, psnr_db):
-    return Point(name, seconds, psnr_db, own=True)
+    return ParityPoint(name, seconds, psnr_db, own=True)
 
 
 @pytest.mark.parametrize(
