@@ -45,7 +45,7 @@ class TableLine:
 
 
 @dataclass(frozen=True)
-class Table:
+class FigureTable:
     """Figures as text; columns and lines that hold nothing are left out."""
 
     title: str
@@ -241,7 +241,7 @@ WHOLE = ("Overview",)
 """Tables that keep columns which hold nothing: several sections share them."""
 
 
-def table(title: str, section: Section, rows: Sequence[Measurement] | None = None) -> Table | None:
+def table(title: str, section: Section, rows: Sequence[Measurement] | None = None) -> FigureTable | None:
     """One of `TABLES`, of all rows of a section or some; None where it would hold nothing."""
     names = TABLES[title]
     against = rival(section)
@@ -266,7 +266,7 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
         TableLine(row, named(row, section), tuple(cells[index] for index in filled) if cells else None)
         for row, cells in listed
     ]
-    return Table(title, tuple(list(reads)[index] for index in filled), tuple(lines), NOTES.get(title, ""))
+    return FigureTable(title, tuple(list(reads)[index] for index in filled), tuple(lines), NOTES.get(title, ""))
 
 
 def stage_seconds(row: Measurement, stage: Stage) -> float | None:

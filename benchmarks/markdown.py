@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .columns import SUMMARY, Table, table
+from .columns import SUMMARY, FigureTable, table
 from .headline import headline
 from .reading import (
     Section,
@@ -28,7 +28,7 @@ def markdown(sections: Sequence[Section]) -> str:
     return "\n\n".join(block for section in sections for block in _section(section)) + "\n"
 
 
-def markdown_table(found: Table) -> str:
+def markdown_table(found: FigureTable) -> str:
     """The table alone."""
     lines = [f"| | {' | '.join(map(plain, found.columns))} |", "|---|" + "--:|" * len(found.columns)]
     for line in found.lines:

@@ -89,7 +89,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     console.print(f"Every sample is in {output}.", markup=False)
 
 
-def print_table(found: columns.Table, title: str | None) -> Table:
+def print_table(found: columns.FigureTable, title: str | None) -> Table:
     """For a terminal."""
     listed = table(title, "subject", *found.columns, right=found.columns)
     for line in found.lines:
