@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..compiler.cases import Arrays
 from ..core.engine import Engine, Run
 from ..core.errors import ParityError
 from ..core.request import Request
@@ -24,7 +25,6 @@ from ..core.tensors import Array, psnr_db
 from ..pipelines.engines import Engines
 from ..pipelines.pipeline import Pipeline
 
-Arrays = dict[str, Array]
 Tap = Callable[[str, Engine, Mapping[str, Array]], Arrays]
 """Answers a call in an engine's place: the part's name, the engine, all feeds."""
 

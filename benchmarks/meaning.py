@@ -22,7 +22,7 @@ from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import Target, runtime
 from ..scenes.caption import EACH, WHOLE, attributes, describe
-from ..scenes.judge import JUDGE, SIDE, Run, attributes_of, prepare, scene_score, scores_by_attribute
+from ..scenes.judge import JUDGE, SIDE, Pixels, Run, attributes_of, prepare, scene_score, scores_by_attribute
 from ..scenes.render import render
 from ..scenes.world import EXAMINED, KINDS, Scene, held_out, sample
 from .bare import bare_engine
@@ -36,8 +36,6 @@ REFERENCES = 512
 FIRST_REFERENCE = EXAMINED + 1_000_000
 BATCH = 16
 """Pictures that the judge reads at once."""
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
