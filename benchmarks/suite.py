@@ -29,8 +29,9 @@ from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
 from ..sampling.noise import initial_noise
-from .forced import Call, Forced, Recording, force, record
-from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
+from .forced import Forced, RecordedCall, Recording, force, record
+from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, summarize
+from .records import METRICS, Figure, Likeness, Metric
 
 REFERENCES_BYTES = 1 << 30
 """Limit of a suite's references: 16 pictures of 1024 x 1024 and one recorded drawing have 200 MB."""
@@ -114,7 +115,7 @@ def suite_for(*bundles: Bundle) -> Suite:
 
 
 @dataclass(frozen=True)
-class References:
+class SuiteReferences:
     """What the reference drew, and how."""
 
     suite: Suite
@@ -155,7 +156,7 @@ class SuiteParity:
     """The denoiser's name among them."""
     forced: Forced
     pictures: tuple[Picture, ...]
-    summary: Summary | None
+    summary: PictureSummary | None
     """Over the pictures that there are; None where there is none."""
 
     @property
@@ -196,7 +197,7 @@ def make_references(
     pipeline: Pipeline,
     suite: Suite | None = None,
     size: tuple[int, int] | None = None,
-) -> References:
+) -> SuiteReferences:
     """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises.
 
     None is the bundle's own suite, and the model's own size.
@@ -211,10 +212,10 @@ def make_references(
         result = pipeline(wish.request, latents=wish.latents)
         images.append(result.images[0])
         engines = result.engines
-    return References(suite, dict(engines), size, recording, tuple(images))
+    return SuiteReferences(suite, dict(engines), size, recording, tuple(images))
 
 
-def measure(pipeline: Pipeline, references: References) -> SuiteParity:
+def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
     """Draw the suite with an engine and compare: teacher-forced call by call, and whole pictures.
 
     Raises what drawing raises, but for NaN and infinity, which are faults of their picture; `RuntimeMissing`
@@ -271,13 +272,30 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
     return tuple(said)
 
 
+def parity_of(found: SuiteParity) -> Likeness:
+    """As a line of results has it."""
+    pictures: dict[Metric, Figure] = {}
+    if found.summary is not None:
+        median, worst = asdict(found.summary.median), asdict(found.summary.worst)
+        pictures = {metric: Figure(median=median[metric], worst=worst[metric]) for metric in METRICS}
+    return Likeness(
+        reference=found.reference,
+        suite=f"{found.suite}, against {found.reference}",
+        forced_psnr_db=dict(found.forced.parts_psnr_db),
+        host_psnr_db=found.forced.host_psnr_db,
+        pictures=pictures,
+        faults=found.faults,
+        failures=failures(found),
+    )
+
+
 def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path:
     """Where references of a bundle are kept: another suite, size or weights have another name."""
     key = sha256_json([suite.digest, size, bundle.digest])[:16]
     return bundle.engines / f"suite-{suite.name}-{suite.version}-{size[0]}x{size[1]}-{key}.npz"
 
 
-def save_references(path: Path, references: References) -> None:
+def save_references(path: Path, references: SuiteReferences) -> None:
     """Write references to one `.npz` file, sealed with its digest, which appears whole or not at all."""
     recording = references.recording
     about = {
@@ -296,14 +314,14 @@ def save_references(path: Path, references: References) -> None:
     write_arrays(path, arrays)
 
 
-def load_references(path: Path) -> References:
+def load_references(path: Path) -> SuiteReferences:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
         arrays = read_sealed_arrays(path, "Remove it, and make them again.", BundleError, REFERENCES_BYTES)
         about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(
-            Call(
+            RecordedCall(
                 part,
                 {name: arrays[f"{index}.in.{name}"] for name in feeds},
                 {name: arrays[f"{index}.out.{name}"] for name in outputs},
@@ -316,7 +334,7 @@ def load_references(path: Path) -> References:
         images = tuple(arrays[f"image.{index}"] for index in range(len(prompts) * len(read.seeds)))
         width, height = about["size"]
         recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls)
-        return References(read, about["engines"], (width, height), recording, images)
+        return SuiteReferences(read, about["engines"], (width, height), recording, images)
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as exc:
         raise BundleError(f"{path} holds no references of a suite ({exc}). Remove it, and make them again.") from exc
 

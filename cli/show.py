@@ -14,7 +14,6 @@ from rich.table import Table
 from ..core.bundle import Bundle, License, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
-from ..core.tensors import PERFECT_DB
 from ..core.units import counted
 from ..core.units import sized as size
 from ..profiles import OWN, Profile
@@ -23,7 +22,6 @@ from .text import Screen, say
 from .text import as_json as json_text
 
 if TYPE_CHECKING:
-    from ..benchmarks.demo import Demo
     from ..compiler.build import Build
     from ..compiler.cache import Artifact, Miss
     from ..compiler.prune import Leftover, Pruned
@@ -416,34 +414,3 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     console = Screen()
     console.print(listed)
     console.print("Proof: run on such a device, on one in software, built for it without one, or only written.")
-
-
-def demo(outcome: Demo, as_json: bool) -> None:
-    """The demo's table, and where its pictures are."""
-    if as_json:
-        emit(asdict(outcome))
-        return
-    console = Screen(highlight=False)
-    figures = ("build", "load", "text", "step", "decode", "all", "memory", "step dB", "all dB")
-    rows = table(None, "profile", *figures, right=figures)
-    for row in outcome.rows:
-        seconds = row.seconds
-        stages = (seconds[stage] for stage in ("load", "text_encoder", "step", "vae_decoder", "total"))
-        step = "" if row.step_psnr_db is None else f"{row.step_psnr_db:.0f}"
-        rows.add_row(
-            row.profile,
-            f"{row.build_seconds:.1f}",
-            *(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in stages),
-            size(row.peak_bytes),
-            step,
-            f"{row.picture_psnr_db:.0f}",
-        )
-    console.print(rows)
-    console.print(
-        "Seconds to build the engines, to load them, for the text encoders, one denoiser call, decoding, the whole "
-        "picture. Memory: the most that the drawing process held. dB: how near to PyTorch is one step from the same "
-        f"latents, and the whole picture; {PERFECT_DB:.0f} is equal to the bit."
-    )
-    for name, reason in outcome.skipped.items():
-        console.print(f"{name} was left out: {reason}", markup=False)
-    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentc.benchmarks.forced import Forced, Tapped, force, record
-from latentc.benchmarks.quality import Figures, Summary
+from latentc.benchmarks.quality import Figures, PictureSummary
 from latentc.benchmarks.suite import (
     HOST_PSNR_DB,
     SCENES,
@@ -250,7 +250,7 @@ def passing():
         denoiser="unet",
         forced=Forced(HOST_PSNR_DB, "", {"unet": (90.0, 95.0)}),
         pictures=(Picture("a", 1, good, ()),),
-        summary=Summary(good, good, 1),
+        summary=PictureSummary(good, good, 1),
     )
 
 
@@ -260,7 +260,7 @@ def test_every_bound_is_held_alone(passing):
     for name, value in asdict(good).items():
         for wrong in (value * (0.99 if name in ("psnr_db", "ssim") else 1.01), float("nan")):
             worse = replace(good, **{name: wrong})
-            said = failures(replace(passing, summary=Summary(good, worse, 1)))
+            said = failures(replace(passing, summary=PictureSummary(good, worse, 1)))
             assert len(said) == 1
             assert name in said[0]
     for forced in (
