@@ -138,7 +138,6 @@ PROVIDERS: dict[str, Provider] = {
             "trt_sparsity_enable": bool,
         },
         switches=("False", "True"),  # its parser takes no other words; 0 and 1 raise
-        enables={"f16": "trt_fp16_enable"},
         caches=(
             ("trt_engine_cache_enable", "True"),
             ("trt_engine_cache_path", "{}"),
