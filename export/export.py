@@ -25,6 +25,7 @@ from ..core.bundle import (
     Part,
     Source,
     digest,
+    graph_path,
     open_bundle,
     proof_digest,
 )
@@ -117,10 +118,10 @@ def _export_part(
     on_progress: Progress,
 ) -> Part:
     from .trace import OPSET, trace
-    from .weights import computing, kept_as, parameters, plain_names, store_narrow, write
+    from .weights import DATA, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
 
-    place = fresh / spec.name
-    place.mkdir()
+    path = fresh / graph_path(spec.name)
+    path.parent.mkdir(exist_ok=True)
     on_progress(f"{spec.name}: read", None)
     kept = kept_as(tensor.dtype for tensor in checkpoint.weights[spec.component].values())
     component = computing(checkpoint, spec.component)
@@ -137,16 +138,18 @@ def _export_part(
         plain_names(model)
         store_narrow(model, kept)
     on_progress(f"{spec.name}: write", None)
-    write(model, place)
+    write_variant(model, path) if "@" in spec.name else write(model, path.parent)
     del model, module, component  # the comparison below needs their memory
     gc.collect()
     on_progress(f"{spec.name}: check", None)
-    found = check(spec.name, place / "model.onnx", unpack(stored))
-    graph = digest({f"{spec.name}/{path.name}": _info(path) for path in sorted(place.iterdir())})
+    found = check(spec.name, path, unpack(stored))
+    graph = digest(
+        {f"{path.parent.name}/{one.name}": _info(one) for one in (path, path.with_name(DATA)) if one.exists()}
+    )
     fixed = sha256(fresh / stored_at(spec.name))
     remember(graph_key(graph, fixed), found.model_copy(update={"exported_here": True}))
     return Part(
-        path=f"{spec.name}/model.onnx",
+        path=graph_path(spec.name),
         role=spec.role,
         opset=OPSET,
         weights=kept,
@@ -185,7 +188,7 @@ def _write_configs(checkpoint: Checkpoint, tokenizers: dict[str, dict[str, bytes
     index: dict[str, Any] = dict(checkpoint.model_index)
     if index.get("_class_name") not in family.pipelines:
         index["_class_name"] = family.pipeline  # what Optimum has; the checkpoint's own class has the same components
-    for spec in part_specs(checkpoint):
+    for spec in (one for one in part_specs(checkpoint) if "@" not in one.name):
         size = (
             {"sample_size": checkpoint.pixels // checkpoint.downscale}
             if checkpoint.size and spec.role == "denoiser"
