@@ -97,8 +97,8 @@ class Family:
     """The component that encodes and decodes latents."""
     library: str = "diffusers"
     """The module that has the pipeline class, which draws the references."""
-    folder: Path | None = None
-    """Of its published configs; None: `configs/<name>`."""
+    configs: Mapping[str, Config] | None = None
+    """Its published configs by component, and the `scheduler`'s; None: those in `configs/<name>`."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -141,8 +141,9 @@ class Family:
 
     def config(self, component: str) -> Config:
         """The published, full-size config of a component, or of the `scheduler`."""
-        folder = self.folder or _CONFIGS / self.name
-        return json.loads((folder / f"{component}.json").read_text(encoding="utf-8"))
+        if self.configs is not None:
+            return deepcopy(self.configs[component])
+        return json.loads((_CONFIGS / self.name / f"{component}.json").read_text(encoding="utf-8"))
 
     def tiny_config(self, component: str) -> Config:
         """The config of a component's tiny variant: the published one with small overrides."""

@@ -144,7 +144,9 @@ def _ends(cases: tuple[Case, ...], latents: str) -> list[Case]:
     """The first case; of a denoiser the first calls of a guided and an unguided drawing, three calls at the ends, and
     two that differ by their text alone.
     """
-    firsts = {case.drawing: case for case in reversed(cases) if case.drawing in FIRSTS or case is cases[0]}
+    firsts = {
+        case.drawing: case for case in reversed(cases) if case.drawing.partition("@")[0] in FIRSTS or case is cases[0]
+    }
     ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
     pair = text_pairs(ends, latents)[:1]
     places = (0, len(ends) // 2, -1, *pair[0]) if pair else (0, len(ends) // 2, -1)

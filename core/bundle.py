@@ -53,6 +53,9 @@ GRAPHS = re.compile(r"/model(@[a-z0-9_]+)?\.onnx")
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """What a part does in a picture, whatever its family calls it."""
 
+Task = Literal["text"]
+"""What a model draws from: a text."""
+
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
 
 ROLES: tuple[tuple[str, tuple[Role, ...]], ...] = (
@@ -155,6 +158,8 @@ class Model(Record):
     default_height: Annotated[int, Field(ge=8, le=8192)] | None = None
     frames: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Of what it draws at once; None: pictures, whose latents have no such axis."""
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
+    """What it can do; a plain request asks for the first."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
     """How what is known becomes the inputs of the denoiser, and of whatever else is called at each step."""
 

@@ -113,7 +113,7 @@ class Result:
     """The pictures, what was asked, what was done, and how long each stage took."""
 
     images: NDArray[np.uint8]
-    """[count, height, width, 3], sRGB."""
+    """[count, height, width, 3], sRGB; [count, frames, height, width, 3] of a model that draws frames."""
     latents: Array
     """[count, channels, height / 8, width / 8], float32, as the VAE decoder was given them."""
     request: Request

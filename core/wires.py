@@ -88,8 +88,8 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
         if wire.input not in inputs or wire.input == TIMESTEP:
             return f"wires {wire.source} to {shown(wire.input)}, which isn't an input of {' or '.join(stepping)}"
         if (wire.axis is None) == (wire.input in made):
-            more = "a second time, and an axis to join along" if wire.axis is None else "first, and no axis"
-            return f"wires {wire.source} to {wire.input} {more} was expected"
+            which, lacks = ("another", "no axis to join along") if wire.axis is None else ("the first", "an axis")
+            return f"wires {wire.source} to {wire.input}: {which} source of it has {lacks}"
         found: list[int | None] = [None]
         if wire.of_part:
             part = parts.get(wire.owner)
@@ -97,21 +97,22 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
             if output is None:
                 return f"wires {wire.source} to {wire.input}, which isn't an output of a part"
             if len(output.shape) != len(inputs[wire.input].shape):
-                return f"wires {wire.source} to {wire.input}, and one has {len(output.shape)} axes, the other not"
+                axes = len(output.shape), len(inputs[wire.input].shape)
+                return f"wires {wire.source} of {axes[0]} axes to {wire.input}, which has {axes[1]}"
             found = [_width(output)]
         made[wire.input] = _joined(made.get(wire.input), found, wire)
     for name, widths in made.items():
         wanted = _width(inputs[name])
         if None not in widths and wanted is not None and set(widths) != {wanted}:
-            return f"wires what is {' and '.join(map(str, widths))} wide to {name}, which is {wanted} wide"
+            return f"wires sources of width {' and '.join(map(str, widths))} to {name}, whose width is {wanted}"
     for part, info in stepping.items():
         if info.role == "denoiser" and len(info.outputs) != 1:
             return f"has a denoiser {part} of {len(info.outputs)} outputs, and one was expected"
         for tensor in info.inputs:
             if tensor.name not in made and tensor.name != TIMESTEP:
                 return f"has a part {part} with an input {shown(tensor.name)} that no wire feeds"
-    if stepping and sum(wire.source == LATENTS for wire in wires) != 1:
-        return f"has not exactly one wire of {LATENTS}"
+    if stepping and (latents := sum(wire.source == LATENTS for wire in wires)) != 1:
+        return f"has {latents} wires of {LATENTS}, and one was expected"
     return None
 
 

@@ -25,6 +25,7 @@ from ..core.bundle import (
     Part,
     Source,
     digest,
+    graph_path,
     open_bundle,
     proof_digest,
 )
@@ -85,7 +86,8 @@ def export(
         components=components,
     )
     opened = settle(opened, scheduler)
-    if wrong := complaint(model_facts(opened).wires, {spec.name: spec for spec in part_specs(opened)}):
+    specs = part_specs(opened)
+    if wrong := complaint(model_facts(opened).wires, {spec.name: spec for spec in specs}):
         raise CheckpointError(f"{opened.source.location} {wrong}. Its components don't belong together.")
     ready()  # which takes seconds
     opened.check_modules()
@@ -100,7 +102,6 @@ def export(
         on_progress("prompts: reference", None)
         with computing_in_torch("text encoders"):
             references.read_prompts()
-        specs = part_specs(opened)
         hashed: dict[str, FileInfo] = {}
         parts = {spec.name: _export_part(opened, spec, references, fresh, hashed, on_progress) for spec in specs}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
@@ -121,10 +122,10 @@ def _export_part(
 ) -> Part:
     """Export a part; its graph, weights and references are added to `hashed`, by their paths in the bundle."""
     from .trace import OPSET, trace
-    from .weights import computing, kept_as, parameters, plain_names, store_narrow, write
+    from .weights import DATA, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
 
-    place = fresh / spec.name
-    place.mkdir()
+    path = fresh / graph_path(spec.name)
+    path.parent.mkdir(exist_ok=True)
     on_progress(f"{spec.name}: read", None)
     kept = kept_as(tensor.dtype for tensor in checkpoint.weights[spec.component].values())
     component = computing(checkpoint, spec.component)
@@ -141,17 +142,19 @@ def _export_part(
         plain_names(model)
         store_narrow(model, kept)
     on_progress(f"{spec.name}: write", None)
-    write(model, place)
+    write_variant(model, path) if "@" in spec.name else write(model, path.parent)
     del model, module, component  # the comparison below needs their memory
     gc.collect()
     on_progress(f"{spec.name}: check", None)
-    found = check(spec.name, place / "model.onnx", unpack(stored))
-    hashed |= {str(path.relative_to(fresh)): _info(path) for path in (*place.iterdir(), fresh / stored_at(spec.name))}
-    graph = digest({name: info for name, info in hashed.items() if name.startswith(f"{spec.name}/")})
+    found = check(spec.name, path, unpack(stored))
+    own = {str(one.relative_to(fresh)): one for one in (path, path.with_name(DATA)) if one.exists()}
+    new = own | {stored_at(spec.name): fresh / stored_at(spec.name)}
+    hashed |= {name: _info(one) for name, one in new.items() if name not in hashed}  # variants share their weights
+    graph = digest({name: hashed[name] for name in own})
     fixed = hashed[stored_at(spec.name)].sha256
     remember(graph_key(graph, fixed), found.model_copy(update={"exported_here": True}))
     return Part(
-        path=f"{spec.name}/model.onnx",
+        path=graph_path(spec.name),
         role=spec.role,
         opset=OPSET,
         weights=kept,
@@ -192,7 +195,7 @@ def _write_configs(
     index: dict[str, Any] = dict(checkpoint.model_index)
     if index.get("_class_name") not in family.pipelines:
         index["_class_name"] = family.pipeline  # what Optimum has; the checkpoint's own class has the same components
-    for spec in specs:
+    for spec in (one for one in specs if "@" not in one.name):
         size = (
             {"sample_size": checkpoint.pixels // checkpoint.downscale}
             if checkpoint.size and spec.role == "denoiser"

@@ -192,15 +192,17 @@ class References:
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
         fixed = [tensor.name for tensor in spec.inputs if tensor.name not in (self.facts.latents_input, TIMESTEP)]
+        at = "".join(spec.name.partition("@")[1:])  # of a variant
         vae = self.checkpoint.family.vae
         with muted(*LOGGERS):
-            pipeline = self._pipeline(**{spec.component: denoiser, vae: computing(self.checkpoint, vae)})
+            drawing = _calling(spec, denoiser) if at else denoiser
+            pipeline = self._pipeline(**{spec.component: drawing, vae: computing(self.checkpoint, vae)})
             for asked in self._asked:
-                calls = self._record(pipeline, spec, asked)
-                shared[asked.name] = {name: calls[0].feeds[name] for name in fixed}
+                calls = self._record(pipeline, spec, asked, f"{asked.name}{at}")
+                shared[f"{asked.name}{at}"] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
-            long = next(case for case in cases if case.drawing == "long")
-            other = next(case for case in cases if case.drawing == "wide")
+            long = next(case for case in cases if case.drawing == f"long{at}")
+            other = next(case for case in cases if case.drawing == f"wide{at}")
             cases += self._at_ends(spec, denoiser, cases[0], other, long)
         return pack(cases, shared)
 
@@ -242,7 +244,7 @@ class References:
         """Inputs of the denoiser that text encoders feed."""
         return tuple(dict.fromkeys(wire.input for wire in self.facts.wires if wire.of_part))
 
-    def _record(self, pipeline: Any, spec: PartSpec, asked: Asked) -> list[Case]:
+    def _record(self, pipeline: Any, spec: PartSpec, asked: Asked, name: str) -> list[Case]:
         import torch
 
         from_numpy = cast("Any", torch).from_numpy
@@ -258,7 +260,7 @@ class References:
             fed[TIMESTEP] = torch.as_tensor(fed[TIMESTEP]).float().reshape(1)
             arrays = {tensor.name: fed[tensor.name].detach().float().numpy() for tensor in spec.inputs}
             answer = {spec.outputs[0].name: output[0].detach().numpy()}
-            calls.append(Case(f"{asked.name}.{len(calls)}", arrays, answer))
+            calls.append(Case(f"{name}.{len(calls)}", arrays, answer))
 
         def ended(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             steps.append(tensors["latents"].detach().numpy().copy())
@@ -276,7 +278,7 @@ class References:
         def recorded(latents: torch.Tensor, **given: Any) -> Any:
             answer = decode(latents, **given)
             arrays = {"latent_sample": latents.detach().numpy().copy()}
-            decoded.append(Case(asked.name, arrays, {"sample": answer[0].detach().numpy()}))
+            decoded.append(Case(name, arrays, {"sample": answer[0].detach().numpy()}))
             return answer
 
         vae.decode = recorded
@@ -300,17 +302,18 @@ class References:
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
         self.cases.setdefault("decoder", []).extend(decoded)
         self.drawn |= {
-            f"{asked.name}/start": start,
-            f"{asked.name}/sigma": np.array(float(pipeline.scheduler.init_noise_sigma)),
-            f"{asked.name}/steps": np.stack(steps),
-            f"{asked.name}/noise": np.stack(noise),
+            f"{name}/start": start,
+            f"{name}/sigma": np.array(float(pipeline.scheduler.init_noise_sigma)),
+            f"{name}/steps": np.stack(steps),
+            f"{name}/noise": np.stack(noise),
         }
         if whole:
-            self.drawn[f"{asked.name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
-        self.drawings.append(Drawing(name=asked.name, request=self._request(asked), calls=len(calls), complete=whole))
+            self.drawn[f"{name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
+        request = self._request(asked, spec.name.partition("@")[2] or None)
+        self.drawings.append(Drawing(name=name, request=request, calls=len(calls), complete=whole))
         return calls
 
-    def _request(self, asked: Asked) -> Request:
+    def _request(self, asked: Asked, variant: str | None) -> Request:
         height, width = (side * self.facts.downscale for side in asked.size)
         return Request(
             prompt=" ".join(asked.prompts),
@@ -321,6 +324,7 @@ class References:
             guidance=asked.guidance,
             count=asked.count,
             scheduler=None if self._own else DRAWS_INSTEAD,
+            variant=variant,
         )
 
     def _wishes(self, tokenizer: Any) -> tuple[Asked, ...]:
@@ -442,9 +446,35 @@ class References:
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
 
 
+def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:
+    """The component, which is called as a variant of it: what a pipeline passes goes through the variant's own call."""
+    import torch
+
+    names = tuple(tensor.name for tensor in spec.outputs)
+
+    class Variant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = component
+            """Whose parameters it is called with."""
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(component, name)
+
+        def forward(self, *arguments: Any, **given: Any) -> Any:
+            fed = _arguments(component, arguments, given)
+            fed[TIMESTEP] = torch.as_tensor(fed[TIMESTEP]).float().reshape(1)
+            return spec.call(component, names, *(fed[tensor.name] for tensor in spec.inputs))
+
+    return Variant().eval()
+
+
 def _arguments(module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
     """What a module was called with, by the names of its parameters; what lies in a dict, by its own."""
-    bound = inspect.signature(module.forward).bind(*arguments, **given).arguments
+    bound = inspect.signature(getattr(module, "whole", module).forward).bind(*arguments, **given).arguments
     fed: dict[str, Any] = {}
     for name, value in bound.items():
         fed |= cast("dict[str, Any]", value) if isinstance(value, dict) else {name: value}

@@ -82,6 +82,27 @@ def write(model: ir.Model, folder: Path) -> None:
     cast("Any", ir).save(model, folder / "model.onnx", external_data=DATA, size_threshold_bytes=INLINE_BYTES)
 
 
+def write_variant(model: ir.Model, path: Path) -> None:
+    """Write another graph beside `model.onnx`, over the same weights: what that one holds too isn't written again.
+
+    Other constants, which the exporter folded, lie in the graph itself.
+    """
+    import onnx_ir as ir
+
+    library = cast("Any", ir)
+    base: ir.Model = library.load(path.with_name("model.onnx"))
+    kept = {name: value.const_value for name, value in base.graph.initializers.items()}
+    for name, value in model.graph.initializers.items():
+        tensor, own = kept.get(name), value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and own is not None and _same(tensor, own):
+            value.const_value = tensor
+    library.save(model, path)
+
+
+def _same(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
 def parameters(model: ir.Model) -> int:
     """How many numbers the weights are."""
     return sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)

@@ -22,7 +22,7 @@ from ..core.tensors import Array
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
-from ..sampling.draw import draw, host_files, latent_shape, load_host
+from ..sampling.draw import Drawn, draw, host_files, latent_shape, load_host
 from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
@@ -114,38 +114,49 @@ class Pipeline:
         """
         check_process(self._process, "This pipeline was")
         started = perf_counter()
-        host, manifest = self._host, self.bundle.manifest
-        asked = complete(request, manifest.model, host.scheduler)
+        asked = complete(request, self.bundle.manifest.model, self._host.scheduler)
+        drawn = self._draw(request, asked, on_step, latents, noise)
+        told = self._notices(request, asked, drawn, passed_in=latents is not None)
+        return self._result(asked, drawn, told, perf_counter() - started)
+
+    def _draw(
+        self, request: Request, asked: Request, on_step: OnStep | None, latents: Array | None, noise: Noise | None
+    ) -> Drawn:
+        """The pictures of a request, `asked` with all filled in, from its seed or from what was passed in."""
         _, _, seed = size_and_seed(asked)
-        shape = latent_shape(manifest.model, asked)
+        shape = latent_shape(self.bundle.manifest.model, asked)
         try:
-            drawn = draw(
-                host,
+            return draw(
+                self._host,
                 asked.model_copy(update={"scheduler": request.scheduler}),  # the checkpoint's own may have no name
                 self._engines.engine,
                 start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
                 noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
                 on_step=on_step,
-                engines=(engines := self.describe()),
+                engines=self.describe(),
             )
         except MemoryError as exc:
             raise RequestError(f"Memory ran out while drawing ({exc}). {HUNGER}") from exc
-        images, text = drawn.images, drawn.text
-        told = notices(asked, manifest, host.vocabularies[0], text.tokens, text.guided)
+
+    def _notices(self, request: Request, asked: Request, drawn: Drawn, *, passed_in: bool) -> tuple[str, ...]:
+        """What whoever asked should know of what was drawn."""
+        host, text = self._host, drawn.text
+        told = notices(asked, self.bundle.manifest, host.vocabularies[0], text.tokens, text.guided)
         told += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
-        told += [f"Image {index} is one flat colour." for index, image in enumerate(images) if is_flat(image)]
-        if latents is not None:
+        told += [f"Image {index} is one flat colour." for index, image in enumerate(drawn.images) if is_flat(image)]
+        if passed_in:
             told.append("The initial latents were passed in: the seed alone doesn't give this picture.")
-        told += self._engines.notices
-        total = perf_counter() - started
+        return (*told, *self._engines.notices)
+
+    def _result(self, asked: Request, drawn: Drawn, told: tuple[str, ...], total: float) -> Result:
         return Result(
-            images=images,
+            images=drawn.images,
             latents=drawn.latents,
             request=asked,
             seconds={**drawn.seconds, "host": total - sum(drawn.seconds.values()), "total": total},
             step_seconds=drawn.step_seconds,
-            engines=engines,
-            notices=tuple(told),
+            engines=self.describe(),
+            notices=told,
             origin=self._origin,
             writer=save,
         )

@@ -80,9 +80,11 @@ def origin(bundle: Bundle) -> Origin:
 
 
 def drawings(result: Result) -> Iterator[Drawing]:
-    """How each image of a result was drawn; raises `RequestError` for a result that no pipeline made."""
+    """How each image of a result was drawn; raises `RequestError` for frames, and for what no pipeline made."""
     if (made := result.origin) is None:
         raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
+    if result.images.ndim > 4:
+        raise RequestError("This result holds frames, and pictures are saved. Take the frames from `images`.")
     _, _, seed = size_and_seed(result.request)
     for index in range(len(result.images)):
         yield Drawing(

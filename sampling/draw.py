@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bundle import Bundle, Model, TensorInfo
+from ..core.bundle import Bundle, Model, Task, TensorInfo
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
@@ -173,6 +173,87 @@ def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
     return latents * std / np.float32(model.scaling_factor) + mean
 
 
+@dataclass
+class Draft:
+    """A request while it is drawn: what was given, and what each stage adds to it."""
+
+    host: Host
+    request: Request
+    """With its size."""
+    engine: EngineOf
+    engines: Mapping[str, str]
+    """What runs each part, for errors."""
+    start: NDArray[np.float32]
+    """Standard normal values, as `latent_shape` says."""
+    noise: Noise
+    on_step: OnStep | None
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    step_seconds: tuple[float, ...] = ()
+    walk: Walk = field(init=False)
+    text: Text = field(init=False)
+    denoiser: Run = field(init=False)
+    decoder: Run = field(init=False)
+    latents: NDArray[np.float32] = field(init=False)
+    images: NDArray[np.uint8] = field(init=False)
+
+    def named(self, part: str) -> str:
+        """What runs a part."""
+        return self.engines.get(part, "its engine")
+
+
+Stage = Callable[[Draft], None]
+
+
+def plan_walk(draft: Draft) -> None:
+    """Reads the request; writes `walk`. Before any engine works: what can't be drawn is refused at once."""
+    host, request = draft.host, draft.request
+    guided, name = is_guided(host.model, request), draft.named(host.denoiser(request))
+    draft.walk = walk_of(host, request, guided=guided, noise=draft.noise, engine=name)
+
+
+def read_prompts(draft: Draft) -> None:
+    """Reads the prompts; writes `text`."""
+
+    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
+        return _timed(draft.seconds, "text_encoder", one.run)(feeds)
+
+    draft.text = read_text(draft.host, draft.request, call, draft.engines)
+
+
+def find_engines(draft: Draft) -> None:
+    """Reads `walk`, `text` and the start; writes `denoiser`, its constants bound, and `decoder`.
+
+    Both before the walk: a size that the decoder wasn't built for is an error now, not after the last step.
+    """
+    fixed = constants(draft.host, draft.request, draft.text)
+    rows, one = draft.request.count * (2 if draft.text.guided else 1), draft.start.shape[1:]
+    shapes = {name: array.shape for name, array in fixed.items()}
+    denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: (rows, *one), TIMESTEP: (1,)})
+    decoder = draft.engine(draft.host.decoder, {"latent_sample": (1, *one)})
+    draft.denoiser = denoiser.bind(fixed)
+    draft.decoder = _timed(draft.seconds, "vae_decoder", decoder.run)
+
+
+def walk_latents(draft: Draft) -> None:
+    """Reads `walk`, `denoiser` and the start; writes `latents`, as the decoder takes them."""
+    walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.start, draft.on_step)
+    draft.seconds["denoiser"] = sum(draft.step_seconds)
+    draft.latents = unscaled(draft.host.model, walked)
+
+
+def decode_latents(draft: Draft) -> None:
+    """Reads `latents` and `decoder`; writes `images`."""
+    part = draft.host.decoder
+    draft.images = decode(draft.decoder, draft.latents, part, draft.named(part))
+
+
+TASKS: dict[Task, tuple[Stage, ...]] = {
+    "text": (plan_walk, read_prompts, find_engines, walk_latents, decode_latents),
+}
+"""What is done for each task, in order."""
+
+
 def draw(
     host: Host,
     request: Request,
@@ -183,35 +264,16 @@ def draw(
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
-    """Draw a request that has its size.
+    """Draw a request that has its size, by the stages of the model's first task.
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` gives what a stochastic
     scheduler adds. `engines` names what runs each part, for errors.
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
-    seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-    # Made before any engine works: what can't be drawn is refused at once.
-    part = host.denoiser(request)
-    name = engines.get(part, "its engine")
-    walk = walk_of(host, request, guided=is_guided(host.model, request), noise=noise, engine=name)
-
-    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        one = engine(part, {name: array.shape for name, array in feeds.items()})
-        return _timed(seconds, "text_encoder", one.run)(feeds)
-
-    text = read_text(host, request, call, engines)
-    fixed = constants(host, request, text)
-    rows = request.count * (2 if text.guided else 1)
-    shapes = {name: array.shape for name, array in fixed.items()}
-    # Both before the walk: a size that the decoder wasn't built for is an error now, not after the last step.
-    denoiser = engine(part, {**shapes, walk.latents: (rows, *start.shape[1:]), TIMESTEP: (1,)})
-    decoder = engine(host.decoder, {"latent_sample": (1, *start.shape[1:])})
-    walked, step_seconds = denoise(denoiser.bind(fixed), walk, start, on_step)
-    seconds["denoiser"] = sum(step_seconds)
-    final = unscaled(host.model, walked)
-    run = _timed(seconds, "vae_decoder", decoder.run)
-    images = decode(run, final, host.decoder, engines.get(host.decoder, "its engine"))
-    return Drawn(images, final, text, seconds, step_seconds)
+    draft = Draft(host, request, engine, engines, start, noise, on_step)
+    for stage in TASKS[host.model.tasks[0]]:
+        stage(draft)
+    return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds)
 
 
 def _timed(seconds: dict[str, float], stage: str, run: Run) -> Run:

@@ -53,12 +53,18 @@ def wires(manifest):
         (lambda value: wires(value).pop(0), "an input 'sample' that no wire feeds"),
         (lambda value: wires(value)[1].update(input="prompt"), "to 'prompt', which isn't an input of unet"),
         (lambda value: wires(value)[1].update(source="unet_2.out"), "isn't an output of a part"),
-        (lambda value: wires(value)[1].update(source="text_encoder.pooler_output"), "one has 2 axes, the other not"),
-        (lambda value: wires(value)[1].update(pad=64), "what is 64 wide to encoder_hidden_states, which is 32 wide"),
-        (lambda value: wires(value)[1].update(axis="width"), "first, and no axis was expected"),
-        (lambda value: wires(value).append(wires(value)[1]), "a second time, and an axis to join along was expected"),
-        (lambda value: wires(value).append({**wires(value)[1], "axis": "width"}), "what is 64 wide"),
-        (lambda value: wires(value)[0].update(source="request.size"), "not exactly one wire of step.latents"),
+        (
+            lambda value: wires(value)[1].update(source="text_encoder.pooler_output"),
+            "of 2 axes to encoder_hidden_states, which has 3",
+        ),
+        (lambda value: wires(value)[1].update(pad=64), "of width 64 to encoder_hidden_states, whose width is 32"),
+        (lambda value: wires(value)[1].update(axis="width"), "the first source of it has an axis"),
+        (lambda value: wires(value).append(wires(value)[1]), "another source of it has no axis to join along"),
+        (lambda value: wires(value).append({**wires(value)[1], "axis": "width"}), "sources of width 64 to"),
+        (
+            lambda value: wires(value)[0].update(source="request.size"),
+            "has 0 wires of step.latents, and one",
+        ),
     ],
 )
 def test_a_damaged_manifest_says_what_is_wrong(own_bundle, edit_manifest, change, says):

@@ -90,6 +90,8 @@ def test_no_value_of_a_manifest_is_a_trace(own_bundle, capsys):
         (("model", "wires", 1, "pad"), 10**9, "pad: 1000000000 should be"),
         (("model", "wires", 1, "source"), "text_encoder", "source: "),
         (("model", "text_encoders"), [], "text_encoders: "),
+        (("model", "tasks"), [], "tasks: "),
+        (("model", "tasks"), ["dream"], "tasks.0: input should be 'text'"),
         (("parts", "unet", "opset"), 10**9, "opset: 1000000000 should be less"),
         (("parts", "unet", "parameters"), -1, "parameters: -1 should be greater"),
         (("parts", "unet", "inputs", 0, "shape", 1), 10**12, "shape.1"),
