@@ -107,7 +107,7 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     order = list(opened.manifest.parts)
     for artifact in sorted(artifacts, key=lambda one: [*order, one.part].index(one.part)):
         fields = artifact.fields
-        device = f"{fields['runtime']} {fields['device']['name']}"
+        device = f"{fields.runtime} {fields.device_name}"
         groups.setdefault((device, ", ".join(sorted(artifact.profiles)), _refusal(artifact)), []).append(artifact)
     figures = ("disk", "device", "dB")
     for (device, profiles, refusal), group in sorted(groups.items(), key=lambda one: (one[0][2] is not None, one[0])):
@@ -115,8 +115,8 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
         for artifact in group:
             engines.add_row(
                 artifact.name,
-                escape(artifact.fields["precision"]),
-                shape(artifact.fields["shape"]),
+                escape(artifact.fields.precision),
+                shape(artifact.fields.shape),
                 size(artifact.bytes),
                 _on_device(opened, artifact),
                 _parity(artifact).replace(" dB", ""),
@@ -157,13 +157,13 @@ def _refusal(artifact: Artifact) -> str | None:
     from ..runtimes import runtime
 
     fields = artifact.fields
-    adapter, name = runtime(fields["runtime"]), fields["device"]["name"]
+    adapter, name = runtime(fields.runtime), fields.device_name
     if reason := adapter.missing(name):
         return reason
-    if {"name": name, **adapter.device(name)} != fields["device"]:
+    if {"name": name, **adapter.device(name)} != fields.device:
         return "It was built for another device of this name."
-    if adapter.versions() != fields["versions"]:
-        return f"It was built by version {' '.join(fields['versions'].values())}."
+    if adapter.versions() != fields.versions:
+        return f"It was built by version {' '.join(fields.versions.values())}."
     return None
 
 
@@ -194,7 +194,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             when = one.how if one.how in ("there", "taken") else f"{artifact.seconds:.1f} s"
             when += ", refitted" if one.how == "refitted" else ""
             figure = _parity(artifact)
-            made.add_row(artifact.name, escape(artifact.fields["precision"]), when, size(artifact.bytes), figure)
+            made.add_row(artifact.name, escape(artifact.fields.precision), when, size(artifact.bytes), figure)
         console.print(made)
         for note in build.notes:
             console.print(note, markup=False)
@@ -235,7 +235,7 @@ def why(
 
     The latter is a JSON row with no part, and its `refusal`.
     """
-    from ..compiler.cache import Miss, folder_name
+    from ..compiler.cache import Miss
     from ..compiler.engines import Engines
     from ..compiler.proof import proved_here
     from ..runtimes import runtime
@@ -250,7 +250,7 @@ def why(
             row: dict[str, Any] = {
                 "profile": profile.name,
                 "part": want.part,
-                "engine": folder_name(want.part, want.key),
+                "engine": want.name,
             }
             row["runtime"] = want.target.runtime
             row["hit"] = not isinstance(outcome, Miss)

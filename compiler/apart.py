@@ -79,5 +79,7 @@ def measure_all(
         parities[want.key] = found.model_dump(mode="json")
         if not found.psnr_db >= floor_db(opened, chosen, want):
             return {"parities": parities, "steps": None}
-    taken = prove_steps(opened, chosen, engines, lambda: Engines(opened, chosen), on_progress) if steps else None
-    return {"parities": parities, "steps": taken.model_dump(mode="json") if taken else None}
+    if not steps:
+        return {"parities": parities, "steps": None}
+    taken = prove_steps(opened, chosen, engines, lambda: Engines(opened, chosen, (adapter, engines)), on_progress)
+    return {"parities": parities, "steps": taken.model_dump(mode="json")}

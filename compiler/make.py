@@ -43,15 +43,16 @@ def make(
     folder: Path,
     on_progress: Progress,
     *,
+    here: bool,
     refitted: Path | None = None,
 ) -> Made:
     """Compile an engine into an empty folder, or give its weights to the plan in folder `refitted`; compare it.
 
-    Where the device isn't here, what is compared is the graph in the engine's own types, before it is compiled.
+    Where the device isn't `here`, what is compared is the graph in the engine's own types, before it is compiled.
     Raises `ParityError` below the profile's floor, and `CompileError`.
     """
     if not adapter.reads_onnx or is_exported_here(bundle, want.part):
-        return _make(bundle, profile, adapter, want, folder, refitted, on_progress)
+        return _make(bundle, profile, adapter, want, folder, refitted, on_progress, here=here)
     answer = quarantined(
         f"{__name__}:make_apart",
         {
@@ -78,7 +79,8 @@ def make_apart(
     if want is None:
         raise CompileError(f"What builds {folder} has changed since this build began. Build again.")
     plan = Path(refitted) if refitted else None
-    return _make(opened, chosen, adapter, want, Path(folder), plan, on_progress).model_dump(mode="json")
+    here = adapter.missing(chosen.device) is None
+    return _make(opened, chosen, adapter, want, Path(folder), plan, on_progress, here=here).model_dump(mode="json")
 
 
 def _make(
@@ -89,9 +91,11 @@ def _make(
     folder: Path,
     refitted: Path | None,
     on_progress: Progress,
+    *,
+    here: bool,
 ) -> Made:
     parity = None
-    if adapter.missing(profile.device) is not None:  # compared before it is compiled, which takes longer
+    if not here:  # compared before it is compiled, which takes longer
         on_progress(f"{want.part}: compare its graph", None)
         parity = measure_typed(bundle, want.part, want.target)
         check_floor(bundle, profile, want, parity)

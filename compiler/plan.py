@@ -100,10 +100,21 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
     """
     adapter = runtime(profile.runtime)
     if unbuildable := adapter.unbuildable(profile.device):
-        asked = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(RECIPES))]
-    else:
-        _, engines = wanted(bundle, profile, to_run=False)
-        asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
+        unknown = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(RECIPES))]
+        return planned(bundle, profile, adapter, unknown, unbuildable)
+    _, engines = wanted(bundle, profile, to_run=False)
+    asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
+    return planned(bundle, profile, adapter, asked)
+
+
+def planned(
+    bundle: Bundle,
+    profile: Profile,
+    adapter: Runtime,
+    asked: Iterable[tuple[str, Target, Artifact | None]],
+    unbuildable: str | None = None,
+) -> Plan:
+    """As `plan`, of engines that are known: each part and target, and the artifact where there is one."""
     costs = adapter.costs(profile.device, profile.options, free=not profile.shapes.sizes)
     here = machine()
     absent = adapter.missing(profile.device) is not None

@@ -107,14 +107,12 @@ class _Host(Record):
 
 def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
     """What the figures of an engine are remembered under: its bytes, its references, and the device that is here."""
-    shape = artifact.fields["shape"]
-    fixed = None if shape == "free" else {name: tuple(size) for name, size in shape.items()}
     facts = {
         "engine": artifact.key,
-        "referee": made_reference(bundle, artifact.part, fixed),
+        "referee": made_reference(bundle, artifact.part, artifact.fields.fixed),
         "files": {name: info.sha256 for name, info in artifact.files.items()},
         "references": bundle.manifest.files[stored_at(artifact.part)].sha256,
-        "here": device_here(adapter, artifact.fields["device"]["name"]),
+        "here": device_here(adapter, artifact.fields.device_name),
     }
     return record_key("engine", facts)
 

@@ -48,7 +48,7 @@ class ProfileSubject:
             raise RuntimeMissing(f"Profile {self._profile.name} can't be used here: {reason}")
         made = build(open_bundle(brief.bundle), self._profile)
         artifacts = [one.artifact for one in made.engines]
-        precisions: dict[str, Precision] = {artifact.part: artifact.fields["precision"] for artifact in artifacts}
+        precisions: dict[str, Precision] = {artifact.part: artifact.fields.precision for artifact in artifacts}
         ceilings, leaves_out = self._ceilings(precisions) if brief.ceiling else ({}, ())
         return Prepared(
             seconds=sum(artifact.seconds for artifact in artifacts),

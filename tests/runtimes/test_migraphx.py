@@ -154,8 +154,8 @@ def test_a_bundle_is_built_without_the_device_and_not_run(told, own_bundle, monk
     proved = Parity(psnr_db=99.0, cosine=1.0, reference="PyTorch, at export", graph_run_by="iree 3.13.0 CPU")
     monkeypatch.setattr("latentc.compiler.make.measure_typed", lambda *_: proved)
     alone, both, *others = (one.artifact for one in build(opened, profile).engines)
-    assert alone.fields["shape"] == {"input_ids": [1, 77]}
-    assert both.fields["shape"] == {"input_ids": [2, 77]}, "the prompt and the negative one"
-    assert {one.fields["precision"] for one in others} == {"f16", "f32"}
+    assert alone.fields.shape == {"input_ids": (1, 77)}
+    assert both.fields.shape == {"input_ids": (2, 77)}, "the prompt and the negative one"
+    assert {one.fields.precision for one in others} == {"f16", "f32"}
     with pytest.raises(RuntimeMissing, match="Python module can't be loaded"):
         load(opened, profile)
