@@ -10,6 +10,7 @@ from ..core.engine import Engine
 from ..core.progress import quiet
 from ..core.version import __version__
 from ..runtimes import Job, Target, runtime
+from ..runtimes.base import files_in
 
 
 def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
@@ -23,7 +24,7 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
     passes = needed_passes(adapter, target)
     with lowered(graph, "bare", adapter.newest_opset, target.shape, passes) as path:
         adapter.compile(Job(_no_bundle(folder), "bare", path, target), out, quiet)
-    return adapter.load(out, target)
+    return adapter.load(out, target, files_in(out))
 
 
 def _no_bundle(folder: Path) -> Bundle:

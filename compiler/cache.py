@@ -1,6 +1,6 @@
 """Artifacts on disk: what they are keyed by, how they are found, and why one isn't.
 
-<bundle>/engines/<part>-<key>/key.json    the fields behind the key, digests, parity figures
+<bundle>/engines/<part>-<key>/key.json    the header: what is behind the key, the files' digests, parity figures
 <bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked, as
                                          is what was taken from another bundle
 <bundle>/engines/.<name>.build.lock       while it is built; the system frees a dead owner's
@@ -17,18 +17,24 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, field_serializer
 
 from ..core.bundle import Bundle, FileInfo, check_path, leads_out, plain_files
+from ..core.engine import Engine
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, read_sealed, sha256, unwritable, write_sealed
 from ..core.locks import WAIT_SECONDS, LockedError, held
 from ..core.progress import WAITING, Progress, quiet
 from ..core.reading import PointerError, refuse_pointer
 from ..core.record import Record
+from ..runtimes import Runtime
+from ..runtimes.base import files_in
 from .key import Key
+
+if TYPE_CHECKING:
+    from .targets import Wanted
 
 HEADER = "key.json"
 SHARED_BYTES = 1 << 20
@@ -167,6 +173,19 @@ def loadable(bundle: Bundle, artifact: Artifact) -> Path:
     return plain_files(bundle, artifact.name, {name: folder / name for name in artifact.files})
 
 
+def load_engine(bundle: Bundle, artifact: Artifact, adapter: Runtime, want: Wanted) -> Engine:
+    """Load an artifact once every file has its digest; raises `BundleError` where it isn't what is wanted, or damaged.
+
+    Libraries notice less than one would think: OpenVINO loads a graph that was compiled in f16 and calls it f32, ONNX
+    Runtime takes one whose layouts were chosen for another CPU.
+    """
+    if differs := artifact.fields.differences(want.fields):
+        what = "; ".join(f"{name}: it has {has!r}, wanted is {wants!r}" for name, (has, wants) in differs.items())
+        raise BundleError(f"{bundle.engines / artifact.name} isn't what is wanted ({what}). Run `latentc build`.")
+    sizes = {name: info.bytes for name, info in artifact.files.items()}
+    return adapter.load(loadable(bundle, artifact), want.target, sizes)
+
+
 def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
     """The first file of an artifact that isn't what was built; raises `BundleError` for one that can't be read."""
     for name, info in artifact.files.items():
@@ -212,11 +231,7 @@ def seal(
     refitted_from: str | None = None,
 ) -> Artifact:
     """Write the header of an artifact whose files are all in `folder`."""
-    files = {
-        str(path.relative_to(folder)): FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = {name: FileInfo(sha256=sha256(folder / name), bytes=size) for name, size in files_in(folder).items()}
     artifact = Artifact(
         part=fields.part,
         key=fields.digest,

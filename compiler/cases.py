@@ -23,6 +23,7 @@ from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
+from ..runtimes.base import files_in
 from ..sampling.wires import resized
 from .cache import KEPT, locked
 from .lower import lowered, needed_passes
@@ -266,7 +267,7 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
         lowered(graph, part, adapter.newest_opset, None, passes, scratch=bundle.engines) as path,
     ):
         adapter.compile(Job(bundle, part, path, target), folder, quiet)
-        engine = adapter.load(folder, target)
+        engine = adapter.load(folder, target, files_in(folder))
         try:
             yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine
         finally:

@@ -22,7 +22,7 @@ from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
-from .cache import Artifact, built_profiles, damage, find, is_whole, loadable
+from .cache import Artifact, built_profiles, damage, find, is_whole, load_engine
 from .faults import broken
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
@@ -168,7 +168,7 @@ class Engines:
                     place = self.bundle.engines / artifact.name
                     raise BundleError(f"{place} was replaced after it was proved. Open the bundle again.")
                 marks = _marks(self.bundle, artifact)
-                self._loaded[want.key] = self._adapter.load(loadable(self.bundle, artifact), want.target)
+                self._loaded[want.key] = load_engine(self.bundle, artifact, self._adapter, want)
                 self._files[want.key] = artifact, marks
             self._check_files(want.key)
             return self._loaded[want.key]

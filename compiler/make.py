@@ -19,6 +19,7 @@ from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..profiles import Profile
 from ..runtimes import Job, Refits, Runtime
+from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import reference
 from .lower import lowered, needed_passes
@@ -107,7 +108,7 @@ def _make(
     seconds = time.perf_counter() - start
     if parity is None:
         on_progress(f"{want.part}: compare", None)
-        engine = adapter.load(folder, want.target)
+        engine = adapter.load(folder, want.target, files_in(folder))
         try:
             parity = prove_engine(bundle, adapter, want, engine)
         finally:

@@ -21,6 +21,7 @@ from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key,
 from ..core.references import IDS, TABLE, Case, stored_at, text_pairs
 from ..core.tensors import Array, change_db, cosine, psnr_db
 from ..runtimes import Job, Target, runtime
+from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
     AT_EXPORT,
@@ -255,7 +256,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
         lowered(graph, part, opset, shape, passes, scratch=place) as plain,
     ):
         adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
-        engine = adapter.load(folder, on_cpu)
+        engine = adapter.load(folder, on_cpu, files_in(folder))
         try:
             parity = measure(part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
             parity = parity.model_copy(update={"graph_run_by": run_by})

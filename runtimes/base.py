@@ -42,6 +42,12 @@ def check_threads(value: Option) -> None:
         raise ProfileError(f"threads is {value!r}; it must be a whole number from 1 to {MOST_THREADS:,}.")
 
 
+def files_in(folder: Path) -> dict[str, int]:
+    """The files of an engine that was just compiled, by their paths in its folder: bytes of each."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+
+
 @dataclass(frozen=True)
 class Target:
     """A profile as it applies to one part on this machine: nothing left to choose."""
@@ -203,8 +209,12 @@ class Runtime(Protocol):
         """Compile a part into the empty folder `out`. Raises `CompileError`, with the library's own words."""
         ...
 
-    def load(self, artifact: Path, target: Target) -> Engine:
-        """Load what `compile` left. Raises `RuntimeMissing` or `CompileError`; never falls back in silence."""
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
+        """Load what `compile` left for this target: `files`, bytes by their paths in the folder `artifact`.
+
+        The compiler has compared each with its digest, and the target with what is here. Raises `RuntimeMissing` or
+        `CompileError`; never falls back in silence.
+        """
         ...
 
 

@@ -30,12 +30,11 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from .base import MEMORY, Costs, Job, Option, Target, check_threads
-from .border import border, call_program, first_line
+from .border import border, call_program, first_line, rebuild
 from .cuda import capabilities
 from .host import HostEngine
 from .machine import machine, processor
 from .order import read_names, write_names
-from .stamp import check_stamp, rebuild, write_stamp
 from .weights import read_graph
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
@@ -232,13 +231,12 @@ class IREE:
         (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
         planned.unlink(missing_ok=True)
         imported.unlink()
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the program and its weights onto the device."""
+        del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         loaded = _Loaded(artifact, target)
         return HostEngine(target, loaded.call, loaded.release)
 

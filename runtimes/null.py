@@ -15,9 +15,9 @@ from ..core.shapes import shape_of
 from ..core.tensors import Array
 from .base import Costs, Job, Option, Target
 from .host import HostEngine
-from .stamp import check_stamp, write_stamp
 
 VERSIONS = {"null": "1"}
+ENGINE = "engine.txt"
 
 
 class Null:
@@ -81,13 +81,13 @@ class Null:
             raise ProfileError(f"The null runtime has no option {name!r}, nor any other. Remove it from [options].")
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Write the stamp."""
+        """Write a word."""
         on_progress(f"{job.part}: compile", 1.0)
-        write_stamp(out, job, VERSIONS, {})
+        (out / ENGINE).write_text("zeros\n", encoding="utf-8")
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """An engine that answers with zeros."""
-        check_stamp(artifact, target, VERSIONS, {})
+        del artifact, files
 
         def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
             del feeds

@@ -36,7 +36,7 @@ from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from .base import MOST_THREADS, PLACEMENT, Costs, Job, Option, Target
-from .border import border, first_line
+from .border import REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .machine import machine, processor
 from .placement import (
@@ -51,7 +51,6 @@ from .placement import (
     plugged,
 )
 from .providers import PROVIDERS, check_option, settings
-from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -291,31 +290,29 @@ class ONNXRuntime:
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False
                     check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the graph and its weights. On the CPU it is computed as it was written."""
         self._require(target, self.missing(target.device))
-        stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
         chosen = settings(target, artifact / CACHE)
         try:
-            check_engine_graph(path, _named(stamp.files, target), rebuild(artifact))
+            check_engine_graph(path, _named(files, target), rebuild(artifact))
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
         before = _marks(artifact / CACHE)
         with border(CompileError, f"ONNX Runtime can't load {path}", rebuild(artifact)):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, chosen)
         _check_names(session, target, path)
-        known = {artifact / name for name in stamp.files}
+        known = {artifact / name for name in files}
         after = _marks(artifact / CACHE)
         fresh = [path for path, mark in after.items() if path not in known or before.get(path) != mark]
         if fresh:
             for path in fresh:
                 path.unlink()
             raise CompileError(
-                f"{PROVIDERS[target.device].name} didn't take what it had compiled of {stamp.part}, and compiled "
+                f"{PROVIDERS[target.device].name} didn't take what it had compiled of {artifact.name}, and compiled "
                 f"{', '.join(path.name for path in fresh)} anew, compared with nothing. {rebuild(artifact)}"
             )
         names = [tensor.name for tensor in target.outputs]

@@ -3,7 +3,7 @@
 An artifact is `engine.blob`, as the plugin exports it. What was learned of it (2026.4.1, on a CPU):
 
 - a blob forgets the precision it is to be computed in, so it is given again at load, and read back;
-- f16 is written into the blob's graph when it is compiled, and the property can't tell; the stamp can;
+- f16 is written into the blob's graph when it is compiled, and the property can't tell; the header's key can;
 - a blob that is mapped must stay mapped for as long as the engine lives.
 """
 
@@ -27,9 +27,8 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from .base import MOST_THREADS, Costs, Job, Option, Target
-from .border import border, first_line
+from .border import REBUILD, border, first_line, rebuild
 from .host import HostEngine
-from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 from .weights import in_memory
 
 BLOB = "engine.blob"
@@ -190,12 +189,11 @@ class OpenVINO:
             compiled.export_model(pipe)
             if pipe.failure is not None:
                 raise pipe.failure
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the blob and give it its precision again. Weights that the plugin doesn't repack stay in the file."""
+        del files
         self._require(target.device)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         loaded = _Loaded(artifact / BLOB, target)
         return HostEngine(target, loaded.call, loaded.release)
 

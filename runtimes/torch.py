@@ -28,9 +28,8 @@ from ..core.recipes import RECIPES, Precision
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
 from .base import Costs, Job, Option, Target, check_threads
-from .border import border, first_line
+from .border import REBUILD, border, first_line
 from .host import HostEngine
-from .stamp import REBUILD, check_stamp, write_stamp
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -149,12 +148,11 @@ class Torch:
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
         )
         (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        write_stamp(out, job, self.versions(), {})
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Open the checkpoint and load the component. Raises `CheckpointError` where it moved or was changed."""
+        del files
         self._require(target)
-        check_stamp(artifact, target, self.versions(), {})
         try:
             reference = Reference.model_validate(read_json(artifact / SOURCE, CONFIG_BYTES, CompileError, REBUILD))
         except ValidationError as exc:

@@ -36,7 +36,6 @@ from .border import border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
-from .stamp import check_stamp, write_stamp
 from .trt_plan import Plan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
@@ -280,7 +279,6 @@ class TensorRT:
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
         """Build on the GPU that it is for, with what was timed there before."""
@@ -305,8 +303,6 @@ class TensorRT:
         device = job.target.device
         if reason := self.missing(device):
             raise RuntimeMissing(reason)
-        versions, gpu = self.versions(), self.device(device)
-        check_stamp(other, job.target, versions, gpu)
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
         with ExitStack() as stack:
@@ -317,13 +313,12 @@ class TensorRT:
             (out / PLAN).write_bytes(refitted(trt, log, (other / PLAN).read_bytes(), job.graph))
         for name in (WITHOUT_WEIGHTS, MEMORY):
             shutil.copyfile(other / name, out / name)
-        write_stamp(out, job, versions, gpu)
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Bring the plan onto the GPU."""
+        del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         budget = target.options.get(STREAMED)
         loaded = Plan(
             _library(self._is.module),

@@ -18,11 +18,10 @@ from ..core.errors import CompileError
 from ..core.shapes import shape_of
 from ..core.tensors import Array
 from .base import Target
-from .border import border, sentence
+from .border import border, rebuild, sentence
 from .cuda import Driver, Room, open_driver
 from .host import Bound
 from .ranges import OUTSIDE
-from .stamp import rebuild
 
 ROOMS: defaultdict[str, Room] = defaultdict(Room)
 """By device."""

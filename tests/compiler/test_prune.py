@@ -114,7 +114,7 @@ def test_engines_that_nothing_loads_are_removed_with_the_reason(built):
         remade(built, one, runtime="null").name: "draws nothing",
     }
     damaged = remade(built, one, versions={"onnxruntime": "0.2"})
-    (damaged / "engine.json").write_bytes(b"")
+    (damaged / "engine.txt").write_bytes(b"")
     wrong[damaged.name] = "damaged"
     found = {each.path.name: each.why for each in lost(built)}
     assert found.keys() == wrong.keys()
@@ -171,7 +171,7 @@ def test_files_with_other_names_free_nothing_until_the_last_goes(built):
         shutil.rmtree(folder / "data", ignore_errors=True)
     size = sum(path.stat().st_size for folder in (first, second) for path in folder.iterdir())
     assert sum(each.bytes for each in lost(built)) == size
-    kept = first / "engine.json"
+    kept = first / "engine.txt"
     os.link(kept, built.folder.with_name("backup"))
     assert sum(each.bytes for each in lost(built)) == size - kept.stat().st_size
 

@@ -2,14 +2,19 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from latentc.compiler.cache import Miss, artifacts, load_engine
+from latentc.compiler.faults import broken
 from latentc.compiler.lower import lowered
-from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.bundle import Bundle
+from latentc.core.errors import BundleError, CompileError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.shapes import shape_of, sizes_of
 from latentc.runtimes import RUNTIMES, runtime
+from latentc.runtimes.base import files_in
 
 from .conftest import OPSETS, write_graph
 
@@ -134,8 +139,11 @@ def test_a_static_engine_refuses_other_shapes(case, tmp_path):
     with pytest.raises(ShapeError, match=r"built for \[2, 4, 8, 8\] only"):
         engine.run(case.feeds(2, 8, 16))
     engine.close()
-    with pytest.raises(CompileError, match="built for shape"):
-        case.load(tmp_path / "out")
+    assert case.found(tmp_path / "out").differences["shape"] == (None, "free")
+    (one,) = artifacts(Bundle(tmp_path / "out", case.bundle.manifest))
+    says = r"isn't what is wanted \(shape: it has None, wanted is 'free'; .*shape.sample: it has \[2, "
+    with pytest.raises(BundleError, match=says):
+        load_engine(Bundle(tmp_path / "out", case.bundle.manifest), one, case.adapter, case.wanted())
 
 
 @pytest.mark.slow
@@ -150,7 +158,7 @@ def test_a_lowered_graph_lies_apart_from_its_weights(case, tmp_path):
     lacks = case.adapter.lacks.get(case.target.device, ())
     with lowered(graph, "key", opset, shape, () if case.adapter.infers_shapes else ("fold",), lacks=lacks) as path:
         assert path.parent != graph.parent
-        case.compile(tmp_path / "out", path, shape=shape)
+        case.build(tmp_path / "out", path, shape=shape)
     engine = case.load(tmp_path / "out", shape=shape)
     if case.expected is not None:
         for name, wanted in case.expected(feeds).items():
@@ -180,7 +188,7 @@ def test_two_engines_of_one_artifact(case):
 
 
 def test_an_artifact_stands_alone_and_can_move(case, engine, tmp_path):
-    shutil.copytree(case.artifact, tmp_path / "moved")
+    shutil.copytree(case.root, tmp_path / "moved")
     moved = case.load(tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved")  # what is loaded stays whole
     assert same(case, moved.run(case.feeds()), engine.run(case.feeds()))
@@ -206,48 +214,51 @@ def damages(folder):
         yield f"{path.name} truncated", path.name, content[: len(content) // 2]
         yield f"{path.name} empty", path.name, b""
         yield f"{path.name} gone", path.name, None
-        if path.name not in ("engine.data", "placement.json", "memory.json"):  # other weights are weights; or accounts
-            yield f"{path.name} junk", path.name, b"\x07" * len(content)
+        yield f"{path.name} junk", path.name, b"\x07" * len(content)
 
 
 def test_a_damaged_artifact_is_refused(case, tmp_path):
     for index, (what, name, content) in enumerate(damages(case.artifact)):
-        broken = tmp_path / str(index)
-        shutil.copytree(case.artifact, broken)
+        root = tmp_path / str(index)
+        shutil.copytree(case.root, root)
+        folder = root / "engines" / case.artifact.name
         if content is None:
-            (broken / name).unlink()
+            (folder / name).unlink()
         else:
-            (broken / name).write_bytes(content)
-        with pytest.raises(CompileError) as caught:
-            case.load(broken)
-        assert str(broken) in str(caught.value), what
+            (folder / name).write_bytes(content)
+        found = case.found(root)
+        if isinstance(found, Miss):
+            assert found == Miss(folder.name, {}), what
+            assert broken(Bundle(root, case.bundle.manifest)) == [folder], what
+            continue
+        with pytest.raises(BundleError) as caught:
+            case.load(root)
+        assert str(folder / name) in str(caught.value), what
         assert "latentc build" in str(caught.value), what
 
 
 def test_no_artifact_at_all(case, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(CompileError, match="holds no engine"):
-            case.load(folder)
+        assert case.found(folder) == Miss(None, {})
 
 
 def test_an_artifact_of_another_precision_is_refused(case):
-    with pytest.raises(CompileError, match="precision f32; here it is bf16|doesn't compute in bf16"):
-        case.load(precision="bf16")
+    assert case.found(case.root, precision="bf16") == Miss(case.artifact.name, {"precision": ("f32", "bf16")})
 
 
 @with_a_library
 def test_an_artifact_of_another_version_or_device_is_refused(case, monkeypatch):
     kind = type(case.adapter)
     monkeypatch.setattr(kind, "versions", lambda self: {"library": "0.1"})
-    with pytest.raises(CompileError, match=r"built for versions .*; here it is library 0\.1"):
-        case.load()
+    found = case.found(case.root)
+    assert found.nearest == case.artifact.name
+    assert found.differences["versions.library"] == (None, "0.1")
     monkeypatch.undo()
     if not case.adapter.reads_onnx:
         return
     monkeypatch.setattr(kind, "device", lambda self, device: {"instructions": "6502"})
-    with pytest.raises(CompileError, match=r"built for device name CPU.*; here it is name CPU, instructions 6502"):
-        case.load()
+    assert case.found(case.root).differences["device.instructions"][1] == "6502"
 
 
 @graph_readers
@@ -265,13 +276,13 @@ def test_a_device_that_is_not_there(case, tmp_path):
     with pytest.raises(RuntimeMissing, match="NPU"):
         case.compile(tmp_path / "out", device="NPU")
     with pytest.raises(RuntimeMissing, match="NPU"):
-        case.load(device="NPU")
+        case.adapter.load(case.artifact, replace(case.target, device="NPU"), files_in(case.artifact))
 
 
 @graph_readers
 def test_a_graph_with_other_names_is_refused(case, tmp_path):
     renamed = (*case.target.outputs, case.target.outputs[0].model_copy(update={"name": "noise"}))
-    case.compile(tmp_path / "out", outputs=renamed)
+    case.build(tmp_path / "out", outputs=renamed)
     with pytest.raises(CompileError, match="noise"):
         case.load(tmp_path / "out", outputs=renamed)
 

@@ -19,6 +19,7 @@ from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.runtimes import Job, Target
+from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
@@ -74,7 +75,7 @@ def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch)
     assert case.adapter.missing("sm86+sm120").startswith("There is no GPU of sm86 or sm120 here")
     opened = []
     monkeypatch.setattr("latentc.runtimes.trt.Plan", lambda *args, **_: opened.append(args[3].device) or Opened())
-    case.adapter.load(out, replace(case.target, device="sm86+sm89+sm120")).close()
+    case.adapter.load(out, replace(case.target, device="sm86+sm89+sm120"), files_in(out)).close()
     assert opened == ["sm89"], "the one that is here"
 
 
@@ -99,7 +100,7 @@ def test_turing_is_told_to_take_f16(case, tmp_path):
 @installed
 def test_a_static_plan_and_a_broken_graph(case, tmp_path):
     case.static(tmp_path / "out", case.feeds())
-    assert (tmp_path / "out" / "engine.plan").exists()
+    assert list((tmp_path / "out" / "engines").glob("*/engine.plan"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a graph")
     (tmp_path / "other").mkdir()
