@@ -125,22 +125,22 @@ def build(
     verify_files(bundle, [name for name in bundle.manifest.files if "/model.onnx" not in name])
     sweep(bundle)
     built: dict[str, Built] = {}
-    engines: list[Built] = []
     with looked(site) as (found, locks):
         if not all(one.is_there for one in found.values()):
             check_place(bundle)
         host = prove_host(bundle)
         if site.adapter.reads_onnx:
             check_graphs(bundle, bundle.manifest.parts, on_progress)
-        if not force:
-            _check_fit(site, found)
-        for want in site.engines:
-            if want.key in built:  # two sizes that are the same
-                engines.append(replace(built[want.key], how="there", note=None))
-                continue
-            with locks[want.key]:
-                built[want.key] = _done(site, found[want.key])
-            engines.append(built[want.key])
+        if not force and any(one.state in ("refit", "compile") for one in found.values()):
+            _check_fit(site, {key: one.artifact for key, one in found.items() if one.is_there})
+        for key in dict.fromkeys(want.key for want in site.engines):
+            with locks[key]:
+                built[key] = _done(site, found[key])
+    built = {key: _claimed(site, one) for key, one in built.items()}
+    engines: list[Built] = []
+    for want in site.engines:  # of two sizes that are the same, the second finds the first's
+        again = any(one.artifact.key == want.key for one in engines)
+        engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
     steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
     return Build(profile.name, tuple(engines), host, steps, time.perf_counter() - start, unproved(bundle))
 
@@ -149,14 +149,11 @@ def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle
     """Raise what `build` would before a minute is spent on what isn't there yet; of engines, headers are read."""
     site = _site(bundle, profile, like, quiet)
     there = {want.key: find(bundle, want.part, want.key) for want in site.engines}
-    if not all(there.values()):
+    lacking = [want for want in site.engines if there[want.key] is None]
+    if lacking:
         check_place(bundle)
-    if not force:
-        found = {
-            want.key: site.there(want, artifact) if (artifact := there[want.key]) else site.source(want)
-            for want in site.engines
-        }
-        _check_fit(site, found)
+    if not force and any(site.source(want).state != "take" for want in lacking):
+        _check_fit(site, there)
 
 
 def _site(bundle: Bundle, profile: Profile, like: Bundle | None, on_progress: Progress) -> Site:
@@ -164,11 +161,8 @@ def _site(bundle: Bundle, profile: Profile, like: Bundle | None, on_progress: Pr
     return Site(bundle, profile, adapter, engines, adapter.missing(profile.device) is None, like, on_progress)
 
 
-def _check_fit(site: Site, found: Mapping[str, Found]) -> None:
-    """Raise `CompileError` where by plan what has to be made doesn't fit."""
-    if not any(one.state in ("refit", "compile") for one in found.values()):
-        return
-    there = {key: one.artifact for key, one in found.items() if one.is_there}
+def _check_fit(site: Site, there: Mapping[str, Artifact | None]) -> None:
+    """Raise `CompileError` where by plan what isn't there, by key, doesn't fit."""
     asked = [(want.part, want.target, there.get(want.key)) for want in site.engines]
     bundle, profile = site.bundle, site.profile
     try:
@@ -203,19 +197,22 @@ def _done(site: Site, found: Found) -> Built:
 
 
 def _kept(site: Site, found: Found) -> Artifact:
-    """An engine that is there, proved if it wasn't, and noted as this profile's too.
+    """An engine that is there, proved if it wasn't."""
+    assert found.artifact is not None
+    check_floor(site.bundle, site.profile, found.want, found.parity or _prove(site, found.artifact))
+    return found.artifact
 
-    In a bundle that can't be written, one that is proved goes unnoted.
+
+def _claimed(site: Site, built: Built) -> Built:
+    """An engine noted as this profile's too; in a bundle that can't be written it goes unnoted.
+
+    No other lock is held: two builds that wait for each other's would never end.
     """
-    artifact, profile = found.artifact, site.profile
-    assert artifact is not None
-    check_floor(site.bundle, profile, found.want, found.parity or _prove(site, artifact))
-    if found.state == "unproved":
-        return claim(site.bundle, artifact, profile.name)
-    if profile.name not in artifact.profiles:
-        with suppress(BundleError), locked(site.bundle, artifact.name, site.on_progress):
-            return claim(site.bundle, artifact, profile.name)
-    return artifact
+    name = site.profile.name
+    if name not in built.artifact.profiles:
+        with suppress(BundleError), locked(site.bundle, built.artifact.name, site.on_progress):
+            return replace(built, artifact=claim(site.bundle, built.artifact, name))
+    return built
 
 
 def _taken(site: Site, found: Found) -> Artifact:
@@ -231,7 +228,7 @@ def _taken(site: Site, found: Found) -> Artifact:
     except ParityError:
         _clear(site.bundle, artifact.name)
         raise
-    return claim(site.bundle, artifact, site.profile.name)
+    return artifact
 
 
 def _refitted(site: Site, found: Found) -> Artifact:
