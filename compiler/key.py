@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, Field, field_validator
@@ -57,12 +56,12 @@ class Key(Record):
         """Every input's shape; None of an engine for every size."""
         return None if self.shape == "free" else self.shape
 
-    @cached_property
+    @property
     def plain(self) -> dict[str, Any]:
         """As JSON; what doesn't apply is left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """What artifacts are named by."""
         return sha256_json(self.plain)[:KEY_LENGTH]

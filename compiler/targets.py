@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..core.bundle import ROLE_NAMES, Bundle, Role
 from ..core.errors import ProfileError, RuntimeMissing
@@ -30,7 +31,7 @@ class Wanted:
     fields: Key
     """All that shapes the artifact."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of the fields."""
         return self.fields.digest
