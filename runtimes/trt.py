@@ -80,11 +80,8 @@ TOLD = {
 """What the builder's log says of device memory."""
 
 COSTS = Costs(
-    base=0,
-    engine=14_000_000,
-    scores=2,
-    fuses=("f16",),
-    disk_per_kernel=80_000,
+    per_engine=14_000_000,
+    scores={"f32": 2},
     build_base=300_000_000,
     build_per_weight=3.2,
     build_seconds=2.0,
