@@ -19,7 +19,7 @@ from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.bundle import Role
 from ..core.errors import CompileError
-from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
+from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, ReferenceTokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -111,7 +111,7 @@ class References:
         """The class of the checkpoint's own scheduler, where PyTorch draws its noise."""
         self._embedded: dict[str, Embedded] = {}
         self._frames: dict[str, Frame] = {}
-        self._tokens: dict[str, Tokens] = {}
+        self._tokens: dict[str, ReferenceTokens] = {}
         self._asked: tuple[Asked, ...] = ()
 
     def read_prompts(self) -> None:
