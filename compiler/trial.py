@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
+from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import TIMESTEP
@@ -108,7 +108,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
     decoded = {case.name: case for case in stored_cases(bundle, host.decoder)}
     worst, where = PERFECT_DB, "nothing"
 
-    def compare(wanted: Array, found: Array, what: str, drawing: Drawing) -> None:
+    def compare(wanted: Array, found: Array, what: str, drawing: ReferenceDrawing) -> None:
         nonlocal worst, where
         if (figure := psnr_db(wanted, found)) < worst:
             worst, where = figure, f"{what} of {drawing.request.prompt!r}"
@@ -280,7 +280,7 @@ def _calls(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
     return {part: {case.name: case for case in stored_cases(bundle, part)} for part in host.denoisers.values()}
 
 
-def _trial(drawing: Drawing, arrays: Mapping[str, Array], cases: Mapping[str, Case]) -> StepTrial:
+def _trial(drawing: ReferenceDrawing, arrays: Mapping[str, Array], cases: Mapping[str, Case]) -> StepTrial:
     name = drawing.name
     start, after = arrays[f"{name}/start"], tuple(arrays[f"{name}/steps"])
     return StepTrial(

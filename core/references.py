@@ -50,7 +50,7 @@ class Case:
         return self.name.partition(".")[0]
 
 
-class Drawing(Record):
+class ReferenceDrawing(Record):
     """A request that diffusers' pipeline drew."""
 
     name: str
@@ -85,7 +85,7 @@ class Drawings(Record):
     """The scheduler's config, as diffusers' pipeline repairs it."""
     tokens: dict[str, ReferenceTokens]
     """By text encoder."""
-    drawings: tuple[Drawing, ...]
+    drawings: tuple[ReferenceDrawing, ...]
 
 
 def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
