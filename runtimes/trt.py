@@ -37,7 +37,7 @@ from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
 from .stamp import check_stamp, write_stamp
-from .trt_plan import Plan
+from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
@@ -322,7 +322,7 @@ class TensorRT:
             raise RuntimeMissing(reason)
         check_stamp(artifact, target, self.versions(), self.device(target.device))
         budget = target.options.get(STREAMED)
-        loaded = Plan(
+        loaded = LoadedPlan(
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
@@ -337,7 +337,7 @@ class TensorRT:
         device = capabilities()[0]
         trt, log = _library(self._is.module), _logger(self._is.module)
         try:
-            Plan(trt, log, artifact / PLAN, replace(target, device=device)).release()
+            LoadedPlan(trt, log, artifact / PLAN, replace(target, device=device)).release()
         except CompileError as exc:
             return str(exc)
         return None
