@@ -63,7 +63,7 @@ class EnginePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What a profile asks of a bundle."""
 
     profile: str
@@ -94,7 +94,7 @@ class Plan:
         return tuple(_complaints(self))
 
 
-def plan(bundle: Bundle, profile: Profile) -> Plan:
+def plan(bundle: Bundle, profile: Profile) -> BuildPlan:
     """Predict what building a profile's engines takes, and what they will hold, here or where it can be built.
 
     Raises `ProfileError` as `wanted` does, and `BundleError` for graphs or references that can't be read.
@@ -114,7 +114,7 @@ def plan(bundle: Bundle, profile: Profile) -> Plan:
     # A picture has one size. What a builder says of its own engine goes before what is foretold.
     drawing = [max(one.told_bytes or one.held_bytes for one in planned if one.part == part) for part in bundle.drawing]
     on_host = costs.on_host if costs else profile.device == "CPU"
-    return Plan(
+    return BuildPlan(
         profile=profile.name,
         device=profile.device,
         measured=costs is not None,
@@ -366,7 +366,7 @@ def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:
         return None
 
 
-def _complaints(found: Plan) -> Iterable[str]:
+def _complaints(found: BuildPlan) -> Iterable[str]:
     least = "" if found.measured else "at least "
     if found.device_bytes is not None and found.held_bytes > found.device_bytes:
         yield (
