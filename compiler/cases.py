@@ -46,7 +46,6 @@ TIMESTEPS = 3
 
 Arrays = dict[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
-Options = Mapping[str, bool | int | float | str]
 
 
 @dataclass(frozen=True)
