@@ -22,7 +22,7 @@ from ..core.engine import Engine, Run
 from ..core.errors import ParityError
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
-from ..pipelines.engines import Engines
+from ..pipelines.engines import EngineProvider
 from ..pipelines.pipeline import Pipeline
 
 Tap = Callable[[str, Engine, Mapping[str, Array]], Arrays]
@@ -62,26 +62,26 @@ class Forced:
 
 @dataclass(frozen=True)
 class Tapped:
-    """Engines whose every call goes through a function; fulfils `Engines`."""
+    """Engines whose every call goes through a function; fulfils `EngineProvider`."""
 
-    engines: Engines
+    engines: EngineProvider
     tap: Tap
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """As `Engines.notices`."""
+        """As `EngineProvider.notices`."""
         return self.engines.notices
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
-        """As `Engines.engine`."""
+        """As `EngineProvider.engine`."""
         return _TappedEngine(part, self.engines.engine(part, shapes), self.tap)
 
     def describe(self) -> dict[str, str]:
-        """As `Engines.describe`."""
+        """As `EngineProvider.describe`."""
         return self.engines.describe()
 
     def close(self) -> None:
-        """As `Engines.close`."""
+        """As `EngineProvider.close`."""
         self.engines.close()
 
 

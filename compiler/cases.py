@@ -47,7 +47,6 @@ TIMESTEPS = 3
 
 Arrays = dict[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
-Options = Mapping[str, bool | int | float | str]
 
 
 @dataclass(frozen=True)

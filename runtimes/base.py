@@ -94,46 +94,36 @@ class Job:
 
 @dataclass(frozen=True)
 class Costs:
-    """What engines take of memory and time, measured (benchmarks/results/2026-11-22-plan.md); memory in bytes.
+    """What engines take of memory and time, measured (benchmarks/results/2026-11-26-plan.md); memory in bytes.
 
-    `per_weight` counts each byte of weights in the engine's own precision, `per_f32` each of the same weights in f32,
-    `per_kernel` each operator that multiplies.
+    Weights are counted in the engine's own precision; what an earlier build took goes before all of it.
     """
 
-    base: int
+    base: int = 0
     """Held whatever the engines are."""
-    engine: int = 0
+    per_engine: int = 0
     """Held for each engine, whatever it is."""
     per_weight: float = 1.0
+    """Held, for each byte of weights."""
     per_f32: float = 0.0
-    activations: float = 1.0
+    """Held beside that, for each byte of the same weights in f32."""
+    per_value: float = 1.0
     """Held, for each byte of values that are alive at once."""
-    scores: int = 0
-    """Copies of attention's scores that are held at once, but for types in `fuses`."""
-    fuses: tuple[Precision, ...] = ()
-    """Types for which attention is one kernel, and its scores never lie in memory."""
-    unrolls: bool = False
-    """Whether a convolution's windows are written out as a matrix."""
-    pads: bool = False
-    """Whether what a convolution pads is copied into zeros, and all values lie in one block."""
+    scores: Mapping[Precision, int] = field(default_factory=dict[Precision, int])
+    """Copies of attention's scores that are held at once, by type; none where attention is one kernel."""
     stores: bool = False
     """Whether weights stay as narrow as the bundle stores them, whatever is computed in."""
-    regrows: float = 0.0
-    """Of the values alive at once, scores and windows left out, what is held once more."""
     maps: bool = False
     """Whether weights are a mapped file: of a table that is only looked up in, few rows are ever read."""
-    disk_per_weight: float = 1.0
-    disk_per_f32: float = 0.0
-    disk_per_kernel: float = 0.0
+    writes_f32: bool = False
+    """Whether weights are f32 on disk, whatever is computed in."""
     build_base: int = 0
     """Held while building, whatever the part is."""
     build_per_weight: float = 0.0
-    build_per_f32: float = 0.0
     build_seconds: float = 0.0
     """On two cores, whatever the part is."""
     build_seconds_per_gb: float = 0.0
-    """And for each 10^9 bytes of weights in the engine's own precision."""
-    build_seconds_per_kernel: float = 0.0
+    """And for each 10^9 bytes of weights."""
     flop_per_second: Mapping[Precision, float] = field(default_factory=dict[Precision, float])
     """In a call, on two cores, by type; of a type that isn't there, calls take no time that counts."""
     on_host: bool = True

@@ -68,7 +68,7 @@ class Null:
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
         """None."""
         del device, options, free
-        return Costs(base=0, per_weight=0.0, activations=0.0, disk_per_weight=0.0)
+        return Costs(per_weight=0.0, per_value=0.0)
 
     def threads_option(self, device: str) -> str | None:
         """It computes nothing."""

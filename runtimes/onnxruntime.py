@@ -108,9 +108,9 @@ AT_LOAD = frozenset(
 """Options of memory and threads, which no graph has in it. The others say what is computed, and how."""
 
 CPU_COSTS = Costs(
-    base=70_000_000,
-    scores=2,
-    unrolls=True,
+    base=110_000_000,
+    per_value=1.6,
+    scores={"f32": 1, "f16": 1, "bf16": 1},
     maps=True,
     build_base=100_000_000,
     build_per_weight=1.9,
@@ -118,6 +118,9 @@ CPU_COSTS = Costs(
     build_seconds_per_gb=10.0,
     flop_per_second={"f32": 0.17e12},
 )
+"""With free sizes and without `PATTERN`, as the profiles have it."""
+HUNGRY = 2.7
+"""Times that values are held with `PATTERN`, and with fixed sizes."""
 
 
 class ONNXRuntime:
@@ -215,11 +218,7 @@ class ONNXRuntime:
         """Of CPUs; no other device was measured."""
         if device != "CPU":
             return None
-        if options.get(PATTERN, True):  # where sizes are free, the first call grows an arena, the second gets its block
-            return replace(CPU_COSTS, unrolls=False, regrows=1.7) if free else CPU_COSTS
-        if free:
-            return replace(CPU_COSTS, unrolls=False, scores=1, regrows=0.6)
-        return replace(CPU_COSTS, unrolls=False, regrows=1.5)
+        return CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
 
     def threads_option(self, device: str) -> str | None:
         """Of the CPU."""

@@ -74,17 +74,12 @@ RESERVED = {
 """Properties that a profile can't set, and why."""
 
 CPU_COSTS = Costs(
-    base=100_000_000,
+    base=200_000_000,
     per_weight=1.0,
     per_f32=1.05,  # the blob holds f32 whatever is computed in, and the kernels a copy of their own
-    activations=1.6,
+    per_value=1.6,
     maps=True,
-    disk_per_weight=0.0,
-    disk_per_f32=1.0,
-    disk_per_kernel=7_000,
-    build_base=100_000_000,
-    build_per_weight=1.05,
-    build_per_f32=1.05,
+    writes_f32=True,
     build_seconds=1.0,
     build_seconds_per_gb=10.0,
     flop_per_second={"f32": 0.24e12, "bf16": 0.15e12},

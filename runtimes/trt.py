@@ -36,7 +36,7 @@ from .border import border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
-from .trt_plan import Plan
+from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
@@ -79,11 +79,8 @@ TOLD = {
 """What the builder's log says of device memory."""
 
 COSTS = Costs(
-    base=0,
-    engine=14_000_000,
-    scores=2,
-    fuses=("f16",),
-    disk_per_kernel=80_000,
+    per_engine=14_000_000,
+    scores={"f32": 2},
     build_base=300_000_000,
     build_per_weight=3.2,
     build_seconds=2.0,
@@ -320,7 +317,7 @@ class TensorRT:
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
         budget = target.options.get(STREAMED)
-        loaded = Plan(
+        loaded = LoadedPlan(
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
@@ -335,7 +332,7 @@ class TensorRT:
         device = capabilities()[0]
         trt, log = _library(self._is.module), _logger(self._is.module)
         try:
-            Plan(trt, log, artifact / PLAN, replace(target, device=device)).release()
+            LoadedPlan(trt, log, artifact / PLAN, replace(target, device=device)).release()
         except CompileError as exc:
             return str(exc)
         return None

@@ -27,7 +27,7 @@ ROOMS: defaultdict[str, Room] = defaultdict(Room)
 """By device."""
 
 
-class Plan:
+class LoadedPlan:
     """What one engine holds: the plan, its context, and a buffer on the device for each input and output.
 
     `graphed` captures the work of a call once and launches it from then on, which takes a static plan.

@@ -100,6 +100,15 @@ def test_no_room_imports_from_the_root(path):
             assert {alias.name for alias in node.names} <= FLOORS.keys(), node.lineno
 
 
+def test_no_two_modules_define_a_public_class_of_one_name():
+    found = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
 def test_the_version_is_the_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert latentc.__version__ == project["version"]

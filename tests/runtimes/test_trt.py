@@ -23,7 +23,7 @@ from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
-from latentc.runtimes.trt_plan import ROOMS, Plan
+from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
 from latentc.runtimes.trt_refit import without_weights
 
 WHY_NOT = tensorrt_rtx().unbuildable("sm89")
@@ -74,7 +74,7 @@ def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch)
     assert case.adapter.missing("sm86+sm89") is None
     assert case.adapter.missing("sm86+sm120").startswith("There is no GPU of sm86 or sm120 here")
     opened = []
-    monkeypatch.setattr("latentc.runtimes.trt.Plan", lambda *args, **_: opened.append(args[3].device) or Opened())
+    monkeypatch.setattr("latentc.runtimes.trt.LoadedPlan", lambda *args, **_: opened.append(args[3].device) or Opened())
     case.adapter.load(out, replace(case.target, device="sm86+sm89+sm120"), files_in(out)).close()
     assert opened == ["sm89"], "the one that is here"
 
@@ -412,7 +412,7 @@ def load(monkeypatch, tmp_path):
             Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
             ExecutionContextAllocationStrategy=strategies,
         )
-        plan = Plan(library, log, tmp_path / "engine.plan", target, **how)
+        plan = LoadedPlan(library, log, tmp_path / "engine.plan", target, **how)
         context.engine = engine
         return HostEngine(target, plan.call, plan.release), context
 
