@@ -114,7 +114,7 @@ def planned(
     adapter: Runtime,
     asked: Iterable[tuple[str, Target, Artifact | None]],
     unbuildable: str | None = None,
-) -> Plan:
+) -> BuildPlan:
     """As `plan`, of engines that are known: each part and target, and the artifact where there is one."""
     costs = adapter.costs(profile.device, profile.options, free=not profile.shapes.sizes)
     here = machine()
@@ -283,8 +283,7 @@ def _learned(engine: _Priced, target: Target, earlier: Sequence[Artifact]) -> tu
     if not alike:
         return 1.0, 1.0, 1.0
     last = max(alike, key=lambda one: (engine.bundle.engines / one.name).stat().st_mtime)
-    size = last.fields["shape"]
-    shape = _shape(engine.bundle, engine.part, replace(target, shape=None if size == "free" else size))
+    shape = _shape(engine.bundle, engine.part, replace(target, shape=last.fields.fixed))
     then = replace(engine, shape={name: tuple(sides) for name, sides in shape.items()})
     pairs = ((_told(engine.bundle, last), then.held), (last.bytes, then.disk), (last.seconds, then.build_seconds))
     held, disk, seconds = (took / foretold if took and foretold else 1.0 for took, foretold in pairs)
@@ -293,7 +292,7 @@ def _learned(engine: _Priced, target: Target, earlier: Sequence[Artifact]) -> tu
 
 def _about(artifact: Artifact) -> tuple[str, str, str, str]:
     fields = artifact.fields
-    return artifact.part, fields["runtime"], fields["device"]["name"], fields["precision"]
+    return artifact.part, fields.runtime, fields.device_name, fields.precision
 
 
 def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_Priced], float]:
