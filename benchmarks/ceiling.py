@@ -58,7 +58,7 @@ def measure_ceiling(
     adapter = runtime(profile.runtime)
     if reason := adapter.missing(profile.device):
         raise RuntimeMissing(f"Profile {profile.name} can't be measured here: {reason}")
-    if not adapter.reads_onnx:
+    if not adapter.facts.reads_onnx:
         return None
     adapter.check(profile.options)
     best: float | None = None

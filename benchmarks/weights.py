@@ -42,7 +42,7 @@ WANTED: dict[Measure, str] = {
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundWeights:
     """The files of one network."""
 
     net: str
@@ -50,7 +50,7 @@ class Found:
     """By part."""
 
 
-def find(measure: Measure, folder: Path) -> Found:
+def find(measure: Measure, folder: Path) -> FoundWeights:
     """The published files of a measure in a folder, the first network that is whole: for LPIPS AlexNet before VGG.
 
     Raises `RequestError` where none is: saying which file is missing, and which isn't what its name says.
@@ -67,7 +67,7 @@ def find(measure: Measure, folder: Path) -> Found:
             if digest.startswith(begins)
         }
         if found.keys() == parts.keys():
-            return Found(net, found)
+            return FoundWeights(net, found)
     parts = [each for nets in PUBLISHED.values() for parts in nets.values() for each in parts.values()]
     known = tuple(begin for each in parts for begin in each)
     odd = [path.name for path, digest in digests.items() if not digest.startswith(known)]

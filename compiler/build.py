@@ -129,7 +129,7 @@ def build(
         if not all(one.is_there for one in found.values()):
             check_place(bundle)
         host = prove_host(bundle)
-        if site.adapter.reads_onnx:
+        if site.adapter.facts.reads_onnx:
             check_graphs(bundle, bundle.manifest.parts, on_progress)
         if not force and any(one.state in ("refit", "compile") for one in found.values()):
             _check_fit(site, {key: one.artifact for key, one in found.items() if one.is_there})

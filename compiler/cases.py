@@ -22,12 +22,13 @@ from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
 from ..core.tensors import Array
-from ..runtimes import Job, Target, runtime
+from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from ..sampling.wires import resized
 from .cache import KEPT, locked
 from .lower import lowered, needed_passes
 from .scratch import scratch_folder
+from .targets import job_of
 
 AT_EXPORT = "PyTorch, at export"
 ORIGIN = "made by"
@@ -263,9 +264,9 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
     graph, passes = checked_graph(bundle, part), needed_passes(adapter, target, info.weights)
     with (
         scratch_folder(bundle.engines) as folder,
-        lowered(graph, part, adapter.newest_opset, None, passes, scratch=bundle.engines) as path,
+        lowered(graph, part, adapter.facts.newest_opset, None, passes, scratch=bundle.engines) as path,
     ):
-        adapter.compile(Job(bundle, part, path, target), folder, quiet)
+        adapter.compile(job_of(bundle, part, path, target), folder, quiet)
         engine = adapter.load(folder, target, files_in(folder))
         try:
             yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine

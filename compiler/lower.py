@@ -40,10 +40,10 @@ def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tup
 
     `weights` is the type that the part's are kept in.
     """
-    recipe: dict[Pass, bool] = {"half": adapter.typed, "stage": target.device in adapter.sums_in_a_row}
+    recipe: dict[Pass, bool] = {"half": adapter.facts.typed, "stage": target.device in adapter.facts.sums_in_a_row}
     own: dict[Pass, bool] = {
-        "fold": not adapter.infers_shapes,
-        "widen": weights == "bf16" and not adapter.reads_bf16,
+        "fold": not adapter.facts.infers_shapes,
+        "widen": weights == "bf16" and not adapter.facts.reads_bf16,
     }
     return (
         *(name for name in target.recipe.passes if recipe[name]),
@@ -68,7 +68,7 @@ def lowered(
     `widen` gives weights that are kept in bf16 as f32, for libraries that don't read bf16; `stage` writes group norms
     out for those that sum in a row (`core.norms`). Operators that the device `lacks` kernels for are written in others.
     The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
-    where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
+    where that isn't given or can't be written. It is removed after the block. `weights_of` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
@@ -104,6 +104,12 @@ def lowered(
             cast("Any", ir).save(model, path)
             _link(folder, graph.parent.absolute(), external)
         yield path
+
+
+def weights_of(graph: Path) -> Path:
+    """The folder of a lowered graph's external data: its own, or the part's, to which it links."""
+    link = graph.with_name(LINK)
+    return link.resolve() if link.is_symlink() else graph.parent
 
 
 def _initializers(model: ir.Model) -> list[Any]:

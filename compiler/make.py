@@ -18,14 +18,14 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..profiles import Profile
-from ..runtimes import Job, Refits, Runtime
+from ..runtimes import Refits, Runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import reference
 from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
 from .proof import check_floor, prove_engine
-from .targets import Wanted, wanted
+from .targets import Wanted, job_of, wanted
 
 
 class Made(Record):
@@ -52,7 +52,7 @@ def make(
     Where the device isn't `here`, what is compared is the graph in the engine's own types, before it is compiled.
     Raises `ParityError` below the profile's floor, and `CompileError`.
     """
-    if not adapter.reads_onnx or is_exported_here(bundle, want.part):
+    if not adapter.facts.reads_onnx or is_exported_here(bundle, want.part):
         return _make(bundle, profile, adapter, want, folder, refitted, on_progress, here=here)
     answer = quarantined(
         f"{__name__}:make_apart",
@@ -129,8 +129,8 @@ def compile_into(
 ) -> None:
     """Lower a part's graph and have the runtime compile it into a folder; nothing is compared."""
     graph, target = checked_graph(bundle, want.part), want.target
-    if not adapter.reads_onnx:
-        adapter.compile(Job(bundle, want.part, graph, target), folder, on_progress)
+    if not adapter.facts.reads_onnx:
+        adapter.compile(job_of(bundle, want.part, graph, target), folder, on_progress)
         return
     with lowered(
         graph,
@@ -138,10 +138,10 @@ def compile_into(
         profile.opset,
         target.shape,
         needed_passes(adapter, target, bundle.part(want.part).weights),
-        lacks=adapter.lacks.get(target.device, ()),
+        lacks=adapter.facts.lacks.get(target.device, ()),
         scratch=bundle.engines,
     ) as path:
-        job = Job(bundle, want.part, path, target)
+        job = job_of(bundle, want.part, path, target)
         if refitted:
             assert isinstance(adapter, Refits)
             adapter.refit(job, refitted, folder)

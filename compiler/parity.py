@@ -20,7 +20,7 @@ from ..core.recipes import Precision
 from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
 from ..core.references import IDS, TABLE, Case, stored_at, text_pairs
 from ..core.tensors import Array, change_db, cosine, psnr_db
-from ..runtimes import Job, Target, runtime
+from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
@@ -36,6 +36,7 @@ from .cases import (
 )
 from .lower import LOWERING_VERSION, lowered, needed_passes
 from .scratch import scratch_folder
+from .targets import job_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -249,13 +250,13 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     found = reference(bundle, part, shape)
     on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
     passes = needed_passes(adapter, on_cpu, bundle.part(part).weights)
-    opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
+    opset = min(runtime(name).facts.newest_opset for name in GRAPH_REFEREES)
     graph, place = checked_graph(bundle, part), bundle.engines
     with (
         scratch_folder(place) as folder,
         lowered(graph, part, opset, shape, passes, scratch=place) as plain,
     ):
-        adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
+        adapter.compile(job_of(bundle, part, plain, on_cpu), folder, quiet)
         engine = adapter.load(folder, on_cpu, files_in(folder))
         try:
             parity = measure(part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)

@@ -340,7 +340,7 @@ def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
 def _alive(
     bundle: Bundle, adapter: Runtime, costs: Costs | None, part: str, precision: Precision, shape: dict[str, Shape]
 ) -> int:
-    if not adapter.reads_onnx or (costs is not None and not costs.per_value):
+    if not adapter.facts.reads_onnx or (costs is not None and not costs.per_value):
         return 0
     width, per_value = RECIPES[precision].activation_bytes, costs.per_value if costs else 1.0
     scores = costs.scores.get(precision, 0) if costs else 0

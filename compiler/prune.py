@@ -150,9 +150,9 @@ def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
     if name not in RUNTIMES:
         return None
     adapter = runtime(name)
-    if fields.adapter != adapter.revision or (adapter.reads_onnx and fields.lowering != LOWERING_VERSION):
+    if fields.adapter != adapter.facts.revision or (adapter.facts.reads_onnx and fields.lowering != LOWERING_VERSION):
         return "of another version of latentc"
-    if adapter.at_load & set(fields.options):
+    if adapter.facts.at_load & set(fields.options):
         return "of an earlier latentc, whose keys had options that act at load only"
     if adapter.missing(fields.device_name):  # others' engines are for elsewhere
         return None

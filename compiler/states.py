@@ -65,7 +65,7 @@ class Site:
     @cached_property
     def theirs(self) -> list[Artifact]:
         """The other bundle's engines. What isn't compiled from the graph points back at its own checkpoint."""
-        return artifacts(self.like) if self.like and self.adapter.reads_onnx else []
+        return artifacts(self.like) if self.like and self.adapter.facts.reads_onnx else []
 
     def there(self, want: Wanted, artifact: Artifact) -> Found:
         """What is known of an engine that is there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from ..core.bundle import ROLE_NAMES, Bundle, Role
 from ..core.errors import ProfileError, RuntimeMissing
@@ -12,11 +13,11 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
 from ..profiles import OWN, Profile
-from ..runtimes import Runtime, Target, runtime
-from ..runtimes.base import TOGETHER, check_threads
+from ..runtimes import CheckpointOrigin, Job, Runtime, Target, runtime
+from ..runtimes.base import COUNTS, TOGETHER, check_option
 from .cache import folder_name
 from .key import Key
-from .lower import LOWERING_VERSION
+from .lower import LOWERING_VERSION, weights_of
 
 USUAL_LENGTH = 77
 """Token ids in a row of CLIP's: engines of others have it in their key."""
@@ -63,14 +64,14 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             part=name,
             part_digest=bundle.part(name).digest,
             runtime=profile.runtime,
-            adapter=adapter.revision,
+            adapter=adapter.facts.revision,
             versions=versions,
             device={"name": profile.device, **device},
             precision=target.precision,
             shape=dict(target.shape) if target.shape else "free",
-            options={name: value for name, value in profile.options.items() if name not in adapter.at_load},
-            opset=profile.opset if adapter.reads_onnx else None,
-            lowering=LOWERING_VERSION if adapter.reads_onnx else None,
+            options={name: value for name, value in profile.options.items() if name not in adapter.facts.at_load},
+            opset=profile.opset if adapter.facts.reads_onnx else None,
+            lowering=LOWERING_VERSION if adapter.facts.reads_onnx else None,
             length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
         )
         found.append(Wanted(name, target, fields))
@@ -84,7 +85,7 @@ def with_threads(profile: Profile, threads: int | None) -> Profile:
     """
     if threads is None:
         return profile
-    check_threads(threads)
+    check_option("threads", threads, COUNTS)
     option = runtime(profile.runtime).threads_option(profile.device)
     if option is None:
         raise ProfileError(
@@ -109,10 +110,10 @@ def targets(
             f"{profile.runtime} compiles for fixed sizes only, on {profile.device} with these options. Write "
             f'sizes = ["own"] under [shapes] of {profile.name}.'
         )
-    if adapter.reads_onnx and profile.opset > adapter.newest_opset:
+    if adapter.facts.reads_onnx and profile.opset > adapter.facts.newest_opset:
         raise ProfileError(
             f"Profile {profile.name} asks for opset {profile.opset}, and {profile.runtime} takes no newer one than "
-            f"{adapter.newest_opset}. Write opset = {adapter.newest_opset}."
+            f"{adapter.facts.newest_opset}. Write opset = {adapter.facts.newest_opset}."
         )
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
@@ -121,6 +122,27 @@ def targets(
             about = (profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape)
             asked.append((name, Target(*about, length=bundle.manifest.model.length)))
     return asked
+
+
+def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
+    """What a runtime is given to compile a part's lowered graph."""
+    manifest, info = bundle.manifest, bundle.part(part)
+    source = manifest.source
+    return Job(
+        part=part,
+        graph=graph,
+        weights=graph.parent if graph == bundle.folder / info.path else weights_of(graph),
+        target=target,
+        digest=info.digest,
+        usual=sizes(manifest.model, info.role, Setting(*manifest.model.own_size)),
+        shared=bundle.engines,
+        origin=CheckpointOrigin(
+            location=source.argument,
+            family=manifest.family,
+            variant=source.variant,
+            components={name: other.argument for name, other in manifest.components.items()},
+        ),
+    )
 
 
 def device_here(adapter: Runtime, device: str) -> str | None:

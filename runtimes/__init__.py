@@ -7,7 +7,8 @@ from importlib.metadata import entry_points
 
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import in_a_line, suggest
-from .base import Costs, Job, Refits, Runtime, Target
+from .base import CheckpointOrigin, Costs, Facts, Job, Refits, Runtime, Target
+from .host import HostEngine
 
 RUNTIMES = {
     "openvino": ".openvino:OpenVINO",
@@ -51,4 +52,16 @@ def runtime(name: str) -> Runtime:
     return adapter
 
 
-__all__ = ["RUNTIMES", "Costs", "Job", "Refits", "Runtime", "Target", "known_runtimes", "runtime"]
+__all__ = [
+    "RUNTIMES",
+    "CheckpointOrigin",
+    "Costs",
+    "Facts",
+    "HostEngine",
+    "Job",
+    "Refits",
+    "Runtime",
+    "Target",
+    "known_runtimes",
+    "runtime",
+]

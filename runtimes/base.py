@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from types import UnionType
 from typing import Protocol, runtime_checkable
 
-from ..core.bundle import Bundle, TensorInfo
+from ..core.bundle import TensorInfo
 from ..core.engine import Engine
-from ..core.errors import ProfileError
+from ..core.errors import ProfileError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision, Recipe
+from ..core.record import suggest
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
@@ -36,10 +39,29 @@ Option = bool | int | float | str
 MOST_THREADS = 1024
 
 
-def check_threads(value: Option) -> None:
-    """Raise `ProfileError` for what is no number of threads."""
-    if type(value) is not int or not 1 <= value <= MOST_THREADS:
-        raise ProfileError(f"threads is {value!r}; it must be a whole number from 1 to {MOST_THREADS:,}.")
+COUNTS = range(1, MOST_THREADS + 1)
+"""Of threads."""
+
+Kind = type | UnionType | tuple[str, ...] | range
+"""What an option takes: values of a type, one of some words, or whole numbers in a range."""
+
+
+def check_option(name: str, value: Option, kind: Kind) -> None:
+    """Raise `ProfileError` for a value that an option doesn't take."""
+    if isinstance(kind, tuple):
+        fits, wanted = value in kind, f"one of: {', '.join(kind)}"
+    elif isinstance(kind, range):
+        fits, wanted = type(value) is int and value in kind, f"a whole number from {kind[0]:,} to {kind[-1]:,}"
+    elif isinstance(kind, UnionType):
+        *first, last = [SAID[one].replace(" or ", ", ") for one in kind.__args__]
+        fits, wanted = isinstance(value, kind), f"{', '.join(first)} or {last}"
+    else:
+        fits, wanted = type(value) is kind, SAID[kind]
+    if not fits:
+        raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
+
+
+SAID: Mapping[type, str] = {bool: "true or false", int: "a whole number", str: "a string"}
 
 
 def files_in(folder: Path) -> dict[str, int]:
@@ -70,26 +92,34 @@ class Target:
 
 
 @dataclass(frozen=True)
+class CheckpointOrigin:
+    """The checkpoint that a bundle was exported from, for a runtime that runs its modules."""
+
+    location: str
+    family: str
+    variant: str | None = None
+    components: Mapping[str, str] = field(default_factory=dict[str, str])
+    """From elsewhere, by name: from where."""
+
+
+@dataclass(frozen=True)
 class Job:
     """One part to compile."""
 
-    bundle: Bundle
     part: str
     graph: Path
-    """The lowered ONNX graph: in the target's precision and shapes. Its external data is in `weights`."""
+    """The lowered ONNX graph: in the target's precision and shapes."""
+    weights: Path
+    """The folder of the graph's external data, which may be another one than the graph's. ONNX, onnx-ir, ONNX Runtime,
+    OpenVINO and IREE refuse external data that is a link, so their adapters name this folder to the library."""
     target: Target
-
-    @property
-    def weights(self) -> Path:
-        """The folder of the graph's external data: that of the graph, or the one that a lowered graph links to.
-
-        ONNX, onnx-ir, ONNX Runtime, OpenVINO and IREE refuse external data that is a link out of the graph's folder, so
-        their adapters name this folder to the library.
-        """
-        link = self.graph.with_name(LINK)
-        part = self.bundle.manifest.parts.get(self.part)
-        own = part is not None and self.graph == self.bundle.folder / part.path
-        return link.resolve() if link.is_symlink() and not own else self.graph.parent
+    digest: str = ""
+    """Of the part's graph and weights, as exported."""
+    usual: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Free sizes that it is called with most."""
+    shared: Path | None = None
+    """A folder for what helps later builds, such as timings of kernels; None where nothing is to be kept."""
+    origin: CheckpointOrigin | None = None
 
 
 @dataclass(frozen=True)
@@ -130,69 +160,53 @@ class Costs:
     """Whether engines are held in the machine's own memory."""
 
 
-class Runtime(Protocol):
-    """An adapter to one library that compiles and runs graphs."""
+@dataclass(frozen=True)
+class Facts:
+    """What a runtime is like: plain data, of which most runtimes state a few."""
 
-    revision: int
+    title: str
+    """As messages call the library."""
+    revision: int = 1
     """Raised when what it makes of a graph changes, or how it is loaded; part of the key."""
-    reads_onnx: bool
-    """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
-    newest_opset: int
-    """The newest ONNX operator set that it is given whole."""
-    typed: bool
-    """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
-    infers_shapes: bool
-    """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
-    at_load: frozenset[str]
+    devices: tuple[str, ...] = ("CPU",)
+    """Devices that it knows by name."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose versions shape the artifact."""
+    precisions: tuple[Precision, ...] = ("f32",)
+    """What its devices compute in."""
+    options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
+    at_load: frozenset[str] = frozenset()
     """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
-    sums_in_a_row: frozenset[str]
-    """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
-    lacks: Mapping[str, frozenset[str]]
-    """By device, operators that it has no kernel for: the compiler writes them in others (`compiler.kernels`)."""
-    reads_bf16: bool
+    threads: str | None = None
+    """The option that says in how many threads the CPU computes, one of `at_load`: unless it is set, `load` takes
+    `core.limits.threads`. None where it doesn't compute in this process's threads, empty where nothing is computed."""
+    reads_onnx: bool = True
+    """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
+    newest_opset: int = 23
+    """The newest ONNX operator set that it is given whole."""
+    typed: bool = False
+    """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
+    infers_shapes: bool = True
+    """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
+    reads_bf16: bool = True
     """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
+    free_sizes: bool = True
+    """Whether one engine can serve every size."""
+    sums_in_a_row: frozenset[str] = frozenset()
+    """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
+    lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
+    """By device, operators that it has no kernel for: the compiler writes them in others (`compiler.kernels`)."""
 
-    def devices(self) -> tuple[str, ...]:
-        """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
-        ...
+
+class Runtime(Protocol):
+    """An adapter to one library that compiles and runs graphs: facts, and three methods. It inherits from this class,
+    and writes another method only where the facts don't say enough.
+    """
+
+    facts: Facts
 
     def missing(self, device: str) -> str | None:
         """None where it works here; else one sentence: why not, and what to install."""
-        ...
-
-    def unbuildable(self, device: str) -> str | None:
-        """None where it can compile for a device here, which need not be here; else one sentence as `missing`'s."""
-        ...
-
-    def versions(self) -> dict[str, str]:
-        """Versions of the libraries that shape the artifact; part of its key."""
-        ...
-
-    def device(self, device: str) -> dict[str, str]:
-        """What of the device shapes the artifact (instruction set, architecture); part of its key."""
-        ...
-
-    def precisions(self, device: str) -> tuple[Precision, ...]:
-        """What the device computes in natively, through this runtime."""
-        ...
-
-    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Whether one engine can serve every size."""
-        ...
-
-    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """What engines for a device take, of free or fixed sizes; None where nobody has measured it."""
-        ...
-
-    def threads_option(self, device: str) -> str | None:
-        """The option that says in how many threads a device computes, one of `at_load`: unless it is set, `load` takes
-        `core.limits.threads`. None for a device that doesn't compute in this process's threads, empty where nothing is
-        computed.
-        """
-        ...
-
-    def check(self, options: Mapping[str, Option]) -> None:
-        """Raise `ProfileError` for an option that it doesn't know, with the near name."""
         ...
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
@@ -206,6 +220,53 @@ class Runtime(Protocol):
         `CompileError`; never falls back in silence.
         """
         ...
+
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
+        return tuple(device for device in self.facts.devices if self.missing(device) is None)
+
+    def unbuildable(self, device: str) -> str | None:
+        """None where it can compile for a device here, which need not be here; else one sentence as `missing`'s."""
+        return self.missing(device)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that shape the artifact; part of its key."""
+        try:
+            return {name: metadata.version(name) for name in self.facts.libraries}
+        except metadata.PackageNotFoundError as exc:
+            raise RuntimeMissing(f"{self.facts.title} isn't installed here ({exc}).") from exc
+
+    def device(self, device: str) -> dict[str, str]:
+        """What of the device shapes the artifact (instruction set, architecture); part of its key."""
+        del device
+        return {}
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """What the device computes in natively, through this runtime."""
+        del device
+        return self.facts.precisions
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Whether one engine can serve every size, with these options."""
+        del device, options
+        return self.facts.free_sizes
+
+    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
+        """What engines for a device take, of free or fixed sizes; None where nobody has measured it."""
+        del device, options, free
+        return None
+
+    def threads_option(self, device: str) -> str | None:
+        """As `Facts.threads`, which is the CPU's."""
+        return self.facts.threads if device == "CPU" else None
+
+    def check(self, options: Mapping[str, Option]) -> None:
+        """Raise `ProfileError` for an unknown option, with the near name, and for a value that it doesn't take."""
+        known = self.facts.options
+        for name, value in options.items():
+            if name not in known:
+                raise ProfileError(f"{self.facts.title} has no option {name!r} here. {suggest(name, list(known))}")
+            check_option(name, value, known[name])
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.engine import Engine
-from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.errors import CompileError, RuntimeMissing
 from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.limits import threads
@@ -29,7 +29,7 @@ from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
-from .base import MEMORY, Costs, Job, Option, Target, check_threads
+from .base import COUNTS, MEMORY, Costs, Facts, Job, Option, Runtime, Target
 from .border import border, call_program, first_line, rebuild
 from .cuda import capabilities
 from .host import HostEngine
@@ -90,22 +90,20 @@ COSTS = Costs(
 CPU_COSTS = replace(COSTS, base=75_000_000, maps=True, on_host=True, flop_per_second={"f32": 0.015e12, "f16": 0.025e12})
 
 
-class IREE:
+class IREE(Runtime):
     """The adapter."""
 
-    revision = 1
-    reads_onnx = True
-    newest_opset = 18
-    typed = True
-    infers_shapes = False
-    sums_in_a_row: frozenset[str] = frozenset()
-    lacks: Mapping[str, frozenset[str]] = {}
-    at_load: frozenset[str] = frozenset({THREADS})
-    reads_bf16 = False
-
-    def devices(self) -> tuple[str, ...]:
-        """The CPU, Vulkan where a driver has a GPU, and AMD's and NVIDIA's GPUs that are here."""
-        return tuple(device for device in (CPU, VULKAN, *HIP, *PTX) if self.missing(device) is None)
+    facts = Facts(
+        title="IREE",
+        devices=(CPU, VULKAN, *HIP, *PTX),
+        options={**OPTIONS, THREADS: COUNTS},
+        at_load=frozenset({THREADS}),
+        threads=THREADS,
+        newest_opset=18,
+        typed=True,
+        infers_shapes=False,
+        reads_bf16=False,
+    )
 
     def missing(self, device: str) -> str | None:
         """The runtime that isn't installed, an unknown device, or one that isn't here."""
@@ -164,30 +162,10 @@ class IREE:
         """It computes in what the graph says: f32 and f16, but for Vulkan, whose f16 not every GPU has."""
         return () if _unknown(device) else PRECISIONS[:1] if device == VULKAN else PRECISIONS
 
-    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Always."""
-        del device, options
-        return True
-
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
         """What the compiler plans to hold, and what compiling took."""
         del options, free
         return CPU_COSTS if device == CPU else COSTS
-
-    def threads_option(self, device: str) -> str | None:
-        """Of the CPU."""
-        return THREADS if device == CPU else None
-
-    def check(self, options: Mapping[str, Option]) -> None:
-        """`optimization_level`, and `threads` of the CPU."""
-        for name, value in options.items():
-            if name == THREADS:
-                check_threads(value)
-                continue
-            if name not in OPTIONS:
-                raise ProfileError(f"IREE has no option {name!r} here. {suggest(name, [*OPTIONS, THREADS])}")
-            if value not in OPTIONS[name]:
-                raise ProfileError(f"{name} is {value!r}; it must be one of: {', '.join(OPTIONS[name])}.")
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Import, and compile for the device, which needn't be here. The importer's file is removed after."""

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from ..core.engine import Engine
-from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.errors import CompileError, RuntimeMissing
 from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
-from .base import Costs, Job, Option, Target
+from .base import Facts, Job, Runtime, Target
 from .border import border, call_program, first_line, rebuild
 from .host import HostEngine
 from .machine import machine
@@ -36,25 +36,20 @@ GFX = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
 """MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
-OPTIONS: dict[str, type] = {"exhaustive_tune": bool, "gpu_arch_params": str}
 
 
-class MIGraphX:
+class MIGraphX(Runtime):
     """The adapter."""
 
-    revision = 1
-    reads_onnx = True
-    newest_opset = 18
-    typed = True
-    infers_shapes = True
-    sums_in_a_row: frozenset[str] = frozenset()
-    lacks: Mapping[str, frozenset[str]] = {}
-    at_load: frozenset[str] = frozenset()
-    reads_bf16 = False
-
-    def devices(self) -> tuple[str, ...]:
-        """The AMD GPUs that are here."""
-        return tuple(device for device in GFX if self.missing(device) is None)
+    facts = Facts(
+        title="MIGraphX",
+        devices=GFX,
+        options={"exhaustive_tune": bool, "gpu_arch_params": str},
+        newest_opset=18,
+        typed=True,
+        reads_bf16=False,
+        free_sizes=False,
+    )
 
     def missing(self, device: str) -> str | None:
         """The module that can't be loaded, an unknown device, or one that isn't here."""
@@ -87,30 +82,6 @@ class MIGraphX:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
         return () if _unknown(device) else PRECISIONS
-
-    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Never."""
-        del device, options
-        return False
-
-    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """Not measured."""
-        del device, options, free
-        return None
-
-    def threads_option(self, device: str) -> str | None:
-        """Its GPUs compute by themselves."""
-        del device
-        return None
-
-    def check(self, options: Mapping[str, Option]) -> None:
-        """`exhaustive_tune`, and `gpu_arch_params` as the driver takes them: `{num_cu:304, num_chiplets:8}`."""
-        for name, value in options.items():
-            if name not in OPTIONS:
-                raise ProfileError(f"MIGraphX has no option {name!r} here. {suggest(name, list(OPTIONS))}")
-            if type(value) is not OPTIONS[name]:
-                wanted = "true or false" if OPTIONS[name] is bool else "a string"
-                raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Let the driver compile for the device, with inputs and outputs in the host's memory."""

@@ -35,7 +35,7 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
-from .base import MOST_THREADS, PLACEMENT, Costs, Job, Option, Target
+from .base import MOST_THREADS, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .machine import machine, processor
@@ -50,7 +50,7 @@ from .placement import (
     place,
     plugged,
 )
-from .providers import PROVIDERS, check_option, settings
+from .providers import PROVIDERS, settings
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -76,15 +76,17 @@ LEVELS = {
 PATTERN = "enable_mem_pattern"
 """The option by which all values of a call get one block, laid out by what an earlier one took; on by default."""
 
-ATTRIBUTES: dict[str, type] = {
-    "intra_op_num_threads": int,
-    "inter_op_num_threads": int,
+COUNTS = range(MOST_THREADS + 1)
+"""Of threads; 0 leaves it to the library."""
+
+ATTRIBUTES: dict[str, Kind] = {
+    "intra_op_num_threads": COUNTS,
+    "inter_op_num_threads": COUNTS,
     "enable_cpu_mem_arena": bool,
     PATTERN: bool,
     "use_deterministic_compute": bool,
 }
 """Options that are attributes of SessionOptions, by its own names."""
-COUNTS = ("intra_op_num_threads", "inter_op_num_threads")
 
 ENTRIES = (
     "session.intra_op.allow_spinning",
@@ -107,6 +109,15 @@ AT_LOAD = frozenset(
 )
 """Options of memory and threads, which no graph has in it. The others say what is computed, and how."""
 
+OPTIONS: dict[str, Kind] = {
+    **ATTRIBUTES,
+    **dict.fromkeys(ENTRIES, bool | int | str),
+    **{name: kind for provider in PROVIDERS.values() for name, kind in provider.options.items()},
+    LEVEL: tuple(LEVELS),
+    ALLOWED: bool,
+}
+"""`ATTRIBUTES`, `ENTRIES` and the providers' options by ONNX Runtime's names, and `ALLOWED`."""
+
 CPU_COSTS = Costs(
     base=110_000_000,
     per_value=1.6,
@@ -123,22 +134,19 @@ HUNGRY = 2.7
 """Times that values are held with `PATTERN`, and with fixed sizes."""
 
 
-class ONNXRuntime:
+class ONNXRuntime(Runtime):
     """The adapter."""
 
-    revision = 1
-    reads_onnx = True
-    newest_opset = 23
-    typed = True
-    infers_shapes = True
-    sums_in_a_row: frozenset[str] = frozenset({"CPU"})
-    lacks: Mapping[str, frozenset[str]] = {"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})}
-    at_load: frozenset[str] = AT_LOAD
-    reads_bf16 = True
-
-    def devices(self) -> tuple[str, ...]:
-        """Those of `PROVIDERS` that this flavour of the library has, and that compute."""
-        return tuple(device for device in PROVIDERS if self.missing(device) is None)
+    facts = Facts(
+        title="ONNX Runtime",
+        devices=tuple(PROVIDERS),
+        options=OPTIONS,
+        at_load=AT_LOAD,
+        threads=THREADS,
+        typed=True,
+        sums_in_a_row=frozenset({"CPU"}),
+        lacks={"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})},
+    )
 
     def missing(self, device: str) -> str | None:
         """A library that isn't there or can't be loaded, several that overwrote one another, a device that won't do."""
@@ -220,37 +228,6 @@ class ONNXRuntime:
             return None
         return CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
 
-    def threads_option(self, device: str) -> str | None:
-        """Of the CPU."""
-        return THREADS if device == "CPU" else None
-
-    def check(self, options: Mapping[str, Option]) -> None:
-        """`ATTRIBUTES`, `ENTRIES` and the providers' options by ONNX Runtime's names, `graph_optimization_level`, one
-        of `LEVELS`, and `allow_nodes_on_cpu`.
-        """
-        offered = [option for provider in PROVIDERS.values() for option in provider.options]
-        for name, value in options.items():
-            if name in offered:
-                check_option(name, value)
-                continue
-            if name == LEVEL:
-                fits, wanted = value in LEVELS, f"one of: {', '.join(LEVELS)}"
-            elif name in ATTRIBUTES:
-                kind = ATTRIBUTES[name]
-                fits, wanted = type(value) is kind, {int: "a whole number", bool: "true or false"}[kind]
-                if name in COUNTS:
-                    fits = fits and isinstance(value, int) and 0 <= value <= MOST_THREADS
-                    wanted = f"a whole number from 0 to {MOST_THREADS:,}"
-            elif name == ALLOWED:
-                fits, wanted = isinstance(value, bool), "true or false"
-            elif name in ENTRIES:
-                fits, wanted = isinstance(value, bool | int | str), "true, false, a whole number or a string"
-            else:
-                known = [*ATTRIBUTES, *ENTRIES, *offered, LEVEL, ALLOWED]
-                raise ProfileError(f"ONNX Runtime has no option {name!r} here. {suggest(name, known)}")
-            if not fits:
-                raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
-
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Optimize and write; for other devices than the CPU, write and call once. Memory peaks at about the weights.
 
@@ -284,7 +261,7 @@ class ONNXRuntime:
                     (out / CACHE).mkdir()
                 on_progress(f"{job.part}: compile and place", None)
                 records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay there
-                placed = place(out / GRAPH, options, target, chosen, job.bundle.manifest.model)
+                placed = place(out / GRAPH, options, target, chosen, job.usual)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False
@@ -348,7 +325,7 @@ def _write(job: Job, out: Path) -> None:
     library = cast("Any", ir)
     model = read_graph(job.graph, job.weights)
     shape = None if job.target.shape is None else {name: list(sides) for name, sides in job.target.shape.items()}
-    key = sha256_json([job.bundle.part(job.part).digest, job.target.precision, shape])
+    key = sha256_json([job.digest, job.target.precision, shape])
     model.metadata_props["COREML_CACHE_KEY"] = key[:40]
     library.save(model, out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
 

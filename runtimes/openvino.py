@@ -26,7 +26,7 @@ from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
-from .base import MOST_THREADS, Costs, Job, Option, Target
+from .base import MOST_THREADS, Costs, Facts, Job, Option, Runtime, Target
 from .border import REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .weights import in_memory
@@ -86,18 +86,10 @@ CPU_COSTS = Costs(
 )
 
 
-class OpenVINO:
+class OpenVINO(Runtime):
     """The adapter."""
 
-    revision = 1
-    reads_onnx = True
-    newest_opset = 23
-    typed = False
-    infers_shapes = True
-    sums_in_a_row: frozenset[str] = frozenset()
-    lacks: Mapping[str, frozenset[str]] = {}
-    at_load: frozenset[str] = AT_LOAD
-    reads_bf16 = True
+    facts = Facts(title="OpenVINO", at_load=AT_LOAD, threads=THREADS)
 
     def devices(self) -> tuple[str, ...]:
         """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""
@@ -122,10 +114,6 @@ class OpenVINO:
         hint = f" {DRIVERS[kind]}" if kind in DRIVERS else ""
         return f"OpenVINO finds no {device} here; it has: {', '.join(has) or 'no device at all'}.{hint}"
 
-    def unbuildable(self, device: str) -> str | None:
-        """It compiles where it runs."""
-        return self.missing(device)
-
     def versions(self) -> dict[str, str]:
         """The library's version."""
         return {"openvino": _version()}
@@ -138,19 +126,10 @@ class OpenVINO:
         """By the device's capabilities. A CPU without FP16 computes in bf16 when f16 is asked: it isn't listed."""
         return tuple(precision for precision, name in CAPABILITIES.items() if name in _capabilities(device))
 
-    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Always."""
-        del device, options
-        return True
-
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Of CPUs; no other device was measured."""
         del options, free
         return CPU_COSTS if device == "CPU" else None
-
-    def threads_option(self, device: str) -> str | None:
-        """Of the CPU."""
-        return THREADS if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:
         """Options are OpenVINO's writable properties, by their own names. Values are tried on an empty model."""

@@ -23,10 +23,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..core.bundle import Model
 from ..core.errors import CompileError, RuntimeMissing
 from ..core.recipes import Precision
-from ..core.shapes import Setting, shape_of, sizes, sizes_of
+from ..core.shapes import shape_of, sizes_of
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from .base import Target
@@ -181,11 +180,17 @@ def _small(value: Any) -> bool:
     return math.prod(shape.numpy()) * kind.itemsize <= SMALL_BYTES
 
 
-def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str], model: Model) -> Placement:
-    """Call a graph once on zeros, and say where each node was run. What a provider compiles, it compiles here."""
-    free = sizes(model, "denoiser", Setting(*model.own_size))
+def place(
+    graph: Path, options: Any, target: Target, settings: Mapping[str, str], usual: Mapping[str, int]
+) -> Placement:
+    """Call a graph once on zeros, and say where each node was run. What a provider compiles, it compiles here.
+
+    Free sizes are the `usual` ones.
+    """
     feeds = {
-        tensor.name: np.zeros(target.shape[tensor.name] if target.shape else shape_of(tensor.shape, free), tensor.dtype)
+        tensor.name: np.zeros(
+            target.shape[tensor.name] if target.shape else shape_of(tensor.shape, usual), tensor.dtype
+        )
         for tensor in target.inputs
     }
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,11 +13,8 @@ from pathlib import Path
 from ..core.errors import ProfileError
 from ..core.recipes import Precision
 from ..core.record import suggest
-from .base import Option, Target
+from .base import Kind, Target
 from .ranges import bounds
-
-Kind = type | tuple[str, ...]
-"""What an option takes: bool, int, or one of some words."""
 
 
 @dataclass(frozen=True)
@@ -208,18 +205,6 @@ PROVIDERS: dict[str, Provider] = {
     "QNN-simulator": replace(HEXAGON, hardware="CPU", needs="an x86-64 CPU, on which the same code is simulated"),
 }
 """By device, as profiles name it."""
-
-
-def check_option(name: str, value: Option) -> None:
-    """Raise `ProfileError` unless some provider has the option and takes the value; `suggest` names the nearest."""
-    kinds = {option: kind for provider in PROVIDERS.values() for option, kind in provider.options.items()}
-    kind = kinds[name]
-    if isinstance(kind, tuple):
-        fits, wanted = value in kind, f"one of: {', '.join(kind)}"
-    else:
-        fits, wanted = type(value) is kind, {int: "a whole number", bool: "true or false"}[kind]
-    if not fits:
-        raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
 
 
 def settings(target: Target, cache: Path) -> dict[str, str]:

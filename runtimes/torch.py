@@ -19,15 +19,14 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from ..core.engine import Engine
-from ..core.errors import CheckpointError, CompileError, ProfileError, RuntimeMissing
+from ..core.errors import CheckpointError, CompileError, RuntimeMissing
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
-from ..core.recipes import RECIPES, Precision
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
-from .base import Costs, Job, Option, Target, check_threads
+from .base import COUNTS, Facts, Job, Runtime, Target
 from .border import REBUILD, border, first_line
 from .host import HostEngine
 
@@ -57,22 +56,19 @@ class Reference(Record):
     """Of the component's config and stored weights."""
 
 
-class Torch:
+class Torch(Runtime):
     """The adapter."""
 
-    revision = 1
-    reads_onnx = False
-    newest_opset = 23
-    typed = False
-    infers_shapes = True
-    sums_in_a_row: frozenset[str] = frozenset()
-    lacks: Mapping[str, frozenset[str]] = {}
-    at_load: frozenset[str] = frozenset({THREADS})
-    reads_bf16 = True
-
-    def devices(self) -> tuple[str, ...]:
-        """The CPU, and CUDA where PyTorch was built for it and a GPU is here."""
-        return tuple(device for device in DEVICES if self.missing(device) is None)
+    facts = Facts(
+        title="The torch runtime",
+        devices=tuple(DEVICES),
+        libraries=LIBRARIES,
+        precisions=("f32", "bf16", "f16"),
+        options={COMPILE: bool, THREADS: COUNTS},
+        at_load=frozenset({THREADS}),
+        threads=THREADS,
+        reads_onnx=False,
+    )
 
     def missing(self, device: str) -> str | None:
         """A library that isn't there or can't be loaded, an unknown device, or one that isn't here."""
@@ -88,62 +84,23 @@ class Torch:
             return f"PyTorch {torch.__version__} finds no GPU here. It takes a build for CUDA or ROCm, and the driver."
         return None
 
-    def unbuildable(self, device: str) -> str | None:
-        """It compiles where it runs."""
-        return self.missing(device)
-
     def versions(self) -> dict[str, str]:
         """Of PyTorch, diffusers and transformers."""
         with border(RuntimeMissing, "The reference can't be run", INSTALL):
             return {name: metadata.version(name) for name in LIBRARIES}
 
-    def device(self, device: str) -> dict[str, str]:
-        """Nothing of the device shapes the artifact."""
-        del device
-        return {}
-
-    def precisions(self, device: str) -> tuple[Precision, ...]:
-        """All; PyTorch has kernels for each."""
-        del device
-        return tuple(RECIPES)
-
-    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Always."""
-        del device, options
-        return True
-
-    def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """Not measured."""
-        del device, options, free
-        return None
-
-    def threads_option(self, device: str) -> str | None:
-        """Of the CPU; it is the process's."""
-        return THREADS if device == "CPU" else None
-
-    def check(self, options: Mapping[str, Option]) -> None:
-        """`compile`: true or false; `threads`: a number."""
-        for name, value in options.items():
-            if name not in (COMPILE, THREADS):
-                raise ProfileError(f"The torch runtime has no option {name!r}. {suggest(name, [COMPILE, THREADS])}")
-            if name == COMPILE and not isinstance(value, bool):
-                raise ProfileError(f"{name} is {value!r}; it must be true or false. Correct it under [options].")
-            if name == THREADS:
-                check_threads(value)
-
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Note where the checkpoint is, and the digest of its weights."""
         self._require(job.target)
-        manifest = job.bundle.manifest
+        if (origin := job.origin) is None:
+            raise CompileError(f"The torch runtime runs a checkpoint's own modules, and {job.part} comes from none.")
         on_progress(f"{job.part}: read the checkpoint", None)
-        variant = manifest.source.variant
-        others = {name: other.argument for name, other in manifest.components.items()}
-        checkpoint = _open(manifest.source.argument, manifest.family, variant, others)
+        checkpoint = _open(origin.location, origin.family, origin.variant, origin.components)
         reference = Reference(
             location=str(checkpoint.place),
-            variant=variant,
-            components=others,
-            family=manifest.family,
+            variant=origin.variant,
+            components=dict(origin.components),
+            family=origin.family,
             part=job.part,
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
         )

@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from ..core.engine import Engine
-from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.errors import CompileError, RuntimeMissing
 from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.reading import read_bounded
 from ..core.recipes import Precision
-from ..core.record import suggest
-from .base import MEMORY, TIMING, TOGETHER, Costs, Job, Option, Target
+from .base import MEMORY, TIMING, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
@@ -49,7 +48,7 @@ LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "cuda_graph",
     "refit",
 )
-OPTIONS: dict[str, range | type[bool]] = {
+OPTIONS: dict[str, Kind] = {
     LEVEL: range(6),
     STREAMED: range(1 << 30),
     WORKSPACE: range(1, 1 << 30),
@@ -135,32 +134,27 @@ def tensorrt() -> TensorRT:
     return TensorRT(FULL)
 
 
-class TensorRT:
-    """The adapter to either."""
+def _newest_opset(library: Library) -> int:
+    """23 where the library knows attention, which its parser reads from there."""
+    try:
+        return 23 if hasattr(_library(library.module), ATTENTION) else 18
+    except Exception:  # as in `_unfit`, which says so
+        return 23
 
-    revision = 1
-    reads_onnx = True
-    typed = True
-    infers_shapes = True
-    sums_in_a_row: frozenset[str] = frozenset()
-    lacks: Mapping[str, frozenset[str]] = {}
-    at_load: frozenset[str] = frozenset()
-    reads_bf16 = False
+
+class TensorRT(Runtime):
+    """The adapter to either."""
 
     def __init__(self, library: Library) -> None:
         self._is = library
-
-    @property
-    def newest_opset(self) -> int:
-        """23 where the library knows attention, which its parser reads from there."""
-        try:
-            return 23 if hasattr(_library(self._is.module), ATTENTION) else 18
-        except Exception:  # as in `_unfit`, which says so
-            return 23
-
-    def devices(self) -> tuple[str, ...]:
-        """The NVIDIA GPUs that are here."""
-        return tuple(device for device in self._is.capabilities if self.missing(device) is None)
+        self.facts = Facts(
+            title=library.title,
+            devices=library.capabilities,
+            options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.abroad},
+            newest_opset=_newest_opset(library),
+            typed=True,
+            reads_bf16=False,
+        )
 
     def missing(self, device: str) -> str | None:
         """The library that isn't installed, an unknown device, or one that isn't here; of several one is enough."""
@@ -217,25 +211,6 @@ class TensorRT:
         del device, options, free
         return self._is.costs
 
-    def threads_option(self, device: str) -> str | None:
-        """Its GPUs compute by themselves."""
-        del device
-        return None
-
-    def check(self, options: Mapping[str, Option]) -> None:
-        """`OPTIONS`."""
-        known = [name for name in OPTIONS if name != REFIT or not self._is.abroad]  # RTX's flag for it wants the GPU
-        for name, value in options.items():
-            if name not in known:
-                raise ProfileError(f"{self._is.title} has no option {name!r} here. {suggest(name, known)}")
-            values = OPTIONS[name]
-            if isinstance(values, range):
-                fits, wanted = type(value) is int and value in values, f"a whole number, {values[0]} to {values[-1]}"
-            else:
-                fits, wanted = isinstance(value, bool), "true or false"
-            if not fits:
-                raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
-
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Parse and build for the device's compute capability. Memory peaks at about three times the weights."""
         target = job.target
@@ -281,12 +256,12 @@ class TensorRT:
         """Build on the GPU that it is for, with what was timed there before."""
         device = job.target.device
         name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
-        kept = job.bundle.engines / TIMING / f"{name}.cache"
-        timed = config.create_timing_cache(_timed(kept))
+        kept = job.shared / TIMING / f"{name}.cache" if job.shared else None
+        timed = config.create_timing_cache(_timed(kept) if kept else b"")
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         plan = builder.build_serialized_network(network, config)
-        if plan is not None:
+        if plan is not None and kept is not None:
             kept.parent.mkdir(exist_ok=True)
             write_bytes(kept, bytes(config.get_timing_cache().serialize()))
         return plan

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..frechet import frechet_distance
 from ..line import Checked, Scored, serve
-from ..weights import Found, find
+from ..weights import FoundWeights, find
 from .clip import Clip
 from .inception import features
 from .lpips import distances
@@ -53,7 +53,7 @@ class Measures:
         return torch.cat([features(state, part) for part in pictures.split(AT_ONCE)]).double().numpy()
 
 
-def _loaded(found: Found) -> tuple[str, dict[str, dict[str, Any]]]:
+def _loaded(found: FoundWeights) -> tuple[str, dict[str, dict[str, Any]]]:
     """States by part. The files are the published ones by their digests, and nothing but tensors is unpickled."""
     torch: Any = import_module("torch")
     states = {part: torch.load(path, map_location="cpu", weights_only=True) for part, path in found.files.items()}

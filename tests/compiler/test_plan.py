@@ -10,12 +10,12 @@ import pytest
 from latentc.compiler.build import build
 from latentc.compiler.memory import activation_bytes, looked_up
 from latentc.compiler.plan import plan
-from latentc.compiler.targets import wanted
+from latentc.compiler.targets import job_of, wanted
 from latentc.core.errors import CompileError
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile, profile_names
 from latentc.profiles.profile import Shapes
-from latentc.runtimes import Job, runtime
+from latentc.runtimes import runtime
 from latentc.runtimes.machine import Gpu
 
 
@@ -80,7 +80,7 @@ def told(bundle, profile, part, folder):
     folder.mkdir()
     passes = needed_passes(adapter, want.target)
     with lowered(bundle.graph(part), "plan", profile.opset, want.target.shape, passes) as path:
-        adapter.compile(Job(bundle, part, path, want.target), folder, quiet)
+        adapter.compile(job_of(bundle, part, path, want.target), folder, quiet)
     return sum(json.loads((folder / "memory.json").read_text()).values())
 
 

@@ -127,7 +127,7 @@ def test_engines_for_elsewhere_and_what_isnt_known_stay(built):
     one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
     remade(built, one, device={"name": "CPU", "architecture": "aarch64"})
     remade(built, one, device={"name": "CUDA", "gpu": "another"}, versions={"onnxruntime": "0.1"})
-    remade(built, one, runtime="iree", device={"name": "gfx942"}, versions={"iree": "0.1"}, adapter=IREE.revision)
+    remade(built, one, runtime="iree", device={"name": "gfx942"}, versions={"iree": "0.1"}, adapter=IREE.facts.revision)
     remade(built, one, runtime="somebody's")
     hidden = built.engines / "unet-00000000000000bb"
     hidden.mkdir()

@@ -89,6 +89,6 @@ def test_shipped_profiles_ask_for_what_their_runtimes_can():
         adapter = runtime(profile.runtime)
         if adapter.unbuildable(profile.device) is None:
             adapter.check(profile.options)
-            assert profile.opset <= adapter.newest_opset or not adapter.reads_onnx, profile.name
+            assert profile.opset <= adapter.facts.newest_opset or not adapter.facts.reads_onnx, profile.name
             for wishes in profile.precision.values():
                 assert set(wishes) & set(adapter.precisions(profile.device)), profile.name

@@ -13,10 +13,10 @@ import pytest
 from latentc.compiler.cache import Artifact, Miss, Parity, artifacts, explain, find, load_engine, seal
 from latentc.compiler.key import Key
 from latentc.compiler.lower import lowered
-from latentc.compiler.targets import Wanted
+from latentc.compiler.targets import Wanted, job_of
 from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.progress import quiet
-from latentc.runtimes import RUNTIMES, Job, Target, runtime
+from latentc.runtimes import RUNTIMES, Target, runtime
 
 PART = "unet"
 CASES = [
@@ -162,9 +162,9 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
 
 def lower(adapter, device: str, graph: Path, shape=None) -> None:
     """Bring a graph to what the adapter takes for a device, in its place."""
-    opset = OPSETS.get(device, adapter.newest_opset)
-    lacks = adapter.lacks.get(device, ())
-    with lowered(graph, "lowered", opset, shape, () if adapter.infers_shapes else ("fold",), lacks=lacks) as path:
+    opset = OPSETS.get(device, adapter.facts.newest_opset)
+    lacks = adapter.facts.lacks.get(device, ())
+    with lowered(graph, "lowered", opset, shape, () if adapter.facts.infers_shapes else ("fold",), lacks=lacks) as path:
         if path != graph:
             shutil.copy(path, graph)
 
@@ -187,7 +187,7 @@ class Case:
             part=PART,
             part_digest="0" * 64,
             runtime=target.runtime,
-            adapter=self.adapter.revision,
+            adapter=self.adapter.facts.revision,
             versions=self.adapter.versions(),
             device={"name": target.device, **self.adapter.device(target.device)},
             precision=target.precision,
@@ -224,14 +224,14 @@ class Case:
     def compile(self, out: Path, graph: Path | None = None, **changes) -> Target:
         out.mkdir(parents=True)
         target = replace(self.target, **changes)
-        self.adapter.compile(Job(self.bundle, PART, graph or self.bundle.graph(PART), target), out, quiet)
+        self.adapter.compile(job_of(self.bundle, PART, graph or self.bundle.graph(PART), target), out, quiet)
         return target
 
     def static(self, out: Path, feeds) -> dict:
         """Build for the shapes of these feeds only; gives what changed of the target."""
         shape = {name: array.shape for name, array in feeds.items()}
         graph = None
-        if self.adapter.reads_onnx:
+        if self.adapter.facts.reads_onnx:
             graph = write_graph(out.with_name("static") / "model.onnx", shape)
             lower(self.adapter, self.target.device, graph, shape)
         self.build(out, graph, shape=shape)

@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from onnx import helper
@@ -186,7 +185,6 @@ def drive(folder):
     trt.open_driver = trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
     out = sample.model_copy(update={"name": "out_sample"})
-    bundle = SimpleNamespace(engines=folder, manifest=SimpleNamespace(parts={}))
     options = {
         "builder_optimization_level": 4,
         "workspace_mb": 512,
@@ -203,7 +201,7 @@ def drive(folder):
         made = folder / name
         made.mkdir()
         flags.clear()
-        adapter.compile(Job(bundle, "unet", folder / "graph.onnx", target), made, quiet)
+        adapter.compile(Job("unet", folder / "graph.onnx", folder, target, shared=folder), made, quiet)
         assert "IBuilderConfig.clear_flag TF32" in flags
         for flag in ("REFIT", "WEIGHT_STREAMING"):
             assert (f"IBuilderConfig.set_flag {flag}" in flags) == bool(chosen), flags
@@ -217,7 +215,7 @@ def drive(folder):
     assert adapter.refits(options)
     assert not adapter.refits({})
     (folder / "graph.onnx").write_bytes(graph_of(2.0))
-    job = Job(bundle, "unet", folder / "graph.onnx", target)
+    job = Job("unet", folder / "graph.onnx", folder, target, shared=folder)
     (folder / "refitted").mkdir()
     adapter.refit(job, made, folder / "refitted")
     assert ("ISerializationConfig.set_flag INCLUDE_REFIT" in flags) == hasattr(

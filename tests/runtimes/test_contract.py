@@ -149,14 +149,16 @@ def test_a_static_engine_refuses_other_shapes(case, tmp_path):
 @pytest.mark.slow
 def test_a_lowered_graph_lies_apart_from_its_weights(case, tmp_path):
     """It is in a scratch folder, from which links lead to them."""
-    if not case.adapter.reads_onnx:
+    if not case.adapter.facts.reads_onnx:
         return
     feeds = case.feeds(2, 8, 8)
     shape = {name: array.shape for name, array in feeds.items()}
     graph = write_graph(tmp_path / "part" / "model.onnx")
-    opset = OPSETS.get(case.target.device, case.adapter.newest_opset)
-    lacks = case.adapter.lacks.get(case.target.device, ())
-    with lowered(graph, "key", opset, shape, () if case.adapter.infers_shapes else ("fold",), lacks=lacks) as path:
+    opset = OPSETS.get(case.target.device, case.adapter.facts.newest_opset)
+    lacks = case.adapter.facts.lacks.get(case.target.device, ())
+    with lowered(
+        graph, "key", opset, shape, () if case.adapter.facts.infers_shapes else ("fold",), lacks=lacks
+    ) as path:
         assert path.parent != graph.parent
         case.build(tmp_path / "out", path, shape=shape)
     engine = case.load(tmp_path / "out", shape=shape)
@@ -201,7 +203,7 @@ def test_options_are_strict(case):
     with pytest.raises(ProfileError, match=f"Did you mean '{known}'" if known else "no option 'threadsx'"):
         case.adapter.check({f"{known or 'threads'}x": 1})
     if known:
-        assert known in case.adapter.at_load
+        assert known in case.adapter.facts.at_load
         case.adapter.check({known: 1})
         with pytest.raises(ProfileError, match=known):
             case.adapter.check({known: "several"})
@@ -255,7 +257,7 @@ def test_an_artifact_of_another_version_or_device_is_refused(case, monkeypatch):
     assert found.nearest == case.artifact.name
     assert found.differences["versions.library"] == (None, "0.1")
     monkeypatch.undo()
-    if not case.adapter.reads_onnx:
+    if not case.adapter.facts.reads_onnx:
         return
     monkeypatch.setattr(kind, "device", lambda self, device: {"instructions": "6502"})
     assert case.found(case.root).differences["device.instructions"][1] == "6502"

@@ -144,4 +144,4 @@ def test_what_it_is_asked_for_is_checked(make_case, tmp_path):
     broken.write_bytes(b"not a graph")
     (tmp_path / "out").mkdir()
     with pytest.raises(CompileError, match="can't be read as an ONNX graph"):
-        adapter.compile(Job(case.bundle, "unet", broken, case.target), tmp_path / "out", quiet)
+        adapter.compile(Job("unet", broken, broken.parent, case.target), tmp_path / "out", quiet)

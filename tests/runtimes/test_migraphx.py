@@ -85,7 +85,7 @@ def case(make_case, tmp_path):
 
 def compile_to(case, out, **options):
     out.mkdir()
-    MIGraphX().compile(Job(case.bundle, "unet", case.graph, replace(case.target, options=options)), out, quiet)
+    MIGraphX().compile(Job("unet", case.graph, case.graph.parent, replace(case.target, options=options)), out, quiet)
     return out
 
 

@@ -15,6 +15,7 @@ from latentc.compiler.lower import lowered
 from latentc.compiler.targets import shapes
 from latentc.core.bundle import Model, TensorInfo, TextEncoder
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
+from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
 from latentc.runtimes import Target, placement, providers
 from latentc.runtimes import onnxruntime as module
@@ -427,5 +428,6 @@ def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypat
         default_height=64,
         wires=(),
     )
-    placement.place(tmp_path, SimpleNamespace(), target, {}, model)
+    usual = sizes(model, "denoiser", Setting(*model.own_size))
+    placement.place(tmp_path, SimpleNamespace(), target, {}, usual)
     assert fed["x"].shape == (2, channels, 64 // scale, 128 // scale)

@@ -1,4 +1,4 @@
-"""A runtime of another distribution: one module, and one line in its entry points."""
+"""A runtime of another distribution: one module of facts and three methods, and one line in its entry points."""
 
 import sys
 
@@ -14,19 +14,28 @@ from latentc.runtimes.diagnose import diagnose
 from latentc.runtimes.null import Null
 
 ADAPTER = """
-from latentc.runtimes.onnxruntime import ONNXRuntime
+import numpy as np
+import onnx
+import onnxruntime
+
+from latentc.runtimes import Facts, HostEngine, Runtime
 
 
-class Outsider:
-    \"\"\"ONNX Runtime's CPU provider by another name.\"\"\"
+class Outsider(Runtime):
+    facts = Facts(title="Outsider", libraries=("onnxruntime",), revision=7, sums_in_a_row=frozenset({"CPU"}))
 
-    revision = 7
+    def missing(self, device):
+        return None if device == "CPU" else f"Outsider knows no {device}."
 
-    def __init__(self):
-        self._inner = ONNXRuntime()
+    def compile(self, job, out, on_progress):
+        model = onnx.load(job.graph, load_external_data=False)
+        onnx.load_external_data_for_model(model, str(job.weights))
+        onnx.save(model, out / "engine.onnx", save_as_external_data=True, location="engine.data")
 
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
+    def load(self, artifact, target, files):
+        session = onnxruntime.InferenceSession(str(artifact / "engine.onnx"), providers=["CPUExecutionProvider"])
+        names = [tensor.name for tensor in target.outputs]
+        return HostEngine(target, lambda feeds, sizes: dict(zip(names, session.run(names, dict(feeds)), strict=True)))
 """
 
 

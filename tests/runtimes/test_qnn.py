@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from latentc.compiler.build import build
-from latentc.compiler.lower import lowered
+from latentc.compiler.lower import lowered, weights_of
+from latentc.compiler.targets import job_of
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.progress import quiet
 from latentc.core.request import Request
@@ -43,7 +44,7 @@ def compiled(make_case, tmp_path):
         out = tmp_path / device
         out.mkdir()
         with lowered(case.bundle.graph("unet"), device, 18, shape, ("half",)) as graph:
-            case.adapter.compile(Job(case.bundle, "unet", graph, target), out, quiet)
+            case.adapter.compile(Job("unet", graph, weights_of(graph), target), out, quiet)
         return replace(case, artifact=out, target=target), feeds
 
     return made
@@ -84,11 +85,11 @@ def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_p
         case.adapter.check({"htp_performance_mod": "burst"})
     target = replace(case.target, device="QNN", precision="f16", options={"htp_arch": "73"})
     with pytest.raises(ProfileError, match="must be told soc_model"):
-        case.adapter.compile(Job(case.bundle, "unet", case.bundle.graph("unet"), target), tmp_path, quiet)
+        case.adapter.compile(job_of(case.bundle, "unet", case.bundle.graph("unet"), target), tmp_path, quiet)
     assert not case.adapter.takes_free_sizes("QNN", {})
     with pytest.raises(CompileError, match="doesn't compute in f32 on QNN"):
         case.adapter.compile(
-            Job(case.bundle, "unet", case.bundle.graph("unet"), replace(target, precision="f32")), tmp_path, quiet
+            job_of(case.bundle, "unet", case.bundle.graph("unet"), replace(target, precision="f32")), tmp_path, quiet
         )
 
 

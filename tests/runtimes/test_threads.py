@@ -50,7 +50,7 @@ def test_every_runtime_says_how_or_that_it_takes_none():
     for name in RUNTIMES:
         adapter = runtime(name)
         if option := adapter.threads_option("CPU"):
-            assert option in adapter.at_load
+            assert option in adapter.facts.at_load
             adapter.check({option: 2}) if adapter.missing("CPU") is None else None
     with pytest.raises(ProfileError, match="CUDA through onnxruntime doesn't compute in threads"):
         with_threads(load_profile("h100"), 2)

@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latentc.core.bundle import Bundle
 from latentc.core.errors import CheckpointError, CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.core.shapes import shape_of
 from latentc.core.tensors import psnr_db
-from latentc.runtimes import Job, Target, runtime
+from latentc.runtimes import CheckpointOrigin, Job, Target, runtime
 from latentc.runtimes.base import files_in
 
 
@@ -23,7 +22,7 @@ def torch():
 
 
 @pytest.fixture
-def build(torch, checkpoint, make_case, tmp_path):
+def build(torch, checkpoint, tmp_path):
     """`build(family, part)`: compile a part of a tiny checkpoint; gives its target and artifact."""
     from latentc.checkpoints.open import open_checkpoint
     from latentc.checkpoints.parts import part_spec
@@ -34,16 +33,10 @@ def build(torch, checkpoint, make_case, tmp_path):
         target = replace(Target("torch", "CPU", "f32", {}, spec.inputs, spec.outputs), **changes)
         out = tmp_path / f"{family}-{part}"
         out.mkdir()
-        torch.compile(Job(bundle_of(make_case, family, folder), part, tmp_path, target), out, quiet)
+        torch.compile(Job(part, tmp_path, tmp_path, target, origin=CheckpointOrigin(str(folder), family)), out, quiet)
         return target, out
 
     return make
-
-
-def bundle_of(make_case, family, folder) -> Bundle:
-    bundle = make_case("torch").bundle
-    source = bundle.manifest.source.model_copy(update={"location": str(folder)})
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={"family": family, "source": source}))
 
 
 @pytest.mark.parametrize(

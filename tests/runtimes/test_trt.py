@@ -14,7 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from latentc.compiler.lower import lowered
+from latentc.compiler.lower import lowered, weights_of
+from latentc.compiler.targets import job_of
 from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
@@ -46,7 +47,7 @@ def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
     out.mkdir()
     target = replace(case.target, device=device, precision="f16")
     with lowered(case.bundle.graph("unet"), "half", 23, None, ("half",)) as graph:  # sm75 multiplies no f32 matrices
-        job = Job(case.bundle, "unet", graph, target)
+        job = Job("unet", graph, weights_of(graph), target)
         case.adapter.compile(job, out, lambda what, share: told.append((what, share)))
     assert (out / "engine.plan").stat().st_size > 100_000
     memory = json.loads((out / "memory.json").read_text())
@@ -63,7 +64,7 @@ def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch)
         out = tmp_path / device
         out.mkdir()
         case.adapter.compile(
-            Job(case.bundle, "unet", case.bundle.graph("unet"), replace(case.target, device=device)), out, quiet
+            job_of(case.bundle, "unet", case.bundle.graph("unet"), replace(case.target, device=device)), out, quiet
         )
         sizes.append((out / "engine.plan").stat().st_size)
     assert sizes[1] < 1.02 * sizes[0]
@@ -93,7 +94,7 @@ class Opened:
 def test_turing_is_told_to_take_f16(case, tmp_path):
     with pytest.raises(CompileError, match=r"FP32 GEMM is not supported.*: f16 for this part"):
         case.adapter.compile(
-            Job(case.bundle, "unet", case.bundle.graph("unet"), replace(case.target, device="sm75")), tmp_path, quiet
+            job_of(case.bundle, "unet", case.bundle.graph("unet"), replace(case.target, device="sm75")), tmp_path, quiet
         )
 
 
@@ -105,7 +106,7 @@ def test_a_static_plan_and_a_broken_graph(case, tmp_path):
     broken.write_bytes(b"not a graph")
     (tmp_path / "other").mkdir()
     with pytest.raises(CompileError, match="TensorRT can't read unet"):
-        case.adapter.compile(Job(case.bundle, "unet", broken, case.target), tmp_path / "other", quiet)
+        case.adapter.compile(Job("unet", broken, broken.parent, case.target), tmp_path / "other", quiet)
 
 
 def quantized(kind):
@@ -139,7 +140,7 @@ def test_quantized_graphs_are_built_or_refused_by_what_the_gpu_has(tmp_path, kin
     target = Target("tensorrt-rtx", device, "f16", {}, tuple(ends[:1]), tuple(ends[1:]), {"sample": (1, 4, 64, 64)})
     out = tmp_path / "out"
     out.mkdir()
-    job = Job(None, "unet", tmp_path / "graph.onnx", target)
+    job = Job("unet", tmp_path / "graph.onnx", tmp_path, target, shared=tmp_path)
     if kind == "INT8" or device in ("sm89", "sm120"):
         tensorrt_rtx().compile(job, out, quiet)
         assert (out / "engine.plan").stat().st_size > 10_000
@@ -153,7 +154,7 @@ def test_options_and_devices_are_strict(monkeypatch):
     adapter = tensorrt_rtx()
     adapter.check({"builder_optimization_level": 5, "cuda_graph": False})
     for value in (6, True, "3"):
-        with pytest.raises(ProfileError, match="a whole number, 0 to 5"):
+        with pytest.raises(ProfileError, match="a whole number from 0 to 5"):
             adapter.check({"builder_optimization_level": value})
     with pytest.raises(ProfileError, match="cuda_graph is 1; it must be true or false"):
         adapter.check({"cuda_graph": 1})
@@ -252,7 +253,7 @@ def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     assert adapter.unbuildable("sm90") == "There is no GPU of sm90 here; NVIDIA GPUs found: sm75, sm89."
     assert adapter.unbuildable("sm70").startswith("TensorRT runs on NVIDIA's sm75, sm80")
     assert adapter.device("sm89") == {"gpu": "GPU 1"} != adapter.device("sm75")
-    assert adapter.newest_opset == 18, "what doesn't know attention isn't given it"
+    assert tensorrt().facts.newest_opset == 18, "what doesn't know attention isn't given it"
     assert adapter.versions() == {"tensorrt": "11.4.0"}
     assert adapter.costs("sm89", {}, free=True) is None
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from latentc.runtimes import Job
+from latentc.compiler.targets import job_of
 from latentc.runtimes.weights import in_memory
 
 
@@ -43,11 +43,11 @@ def test_links_of_a_bundle_are_not_followed(make_case, tmp_path):
     case = make_case("null")
     (tmp_path / "weights").symlink_to("/")
     graph = case.bundle.graph("unet")
-    assert Job(case.bundle, "unet", tmp_path / "model.onnx", case.target).weights.samefile("/")
+    assert job_of(case.bundle, "unet", tmp_path / "model.onnx", case.target).weights.samefile("/")
     link = graph.with_name("weights")
     link.symlink_to("/")
     try:
-        job = Job(case.bundle, "unet", graph, case.target)
+        job = job_of(case.bundle, "unet", graph, case.target)
         assert job.weights == graph.parent
     finally:
         link.unlink()
