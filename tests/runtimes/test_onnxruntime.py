@@ -179,8 +179,8 @@ def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
         update(value, array)
 
     monkeypatch.setattr(kind, "update_inplace", counted)
-    for sizes in ((2, 8, 6), (1, 10, 12), (2, 8, 6)):
-        feeds = case.feeds(*sizes)
+    for shape in ((2, 8, 6), (1, 10, 12), (2, 8, 6)):
+        feeds = case.feeds(*shape)
         for name, wanted in case.expected(feeds).items():
             np.testing.assert_allclose(engine.run(feeds)[name], wanted, rtol=0, atol=1e-4)
     feeds = case.feeds()
