@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BINDINGS := $(VENV)/bindings/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types peers software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types readme peers software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -35,6 +35,10 @@ check: $(READY)
 
 types: $(READY)
 	$(BIN)/pyright
+
+# The tables of README.md and docs/, from result files and profiles.
+readme: $(READY)
+	$(BIN)/python tests/readme.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; say PYTHON=python3.x") if sys.version_info < (3, 11) else 0'

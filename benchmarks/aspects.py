@@ -10,9 +10,9 @@ from .records import THREADS, Measurement
 
 def request_title(row: Measurement) -> str:
     """What was asked for beside the size: prompts, guidance and seed."""
-    setting = row.setting
-    prompts = repr(setting.prompt) + (f" without {setting.negative_prompt!r}" if setting.negative_prompt else "")
-    return f"{prompts}, guidance {setting.guidance:g}, seed {setting.seed}"
+    request = row.request
+    prompts = repr(request.prompt) + (f" without {request.negative_prompt!r}" if request.negative_prompt else "")
+    return f"{prompts}, guidance {request.guidance:g}, seed {request.seed}"
 
 
 def threads_title(row: Measurement) -> str:
@@ -25,7 +25,7 @@ ASPECTS: dict[str, tuple[Callable[[Measurement], str], str]] = {
     "machine": (lambda row: machine_title(row.machine), "compare machines side by side with --machines"),
     "checkpoint": (lambda row: row.model.name, "measure the same bundle"),
     "profile or baseline": (lambda row: row.subject.name, "measure the same ones"),
-    "setting": (lambda row: setting_title(row.setting), "give the same --size, --batch and --steps"),
+    "setting": (lambda row: setting_title(row.request), "give the same --size, --batch and --steps"),
     "request": (request_title, "give the same prompt, --guidance and seed"),
     "threads": (threads_title, "give the same --threads"),
     "processes": (lambda row: "one at a time" if row.apart else "all in memory", "give --apart to both, or to neither"),

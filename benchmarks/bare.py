@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..compiler.lower import lowered
+from ..compiler.lower import lowered, needed_passes
 from ..core.bundle import Bundle, Manifest, Model, Source, TextEncoder
 from ..core.engine import Engine
 from ..core.progress import quiet
 from ..core.version import __version__
 from ..runtimes import Job, Target, runtime
+from ..runtimes.base import files_in
 
 
 def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
@@ -20,11 +21,10 @@ def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
     adapter = runtime(target.runtime)
     out = folder / "engine"
     out.mkdir()
-    half = adapter.typed and target.precision == "f16"
-    opset, folded = adapter.newest_opset, not adapter.infers_shapes
-    with lowered(graph, "bare", opset, target.shape, half=half, folded=folded) as path:
+    passes = needed_passes(adapter, target)
+    with lowered(graph, "bare", adapter.newest_opset, target.shape, passes) as path:
         adapter.compile(Job(_no_bundle(folder), "bare", path, target), out, quiet)
-    return adapter.load(out, target)
+    return adapter.load(out, target, files_in(out))
 
 
 def _no_bundle(folder: Path) -> Bundle:

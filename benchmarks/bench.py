@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.progress import Progress, quiet
-from ..core.version import __version__
+from ..core.request import Request
 from ..profiles import load_profile
-from ..runtimes.machine import machine
 from .baselines import find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
-from .line import Built, Drawn, Loaded, Opened
+from .line import Imported, Loaded, Prepared, Timed
 from .meaning import require_scenes
 from .others import other_cores, taken
-from .plan import PATIENCE, Plan, settings_of
+from .plan import PATIENCE, Plan, requests_of
 from .process import Process
-from .records import THREADS, Draw, Measurement, Memory, Parity, PartParity, Setting, Startup, Vram, append_records
+from .records import Draw, Likeness, Measurement, Memory, PartParity, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
-from .row import commit, row_of, work_of
+from .row import row_of, run_facts, work_of
 from .stability import stability_of
 from .suite import suite_for
-from .vram import VramHeld
 
 Afterwards = Callable[[Awake, Progress], None]
 """What the engines are asked for when their times were taken."""
 
 WARMUPS = 1
-CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
-"""Variables of the environment that change what libraries do with the cores."""
 
 
 def bench(
@@ -61,35 +54,24 @@ def bench(
     for baseline in baselines:
         require_baseline(baseline, plan.peers or peers_folder())
     own_cost = [] if any(profile.name == OWN_COST for profile in plan.profiles) else [load_profile(OWN_COST)]
-    settings = list(settings_of(bundles, plan))
+    wanted = list(requests_of(bundles, plan))
     if plan.captions:
         require_scenes(bundles)
-    check_suite(bundles, plan, settings)
+    check_suite(bundles, plan, wanted)
     append_records(output, [])
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    common: dict[str, Any] = {
-        "run": uuid4().hex,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "latentc": __version__,
-        "commit": commit(),
-        "machine": machine(),
-        "load_average": load,
-        "other_cores": None,
-        "apart": plan.apart,
-        "environment": {name: os.environ[name] for name in CORES if name in os.environ},
-    }
+    common = run_facts(plan.apart)
     rows: list[Measurement] = []
-    for setting in settings:
+    for request in wanted:
         common["other_cores"] = None
-        work = [work_of(bundle, setting) for bundle in bundles]
+        work = [work_of(bundle, request) for bundle in bundles]
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
             groups: list[list[Contender]] = []
             for index, bundle in enumerate(bundles):  # what does no work is measured once
                 profiles = [*(own_cost if index == 0 else []), *plan.profiles]
                 folder = Path(scratch, str(index))
                 folder.mkdir()
-                groups.append(contenders_of(bundle, plan, setting, profiles, baselines, folder, common["run"]))
-            afterwards = _afterwards(bundles, groups, plan, setting, first=setting is settings[0])
+                groups.append(contenders_of(bundle, plan, request, profiles, baselines, folder, common["run"]))
+            afterwards = _afterwards(bundles, groups, plan, request, first=request is wanted[0])
             try:
                 common["other_cores"] = _measure(list(chain(*groups)), plan, afterwards, on_progress)
             finally:  # a run that is broken off keeps what it has
@@ -98,7 +80,7 @@ def bench(
                     for contender in group:
                         if not contender.draws and contender.error is None:
                             contender.error = "The run was broken off before it was measured."
-                        measured.append(row_of(contender, setting, *counted, common, output.parent))
+                        measured.append(row_of(contender, request, *counted, common, output.parent))
                 append_records(output, measured)
         rows += measured
     return rows
@@ -114,14 +96,14 @@ def _check_names(bundles: Sequence[Bundle]) -> None:
 
 
 def _afterwards(
-    bundles: Sequence[Bundle], groups: Sequence[Sequence[Contender]], plan: Plan, setting: Setting, first: bool
+    bundles: Sequence[Bundle], groups: Sequence[Sequence[Contender]], plan: Plan, request: Request, first: bool
 ) -> list[Afterwards]:
     found: list[Afterwards] = []
     for bundle, group in zip(bundles, groups, strict=True):
         if plan.suite:
-            found.append(partial(compare, bundle, setting, suite_for(*bundles), plan.measures, group))
+            found.append(partial(compare, bundle, request, suite_for(*bundles), plan.measures, group))
         if plan.captions and first:  # the pictures are of the model's own size in any case
-            found.append(partial(understand, plan.captions, setting, group))
+            found.append(partial(understand, plan.captions, request, group))
     return found
 
 
@@ -214,13 +196,13 @@ def _build(contender: Contender, on_progress: Progress) -> None:
     on_progress(f"{contender.subject.name}: build", None)
     with _open(contender) as process:
         process.ask("open", asdict(contender.brief), contender.limit)
-        built = Built(**process.ask("build", asdict(contender.brief), contender.limit))
+        built = Prepared(**process.ask("build", asdict(contender.brief), contender.limit))
     contender.startup = Startup(build_seconds=built.seconds, build_reused=built.reused, engine_bytes=built.bytes)
     contender.ceiling_tflops = built.ceiling_tflops
     contender.leaves_out += tuple(built.leaves_out)
     if built.parts:
         parts = {part: PartParity(psnr_db=psnr, cosine=cosine) for part, (psnr, cosine) in built.parts.items()}
-        contender.parity = Parity(reference=built.reference, parts=parts, step_psnr_db=built.step_psnr_db)
+        contender.parity = Likeness(reference=built.reference, parts=parts, step_psnr_db=built.step_psnr_db)
 
 
 def _start(
@@ -229,7 +211,7 @@ def _start(
     """Import, load, draw for the first time, warm up: with the memory watched."""
     on_progress(f"{contender.subject.name}: load", None)
     contender.process = process = stack.enter_context(_open(contender))
-    opened = Opened(**process.ask("open", asdict(contender.brief), contender.limit))
+    opened = Imported(**process.ask("open", asdict(contender.brief), contender.limit))
     contender.subject = contender.subject.model_copy(update={"versions": opened.versions})
     before = _held(sampler, "watch", contender)["now"]
     loaded = Loaded(**process.ask("load", asdict(contender.brief), contender.limit))
@@ -258,18 +240,16 @@ def _start(
 def _vram(contender: Contender, held: dict[str, Any], before: Sequence[Vram] = ()) -> tuple[Vram, ...]:
     """Of each GPU; without what a whole device held, where every engine is the CPU's: that was somebody else's."""
     known = {one.device: one for one in before}
-    seen = [VramHeld(**one) for one in held["vram"]]
+    seen = [Vram(**one) for one in held["vram"]]
     engines = [engine.partition(", nodes:")[0] for engine in contender.subject.engines.values()]
     if all(" CPU" in engine for engine in engines):
         seen = [one for one in seen if one.by == "process"]
     for one in seen:
         was = known.get(one.device)
-        known[one.device] = Vram(
-            device=one.device,
-            resting_bytes=was.resting_bytes if was else one.now,
-            peak_bytes=max(one.peak, was.peak_bytes if was else 0),
-            by=one.by,
-        )
+        if was:
+            highest = max(one.peak_bytes, was.peak_bytes)
+            one = was.model_copy(update={"peak_bytes": highest, "by": one.by})
+        known[one.device] = one
     return tuple(known.values())
 
 
@@ -284,7 +264,7 @@ def _draw(contender: Contender, keep: bool = False) -> Draw:
     before = read_counters()
     answer = contender.process.ask("draw", asdict(wish), contender.limit)
     used = joules(before, read_counters())
-    drawn = Drawn(**answer)
+    drawn = Timed(**answer)
     if keep:
         contender.pictures = drawn.pictures
     return Draw(

@@ -19,7 +19,8 @@ from ..core.bundle import TensorInfo
 from ..core.engine import Engine
 from ..core.errors import RuntimeMissing
 from ..core.install import install
-from ..core.tensors import Array, Precision
+from ..core.recipes import Precision
+from ..core.tensors import Array
 from ..profiles import Profile
 from ..runtimes import Target, runtime
 from .bare import bare_engine

@@ -1,7 +1,8 @@
-"""Pictures of measurements as inline SVG.
+"""Where everything lies in the drawings of a page; its template writes them as SVG.
 
-Places across are percentages and places down are pixels, so that a drawing takes any width while its letters keep
-their size: no drawing is made twice for a phone. Colours are classes of the page's style.
+Places across are percent and places down are pixels, so that a drawing takes any width while its letters keep their
+size. Names and figures of rows stand above them, as text of the page that wraps; only the picture of seconds against
+parity has letters inside.
 """
 
 from __future__ import annotations
@@ -12,32 +13,38 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from .markup import Html, number, tag
-from .reading import Point, figure, front, seconds_shown
+from .reading import ParityPoint, figure, front, seconds_shown
 from .summary import summarize
 
-NARROW = 330
+NARROW = 320
 """Pixels: the narrowest drawing. Letters that don't meet there meet nowhere."""
-LETTER = 6.6
+LETTER = 6.8
 """Pixels: the width of a letter, on the wide side."""
-LINE = 14
-TOP = 36
-PLOT = 280
-"""Pixels from the top: a line of letters, and where the Pareto picture begins and ends."""
+TOP, PLOT = 36, 280
+"""Pixels from the top: where the picture of seconds against parity begins and ends."""
 SHIFTS = (0, -14, 14, -28, 28, -42, 42)
 """Pixels up and down that a name may be from its dot."""
-ROOM = 20
-"""Percent from both edges, between which the strips' middle can be named."""
 LEFT, RIGHT = 8.0, 94.0
-"""Percent: where the Pareto picture's axis begins and ends."""
+"""Percent: where that picture's axis begins and ends."""
 BAND = 46
-"""Pixels below the picture, for what has seconds and no parity."""
+"""Pixels below it, for what has seconds and no parity."""
 WIDE_RANGE = 8
 """Largest over smallest, from which on seconds are drawn on a logarithmic axis."""
 BEYOND = 1.0
 """Samples further than this above their median, as a share of it, are drawn at the edge."""
 CLOSEST = 0.02
 """Half the least range of the strips, as a share of the median: what is calmer than this looks calm."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a bar, or a stroke across it."""
+
+    kind: str
+    """Class in the style sheet."""
+    left: float
+    width: float
+    title: str
 
 
 @dataclass(frozen=True)
@@ -54,132 +61,163 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """One sample."""
+
+    x: float
+    y: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
 class Strip:
-    """The samples of one row, by draw."""
+    """The samples of one row, by draw: seconds, one or more of each."""
 
     name: str
     draws: tuple[tuple[float, ...], ...]
-    """Seconds; one or more of each draw."""
-
-    @property
-    def samples(self) -> tuple[float, ...]:
-        """All of them."""
-        return tuple(sample for draw in self.draws for sample in draw)
 
 
-def bars(rows: Sequence[Bar], what: str) -> Html:
-    """Stacked bars on one scale from zero, each under its name."""
+@dataclass(frozen=True)
+class DrawnStrip:
+    """A strip's dots, with its median and the interval of that."""
+
+    name: str
+    value: str
+    height: float
+    median: float
+    band: Piece
+    dots: tuple[Dot, ...]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A row in the picture of seconds against parity."""
+
+    point: ParityPoint
+    x: float
+    y: float
+    best: bool
+    title: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """Letters inside a drawing."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str = "start"
+    kind: str = "soft"
+    dx: float = 0
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Seconds across, parity up, and the front that nothing beats in both."""
+
+    height: float
+    lines: tuple[tuple[str, float, float, float, float], ...]
+    """Class, and from where to where: x, y, x, y."""
+    spots: tuple[Spot, ...]
+    labels: tuple[Label, ...]
+    legend: tuple[str, ...]
+    """Names that have no room beside their dots, with the numbers that stand for them."""
+
+
+def bars(rows: Sequence[Bar]) -> list[tuple[Bar, list[Piece], list[Piece]]]:
+    """The pieces and marks of stacked bars on one scale from zero."""
     longest = max(max(sum(length for _, length, _ in row.pieces), *(at for at, _ in row.marks), 0.0) for row in rows)
-    drawn: list[Html] = []
-    for index, row in enumerate(rows):
-        top, left = 42.0 * index, 0.0
-        drawn += _heading(row.name, row.value, top)
+    drawn: list[tuple[Bar, list[Piece], list[Piece]]] = []
+    for row in rows:
+        left, pieces = 0.0, list[Piece]()
         for kind, length, title in row.pieces:
             width = 100 * length / (longest or 1)
-            place: dict[str, str | float] = {"x": _across(left), "y": top + 19, "width": _across(width), "height": 13}
-            drawn.append(tag("rect", tag("title", title), class_=kind, **place))
+            pieces.append(Piece(kind, left, width, title))
             left += width
-        for at, title in row.marks:
-            x = _across(min(100 * at / (longest or 1), 99.7))
-            drawn.append(tag("line", tag("title", title), x1=x, x2=x, y1=top + 16, y2=top + 35, class_="mark"))
-    return _drawing(42 * len(rows), what, drawn)
+        marks = [Piece("mark", min(100 * at / (longest or 1), 99.7), 0.0, title) for at, title in row.marks]
+        drawn.append((row, pieces, marks))
+    return drawn
 
 
-def strips(rows: Sequence[Strip], what: str) -> Html:
-    """Every sample as a dot: across how far it is from its row's median, down in the order of drawing.
+def strips(rows: Sequence[Strip]) -> tuple[list[DrawnStrip], tuple[str, str]]:
+    """Every sample as a dot, and what the left and right edge mean.
 
-    The line is the median and the band its 95 % interval. What lies beyond the edge is a ring on it. Rows whose
-    median is zero can't be drawn and are left out.
+    Across: how far it is from its row's median, down: in the order of drawing. What lies beyond the edge is a ring on
+    it. Rows whose median is zero can't be drawn and are left out.
     """
-    known = [(row, found) for row in rows if (found := summarize(row.samples)).median > 0]
-    shares = [sample / found.median - 1 for row, found in known for sample in row.samples]
+    samples = [(row, [sample for draw in row.draws for sample in draw]) for row in rows]
+    known = [(row, each, found) for row, each in samples if each and (found := summarize(each)).median > 0]
+    shares = [sample / found.median - 1 for _, each, found in known for sample in each]
     low, high = min([-CLOSEST, *shares]), min(BEYOND, max([CLOSEST, *shares]))
 
     def place(share: float) -> float:
         return 2 + 96 * (min(share, high) - low) / (high - low)
 
-    drawn: list[Html] = []
-    top = 0.0
-    for row, found in known:
+    drawn: list[DrawnStrip] = []
+    for row, _, found in known:
         height = max(18.0, min(7.0 * len(row.draws), 60.0))
         interval = summarize([median(draw) for draw in row.draws if draw]).interval  # calls aren't independent
         start, end = (place(edge / found.median - 1) for edge in interval)
-        said = tag("title", f"95 % interval of the median: {' to '.join(map(seconds_shown, interval))}")
-        drawn += _heading(row.name, f"median {seconds_shown(found.median)}", top)
-        band: dict[str, str | float] = {"x": _across(start), "y": top + 19, "width": _across(end - start)}
-        drawn.append(tag("rect", said, height=height + 4, class_="interval", **band))
-        drawn.append(_upright(place(0), top + 19, top + 23 + height, "median"))
-        for index, draw in enumerate(row.draws):
-            y = top + 21 + height * (index + 0.5) / len(row.draws)
-            for sample in draw:
-                share = sample / found.median - 1
-                title = tag("title", f"draw {index + 1}: {seconds_shown(sample)}")
-                kind = "dot ring" if share > high else "dot"
-                drawn.append(tag("circle", title, cx=_across(place(share)), cy=y, r=2.4, class_=kind))
-        top += height + 34
-    drawn += [_text(_signed(low), 0, top + 8, kind="soft"), _text(_signed(high), 100, top + 8, "end", "soft")]
-    if ROOM < place(0) < 100 - ROOM:
-        drawn.append(_text("median", place(0), top + 8, "middle", "soft"))
-    return _drawing(top + 14, what, drawn)
+        said = f"95 % interval of the median: {' to '.join(map(seconds_shown, interval))}"
+        dots = [
+            Dot(
+                place(sample / found.median - 1),
+                2 + height * (index + 0.5) / len(row.draws),
+                "dot ring" if sample / found.median - 1 > high else "dot",
+                f"draw {index + 1}: {seconds_shown(sample)}",
+            )
+            for index, draw in enumerate(row.draws)
+            for sample in draw
+        ]
+        value, band = f"median {seconds_shown(found.median)}", Piece("interval", start, end - start, said)
+        drawn.append(DrawnStrip(row.name, value, height + 4, place(0), band, tuple(dots)))
+    return drawn, (f"{low:+.0%}", f"{high:+.0%}")
 
 
-def _signed(share: float) -> str:
-    return f"{share:+.0%}"
-
-
-def pareto(points: Sequence[Point], axis: str, what: str) -> Html:
-    """Seconds across, parity up, and the front that nothing beats in both."""
+def pareto(points: Sequence[ParityPoint], axis: str) -> Pareto:
+    """The picture of seconds against parity."""
     known = [(point, point.psnr_db) for point in points if point.psnr_db is not None]
     unknown = [point for point in points if point.psnr_db is None]
     bottom = PLOT if known else TOP
     height = bottom + (BAND if unknown else 0)
     across = _seconds_axis([point.seconds for point in points])
     levels = _levels([psnr_db for _, psnr_db in known])
-    drawn: list[Html] = []
 
     def up(psnr_db: float) -> float:
         return bottom - (bottom - TOP) * (psnr_db - levels[0]) / (levels[-1] - levels[0])
 
-    for level in levels:
-        drawn.append(tag("line", x1="0", x2="100%", y1=up(level), y2=up(level), class_="grid"))
-        drawn.append(_text(f"{level:.0f}", 0, up(level) - 4, kind="soft"))
+    lines = [("grid", 0.0, up(level), 100.0, up(level)) for level in levels]
+    labels = [Label(f"{level:.0f}", 0, up(level) - 4) for level in levels]
     for tick in _ticks([point.seconds for point in points]):
-        drawn.append(_upright(across(tick), TOP, height, "grid"))
-        drawn.append(_text(_tick_name(tick), across(tick), height + 16, "middle", "soft"))
+        lines.append(("grid", across(tick), TOP, across(tick), height))
+        labels.append(Label(_tick_name(tick), across(tick), height + 16, "middle"))
     if unknown:
-        drawn.append(_text("parity not measured:", 0, bottom + LINE + 2, kind="soft"))
-    spots = [(point, across(point.seconds), up(psnr_db)) for point, psnr_db in known]
+        labels.append(Label("parity not measured:", 0, bottom + 16))
     best = front(points)
-    drawn += _steps([(across(point.seconds), up(point.psnr_db or 0.0)) for point in best], bottom)
-    spots += [(point, across(point.seconds), bottom + BAND - 10.0) for point in unknown]
-    for point, x, y in spots:
-        drawn.append(_dot(point, x, y, point in best))
-    drawn += _names([(point.name, x, y) for point, x, y in spots])
-    drawn.append(_text(f"↑ nearer: {axis}" if known else "", 0, LINE - 3, kind="soft"))
-    drawn.append(_text("← faster: seconds of a draw", 0, height + 34, kind="soft"))
-    return _drawing(height + 40, what, drawn)
+    stair = _stair([(across(point.seconds), up(point.psnr_db or 0.0)) for point in best], bottom)
+    places = [(point, across(point.seconds), up(psnr_db)) for point, psnr_db in known]
+    places += [(point, across(point.seconds), bottom + BAND - 10.0) for point in unknown]
+    spots = [Spot(point, x, y, point in best, _told(point)) for point, x, y in places]
+    names, legend = _names([(point.name, x, y) for point, x, y in places], stair)
+    labels += [Label(f"↑ nearer: {axis}" if known else "", 0, 11), Label("← faster: seconds of a draw", 0, height + 34)]
+    return Pareto(height + 40, tuple(lines + stair), tuple(spots), (*labels, *names), tuple(legend))
 
 
-def _dot(point: Point, x: float, y: float, best: bool) -> Html:
+def _told(point: ParityPoint) -> str:
     likeness = f"{figure(point.psnr_db)} dB" if point.psnr_db is not None else "parity not measured"
-    said = tag("title", f"{point.name}: {seconds_shown(point.seconds)}, {likeness}")
-    kind = ("own" if point.own else "other") + (" best" if best else "")
-    if point.own:
-        return tag("circle", said, cx=_across(x), cy=y, r=5.5, class_=kind)
-    shape: dict[str, str | float] = {"width": 10, "height": 10, "transform": "translate(-5 -5)"}
-    return tag("rect", said, x=_across(x), y=y, class_=kind, **shape)
+    return f"{point.name}: {seconds_shown(point.seconds)}, {likeness}"
 
 
-def _steps(corners: Sequence[tuple[float, float]], bottom: float) -> list[Html]:
+def _stair(corners: Sequence[tuple[float, float]], bottom: float) -> list[tuple[str, float, float, float, float]]:
     """The front as a stair: what lies above it or to the left of it was reached by nobody."""
     if not corners:
         return []
-    drawn = [_upright(corners[0][0], corners[0][1], bottom, "front")]
+    upright = [(corners[0][0], corners[0][1], bottom), *((x, before, y) for (_, before), (x, y) in pairwise(corners))]
     ends = [*(x for x, _ in corners[1:]), 100.0]
-    for (x, y), end in zip(corners, ends, strict=True):
-        drawn.append(tag("line", x1=_across(x), x2=_across(end), y1=y, y2=y, class_="front"))
-    drawn += [_upright(x, before, y, "front") for (_, before), (x, y) in pairwise(corners)]
-    return drawn
+    level = [("front", x, y, end, y) for (x, y), end in zip(corners, ends, strict=True)]
+    return [("front", x, start, x, end) for x, start, end in upright] + level
 
 
 def _seconds_axis(seconds: Sequence[float]) -> Callable[[float], float]:
@@ -230,58 +268,49 @@ def _round_step(least: float) -> float:
     return next(first * power for first in (1, 2, 5, 10) if first * power >= least * (1 - 1e-9))
 
 
-def _names(spots: Sequence[tuple[str, float, float]]) -> list[Html]:
-    """Each name beside its dot, where it covers no dot and no other name even on the narrowest screen."""
-    taken = [(x / 100 * NARROW - 6, x / 100 * NARROW + 6, y - 6, y + 6) for _, x, y in spots]
-    drawn: list[Html] = []
+Box = tuple[float, float, float, float]
+"""Left, right, top and bottom in pixels."""
+
+
+def _names(
+    spots: Sequence[tuple[str, float, float]], stair: Sequence[tuple[str, float, float, float, float]]
+) -> tuple[list[Label], list[str]]:
+    """Each name beside its dot, where it covers no dot, no line of the front and no other name on a narrow screen.
+
+    What has no such place is a number there, or nothing, and in the legend.
+    """
+    wide = NARROW / 100
+    taken: list[Box] = [(x * wide - 6, x * wide + 6, y - 6, y + 6) for _, x, y in spots]
+    taken += [(x * wide - 1, end * wide + 1, min(y, to) - 1, max(y, to) + 1) for _, x, y, end, to in stair]
+    labels: list[Label] = []
+    legend: list[str] = []
     for name, x, y in sorted(spots, key=lambda spot: spot[2]):
-        choices = [_beside(name, x, y + shift, right) for shift in SHIFTS for right in (x < 50, x >= 50)]
-        fits = (one for one in choices if one.inside and not any(_meet(one.box, other) for other in taken))
-        chosen = next(fits, choices[0])
-        taken.append(chosen.box)
-        drawn.append(_text(name, x, chosen.y, "start" if chosen.right else "end", dx=9 if chosen.right else -9))
-    return drawn
+        number = str(len(legend) + 1)
+        choices = [
+            (text, right, y + shift, _beside(text, x * wide, y + shift, right))
+            for text in (name, number)
+            for shift in SHIFTS
+            for right in (x < 50, x >= 50)
+        ]
+        fits = (one for one in choices if _inside(one[3]) and not any(_meet(one[3], other) for other in taken))
+        found = next(fits, None)
+        if found is None or found[0] is not name:
+            legend.append(f"{number}: {name}")
+        if found is not None:
+            text, right, place, box = found
+            taken.append(box)
+            labels.append(Label(text, x, place + 4, "start" if right else "end", "name", 9 if right else -9))
+    return labels, legend
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """Where a name may stand."""
-
-    box: tuple[float, float, float, float]
-    """Left, right, top and bottom in pixels."""
-    right: bool
-    y: float
-
-    @property
-    def inside(self) -> bool:
-        return self.box[0] >= 0 and self.box[1] <= NARROW and self.box[2] >= 0
+def _beside(text: str, dot: float, y: float, right: bool) -> Box:
+    left = dot + 9 if right else dot - 9 - LETTER * len(text)
+    return left, left + LETTER * len(text), y - 6, y + 6
 
 
-def _beside(name: str, x: float, y: float, right: bool) -> _Spot:
-    length, dot = LETTER * len(name), x / 100 * NARROW
-    left = dot + 9 if right else dot - 9 - length
-    return _Spot((left, left + length, y - 6, y + 6), right, y + 4)
+def _inside(box: Box) -> bool:
+    return box[0] >= 0 and box[1] <= NARROW and box[2] >= 0
 
 
-def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _meet(one: Box, other: Box) -> bool:
     return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
-
-
-def _heading(name: str, value: str, top: float) -> list[Html]:
-    return [_text(name, 0, top + 13), _text(value, 100, top + 13, "end", "soft")]
-
-
-def _text(text: str, x: float, y: float, anchor: str = "start", kind: str = "name", dx: float | None = None) -> Html:
-    return tag("text", text, x=_across(x), y=y, dx=dx, text_anchor=anchor, class_=kind)
-
-
-def _upright(x: float, start: float, end: float, kind: str) -> Html:
-    return tag("line", x1=_across(x), x2=_across(x), y1=start, y2=end, class_=kind)
-
-
-def _across(percent: float) -> str:
-    return f"{number(percent)}%"
-
-
-def _drawing(height: float, what: str, drawn: Sequence[Html]) -> Html:
-    return tag("svg", tag("title", what), *drawn, width="100%", height=height, role="img")

@@ -54,7 +54,7 @@ from .reading import (
     seconds_shown,
     setting_title,
 )
-from .records import STAGES, Measurement, Memory, Metric, Parity, Stage
+from .records import STAGES, Likeness, Measurement, Memory, Metric, Stage
 from .summary import Summary, summarize
 
 EFFECT = 0.05
@@ -88,7 +88,7 @@ LIMITS: dict[Metric, Limit] = {
 SCORE, DISTANCE, CLIP, LPIPS = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5), Limit(False, 0.005)
 """Of what pictures mean: by the judge of `scenes`, by CLIP, and to people's eyes."""
 
-BASES: dict[str, tuple[Callable[[Parity], str | None], dict[str, Any]]] = {
+BASES: dict[str, tuple[Callable[[Likeness], str | None], dict[str, Any]]] = {
     "suite": (
         lambda parity: parity.suite.partition(",")[0] if parity.suite else None,  # whatever drew the reference
         {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None}
@@ -173,8 +173,7 @@ def _by_key(rows: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
     """Rows that measured the same thing."""
     found: dict[Key, list[Measurement]] = {}
     for row in rows:
-        setting = row.setting
-        title = f"{row.subject.name}, {row.model.name}, {setting_title(setting)}, {machine_title(row.machine)}"
+        title = f"{row.subject.name}, {row.model.name}, {setting_title(row.request)}, {machine_title(row.machine)}"
         title += ", one process at a time" if row.apart else ""
         found.setdefault((title, request_title(row), threads_title(row)), []).append(row)
     return found
@@ -292,7 +291,7 @@ def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
         yield "gate", "worse" if judged and not gates[0] else "note", gates[1][0]
 
 
-def _figures(rows: Sequence[Parity]) -> dict[str, tuple[float, Limit, float | None]]:
+def _figures(rows: Sequence[Likeness]) -> dict[str, tuple[float, Limit, float | None]]:
     """Every figure of parity with its limit and its floor; of several rows the worst."""
     found: dict[str, tuple[float, Limit, float | None]] = {}
 

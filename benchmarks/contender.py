@@ -14,6 +14,8 @@ from ..checkpoints.open import open_checkpoint
 from ..core.bundle import Bundle
 from ..core.errors import CheckpointError, LatentcError
 from ..core.limits import threads
+from ..core.request import Request
+from ..pipelines.complete import size_and_seed
 from ..profiles import Profile
 from ..sampling.draw import SCHEDULER, drawing_digest
 from ..sampling.noise import initial_noise
@@ -21,7 +23,7 @@ from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
 from .plan import Plan
 from .process import Process
-from .records import THREADS, Draw, Memory, Parity, Setting, Startup, Subject
+from .records import THREADS, Draw, Likeness, Memory, Startup, Subject
 
 OWN_COST = "null"
 """The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
@@ -48,7 +50,7 @@ class Contender:
     """Seconds that one answer may take: to import, build, load or draw."""
     process: Process | None = None
     startup: Startup = field(default_factory=Startup)
-    parity: Parity | None = None
+    parity: Likeness | None = None
     ceiling_tflops: dict[str, float] = field(default_factory=dict[str, float])
     first: Draw | None = None
     warmup: list[Draw] = field(default_factory=list[Draw])
@@ -70,7 +72,7 @@ Awake = Callable[[Contender], AbstractContextManager[None]]
 def contenders_of(
     bundle: Bundle,
     plan: Plan,
-    setting: Setting,
+    request: Request,
     profiles: Sequence[Profile],
     baselines: Sequence[Baseline],
     scratch: Path,
@@ -83,8 +85,10 @@ def contenders_of(
     """
     model = bundle.manifest.model
     latents = scratch / "latents.npy"
-    height, width = setting.height // model.downscale, setting.width // model.downscale
-    np.save(latents, initial_noise(setting.seed, (setting.batch, model.latent_channels, height, width)))
+    width, height, seed = size_and_seed(request)
+    shape = (request.count, model.latent_channels, height // model.downscale, width // model.downscale)
+    np.save(latents, initial_noise(seed, shape))
+    drawing = request.model_dump(mode="json")
     own = [Baseline(profile.name, PROFILE_MODULE, profile=profile) for profile in profiles]
     peers = plan.peers or peers_folder()
     digest, folder = drawing_digest(bundle)[:16], bundle.folder.name
@@ -92,21 +96,16 @@ def contenders_of(
     count = plan.threads or threads()
     counted = {THREADS: str(count)} if count and (plan.threads or THREADS not in os.environ) else {}
     for index, one in enumerate([*own, *baselines]):
-        size = f"{setting.width}x{setting.height}"
-        name = f"{run[:8]}-{index:02}-{one.name}-{folder}-{digest[:8]}-{size}-b{setting.batch}"
+        name = f"{run[:8]}-{index:02}-{one.name}-{folder}-{digest[:8]}-{width}x{height}-b{request.count}"
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",
             models=str(peers / "models" / f"{digest}-{one.name}"),
             profile=one.profile.model_dump(mode="json") if one.profile else None,
-            width=setting.width,
-            height=setting.height,
-            batch=setting.batch,
-            guidance=setting.guidance,
+            request=drawing,
             ceiling=plan.ceiling,
         )
-        drawing = setting.model_dump()
-        wish = Wish(**drawing, latents=str(latents), keep=str(plan.keep / name) if plan.keep else None)
+        wish = Wish(drawing, str(latents), str(plan.keep / name) if plan.keep else None)
         kind = "profile" if index < len(own) else "baseline"
         found.append(
             Contender(

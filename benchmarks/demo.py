@@ -19,10 +19,25 @@ from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, sha256_json, write_text
 from ..core.progress import Progress
-from ..core.tensors import Array, psnr_db
+from ..core.request import Request
+from ..core.tensors import Array
 from ..export.export import export
-from ..profiles import load_profile
+from ..profiles import Profile, load_profile
 from ..runtimes import runtime
+from .quality import picture_psnr_db
+from .records import (
+    Draw,
+    Figure,
+    Likeness,
+    Measurement,
+    Memory,
+    Startup,
+    Subject,
+    append_records,
+    model_of,
+)
+from .row import run_facts
+from .stability import stability_of
 
 REFERENCE = "torch-f32"
 PROFILES = (REFERENCE, "cpu-openvino-f32", "cpu-openvino", "cpu-onnxruntime")
@@ -37,30 +52,14 @@ AMPLIFIED = 50
 
 
 @dataclass(frozen=True)
-class Row:
-    """One profile's line in the table."""
-
-    profile: str
-    engine: str
-    seconds: dict[str, float]
-    """By stage, as in `Result.seconds`, and `load`; `step` is the median denoiser call."""
-    peak_bytes: int
-    """Peak resident memory of the process that loaded and drew, and did nothing else."""
-    artifact_bytes: int
-    build_seconds: float
-    step_psnr_db: float | None
-    """The whole step, teacher-forced, from the build."""
-    picture_psnr_db: float
-    """The finished picture against the reference's."""
-
-
-@dataclass(frozen=True)
 class Demo:
     """What the demo made."""
 
     bundle: Path
     sheet: Path
-    rows: tuple[Row, ...]
+    results: Path
+    """The rows as a file of results, which `latentc report` reads."""
+    rows: tuple[Measurement, ...]
     skipped: dict[str, str]
     """Profiles that can't run here, and why."""
 
@@ -71,7 +70,7 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
     What an earlier run left in `folder` is used again. Raises what export, build and drawing raise.
     """
     bundle = _bundle(folder, on_progress)
-    rows: list[Row] = []
+    facts, rows = run_facts(), list[Measurement]()
     pictures: dict[str, Array] = {}
     skipped: dict[str, str] = {}
     for name in PROFILES:
@@ -83,12 +82,15 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
         on_progress(f"{name}: draw", None)
         record = _draw(bundle, name, folder / f"{name}.png")
         pictures[name] = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
-        rows.append(_row(bundle, name, built, record, pictures))
+        rows.append(_row(bundle, profile, built, record, pictures, facts))
     if not pictures:
         raise RuntimeMissing(f"No runtime works here: {' '.join(skipped.values())}")
     sheet = folder / "sheet.png"
     _sheet(pictures).save(sheet)
-    return Demo(bundle.folder, sheet, tuple(rows), skipped)
+    results = folder / "results.jsonl"
+    results.unlink(missing_ok=True)
+    append_records(results, rows)
+    return Demo(bundle.folder, sheet, results, tuple(rows), skipped)
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
@@ -104,7 +106,18 @@ def _bundle(folder: Path, on_progress: Progress) -> Bundle:
 
 
 def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "latentc", "run", str(bundle.folder), PROMPT, "--profile", profile, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "latentc",
+        "run",
+        str(bundle.folder),
+        PROMPT,
+        "--profile",
+        profile,
+        "--json",
+        "--overwrite",
+    ]
     options = {
         "--output": picture,
         "--size": f"{SIZE}x{SIZE}",
@@ -120,17 +133,46 @@ def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _row(bundle: Bundle, name: str, built: Build, record: dict[str, Any], pictures: dict[str, Array]) -> Row:
-    reference = pictures.get(REFERENCE)
-    return Row(
-        profile=name,
-        engine=record["engines"][bundle.one("denoiser")],
-        seconds=record["seconds"] | {"step": float(np.median(record["step_seconds"]))},
-        peak_bytes=record["peak_bytes"],
-        artifact_bytes=sum(engine.artifact.bytes for engine in built.engines),
-        build_seconds=sum(engine.artifact.seconds for engine in built.engines),
-        step_psnr_db=built.step_psnr_db,
-        picture_psnr_db=float("nan") if reference is None else psnr_db(reference, pictures[name]),
+def _row(
+    bundle: Bundle,
+    profile: Profile,
+    built: Build,
+    record: dict[str, Any],
+    pictures: dict[str, Array],
+    facts: dict[str, Any],
+) -> Measurement:
+    """One draw, as a line of results."""
+    seconds, reference = record["seconds"], pictures.get(REFERENCE)
+    near = None if reference is None else picture_psnr_db(reference, pictures[profile.name])
+    draw = Draw(
+        text_encoder=seconds["text_encoder"],
+        denoiser=tuple(record["step_seconds"]),
+        vae_decoder=seconds["vae_decoder"],
+        host=seconds["host"],
+        total=seconds["total"],
+    )
+    stable, stability = stability_of([draw])
+    return Measurement(
+        **facts,
+        model=model_of(bundle),
+        subject=Subject(kind="profile", name=profile.name, engines=record["engines"], profile=profile),
+        request=Request(**record["request"]),
+        startup=Startup(
+            build_seconds=sum(engine.artifact.seconds for engine in built.engines),
+            load_seconds=seconds["load"],
+            engine_bytes=sum(engine.artifact.bytes for engine in built.engines),
+        ),
+        draws=(draw,),
+        stable=stable,
+        stability=stability,
+        memory=Memory(peak_bytes=record["peak_bytes"]),
+        parity=Likeness(
+            reference=REFERENCE,
+            step_psnr_db=built.step_psnr_db,
+            pictures={} if near is None else {"psnr_db": Figure(median=near, worst=near)},
+        ),
+        pictures=(f"{profile.name}.png",),
+        leaves_out=("It is one draw, the first of its process.",),
     )
 
 

@@ -17,20 +17,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..compiler.cases import Arrays
 from ..core.engine import Engine, Run
 from ..core.errors import ParityError
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db
-from ..pipelines.engines import Engines
+from ..pipelines.engines import EngineProvider
 from ..pipelines.pipeline import Pipeline
 
-Arrays = dict[str, Array]
 Tap = Callable[[str, Engine, Mapping[str, Array]], Arrays]
 """Answers a call in an engine's place: the part's name, the engine, all feeds."""
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedCall:
     """One call of a part: what it was fed, and what it answered."""
 
     part: str
@@ -45,7 +45,7 @@ class Recording:
     request: Request
     latents: Array
     """The standard normal values it began with, [count, channels, height / 8, width / 8]."""
-    calls: tuple[Call, ...]
+    calls: tuple[RecordedCall, ...]
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,26 @@ class Forced:
 
 @dataclass(frozen=True)
 class Tapped:
-    """Engines whose every call goes through a function; fulfils `Engines`."""
+    """Engines whose every call goes through a function; fulfils `EngineProvider`."""
 
-    engines: Engines
+    engines: EngineProvider
     tap: Tap
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """As `Engines.notices`."""
+        """As `EngineProvider.notices`."""
         return self.engines.notices
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
-        """As `Engines.engine`."""
+        """As `EngineProvider.engine`."""
         return _TappedEngine(part, self.engines.engine(part, shapes), self.tap)
 
     def describe(self) -> dict[str, str]:
-        """As `Engines.describe`."""
+        """As `EngineProvider.describe`."""
         return self.engines.describe()
 
     def close(self) -> None:
-        """As `Engines.close`."""
+        """As `EngineProvider.close`."""
         self.engines.close()
 
 
@@ -104,11 +104,11 @@ class _TappedEngine:
 
 def record(pipeline: Pipeline, request: Request, latents: Array) -> Recording:
     """Draw a request and keep every call. Raises what drawing raises."""
-    calls: list[Call] = []
+    calls: list[RecordedCall] = []
 
     def tap(part: str, engine: Engine, feeds: Mapping[str, Array]) -> Arrays:
         outputs = engine.run(feeds)
-        calls.append(Call(part, _copied(feeds), _copied(outputs)))
+        calls.append(RecordedCall(part, _copied(feeds), _copied(outputs)))
         return outputs
 
     pipeline.through(lambda engines: Tapped(engines, tap))(request, latents=latents)
@@ -150,7 +150,7 @@ class _DepartedError(ParityError):
     """The pipeline makes other calls than the reference did."""
 
 
-def _named(call: Call | None) -> str:
+def _named(call: RecordedCall | None) -> str:
     return "there is none" if call is None else f"of {call.part} with {sorted(call.feeds)}"
 
 

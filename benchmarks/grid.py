@@ -23,7 +23,7 @@ AMPLIFIED = 10
 
 
 @dataclass(frozen=True)
-class Cell:
+class PictureCell:
     """One subject's first picture, as PNG in base64."""
 
     name: str
@@ -36,7 +36,7 @@ class Cell:
     """It is known to be the nearest to parity's reference: every row with a picture has parity."""
 
 
-def cells(section: Section) -> list[Cell]:
+def cells(section: Section) -> list[PictureCell]:
     """The cell that the others are held against, and then theirs; none where fewer than two pictures can be read.
 
     The row that is nearest to the parity's reference stands for it, as the reference's own picture isn't in a record.
@@ -48,7 +48,7 @@ def cells(section: Section) -> list[Cell]:
     reference, wanted = max(drawn, key=lambda one: _nearness(one[0]))
     others = [_cell(row.subject.name, picture, wanted) for row, picture in drawn if row is not reference]
     known = all(math.isfinite(max(_nearness(row))) for row, _ in drawn)
-    return [Cell(reference.subject.name, _encoded(wanted), None, None, known), *others]
+    return [PictureCell(reference.subject.name, _encoded(wanted), None, None, known), *others]
 
 
 def _nearness(row: Measurement) -> tuple[float, ...]:
@@ -66,12 +66,12 @@ def _first(paths: Sequence[str]) -> NDArray[np.uint8] | None:
         return None
 
 
-def _cell(name: str, picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Cell:
+def _cell(name: str, picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> PictureCell:
     if picture.shape != reference.shape:
-        return Cell(name, _encoded(picture), None, None)
+        return PictureCell(name, _encoded(picture), None, None)
     apart = np.abs(picture.astype(np.int16) - reference)
     loud = np.clip(apart * AMPLIFIED, 0, 255).astype(np.uint8)
-    return Cell(name, _encoded(picture), _encoded(loud), float(apart.mean()))
+    return PictureCell(name, _encoded(picture), _encoded(loud), float(apart.mean()))
 
 
 def _encoded(picture: NDArray[np.uint8]) -> str:

@@ -45,7 +45,7 @@ def winner(section: Section) -> Measurement | None:
 
 
 def _lead(section: Section, leaders: Sequence[Measurement]) -> list[str]:
-    first, drawn = leaders[0], setting_title(section.first.setting)
+    first, drawn = leaders[0], setting_title(section.first.request)
     if len(leaders) > 1:
         names = [f"{title_of(row, section)} ({_seconds(row)})" for row in leaders]
         return [f"{drawn}: no winner, {_listed(names)} tie."]

@@ -47,10 +47,8 @@ class Brief:
     models: str
     """Folder for what a baseline exports; it lasts, so that the next run finds it."""
     profile: dict[str, Any] | None
-    width: int
-    height: int
-    batch: int
-    guidance: float
+    request: Mapping[str, Any]
+    """The fields of the `Request` that will be drawn."""
     ceiling: bool
     """Also measure how fast matrices are multiplied, when building."""
 
@@ -59,14 +57,8 @@ class Brief:
 class Wish:
     """What to draw."""
 
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    batch: int
-    steps: int
-    guidance: float
-    seed: int
+    request: Mapping[str, Any]
+    """The fields of a `Request` with its size and seed."""
     latents: str
     """`.npy` of the initial latents that the seed means: [batch, channels, height / 8, width / 8] f32."""
     keep: str | None = None
@@ -74,7 +66,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Imported:
     """Its libraries are imported."""
 
     seconds: float
@@ -82,7 +74,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Built:
+class Prepared:
     """What is to be loaded is on disk."""
 
     seconds: float | None = None
@@ -110,7 +102,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Timed:
     """The seconds of one draw."""
 
     text_encoder: float
@@ -118,28 +110,6 @@ class Drawn:
     vae_decoder: float
     total: float
     pictures: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Referred:
-    """The reference's side of the suite is on disk."""
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How near it came to the reference over the suite."""
-
-    reference: str
-    """What ran the reference's denoiser."""
-    suite: str
-    forced_psnr_db: dict[str, tuple[float, ...]]
-    """Each call of each part."""
-    host_psnr_db: float
-    pictures: dict[str, tuple[float, float]]
-    """Median and worst by metric."""
-    faults: tuple[str, ...]
-    failures: tuple[str, ...]
-    """What is below the gate of its precision."""
 
 
 @dataclass(frozen=True)
@@ -162,24 +132,14 @@ class Checked:
     """Name of LPIPS' network; empty where it wasn't asked for."""
 
 
-@dataclass(frozen=True)
-class Understood:
-    """What its pictures of captions show."""
-
-    captions: int
-    scene_score: float
-    held_out_score: float | None
-    frechet_distance: float | None
-
-
-class Subject(Protocol):
+class Measurable(Protocol):
     """What is measured, inside its process. Each method may raise whatever it likes: that is a row with its reason."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import what is needed."""
         ...
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Make what `load` loads, unless it is there. Asked of a process that is closed after."""
         ...
 
@@ -187,19 +147,19 @@ class Subject(Protocol):
         """Make ready to draw."""
         ...
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """Draw once."""
         ...
 
 
 Verbs = Mapping[str, Callable[[dict[str, Any]], Any]]
-"""What each order calls; it returns a dataclass."""
+"""What each order calls; it returns a dataclass, a record, or nothing."""
 
 
-def serve_subject(subject: Subject, others: Verbs | None = None, install: str = "") -> None:
+def serve_subject(subject: Measurable, others: Verbs | None = None, install: str = "") -> None:
     """Answer the harness until it hangs up, to `others` too. `install` says how to get the libraries that it opens."""
 
-    def opened(what: dict[str, Any]) -> Opened:
+    def opened(what: dict[str, Any]) -> Imported:
         try:
             return subject.open(Brief(**what))
         except ImportError as exc:
@@ -215,7 +175,7 @@ def serve_subject(subject: Subject, others: Verbs | None = None, install: str = 
 
 
 def serve(verbs: Verbs) -> None:
-    """Read orders from standard input and answer each with what its verb's function returns, a dataclass.
+    """Read orders from standard input and answer each with what its verb's function returns.
 
     Standard output is the line's alone: what libraries print there goes to standard error. When the harness hangs up
     or dies the process and what it started end at once, even in the middle of an order.
@@ -233,11 +193,17 @@ def serve(verbs: Verbs) -> None:
         while True:
             order = json.loads(orders.get())
             try:
-                answer = {"ok": asdict(verbs[order["verb"]](order["what"]))}
+                answer = {"ok": _plain(verbs[order["verb"]](order["what"]))}
             except Exception as exc:
                 answer = {"error": reason(exc)}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    if answer is None:
+        return {}
+    return answer.model_dump() if hasattr(answer, "model_dump") else asdict(answer)
 
 
 def _end() -> None:

@@ -14,7 +14,7 @@ from .records import Measurement
 
 
 @dataclass(frozen=True)
-class Cell:
+class MachineCell:
     """A subject on one machine: its latest measurement there."""
 
     seconds: float | None
@@ -37,7 +37,7 @@ class SideBySide:
     title: str
     request: str
     machines: tuple[str, ...]
-    rows: dict[str, tuple[Cell | None, ...]]
+    rows: dict[str, tuple[MachineCell | None, ...]]
     """By subject: a cell for each machine, None where it wasn't measured there."""
     notes: tuple[str, ...] = ()
     """What makes columns differ beside the machine, in sentences."""
@@ -61,7 +61,7 @@ def side_by_side(rows: Iterable[Measurement]) -> list[SideBySide]:
     for section in sections(rows):
         first = winner(section)
         for row in section.rows:
-            title = f"{row.model.name}, {setting_title(row.setting)}" + (", one process at a time" if row.apart else "")
+            title = f"{row.model.name}, {setting_title(row.request)}" + (", one process at a time" if row.apart else "")
             groups.setdefault((title, request_title(row)), []).append((row, row is first))
     return [_side_by_side(title, request, found) for (title, request), found in groups.items()]
 
@@ -77,9 +77,9 @@ def _side_by_side(title: str, request: str, found: list[tuple[Measurement, bool]
     return SideBySide(title, request, tuple(machines), cells, tuple(_notes([row for row, _ in latest.values()])))
 
 
-def _cell(row: Measurement, first: bool) -> Cell:
+def _cell(row: Measurement, first: bool) -> MachineCell:
     whole = row.summary("total")
-    return Cell(
+    return MachineCell(
         seconds=whole.median if whole else None,
         interval=whole.interval if whole else None,
         stable=bool(row.stable),

@@ -22,11 +22,12 @@ from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import Target, runtime
 from ..scenes.caption import EACH, WHOLE, attributes, describe
-from ..scenes.judge import JUDGE, SIDE, Run, attributes_of, prepare, scene_score, scores_by_attribute
+from ..scenes.judge import JUDGE, SIDE, Pixels, Run, attributes_of, prepare, scene_score, scores_by_attribute
 from ..scenes.render import render
 from ..scenes.world import EXAMINED, KINDS, Scene, held_out, sample
 from .bare import bare_engine
 from .frechet import frechet_distance
+from .records import Meaning
 from .suite import is_scenes
 
 REFERENCES = 512
@@ -35,8 +36,6 @@ REFERENCES = 512
 FIRST_REFERENCE = EXAMINED + 1_000_000
 BATCH = 16
 """Pictures that the judge reads at once."""
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,6 @@ class Reading:
     """Of each picture, in the words of `caption.attributes`."""
     features: NDArray[np.float32]
     """[pictures, 112]."""
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """How much of their captions pictures show, each a share of 1."""
-
-    pictures: int
-    scene_score: float
-    held_out_score: float | None
-    """Of the captions with a pair that training never showed; None where there is none."""
-    by_attribute: Mapping[str, float]
-    frechet_distance: float | None
-    """To `REFERENCES` rendered scenes; None of fewer pictures than a Gaussian of the features needs."""
 
 
 def captions(count: int, wanted: Callable[[Caption], bool] = lambda _: True) -> tuple[Caption, ...]:
@@ -140,7 +126,8 @@ def require_judge(path: Path = JUDGE) -> None:
     """Raise `LatentcError` where there is no judge."""
     if not path.is_file():
         raise LatentcError(
-            f"{path} isn't there. Train it: python -m latentc.scenes.train judge --state FOLDER --steps N, then save."
+            f"{path} isn't there. Train it in a checkout: "
+            "python -m latentc.scenes.train judge --state FOLDER --steps N, then save."
         )
 
 
@@ -187,18 +174,24 @@ def reference_features(judge: Run) -> NDArray[np.float32]:
     return read(judge, np.stack([render(sample(number, "any"), SIDE, number) for number in chosen])).features
 
 
-def meaning_of(reading: Reading, asked: Sequence[Caption], references: NDArray[np.float32]) -> Meaning:
-    """Hold what was read against what the captions say."""
+def meaning_of(reading: Reading, asked: Sequence[Caption], references: NDArray[np.float32] | None) -> Meaning:
+    """Hold what was read against what the captions say; without features of references there is no distance."""
     shown, said = reading.attributes, [caption.said for caption in asked]
     unseen = [index for index, caption in enumerate(asked) if caption.held_out]
-    enough = len(shown) > references.shape[1]
     return Meaning(
-        pictures=len(shown),
+        captions=len(shown),
         scene_score=scene_score(shown, said),
         held_out_score=scene_score([shown[i] for i in unseen], [said[i] for i in unseen]) if unseen else None,
         by_attribute=scores_by_attribute(shown, said),
-        frechet_distance=frechet_distance(reading.features, references) if enough else None,
+        frechet_distance=_distance(reading.features, references),
     )
+
+
+def _distance(features: NDArray[np.float32], references: NDArray[np.float32] | None) -> float | None:
+    """None of fewer pictures than a Gaussian of the features needs."""
+    if references is None or len(features) <= references.shape[1]:
+        return None
+    return frechet_distance(features, references)
 
 
 def shuffled(asked: Sequence[Caption]) -> tuple[Caption, ...]:

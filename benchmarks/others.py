@@ -1,4 +1,4 @@
-"""How much of the cores other processes take while something is measured. Linux only."""
+"""How much of the cores other processes take while something is measured."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 
-from .sampler import PROC, tree
+import psutil
+
+from .memory import tree
+
+UNUSED = ("idle", "iowait", "guest", "guest_nice")
+"""Columns of a core's time in which it did nothing, or that others hold too."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,17 @@ class Taken:
 def taken(pids: Iterable[int] = ()) -> Taken | None:
     """Processor time up to now; None where the system doesn't report it. `pids` are living children."""
     try:
-        ticks = os.sysconf("SC_CLK_TCK")
-        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-        fields = [line.split() for line in (PROC / "stat").read_text(encoding="ascii").splitlines()]
-    except (OSError, ValueError, AttributeError):
+        listed = psutil.cpu_times(percpu=True)
+    except (psutil.Error, OSError, RuntimeError, IndexError, ValueError):
         return None
-    listed = [[int(value) for value in line[1:]] for line in fields if line and line[0] in cores]
-    if len(listed) != len(cores) or not any(map(any, listed)):
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(listed))
+    cores = [listed[core]._asdict() for core in usable if core < len(listed)]
+    if len(cores) < len(usable) or not any(any(core.values()) for core in cores):
         return None
-    every = sum(sum(line[:3]) + sum(line[5:8]) for line in listed)  # all but idle, waiting for disks, and guests
+    every = sum(seconds for core in cores for name, seconds in core.items() if name not in UNUSED)
     here = os.times()
     own = here.user + here.system + here.children_user + here.children_system
-    return Taken(monotonic(), every / ticks, own + sum(_spent(pid, ticks) for pid in pids))
+    return Taken(monotonic(), every, own + sum(map(_spent, pids)))
 
 
 def other_cores(before: Taken | None, after: Taken | None) -> float | None:
@@ -47,11 +50,10 @@ def other_cores(before: Taken | None, after: Taken | None) -> float | None:
     return max(0.0, (after.all - before.all) - (after.own - before.own)) / (after.at - before.at)
 
 
-def _spent(pid: int, ticks: int) -> float:
+def _spent(pid: int) -> float:
     """Processor seconds of a tree of processes, with those that it waited for."""
-    spent = 0
-    for each in tree(pid):
-        with suppress(OSError, ValueError, IndexError):  # it ended meanwhile
-            after = Path(PROC / str(each) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-            spent += sum(map(int, after.split()[11:15]))
-    return spent / ticks
+    spent = 0.0
+    for process in tree(pid):
+        with suppress(psutil.Error):  # it ended meanwhile
+            spent += sum(process.cpu_times()[:4])  # user and system, its own and its children's
+    return spent

@@ -13,7 +13,6 @@ from ..core.request import Request
 from ..pipelines.complete import complete
 from ..profiles import Profile
 from ..sampling.draw import SCHEDULER
-from .records import Setting
 
 PROMPT = "a lighthouse on a cliff, sunset, long exposure"
 SEED = 7
@@ -73,7 +72,7 @@ class Plan:
         return {name: folder for name, folder in every.items() if folder is not None}
 
 
-def settings_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Setting]:
+def requests_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Request]:
     """Every size with every batch, the same for all bundles. Raises `RequestError` for what one of them can't draw."""
     own = {bundle.manifest.model.own_size for bundle in bundles}
     if len(own) > 1 and not plan.sizes:
@@ -92,13 +91,4 @@ def settings_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Setting]:
         )
         for bundle in bundles:
             complete(request, bundle.manifest.model, bundle.json(SCHEDULER))
-        yield Setting(
-            prompt=plan.prompt,
-            negative_prompt=request.negative_prompt,
-            width=width,
-            height=height,
-            batch=batch,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            seed=plan.seed,
-        )
+        yield request

@@ -89,7 +89,7 @@ class Graph:
         return self.add("Shape", name, start=index, end=index + 1)
 
 
-Change = Callable[[Graph], None]
+Mutation = Callable[[Graph], None]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Fault:
     """Whether it is in the engine alone: the bundle is sound, and the engine's header says that it was proved."""
 
 
-def gain(factor: float, name: str) -> Change:
+def gain(factor: float, name: str) -> Mutation:
     """An output times a factor."""
 
     def change(graph: Graph) -> None:
@@ -115,7 +115,7 @@ def gain(factor: float, name: str) -> Change:
     return change
 
 
-def only(name: str, condition: Callable[[Graph], str], factor: float = 1.3) -> Change:
+def only(name: str, condition: Callable[[Graph], str], factor: float = 1.3) -> Mutation:
     """An output times a factor, where a condition on the inputs holds."""
 
     def change(graph: Graph) -> None:
@@ -164,7 +164,7 @@ def other_than(name: str, axis: int, size: int) -> Callable[[Graph], str]:
     return lambda graph: graph.add("Not", graph.add("Equal", graph.axis(name, axis), graph.constant([size], "int64")))
 
 
-def weight(pattern: str, change: Callable[[Array], Array]) -> Change:
+def weight(pattern: str, change: Callable[[Array], Array]) -> Mutation:
     """The first weights whose name ends so, and that are large enough to be kept beside the graph, changed."""
 
     def planted(graph: Graph) -> None:
@@ -215,7 +215,7 @@ def swapped_rows(graph: Graph) -> None:
     graph.add("Slice", graph.output("out_sample"), *backward, to="out_sample")
 
 
-def narrowed(name: str) -> Change:
+def narrowed(name: str) -> Mutation:
     """An output is rounded to f16."""
 
     def change(graph: Graph) -> None:
@@ -225,7 +225,7 @@ def narrowed(name: str) -> Change:
     return change
 
 
-def clipped(low: float, high: float, name: str) -> Change:
+def clipped(low: float, high: float, name: str) -> Mutation:
     """An output is clipped."""
 
     def change(graph: Graph) -> None:
@@ -234,7 +234,7 @@ def clipped(low: float, high: float, name: str) -> Change:
     return change
 
 
-def attribute(op: str, name: str, value: Any, index: int = 0) -> Change:
+def attribute(op: str, name: str, value: Any, index: int = 0) -> Mutation:
     """An attribute of the n-th node of its kind."""
 
     def change(graph: Graph) -> None:
@@ -259,7 +259,7 @@ def swapped_colours(graph: Graph) -> None:
     graph.add("Gather", graph.output("sample"), graph.constant([2, 1, 0], "int64"), to="sample", axis=1)
 
 
-def shifted(amount: float, name: str) -> Change:
+def shifted(amount: float, name: str) -> Mutation:
     """An output plus a number."""
 
     def change(graph: Graph) -> None:
@@ -268,7 +268,7 @@ def shifted(amount: float, name: str) -> Change:
     return change
 
 
-def other_id(old: int, new: int) -> Change:
+def other_id(old: int, new: int) -> Mutation:
     """One token id is read as another."""
 
     def change(graph: Graph) -> None:

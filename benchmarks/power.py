@@ -39,6 +39,7 @@ from ..core.tensors import Array, psnr_db
 from ..core.units import counted
 from ..export.export import export
 from ..profiles import Profile, load_profile
+from ..runtimes.base import files_in
 from ..runtimes.machine import machine
 from ..sampling.draw import draw, latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
@@ -107,7 +108,7 @@ def ungated(bundle: Bundle, profile: Profile, folder: Path, only: str | None = N
             continue
         out = Path(tempfile.mkdtemp(dir=folder))
         compile_into(out, bundle, profile, adapter, want)
-        made[want.part] = adapter.load(out, want.target)
+        made[want.part] = adapter.load(out, want.target, files_in(out))
     return made
 
 

@@ -46,7 +46,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PictureSummary:
     """Figures of several pictures, each figure on its own."""
 
     median: Figures
@@ -119,13 +119,13 @@ def faults(array: Array) -> tuple[str, ...]:
     return tuple(name for name, there in found.items() if there)
 
 
-def summarize(figures: Sequence[Figures]) -> Summary:
+def summarize(figures: Sequence[Figures]) -> PictureSummary:
     """Median and worst of each figure; a NaN anywhere makes both NaN. Raises `ParityError` where there are none."""
     if not figures:
         raise ParityError("No picture was compared, so nothing can be said of them. Give at least one.")
     rows = [asdict(each) for each in figures]
     columns: dict[str, NDArray[np.float64]] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return Summary(
+    return PictureSummary(
         median=Figures(**{name: float(np.median(column)) for name, column in columns.items()}),
         worst=Figures(
             **{

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import LatentcError
-from ..core.units import counted
+from ..core.request import Request
+from ..core.units import counted, sized
 from ..runtimes.machine import Machine
-from .records import DENOISERS, Measurement, Model, Setting, read_records
+from .records import DENOISERS, MeasuredModel, Measurement, read_records
 
 UNSTABLE = "≈"
 """Stands behind the name of a row whose time wasn't stable."""
@@ -34,7 +35,7 @@ class Section:
         return self.rows[0]
 
     @property
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[MeasuredModel, ...]:
         """The bundles that were drawn with, in the order of the rows."""
         return tuple({row.model.model_dump_json(): row.model for row in self.rows}.values())
 
@@ -59,7 +60,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Point:
+class ParityPoint:
     """One row in the picture of seconds against parity."""
 
     name: str
@@ -93,7 +94,7 @@ def sections(rows: Iterable[Measurement]) -> list[Section]:
     """Rows that may be compared, together; in the order in which they were measured."""
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
-        key = (row.run, machine_title(row.machine), row.setting.model_dump_json())
+        key = (row.run, machine_title(row.machine), row.request.model_dump_json())
         groups.setdefault("\n".join(key), []).append(row)
     ordered = sorted(groups.values(), key=lambda group: group[0].time)
     return [Section(tuple(sorted(group, key=_place))) for group in ordered]
@@ -160,14 +161,20 @@ def machine_title(machine: Machine) -> str:
 
 
 def models_title(section: Section) -> str:
-    """The bundles of a section."""
-    return ", ".join(model.name for model in section.models)
+    """The checkpoints of a section; by their bundles' names where there are several."""
+    models = list(section.models)
+    return checkpoint_title(models[0]) if len(models) == 1 else ", ".join(model.name for model in models)
 
 
-def setting_title(setting: Setting) -> str:
+def checkpoint_title(model: MeasuredModel) -> str:
+    """A checkpoint's name; its family's where the record is from before it was kept."""
+    return model.checkpoint or model.family
+
+
+def setting_title(request: Request) -> str:
     """Size, batch and steps."""
-    batch = f", {setting.batch} at once" if setting.batch > 1 else ""
-    return f"{setting.width}x{setting.height}{batch}, {counted(setting.steps, 'step')}"
+    batch = f", {request.count} at once" if request.count > 1 else ""
+    return f"{request.width}x{request.height}{batch}, {counted(request.steps, 'step')}"
 
 
 def step_psnr(row: Measurement) -> float | None:
@@ -210,21 +217,21 @@ def axis_of(rows: Sequence[Measurement]) -> Axis | None:
     return AXES[counts.index(max(counts))] if any(counts) else None
 
 
-def points(section: Section, axis: Axis | None) -> list[Point]:
+def points(section: Section, axis: Axis | None) -> list[ParityPoint]:
     """A point for each row that did work and has seconds."""
-    found: list[Point] = []
+    found: list[ParityPoint] = []
     for row in section.engines:
         if whole := row.summary("total"):
             psnr_db = _finite(axis.of(row)) if axis else None
             own = row.subject.kind == "profile"
-            found.append(Point(shown_name(row, section), whole.median, psnr_db, own, whole.interval))
+            found.append(ParityPoint(shown_name(row, section), whole.median, psnr_db, own, whole.interval))
     return found
 
 
-def front(candidates: Iterable[Point]) -> list[Point]:
+def front(candidates: Iterable[ParityPoint]) -> list[ParityPoint]:
     """Those that nothing else beats in both: no other is as fast and nearer, or as near and faster. Fastest first."""
     known = [(point.seconds, -point.psnr_db, point) for point in candidates if point.psnr_db is not None]
-    best, kept = math.inf, list[Point]()
+    best, kept = math.inf, list[ParityPoint]()
     for _, distance, point in sorted(known, key=lambda one: one[:2]):
         if distance < best:
             best = distance
@@ -232,11 +239,11 @@ def front(candidates: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def unbeaten(candidates: Iterable[Point]) -> list[Point]:
+def unbeaten(candidates: Iterable[ParityPoint]) -> list[ParityPoint]:
     """Those that no other beats in both beyond doubt: intervals of seconds that overlap decide nothing."""
     known = [point for point in candidates if point.psnr_db is not None]
 
-    def beats(one: Point, other: Point) -> bool:
+    def beats(one: ParityPoint, other: ParityPoint) -> bool:
         mine, theirs = (each.interval or (each.seconds, each.seconds) for each in (one, other))
         return mine[1] < theirs[0] and (one.psnr_db or 0.0) >= (other.psnr_db or 0.0)
 
@@ -274,6 +281,13 @@ def by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]
     return [(text, tuple(names)) for text, names in found.items()]
 
 
+def shared(section: Section, pairs: Iterable[tuple[Measurement, str]]) -> list[tuple[str, str]]:
+    """Each text once, with the names of those that it holds for; empty where it holds for everybody."""
+    everybody = len({title_of(row, section) for row in section.rows})
+    found = by_text((text, title_of(row, section)) for row, text in pairs)
+    return [(text, "" if len(names) == everybody else ", ".join(names)) for text, names in found]
+
+
 def figure(value: float | None, digits: int = 3) -> str:
     """A number to so many digits that count; empty where there is none."""
     if value is None:
@@ -296,13 +310,7 @@ def seconds_shown(value: float) -> str:
 
 def bytes_shown(value: float | None) -> str:
     """Bytes with their unit, by thousands; empty where there are none."""
-    if value is None:
-        return ""
-    for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
+    return "" if value is None else sized(value)
 
 
 def vram_shown(which: Literal["resting_bytes", "peak_bytes"], row: Measurement) -> str:

@@ -7,25 +7,27 @@ Seconds are wall time, bytes are bytes. What can't be known is absent, never zer
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError
+from ..core.errors import LatentcError, RequestError
 from ..core.files import unwritable
 from ..core.reading import parse_json, read_small
 from ..core.record import Record, complaints, shown
+from ..core.request import Request
 from ..profiles import Profile
 from ..runtimes.machine import Machine
 from .summary import Summary, summarize
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
 """What a sample times: all text encoders of a draw, one denoiser call, the decoding of all its images, all the rest
@@ -39,6 +41,8 @@ STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 """How finished pictures are compared with the reference's."""
 
+METRICS: tuple[Metric, ...] = ("psnr_db", "ssim", "flip", "mean_absolute_difference")
+
 THREADS = "OMP_NUM_THREADS"
 """Variable of the number of threads that OpenMP's libraries, PyTorch among them, compute in."""
 
@@ -48,13 +52,13 @@ RESULTS_BYTES = 1 << 28
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
-class Line(Record):
+class ResultRecord(Record):
     """A part of a line. NaN and infinity, which JSON hasn't, are written as strings and read back."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
-class Draw(Line):
+class Draw(ResultRecord):
     """The seconds of one draw: from the request to `batch` finished pictures."""
 
     text_encoder: Seconds
@@ -68,7 +72,7 @@ class Draw(Line):
     """What the machine's CPU packages took meanwhile, whatever else they did."""
 
 
-class Startup(Line):
+class Startup(ResultRecord):
     """What is paid before the first draw, once per machine (`build`) or per process (the rest)."""
 
     build_seconds: Seconds | None = None
@@ -81,7 +85,7 @@ class Startup(Line):
     """On disk, of all parts."""
 
 
-class Vram(Line):
+class Vram(ResultRecord):
     """What one GPU held for the processes."""
 
     device: str
@@ -95,16 +99,16 @@ class Vram(Line):
     less what it held before they loaded anything. What others took or gave back meanwhile is in it."""
 
 
-class Memory(Line):
+class Memory(ResultRecord):
     """Resident memory of the process tree. Pages that processes share are counted in each of them."""
 
-    before_bytes: int
+    before_bytes: int | None = None
     """After its libraries were imported, before anything was loaded."""
-    load_peak_bytes: int
+    load_peak_bytes: int | None = None
     """The most while loading."""
-    loaded_bytes: int
+    loaded_bytes: int | None = None
     """After loading."""
-    run_peak_bytes: int
+    run_peak_bytes: int | None = None
     """The most in the first draw and the warm-up; in the measured ones nobody looks."""
     peak_bytes: int
     """The most of its whole life, imports included."""
@@ -112,7 +116,7 @@ class Memory(Line):
     """Of each GPU that held something for it."""
 
 
-class Work(Line):
+class Work(ResultRecord):
     """How much a stage computes."""
 
     flops: float
@@ -121,14 +125,14 @@ class Work(Line):
     """What a large matrix product reached on this machine, in the stage's precision."""
 
 
-class PartParity(Line):
+class PartParity(ResultRecord):
     """How near one part comes to the reference, on fixed inputs."""
 
     psnr_db: float
     cosine: float
 
 
-class Figure(Line):
+class Figure(ResultRecord):
     """A metric over the pictures of a suite."""
 
     median: float
@@ -137,19 +141,20 @@ class Figure(Line):
     """The reference against itself, with another number of threads: differences below it mean nothing."""
 
 
-class Meaning(Line):
+class Meaning(ResultRecord):
     """What pictures of captions that training never saw show, by the judge of `scenes`."""
 
     captions: int
     scene_score: float
     """The share of what the captions say that the pictures show: 0 to 1."""
     held_out_score: float | None = None
-    """Of the captions with a pair that training never showed."""
+    """Of the captions with a pair that training never showed; absent where there is none."""
+    by_attribute: dict[str, float] = Field(default={})
     frechet_distance: float | None = None
     """From rendered scenes, on the judge's features; absent of too few pictures to tell."""
 
 
-class ClipScore(Line):
+class ClipScore(ResultRecord):
     """How well the suite's pictures show their prompts: 100 times the cosine of CLIP's embeddings."""
 
     model: str
@@ -163,7 +168,7 @@ class ClipScore(Line):
     reference_mean: float | None = None
 
 
-class Lpips(Line):
+class Lpips(ResultRecord):
     """How far the suite's pictures are from the reference's, to a network calibrated on people's judgments."""
 
     network: str
@@ -172,7 +177,7 @@ class Lpips(Line):
     worst: float
 
 
-class Fid(Line):
+class Fid(ResultRecord):
     """The Fréchet distance of Inception's features, from the weights that pytorch-fid publishes."""
 
     distance: float
@@ -182,7 +187,7 @@ class Fid(Line):
     """What the pictures are held against."""
 
 
-class Parity(Line):
+class Likeness(ResultRecord):
     """What the speed costs in likeness to the reference, from the engines that were timed."""
 
     reference: str
@@ -207,22 +212,7 @@ class Parity(Line):
     fid: Fid | None = None
 
 
-class Setting(Line):
-    """What was drawn."""
-
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    batch: int
-    """Pictures of one draw."""
-    steps: int
-    guidance: float
-    """Above 1 the denoiser's batch is twice `batch`."""
-    seed: int
-
-
-class Subject(Line):
+class Subject(ResultRecord):
     """What drew it."""
 
     kind: Literal["profile", "baseline"]
@@ -237,10 +227,13 @@ class Subject(Line):
     """The whole profile; None for baselines that aren't latentc's."""
 
 
-class Model(Line):
+class MeasuredModel(ResultRecord):
     """The bundle that was drawn with, or whose checkpoint a baseline drew with."""
 
     name: str
+    """Of the bundle's folder."""
+    checkpoint: str | None = None
+    """Name of the checkpoint, without its folder; absent in lines of before."""
     family: str
     random: bool
     """Its weights are noise: the pictures mean nothing, the seconds do."""
@@ -250,10 +243,10 @@ class Model(Line):
     """The version that exported it."""
 
 
-class Measurement(Line):
+class Measurement(ResultRecord):
     """One configuration: a subject at one size, batch and number of steps on one machine."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     run: str
     """Shared by the rows that were measured in turn."""
     time: str
@@ -271,9 +264,10 @@ class Measurement(Line):
     and `memory` but for its peaks are the first process's; `warmup` has the first draws of the others."""
     environment: dict[str, str] = Field(default={})
     """Variables that were set and change how many threads libraries start, and where."""
-    model: Model
+    model: MeasuredModel
     subject: Subject
-    setting: Setting
+    request: Request
+    """What was drawn, with its size and seed."""
     startup: Startup = Startup()
     first: Draw | None = None
     """The first draw of the process: some libraries compile in it."""
@@ -286,7 +280,7 @@ class Measurement(Line):
     """The rule, and what was found."""
     memory: Memory | None = None
     work: dict[Stage, Work] | None = None
-    parity: Parity | None = None
+    parity: Likeness | None = None
     pictures: tuple[str, ...] = ()
     """Files of the first draw's pictures, relative to the file of results."""
     error: str | None = None
@@ -331,11 +325,12 @@ class Measurement(Line):
         return achieved / work.ceiling_tflops if work and achieved and work.ceiling_tflops else None
 
 
-def model_of(bundle: Bundle) -> Model:
+def model_of(bundle: Bundle) -> MeasuredModel:
     """What a row says of a bundle: its folder's name, and nothing else of where it lies."""
     manifest = bundle.manifest
-    return Model(
+    return MeasuredModel(
         name=bundle.folder.name,
+        checkpoint=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
         random=manifest.source.random,
         parameters={name: part.parameters for name, part in manifest.parts.items()},
@@ -365,6 +360,14 @@ def read_records(path: Path) -> list[Measurement]:
     return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def _of_version_2(value: dict[str, Any]) -> dict[str, Any]:
+    """A line of version 2 as version 3 has it: what was drawn was no `Request`, and called its count `batch`."""
+    said: Any = value.pop("setting", None)
+    if isinstance(said, dict):
+        said = {("count" if name == "batch" else name): one for name, one in cast("dict[str, Any]", said).items()}
+    return {**value, "schema_version": SCHEMA_VERSION, "request": said}
+
+
 def _read(path: Path, number: int, line: bytes) -> Measurement:
     try:
         value: Any = parse_json(line)
@@ -373,12 +376,16 @@ def _read(path: Path, number: int, line: bytes) -> Measurement:
             f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote? Remove that line."
         ) from exc
     version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, 2):
         raise LatentcError(
-            f"{path}:{number} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION}. "
+            f"{path}:{number} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION} and 2. "
             "Read it with the latentc that wrote it, or measure again."
         )
     try:
-        return Measurement.model_validate_json(line)
+        return Measurement.model_validate_json(
+            line if version == SCHEMA_VERSION else json.dumps(_of_version_2(cast("dict[str, Any]", value)))
+        )
+    except RequestError as exc:
+        raise LatentcError(f"{path}:{number}: {exc} Measure again.") from exc
     except ValidationError as exc:
         raise LatentcError(f"{path}:{number}: {complaints(exc, Measurement)}. Measure again.") from exc

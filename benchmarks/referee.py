@@ -22,21 +22,26 @@ from ..core.install import pip
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, INFINITE, NAN, is_folder, is_regular, read_json, read_plain, unreadable
 from ..core.record import shown
+from ..core.request import Request
+from ..pipelines.complete import size_and_seed
 from .baselines import EAGER, PROFILE_MODULE
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender
-from .line import Checked, Likeness, Scored, Understood
+from .line import Checked, Scored
 from .plan import Plan
 from .process import Process
-from .records import DENOISERS, ClipScore, Fid, Figure, Lpips, Meaning, Metric, Parity, Setting
+from .records import DENOISERS, ClipScore, Fid, Likeness, Lpips, Meaning, Metric
 from .suite import Suite, load_references, references_path, requests, suite_for
 from .weights import Measure, find
 
 MEASURES_MODULE = "benchmarks.subjects.pictures"
 METRICS = ("skimage", "flip_evaluator")
 TORCH = ("torch", "diffusers", "transformers")
+FLOOR = ".floors.json"
+OF_SUITE = ("suite", "forced_psnr_db", "host_psnr_db", "pictures", "faults", "failures")
+"""Fields of `Likeness` that the suite gives; the others are the build's."""
 
 
-def check_suite(bundles: Sequence[Bundle], plan: Plan, settings: Sequence[Setting]) -> None:
+def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]) -> None:
     """Raise where the suite, or a measure of its pictures, is asked for and couldn't be had after all the measuring.
 
     `RequestError` for weights that aren't what a measure needs, and for checkpoints of random weights, of whose
@@ -49,7 +54,7 @@ def check_suite(bundles: Sequence[Bundle], plan: Plan, settings: Sequence[Settin
         return
     _require(METRICS, "bench")
     suite = suite_for(*bundles)
-    sizes = {(setting.width, setting.height) for setting in settings}
+    sizes = {size_and_seed(request)[:2] for request in wanted}
     paths = [references_path(bundle, suite, size) for bundle in bundles for size in sizes]
     if plan.measures or not all(path.exists() and _fresh_floor(path) for path in paths):
         _require(TORCH, "export")
@@ -94,7 +99,7 @@ def _require(libraries: Sequence[str], extra: str) -> None:
 
 def compare(
     bundle: Bundle,
-    setting: Setting,
+    request: Request,
     suite: Suite,
     measures: Mapping[str, Path],
     contenders: Sequence[Contender],
@@ -105,7 +110,7 @@ def compare(
     drawing = _engines(contenders)
     if not drawing:
         return
-    path = references_path(bundle, suite, (setting.width, setting.height))
+    path = references_path(bundle, suite, size_and_seed(request)[:2])
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         kept = Path(scratch) / "drawn.npz"
         try:
@@ -122,7 +127,9 @@ def compare(
                 what = {"path": str(path), "keep": str(kept) if scores else None}
                 with awake(contender):
                     found = Likeness(**_ask(contender, "compare", what))
-                known = Parity.model_validate(_known(contender, found).model_dump() | _likeness(found, floor))
+                known = _with_floor(found, floor)
+                if contender.parity:
+                    known = contender.parity.model_copy(update={name: getattr(known, name) for name in OF_SUITE})
                 contender.parity = scores.added(known, kept) if scores else known
 
 
@@ -142,7 +149,7 @@ class _Scores:
         self._network = ""
         np.savez(self._reference, *wanted.images)
 
-    def added(self, parity: Parity, drawn: Path) -> Parity:
+    def added(self, parity: Likeness, drawn: Path) -> Likeness:
         """Parity with the figures; with a failure where they can't be had."""
         names = " and ".join(name.upper() for name in self._measures)
         try:
@@ -180,16 +187,16 @@ class _Scores:
 
 
 def understand(
-    captions: int, setting: Setting, contenders: Sequence[Contender], awake: Awake, on_progress: Progress
+    captions: int, request: Request, contenders: Sequence[Contender], awake: Awake, on_progress: Progress
 ) -> None:
     """Have the engines draw captions of the world of `scenes`, and its judge read the pictures."""
     for contender in _engines(contenders):
         on_progress(f"{contender.subject.name}: {captions} captions", None)
-        what = {"captions": captions, "guidance": setting.guidance, "steps": setting.steps}
+        what = {"captions": captions, "guidance": request.guidance, "steps": request.steps}
         with _told(contender, "Captions couldn't be drawn and read"):
             with awake(contender):
-                found = Understood(**_ask(contender, "understand", what))
-            contender.parity = _known(contender).model_copy(update={"meaning": Meaning(**asdict(found))})
+                found = Meaning(**_ask(contender, "understand", what))
+            contender.parity = _known(contender).model_copy(update={"meaning": found})
 
 
 @contextmanager
@@ -219,29 +226,33 @@ def _engines(contenders: Sequence[Contender]) -> list[Contender]:
     return [one for one in contenders if one.error is None and one.brief.profile and one.subject.name != OWN_COST]
 
 
-def _known(contender: Contender, found: Likeness | None = None) -> Parity:
-    return contender.parity or Parity(reference=found.reference if found else "")
+def _known(contender: Contender) -> Likeness:
+    return contender.parity or Likeness(reference="")
 
 
-def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress) -> Likeness:
-    """Draw the reference's side of the suite; how far is it from itself with one thread? Both are kept."""
+def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress) -> dict[Metric, float]:
+    """Draw the reference's side of the suite; how far is it from itself with one thread? Both are kept.
+
+    Gives the latter at worst, by metric.
+    """
     on_progress("reference: draw the suite", None)
     if not path.exists():
-        size = {"width": contender.brief.width, "height": contender.brief.height}
+        size = {side: contender.brief.request[side] for side in ("width", "height")}
         _ask_torch(contender, "refer", {"path": str(path), "suite": suite.name, **size}, {})
-    kept = path.with_suffix(".floor.json")
+    kept = path.with_suffix(FLOOR)
     if not _fresh_floor(path):
         on_progress("reference: draw the suite with one thread", None)
-        write_text(kept, json.dumps(_ask_torch(contender, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"})))
+        found = Likeness(**_ask_torch(contender, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"}))
+        write_text(kept, json.dumps({metric: figure.worst for metric, figure in found.pictures.items()}))
     try:
-        return read_plain(kept, Likeness, constants=(*INFINITE, *NAN))
+        return read_plain(kept, dict[Metric, float], constants=(*INFINITE, *NAN))
     except (OSError, ValueError) as exc:
         raise BundleError(unreadable(kept, exc, "Remove it, and measure again.")) from exc
 
 
 def _fresh_floor(path: Path) -> bool:
     """Whether what one thread drew of references is kept, and of these."""
-    kept = path.with_suffix(".floor.json")
+    kept = path.with_suffix(FLOOR)
     return kept.exists() and kept.stat().st_mtime >= path.stat().st_mtime
 
 
@@ -254,18 +265,9 @@ def _ask_torch(contender: Contender, verb: str, what: dict[str, Any], environmen
         return process.ask(verb, what, contender.long_limit)
 
 
-def _likeness(found: Likeness, floor: Likeness) -> dict[str, Any]:
-    """What the suite tells, as `Parity` has it."""
-    return {
-        "suite": f"{found.suite}, against {found.reference}",
-        "forced_psnr_db": found.forced_psnr_db,
-        "host_psnr_db": found.host_psnr_db,
-        "pictures": {
-            cast("Metric", metric): Figure(
-                median=median, worst=worst, floor=floor.pictures[metric][1] if metric in floor.pictures else None
-            )
-            for metric, (median, worst) in found.pictures.items()
-        },
-        "faults": found.faults,
-        "failures": found.failures,
+def _with_floor(parity: Likeness, floor: dict[Metric, float]) -> Likeness:
+    """Its figures of pictures beside what the reference has against itself."""
+    pictures = {
+        metric: figure.model_copy(update={"floor": floor.get(metric)}) for metric, figure in parity.pictures.items()
     }
+    return parity.model_copy(update={"pictures": pictures})

@@ -31,8 +31,7 @@ def report(results: Sequence[Path], folder: Path) -> Report:
     rows = gather(results)
     found = sections(rows)
     made = Report(folder / "index.html", folder / "report.md", len(rows), len(found))
-    names = dict.fromkeys(model.name for section in found for model in section.models)
-    texts = {made.page: page(found, f"Measurements of {', '.join(names)}"), made.markdown: markdown(found)}
+    texts = {made.page: page(found), made.markdown: markdown(found)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from ..core.bundle import Bundle, Role
+from ..compiler.flops import count_flops
+from ..core import shapes
+from ..core.bundle import Bundle, Role, checked_graph
 from ..core.errors import LatentcError
+from ..core.request import Request
+from ..core.version import __version__
+from ..pipelines.complete import size_and_seed
+from ..runtimes.machine import machine
 from .contender import Contender
-from .records import THREADS, Measurement, Setting, Stage, Work, model_of
+from .records import THREADS, Measurement, Stage, Work, model_of
 from .stability import stability_of
-from .work import count_work
 
 LEAVES_OUT = (
     "Starting Python, importing, building and loading: they are under `startup`.",
     "The first draw and the warm-up: they are apart.",
     "Writing PNG files.",
 )
+CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
+"""Variables of the environment that change what libraries do with the cores."""
 COUNTED = "Of the FLOP: activations, normalization, softmax and whatever else takes a few operations for each number."
 
 
@@ -28,7 +38,7 @@ STAGE_ROLES: dict[Stage, Role] = {"text_encoder": "text_encoder", "denoiser": "d
 
 def row_of(
     contender: Contender,
-    setting: Setting,
+    request: Request,
     work: dict[Stage, Work] | None,
     uncounted: tuple[str, ...],
     common: dict[str, Any],
@@ -44,7 +54,7 @@ def row_of(
     if contender.draws and contender.draws[0].joules is None:
         leaves_out.append("Energy: this machine has no counters, or they can't be read.")
     if contender.draws and contender.memory is None:
-        leaves_out.append("Memory: it is read from /proc, which this system hasn't.")
+        leaves_out.append("Memory: this system doesn't report it.")
     vram = contender.memory.vram if contender.memory else ()
     if common["machine"].gpus and not vram:
         leaves_out.append("GPU memory: no driver's library reported any of this process (nvidia-ml-py, amdsmi).")
@@ -58,7 +68,7 @@ def row_of(
         **common | {"environment": common["environment"] | given},
         model=model_of(contender.bundle),
         subject=contender.subject,
-        setting=setting,
+        request=request,
         startup=contender.startup,
         first=contender.first,
         warmup=tuple(contender.warmup),
@@ -74,12 +84,54 @@ def row_of(
     )
 
 
-def work_of(bundle: Bundle, setting: Setting) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
+def work_of(bundle: Bundle, request: Request) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
     """The work of each stage, or None and why it couldn't be counted."""
     try:
-        return count_work(bundle, setting), (COUNTED,)
+        return count_work(bundle, request), (COUNTED,)
     except LatentcError as exc:
         return None, (f"FLOP: they couldn't be counted. {exc}",)
+
+
+def count_work(bundle: Bundle, request: Request) -> dict[Stage, Work]:
+    """FLOP of the text encoders of one draw, of one denoiser call, and of the decoding of all its images.
+
+    Counted on the bundle's graphs, for a prompt of one chunk and, where guided, a negative one. Raises what
+    `count_flops` raises.
+    """
+    model, (width, height, _) = bundle.manifest.model, size_and_seed(request)
+    guided = request.guided and not model.takes_guidance
+    zeros = model.zeros_for_empty and not request.negative_prompt
+    drawn = shapes.Setting(width, height, request.count, guided)
+    read = replace(drawn, guided=guided and not zeros)
+    encoders = sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)
+    decoder = request.count * _count(bundle, bundle.one("decoder"), drawn)
+    return {
+        "text_encoder": Work(flops=encoders),
+        "denoiser": Work(flops=_count(bundle, bundle.one("denoiser"), drawn)),
+        "vae_decoder": Work(flops=decoder),
+    }
+
+
+def _count(bundle: Bundle, part: str, drawn: shapes.Setting) -> float:
+    info = bundle.part(part)
+    free = shapes.sizes(bundle.manifest.model, info.role, drawn)
+    fixed = {tensor.name: shapes.shape_of(tensor.shape, free) for tensor in info.inputs}
+    return float(count_flops(checked_graph(bundle, part), fixed))
+
+
+def run_facts(apart: bool = False) -> dict[str, Any]:
+    """What the lines of a run share."""
+    return {
+        "run": uuid4().hex,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "latentc": __version__,
+        "commit": commit(),
+        "machine": machine(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "other_cores": None,
+        "apart": apart,
+        "environment": {name: os.environ[name] for name in CORES if name in os.environ},
+    }
 
 
 def commit() -> str | None:

@@ -1,79 +1,27 @@
 """Resident and GPU memory of a tree of processes, sampled by a process that sleeps unless something is watched.
 
-Resident memory on Linux only. The peak of the first process is the kernel's own (`VmHWM`, set back when a watch
-begins), so that no peak between two samples is missed; those of its children, and all of the GPU's, are sampled.
+On Linux the peak of the first process is the kernel's own, set back when a watch begins, so that no peak between two
+samples is missed; elsewhere, and for its children and the GPU's memory, it is the largest sample.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection
 from threading import Event, Lock, Thread
 from typing import Any
 
+import psutil
+
 from .line import serve
-from .vram import VramHeld, VramWatch, devices
+from .memory import peak_bytes, reset_peak, resident_bytes, tree
+from .vram import MemoryHeld, VramWatch, devices
 
 INTERVAL_SECONDS = 0.02
-PROC = Path("/proc")
+LISTED_EVERY = 10
+"""Samples from one listing of the tree to the next: it looks at every process of the system."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """Bytes that a tree of processes holds; None where the system doesn't tell."""
-
-    now: int | None
-    peak: int | None
-    """Since the watch began; of `peak`, since the process began."""
-    vram: tuple[VramHeld, ...] = ()
-    """Of each GPU that held something since the first watch of the process."""
-
-
-def resident_bytes(pid: int) -> int | None:
-    """What a process and all its descendants hold now, each page counted in every process that has it."""
-    own = status_bytes(pid, "VmRSS")
-    if own is None:
-        return None
-    return own + sum(status_bytes(each, "VmRSS") or 0 for each in tree(pid)[1:])
-
-
-def tree(pid: int) -> list[int]:
-    """A process and all its descendants."""
-    return [pid, *(below for child in children(pid) for below in tree(child))]
-
-
-def status_bytes(pid: int, field: str) -> int | None:
-    """A size in `/proc/<pid>/status`; None where the process ended or the system has no such file."""
-    try:
-        text = (PROC / str(pid) / "status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def children(pid: int) -> list[int]:
-    """Processes that the threads of a process started, and that live."""
-    found: list[int] = []
-    for tell in (PROC / str(pid) / "task").glob("*/children"):
-        with suppress(OSError):  # a thread ended meanwhile
-            found += [int(child) for child in tell.read_text(encoding="ascii").split()]
-    return found
-
-
-def reset_peak(pid: int) -> bool:
-    """Set `VmHWM` of a process back to what it holds now; False where that isn't allowed."""
-    try:
-        (PROC / str(pid) / "clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-class Sampler:
+class MemorySampler:
     """Watches one process at a time; remembers the peak of each over its life."""
 
     def __init__(self) -> None:
@@ -87,41 +35,48 @@ class Sampler:
         self._awake = Event()
         Thread(target=self._sample, daemon=True).start()
 
-    def watch(self, pid: int) -> Held:
+    def watch(self, pid: int) -> MemoryHeld:
         """Begin to watch a process."""
-        now = resident_bytes(pid)
+        now = resident_bytes(tree(pid))
         with self._lock:
-            self._remember(pid, status_bytes(pid, "VmHWM"))
+            self._remember(pid, peak_bytes(pid))
             self._exact = reset_peak(pid)
             self._watched, self._peak = pid, now or 0
             self._watch_of(pid)
         self._awake.set()
-        return Held(now, now)
+        return MemoryHeld(now=now, peak=now)
 
-    def stop(self) -> Held:
+    def stop(self) -> MemoryHeld:
         """End the watch: what is held now, and the most since it began."""
         self._awake.clear()
         with self._lock:
             pid, self._watched = self._watched, None
-            now = None if pid is None else resident_bytes(pid)
-            if pid is not None:
-                self._vram[pid].see(tree(pid))
-            if pid is None or now is None:
-                return Held(None, None)
-            highest = status_bytes(pid, "VmHWM") if self._exact else None
-            peak = max(self._peak, now, highest or 0)
-            self._remember(pid, peak)
-            return Held(now, peak, self._vram[pid].held())
+            if pid is None:
+                return MemoryHeld()
+            now = self._look(pid, tree(pid))
+            if now is None:
+                return MemoryHeld()
+            if self._exact:
+                self._peak = max(self._peak, peak_bytes(pid) or 0)
+            self._remember(pid, self._peak)
+            return MemoryHeld(now=now, peak=self._peak, vram=self._vram[pid].held())
 
-    def peak(self, pid: int) -> Held:
+    def peak(self, pid: int) -> MemoryHeld:
         """The most that a process held in its life, as far as it was seen."""
-        now = resident_bytes(pid)
+        processes = tree(pid)
+        now = resident_bytes(processes)
         with self._lock:
-            self._remember(pid, status_bytes(pid, "VmHWM"))
+            self._remember(pid, peak_bytes(pid))
             self._remember(pid, now)
             watch = self._watch_of(pid)
-            watch.see(tree(pid), alone=False)
-            return Held(now, self._lives.get(pid), watch.held())
+            watch.see([one.pid for one in processes], alone=False)
+            return MemoryHeld(now=now, peak=self._lives.get(pid), vram=watch.held())
+
+    def _look(self, pid: int, processes: Collection[psutil.Process]) -> int | None:
+        now = resident_bytes(processes)
+        self._peak = max(self._peak, now or 0)
+        self._vram[pid].see([one.pid for one in processes])
+        return now
 
     def _watch_of(self, pid: int) -> VramWatch:
         """The one that began with the process: making another asks the devices for their idle value again."""
@@ -134,21 +89,23 @@ class Sampler:
             self._lives[pid] = max(self._lives.get(pid, 0), peak)
 
     def _sample(self) -> None:
-        pause = Event()
+        pause, count, listed = Event(), 0, list[psutil.Process]()
         while True:
             self._awake.wait()
             with self._lock:
                 if self._watched is not None:
-                    self._peak = max(self._peak, resident_bytes(self._watched) or 0)
-                    self._vram[self._watched].see(tree(self._watched))
+                    if count % LISTED_EVERY == 0 or not listed or listed[0].pid != self._watched:
+                        listed = tree(self._watched)
+                    self._look(self._watched, listed)
+            count += 1
             pause.wait(INTERVAL_SECONDS)
 
 
 def main() -> None:
     """Answer the harness until it hangs up."""
-    sampler = Sampler()
+    sampler = MemorySampler()
 
-    def stop(_: dict[str, Any]) -> Held:
+    def stop(_: dict[str, Any]) -> MemoryHeld:
         return sampler.stop()
 
     serve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,7 +15,6 @@ from ..runtimes.machine import Machine, machine
 from ..scenes.judge import Run
 from .meaning import (
     Caption,
-    Meaning,
     Pixels,
     captions,
     draw_captions,
@@ -27,6 +26,7 @@ from .meaning import (
     require_scenes,
     shuffled,
 )
+from .records import Meaning
 
 NEGATIVE, UNWANTED = "a night sky", "night"
 """A negative prompt, and the sky that it must keep away."""
@@ -95,7 +95,7 @@ def score(
 
             found = read(judge, draw_captions(pipeline, asked, guidance, steps, on_progress=tell))
             drawn[guidance] = meaning_of(found, asked, references)
-            floor[guidance] = replace(meaning_of(found, shuffled(asked), references), frechet_distance=None)
+            floor[guidance] = meaning_of(found, shuffled(asked), None)
         counted = _nights(pipeline, judge, nights, guidances[-1], steps, on_progress) if nights else None
     return Scores(pipeline.describe(), machine(), steps, count, ceiling, drawn, floor, counted)
 

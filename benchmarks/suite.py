@@ -23,13 +23,15 @@ from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
 from ..core.files import sha256, sha256_json
 from ..core.reading import parse_json
+from ..core.recipes import RECIPES, Precision
 from ..core.request import Request
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import runtime
 from ..sampling.noise import initial_noise
-from .forced import Call, Forced, Recording, force, record
-from .quality import HIGHER_IS_NEARER, Figures, Summary, compare, faults, summarize
+from .forced import Forced, RecordedCall, Recording, force, record
+from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, summarize
+from .records import METRICS, Figure, Likeness, Metric
 
 REFERENCES_BYTES = 1 << 30
 """Limit of a suite's references: 16 pictures of 1024 x 1024 and one recorded drawing have 200 MB."""
@@ -113,7 +115,7 @@ def suite_for(*bundles: Bundle) -> Suite:
 
 
 @dataclass(frozen=True)
-class References:
+class SuiteReferences:
     """What the reference drew, and how."""
 
     suite: Suite
@@ -154,7 +156,7 @@ class SuiteParity:
     """The denoiser's name among them."""
     forced: Forced
     pictures: tuple[Picture, ...]
-    summary: Summary | None
+    summary: PictureSummary | None
     """Over the pictures that there are; None where there is none."""
 
     @property
@@ -163,34 +165,8 @@ class SuiteParity:
         return tuple(f"{fault}: {each.prompt!r}, seed {each.seed}" for each in self.pictures for fault in each.faults)
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What an engine must reach in one precision, at the worst of its calls and pictures."""
-
-    host_psnr_db: float
-    """Of what host code feeds the parts. It computes in f32 whatever the engines do; 100 dB is f32's rounding."""
-    part_psnr_db: float
-    """Of each teacher-forced call of a part."""
-    pictures: Figures
-    """Of finished pictures: looser, because errors pile up over the steps."""
-
-
-GATES: dict[Precision, Gate] = {
-    "f32": Gate(100.0, 90.0, Figures(psnr_db=45.0, ssim=0.99, flip=0.05, mean_absolute_difference=1.0)),
-    "f16": Gate(100.0, 35.0, Figures(psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0)),
-    "bf16": Gate(100.0, 25.0, Figures(psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0)),
-}
-"""The gates, set from what tiny checkpoints of random weights reach at worst, with room below:
-
-precision  denoiser dB  picture dB   SSIM    FLIP   difference
-f32        126          81           1.0000  0.001  0.01
-f16         62          55           0.9994  0.018  0.2
-bf16        29          33           0.984   0.18   4.0
-
-At full size, with random weights, two runtimes in f32 agree to 2.6e-6 (112 dB). The floor in f32 is high, because a
-weight that is off by a twentieth can leave 62 dB; the one in bf16 is low, because rounding alone comes near it. So in
-bf16 a mistake in one weight that is smaller than that rounding goes unseen. Trained models were not measured yet.
-"""
+HOST_PSNR_DB = 100.0
+"""Asked of what host code feeds the parts. It computes in f32 whatever the engines do; this is f32's rounding."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +197,7 @@ def make_references(
     pipeline: Pipeline,
     suite: Suite | None = None,
     size: tuple[int, int] | None = None,
-) -> References:
+) -> SuiteReferences:
     """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises.
 
     None is the bundle's own suite, and the model's own size.
@@ -236,10 +212,10 @@ def make_references(
         result = pipeline(wish.request, latents=wish.latents)
         images.append(result.images[0])
         engines = result.engines
-    return References(suite, dict(engines), size, recording, tuple(images))
+    return SuiteReferences(suite, dict(engines), size, recording, tuple(images))
 
 
-def measure(pipeline: Pipeline, references: References) -> SuiteParity:
+def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
     """Draw the suite with an engine and compare: teacher-forced call by call, and whole pictures.
 
     Raises what drawing raises, but for NaN and infinity, which are faults of their picture; `RuntimeMissing`
@@ -268,16 +244,16 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
 
     The gate is that of each part's precision, for the rest of the denoiser's. A NaN is below any.
     """
-    floor = GATES[parity.precisions.get(parity.denoiser, "f32")]
+    gate = RECIPES[parity.precisions.get(parity.denoiser, "f32")].gate
     forced, said = parity.forced, list[str]()
-    if not forced.host_psnr_db >= floor.host_psnr_db:
+    if not forced.host_psnr_db >= HOST_PSNR_DB:
         said.append(
             f"Host code departs from the reference's: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
-            f"{floor.host_psnr_db:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
+            f"{HOST_PSNR_DB:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
         )
     for part in (parity.denoiser, *sorted(forced.parts_psnr_db.keys() - {parity.denoiser})):
         precision = parity.precisions.get(part, "f32")
-        wanted = GATES[precision].part_psnr_db
+        wanted = RECIPES[precision].gate.part_psnr_db
         worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))
         if not worst >= wanted:
             said.append(
@@ -288,12 +264,29 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
     if parity.summary is None:
         said.append("There is no picture to compare.")
         return tuple(said)
-    found = asdict(parity.summary.worst)
-    for name, bound in asdict(floor.pictures).items():
-        near = found[name] >= bound if name in HIGHER_IS_NEARER else found[name] <= bound
+    for name, found in asdict(parity.summary.worst).items():
+        bound = getattr(gate, name)
+        near = found >= bound if name in HIGHER_IS_NEARER else found <= bound
         if not near:
-            said.append(f"The worst picture's {name} is {found[name]:.4g}; {bound:g} was expected.")
+            said.append(f"The worst picture's {name} is {found:.4g}; {bound:g} was expected.")
     return tuple(said)
+
+
+def parity_of(found: SuiteParity) -> Likeness:
+    """As a line of results has it."""
+    pictures: dict[Metric, Figure] = {}
+    if found.summary is not None:
+        median, worst = asdict(found.summary.median), asdict(found.summary.worst)
+        pictures = {metric: Figure(median=median[metric], worst=worst[metric]) for metric in METRICS}
+    return Likeness(
+        reference=found.reference,
+        suite=f"{found.suite}, against {found.reference}",
+        forced_psnr_db=dict(found.forced.parts_psnr_db),
+        host_psnr_db=found.forced.host_psnr_db,
+        pictures=pictures,
+        faults=found.faults,
+        failures=failures(found),
+    )
 
 
 def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path:
@@ -302,7 +295,7 @@ def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path
     return bundle.engines / f"suite-{suite.name}-{suite.version}-{size[0]}x{size[1]}-{key}.npz"
 
 
-def save_references(path: Path, references: References) -> None:
+def save_references(path: Path, references: SuiteReferences) -> None:
     """Write references to one `.npz` file, sealed with its digest, which appears whole or not at all."""
     recording = references.recording
     about = {
@@ -321,14 +314,14 @@ def save_references(path: Path, references: References) -> None:
     write_arrays(path, arrays)
 
 
-def load_references(path: Path) -> References:
+def load_references(path: Path) -> SuiteReferences:
     """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
     try:
         arrays = read_sealed_arrays(path, "Remove it, and make them again.", BundleError, REFERENCES_BYTES)
         about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(
-            Call(
+            RecordedCall(
                 part,
                 {name: arrays[f"{index}.in.{name}"] for name in feeds},
                 {name: arrays[f"{index}.out.{name}"] for name in outputs},
@@ -341,7 +334,7 @@ def load_references(path: Path) -> References:
         images = tuple(arrays[f"image.{index}"] for index in range(len(prompts) * len(read.seeds)))
         width, height = about["size"]
         recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls)
-        return References(read, about["engines"], (width, height), recording, images)
+        return SuiteReferences(read, about["engines"], (width, height), recording, images)
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as exc:
         raise BundleError(f"{path} holds no references of a suite ({exc}). Remove it, and make them again.") from exc
 

@@ -15,6 +15,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
+from ..core.record import Record
+from .records import Vram
+
 Answer = TypeVar("Answer")
 
 
@@ -30,16 +33,6 @@ class Device:
     """Bytes that all processes hold."""
 
 
-@dataclass(frozen=True)
-class VramHeld:
-    """What one GPU holds for a tree of processes."""
-
-    device: str
-    now: int
-    peak: int
-    by: Literal["process", "device"]
-
-
 @dataclass
 class _Seen:
     """Of one GPU, since a watch began."""
@@ -51,6 +44,16 @@ class _Seen:
     def add(self, by: str, held: int) -> None:
         self.now[by] = held
         self.peak[by] = max(held, self.peak.get(by, 0))
+
+
+class MemoryHeld(Record):
+    """Bytes that a tree of processes holds; None where the system doesn't report it."""
+
+    now: int | None = None
+    peak: int | None = None
+    """Since the watch began; of `peak`, since the process began."""
+    vram: tuple[Vram, ...] = ()
+    """Of each GPU that held something since the first watch of the process."""
 
 
 class VramWatch:
@@ -72,14 +75,14 @@ class VramWatch:
             if used is not None and seen.idle is not None:
                 seen.add("device", max(0, used - seen.idle))
 
-    def held(self) -> tuple[VramHeld, ...]:
+    def held(self) -> tuple[Vram, ...]:
         """What was seen on each GPU that held something; by process where any was named on a GPU of the vendor."""
         named = {_vendor(name) for name, seen in self._seen.items() if "process" in seen.peak}
-        found: list[VramHeld] = []
+        found: list[Vram] = []
         for name, seen in self._seen.items():
             by: Literal["process", "device"] = "process" if _vendor(name) in named else "device"
             if seen.peak.get(by):
-                found.append(VramHeld(name, seen.now[by], seen.peak[by], by))
+                found.append(Vram(device=name, resting_bytes=seen.now[by], peak_bytes=seen.peak[by], by=by))
         return tuple(found)
 
 

@@ -5,16 +5,16 @@ checkpoints here. Importing it imports neither torch nor diffusers nor transform
 """
 
 from .families import FAMILIES, Component, Family, TokenizerFacts, find_family
-from .open import SHIPPED, Checkpoint, Source, open_checkpoint
+from .open import SHIPPED, Checkpoint, CheckpointSource, open_checkpoint
 from .random import new_checkpoint
 
 __all__ = [
     "FAMILIES",
     "SHIPPED",
     "Checkpoint",
+    "CheckpointSource",
     "Component",
     "Family",
-    "Source",
     "TokenizerFacts",
     "find_family",
     "new_checkpoint",

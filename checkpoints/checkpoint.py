@@ -18,7 +18,7 @@ from .families import Config, Family
 from .modules import build, fill, fitted
 from .names import Plan, Stored, folder_plan, original_plan, original_prefix
 from .others import Replacement
-from .source import Source
+from .source import CheckpointSource
 from .stored import stored_bytes
 from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
 from .training import Choices
@@ -32,7 +32,7 @@ class Checkpoint:
     """A checkpoint that `open_checkpoint` has recognized and checked; no weight is in memory."""
 
     family: Family
-    source: Source
+    source: CheckpointSource
     configs: Mapping[str, Config] = field(repr=False)
     """Config of each component, as diffusers and transformers write them."""
     scheduler: Config = field(repr=False)

@@ -21,7 +21,7 @@ from .others import Replacement, configured, rescaled, start_of
 from .parts import CLASSES
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
-from .source import Source, check_class, check_entry, read_json
+from .source import CheckpointSource, check_class, check_entry, read_json
 from .statements import PIXELS
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
@@ -37,7 +37,7 @@ _WITHOUT = {
 
 def open_folder(
     folder: Path,
-    source: Source,
+    source: CheckpointSource,
     choices: Choices,
     variant: str | None = None,
     others: Mapping[str, Replacement] = {},

@@ -15,11 +15,11 @@ from .folder import open_folder
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
 from .others import Replacement, open_others
-from .source import Source, path_of, read_json
+from .source import CheckpointSource, path_of, read_json
 from .stored import PICKLES
 from .training import Choices
 
-__all__ = ["SHIPPED", "Checkpoint", "Source", "open_checkpoint"]
+__all__ = ["SHIPPED", "Checkpoint", "CheckpointSource", "open_checkpoint"]
 
 SHIPPED: dict[str, Path] = {"scenes": Path(__file__).parent.parent / "scenes" / "checkpoint"}
 """Checkpoints that ship with the package, by name: folders in diffusers' layout."""
@@ -95,12 +95,12 @@ def _open(
     path = path_of(name)
     place = str(path.resolve())
     if name in SHIPPED and not is_regular(path / "model_index.json"):  # latentc's own checkout has a folder `scenes`
-        return _open_dir(SHIPPED[name], Source("shipped", name), choices, variant, others)
+        return _open_dir(SHIPPED[name], CheckpointSource("shipped", name), choices, variant, others)
     if is_folder(path):
-        return _open_dir(path, Source("folder", place), choices, variant, others)
+        return _open_dir(path, CheckpointSource("folder", place), choices, variant, others)
     if is_regular(path):
         _refuse_variant(name, variant)
-        return open_file(path, Source("file", place), choices, others)
+        return open_file(path, CheckpointSource("file", place), choices, others)
     if os.path.lexists(path):
         raise CheckpointError(f"{path} is neither a folder nor a file that can be read. Check the path, and its links.")
     single = hub_file(name)
@@ -108,11 +108,11 @@ def _open(
         _refuse_variant(name, variant)
         single = replace(single, revision=revision or single.revision)
         file, commit = fetch_file(single)
-        return open_file(file, Source("hub", single.location, commit), choices, others)
+        return open_file(file, CheckpointSource("hub", single.location, commit), choices, others)
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
         folder, commit = fetch(repository, revision or at or None, variant)
-        return _open_dir(folder, Source("hub", repository, commit), choices, variant, others)
+        return _open_dir(folder, CheckpointSource("hub", repository, commit), choices, variant, others)
     raise CheckpointError(
         f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name, or owner/name/file), and "
         f"not one that ships with latentc ({', '.join(SHIPPED)}). Check the path."
@@ -128,7 +128,7 @@ def _refuse_variant(name: str, variant: str | None) -> None:
 
 
 def _open_dir(
-    folder: Path, source: Source, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
+    folder: Path, source: CheckpointSource, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
 ) -> Checkpoint:
     index = folder / "model_index.json"
     random = is_regular(index) and "_latentc_random" in read_json(index)

@@ -18,7 +18,7 @@ from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
 from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
 from .others import Replacement, configured, rescaled
 from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
-from .source import Source
+from .source import CheckpointSource
 from .statements import PIXELS
 from .stored import read_header, refuse_pickle, with_scales
 from .training import Choices, scheduler_of, trained_for
@@ -36,7 +36,9 @@ _SPARE = re.compile(
 )
 
 
-def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str, Replacement] = {}) -> Checkpoint:
+def open_file(
+    path: Path, source: CheckpointSource, choices: Choices, others: Mapping[str, Replacement] = {}
+) -> Checkpoint:
     """The checkpoint in a single file; its configs are read off its tensors' shapes, its training off what it says.
 
     Averaged weights (`model_ema.`) beside the plain ones are left alone. `others` stand in for the file's own
@@ -89,7 +91,7 @@ def open_file(path: Path, source: Source, choices: Choices, others: Mapping[str,
     )
 
 
-def _card(path: Path, source: Source, metadata: Mapping[str, object]) -> tuple[Card, list[str]]:
+def _card(path: Path, source: CheckpointSource, metadata: Mapping[str, object]) -> tuple[Card, list[str]]:
     """What the file declares of its licence, with the card of its repository where it is from the hub."""
     stated = stated_card(metadata)
     if source.kind != "hub":

@@ -19,7 +19,7 @@ from .named_configs import named_unet, named_vae
 from .names import UNET_PREFIX, VAE_PREFIX, Stored
 from .original_configs import unet_config, vae_config
 from .refusals import refuse_names, refuse_quantized, refuse_unet
-from .source import Source, check_class, path_of, read_json
+from .source import CheckpointSource, check_class, path_of, read_json
 from .stored import read_header, refuse_pickle, with_scales
 
 REPLACEABLE = ("unet", "vae")
@@ -31,7 +31,7 @@ class Replacement:
     """A component from somewhere else, whose files were checked; its weights are on disk."""
 
     component: str
-    source: Source
+    source: CheckpointSource
     tensors: Stored
     layout: Literal["diffusers", "original"]
     config: Config | None
@@ -129,23 +129,23 @@ def _prefix(component: str) -> str:
 def _open(component: str, name: str, variant: str | None) -> Replacement:
     path = path_of(name)
     if is_folder(path):
-        return _folder(component, path, Source("folder", str(path.resolve()), variant=variant))
+        return _folder(component, path, CheckpointSource("folder", str(path.resolve()), variant=variant))
     if is_regular(path):
-        return _file(component, path, Source("file", str(path.resolve())))
+        return _file(component, path, CheckpointSource("file", str(path.resolve())))
     found = None if os.path.lexists(path) else hub_file(name)
     if found is not None:
         local, commit = fetch_file(found)
-        return _file(component, local, Source("hub", found.location, commit))
+        return _file(component, local, CheckpointSource("hub", found.location, commit))
     repository, _, at = name.partition("@")
     if not os.path.lexists(path) and is_hub_id(repository):
         folder, commit = fetch(repository, at or None, variant)
-        return _folder(component, folder, Source("hub", repository, commit, variant=variant))
+        return _folder(component, folder, CheckpointSource("hub", repository, commit, variant=variant))
     raise CheckpointError(
         f"There is no {component} {name!r}: no such file or folder, and not a hub id (owner/name). Check the path."
     )
 
 
-def _folder(component: str, folder: Path, source: Source) -> Replacement:
+def _folder(component: str, folder: Path, source: CheckpointSource) -> Replacement:
     """The component in its own folder, or in that of a whole checkpoint."""
     place = folder / component if is_regular(folder / "model_index.json") else folder
     facts = FAMILIES[0].component(component)
@@ -160,7 +160,7 @@ def _folder(component: str, folder: Path, source: Source) -> Replacement:
     return Replacement(component, source, tensors, "diffusers", config, f"{source.location}/{inside}config.json")
 
 
-def _file(component: str, path: Path, source: Source) -> Replacement:
+def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
     """The component in a file of its own, or in one of a whole checkpoint in the original layout."""
     refuse_pickle(path)
     tensors = with_scales(read_header(path)[0])

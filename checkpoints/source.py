@@ -15,7 +15,7 @@ from .parts import CLASSES
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """Where a checkpoint came from."""
 
     kind: Literal["folder", "file", "hub", "shipped"]

@@ -511,9 +511,9 @@ def demo(
 ) -> None:
     """Export, build and draw with every runtime that is here, and compare them in one table."""
     from ..benchmarks.demo import run_demo
-    from . import show
+    from .bench import show_demo
     from .progress import shown
 
     with shown(quiet or as_json) as tell:
         outcome = run_demo(folder, tell)
-    show.demo(outcome, as_json)
+    show_demo(outcome, as_json)

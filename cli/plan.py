@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..compiler.plan import EnginePlan, Plan
+from ..compiler.plan import BuildPlan, EnginePlan
 from .show import emit, shape, size, table
 from .text import Screen
 
@@ -22,7 +22,7 @@ LEGEND = {
 """By column, what it says."""
 
 
-def show(plans: Sequence[Plan], as_json: bool) -> None:
+def show(plans: Sequence[BuildPlan], as_json: bool) -> None:
     """Predictions, beside what was found where engines are there, and what doesn't fit."""
     if as_json:
         emit([_plain(one) for one in plans])
@@ -64,7 +64,7 @@ def _figures(engine: EnginePlan) -> dict[str, str]:
     }
 
 
-def _summary(one: Plan) -> str:
+def _summary(one: BuildPlan) -> str:
     """What a plan comes to."""
     about = "about" if one.measured else "at least"
     room = "" if one.device_bytes is None else f" of {size(one.device_bytes)}"
@@ -86,7 +86,7 @@ def _summary(one: Plan) -> str:
     return " ".join(said)
 
 
-def _plain(one: Plan) -> dict[str, Any]:
+def _plain(one: BuildPlan) -> dict[str, Any]:
     """A plan as JSON has it."""
     built = [engine.built and engine.built.model_dump(mode="json") for engine in one.engines]
     plain = asdict(replace(one, engines=tuple(replace(engine, built=None) for engine in one.engines)))

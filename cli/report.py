@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from ..benchmarks.compare import Comparison, compare_files
-from ..benchmarks.machines import Cell, SideBySide, compare_machines
+from ..benchmarks.machines import MachineCell, SideBySide, compare_machines
 from ..benchmarks.reading import UNSTABLE, figure
 from ..benchmarks.report import report as write
 from ..core.units import counted
@@ -78,7 +78,7 @@ def _print_machines(console: Screen, one: SideBySide, title: str, letters: dict[
     console.print("")
 
 
-def _cell(cell: Cell | None) -> str:
+def _cell(cell: MachineCell | None) -> str:
     if cell is None:
         return ""
     if cell.error is not None or cell.seconds is None or cell.interval is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from ..benchmarks.meaning import Meaning, captions, draw_captions, require_scenes
+from ..benchmarks.meaning import captions, draw_captions, require_scenes
+from ..benchmarks.records import Meaning
 from ..benchmarks.score import NEGATIVE, Scores, sheet
 from ..benchmarks.score import score as run_score
 from ..core.bundle import open_bundle
@@ -88,8 +88,7 @@ def _print(found: Scores) -> None:
 
 
 def _cells(meaning: Meaning) -> list[str]:
-    whole = asdict(meaning)
-    shares = [whole["scene_score"], whole["held_out_score"], *(meaning.by_attribute.get(name) for name in NAMES)]
+    shares = [meaning.scene_score, meaning.held_out_score, *(meaning.by_attribute.get(name) for name in NAMES)]
     distance = meaning.frechet_distance
     return [
         *("" if share is None else f"{share:.3f}" for share in shares),

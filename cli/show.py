@@ -14,7 +14,6 @@ from rich.table import Table
 from ..core.bundle import Bundle, License, Source
 from ..core.errors import LatentcError
 from ..core.reading import read_plain
-from ..core.tensors import PERFECT_DB
 from ..core.units import counted
 from ..core.units import sized as size
 from ..profiles import OWN, Profile
@@ -23,7 +22,6 @@ from .text import Screen, say
 from .text import as_json as json_text
 
 if TYPE_CHECKING:
-    from ..benchmarks.demo import Demo
     from ..compiler.build import Build
     from ..compiler.cache import Artifact, Miss
     from ..compiler.prune import Leftover, Pruned
@@ -109,7 +107,7 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
     order = list(opened.manifest.parts)
     for artifact in sorted(artifacts, key=lambda one: [*order, one.part].index(one.part)):
         fields = artifact.fields
-        device = f"{fields['runtime']} {fields['device']['name']}"
+        device = f"{fields.runtime} {fields.device_name}"
         groups.setdefault((device, ", ".join(sorted(artifact.profiles)), _refusal(artifact)), []).append(artifact)
     figures = ("disk", "device", "dB")
     for (device, profiles, refusal), group in sorted(groups.items(), key=lambda one: (one[0][2] is not None, one[0])):
@@ -117,8 +115,8 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
         for artifact in group:
             engines.add_row(
                 artifact.name,
-                escape(artifact.fields["precision"]),
-                shape(artifact.fields["shape"]),
+                escape(artifact.fields.precision),
+                shape(artifact.fields.shape),
                 size(artifact.bytes),
                 _on_device(opened, artifact),
                 _parity(artifact).replace(" dB", ""),
@@ -159,13 +157,13 @@ def _refusal(artifact: Artifact) -> str | None:
     from ..runtimes import runtime
 
     fields = artifact.fields
-    adapter, name = runtime(fields["runtime"]), fields["device"]["name"]
+    adapter, name = runtime(fields.runtime), fields.device_name
     if reason := adapter.missing(name):
         return reason
-    if {"name": name, **adapter.device(name)} != fields["device"]:
+    if {"name": name, **adapter.device(name)} != fields.device:
         return "It was built for another device of this name."
-    if adapter.versions() != fields["versions"]:
-        return f"It was built by version {' '.join(fields['versions'].values())}."
+    if adapter.versions() != fields.versions:
+        return f"It was built by version {' '.join(fields.versions.values())}."
     return None
 
 
@@ -196,7 +194,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             when = one.how if one.how in ("there", "taken") else f"{artifact.seconds:.1f} s"
             when += ", refitted" if one.how == "refitted" else ""
             figure = _parity(artifact)
-            made.add_row(artifact.name, escape(artifact.fields["precision"]), when, size(artifact.bytes), figure)
+            made.add_row(artifact.name, escape(artifact.fields.precision), when, size(artifact.bytes), figure)
         console.print(made)
         for note in build.notes:
             console.print(note, markup=False)
@@ -237,7 +235,7 @@ def why(
 
     The latter is a JSON row with no part, and its `refusal`.
     """
-    from ..compiler.cache import Miss, folder_name
+    from ..compiler.cache import Miss
     from ..compiler.engines import Engines
     from ..compiler.proof import proved_here
     from ..runtimes import runtime
@@ -252,7 +250,7 @@ def why(
             row: dict[str, Any] = {
                 "profile": profile.name,
                 "part": want.part,
-                "engine": folder_name(want.part, want.key),
+                "engine": want.name,
             }
             row["runtime"] = want.target.runtime
             row["hit"] = not isinstance(outcome, Miss)
@@ -416,34 +414,3 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     console = Screen()
     console.print(listed)
     console.print("Proof: run on such a device, on one in software, built for it without one, or only written.")
-
-
-def demo(outcome: Demo, as_json: bool) -> None:
-    """The demo's table, and where its pictures are."""
-    if as_json:
-        emit(asdict(outcome))
-        return
-    console = Screen(highlight=False)
-    figures = ("build", "load", "text", "step", "decode", "all", "memory", "step dB", "all dB")
-    rows = table(None, "profile", *figures, right=figures)
-    for row in outcome.rows:
-        seconds = row.seconds
-        stages = (seconds[stage] for stage in ("load", "text_encoder", "step", "vae_decoder", "total"))
-        step = "" if row.step_psnr_db is None else f"{row.step_psnr_db:.0f}"
-        rows.add_row(
-            row.profile,
-            f"{row.build_seconds:.1f}",
-            *(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in stages),
-            size(row.peak_bytes),
-            step,
-            f"{row.picture_psnr_db:.0f}",
-        )
-    console.print(rows)
-    console.print(
-        "Seconds to build the engines, to load them, for the text encoders, one denoiser call, decoding, the whole "
-        "picture. Memory: the most that the drawing process held. dB: how near to PyTorch is one step from the same "
-        f"latents, and the whole picture; {PERFECT_DB:.0f} is equal to the bit."
-    )
-    for name, reason in outcome.skipped.items():
-        console.print(f"{name} was left out: {reason}", markup=False)
-    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)

@@ -11,7 +11,7 @@ from ..core.errors import BundleError
 from ..core.progress import Progress
 from ..core.quarantine import quarantined
 from ..profiles import Profile
-from .cache import Artifact, Parity, find, loadable
+from .cache import Artifact, Parity, find, load_engine
 from .parity import LIMIT_SECONDS
 from .proof import Steps, floor_db, prove_engine, prove_steps
 from .targets import wanted
@@ -71,7 +71,7 @@ def measure_all(
         artifact = find(opened, want.part, want.key)
         if artifact is None:
             raise BundleError(f"{opened.engines} has no engine of {want.part} any more. Build it again.")
-        engine = adapter.load(loadable(opened, artifact), want.target)
+        engine = load_engine(opened, artifact, adapter, want)
         try:
             found = prove_engine(opened, adapter, want, engine)
         finally:
@@ -79,5 +79,7 @@ def measure_all(
         parities[want.key] = found.model_dump(mode="json")
         if not found.psnr_db >= floor_db(opened, chosen, want):
             return {"parities": parities, "steps": None}
-    taken = prove_steps(opened, chosen, engines, lambda: Engines(opened, chosen), on_progress) if steps else None
-    return {"parities": parities, "steps": taken.model_dump(mode="json") if taken else None}
+    if not steps:
+        return {"parities": parities, "steps": None}
+    taken = prove_steps(opened, chosen, engines, lambda: Engines(opened, chosen, (adapter, engines)), on_progress)
+    return {"parities": parities, "steps": taken.model_dump(mode="json")}

@@ -1,13 +1,12 @@
-"""Bundle and profile to verified engines: compile what is missing, prove it, keep it."""
+"""Bundle and profile to verified engines: look at what is there, then compile what is missing, prove it, keep it."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,20 +17,17 @@ from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
 from ..core.references import stored_at
 from ..profiles import Profile, load_profile
-from ..runtimes import Refits, Runtime
 from ..runtimes.diagnose import advised
 from .apart import measured_apart
 from .cache import (
     Artifact,
     Miss,
     Parity,
+    artifacts,
     check_place,
     claim,
     explain,
     find,
-    folder_name,
-    intact,
-    kindred,
     loadable,
     locked,
     seal,
@@ -42,7 +38,7 @@ from .cache import (
 from .engines import Engines
 from .make import make
 from .parity import check_graphs
-from .plan import plan
+from .plan import planned
 from .proof import (
     Steps,
     check_floor,
@@ -50,10 +46,10 @@ from .proof import (
     engine_key,
     prove_host,
     prove_steps,
-    proved_here,
     steps_key,
     unproved,
 )
+from .states import Found, Site, looked
 from .targets import Wanted, wanted
 
 How = Literal["there", "taken", "refitted", "compiled"]
@@ -123,37 +119,54 @@ def build(
     start = time.perf_counter()
     bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
     profile = advised() if profile is None else load_profile(profile)
-    adapter, engines = wanted(bundle, profile, to_run=False)
+    site = _site(bundle, profile, like, on_progress)
     check_sizes(bundle)
     # Graphs and weights are compared where one is compiled.
     verify_files(bundle, [name for name in bundle.manifest.files if "/model.onnx" not in name])
     sweep(bundle)
-    replaced = [_without_damage(bundle, want, on_progress) for want in engines]
-    if not all(find(bundle, want.part, want.key) for want in engines):
-        check_place(bundle)
-    host = prove_host(bundle)
-    if adapter.reads_onnx:
-        check_graphs(bundle, bundle.manifest.parts, on_progress)
-    check(bundle, profile, force=force, like=like)
-    built = tuple(
-        _build_one(bundle, profile, adapter, want, like, note, on_progress)
-        for want, note in zip(engines, replaced, strict=True)
-    )
-    here = adapter.missing(profile.device) is None
-    pairs = [(want, one.artifact) for want, one in zip(engines, built, strict=True)]
-    steps = _prove_steps(bundle, profile, adapter, pairs, on_progress) if here else None
-    return Build(profile.name, built, host, steps, time.perf_counter() - start, unproved(bundle))
+    built: dict[str, Built] = {}
+    with looked(site) as (found, locks):
+        if not all(one.is_there for one in found.values()):
+            check_place(bundle)
+        host = prove_host(bundle)
+        if site.adapter.reads_onnx:
+            check_graphs(bundle, bundle.manifest.parts, on_progress)
+        if not force and any(one.state in ("refit", "compile") for one in found.values()):
+            _check_fit(site, {key: one.artifact for key, one in found.items() if one.is_there})
+        for key in dict.fromkeys(want.key for want in site.engines):
+            with locks[key]:
+                built[key] = _done(site, found[key])
+    built = {key: _claimed(site, one) for key, one in built.items()}
+    engines: list[Built] = []
+    for want in site.engines:  # of two sizes that are the same, the second finds the first's
+        again = any(one.artifact.key == want.key for one in engines)
+        engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
+    steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
+    return Build(profile.name, tuple(engines), host, steps, time.perf_counter() - start, unproved(bundle))
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
-    """Raise what `build` would before a minute is spent on what isn't there yet."""
-    adapter, engines = wanted(bundle, profile, to_run=False)
-    if not all(find(bundle, want.part, want.key) for want in engines):
+    """Raise what `build` would before a minute is spent on what isn't there yet; of engines, headers are read."""
+    site = _site(bundle, profile, like, quiet)
+    there = {want.key: find(bundle, want.part, want.key) for want in site.engines}
+    lacking = [want for want in site.engines if there[want.key] is None]
+    if lacking:
         check_place(bundle)
-    if force or all(find(bundle, want.part, want.key) or _theirs(like, adapter, want) for want in engines):
-        return
+    if not force and any(site.source(want).state != "take" for want in lacking):
+        _check_fit(site, there)
+
+
+def _site(bundle: Bundle, profile: Profile, like: Bundle | None, on_progress: Progress) -> Site:
+    adapter, engines = wanted(bundle, profile, to_run=False)
+    return Site(bundle, profile, adapter, engines, adapter.missing(profile.device) is None, like, on_progress)
+
+
+def _check_fit(site: Site, there: Mapping[str, Artifact | None]) -> None:
+    """Raise `CompileError` where by plan what isn't there, by key, doesn't fit."""
+    asked = [(want.part, want.target, there.get(want.key)) for want in site.engines]
+    bundle, profile = site.bundle, site.profile
     try:
-        complaints = plan(bundle, profile).complaints
+        complaints = planned(bundle, profile, site.adapter, asked).complaints
     except (BundleError, ShapeError):  # a graph that can't be planned is no reason not to build it
         return
     if complaints:
@@ -163,126 +176,89 @@ def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle
         )
 
 
-def _theirs(like: Bundle | None, adapter: Runtime, want: Wanted) -> Artifact | None:
-    """The same engine in another bundle. What isn't compiled from the graph points back at its own checkpoint."""
-    return find(like, want.part, want.key) if like and adapter.reads_onnx else None
+def _done(site: Site, found: Found) -> Built:
+    """An engine, once what its state asks for is done; its lock is held, unless it is there and proved."""
+    bundle, want, note = site.bundle, found.want, None
+    if found.is_there:
+        return Built(_kept(site, found), "there")
+    if found.damaged:
+        _clear(bundle, want.name)
+        note = f"{bundle.engines / want.name} was damaged, or an engine of another version of latentc. It was replaced."
+    if found.state == "take":
+        return Built(_taken(site, found), "taken", note)
+    site.on_progress(f"{want.part}: read", None)
+    verify_files(bundle, [*bundle.files(want.part), stored_at(want.part)])
+    if found.state == "refit":
+        try:
+            return Built(_refitted(site, found), "refitted", note)
+        except (CompileError, ParityError) as exc:
+            note = " ".join(filter(None, (note, f"It was compiled, not refitted: {exc}")))
+    return Built(_made(site, want), "compiled", note)
 
 
-def _build_one(
-    bundle: Bundle,
-    profile: Profile,
-    adapter: Runtime,
-    want: Wanted,
-    like: Bundle | None,
-    note: str | None,
-    on_progress: Progress,
-) -> Built:
-    here = adapter.missing(profile.device) is None
-    if artifact := find(bundle, want.part, want.key):
-        parity = _known(bundle, adapter, artifact)
-        if parity is not None:
-            check_floor(bundle, profile, want, parity)
-            return Built(_claimed(bundle, artifact, profile, on_progress), "there")
-    name = folder_name(want.part, want.key)
-    with locked(bundle, name, on_progress):
-        theirs = None
-        if not find(bundle, want.part, want.key):
-            _clear(bundle, name)
-            if like and (theirs := _theirs(like, adapter, want)):
-                check_floor(bundle, profile, want, theirs.parity)
-                on_progress(f"{want.part}: take", None)
-                take(bundle, like, theirs)
-        if artifact := find(bundle, want.part, want.key):  # made meanwhile, or elsewhere, or without its device
-            parity = _known(bundle, adapter, artifact)
-            if parity is None:
-                parity = _prove_found(bundle, profile, adapter, artifact, on_progress)
-            try:
-                check_floor(bundle, profile, want, parity)
-            except ParityError:
-                if theirs:
-                    _clear(bundle, name)
-                raise
-            return Built(claim(bundle, artifact, profile.name), "taken" if theirs else "there", note)
-        on_progress(f"{want.part}: read", None)
-        verify_files(bundle, [*bundle.files(want.part), stored_at(want.part)])
-        if like and here and (other := _kindred(adapter, want, like)):
-            try:
-                return Built(_refit(bundle, profile, adapter, want, like, other, on_progress), "refitted", note)
-            except (CompileError, ParityError) as exc:
-                note = " ".join(filter(None, (note, f"It was compiled, not refitted: {exc}")))
-        with fresh_folder(bundle.engines / name, BundleError) as fresh:
-            made = make(bundle, profile, adapter, want, fresh, on_progress)
-            artifact = seal(fresh, want.part, want.fields, made.parity, made.seconds, profile.name)
-            share(bundle, fresh, artifact.files)
-        if here:
-            remember(engine_key(bundle, adapter, artifact), made.parity)
-    return Built(artifact, "compiled", note)
+def _kept(site: Site, found: Found) -> Artifact:
+    """An engine that is there, proved if it wasn't."""
+    assert found.artifact is not None
+    check_floor(site.bundle, site.profile, found.want, found.parity or _prove(site, found.artifact))
+    return found.artifact
 
 
-def _without_damage(bundle: Bundle, want: Wanted, on_progress: Progress) -> str | None:
-    """Remove what is where an engine should be and isn't what was built; what to say of that."""
-    path = bundle.engines / folder_name(want.part, want.key)
-    if not os.path.lexists(path):
-        return None
-    on_progress(f"{want.part}: verify", None)
-    if intact(bundle, want.part, want.key):
-        return None
-    with locked(bundle, path.name, on_progress):
-        if not os.path.lexists(path) or intact(bundle, want.part, want.key):  # another process was faster
-            return None
-        _clear(bundle, path.name)
-    return f"{path} was damaged, or an engine of another version of latentc. It was replaced."
+def _claimed(site: Site, built: Built) -> Built:
+    """An engine noted as this profile's too; in a bundle that can't be written it goes unnoted.
+
+    No other lock is held: two builds that wait for each other's would never end.
+    """
+    name = site.profile.name
+    if name not in built.artifact.profiles:
+        with suppress(BundleError), locked(site.bundle, built.artifact.name, site.on_progress):
+            return replace(built, artifact=claim(site.bundle, built.artifact, name))
+    return built
 
 
-def _claimed(bundle: Bundle, artifact: Artifact, profile: Profile, on_progress: Progress) -> Artifact:
-    """An engine that is there, noted as this profile's too; in a bundle that can't be written it goes unnoted."""
-    if profile.name not in artifact.profiles:
-        with suppress(BundleError), locked(bundle, artifact.name, on_progress):
-            return claim(bundle, artifact, profile.name)
+def _taken(site: Site, found: Found) -> Artifact:
+    """The other bundle's engine, proved as if it had been there; what isn't sound goes again."""
+    assert site.like is not None
+    assert found.artifact is not None
+    check_floor(site.bundle, site.profile, found.want, found.artifact.parity)
+    site.on_progress(f"{found.want.part}: take", None)
+    artifact = take(site.bundle, site.like, found.artifact)
+    parity = site.there(found.want, artifact).parity or _prove(site, artifact)
+    try:
+        check_floor(site.bundle, site.profile, found.want, parity)
+    except ParityError:
+        _clear(site.bundle, artifact.name)
+        raise
     return artifact
 
 
-def _kindred(adapter: Runtime, want: Wanted, like: Bundle) -> Artifact | None:
-    """Another bundle's engine that can be given this part's weights."""
-    able = isinstance(adapter, Refits) and adapter.refits(want.target.options)
-    return kindred(like, want.part, want.fields) if able else None
-
-
-def _refit(
-    bundle: Bundle,
-    profile: Profile,
-    adapter: Runtime,
-    want: Wanted,
-    like: Bundle,
-    other: Artifact,
-    on_progress: Progress,
-) -> Artifact:
+def _refitted(site: Site, found: Found) -> Artifact:
     """An engine of another's plan and this part's weights, held to the floor as any other."""
+    assert site.like is not None
+    assert found.artifact is not None
     try:
-        theirs = loadable(like, other)
+        theirs = loadable(site.like, found.artifact)
     except BundleError as exc:  # no reason not to compile
         raise CompileError(str(exc)) from exc
-    with fresh_folder(bundle.engines / folder_name(want.part, want.key), BundleError) as fresh:
-        made = make(bundle, profile, adapter, want, fresh, on_progress, refitted=theirs)
-        artifact = seal(fresh, want.part, want.fields, made.parity, made.seconds, profile.name, refitted_from=other.key)
-    remember(engine_key(bundle, adapter, artifact), made.parity)
+    return _made(site, found.want, theirs, found.artifact.key)
+
+
+def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from: str | None = None) -> Artifact:
+    """An engine that was compiled, or another's with this part's weights; compared before it takes its place."""
+    bundle, profile = site.bundle, site.profile
+    with fresh_folder(bundle.engines / want.name, BundleError) as fresh:
+        made = make(bundle, profile, site.adapter, want, fresh, site.on_progress, here=site.here, refitted=refitted)
+        artifact = seal(fresh, want.fields, made.parity, made.seconds, profile.name, refitted_from)
+        share(bundle, fresh, artifact.files)
+    if site.here:
+        remember(engine_key(bundle, site.adapter, artifact), made.parity)
     return artifact
 
 
-def _known(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity | None:
-    """What an engine came to on this machine; where its device isn't here, what its header says."""
-    if adapter.missing(artifact.fields["device"]["name"]):
-        return artifact.parity
-    return proved_here(bundle, adapter, artifact)
-
-
-def _prove_found(
-    bundle: Bundle, profile: Profile, adapter: Runtime, artifact: Artifact, on_progress: Progress
-) -> Parity:
+def _prove(site: Site, artifact: Artifact) -> Parity:
     """Compare an engine that this machine didn't build."""
-    measured = measured_apart(bundle, profile, [artifact], steps=False, on_progress=on_progress)
+    measured = measured_apart(site.bundle, site.profile, [artifact], steps=False, on_progress=site.on_progress)
     parity = measured.parities[artifact.key]
-    remember(engine_key(bundle, adapter, artifact), parity)
+    remember(engine_key(site.bundle, site.adapter, artifact), parity)
     return parity
 
 
@@ -298,15 +274,14 @@ def _clear(bundle: Bundle, name: str) -> None:
         raise BundleError(f"{path} is damaged and can't be removed ({exc.strerror}). Remove it by hand.") from exc
 
 
-def _prove_steps(
-    bundle: Bundle, profile: Profile, adapter: Runtime, pairs: Sequence[tuple[Wanted, Artifact]], on_progress: Progress
-) -> Steps:
+def _prove_steps(site: Site, built: Mapping[str, Artifact]) -> Steps:
     """Take diffusers' steps with the engines, once for each set of them."""
-    wants = [want for want, _ in pairs]
-    key = steps_key(bundle, adapter, [artifact for _, artifact in pairs], guided=profile.shapes.guided)
+    bundle, profile, adapter, wants = site.bundle, site.profile, site.adapter, site.engines
+    key = steps_key(bundle, adapter, [built[want.key] for want in wants], guided=profile.shapes.guided)
     steps = recall(key, Steps)
     if steps is None:
-        steps = prove_steps(bundle, profile, wants, lambda: Engines(bundle, profile), on_progress)
+        opened = lambda: Engines(bundle, profile, (adapter, wants), built)  # noqa: E731
+        steps = prove_steps(bundle, profile, wants, opened, site.on_progress)
         remember(key, steps)
     check_steps(bundle, profile, wants, steps)
     return steps
@@ -315,4 +290,6 @@ def _prove_steps(
 def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:
     """For each engine that a profile asks for: the artifact, or what keeps the nearest one from being it."""
     _, engines = wanted(bundle, profile, to_run=False)
-    return [(want, find(bundle, want.part, want.key) or explain(bundle, want.part, want.fields)) for want in engines]
+    there = artifacts(bundle)
+    built = {artifact.key: artifact for artifact in there}
+    return [(want, built.get(want.key) or explain(bundle, want.fields, there)) for want in engines]

@@ -1,6 +1,6 @@
 """Artifacts on disk: what they are keyed by, how they are found, and why one isn't.
 
-<bundle>/engines/<part>-<key>/key.json    the fields behind the key, digests, parity figures
+<bundle>/engines/<part>-<key>/key.json    the header: what is behind the key, the files' digests, parity figures
 <bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked, as
                                          is what was taken from another bundle
 <bundle>/engines/.<name>.build.lock       while it is built; the system frees a dead owner's
@@ -13,21 +13,28 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, field_serializer
 
 from ..core.bundle import Bundle, FileInfo, check_path, leads_out, plain_files
+from ..core.engine import Engine
 from ..core.errors import BundleError
-from ..core.files import fresh_folder, read_sealed, sha256, sha256_json, unwritable, write_sealed
+from ..core.files import fresh_folder, read_sealed, sha256, unwritable, write_sealed
 from ..core.locks import WAIT_SECONDS, LockedError, held
 from ..core.progress import WAITING, Progress, quiet
 from ..core.reading import PointerError, refuse_pointer
 from ..core.record import Record
+from ..runtimes import Runtime
+from ..runtimes.base import files_in
+from .key import Key
+
+if TYPE_CHECKING:
+    from .targets import Wanted
 
 HEADER = "key.json"
 SHARED_BYTES = 1 << 20
@@ -40,12 +47,6 @@ WRITING_SECONDS = 60.0
 """A file that is being written is never older."""
 
 KEPT = "Engines are kept in the bundle: let it be written, or copy it to a folder that can be."
-
-KEY_LENGTH = 16
-DIGEST = "part digest"
-"""The field of a part's graph and weights."""
-
-Fields = dict[str, Any]
 
 
 class Parity(Record):
@@ -74,7 +75,7 @@ class Artifact(Record):
 
     part: str
     key: str
-    fields: dict[str, Any]
+    fields: Key
     files: dict[str, FileInfo]
     parity: Parity
     """What it came to where it was built. Each machine proves it by itself before it draws."""
@@ -85,6 +86,10 @@ class Artifact(Record):
     profiles: tuple[str, ...] = ()
     """Names of the profiles that it was built for."""
 
+    @field_serializer("fields")
+    def _plain(self, fields: Key) -> dict[str, Any]:
+        return fields.plain
+
     @property
     def bytes(self) -> int:
         """Size on disk."""
@@ -94,11 +99,6 @@ class Artifact(Record):
     def name(self) -> str:
         """Folder under `engines/`."""
         return folder_name(self.part, self.key)
-
-
-def key_of(fields: Fields) -> str:
-    """Digest of all that shapes an artifact."""
-    return sha256_json(fields)[:KEY_LENGTH]
 
 
 def folder_name(part: str, key: str) -> str:
@@ -119,7 +119,7 @@ def _read(bundle: Bundle, part: str, key: str) -> Artifact | None:
     folder = bundle.engines / folder_name(part, key)
     try:
         artifact = Artifact.model_validate(read_sealed(folder / HEADER))
-        whole = artifact.part == part and artifact.key == key == key_of(artifact.fields) and _is_known(artifact)
+        whole = artifact.part == artifact.fields.part == part and artifact.key == artifact.fields.digest == key
         whole = whole and all(
             not leads_out(folder, name) and (folder / name).stat().st_size == info.bytes
             for name, info in artifact.files.items()
@@ -129,22 +129,18 @@ def _read(bundle: Bundle, part: str, key: str) -> Artifact | None:
     return artifact if whole else None
 
 
-def _is_known(artifact: Artifact) -> bool:
-    """Whether the header has what every engine's has: others of a bundle's folder may be anybody's."""
-    fields, device = artifact.fields, artifact.fields.get("device")
-    named = all(isinstance(fields.get(name), str) for name in ("part", "runtime", "precision"))
-    shaped = fields.get("shape") == "free" or isinstance(fields.get("shape"), dict)
-    known = isinstance(device, dict) and isinstance(cast("dict[str, Any]", device).get("name"), str)
-    return named and shaped and known and fields["part"] == artifact.part
-
-
-def intact(bundle: Bundle, part: str, key: str) -> bool:
-    """Whether the artifact of this key is as it was built, every byte; raises `BundleError` where it can't be read."""
+def intact(bundle: Bundle, part: str, key: str) -> Artifact | None:
+    """The artifact of this key, if it is as it was built, every byte; raises `BundleError` where it can't be read."""
     try:
         artifact = _read(bundle, part, key)
     except OSError as exc:
         raise _unreadable(bundle.engines / folder_name(part, key), exc) from exc
-    return artifact is not None and _damaged(bundle, artifact) is None
+    return artifact if artifact is not None and is_intact(bundle, artifact) else None
+
+
+def is_intact(bundle: Bundle, artifact: Artifact) -> bool:
+    """Whether an artifact's files are what was built, every byte; raises `BundleError` for one that can't be read."""
+    return _damaged(bundle, artifact) is None
 
 
 def artifacts(bundle: Bundle) -> list[Artifact]:
@@ -175,6 +171,19 @@ def loadable(bundle: Bundle, artifact: Artifact) -> Path:
     """As `verify`, for an adapter to load from: in a bundle of links, the folder of plain files instead."""
     folder = verify(bundle, artifact)
     return plain_files(bundle, artifact.name, {name: folder / name for name in artifact.files})
+
+
+def load_engine(bundle: Bundle, artifact: Artifact, adapter: Runtime, want: Wanted) -> Engine:
+    """Load an artifact once every file has its digest; raises `BundleError` where it isn't what is wanted, or damaged.
+
+    Libraries notice less than one would think: OpenVINO loads a graph that was compiled in f16 and calls it f32, ONNX
+    Runtime takes one whose layouts were chosen for another CPU.
+    """
+    if differs := artifact.fields.differences(want.fields):
+        what = "; ".join(f"{name}: it has {has!r}, wanted is {wants!r}" for name, (has, wants) in differs.items())
+        raise BundleError(f"{bundle.engines / artifact.name} isn't what is wanted ({what}). Run `latentc build`.")
+    sizes = {name: info.bytes for name, info in artifact.files.items()}
+    return adapter.load(loadable(bundle, artifact), want.target, sizes)
 
 
 def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
@@ -215,22 +224,17 @@ def _unreadable(path: Path, exc: OSError) -> BundleError:
 
 def seal(
     folder: Path,
-    artifact_part: str,
-    fields: Fields,
+    fields: Key,
     parity: Parity,
     seconds: float,
     profile: str,
     refitted_from: str | None = None,
 ) -> Artifact:
     """Write the header of an artifact whose files are all in `folder`."""
-    files = {
-        str(path.relative_to(folder)): FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = {name: FileInfo(sha256=sha256(folder / name), bytes=size) for name, size in files_in(folder).items()}
     artifact = Artifact(
-        part=artifact_part,
-        key=key_of(fields),
+        part=fields.part,
+        key=fields.digest,
         fields=fields,
         files=files,
         parity=parity,
@@ -255,6 +259,8 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
 
     Where the file system has no hard links, they stay as they are.
     """
+    if not any(info.bytes >= SHARED_BYTES for info in files.values()):
+        return
     there = {
         info.sha256: bundle.engines / artifact.name / name
         for artifact in artifacts(bundle)
@@ -272,22 +278,16 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
             linked.replace(folder / name)
 
 
-def kindred(bundle: Bundle, part: str, fields: Fields) -> Artifact | None:
-    """The artifact that differs from these fields by its part's digest alone."""
-    alike = (one for one in artifacts(bundle) if one.part == part and {**one.fields, DIGEST: fields[DIGEST]} == fields)
-    return next(alike, None)
-
-
 def _is_cache(name: str) -> bool:
     """Whether a file of an artifact is in a library's cache, which it may write to."""
     return Path(name).parent != Path()
 
 
-def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
+def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> Artifact:
     """Bring in an artifact from another bundle, linked where that is on the same disk."""
-    folder = verify(other, artifact)
+    folder, taken = verify(other, artifact), artifact.model_copy(update={"profiles": ()})
     with fresh_folder(bundle.engines / artifact.name, BundleError) as fresh:
-        keep(fresh / HEADER, artifact.model_copy(update={"profiles": ()}))
+        keep(fresh / HEADER, taken)
         for name in artifact.files:
             if _is_cache(name):
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -297,6 +297,7 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> None:
                 os.link((folder / name).resolve(), fresh / name)
             except OSError:  # another disk, or one without links
                 shutil.copyfile(folder / name, fresh / name)
+    return taken
 
 
 def claim(bundle: Bundle, artifact: Artifact, profile: str) -> Artifact:
@@ -368,31 +369,17 @@ class Miss:
     differences: Mapping[str, tuple[object, object]]
 
 
-def explain(bundle: Bundle, part: str, fields: Fields) -> Miss:
-    """Compare wanted fields with the artifacts that the runtime has of the part; the nearest one is told."""
-    itself = folder_name(part, key_of(fields))
-    if os.path.lexists(bundle.engines / itself) and find(bundle, part, key_of(fields)) is None:
+def explain(bundle: Bundle, wanted: Key, among: Sequence[Artifact]) -> Miss:
+    """Compare a key with those of the artifacts that its runtime has of the part; the nearest one is told.
+
+    `among` are the bundle's artifacts.
+    """
+    itself = folder_name(wanted.part, wanted.digest)
+    if os.path.lexists(bundle.engines / itself):
         return Miss(itself, {})
-    candidates = [one for one in artifacts(bundle) if one.part == part and one.fields["runtime"] == fields["runtime"]]
-    wanted = flatten(fields)
-    differing = {artifact.name: _differences(flatten(artifact.fields), wanted) for artifact in candidates}
+    candidates = [one for one in among if one.part == wanted.part and one.fields.runtime == wanted.runtime]
+    differing = {artifact.name: artifact.fields.differences(wanted) for artifact in candidates}
     if not differing:
         return Miss(None, {})
     nearest = min(differing, key=lambda name: len(differing[name]))
     return Miss(nearest, differing[nearest])
-
-
-def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested fields as `versions.openvino: ...`."""
-    flat: dict[str, object] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _differences(has: dict[str, object], wants: dict[str, object]) -> dict[str, tuple[object, object]]:
-    names = sorted(has.keys() | wants.keys())
-    return {name: (has.get(name), wants.get(name)) for name in names if has.get(name) != wants.get(name)}

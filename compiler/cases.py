@@ -23,9 +23,10 @@ from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
 from ..core.tensors import Array
 from ..runtimes import Job, Target, runtime
+from ..runtimes.base import files_in
 from ..sampling.wires import resized
 from .cache import KEPT, locked
-from .lower import lowered
+from .lower import lowered, needed_passes
 from .scratch import scratch_folder
 
 AT_EXPORT = "PyTorch, at export"
@@ -46,7 +47,6 @@ TIMESTEPS = 3
 
 Arrays = dict[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
-Options = Mapping[str, bool | int | float | str]
 
 
 @dataclass(frozen=True)
@@ -260,13 +260,13 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
     """A referee over the exported graph of a part: what to call it, and its engine."""
     adapter, info = runtime(name), bundle.part(part)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
-    graph, staged = checked_graph(bundle, part), target.device in adapter.sums_in_a_row
+    graph, passes = checked_graph(bundle, part), needed_passes(adapter, target, info.weights)
     with (
         scratch_folder(bundle.engines) as folder,
-        lowered(graph, part, adapter.newest_opset, None, staged=staged, scratch=bundle.engines) as path,
+        lowered(graph, part, adapter.newest_opset, None, passes, scratch=bundle.engines) as path,
     ):
         adapter.compile(Job(bundle, part, path, target), folder, quiet)
-        engine = adapter.load(folder, target)
+        engine = adapter.load(folder, target, files_in(folder))
         try:
             yield f"{name} {' '.join(adapter.versions().values())}, the exported graph in f32", engine
         finally:

@@ -22,7 +22,7 @@ from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
-from .cache import Artifact, built_profiles, damage, find, folder_name, is_whole, loadable
+from .cache import Artifact, built_profiles, damage, find, is_whole, load_engine
 from .faults import broken
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
@@ -37,6 +37,10 @@ class Engines:
 
     bundle: Bundle
     profile: Profile
+    asked: tuple[Runtime, tuple[Wanted, ...]] | None = field(default=None, repr=False)
+    """What `wanted` gives for these, where that is known."""
+    built: Mapping[str, Artifact] = field(default_factory=dict[str, Artifact], repr=False)
+    """By key, those that are known; others are looked for."""
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
@@ -52,7 +56,7 @@ class Engines:
     _process: int = field(default_factory=os.getpid, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._adapter, self._wanted = wanted(self.bundle, self.profile, to_run=True)
+        self._adapter, self._wanted = self.asked or wanted(self.bundle, self.profile, to_run=True)
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
         """The engine built for exactly these input shapes, or the one for every shape.
@@ -134,11 +138,11 @@ class Engines:
             self.notices = (notice,)
 
     def _artifact(self, want: Wanted) -> Artifact:
-        if artifact := find(self.bundle, want.part, want.key):
+        if artifact := self.built.get(want.key) or find(self.bundle, want.part, want.key):
             return artifact
         name, built = self.profile.name, built_profiles(self.bundle)
         run = f"{self.bundle.argument} --profile {self.profile.argument}"
-        if (path := self.bundle.engines / folder_name(want.part, want.key)) in broken(self.bundle):
+        if (path := self.bundle.engines / want.name) in broken(self.bundle):
             raise BundleError(f"{damage(path)} Run: latentc build {run}")
         if name in built:
             hint = f"`latentc why {run}` says what changed since it was."
@@ -164,7 +168,7 @@ class Engines:
                     place = self.bundle.engines / artifact.name
                     raise BundleError(f"{place} was replaced after it was proved. Open the bundle again.")
                 marks = _marks(self.bundle, artifact)
-                self._loaded[want.key] = self._adapter.load(loadable(self.bundle, artifact), want.target)
+                self._loaded[want.key] = load_engine(self.bundle, artifact, self._adapter, want)
                 self._files[want.key] = artifact, marks
             self._check_files(want.key)
             return self._loaded[want.key]
@@ -254,7 +258,7 @@ def _marks(bundle: Bundle, artifact: Artifact) -> _Marks:
 
 def _placed(bundle: Bundle, want: Wanted) -> str:
     """Nodes by provider, as they were placed when the engine was built; empty where the runtime has one place only."""
-    path = bundle.engines / folder_name(want.part, want.key) / PLACEMENT
+    path = bundle.engines / want.name / PLACEMENT
     try:
         nodes = read_plain(path, dict[str, dict[str, int]])
         return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"

@@ -10,7 +10,8 @@ from ..core.arrays import read_sealed_arrays
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError
 from ..core.progress import Progress, quiet
-from .cache import KEY_LENGTH, artifacts, damage, find, intact, verify
+from .cache import artifacts, damage, find, intact, verify
+from .key import KEY_LENGTH
 
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 AGAIN = "Remove it, or build its profile again."

@@ -39,11 +39,6 @@ def count_flops(graph: Path, shapes: Mapping[str, Shape]) -> int:
     )
 
 
-def count_kernels(graph: Path) -> int:
-    """How many of a graph's operators are counted: runtimes make code for each."""
-    return sum(node.op_type in COUNTERS for node in read_graph(graph).graph.node)
-
-
 def _refuse(model: Any, graph: Path) -> None:
     functions = {function.name for function in model.functions}
     for node in model.graph.node:

@@ -24,6 +24,7 @@ NARROW = frozenset(
         *("Tanh", "Gelu", "Erf", "Concat", "Transpose", "Reshape", "Flatten", "Split", "Slice", "Expand", "Squeeze"),
         *("Unsqueeze", "Gather", "GatherND", "Resize", "Pad", "Identity", "Where", "Max", "Min"),
         *("GroupNormalization", "LayerNormalization"),
+        *("GroupNorm", "MultiHeadAttention"),  # Microsoft's
     }
 )
 """Operators computed in f16. The two norms take f16 and sum in f32 by themselves (`stash_type`); all others, as Softmax
@@ -33,7 +34,7 @@ WIDE = "latentc.precision"
 """Metadata of a node that a pass wrote and that stays in f32."""
 
 PHASES = frozenset({"Sin", "Cos"})
-SCALES = {"Resize": (0,), "Pad": (0, 2)}
+SCALES = {"Resize": (0,), "Pad": (0, 2), "GroupNorm": (0,)}
 """Operators that have f32 inputs which aren't of the picture: the inputs that are."""
 
 LARGEST = float(np.finfo(np.float16).max)

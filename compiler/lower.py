@@ -8,7 +8,7 @@ many new weights, all of them are written to a file in the scratch folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,18 +19,36 @@ from ..core.errors import CompileError, RuntimeMissing
 from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.norms import stage_norms
-from ..runtimes.base import LINK
+from ..core.recipes import Pass
+from ..runtimes.base import LINK, Runtime, Target
 from .half import WIDE, to_half
+from .kernels import rewrite
 from .scratch import scratch_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING_VERSION = 3
+LOWERING_VERSION = 4
 """Part of every key: raise it when a pass changes what it makes."""
 
 INLINE_BYTES = 512 * 2**20
 """New weights above this are written to a file of their own: a graph ends at 2 GB."""
+
+
+def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tuple[Pass, ...]:
+    """What a target's graph needs: its recipe's passes, less what the runtime does by itself, and the runtime's own.
+
+    `weights` is the type that the part's are kept in.
+    """
+    recipe: dict[Pass, bool] = {"half": adapter.typed, "stage": target.device in adapter.sums_in_a_row}
+    own: dict[Pass, bool] = {
+        "fold": not adapter.infers_shapes,
+        "widen": weights == "bf16" and not adapter.reads_bf16,
+    }
+    return (
+        *(name for name in target.recipe.passes if recipe[name]),
+        *(name for name, needs in own.items() if needs),
+    )
 
 
 @contextmanager
@@ -39,24 +57,22 @@ def lowered(
     name: str,
     opset: int,
     shape: Mapping[str, tuple[int, ...]] | None,
+    passes: Collection[Pass] = (),
     *,
-    half: bool = False,
-    folded: bool = False,
-    widened: bool = False,
-    staged: bool = False,
+    lacks: Collection[str] = (),
     scratch: Path | None = None,
 ) -> Generator[Path]:
     """Give the path of the lowered graph; the part's own where nothing needs lowering.
 
-    `half` computes in f16 what keeps its accuracy there. `folded` works out what follows from the shape. `widened`
-    gives weights that are kept in bf16 as f32, for libraries that don't read bf16. `staged` writes group norms out for
-    those that sum in a row (`core.norms`).
+    Of the passes, `half` computes in f16 what keeps its accuracy there; `fold` works out what follows from the shape;
+    `widen` gives weights that are kept in bf16 as f32, for libraries that don't read bf16; `stage` writes group norms
+    out for those that sum in a row (`core.norms`). Operators that the device `lacks` kernels for are written in others.
     The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
     where that isn't given or can't be written. It is removed after the block. `Job.weights` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
     """
-    if opset >= 23 and shape is None and not (half or widened or staged):
+    if opset >= 23 and shape is None and not ({"half", "widen", "stage"} & set(passes) or lacks):
         yield graph
         return
     try:
@@ -64,17 +80,18 @@ def lowered(
     except ImportError as exc:
         raise RuntimeMissing(f"Building needs onnx-ir ({exc}). {install('build')}") from exc
     model: ir.Model = cast("Any", ir).load(graph)
-    if half or widened:
+    if "half" in passes or "widen" in passes:
         widen_bf16(model)
-    if staged:
+    if "stage" in passes:
         stage_norms(model)
+    rewrite(model, lacks)
     if shape is not None:
         fix_shapes(model, shape)
     if opset < 23:
         lower_opset(model)
-    if folded and shape is not None:
+    if "fold" in passes and shape is not None:
         fold(model)
-    if half:
+    if "half" in passes:
         to_half(model)
     external = {str(value.const_value.location) for value in _initializers(model) if _is_external(value)}
     many = sum(value.const_value.nbytes for value in _initializers(model) if not _is_external(value)) > INLINE_BYTES

@@ -19,9 +19,10 @@ from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..profiles import Profile
 from ..runtimes import Job, Refits, Runtime
+from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import reference
-from .lower import lowered
+from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
 from .proof import check_floor, prove_engine
 from .targets import Wanted, wanted
@@ -43,15 +44,16 @@ def make(
     folder: Path,
     on_progress: Progress,
     *,
+    here: bool,
     refitted: Path | None = None,
 ) -> Made:
     """Compile an engine into an empty folder, or give its weights to the plan in folder `refitted`; compare it.
 
-    Where the device isn't here, what is compared is the graph in the engine's own types, before it is compiled.
+    Where the device isn't `here`, what is compared is the graph in the engine's own types, before it is compiled.
     Raises `ParityError` below the profile's floor, and `CompileError`.
     """
     if not adapter.reads_onnx or is_exported_here(bundle, want.part):
-        return _make(bundle, profile, adapter, want, folder, refitted, on_progress)
+        return _make(bundle, profile, adapter, want, folder, refitted, on_progress, here=here)
     answer = quarantined(
         f"{__name__}:make_apart",
         {
@@ -78,7 +80,8 @@ def make_apart(
     if want is None:
         raise CompileError(f"What builds {folder} has changed since this build began. Build again.")
     plan = Path(refitted) if refitted else None
-    return _make(opened, chosen, adapter, want, Path(folder), plan, on_progress).model_dump(mode="json")
+    here = adapter.missing(chosen.device) is None
+    return _make(opened, chosen, adapter, want, Path(folder), plan, on_progress, here=here).model_dump(mode="json")
 
 
 def _make(
@@ -89,9 +92,11 @@ def _make(
     folder: Path,
     refitted: Path | None,
     on_progress: Progress,
+    *,
+    here: bool,
 ) -> Made:
     parity = None
-    if adapter.missing(profile.device) is not None:  # compared before it is compiled, which takes longer
+    if not here:  # compared before it is compiled, which takes longer
         on_progress(f"{want.part}: compare its graph", None)
         parity = measure_typed(bundle, want.part, want.target)
         check_floor(bundle, profile, want, parity)
@@ -103,7 +108,7 @@ def _make(
     seconds = time.perf_counter() - start
     if parity is None:
         on_progress(f"{want.part}: compare", None)
-        engine = adapter.load(folder, want.target)
+        engine = adapter.load(folder, want.target, files_in(folder))
         try:
             parity = prove_engine(bundle, adapter, want, engine)
         finally:
@@ -132,10 +137,8 @@ def compile_into(
         want.key,
         profile.opset,
         target.shape,
-        half=adapter.typed and target.precision == "f16",
-        folded=not adapter.infers_shapes,
-        widened=bundle.part(want.part).weights == "bf16" and not adapter.reads_bf16,
-        staged=target.precision == "f32" and target.device in adapter.sums_in_a_row,
+        needed_passes(adapter, target, bundle.part(want.part).weights),
+        lacks=adapter.lacks.get(target.device, ()),
         scratch=bundle.engines,
     ) as path:
         job = Job(bundle, want.part, path, target)

@@ -16,10 +16,12 @@ from ..core.external import values_of
 from ..core.install import pip
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
+from ..core.recipes import Precision
 from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
 from ..core.references import IDS, TABLE, Case, stored_at, text_pairs
-from ..core.tensors import Array, Precision, change_db, cosine, psnr_db
+from ..core.tensors import Array, change_db, cosine, psnr_db
 from ..runtimes import Job, Target, runtime
+from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
     AT_EXPORT,
@@ -32,7 +34,7 @@ from .cases import (
     stored_cases,
     stored_shape,
 )
-from .lower import LOWERING_VERSION, lowered
+from .lower import LOWERING_VERSION, lowered, needed_passes
 from .scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -41,11 +43,10 @@ if TYPE_CHECKING:
 LIMIT_SECONDS = 3600.0
 """How long the first run of a bundle's graphs, or of its engines, may take: an endless one is ended."""
 
-GRAPH_REFEREES = ("iree",)
-"""Runtimes that compute a typed graph as it stands: ONNX Runtime's CPU widens f16, and would find no overflow."""
-
-F32_REFEREE = "onnxruntime"
-"""Where it is here, a graph in f32 is run by it: many times faster."""
+GRAPH_REFEREES: dict[str, tuple[Precision, ...]] = {"onnxruntime": ("f32",), "iree": ("f32", "bf16", "f16")}
+"""Runtimes, and in what they compute a typed graph as it stands; the faster ones go first. ONNX Runtime's CPU widens
+f16, and would find no overflow.
+"""
 
 KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "Concat")
 """Operators of a text encoder's graph whose output is still token ids, or the place of one."""
@@ -217,9 +218,13 @@ def _table(value: ir.Value | None) -> tuple[str, int | None]:
 
 def graph_referee(precision: Precision) -> str | None:
     """The runtime that runs a graph of this type on the CPU; None where none is here."""
-    able = (F32_REFEREE, *GRAPH_REFEREES) if precision == "f32" else GRAPH_REFEREES
+    able = _able(precision)
     here = (name for name in able if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU")))
     return next(here, None)
+
+
+def _able(precision: Precision) -> list[str]:
+    return [name for name, types in GRAPH_REFEREES.items() if precision in types]
 
 
 def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
@@ -231,9 +236,10 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     """
     name = graph_referee(target.precision)
     if name is None:
+        able = _able(target.precision)
         raise RuntimeMissing(
             f"{target.device} isn't here, so {part} has to be proved on the CPU, in its own types. That takes "
-            f"{' or '.join(GRAPH_REFEREES)}: {pip(GRAPH_REFEREES[0])}."
+            f"{' or '.join(able)}: {pip(able[-1])}."
         )
     adapter = runtime(name)
     run_by, key = _typed_key(bundle, part, target, name)
@@ -242,27 +248,15 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     shape = dict(target.shape or stored_shape(bundle, part))
     found = reference(bundle, part, shape)
     on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
-    half = target.precision == "f16"
-    widened = bundle.part(part).weights == "bf16" and not adapter.reads_bf16
-    staged = not half and on_cpu.device in adapter.sums_in_a_row
+    passes = needed_passes(adapter, on_cpu, bundle.part(part).weights)
     opset = min(runtime(name).newest_opset for name in GRAPH_REFEREES)
     graph, place = checked_graph(bundle, part), bundle.engines
     with (
         scratch_folder(place) as folder,
-        lowered(
-            graph,
-            part,
-            opset,
-            shape,
-            half=half,
-            folded=not adapter.infers_shapes,
-            widened=widened,
-            staged=staged,
-            scratch=place,
-        ) as plain,
+        lowered(graph, part, opset, shape, passes, scratch=place) as plain,
     ):
         adapter.compile(Job(bundle, part, plain, on_cpu), folder, quiet)
-        engine = adapter.load(folder, on_cpu)
+        engine = adapter.load(folder, on_cpu, files_in(folder))
         try:
             parity = measure(part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
             parity = parity.model_copy(update={"graph_run_by": run_by})

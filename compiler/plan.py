@@ -2,36 +2,34 @@
 
 Memory follows from the graph: its weights, and the values alive at once at the sizes that are built for; so does the
 arithmetic of comparing an engine with its reference. What a runtime adds to that, and how fast it computes, was
-measured (`Costs`). Where the builder has said what its engine will hold, that stands beside.
+measured (`Costs`), and is corrected by what the last build of the part took, where there was one. Where the builder has
+said what its engine will hold, that stands beside.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.bundle import Bundle, checked_graph
 from ..core.reading import read_plain
+from ..core.recipes import RECIPES, Precision
 from ..core.shapes import Setting, shape_of, sizes
-from ..core.tensors import Precision
 from ..core.units import sized
 from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY, TOGETHER
 from ..runtimes.machine import Machine, machine
-from .cache import Artifact, find
+from .cache import Artifact, artifacts, find
 from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
-from .flops import count_flops, count_kernels
+from .flops import count_flops
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
 from .sizes import Shape
 from .targets import Wanted, targets, wanted
-
-WIDTHS: dict[Precision, int] = {"f32": 4, "f16": 2, "bf16": 2}
-"""Bytes of a number."""
 
 MOST_READ = 10_000
 _READ: dict[tuple[object, ...], int] = {}
@@ -65,7 +63,7 @@ class EnginePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What a profile asks of a bundle."""
 
     profile: str
@@ -96,25 +94,38 @@ class Plan:
         return tuple(_complaints(self))
 
 
-def plan(bundle: Bundle, profile: Profile) -> Plan:
+def plan(bundle: Bundle, profile: Profile) -> BuildPlan:
     """Predict what building a profile's engines takes, and what they will hold, here or where it can be built.
 
     Raises `ProfileError` as `wanted` does, and `BundleError` for graphs or references that can't be read.
     """
     adapter = runtime(profile.runtime)
     if unbuildable := adapter.unbuildable(profile.device):
-        asked = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(WIDTHS))]
-    else:
-        _, engines = wanted(bundle, profile, to_run=False)
-        asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
+        unknown = [(part, target, None) for part, target in targets(bundle, profile, adapter, tuple(RECIPES))]
+        return planned(bundle, profile, adapter, unknown, unbuildable)
+    _, engines = wanted(bundle, profile, to_run=False)
+    asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
+    return planned(bundle, profile, adapter, asked)
+
+
+def planned(
+    bundle: Bundle,
+    profile: Profile,
+    adapter: Runtime,
+    asked: Iterable[tuple[str, Target, Artifact | None]],
+    unbuildable: str | None = None,
+) -> BuildPlan:
+    """As `plan`, of engines that are known: each part and target, and the artifact where there is one."""
     costs = adapter.costs(profile.device, profile.options, free=not profile.shapes.sizes)
     here = machine()
     absent = adapter.missing(profile.device) is not None
-    planned = tuple(_plan_one(bundle, adapter, *one, absent=absent) for one in asked)
+    earlier = artifacts(bundle)
+    planned = tuple(_plan_one(bundle, adapter, *one, earlier, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
-    drawing = [max(one.held_bytes for one in planned if one.part == part) for part in bundle.drawing]  # one size each
+    # A picture has one size. What a builder says of its own engine goes before what is foretold.
+    drawing = [max(one.told_bytes or one.held_bytes for one in planned if one.part == part) for part in bundle.drawing]
     on_host = costs.on_host if costs else profile.device == "CPU"
-    return Plan(
+    return BuildPlan(
         profile=profile.name,
         device=profile.device,
         measured=costs is not None,
@@ -189,44 +200,33 @@ class _Priced:
     @property
     def whole(self) -> int:
         """Weights in f32."""
-        return self.bundle.part(self.part).parameters * WIDTHS["f32"]
+        return self.bundle.part(self.part).parameters * RECIPES["f32"].weight_bytes
 
     @property
     def alive(self) -> int:
-        def count(costs: Costs) -> int:
-            return _alive(self.bundle, self.adapter, costs, self.part, self.precision, self.shape)
-
-        again = count(replace(self.costs, scores=0, unrolls=False)) if self.costs.regrows else 0
-        return count(self.costs) + round(self.costs.regrows * again)
-
-    @property
-    def kernels(self) -> int:
-        return _read(self.bundle, self.part, count_kernels)
+        return _alive(self.bundle, self.adapter, self.costs, self.part, self.precision, self.shape)
 
     @property
     def held(self) -> int:
         costs, parameters = self.costs, self.bundle.part(self.part).parameters
         touched = 1 - _read(self.bundle, self.part, looked_up) / parameters if costs.maps else 1.0
         weights = touched * (costs.per_weight * self.weights + costs.per_f32 * self.whole)
-        return round(costs.engine + weights + costs.activations * self.alive)
+        return round(costs.per_engine + weights) + self.alive
 
     @property
     def disk(self) -> int:
         costs = self.costs
-        weights = costs.disk_per_weight * self.weights + costs.disk_per_f32 * self.whole
-        return round(weights + (costs.disk_per_kernel * self.kernels if costs.disk_per_kernel else 0))
+        return 0 if not costs.per_weight + costs.per_f32 else self.whole if costs.writes_f32 else self.weights
 
     @property
     def build(self) -> int:
         costs = self.costs
-        compiling = costs.build_base + costs.build_per_weight * self.weights + costs.build_per_f32 * self.whole
+        compiling = costs.build_base + costs.build_per_weight * self.weights
         return max(round(compiling), costs.base + self.held if costs.on_host else 0)  # it is called, to be compared
 
     @property
     def build_seconds(self) -> float:
-        costs = self.costs
-        kernels = costs.build_seconds_per_kernel * self.kernels if costs.build_seconds_per_kernel else 0.0
-        return costs.build_seconds + costs.build_seconds_per_gb * self.weights / 1e9 + kernels
+        return self.costs.build_seconds + self.costs.build_seconds_per_gb * self.weights / 1e9
 
     @property
     def call_seconds(self) -> float:
@@ -235,7 +235,14 @@ class _Priced:
 
 
 def _plan_one(
-    bundle: Bundle, adapter: Runtime, part: str, target: Target, artifact: Artifact | None, *, absent: bool
+    bundle: Bundle,
+    adapter: Runtime,
+    part: str,
+    target: Target,
+    artifact: Artifact | None,
+    earlier: Sequence[Artifact],
+    *,
+    absent: bool,
 ) -> EnginePlan:
     costs = adapter.costs(target.device, target.options, free=target.shape is None)
     shape = _shape(bundle, part, target)
@@ -248,20 +255,44 @@ def _plan_one(
         )
     engine = _Priced(bundle, part, adapter, costs, target.precision, shape)
     referees, seconds = _compared(engine, target, absent=absent)
+    held, disk, build = _learned(engine, target, earlier) if artifact is None else (1.0, 1.0, 1.0)
     return EnginePlan(
         part=part,
         precision=target.precision,
         shape=shape,
         weights_bytes=engine.weights,
         activation_bytes=engine.alive,
-        held_bytes=engine.held,
-        disk_bytes=engine.disk,
+        held_bytes=round(held * engine.held),
+        disk_bytes=round(disk * engine.disk),
         build_bytes=max(one.build for one in (engine, *referees)),
-        build_seconds=engine.build_seconds,
+        build_seconds=build * engine.build_seconds,
         compare_seconds=seconds,
         built=artifact,
         told_bytes=_told(bundle, artifact),
     )
+
+
+def _learned(engine: _Priced, target: Target, earlier: Sequence[Artifact]) -> tuple[float, float, float]:
+    """What the last build of a part took, over what its costs foretell of it: held, on disk, and seconds.
+
+    The last by the same runtime for the same device in the same type, whatever its size and options; 1 where there is
+    none, or it says nothing of that.
+    """
+    about = (engine.part, target.runtime, target.device, target.precision)
+    alike = [one for one in earlier if _about(one) == about and one.refitted_from is None]
+    if not alike:
+        return 1.0, 1.0, 1.0
+    last = max(alike, key=lambda one: (engine.bundle.engines / one.name).stat().st_mtime)
+    shape = _shape(engine.bundle, engine.part, replace(target, shape=last.fields.fixed))
+    then = replace(engine, shape={name: tuple(sides) for name, sides in shape.items()})
+    pairs = ((_told(engine.bundle, last), then.held), (last.bytes, then.disk), (last.seconds, then.build_seconds))
+    held, disk, seconds = (took / foretold if took and foretold else 1.0 for took, foretold in pairs)
+    return held, disk, seconds
+
+
+def _about(artifact: Artifact) -> tuple[str, str, str, str]:
+    fields = artifact.fields
+    return artifact.part, fields.runtime, fields.device_name, fields.precision
 
 
 def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_Priced], float]:
@@ -275,7 +306,7 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
         if needs_referee(engine.bundle, part, at):
             referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
-        name = graph_referee(engine.precision) or GRAPH_REFEREES[0]
+        name = graph_referee(engine.precision) or next(reversed(GRAPH_REFEREES))
         referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
     else:
         calls = len(stored_cases(engine.bundle, part)) * (
@@ -288,14 +319,14 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
 def _on_cpu(engine: _Priced, name: str, precision: Precision, shape: dict[str, Shape], *, free: bool) -> _Priced:
     """A part as a referee runs it, which was measured there."""
     adapter = runtime(name)
-    costs = adapter.costs("CPU", {}, free=free) or Costs(base=0)
+    costs = adapter.costs("CPU", {}, free=free) or Costs()
     return replace(engine, adapter=adapter, costs=costs, precision=precision, shape=shape)
 
 
 def _weights(bundle: Bundle, part: str, costs: Costs | None, precision: Precision) -> int:
     info = bundle.part(part)
-    width = WIDTHS[precision]
-    return info.parameters * (min(width, WIDTHS[info.weights]) if costs and costs.stores else width)
+    width = RECIPES[precision].weight_bytes
+    return info.parameters * (min(width, RECIPES[info.weights].weight_bytes) if costs and costs.stores else width)
 
 
 def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
@@ -309,16 +340,15 @@ def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
 def _alive(
     bundle: Bundle, adapter: Runtime, costs: Costs | None, part: str, precision: Precision, shape: dict[str, Shape]
 ) -> int:
-    if not adapter.reads_onnx or (costs is not None and not costs.activations):
+    if not adapter.reads_onnx or (costs is not None and not costs.per_value):
         return 0
-    width, unrolls = WIDTHS[precision], costs is not None and costs.unrolls
-    scores = 0 if costs is None or precision in costs.fuses else costs.scores
-    pads = costs is not None and costs.pads
+    width, per_value = RECIPES[precision].activation_bytes, costs.per_value if costs else 1.0
+    scores = costs.scores.get(precision, 0) if costs else 0
 
     def count(graph: Path) -> int:
-        return activation_bytes(graph, shape, width, scores=scores, unrolls=unrolls, pads=pads)
+        return activation_bytes(graph, shape, width, per_value=per_value, scores=scores)
 
-    return _read(bundle, part, count, activation_bytes, *shape.items(), width, scores, unrolls, pads)
+    return _read(bundle, part, count, activation_bytes, *shape.items(), width, per_value, scores)
 
 
 def _flops(bundle: Bundle, part: str, shape: dict[str, Shape]) -> int:
@@ -346,7 +376,7 @@ def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:
         return None
 
 
-def _complaints(found: Plan) -> Iterable[str]:
+def _complaints(found: BuildPlan) -> Iterable[str]:
     least = "" if found.measured else "at least "
     if found.device_bytes is not None and found.held_bytes > found.device_bytes:
         yield (

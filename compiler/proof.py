@@ -18,9 +18,8 @@ from ..core.progress import Progress, quiet
 from ..core.record import Record
 from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at
-from ..core.tensors import Precision
 from ..core.version import __version__
-from ..profiles import FLOORS_DB, Profile
+from ..profiles import Profile
 from ..runtimes import Runtime
 from ..sampling.draw import SCHEDULER, host_files, load_host
 from .cache import Artifact, Parity
@@ -28,9 +27,6 @@ from .cases import made_reference, reference, stored_drawings
 from .parity import measure
 from .targets import Wanted, device_here
 from .trial import StepFigures, check_host, measure_steps
-
-BF16_MARGIN_DB = 10.0
-"""How much farther off than PyTorch's own modules in bf16 an engine in bf16 may be. OpenVINO's is 4 dB on `scenes`."""
 
 STEP_LOSS_DB = 10.0
 """How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share. Sound
@@ -51,9 +47,6 @@ PICTURE_CEILING_DB = 50.0
 LEAST_DIFFERENCE_DB = 10.0
 LEAST_PICTURE_DB = 20.0
 """What is asked of both at least, whatever floors a profile sets: with half of the prompt's effect an SNR is 6 dB."""
-
-ROUNDING: dict[Precision, float] = {"f32": 1e-5, "bf16": 0.02, "f16": 0.0025}
-"""Where the prompt changes less of a denoiser's answer than this share, the type's own rounding hides it."""
 
 
 class Steps(Record):
@@ -114,14 +107,12 @@ class _Host(Record):
 
 def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
     """What the figures of an engine are remembered under: its bytes, its references, and the device that is here."""
-    shape = artifact.fields["shape"]
-    fixed = None if shape == "free" else {name: tuple(size) for name, size in shape.items()}
     facts = {
         "engine": artifact.key,
-        "referee": made_reference(bundle, artifact.part, fixed),
+        "referee": made_reference(bundle, artifact.part, artifact.fields.fixed),
         "files": {name: info.sha256 for name, info in artifact.files.items()},
         "references": bundle.manifest.files[stored_at(artifact.part)].sha256,
-        "here": device_here(adapter, artifact.fields["device"]["name"]),
+        "here": device_here(adapter, artifact.fields.device_name),
     }
     return record_key("engine", facts)
 
@@ -172,9 +163,9 @@ def floor_db(bundle: Bundle, profile: Profile, want: Wanted) -> float:
 
     In bf16 it is more where PyTorch's own modules reach more, and the profile states no floor of its own.
     """
-    floor = profile.parity_db[want.target.precision]
-    if want.target.precision == "bf16" and floor == FLOORS_DB["bf16"]:
-        return max(floor, bundle.part(want.part).bf16_db - BF16_MARGIN_DB)
+    floor, recipe = profile.parity_db[want.target.precision], want.target.recipe
+    if recipe.module_margin_db is not None and floor == recipe.floor_db:
+        return max(floor, bundle.part(want.part).bf16_db - recipe.module_margin_db)
     return floor
 
 
@@ -182,7 +173,7 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
     """Raise `ParityError` where a part is below its floor."""
     floor, precision = floor_db(bundle, profile, want), want.target.precision
     if parity.psnr_db >= floor:
-        if parity.text_db is not None and parity.text_share >= ROUNDING[precision]:
+        if parity.text_db is not None and parity.text_share >= want.target.recipe.rounding:
             _check_text(want.part, profile, parity.text_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
@@ -217,7 +208,7 @@ def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps
             f"The whole step through profile {profile.name} agrees with the reference to {steps.step_db:.1f} dB; "
             f"{floor - STEP_LOSS_DB:.0f} dB was expected, though each part is within its own floor. {advice}"
         )
-    rounding = max(ROUNDING[want.target.precision] for want in stepping)
+    rounding = max(want.target.recipe.rounding for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
         _check_text(denoiser, profile, figure, floor)
     whole = min(floor_db(bundle, profile, want) for want in drawing)

@@ -21,7 +21,7 @@ from ..core.locks import LockedError, held, is_held
 from ..core.reading import is_regular, regular
 from ..runtimes import RUNTIMES, runtime
 from ..runtimes.base import TIMING
-from .cache import DIGEST, HEADER, LOCK, TEMPORARY, Artifact, artifacts, is_old
+from .cache import HEADER, LOCK, TEMPORARY, Artifact, artifacts, is_old
 from .faults import KEY, broken, unpacks
 from .lower import LOWERING_VERSION
 from .scratch import LOCK as SCRATCH_LOCK
@@ -141,27 +141,28 @@ def _node(path: Path) -> tuple[int, int] | None:
 
 def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
     """Why nothing will ask for an engine again; None where something may."""
-    fields, name = artifact.fields, str(artifact.fields.get("runtime"))
+    fields, name = artifact.fields, artifact.fields.runtime
     if name == NOTHING:
         return "of the runtime null, which draws nothing"
     part = bundle.manifest.parts.get(artifact.part)
-    if part is None or fields.get(DIGEST) != part.digest:
+    if part is None or fields.part_digest != part.digest:
         return "of another export's graph"
     if name not in RUNTIMES:
         return None
     adapter = runtime(name)
-    if fields.get("adapter") != adapter.revision or (adapter.reads_onnx and fields.get("lowering") != LOWERING_VERSION):
+    if fields.adapter != adapter.revision or (adapter.reads_onnx and fields.lowering != LOWERING_VERSION):
         return "of another version of latentc"
-    if adapter.at_load & set(fields.get("options", ())):
+    if adapter.at_load & set(fields.options):
         return "of an earlier latentc, whose keys had options that act at load only"
-    device = str(fields.get("device", {}).get("name"))
+    if adapter.missing(fields.device_name):  # others' engines are for elsewhere
+        return None
     try:
-        versions = adapter.versions() if adapter.missing(device) is None else None  # others' engines are for elsewhere
+        versions = adapter.versions()
     except LatentcError:
         return None
-    if versions is None or fields.get("versions") == versions:
+    if fields.versions == versions:
         return None
-    return f"of {_said(fields.get('versions', {}))}; here is {_said(versions)}"
+    return f"of {_said(fields.versions)}; here is {_said(versions)}"
 
 
 def _said(versions: dict[str, str]) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..core.bundle import ROLE_NAMES, Bundle, Role
 from ..core.errors import ProfileError, RuntimeMissing
+from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
-from ..core.tensors import Precision
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime, Target, runtime
 from ..runtimes.base import TOGETHER, check_threads
-from .cache import DIGEST, Fields, key_of
+from .cache import folder_name
+from .key import Key
 from .lower import LOWERING_VERSION
 
 USUAL_LENGTH = 77
@@ -26,13 +28,18 @@ class Wanted:
 
     part: str
     target: Target
-    fields: Fields
+    fields: Key
     """All that shapes the artifact."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of the fields."""
-        return key_of(self.fields)
+        return self.fields.digest
+
+    @property
+    def name(self) -> str:
+        """Folder of the artifact under `engines/`."""
+        return folder_name(self.part, self.key)
 
 
 def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, tuple[Wanted, ...]]:
@@ -49,24 +56,23 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             other = " Its engines can be built here all the same; copy the bundle to a machine that has it."
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}{other}")
     asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
-    versions, device = adapter.versions(), adapter.device(profile.device)
+    versions, device, length = adapter.versions(), adapter.device(profile.device), bundle.manifest.model.length
     found: list[Wanted] = []
     for name, target in asked:
-        fields: Fields = {
-            "part": name,
-            DIGEST: bundle.part(name).digest,
-            "runtime": profile.runtime,
-            "adapter": adapter.revision,
-            "versions": versions,
-            "device": {"name": profile.device, **device},
-            "precision": target.precision,
-            "shape": {key: list(value) for key, value in target.shape.items()} if target.shape else "free",
-            "options": {name: value for name, value in profile.options.items() if name not in adapter.at_load},
-        }
-        if adapter.reads_onnx:
-            fields |= {"opset": profile.opset, "lowering": LOWERING_VERSION}
-        if target.shape is None and (length := bundle.manifest.model.length) != USUAL_LENGTH:
-            fields["length"] = length  # what ranges of free sizes are made for
+        fields = Key(
+            part=name,
+            part_digest=bundle.part(name).digest,
+            runtime=profile.runtime,
+            adapter=adapter.revision,
+            versions=versions,
+            device={"name": profile.device, **device},
+            precision=target.precision,
+            shape=dict(target.shape) if target.shape else "free",
+            options={name: value for name, value in profile.options.items() if name not in adapter.at_load},
+            opset=profile.opset if adapter.reads_onnx else None,
+            lowering=LOWERING_VERSION if adapter.reads_onnx else None,
+            length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
+        )
         found.append(Wanted(name, target, fields))
     return adapter, tuple(found)
 

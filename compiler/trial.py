@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
-from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawing, Drawings
+from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import TIMESTEP
@@ -38,7 +38,7 @@ Answer = Callable[[str, Mapping[str, Array]], dict[str, Array]]
 
 
 @dataclass(frozen=True)
-class Trial:
+class StepTrial:
     """A drawing as it is put to engines."""
 
     name: str
@@ -108,7 +108,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
     decoded = {case.name: case for case in stored_cases(bundle, host.decoder)}
     worst, where = PERFECT_DB, "nothing"
 
-    def compare(wanted: Array, found: Array, what: str, drawing: Drawing) -> None:
+    def compare(wanted: Array, found: Array, what: str, drawing: ReferenceDrawing) -> None:
         nonlocal worst, where
         if (figure := psnr_db(wanted, found)) < worst:
             worst, where = figure, f"{what} of {drawing.request.prompt!r}"
@@ -200,7 +200,7 @@ def measure_steps(
     )
 
 
-def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[float, float] | None]:
+def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and share of what guidance adds, over all calls together."""
     text = read_text(host, trial.request, _through(engine), {})
     fixed = constants(host, trial.request, text)
@@ -228,7 +228,7 @@ def _steps(host: Host, engine: EngineOf, trial: Trial) -> tuple[float, tuple[flo
     return worst, change_db(wanted, found, np.stack(trial.outputs))
 
 
-def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:
+def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
     """PSNR of the picture as the pipeline draws it; None where the decoder takes another size."""
     try:
         engine(host.decoder, {"latent_sample": (1, *trial.start.shape[1:])})
@@ -239,7 +239,7 @@ def _picture(host: Host, engine: EngineOf, trial: Trial) -> float | None:
     return round(psnr_db(trial.images, drawn.images), 2)
 
 
-def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, guided: bool) -> list[Trial]:
+def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, guided: bool) -> list[StepTrial]:
     """Every drawing where shapes are free; else those of the shape, or one that is made for it."""
     stored, arrays = stored_drawings(bundle)
     drawings = [drawing for drawing in stored.drawings if host.denoiser(drawing.request) == part]
@@ -256,7 +256,7 @@ def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, gui
     return able or [_made(bundle, host, trials, shape, guided=both)]
 
 
-def _made(bundle: Bundle, host: Host, trials: list[Trial], shape: Shapes, *, guided: bool) -> Trial:
+def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *, guided: bool) -> StepTrial:
     """A drawing in another shape. The denoiser's answers are those that its own comparison has."""
     like = next(trial for trial in trials if is_guided(host.model, trial.request) == guided)
     rows, *_, height, width = shape[host.model.latents_input]
@@ -280,10 +280,10 @@ def _calls(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
     return {part: {case.name: case for case in stored_cases(bundle, part)} for part in host.denoisers.values()}
 
 
-def _trial(drawing: Drawing, arrays: Mapping[str, Array], cases: Mapping[str, Case]) -> Trial:
+def _trial(drawing: ReferenceDrawing, arrays: Mapping[str, Array], cases: Mapping[str, Case]) -> StepTrial:
     name = drawing.name
     start, after = arrays[f"{name}/start"], tuple(arrays[f"{name}/steps"])
-    return Trial(
+    return StepTrial(
         name=name,
         request=drawing.request,
         start=start,
@@ -295,7 +295,7 @@ def _trial(drawing: Drawing, arrays: Mapping[str, Array], cases: Mapping[str, Ca
     )
 
 
-def _walk(host: Host, trial: Trial) -> Walk:
+def _walk(host: Host, trial: StepTrial) -> Walk:
     guided = is_guided(host.model, trial.request)
     return walk_of(host, trial.request, guided=guided, noise=InTurn(trial.noise), engine="its engine")
 

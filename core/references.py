@@ -50,7 +50,7 @@ class Case:
         return self.name.partition(".")[0]
 
 
-class Drawing(Record):
+class ReferenceDrawing(Record):
     """A request that diffusers' pipeline drew."""
 
     name: str
@@ -62,7 +62,7 @@ class Drawing(Record):
     """Whether it was drawn to the end and decoded."""
 
 
-class Tokens(Record):
+class ReferenceTokens(Record):
     """What transformers' tokenizer makes of texts."""
 
     start: int
@@ -83,9 +83,9 @@ class Drawings(Record):
     """Their height, where it isn't the width."""
     scheduler: dict[str, Any]
     """The scheduler's config, as diffusers' pipeline repairs it."""
-    tokens: dict[str, Tokens]
+    tokens: dict[str, ReferenceTokens]
     """By text encoder."""
-    drawings: tuple[Drawing, ...]
+    drawings: tuple[ReferenceDrawing, ...]
 
 
 def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:

@@ -1,14 +1,13 @@
-"""Arrays, their names for types, and how far two of them are apart."""
+"""Arrays, and how far two of them are apart."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Precision = Literal["f32", "bf16", "f16"]
 
 PERFECT_DB = 200.0
 """What a PSNR is called when two arrays are equal to the bit (the logarithm has no end)."""

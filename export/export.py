@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -86,7 +86,8 @@ def export(
         components=components,
     )
     opened = settle(opened, scheduler)
-    if wrong := complaint(model_facts(opened).wires, {spec.name: spec for spec in part_specs(opened)}):
+    specs = part_specs(opened)
+    if wrong := complaint(model_facts(opened).wires, {spec.name: spec for spec in specs}):
         raise CheckpointError(f"{opened.source.location} {wrong}. Its components don't belong together.")
     ready()  # which takes seconds
     opened.check_modules()
@@ -101,12 +102,13 @@ def export(
         on_progress("prompts: reference", None)
         with computing_in_torch("text encoders"):
             references.read_prompts()
-        parts = {spec.name: _export_part(opened, spec, references, fresh, on_progress) for spec in part_specs(opened)}
+        hashed: dict[str, FileInfo] = {}
+        parts = {spec.name: _export_part(opened, spec, references, fresh, hashed, on_progress) for spec in specs}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
         _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
-        _write_configs(opened, tokenizers, fresh)
+        _write_configs(opened, specs, tokenizers, fresh)
         on_progress("digest", None)
-        _write_manifest(opened, parts, fresh)
+        _write_manifest(opened, parts, hashed, fresh)
     return open_bundle(folder)
 
 
@@ -115,8 +117,10 @@ def _export_part(
     spec: PartSpec,
     references: References,
     fresh: Path,
+    hashed: dict[str, FileInfo],
     on_progress: Progress,
 ) -> Part:
+    """Export a part; its graph, weights and references are added to `hashed`, by their paths in the bundle."""
     from .trace import OPSET, trace
     from .weights import DATA, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
 
@@ -143,10 +147,11 @@ def _export_part(
     gc.collect()
     on_progress(f"{spec.name}: check", None)
     found = check(spec.name, path, unpack(stored))
-    graph = digest(
-        {f"{path.parent.name}/{one.name}": _info(one) for one in (path, path.with_name(DATA)) if one.exists()}
-    )
-    fixed = sha256(fresh / stored_at(spec.name))
+    own = {str(one.relative_to(fresh)): one for one in (path, path.with_name(DATA)) if one.exists()}
+    new = own | {stored_at(spec.name): fresh / stored_at(spec.name)}
+    hashed |= {name: _info(one) for name, one in new.items() if name not in hashed}  # variants share their weights
+    graph = digest({name: hashed[name] for name in own})
+    fixed = hashed[stored_at(spec.name)].sha256
     remember(graph_key(graph, fixed), found.model_copy(update={"exported_here": True}))
     return Part(
         path=graph_path(spec.name),
@@ -181,14 +186,16 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
-def _write_configs(checkpoint: Checkpoint, tokenizers: dict[str, dict[str, bytes]], fresh: Path) -> None:
+def _write_configs(
+    checkpoint: Checkpoint, specs: Sequence[PartSpec], tokenizers: dict[str, dict[str, bytes]], fresh: Path
+) -> None:
     """What diffusers and optimum look for beside the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
     family = checkpoint.family
     index: dict[str, Any] = dict(checkpoint.model_index)
     if index.get("_class_name") not in family.pipelines:
         index["_class_name"] = family.pipeline  # what Optimum has; the checkpoint's own class has the same components
-    for spec in (one for one in part_specs(checkpoint) if "@" not in one.name):
+    for spec in (one for one in specs if "@" not in one.name):
         size = (
             {"sample_size": checkpoint.pixels // checkpoint.downscale}
             if checkpoint.size and spec.role == "denoiser"
@@ -212,9 +219,13 @@ def _write_configs(checkpoint: Checkpoint, tokenizers: dict[str, dict[str, bytes
         (fresh / name).write_bytes(content)
 
 
-def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], fresh: Path) -> None:
+def _write_manifest(
+    checkpoint: Checkpoint, parts: dict[str, Part], hashed: Mapping[str, FileInfo], fresh: Path
+) -> None:
+    """Write the manifest of all files in `fresh`; those in `hashed` aren't read again."""
     source, card = checkpoint.source, checkpoint.card
-    files = {str(path.relative_to(fresh)): _info(path) for path in sorted(fresh.rglob("*")) if path.is_file()}
+    paths = {str(path.relative_to(fresh)): path for path in sorted(fresh.rglob("*")) if path.is_file()}
+    files = {name: hashed.get(name) or _info(path) for name, path in paths.items()}
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,

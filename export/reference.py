@@ -19,7 +19,7 @@ from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.bundle import Role
 from ..core.errors import CompileError
-from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawing, Drawings, Tokens, pack
+from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -102,7 +102,7 @@ class References:
         self.facts = model_facts(checkpoint)
         self.random = np.random.default_rng(SEED)
         self.scheduler: dict[str, Any] = dict(checkpoint.scheduler)
-        self.drawings: list[Drawing] = []
+        self.drawings: list[ReferenceDrawing] = []
         self.drawn: dict[str, Array] = {}
         self.cases: dict[Role, list[Case]] = {}
         """By role, of parts that are called while others draw."""
@@ -111,7 +111,7 @@ class References:
         """The class of the checkpoint's own scheduler, where PyTorch draws its noise."""
         self._embedded: dict[str, Embedded] = {}
         self._frames: dict[str, Frame] = {}
-        self._tokens: dict[str, Tokens] = {}
+        self._tokens: dict[str, ReferenceTokens] = {}
         self._asked: tuple[Asked, ...] = ()
 
     def read_prompts(self) -> None:
@@ -310,7 +310,7 @@ class References:
         if whole:
             self.drawn[f"{name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
         request = self._request(asked, spec.name.partition("@")[2] or None)
-        self.drawings.append(Drawing(name=name, request=request, calls=len(calls), complete=whole))
+        self.drawings.append(ReferenceDrawing(name=name, request=request, calls=len(calls), complete=whole))
         return calls
 
     def _request(self, asked: Asked, variant: str | None) -> Request:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.references import IDS, MASK, Tokens
+from ..core.references import IDS, MASK, ReferenceTokens
 from ..core.tensors import Array
 
 GENERAL = (
@@ -66,7 +66,7 @@ class Frame:
     length: int
 
 
-def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> Tokens:
+def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
     """What diffusers' pipeline feeds for odd texts, words from all over the vocabulary, and tokens added to it."""
     words = sorted(
         word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
@@ -80,7 +80,9 @@ def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> Tokens:
     )
     written = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
     ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in written)
-    return Tokens(start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids))
+    return ReferenceTokens(
+        start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids)
+    )
 
 
 def spread(frame: Frame, size: int) -> list[dict[str, Array]]:

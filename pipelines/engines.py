@@ -8,7 +8,7 @@ from typing import Protocol
 from ..core.engine import Engine
 
 
-class Engines(Protocol):
+class EngineProvider(Protocol):
     """The engines of one bundle under one profile. Safe to use from several threads."""
 
     @property

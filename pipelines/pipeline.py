@@ -27,7 +27,7 @@ from ..sampling.noise import added_noise, checked_latents, checked_noise, initia
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
-from .engines import Engines
+from .engines import EngineProvider
 from .png import origin
 from .save import save
 
@@ -35,7 +35,7 @@ from .save import save
 class Pipeline:
     """A bundle ready to draw under a profile. It keeps nothing of a request, so threads may share it."""
 
-    def __init__(self, bundle: Bundle, engines: Engines, profile: Profile) -> None:
+    def __init__(self, bundle: Bundle, engines: EngineProvider, profile: Profile) -> None:
         self.bundle = bundle
         self.profile = profile
         self._engines = engines
@@ -84,7 +84,7 @@ class Pipeline:
         engines = self._engines.describe()
         return {part: engines[part] for part in self.bundle.drawing if part in engines}
 
-    def through(self, wrap: Callable[[Engines], Engines]) -> Self:
+    def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
         """The same pipeline over what `wrap` makes of its engines: to record them, or to stand in for them.
 
         Both share the engines' memory: closing one closes the other.

@@ -1,5 +1,5 @@
 """Where engines run: targets as TOML files."""
 
-from .profile import FLOORS_DB, FOLDER, OWN, Profile, Shapes, load_profile, profile_names
+from .profile import FOLDER, OWN, Option, Profile, Shapes, load_profile, profile_names
 
-__all__ = ["FLOORS_DB", "FOLDER", "OWN", "Profile", "Shapes", "load_profile", "profile_names"]
+__all__ = ["FOLDER", "OWN", "Option", "Profile", "Shapes", "load_profile", "profile_names"]

@@ -13,14 +13,11 @@ from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, fie
 
 from ..core.errors import ProfileError
 from ..core.reading import is_regular, read_toml
+from ..core.recipes import RECIPES, Precision
 from ..core.record import Record, complaints, near
-from ..core.tensors import Precision
 
 FOLDER = Path(__file__).parent
-FLOORS_DB: dict[Precision, float] = {"f32": 90.0, "f16": 40.0, "bf16": 30.0}
-"""Parity floors by precision where a profile states none. Sound engines reach 120 in f32, 65 in f16 and 36 in bf16, the
-last on models of random weights; trained ones come to 45 (docs/power.md).
-"""
+FLOORS_DB: dict[Precision, float] = {name: recipe.floor_db for name, recipe in RECIPES.items()}
 
 PROFILE_BYTES = 1 << 16
 """Limit of a profile's file: the package's have less than 2 kB."""

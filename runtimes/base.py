@@ -14,7 +14,7 @@ from ..core.bundle import Bundle, TensorInfo
 from ..core.engine import Engine
 from ..core.errors import ProfileError
 from ..core.progress import Progress
-from ..core.tensors import Precision
+from ..core.recipes import RECIPES, Precision, Recipe
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the compiler says it will hold on the device, by what for."""
@@ -42,6 +42,12 @@ def check_threads(value: Option) -> None:
         raise ProfileError(f"threads is {value!r}; it must be a whole number from 1 to {MOST_THREADS:,}.")
 
 
+def files_in(folder: Path) -> dict[str, int]:
+    """The files of an engine that was just compiled, by their paths in its folder: bytes of each."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+
+
 @dataclass(frozen=True)
 class Target:
     """A profile as it applies to one part on this machine: nothing left to choose."""
@@ -56,6 +62,11 @@ class Target:
     """Every input's shape, for a static engine; None where batch, height and width are free."""
     length: int = 77
     """Token ids in a chunk of a prompt."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the part is computed in."""
+        return RECIPES[self.precision]
 
 
 @dataclass(frozen=True)
@@ -83,46 +94,36 @@ class Job:
 
 @dataclass(frozen=True)
 class Costs:
-    """What engines take of memory and time, measured (benchmarks/results/2026-11-22-plan.md); memory in bytes.
+    """What engines take of memory and time, measured (benchmarks/results/2026-11-26-plan.md); memory in bytes.
 
-    `per_weight` counts each byte of weights in the engine's own precision, `per_f32` each of the same weights in f32,
-    `per_kernel` each operator that multiplies.
+    Weights are counted in the engine's own precision; what an earlier build took goes before all of it.
     """
 
-    base: int
+    base: int = 0
     """Held whatever the engines are."""
-    engine: int = 0
+    per_engine: int = 0
     """Held for each engine, whatever it is."""
     per_weight: float = 1.0
+    """Held, for each byte of weights."""
     per_f32: float = 0.0
-    activations: float = 1.0
+    """Held beside that, for each byte of the same weights in f32."""
+    per_value: float = 1.0
     """Held, for each byte of values that are alive at once."""
-    scores: int = 0
-    """Copies of attention's scores that are held at once, but for types in `fuses`."""
-    fuses: tuple[Precision, ...] = ()
-    """Types for which attention is one kernel, and its scores never lie in memory."""
-    unrolls: bool = False
-    """Whether a convolution's windows are written out as a matrix."""
-    pads: bool = False
-    """Whether what a convolution pads is copied into zeros, and all values lie in one block."""
+    scores: Mapping[Precision, int] = field(default_factory=dict[Precision, int])
+    """Copies of attention's scores that are held at once, by type; none where attention is one kernel."""
     stores: bool = False
     """Whether weights stay as narrow as the bundle stores them, whatever is computed in."""
-    regrows: float = 0.0
-    """Of the values alive at once, scores and windows left out, what is held once more."""
     maps: bool = False
     """Whether weights are a mapped file: of a table that is only looked up in, few rows are ever read."""
-    disk_per_weight: float = 1.0
-    disk_per_f32: float = 0.0
-    disk_per_kernel: float = 0.0
+    writes_f32: bool = False
+    """Whether weights are f32 on disk, whatever is computed in."""
     build_base: int = 0
     """Held while building, whatever the part is."""
     build_per_weight: float = 0.0
-    build_per_f32: float = 0.0
     build_seconds: float = 0.0
     """On two cores, whatever the part is."""
     build_seconds_per_gb: float = 0.0
-    """And for each 10^9 bytes of weights in the engine's own precision."""
-    build_seconds_per_kernel: float = 0.0
+    """And for each 10^9 bytes of weights."""
     flop_per_second: Mapping[Precision, float] = field(default_factory=dict[Precision, float])
     """In a call, on two cores, by type; of a type that isn't there, calls take no time that counts."""
     on_host: bool = True
@@ -146,6 +147,8 @@ class Runtime(Protocol):
     """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
     sums_in_a_row: frozenset[str]
     """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
+    lacks: Mapping[str, frozenset[str]]
+    """By device, operators that it has no kernel for: the compiler writes them in others (`compiler.kernels`)."""
     reads_bf16: bool
     """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
 
@@ -196,8 +199,12 @@ class Runtime(Protocol):
         """Compile a part into the empty folder `out`. Raises `CompileError`, with the library's own words."""
         ...
 
-    def load(self, artifact: Path, target: Target) -> Engine:
-        """Load what `compile` left. Raises `RuntimeMissing` or `CompileError`; never falls back in silence."""
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
+        """Load what `compile` left for this target: `files`, bytes by their paths in the folder `artifact`.
+
+        The compiler has compared each with its digest, and the target with what is here. Raises `RuntimeMissing` or
+        `CompileError`; never falls back in silence.
+        """
         ...
 
 

@@ -7,13 +7,20 @@ import signal
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..core.errors import CompileError, LatentcError
 from ..core.hunger import ADVICE as HUNGER
 from ..core.hunger import is_hunger
 
 LONGEST = 400
+REBUILD = "Build it again: latentc build BUNDLE --profile PROFILE."
 ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+
+def rebuild(artifact: Path) -> str:
+    """What to do about one that is as it was built, and doesn't load: there, a build would find it."""
+    return f"Remove {artifact}. {REBUILD}"
 
 
 @contextmanager

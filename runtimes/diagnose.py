@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..core.errors import LatentcError, RuntimeMissing
-from ..core.tensors import Precision
+from ..core.recipes import Precision
 from ..profiles import Profile, load_profile, profile_names
 from . import known_runtimes, runtime
 from .machine import Machine, machine

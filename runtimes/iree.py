@@ -26,15 +26,15 @@ from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import MEMORY, Costs, Job, Option, Target, check_threads
-from .border import border, call_program, first_line
+from .border import border, call_program, first_line, rebuild
 from .cuda import capabilities
 from .host import HostEngine
 from .machine import machine, processor
 from .order import read_names, write_names
-from .stamp import check_stamp, rebuild, write_stamp
 from .weights import read_graph
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
@@ -78,19 +78,16 @@ OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", 
 """Options, and the values that they take."""
 
 COSTS = Costs(
-    base=0,
-    scores=2,
-    pads=True,
+    per_value=1.5,  # padded copies of what convolutions read, and gaps in one block for all values
+    scores={"f32": 2, "f16": 2},
     stores=True,
-    disk_per_kernel=4_500,
     build_base=150_000_000,
     build_per_weight=5.0,
-    build_seconds=4.0,
-    build_seconds_per_gb=35.0,
-    build_seconds_per_kernel=0.1,
+    build_seconds=2.5,
+    build_seconds_per_gb=55.0,
     on_host=False,
 )
-CPU_COSTS = replace(COSTS, base=60_000_000, maps=True, on_host=True, flop_per_second={"f32": 0.015e12, "f16": 0.025e12})
+CPU_COSTS = replace(COSTS, base=75_000_000, maps=True, on_host=True, flop_per_second={"f32": 0.015e12, "f16": 0.025e12})
 
 
 class IREE:
@@ -102,6 +99,7 @@ class IREE:
     typed = True
     infers_shapes = False
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset({THREADS})
     reads_bf16 = False
 
@@ -230,13 +228,12 @@ class IREE:
         (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
         planned.unlink(missing_ok=True)
         imported.unlink()
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the program and its weights onto the device."""
+        del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         loaded = _Loaded(artifact, target)
         return HostEngine(target, loaded.call, loaded.release)
 

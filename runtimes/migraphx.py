@@ -20,14 +20,14 @@ import numpy as np
 from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Costs, Job, Option, Target
-from .border import border, call_program, first_line
+from .border import border, call_program, first_line, rebuild
 from .host import HostEngine
 from .machine import machine
 from .order import read_names, write_names
-from .stamp import check_stamp, rebuild, write_stamp
 
 PROGRAM = "engine.mxr"
 ROCM = Path("/opt/rocm")
@@ -48,6 +48,7 @@ class MIGraphX:
     typed = True
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset()
     reads_bf16 = False
 
@@ -128,13 +129,12 @@ class MIGraphX:
         call_program(what, _driver(), "compile", "--onnx", job.graph, *flags, *written)
         if not (out / PROGRAM).is_file():
             raise CompileError(f"{what}: the driver says nothing and wrote nothing. Is its ROCm new enough (7.2)?")
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Bring the program onto the GPU."""
+        del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         module = _module()
         with border(CompileError, f"MIGraphX can't load {artifact / PROGRAM}", rebuild(artifact)):
             held: list[Any] = [module.load(str(artifact / PROGRAM))]

@@ -31,16 +31,26 @@ from ..core.graph_rules import check_engine_graph
 from ..core.install import install, pip
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import MOST_THREADS, PLACEMENT, Costs, Job, Option, Target
-from .border import border, first_line
+from .border import REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .machine import machine, processor
-from .placement import ALLOWED, SILENT, DeviceCall, compile_ahead, fault, open_session, place, plugged
+from .placement import (
+    ALLOWED,
+    SILENT,
+    DeviceCall,
+    check_capture,
+    compile_ahead,
+    fault,
+    open_session,
+    place,
+    plugged,
+)
 from .providers import PROVIDERS, check_option, settings
-from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -98,9 +108,9 @@ AT_LOAD = frozenset(
 """Options of memory and threads, which no graph has in it. The others say what is computed, and how."""
 
 CPU_COSTS = Costs(
-    base=70_000_000,
-    scores=2,
-    unrolls=True,
+    base=110_000_000,
+    per_value=1.6,
+    scores={"f32": 1, "f16": 1, "bf16": 1},
     maps=True,
     build_base=100_000_000,
     build_per_weight=1.9,
@@ -108,6 +118,9 @@ CPU_COSTS = Costs(
     build_seconds_per_gb=10.0,
     flop_per_second={"f32": 0.17e12},
 )
+"""With free sizes and without `PATTERN`, as the profiles have it."""
+HUNGRY = 2.7
+"""Times that values are held with `PATTERN`, and with fixed sizes."""
 
 
 class ONNXRuntime:
@@ -119,6 +132,7 @@ class ONNXRuntime:
     typed = True
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset({"CPU"})
+    lacks: Mapping[str, frozenset[str]] = {"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})}
     at_load: frozenset[str] = AT_LOAD
     reads_bf16 = True
 
@@ -204,11 +218,7 @@ class ONNXRuntime:
         """Of CPUs; no other device was measured."""
         if device != "CPU":
             return None
-        if options.get(PATTERN, True):  # where sizes are free, the first call grows an arena, the second gets its block
-            return replace(CPU_COSTS, unrolls=False, regrows=1.7) if free else CPU_COSTS
-        if free:
-            return replace(CPU_COSTS, unrolls=False, scores=1, regrows=0.6)
-        return replace(CPU_COSTS, unrolls=False, regrows=1.5)
+        return CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
 
     def threads_option(self, device: str) -> str | None:
         """Of the CPU."""
@@ -250,7 +260,8 @@ class ONNXRuntime:
         self._require(target, self.unbuildable(target.device))
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
-        if job.weights != job.graph.parent:
+        as_it_lies = target.device == "CPU" or PROVIDERS[target.device].ahead
+        if as_it_lies and job.weights != job.graph.parent:  # others are given the graph with its weights beside it
             options.add_session_config_entry(WEIGHTS, str(job.weights))
         chosen = settings(target, out / CACHE)
         advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
@@ -272,34 +283,35 @@ class ONNXRuntime:
                 if PROVIDERS[target.device].caches:
                     (out / CACHE).mkdir()
                 on_progress(f"{job.part}: compile and place", None)
-                chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay where they are
+                records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay there
                 placed = place(out / GRAPH, options, target, chosen, job.bundle.manifest.model)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
-        write_stamp(out, job, self.versions(), self.device(target.device))
+                if records == PROVIDERS[target.device].switches[True]:
+                    options.enable_profiling = False
+                    check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the graph and its weights. On the CPU it is computed as it was written."""
         self._require(target, self.missing(target.device))
-        stamp = check_stamp(artifact, target, self.versions(), self.device(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
         chosen = settings(target, artifact / CACHE)
         try:
-            check_engine_graph(path, _named(stamp.files, target), rebuild(artifact))
+            check_engine_graph(path, _named(files, target), rebuild(artifact))
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
         before = _marks(artifact / CACHE)
         with border(CompileError, f"ONNX Runtime can't load {path}", rebuild(artifact)):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, chosen)
         _check_names(session, target, path)
-        known = {artifact / name for name in stamp.files}
+        known = {artifact / name for name in files}
         after = _marks(artifact / CACHE)
         fresh = [path for path, mark in after.items() if path not in known or before.get(path) != mark]
         if fresh:
             for path in fresh:
                 path.unlink()
             raise CompileError(
-                f"{PROVIDERS[target.device].name} didn't take what it had compiled of {stamp.part}, and compiled "
+                f"{PROVIDERS[target.device].name} didn't take what it had compiled of {artifact.name}, and compiled "
                 f"{', '.join(path.name for path in fresh)} anew, compared with nothing. {rebuild(artifact)}"
             )
         names = [tensor.name for tensor in target.outputs]

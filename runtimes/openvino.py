@@ -3,7 +3,7 @@
 An artifact is `engine.blob`, as the plugin exports it. What was learned of it (2026.4.1, on a CPU):
 
 - a blob forgets the precision it is to be computed in, so it is given again at load, and read back;
-- f16 is written into the blob's graph when it is compiled, and the property can't tell; the stamp can;
+- f16 is written into the blob's graph when it is compiled, and the property can't tell; the header's key can;
 - a blob that is mapped must stay mapped for as long as the engine lives.
 """
 
@@ -23,12 +23,12 @@ from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import MOST_THREADS, Costs, Job, Option, Target
-from .border import border, first_line
+from .border import REBUILD, border, first_line, rebuild
 from .host import HostEngine
-from .stamp import REBUILD, check_stamp, rebuild, write_stamp
 from .weights import in_memory
 
 BLOB = "engine.blob"
@@ -74,17 +74,12 @@ RESERVED = {
 """Properties that a profile can't set, and why."""
 
 CPU_COSTS = Costs(
-    base=100_000_000,
+    base=200_000_000,
     per_weight=1.0,
     per_f32=1.05,  # the blob holds f32 whatever is computed in, and the kernels a copy of their own
-    activations=1.6,
+    per_value=1.6,
     maps=True,
-    disk_per_weight=0.0,
-    disk_per_f32=1.0,
-    disk_per_kernel=7_000,
-    build_base=100_000_000,
-    build_per_weight=1.05,
-    build_per_f32=1.05,
+    writes_f32=True,
     build_seconds=1.0,
     build_seconds_per_gb=10.0,
     flop_per_second={"f32": 0.24e12, "bf16": 0.15e12},
@@ -100,6 +95,7 @@ class OpenVINO:
     typed = False
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = AT_LOAD
     reads_bf16 = True
 
@@ -188,12 +184,11 @@ class OpenVINO:
             compiled.export_model(pipe)
             if pipe.failure is not None:
                 raise pipe.failure
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the blob and give it its precision again. Weights that the plugin doesn't repack stay in the file."""
+        del files
         self._require(target.device)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         loaded = _Loaded(artifact / BLOB, target)
         return HostEngine(target, loaded.call, loaded.release)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import CompileError
 from ..core.reading import read_plain, unreadable
 from .base import Job
-from .stamp import REBUILD
+from .border import REBUILD
 
 NAMES = "names.json"
 

@@ -25,9 +25,10 @@ import numpy as np
 
 from ..core.bundle import Model
 from ..core.errors import CompileError, RuntimeMissing
-from ..core.shapes import Setting, shape_of, sizes
+from ..core.recipes import Precision
+from ..core.shapes import Setting, shape_of, sizes, sizes_of
 from ..core.telemetry import switch_off_events
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Target
 from .border import border, first_line
 from .host import Bound
@@ -40,6 +41,9 @@ SILENT = 4  # errors come as exceptions; the library's own log goes to stderr
 
 SMALL_BYTES = 16 * 2**10
 """What a node on the CPU may give: sizes, indices, a timestep's phases."""
+
+RECORDED_CALLS = 2
+"""The first is recorded, the second replayed."""
 
 HEAVY = frozenset(
     {
@@ -69,7 +73,9 @@ def fault(device: str, precision: Precision) -> str | None:
     found = np.zeros(2)
     try:
         if provider.vendor == "NVIDIA":
-            library.preload_dlls()  # CUDA and cuDNN as pip installs them, which nothing else finds
+            with _hushed():  # it prints what it can't load; the session below says it better
+                library.preload_dlls()  # CUDA and cuDNN as pip installs them, which nothing else finds
+            library.set_default_logger_severity(SILENT)  # a line for each way to compute a convolution that isn't there
         for alone in (False, True):  # a library that can't be loaded is only told of where the CPU may step in
             options = library.SessionOptions()
             options.log_severity_level = SILENT
@@ -104,13 +110,15 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
 
 @contextmanager
 def _hushed() -> Generator[None]:
-    """Keep from standard output what a plugin's C code writes there: QNN's simulator greets, between lines of JSON."""
+    """Keep from standard output what a library writes there: QNN's simulator greets, between lines of JSON."""
+    sys.stdout.flush()
     kept = os.dup(1)
     try:
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
         yield
     finally:
+        sys.stdout.flush()
         if sys.platform != "win32":  # where it is another C library's buffer
             ctypes.CDLL(None).fflush(None)
         os.dup2(kept, 1)
@@ -198,6 +206,25 @@ def place(graph: Path, options: Any, target: Target, settings: Mapping[str, str]
     for node in nodes:
         counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
     return {name: dict(ops.most_common()) for name, ops in counts.items()}
+
+
+def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
+    """Record a call on zeros and replay it; raises `CompileError`, with the library's words, where that can't be done.
+
+    A provider refuses to record where one node is computed elsewhere, as on the CPU between two copies.
+    """
+    provider = PROVIDERS[target.device]
+    assert target.shape is not None
+    assert provider.memory is not None
+    feeds = {tensor.name: np.zeros(target.shape[tensor.name], tensor.dtype) for tensor in target.inputs}
+    advice = f"Write {provider.captures} = false under [options] of the profile, and build again."
+    with border(CompileError, f"{provider.name} can't record a call as a graph", advice):
+        call = DeviceCall(open_session(str(graph), options, target.device, settings), target, provider.memory)
+        try:
+            for _ in range(RECORDED_CALLS):
+                call(feeds, sizes_of(target.inputs, {name: array.shape for name, array in feeds.items()}))
+        finally:
+            call.release()
 
 
 def _check_left(target: Target, large: Counter[str]) -> None:

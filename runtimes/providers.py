@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import ProfileError
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Precision
 from .base import Option, Target
 from .ranges import bounds
 
@@ -31,8 +31,10 @@ class Provider:
     options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
     fixed: Mapping[str, str] = field(default_factory=dict[str, str])
     """Set unless the profile says otherwise."""
-    f16: str | None = None
-    """The switch without which f16 in a graph isn't kept."""
+    switches: tuple[str, str] = ("0", "1")
+    """Its words for false and true."""
+    enables: Mapping[Precision, str] = field(default_factory=dict[Precision, str])
+    """Options without which a precision in a graph isn't kept."""
     caches: tuple[tuple[str, str], ...] = ()
     """Options that make it keep what it compiles, and the folder (``{}``) that it takes."""
     beside: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ HEXAGON = Provider(
         "vtcm_mb": int,
     },
     fixed={"backend_type": "htp"},
-    f16="enable_htp_fp16_precision",
+    enables={"f16": "enable_htp_fp16_precision"},
     free_sizes=False,
     needs="a Snapdragon with a Hexagon NPU, and its driver",
     plugin="onnxruntime_qnn",
@@ -135,11 +137,11 @@ PROVIDERS: dict[str, Provider] = {
             "trt_max_workspace_size": int,
             "trt_sparsity_enable": bool,
         },
-        f16="trt_fp16_enable",
+        switches=("False", "True"),  # its parser takes no other words; 0 and 1 raise
         caches=(
-            ("trt_engine_cache_enable", "1"),
+            ("trt_engine_cache_enable", "True"),
             ("trt_engine_cache_path", "{}"),
-            ("trt_timing_cache_enable", "1"),
+            ("trt_timing_cache_enable", "True"),
             ("trt_timing_cache_path", "{}"),
         ),
         beside=("CUDA",),
@@ -183,6 +185,7 @@ PROVIDERS: dict[str, Provider] = {
             "disable_metacommands": bool,
             "performance_preference": ("default", "high_performance", "minimum_power"),
         },
+        switches=("false", "true"),
         attributes={"enable_mem_pattern": False},
         system="Windows",
     ),
@@ -240,12 +243,13 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
             "snapdragon-x-elite shows how."
         )
     made = dict(provider.fixed)
-    if provider.f16 and target.precision == "f16":
-        made[provider.f16] = "1"
+    if option := provider.enables.get(target.precision):
+        made[option] = provider.switches[True]
     made |= {name: value.format(cache) for name, value in provider.caches}
     if provider.ranges and target.shape is None:
         made |= _ranges(provider.ranges, target)
-    return made | {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in asked.items()}
+    words = {name: provider.switches[value] if isinstance(value, bool) else str(value) for name, value in asked.items()}
+    return made | words
 
 
 def _ranges(prefix: str, target: Target) -> dict[str, str]:

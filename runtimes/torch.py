@@ -24,12 +24,12 @@ from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
+from ..core.recipes import RECIPES, Precision
 from ..core.record import Record, complaints, suggest
-from ..core.tensors import Array, Precision
+from ..core.tensors import Array
 from .base import Costs, Job, Option, Target, check_threads
-from .border import border, first_line
+from .border import REBUILD, border, first_line
 from .host import HostEngine
-from .stamp import REBUILD, check_stamp, write_stamp
 
 if TYPE_CHECKING:
     from ..checkpoints.checkpoint import Checkpoint
@@ -41,8 +41,6 @@ INSTALL = install("export")
 LIBRARIES = ("torch", "diffusers", "transformers")
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 """Devices, and what PyTorch calls them."""
-
-DTYPES: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 class Reference(Record):
@@ -68,6 +66,7 @@ class Torch:
     typed = False
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset({THREADS})
     reads_bf16 = True
 
@@ -106,7 +105,7 @@ class Torch:
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """All; PyTorch has kernels for each."""
         del device
-        return ("f32", "bf16", "f16")
+        return tuple(RECIPES)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Always."""
@@ -149,12 +148,11 @@ class Torch:
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
         )
         (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        write_stamp(out, job, self.versions(), {})
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Open the checkpoint and load the component. Raises `CheckpointError` where it moved or was changed."""
+        del files
         self._require(target)
-        check_stamp(artifact, target, self.versions(), {})
         try:
             reference = Reference.model_validate(read_json(artifact / SOURCE, CONFIG_BYTES, CompileError, REBUILD))
         except ValidationError as exc:
@@ -182,7 +180,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
 
     from ..checkpoints.parts import as_part
 
-    dtype: torch.dtype = getattr(torch, DTYPES[target.precision])
+    dtype: torch.dtype = getattr(torch, target.recipe.dtype)
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     device = DEVICES[target.device]

@@ -29,15 +29,14 @@ from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.reading import read_bounded
+from ..core.recipes import Precision
 from ..core.record import suggest
-from ..core.tensors import Precision
 from .base import MEMORY, TIMING, TOGETHER, Costs, Job, Option, Target
 from .border import border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
-from .stamp import check_stamp, write_stamp
-from .trt_plan import Plan
+from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
@@ -80,11 +79,8 @@ TOLD = {
 """What the builder's log says of device memory."""
 
 COSTS = Costs(
-    base=0,
-    engine=14_000_000,
-    scores=2,
-    fuses=("f16",),
-    disk_per_kernel=80_000,
+    per_engine=14_000_000,
+    scores={"f32": 2},
     build_base=300_000_000,
     build_per_weight=3.2,
     build_seconds=2.0,
@@ -147,6 +143,7 @@ class TensorRT:
     typed = True
     infers_shapes = True
     sums_in_a_row: frozenset[str] = frozenset()
+    lacks: Mapping[str, frozenset[str]] = {}
     at_load: frozenset[str] = frozenset()
     reads_bf16 = False
 
@@ -279,7 +276,6 @@ class TensorRT:
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
-        write_stamp(out, job, self.versions(), self.device(target.device))
 
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
         """Build on the GPU that it is for, with what was timed there before."""
@@ -304,8 +300,6 @@ class TensorRT:
         device = job.target.device
         if reason := self.missing(device):
             raise RuntimeMissing(reason)
-        versions, gpu = self.versions(), self.device(device)
-        check_stamp(other, job.target, versions, gpu)
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
         with ExitStack() as stack:
@@ -316,15 +310,14 @@ class TensorRT:
             (out / PLAN).write_bytes(refitted(trt, log, (other / PLAN).read_bytes(), job.graph))
         for name in (WITHOUT_WEIGHTS, MEMORY):
             shutil.copyfile(other / name, out / name)
-        write_stamp(out, job, versions, gpu)
 
-    def load(self, artifact: Path, target: Target) -> Engine:
+    def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Bring the plan onto the GPU."""
+        del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
-        check_stamp(artifact, target, self.versions(), self.device(target.device))
         budget = target.options.get(STREAMED)
-        loaded = Plan(
+        loaded = LoadedPlan(
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
@@ -339,7 +332,7 @@ class TensorRT:
         device = capabilities()[0]
         trt, log = _library(self._is.module), _logger(self._is.module)
         try:
-            Plan(trt, log, artifact / PLAN, replace(target, device=device)).release()
+            LoadedPlan(trt, log, artifact / PLAN, replace(target, device=device)).release()
         except CompileError as exc:
             return str(exc)
         return None

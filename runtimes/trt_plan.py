@@ -18,17 +18,16 @@ from ..core.errors import CompileError
 from ..core.shapes import shape_of
 from ..core.tensors import Array
 from .base import Target
-from .border import border, sentence
+from .border import border, rebuild, sentence
 from .cuda import Driver, Room, open_driver
 from .host import Bound
 from .ranges import OUTSIDE
-from .stamp import rebuild
 
 ROOMS: defaultdict[str, Room] = defaultdict(Room)
 """By device."""
 
 
-class Plan:
+class LoadedPlan:
     """What one engine holds: the plan, its context, and a buffer on the device for each input and output.
 
     `graphed` captures the work of a call once and launches it from then on, which takes a static plan.

@@ -5,10 +5,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import latentc
+from latentc.core.recipes import RECIPES, Precision
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
@@ -32,6 +34,8 @@ PROGRAMS = ("benchmarks/subjects", "scenes/train")
 """Programs that are run in processes of their own and imported by nobody: the baselines of `latentc bench`, often under
 another library's environment, and the training of `scenes`. They exist to run PyTorch, and nothing needs them to run a
 bundle."""
+CHECKOUT_ONLY = "scenes/train"
+"""Runs from a checkout and is in no wheel."""
 RUNTIME_NAMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "iree", "migraphx")
 BLOCKED = (
     *("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino", "iree", "onnxscript"),
@@ -50,7 +54,7 @@ def is_program(path: Path) -> bool:
 def modules():
     names = ["latentc"]
     for path in sources():
-        if path.is_relative_to(ROOT / "scenes/train"):
+        if path.is_relative_to(ROOT / CHECKOUT_ONLY):
             continue  # imports PyTorch from its first line
         parts = path.relative_to(ROOT).with_suffix("").parts
         names.append(".".join(("latentc", *(part for part in parts if part != "__init__"))))
@@ -94,6 +98,15 @@ def test_no_room_imports_from_the_root(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module is None and node.level == depth:
             assert {alias.name for alias in node.names} <= FLOORS.keys(), node.lineno
+
+
+def test_no_two_modules_define_a_public_class_of_one_name():
+    found = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
 
 
 def test_the_version_is_the_packages():
@@ -153,7 +166,7 @@ def test_graphs_of_bundles_are_checked_before_they_are_opened():
 
 def test_the_package_list_is_the_folders():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {path.parent for path in sources()}
+    folders = {path.parent for path in sources() if not path.is_relative_to(ROOT / CHECKOUT_ONLY)}
     found = {"latentc"} | {".".join(("latentc", *folder.relative_to(ROOT).parts)) for folder in folders}
     assert sorted(listed) == sorted(found)
 
@@ -195,3 +208,22 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import latentc, sys; print([name for name in ('numpy', 'pydantic', 'typer') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_nothing_below_the_harness_compares_with_a_recipe_by_name():
+    """What depends on a recipe is in its row. `weights`, the type that a bundle keeps a part's in, is no recipe."""
+    for path in sources():
+        if path.relative_to(ROOT).parts[0] not in ("compiler", "profiles", "runtimes", "sampling", "pipelines"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare | ast.MatchValue):
+                inside = list(ast.walk(node))
+                stored = {one.id for one in inside if isinstance(one, ast.Name)} & {"weights"}
+                names = {str(one.value) for one in inside if isinstance(one, ast.Constant)} & RECIPES.keys()
+                assert stored or not names, f"{path}:{node.lineno}"
+
+
+def test_every_precision_is_a_row_of_the_table():
+    assert tuple(RECIPES) == get_args(get_args(Precision)[0])
+    assert all(name == recipe.name for name, recipe in RECIPES.items())

@@ -85,7 +85,7 @@ def test_bf16_is_near_and_says_so(bundle):
     request = Request(prompt=PROMPT, width=128, height=128, steps=4, seed=1)
     with Pipeline.open(opened, profile) as pipeline:
         result = pipeline(request)
-    precision = built.engines[1].artifact.fields["precision"]
+    precision = built.engines[1].artifact.fields.precision
     assert result.engines["unet"].endswith(f" CPU {precision}")
     build(opened, load_profile("cpu-openvino-f32"))
     with Pipeline.open(opened, "cpu-openvino-f32") as pipeline:

@@ -34,14 +34,17 @@ def test_dir_shows_only_what_is_public():
 
 
 @pytest.mark.slow
-def test_a_wheel_says_that_it_has_types(tmp_path):
+def test_a_wheel_has_types_and_no_training(tmp_path):
     """What setuptools would put into a wheel."""
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.bundle", "build", "demo"))
     code = "import setuptools; setuptools.setup(script_args=['-q', 'build_py', '--build-lib', 'out'])"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
-    assert (source / "out" / "latentc" / "py.typed").is_file()
+    made = source / "out" / "latentc"
+    assert (made / "py.typed").is_file()
+    assert (made / "scenes" / "judge.onnx").is_file()
+    assert not (made / "scenes" / "train").exists()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from ...core.install import install
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 
@@ -20,7 +20,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 class Diffusers:
     """A pipeline of diffusers'."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import diffusers and PyTorch, and no pipeline class: diffusers imports those when they are asked for."""
         del brief
         start = perf_counter()
@@ -30,12 +30,12 @@ class Diffusers:
         self._diffusers: Any = diffusers
         self._torch = torch
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Nothing: the checkpoint is what it loads."""
         del brief
-        return Built()
+        return Prepared()
 
     def load(self, brief: Brief) -> Loaded:
         """Open the checkpoint's folder, without its safety checker."""
@@ -59,7 +59,7 @@ class Diffusers:
         engines = dict.fromkeys((*encoders, "unet", "vae_decoder"), engine)
         return Loaded(seconds, engines, type(self._pipeline.scheduler).__name__)
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline."""
         return draw_pipeline(self._pipeline, self._clock, wish)
 

@@ -5,36 +5,37 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-from ..line import Drawn, Wish
+from ..line import Timed, Wish
 from .clock import Clock
 
 
-def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Drawn:
+def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Timed:
     """Draw a wish to 8-bit pictures; the initial latents are given, so that all draw the same."""
     import numpy as np
     import torch
 
     latents = torch.from_numpy(np.load(wish.latents))  # pyright: ignore[reportUnknownMemberType]
+    request = wish.request
     clock.clear()
     start = perf_counter()
     images = pipeline(
-        prompt=wish.prompt,
-        negative_prompt=wish.negative_prompt or None,  # XL takes zeros for None alone, as latentc does for none
-        width=wish.width,
-        height=wish.height,
-        num_images_per_prompt=wish.batch,
-        num_inference_steps=wish.steps,
-        guidance_scale=wish.guidance,
+        prompt=request["prompt"],
+        negative_prompt=request["negative_prompt"] or None,  # XL takes zeros for None alone
+        width=request["width"],
+        height=request["height"],
+        num_images_per_prompt=request["count"],
+        num_inference_steps=request["steps"],
+        guidance_scale=request["guidance"],
         latents=latents,
         output_type="pil",
     ).images
     total = perf_counter() - start
     pictures: tuple[str, ...] = ()
     if wish.keep is not None:
-        pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+        pictures = tuple(f"{wish.keep}-{index}.png" for index in range(request["count"]))
         for image, path in zip(images, pictures, strict=True):
             image.save(path)
-    return Drawn(
+    return Timed(
         text_encoder=sum(clock.calls("text_encoder")),
         denoiser=clock.calls("denoiser"),
         vae_decoder=sum(clock.calls("vae_decoder")),

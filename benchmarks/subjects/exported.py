@@ -11,13 +11,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Built
+from ..line import Prepared
 
 STAMP = "latentc-baseline.json"
 MAKE = "Make its environment, or finish it, with: make peers."
 
 
-def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Built:
+def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Prepared:
     """What `export` writes into a folder: as it is there, if these versions wrote it, else anew.
 
     `folder` is the checkpoint's alone. It appears whole or not at all.
@@ -27,7 +27,7 @@ def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], No
     with suppress(OSError, ValueError):  # there is none, or it is damaged
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
     if stamp.get("versions") == versions:
-        return Built(stamp["seconds"], reused=True, bytes=_bytes(folder))
+        return Prepared(stamp["seconds"], reused=True, bytes=_bytes(folder))
     fresh = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -37,7 +37,7 @@ def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], No
     (fresh / STAMP).write_text(json.dumps({"versions": versions, "seconds": seconds}), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
-    return Built(seconds, bytes=_bytes(folder))
+    return Prepared(seconds, bytes=_bytes(folder))
 
 
 def _bytes(folder: Path) -> int:

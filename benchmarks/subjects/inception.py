@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import Any
 
 State = Mapping[str, Any]
+"""Published weights by their published names."""
 SIDE = 299
-FEATURES = 2048
 EPSILON = 1e-3
 
 

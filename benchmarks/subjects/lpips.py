@@ -7,12 +7,11 @@ Perceptual Metric", arXiv:1801.03924, version 0.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-State = Mapping[str, Any]
-"""Published weights by their published names."""
+from .inception import State
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPSILON = 1e-10

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, command, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, command, serve_subject
 from .exported import MAKE, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
@@ -22,7 +22,7 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 class OpenVINOGenAI:
     """`Text2ImagePipeline`, with the settings that it comes with."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import the library."""
         del brief
         start = perf_counter()
@@ -31,9 +31,9 @@ class OpenVINOGenAI:
 
         self._library: Any = openvino_genai
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Export with optimum-intel's command, as the library's own documentation says, unless that was done."""
 
         def export(folder: Path) -> None:
@@ -51,7 +51,7 @@ class OpenVINOGenAI:
         """Read, reshape to the one size, and compile."""
         start = perf_counter()
         self._pipeline = self._library.Text2ImagePipeline(brief.models)
-        self._pipeline.reshape(brief.batch, brief.height, brief.width, brief.guidance)
+        self._pipeline.reshape(*(brief.request[name] for name in ("count", "height", "width", "guidance")))
         self._pipeline.compile("CPU")
         seconds = perf_counter() - start
         folder = Path(brief.models)
@@ -60,18 +60,18 @@ class OpenVINOGenAI:
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
         return Loaded(seconds, engines, scheduler["_class_name"])
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline; the stages' seconds are the library's own count."""
-        noise = _given_noise(self._library, wish.latents)
+        request, noise = wish.request, _given_noise(self._library, wish.latents)
         start = perf_counter()
         images: Any = self._pipeline.generate(
-            wish.prompt,
-            negative_prompt=wish.negative_prompt,
-            width=wish.width,
-            height=wish.height,
-            num_images_per_prompt=wish.batch,
-            num_inference_steps=wish.steps,
-            guidance_scale=wish.guidance,
+            request["prompt"],
+            negative_prompt=request["negative_prompt"],
+            width=request["width"],
+            height=request["height"],
+            num_images_per_prompt=request["count"],
+            num_inference_steps=request["steps"],
+            guidance_scale=request["guidance"],
             generator=noise,
         ).data
         total = perf_counter() - start
@@ -80,10 +80,10 @@ class OpenVINOGenAI:
         if wish.keep is not None:
             from PIL import Image
 
-            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(request["count"]))
             for image, path in zip(images, pictures, strict=True):
                 Image.fromarray(image).save(path)
-        return Drawn(
+        return Timed(
             text_encoder=sum(told.get_text_encoder_infer_duration().values()) / 1e3,
             denoiser=tuple(duration / 1e6 for duration in told.raw_metrics.unet_inference_durations),
             vae_decoder=told.get_vae_decoder_infer_duration() / 1e3,

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 from .exported import MAKE, exported
@@ -21,7 +21,7 @@ PROVIDER = "CPUExecutionProvider"
 class OptimumONNXRuntime:
     """`ORTDiffusionPipeline`, with the settings that it comes with."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import optimum-onnx, and with it PyTorch."""
         del brief
         start = perf_counter()
@@ -31,9 +31,9 @@ class OptimumONNXRuntime:
         self._class: Any = ORTDiffusionPipeline
         self._export: Any = main_export
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Export the checkpoint, unless that was done by these versions."""
 
         def export(folder: Path) -> None:
@@ -58,7 +58,7 @@ class OptimumONNXRuntime:
             seconds, dict.fromkeys((*encoders, "unet", "vae_decoder"), engine), type(pipeline.scheduler).__name__
         )
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline."""
         return draw_pipeline(self._pipeline, self._clock, wish)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..line import Brief, Built, Drawn, Loaded, Opened, Wish, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
 from .exported import MAKE, exported
@@ -20,7 +20,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 class OptimumOpenVINO:
     """`OVDiffusionPipeline`, with the settings that it comes with."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import optimum-intel, and with it PyTorch."""
         del brief
         start = perf_counter()
@@ -28,9 +28,9 @@ class OptimumOpenVINO:
 
         self._class: Any = OVDiffusionPipeline
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-        return Opened(perf_counter() - start, versions)
+        return Imported(perf_counter() - start, versions)
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """Export the checkpoint, unless that was done by these versions. Weights keep their precision."""
 
         def export(folder: Path) -> None:
@@ -43,8 +43,9 @@ class OptimumOpenVINO:
         """Read, reshape to the one size (where guided, as it reshapes for guidance alone) and compile."""
         start = perf_counter()
         pipeline = self._class.from_pretrained(brief.models, compile=False, local_files_only=True)
-        if brief.guidance > 1:
-            pipeline.reshape(1, brief.height, brief.width, num_images_per_prompt=brief.batch)
+        request = brief.request
+        if request["guidance"] > 1:
+            pipeline.reshape(1, request["height"], request["width"], num_images_per_prompt=request["count"])
         pipeline.compile()
         pipeline.set_progress_bar_config(disable=True)
         seconds = perf_counter() - start
@@ -58,7 +59,7 @@ class OptimumOpenVINO:
         engines = {name: f"openvino {metadata.version('openvino')} {_computes(part)}" for name, part in parts.items()}
         return Loaded(seconds, engines, type(pipeline.scheduler).__name__)
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """One call of the pipeline."""
         return draw_pipeline(self._pipeline, self._clock, wish)
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..line import Brief, Built, Drawn, Likeness, Loaded, Opened, Referred, Understood, Wish, reason, serve_subject
+from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, reason, serve_subject
 
 if TYPE_CHECKING:
-    from ...core.tensors import Precision
+    from ...core.recipes import Precision
+    from ..records import Likeness, Meaning
 
 
 class ProfileSubject:
     """Opens, builds and draws through `Pipeline`."""
 
-    def open(self, brief: Brief) -> Opened:
+    def open(self, brief: Brief) -> Imported:
         """Import the pipeline, the runtime and its library."""
         start = perf_counter()
         import numpy as np
@@ -35,9 +35,9 @@ class ProfileSubject:
         seconds = perf_counter() - start
         own = {"latentc": __version__, "python": platform.python_version(), "numpy": np.__version__}
         missing = adapter.missing(self._profile.device)
-        return Opened(seconds, own if missing else own | adapter.versions())
+        return Imported(seconds, own if missing else own | adapter.versions())
 
-    def build(self, brief: Brief) -> Built:
+    def build(self, brief: Brief) -> Prepared:
         """As `latentc build`; the seconds are those of the build that made the engines."""
         from ...compiler.build import build
         from ...core.bundle import open_bundle
@@ -48,9 +48,9 @@ class ProfileSubject:
             raise RuntimeMissing(f"Profile {self._profile.name} can't be used here: {reason}")
         made = build(open_bundle(brief.bundle), self._profile)
         artifacts = [one.artifact for one in made.engines]
-        precisions: dict[str, Precision] = {artifact.part: artifact.fields["precision"] for artifact in artifacts}
+        precisions: dict[str, Precision] = {artifact.part: artifact.fields.precision for artifact in artifacts}
         ceilings, leaves_out = self._ceilings(precisions) if brief.ceiling else ({}, ())
-        return Built(
+        return Prepared(
             seconds=sum(artifact.seconds for artifact in artifacts),
             reused=all(one.hit for one in made.engines),
             bytes=sum(artifact.bytes for artifact in artifacts),
@@ -89,63 +89,39 @@ class ProfileSubject:
         bundle = self._pipeline.bundle
         return Loaded(seconds, self._pipeline.describe(), str(bundle.json(SCHEDULER).get("_class_name")))
 
-    def draw(self, wish: Wish) -> Drawn:
+    def draw(self, wish: Wish) -> Timed:
         """As `latentc run`, up to the pixels; the noise comes from the seed."""
         from ...core.request import Request
 
-        result = self._pipeline(
-            Request(
-                prompt=wish.prompt,
-                negative_prompt=wish.negative_prompt,
-                width=wish.width,
-                height=wish.height,
-                count=wish.batch,
-                steps=wish.steps,
-                guidance=wish.guidance,
-                seed=wish.seed,
-            )
-        )
+        result = self._pipeline(Request(**wish.request))
         pictures: tuple[str, ...] = ()
         if wish.keep is not None:
             from PIL import Image
 
-            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(wish.batch))
+            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(len(result.images)))
             for image, path in zip(result.images, pictures, strict=True):
                 Image.fromarray(image).save(Path(path))
         seconds = result.seconds
-        return Drawn(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
+        return Timed(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
 
-    def refer(self, path: str, suite: str, size: tuple[int, int]) -> Referred:
+    def refer(self, path: str, suite: str, size: tuple[int, int]) -> None:
         """Draw the suite of this name as the reference, into a file that others are compared with."""
         from ..suite import SUITES, make_references, save_references
 
         save_references(Path(path), make_references(self._pipeline, SUITES[suite], size))
-        return Referred()
 
     def compare(self, path: str, keep: str | None) -> Likeness:
         """Draw the suite, and compare it with the reference's in that file; `keep` its pictures in an `.npz`."""
         import numpy as np
 
-        from ..suite import failures, load_references, measure
+        from ..suite import load_references, measure, parity_of
 
         found = measure(self._pipeline, load_references(Path(path)))
         if keep is not None and all(picture.image is not None for picture in found.pictures):
             np.savez(keep, *(picture.image for picture in found.pictures if picture.image is not None))
-        pictures: dict[str, tuple[float, float]] = {}
-        if found.summary is not None:
-            median, worst = asdict(found.summary.median), asdict(found.summary.worst)
-            pictures = {metric: (median[metric], worst[metric]) for metric in median}
-        return Likeness(
-            reference=found.reference,
-            suite=found.suite,
-            forced_psnr_db=dict(found.forced.parts_psnr_db),
-            host_psnr_db=found.forced.host_psnr_db,
-            pictures=pictures,
-            faults=found.faults,
-            failures=failures(found),
-        )
+        return parity_of(found)
 
-    def understand(self, captions: int, guidance: float, steps: int) -> Understood:
+    def understand(self, captions: int, guidance: float, steps: int) -> Meaning:
         """Draw captions that training never saw, and have the judge of `scenes` read the pictures."""
         from ..meaning import captions as chosen
         from ..meaning import draw_captions, meaning_of, open_judge, read, reference_features
@@ -153,8 +129,7 @@ class ProfileSubject:
         asked = chosen(captions)
         with open_judge() as judge:
             found = read(judge, draw_captions(self._pipeline, asked, guidance, steps))
-            meaning = meaning_of(found, asked, reference_features(judge))
-        return Understood(captions, meaning.scene_score, meaning.held_out_score, meaning.frechet_distance)
+            return meaning_of(found, asked, reference_features(judge))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def new_encoder(words: Words) -> Any:
     return CLIPTextModel(config)
 
 
-class Reader(nn.Module):
+class CaptionReader(nn.Module):
     """A text encoder and questions to it: one for the whole scene, one for each kind of thing.
 
     Questions attend to all tokens, as a denoiser does.
@@ -111,7 +111,7 @@ def train(folder: Path, steps: int) -> nn.Module:
     """Train the reader and return it."""
     words = Words(folder / "tokenizer")
     torch.manual_seed(0)
-    model = Reader(new_encoder(words))
+    model = CaptionReader(new_encoder(words))
 
     def loss(model: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         return _loss(model, words, torch.randint(COUNT, (BATCH,)).tolist(), step)
@@ -125,7 +125,7 @@ def train(folder: Path, steps: int) -> nn.Module:
 
 def load(folder: Path, words: Words) -> Any:
     """The text encoder as read so far."""
-    return trained(Reader(new_encoder(words)), folder / "text").encoder
+    return trained(CaptionReader(new_encoder(words)), folder / "text").encoder
 
 
 def _loss(model: Any, words: Words, numbers: list[int], step: int) -> tuple[Tensor, dict[str, float]]:

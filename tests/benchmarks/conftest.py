@@ -6,16 +6,16 @@ import pytest
 
 from latentc.benchmarks.records import (
     Draw,
+    Likeness,
+    MeasuredModel,
     Measurement,
     Memory,
-    Model,
-    Parity,
     PartParity,
-    Setting,
     Startup,
     Subject,
     Work,
 )
+from latentc.core.request import Request
 from latentc.profiles import Profile
 from latentc.runtimes.machine import Machine
 
@@ -32,7 +32,7 @@ MACHINE = Machine(
     available_bytes=9_000_000_000,
     gpus=(),
 )
-MODEL = Model(
+MODEL = MeasuredModel(
     name="sd15.bundle",
     family="sd1",
     random=False,
@@ -40,9 +40,7 @@ MODEL = Model(
     digests={"unet": "0123456789abcdef" * 4},
     latentc="0.1.0",
 )
-SETTING = Setting(
-    prompt="a lighthouse", negative_prompt="", width=512, height=512, batch=1, steps=2, guidance=7.5, seed=7
-)
+REQUEST = Request(prompt="a lighthouse", width=512, height=512, steps=2, seed=7)
 MB = 1_000_000
 
 
@@ -55,7 +53,7 @@ def handmade(name, seconds, psnr_db=None, *, runtime="openvino", kind="profile",
     parity = None
     if psnr_db is not None:
         part = PartParity(psnr_db=psnr_db + 5, cosine=0.9999)
-        parity = Parity(reference="PyTorch, at export", parts={"unet": part}, step_psnr_db=psnr_db)
+        parity = Likeness(reference="PyTorch, at export", parts={"unet": part}, step_psnr_db=psnr_db)
     values = {
         "run": "run-1",
         "time": "2026-11-22T00:00:00+00:00",
@@ -72,7 +70,7 @@ def handmade(name, seconds, psnr_db=None, *, runtime="openvino", kind="profile",
             versions={"python": "3.11.2", runtime: "1.2.3"},
             profile=Profile(name=name, title="by hand", runtime=runtime) if kind == "profile" else None,
         ),
-        "setting": SETTING,
+        "request": REQUEST,
         "startup": Startup(build_seconds=12.5, import_seconds=0.4, load_seconds=1.5, engine_bytes=3 * MB),
         "first": draws[0] if draws else None,
         "draws": draws,

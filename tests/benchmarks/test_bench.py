@@ -15,16 +15,16 @@ from latentc.benchmarks.baselines import BASELINES, python_of
 from latentc.benchmarks.bench import bench
 from latentc.benchmarks.contender import contenders_of
 from latentc.benchmarks.line import Brief
-from latentc.benchmarks.plan import PATIENCE, REPEAT, Plan, settings_of
+from latentc.benchmarks.plan import PATIENCE, REPEAT, Plan, requests_of
 from latentc.benchmarks.process import Process
 from latentc.benchmarks.reading import sections
 from latentc.benchmarks.records import Draw, read_records
+from latentc.benchmarks.row import count_work
 from latentc.benchmarks.stability import stability_of
 from latentc.benchmarks.subjects.clock import Clock
 from latentc.benchmarks.subjects.exported import STAMP, exported
 from latentc.benchmarks.subjects.profile import ProfileSubject
 from latentc.benchmarks.suite import SUITE
-from latentc.benchmarks.work import count_work
 from latentc.cli.bench import parse_batches, parse_sizes
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import CompileError, RequestError, RuntimeMissing
@@ -41,7 +41,7 @@ def results(tmp_path):
 
 def test_every_size_has_every_batch(bundle):
     plan = Plan((load_profile("null"),), sizes=((64, 64), (72, 64)), batches=(1, 2))
-    settings = [(one.width, one.height, one.batch) for one in settings_of([bundle("sd1")], plan)]
+    settings = [(one.width, one.height, one.count) for one in requests_of([bundle("sd1")], plan)]
     assert settings == [(64, 64, 1), (64, 64, 2), (72, 64, 1), (72, 64, 2)]
 
 
@@ -49,9 +49,9 @@ def test_the_models_own_size_may_be_no_square(bundle):
     opened = bundle("sd1")
     model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
     wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
-    assert [(one.width, one.height) for one in settings_of([wide], Plan(()))] == [(128, 64)]
+    assert [(one.width, one.height) for one in requests_of([wide], Plan(()))] == [(128, 64)]
     with pytest.raises(RequestError, match=r"draw other sizes of their own \(.* 128x64\)"):
-        list(settings_of([opened, replace(wide, folder=opened.folder / "wide")], Plan(())))
+        list(requests_of([opened, replace(wide, folder=opened.folder / "wide")], Plan(())))
 
 
 def test_what_others_took_is_each_settings_own(bundle, results, monkeypatch):
@@ -74,7 +74,7 @@ def test_every_setting_is_a_line(bundle, results):
     plan = Plan((load_profile("null"),), sizes=((72, 64),), batches=(1, 2), steps=2, repeat=1)
     rows = bench(bundle("sd1"), plan, results)
     assert read_records(results) == rows
-    assert [row.setting.batch for row in rows] == [1, 2]
+    assert [row.request.count for row in rows] == [1, 2]
     for row in rows:
         assert row.error is None
         assert 1 <= len(row.draws) <= PATIENCE
@@ -204,7 +204,7 @@ def test_a_runtime_that_refuses_the_matrix_product_is_timed(bundle, results, mon
     subject = ProfileSubject()
     subject._profile = load_profile("null")
     folder = str(bundle("sd1").folder)
-    built = subject.build(Brief(folder, "", "", None, 64, 64, 1, 1.0, ceiling=True))
+    built = subject.build(Brief(folder, "", "", None, {}, ceiling=True))
     assert built.ceiling_tflops == {}
     said = "What a matrix product reaches in f32: It has no MatMul."
     assert built.leaves_out == (said,)
@@ -222,7 +222,7 @@ def test_a_runtime_that_refuses_the_matrix_product_is_timed(bundle, results, mon
 
 def test_pictures_of_two_runs_have_two_names(bundle, tmp_path):
     plan = Plan((), keep=tmp_path / "kept")
-    (setting,) = settings_of([bundle("sd1")], plan)
+    (setting,) = requests_of([bundle("sd1")], plan)
     null = [load_profile("null")]
     for run in ("0123456789", "abcdefghij"):
         (found,) = contenders_of(bundle("sd1"), plan, setting, null, (), tmp_path, run)
@@ -305,8 +305,8 @@ def test_engines_are_measured_with_their_parity(bundle, results, tmp_path):
     assert row.subject.engines["text_encoder"].startswith("onnxruntime ")
     assert row.startup.engine_bytes > 0
     assert row.work.keys() == {"text_encoder", "denoiser", "vae_decoder"}
-    twice = count_work(opened, row.setting.model_copy(update={"batch": 2}))
-    alone = count_work(opened, row.setting.model_copy(update={"guidance": 1.0}))
+    twice = count_work(opened, row.request.model_copy(update={"count": 2}))
+    alone = count_work(opened, row.request.model_copy(update={"guidance": 1.0}))
     assert twice["denoiser"].flops == 2 * row.work["denoiser"].flops == 4 * alone["denoiser"].flops
     assert twice["vae_decoder"].flops == 2 * row.work["vae_decoder"].flops == 2 * alone["vae_decoder"].flops
     assert twice["text_encoder"].flops == row.work["text_encoder"].flops
@@ -350,7 +350,7 @@ def test_several_bundles_are_drawn_in_turn_with_the_same_seeds(bundle, results, 
     )
     assert [row.model.name for row in rows] == [base.folder.name, "tuned.bundle"]
     assert [row.error for row in rows] == [None, None]
-    assert len({(row.run, row.setting.model_dump_json()) for row in rows}) == 1
+    assert len({(row.run, row.request.model_dump_json()) for row in rows}) == 1
     (section,) = sections(read_records(results))
     assert {row.model.name for row in section.rows} == {base.folder.name, "tuned.bundle"}
     assert [one for one in said if one.startswith("round 1")] == ["round 1: null"] * 2

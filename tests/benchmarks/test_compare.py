@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from latentc.benchmarks.aspects import apart
 from latentc.benchmarks.compare import compare, compare_files
 from latentc.benchmarks.machines import side_by_side
-from latentc.benchmarks.records import ClipScore, Draw, Figure, Meaning, Parity, append_records
+from latentc.benchmarks.records import ClipScore, Draw, Figure, Likeness, Meaning, append_records
 from latentc.cli.app import app
 from latentc.core.errors import LatentcError
 
@@ -94,14 +94,14 @@ def test_a_few_megabytes_dont_count(measured, memory, verdict):
     ],
 )
 def test_parity(measured, old, new, verdict):
-    sides = [measured("a", OLD, parity=Parity(reference="r", step_psnr_db=psnr_db)) for psnr_db in (old, new)]
+    sides = [measured("a", OLD, parity=Likeness(reference="r", step_psnr_db=psnr_db)) for psnr_db in (old, new)]
     assert verdicts(*sides).get("one step, PSNR dB") == verdict
 
 
 def test_pictures_have_their_own_limits_and_floor(measured):
     def row(flip, floor=None, faults=()):
         pictures = {"flip": Figure(median=flip, worst=flip, floor=floor)}
-        return measured("a", OLD, parity=Parity(reference="r", suite="s 1", pictures=pictures, faults=faults))
+        return measured("a", OLD, parity=Likeness(reference="r", suite="s 1", pictures=pictures, faults=faults))
 
     assert verdicts(row(0.01), row(0.03)) == {"median picture, flip": "worse", "worst picture, flip": "worse"}
     assert verdicts(row(0.01), row(0.012)) == {}
@@ -111,7 +111,7 @@ def test_pictures_have_their_own_limits_and_floor(measured):
 
 def test_a_gate_that_was_reached_before(measured):
     near, far = (
-        measured("a", OLD, parity=Parity(reference="r", suite="s 1", failures=said))
+        measured("a", OLD, parity=Likeness(reference="r", suite="s 1", failures=said))
         for said in ((), ("20 dB is below.",))
     )
     assert verdicts(near, far) == {"gate": "worse"}
@@ -120,8 +120,10 @@ def test_a_gate_that_was_reached_before(measured):
 
 
 def test_what_was_never_measured_isnt_worse(measured):
-    suite = Parity(reference="r", suite="s 1", step_psnr_db=40.0, faults=("black: 'x', seed 1",), failures=("Below.",))
-    bare = Parity(reference="r", step_psnr_db=40.0)
+    suite = Likeness(
+        reference="r", suite="s 1", step_psnr_db=40.0, faults=("black: 'x', seed 1",), failures=("Below.",)
+    )
+    bare = Likeness(reference="r", step_psnr_db=40.0)
     old, new = (measured("a", OLD, parity=parity) for parity in (bare, suite))
     assert verdicts(old, new) == {"gate": "note"}
     assert verdicts(measured("a", OLD), new) == {"gate": "note"}
@@ -129,7 +131,7 @@ def test_what_was_never_measured_isnt_worse(measured):
 
 def test_figures_that_stand_on_something_else_arent_compared(measured):
     def row(suite="s 1", psnr_db=50.0, captions=64, clip="large", **more):
-        parity = Parity(
+        parity = Likeness(
             reference="r",
             suite=f"{suite}, against torch 2 CPU f32",
             pictures={"psnr_db": Figure(median=psnr_db, worst=psnr_db)},
@@ -181,7 +183,7 @@ def test_rows_of_one_file_are_named(measured):
 
 def test_prompts_are_told_apart(measured):
     row = measured("a", OLD)
-    other = row.model_copy(update={"setting": row.setting.model_copy(update={"prompt": "a boat"})})
+    other = row.model_copy(update={"request": row.request.model_copy(update={"prompt": "a boat"})})
     assert compare([row], [other]).compared == 0
 
 
@@ -194,7 +196,7 @@ def test_nothing_in_common_is_an_error(measured, tmp_path):
 
 
 def changed(row, **setting):
-    return row.model_copy(update={"setting": row.setting.model_copy(update=setting)})
+    return row.model_copy(update={"request": row.request.model_copy(update=setting)})
 
 
 def test_what_makes_files_incomparable_is_one_line(measured):

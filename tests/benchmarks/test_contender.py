@@ -7,15 +7,15 @@ import pytest
 from latentc.benchmarks.baselines import find_baseline
 from latentc.benchmarks.contender import UNBOUND, _checkpoint_folder, contenders_of
 from latentc.benchmarks.plan import Plan
-from latentc.benchmarks.records import Setting
 from latentc.benchmarks.row import row_of
 from latentc.core.bundle import Bundle, FileInfo
 from latentc.core.errors import CheckpointError
+from latentc.core.request import Request
 from latentc.profiles import load_profile
 from latentc.runtimes.machine import machine
 from latentc.sampling.draw import SCHEDULER
 
-SETTING = Setting(prompt="a", negative_prompt="", width=64, height=64, batch=1, steps=2, guidance=7.5, seed=7)
+REQUEST = Request(prompt="a", width=64, height=64, steps=2, seed=7)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_bundles_of_one_checkpoint_share_neither_pictures_nor_models(sd_manifest
         files = {SCHEDULER: FileInfo(bytes=2, sha256=digest * 64)}
         bundle = Bundle(tmp_path / folder, sd_manifest.model_copy(update={"files": files}))
         plan = Plan((), keep=tmp_path / "kept", peers=tmp_path / "peers")
-        found = contenders_of(bundle, plan, SETTING, [load_profile("null")], [baseline], tmp_path, "0123456789")
+        found = contenders_of(bundle, plan, REQUEST, [load_profile("null")], [baseline], tmp_path, "0123456789")
         names |= {one.wish.keep for one in found}
         models |= {one.brief.models for one in found}
     assert len(names) == 3 * 2
@@ -76,12 +76,12 @@ def test_threads_that_are_asked_for_bind_every_process(sd_manifest, tmp_path, mo
     bundle = Bundle(tmp_path / "a.bundle", sd_manifest)
     baselines = [find_baseline(name) for name in ("torch-eager", "optimum-onnxruntime")]
     plan, null = Plan((), threads=1, peers=tmp_path), [load_profile("null")]
-    found = contenders_of(bundle, plan, SETTING, null, baselines, tmp_path, "run")
+    found = contenders_of(bundle, plan, REQUEST, null, baselines, tmp_path, "run")
     assert [one.environment["OMP_NUM_THREADS"] for one in found] == ["1"] * 3
     assert [UNBOUND in one.leaves_out for one in found] == [False, False, True]
     common = {"run": "r", "time": "t", "latentc": "1", "machine": machine(), "environment": {"OMP_NUM_THREADS": "4"}}
     for one in found:
-        row = row_of(one, SETTING, None, (), common, tmp_path)
+        row = row_of(one, REQUEST, None, (), common, tmp_path)
         assert row.environment == {"OMP_NUM_THREADS": "1"}
-    free = contenders_of(bundle, Plan((), peers=tmp_path), SETTING, null, baselines, tmp_path, "run")
+    free = contenders_of(bundle, Plan((), peers=tmp_path), REQUEST, null, baselines, tmp_path, "run")
     assert not any(UNBOUND in one.leaves_out for one in free)

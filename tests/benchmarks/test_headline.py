@@ -5,8 +5,8 @@ import pytest
 from latentc.benchmarks.headline import headline, winner
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
-from latentc.benchmarks.reading import Point, ratio_shown, sections, unbeaten
-from latentc.benchmarks.records import Parity
+from latentc.benchmarks.reading import ParityPoint, ratio_shown, sections, unbeaten
+from latentc.benchmarks.records import Likeness
 from latentc.cli.bench import print_rows
 
 CALM = (2.0, 2.01, 2.02, 2.0, 2.01, 2.02)
@@ -66,7 +66,7 @@ def test_what_isnt_stable_wins_nothing(measured):
 
 
 def test_what_is_below_the_gate_wins_nothing(measured):
-    far = Parity(reference="r", failures=("The denoiser agrees to 9 dB.",))
+    far = Likeness(reference="r", failures=("The denoiser agrees to 9 dB.",))
     section = only(measured("fast", CALM, parity=far), measured("near", SLOWER))
     assert winner(section).subject.name == "near"
     said = headline(section)
@@ -117,8 +117,8 @@ def test_nothing_measured_has_no_headline(measured):
 
 
 def test_the_front_is_of_what_nothing_beats_beyond_doubt():
-    fast = Point("fast", 1.0, 30.0, True, (0.9, 1.1))
-    tie = Point("tie", 1.05, 25.0, True, (1.0, 1.2))
-    slow = Point("slow", 2.0, 25.0, True, (1.9, 2.1))
-    near = Point("near", 3.0, 90.0, True, (2.9, 3.1))
+    fast = ParityPoint("fast", 1.0, 30.0, True, (0.9, 1.1))
+    tie = ParityPoint("tie", 1.05, 25.0, True, (1.0, 1.2))
+    slow = ParityPoint("slow", 2.0, 25.0, True, (1.9, 2.1))
+    near = ParityPoint("near", 3.0, 90.0, True, (2.9, 3.1))
     assert unbeaten([fast, tie, slow, near]) == [fast, tie, near]

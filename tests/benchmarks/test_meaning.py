@@ -90,7 +90,7 @@ def test_a_right_reading_scores_one_and_another_caption_s_less():
     features = rng.standard_normal((130, 112)).astype(np.float32)
     reading = meaning.Reading(tuple(attributes(caption.scene) for caption in asked), features)
     right = meaning_of(reading, asked, features)
-    assert (right.scene_score, right.held_out_score, right.pictures) == (1.0, 1.0, 130)
+    assert (right.scene_score, right.held_out_score, right.captions) == (1.0, 1.0, 130)
     assert set(right.by_attribute.values()) == {1.0}
     assert right.frechet_distance == pytest.approx(0.0, abs=1e-6)
     wrong = meaning_of(reading, shuffled(asked), features)
@@ -126,7 +126,7 @@ def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkey
     with Pipeline.open(opened, profile) as pipeline:
         found = score.score(pipeline, 3, [1.0, 4.0], steps=1, nights=2)
         assert found.drawn.keys() == found.floor.keys() == {1.0, 4.0}
-        assert found.ceiling.pictures == found.drawn[4.0].pictures == 3
+        assert found.ceiling.captions == found.drawn[4.0].captions == 3
         assert found.nights.captions == 2
         assert found.engines["unet"].startswith("onnxruntime ")
         with pytest.raises(RequestError, match="nothing to score"):

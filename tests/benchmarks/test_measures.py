@@ -16,7 +16,7 @@ from latentc.benchmarks import weights
 from latentc.benchmarks.frechet import frechet_distance
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import sections
-from latentc.benchmarks.records import ClipScore, Fid, Lpips, Parity
+from latentc.benchmarks.records import ClipScore, Fid, Likeness, Lpips
 from latentc.benchmarks.weights import find
 from latentc.cli.bench import print_rows
 from latentc.core.errors import RequestError
@@ -165,7 +165,7 @@ def test_the_program_measures_what_is_asked_for(published, clip_model, tmp_path,
 
 
 def quality(random, measured):
-    parity = Parity(
+    parity = Likeness(
         reference="r",
         clip=ClipScore(model="clip", median=31.4, worst=20, reference=30, mean=32.1, reference_mean=33.3),
         lpips=Lpips(network="alex", mean=0.123, worst=0.4),
@@ -183,5 +183,5 @@ def test_quality_is_in_every_table_but_never_of_random_weights(measured, tmp_pat
     for said in ("32.1", "0.123", "45.6"):
         assert (said in shown) is not random
         assert (said in text) is not random
-    assert ("LPIPS alex" in text) is not random
+    assert ("alex 0.123 (0.400)" in text) is not random
     assert ("45.6 (16 pictures)" in text) is not random

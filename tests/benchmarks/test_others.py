@@ -3,9 +3,9 @@
 import os
 import sys
 
+import psutil
 import pytest
 
-from latentc.benchmarks import others, sampler
 from latentc.benchmarks.others import Taken, other_cores, taken
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is read from /proc")
@@ -14,16 +14,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is read from
 @pytest.fixture
 def proc(tmp_path, monkeypatch):
     """`proc(first, second)`: what the two cores that may be used did, in ticks: user, idle, steal."""
-    for module in (others, sampler):
-        monkeypatch.setattr(module, "PROC", tmp_path)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(os, "sysconf", lambda name: 100)
 
     def write(*cores, children=()):
         lines = ["cpu 1 1 1 1 1 1 1 1 0 0"]
         for number, (user, idle, steal) in enumerate([*cores, (9999, 0, 0)]):
             lines.append(f"cpu{number} {user} 0 0 {idle} 0 0 0 {steal} {user} 0")
-        (tmp_path / "stat").write_text("\n".join([*lines, "intr 1 2 3"]) + "\n")
+        (tmp_path / "stat").write_text("\n".join([*lines, "btime 1"]) + "\n")
         for pid, ticks in children:
             (tmp_path / str(pid)).mkdir(exist_ok=True)
             fields = ["S", *"0" * 10, str(ticks), "0", "0", "0", *"0" * 30]

@@ -9,9 +9,8 @@ from latentc.benchmarks import records
 from latentc.benchmarks.records import (
     Draw,
     Figure,
+    Likeness,
     Measurement,
-    Parity,
-    Setting,
     Subject,
     Work,
     append_records,
@@ -20,6 +19,7 @@ from latentc.benchmarks.records import (
     summarize,
 )
 from latentc.core.errors import LatentcError
+from latentc.core.request import Request
 from latentc.profiles import load_profile
 from latentc.runtimes.machine import machine
 
@@ -31,7 +31,6 @@ def draw(total, steps=(0.25, 0.5), joules=None):
 
 @pytest.fixture
 def measurement(bundle):
-    setting = Setting(prompt="a", negative_prompt="", width=64, height=64, batch=1, steps=2, guidance=7.5, seed=1)
     return Measurement(
         run="r",
         time="2026-11-22T00:00:00+00:00",
@@ -39,7 +38,7 @@ def measurement(bundle):
         machine=machine(),
         model=model_of(bundle("sd1")),
         subject=Subject(kind="profile", name="null", profile=load_profile("cpu-openvino")),
-        setting=setting,
+        request=Request(prompt="a", width=64, height=64, steps=2, seed=1),
         draws=(draw(1.0), draw(1.5), draw(1.25)),
     )
 
@@ -85,7 +84,7 @@ def test_achieved_rate_and_its_share_of_the_ceiling(measurement):
 
 
 def test_a_line_reads_back_as_it_was(measurement, tmp_path):
-    parity = Parity(
+    parity = Likeness(
         reference="PyTorch, at export",
         step_psnr_db=float("-inf"),
         pictures={"psnr_db": Figure(median=40, worst=float("-inf"), floor=90), "ssim": Figure(median=0.9, worst=0.8)},
@@ -116,9 +115,11 @@ def test_a_torn_line_takes_no_other_with_it(measurement, tmp_path):
     ("line", "says"),
     [
         ("{", "results.jsonl:1 is no JSON"),
-        ('{"schema_version": 1}', "has schema version 1; this latentc reads 2"),
+        ('{"schema_version": 1}', "has schema version 1; this latentc reads 3 and 2"),
         ("[]", "has schema version None"),
-        ('{"schema_version": 2, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
+        ('{"schema_version": 3, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
+        ('{"schema_version": 3, "request": {"prompt": "x", "steps": 0}}', "1: This can't be drawn: steps: 0 should be"),
+        ('{"schema_version": 2, "setting": "x"}', "1: This can't be drawn: Input should be"),
     ],
 )
 def test_a_line_that_cant_be_read_is_named(tmp_path, line, says):
@@ -127,6 +128,31 @@ def test_a_line_that_cant_be_read_is_named(tmp_path, line, says):
     with pytest.raises(LatentcError, match="measure again|Measure again|Was the run") as caught:
         read_records(path)
     assert says in str(caught.value)
+
+
+def test_a_line_of_version_2_is_read_as_one_of_3(measurement, tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_records(
+        path, [measurement.model_copy(update={"request": measurement.request.model_copy(update={"count": 2})})]
+    )
+    line = json.loads(path.read_text())
+    asked = {name: line["request"][name] for name in ("prompt", "negative_prompt", "width", "height", "steps")}
+    asked |= {"guidance": 7.5, "seed": 1, "batch": 2}
+    del line["request"]
+    append_records(path, [])
+    with path.open("a") as file:
+        file.write(json.dumps(line | {"schema_version": 2, "setting": asked}) + "\n")
+    new, old = read_records(path)
+    assert new == old
+    assert old.request.count == 2
+
+
+KEPT = sorted((Path(records.__file__).parent / "results").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_every_kept_file_can_be_read(path):
+    assert read_records(path)
 
 
 def test_no_file_and_no_place_for_one_are_said(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +10,21 @@ import pytest
 
 from latentc.benchmarks import referee
 from latentc.benchmarks.contender import TIMEOUT_SECONDS, contenders_of
-from latentc.benchmarks.line import Likeness
-from latentc.benchmarks.plan import Plan, settings_of
+from latentc.benchmarks.plan import Plan, requests_of
+from latentc.benchmarks.records import Figure, Likeness
 from latentc.benchmarks.referee import MEASURES_MODULE, check_suite, compare, understand
 from latentc.benchmarks.suite import SUITE
 from latentc.core.errors import BundleError, LatentcError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 
-PICTURES = {"psnr_db": (50.0, 45.0)}
-LIKENESS = asdict(Likeness("torch 2", "general 1", {"unet": (100.0,)}, 120.0, PICTURES, (), ()))
+LIKENESS = Likeness(
+    reference="torch 2",
+    suite="general 1, against torch 2",
+    forced_psnr_db={"unet": (100.0,)},
+    host_psnr_db=120.0,
+    pictures={"psnr_db": Figure(median=50.0, worst=45.0)},
+).model_dump()
 UNDERSTOOD = {"captions": 4, "scene_score": 0.5, "held_out_score": None, "frechet_distance": None}
 SCORES = {"clip": [20.0, 30.0], "lpips": [0.1, 0.3], "fid": 2.5}
 CHECKED = {"lpips": "alex"}
@@ -69,7 +73,7 @@ def stage(bundle, tmp_path, monkeypatch):
             referee, "Process", lambda python, module, *_: clip_process if module == MEASURES_MODULE else torch
         )
         plan = Plan(tuple(load_profile("cpu-onnxruntime") for _ in processes), sizes=((64, 64),), limit=limit)
-        (setting,) = settings_of([bundle("sd1")], plan)
+        (setting,) = requests_of([bundle("sd1")], plan)
         found = contenders_of(bundle("sd1"), plan, setting, plan.profiles, (), tmp_path, "run")
         for contender, process in zip(found, processes, strict=True):
             contender.process = process
@@ -164,13 +168,13 @@ def test_what_the_suite_needs_is_looked_for_first(bundle, trained, tmp_path, mon
     path = tmp_path / "references.npz"
     monkeypatch.setattr(referee, "references_path", lambda *_: path)
     plan = Plan((), suite=True)
-    settings = tuple(settings_of([opened], plan))
+    settings = tuple(requests_of([opened], plan))
     with pytest.raises(RuntimeMissing, match=r"needs torch and diffusers and transformers.*\.\[export\]"):
         check_suite([opened], plan, settings)
     path.touch()
     with pytest.raises(RuntimeMissing, match="torch"):  # what one thread draws of them is missing
         check_suite([opened], plan, settings)
-    path.with_suffix(".floor.json").touch()
+    path.with_suffix(referee.FLOOR).touch()
     check_suite([opened], plan, settings)  # the references were drawn before
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(RuntimeMissing, match="torch"):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentc.benchmarks.charts import Bar, Strip, bars, pareto, strips
-from latentc.benchmarks.markup import Html, join, tag
-from latentc.benchmarks.reading import Point, axis_of, figure, front, points, sections
-from latentc.benchmarks.records import Figure, Memory, Parity, append_records
+from latentc.benchmarks.charts import LETTER, NARROW, Bar, Strip, bars, pareto, strips
+from latentc.benchmarks.reading import ParityPoint, axis_of, figure, front, points, sections
+from latentc.benchmarks.records import Figure, Likeness, Memory, append_records
 from latentc.benchmarks.report import report
 from latentc.core.errors import LatentcError
 
@@ -96,17 +95,8 @@ def test_what_records_say_is_never_markup(measured, tmp_path):
     assert len(set(bars_of)) == 1, "a name adds no column"
 
 
-def test_markup_escapes_what_is_not_markup():
-    assert tag("a", "<b>", tag("i", "&"), href='"') == '<a href="&quot;">&lt;b&gt;<i>&amp;</i></a>'
-    assert (
-        tag("rect", x=1.23456, stroke_width=2, fill=None, class_="k")
-        == '<rect x="1.23" stroke-width="2" class="k"></rect>'
-    )
-    assert isinstance(join("<"), Html)
-
-
 def point(name, seconds, psnr_db):
-    return Point(name, seconds, psnr_db, own=True)
+    return ParityPoint(name, seconds, psnr_db, own=True)
 
 
 @pytest.mark.parametrize(
@@ -125,30 +115,72 @@ def test_the_front_is_what_nothing_beats():
 
 
 def test_parity_that_is_no_number_is_not_known(measured):
-    broken = measured("broken", CALM, 1.0, parity=Parity(reference="r", step_psnr_db=float("-inf")))
+    broken = measured("broken", CALM, 1.0, parity=Likeness(reference="r", step_psnr_db=float("-inf")))
     fine = measured("fine", CALM, 60.0)
     axis = axis_of([broken, fine])
     assert [spot.psnr_db for spot in points(sections([broken, fine])[0], axis)] == [None, 60.0]
     assert axis_of([broken]) is None
-    pictures = Parity(reference="r", step_psnr_db=30.0, pictures={"psnr_db": Figure(median=25, worst=20)})
+    pictures = Likeness(reference="r", step_psnr_db=30.0, pictures={"psnr_db": Figure(median=25, worst=20)})
     assert axis_of([measured("p", CALM, parity=pictures)]).name.startswith("worst picture")
 
 
 @pytest.mark.parametrize("values", [[(0.0, None)], [(1.0, 30.0)], [(1e-3, 30.0), (50.0, 200.0)], [(1.0, 5.0)] * 2])
 def test_the_front_is_drawn_for_any_values(values):
-    drawn = pareto([point(f"n{index}", *value) for index, value in enumerate(values)], "dB", "what")
-    assert drawn.count("<circle") == len(values)
-    assert "nan" not in drawn
+    drawn = pareto([point(f"n{index}", *value) for index, value in enumerate(values)], "dB")
+    assert len(drawn.spots) == len(values)
+    assert all(0 <= spot.x <= 100 and 0 <= spot.y <= drawn.height for spot in drawn.spots)
 
 
 def test_bars_and_strips_are_drawn_for_any_values():
-    assert bars([Bar("none", "0", (("k", 0.0, "t"),))], "what").count("<rect") == 1
-    half = bars([Bar("a", "2", (("k", 2.0, "t"),)), Bar("b", "1", (("k", 1.0, "t"),))], "what")
-    assert 'width="50%"' in half
-    drawn = strips([Strip("a", ((1.0,), (1.1, 5.0))), Strip("zero", ((0.0,),))], "what")
-    assert drawn.count("<circle") == 3
-    assert drawn.count("dot ring") == 1
-    assert "zero" not in drawn
+    ((_, pieces, _),) = bars([Bar("none", "0", (("k", 0.0, "t"),))])
+    assert [one.width for one in pieces] == [0]
+    (_, _, (mark,)), (_, (half,), _) = bars(
+        [Bar("a", "2", (("k", 2.0, "t"),), ((9, "m"),)), Bar("b", "1", (("k", 4.5, "t"),))]
+    )
+    assert (half.width, mark.left) == (50, 99.7)
+    (drawn,), edges = strips([Strip("a", ((1.0,), (1.1, 5.0))), Strip("zero", ((0.0,),))])
+    assert [one.kind for one in drawn.dots] == ["dot", "dot", "dot ring"]
+    assert edges == ("-9%", "+100%")
+
+
+def boxes(drawn):
+    """Where names lie on the narrowest drawing."""
+    for one in drawn.labels:
+        if one.kind == "name":
+            at, length = one.x / 100 * NARROW + one.dx, LETTER * len(one.text)
+            yield (at, at + length) if one.anchor == "start" else (at - length, at), (one.y - 8, one.y)
+
+
+@pytest.mark.parametrize("count", [2, 9, 40])
+def test_names_dont_pile_up(count):
+    drawn = pareto(
+        [point(f"a-profile-of-some-name-{index}", 1 + index / 99, 60.0 + index % 3) for index in range(count)], "dB"
+    )
+    found = list(boxes(drawn))
+    assert found
+    for index, (across, down) in enumerate(found):
+        assert across[0] >= 0
+        assert across[1] <= NARROW
+        for other, below in found[:index]:
+            assert across[0] >= other[1] or other[0] >= across[1] or down[0] >= below[1] or below[0] >= down[1]
+    named = {one.text for one in drawn.labels if one.kind == "name" and not one.text.isdecimal()}
+    assert len(named) + len(drawn.legend) == count, "who has no room is in the legend"
+
+
+def test_a_subject_alone_has_no_empty_drawing(measured, tmp_path):
+    page, _, _ = told(tmp_path, measured("alone", CALM, 40.0))
+    assert "Seconds against parity" not in page
+    assert "Time by stage" in page
+    assert "Nothing here is beyond doubt" not in page
+
+
+def test_the_title_says_what_was_measured_and_where(measured, tmp_path):
+    row = measured("a", CALM)
+    said = "on Handmade CPU @ 2.5GHz, 2 cores</title>"
+    assert f"<title>sd1 {said}" in told(tmp_path, row)[0]
+    named = row.model_copy(update={"model": row.model.model_copy(update={"checkpoint": "dreamshaper-8"})})
+    (tmp_path / "results.jsonl").unlink()
+    assert f"<title>dreamshaper-8 {said}" in told(tmp_path, named)[0]
 
 
 def test_rows_are_apart_where_they_were_not_measured_in_turn(measured, tmp_path):
@@ -201,7 +233,7 @@ def test_what_is_nearest_isnt_known_where_a_picture_has_no_parity(measured, tmp_
 
 
 def test_what_is_below_the_gate_is_told(measured, tmp_path):
-    parity = Parity(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
+    parity = Likeness(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
     for text in told(tmp_path, measured("far", CALM, parity=parity))[:2]:
         assert "elow the gate of parity" in text
         assert "The denoiser agrees to 9 dB." in text

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from latentc.benchmarks.forced import Forced, Tapped, force, record
-from latentc.benchmarks.quality import Figures, Summary
+from latentc.benchmarks.quality import Figures, PictureSummary
 from latentc.benchmarks.suite import (
-    GATES,
+    HOST_PSNR_DB,
     SCENES,
     SUITE,
     Picture,
@@ -27,6 +27,7 @@ from latentc.benchmarks.suite import (
 from latentc.compiler.build import build
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError
+from latentc.core.recipes import RECIPES
 from latentc.core.tensors import PERFECT_DB
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -235,29 +236,31 @@ def test_a_flat_reference_shows_nothing_and_fails(bundle, references):
 
 # The gate, by itself.
 
+GATE = {name: bound for name, bound in asdict(RECIPES["f32"].gate).items() if name != "part_psnr_db"}
+
 
 @pytest.fixture
 def passing():
     """Everything at its bound."""
-    good = GATES["f32"].pictures
+    good = Figures(**GATE)
     return SuiteParity(
         suite="general 1",
         reference="torch",
         precisions={"unet": "f32", "text_encoder": "f32", "vae_decoder": "bf16"},
         denoiser="unet",
-        forced=Forced(100.0, "", {"unet": (90.0, 95.0)}),
+        forced=Forced(HOST_PSNR_DB, "", {"unet": (90.0, 95.0)}),
         pictures=(Picture("a", 1, good, ()),),
-        summary=Summary(good, good, 1),
+        summary=PictureSummary(good, good, 1),
     )
 
 
 def test_every_bound_is_held_alone(passing):
     assert failures(passing) == ()
-    good = GATES["f32"].pictures
+    good = Figures(**GATE)
     for name, value in asdict(good).items():
         for wrong in (value * (0.99 if name in ("psnr_db", "ssim") else 1.01), float("nan")):
             worse = replace(good, **{name: wrong})
-            said = failures(replace(passing, summary=Summary(good, worse, 1)))
+            said = failures(replace(passing, summary=PictureSummary(good, worse, 1)))
             assert len(said) == 1
             assert name in said[0]
     for forced in (

@@ -65,9 +65,9 @@ def test_pictures_that_are_none(kind, rows, place, tmp_path):
 
 
 def test_line_separators_in_a_prompt_end_no_line(rows, tmp_path):
-    setting = rows[0].setting.model_copy(update={"prompt": "a\u2028b\x85c"})
-    append_records(tmp_path / "a.jsonl", [rows[0].model_copy(update={"setting": setting})])
-    assert read_records(tmp_path / "a.jsonl")[0].setting.prompt == "a\u2028b\x85c"
+    setting = rows[0].request.model_copy(update={"prompt": "a\u2028b\x85c"})
+    append_records(tmp_path / "a.jsonl", [rows[0].model_copy(update={"request": setting})])
+    assert read_records(tmp_path / "a.jsonl")[0].request.prompt == "a\u2028b\x85c"
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop", "sparse", "a list"])

@@ -64,7 +64,7 @@ def gpus(request, monkeypatch):
 
 
 def held(watch):
-    return {one.device: (one.now, one.peak, one.by) for one in watch.held()}
+    return {one.device: (one.resting_bytes, one.peak_bytes, one.by) for one in watch.held()}
 
 
 def test_each_gpu_has_its_own_resting_and_peak_figure(gpus):
@@ -180,14 +180,14 @@ def test_what_a_device_gained_isnt_laid_to_engines_of_the_cpu():
     def contender(engine):
         return SimpleNamespace(subject=SimpleNamespace(engines={"unet": engine}))
 
-    seen = {"vram": [{"device": "NVIDIA 0", "now": 3, "peak": 7, "by": "device"}]}
+    seen = {"vram": [{"device": "NVIDIA 0", "resting_bytes": 3, "peak_bytes": 7, "by": "device"}]}
     assert _vram(contender("openvino 2026.4.1 CPU bf16"), seen) == ()
     partly = "onnxruntime 1.23 WebGPU f16, nodes: 50 WebGpuExecutionProvider, 1 CPUExecutionProvider"
     assert len(_vram(contender(partly), seen)) == 1
     assert _vram(contender("onnxruntime 1.23 CPU f32, nodes: 50 CPUExecutionProvider"), seen) == ()
     (found,) = _vram(contender("onnxruntime 1.23 CUDA f16"), seen)
     assert (found.resting_bytes, found.peak_bytes, found.by) == (3, 7, "device")
-    later = {"vram": [{"device": "NVIDIA 0", "now": 1, "peak": 9, "by": "process"}]}
+    later = {"vram": [{"device": "NVIDIA 0", "resting_bytes": 1, "peak_bytes": 9, "by": "process"}]}
     assert _vram(contender("onnxruntime 1.23 CUDA f16"), later, [found])[0].peak_bytes == 9
 
 
@@ -242,7 +242,7 @@ def test_devices_are_asked_for_their_idle_value_once_a_process(monkeypatch):
     asked = []
     device = Device("NVIDIA 0", dict, lambda: asked.append("used") or 1000)
     monkeypatch.setattr(sampler, "devices", lambda: [device])
-    found = sampler.Sampler()
+    found = sampler.MemorySampler()
     for _ in range(2):
         found.peak(1 << 30)  # nobody's number: no process is looked at
     assert asked == ["used"]

@@ -5,9 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from latentc.benchmarks.records import Measurement, Parity, append_records
+from latentc.benchmarks.records import Likeness, Measurement, append_records
 from latentc.cli import bench as command
 from latentc.cli.app import app
+from latentc.core.request import Request
 
 
 @pytest.fixture
@@ -15,7 +16,6 @@ def row():
     """`row(**fields)`: a measurement of a subject that draws in a second."""
 
     def make(**more):
-        setting = {"prompt": "a cat", "negative_prompt": "", "width": 64, "height": 64, "batch": 1, "steps": 2}
         draw = {"text_encoder": 0.1, "denoiser": [0.4, 0.4], "vae_decoder": 0.1, "host": 0.0, "total": 1.0}
         machine = {"system": "s", "architecture": "a", "libc": None, "python": "3.11", "cpu": "c", "vendor": "v"}
         machine |= {"cores": 2, "instructions": [], "memory_bytes": None, "available_bytes": None, "gpus": []}
@@ -27,7 +27,7 @@ def row():
             "machine": machine,
             "model": model,
             "subject": {"kind": "profile", "name": "mine"},
-            "setting": {**setting, "guidance": 1.0, "seed": 1},
+            "request": Request(prompt="a cat", width=64, height=64, steps=2, guidance=1.0, seed=1),
             "draws": [draw] * 6,
             "stable": True,
         }
@@ -48,8 +48,8 @@ def run(monkeypatch, rows, *options):
         ({}, 0),
         ({"stable": False}, 0),
         ({"draws": [], "stable": None, "error": "It broke."}, 1),
-        ({"parity": Parity(reference="r", failures=("9 dB.",)).model_dump()}, 1),
-        ({"parity": Parity(reference="r", faults=("black: 'a', seed 1",)).model_dump()}, 1),
+        ({"parity": Likeness(reference="r", failures=("9 dB.",)).model_dump()}, 1),
+        ({"parity": Likeness(reference="r", faults=("black: 'a', seed 1",)).model_dump()}, 1),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])

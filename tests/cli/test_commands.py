@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from latentc.benchmarks.demo import PROFILES, run_demo
+from latentc.benchmarks.reading import picture_psnr
+from latentc.benchmarks.records import read_records
 from latentc.cli import show
 from latentc.cli.ask import parse_size
 from latentc.cli.draw import draw
@@ -328,13 +330,15 @@ def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
         return open_bundle(shutil.copytree(exported(name).folder, folder))
 
     monkeypatch.setattr("latentc.benchmarks.demo.export", export)  # the same, without 20 seconds of tracing
+    (tmp_path / "torch-f32.png").touch()  # of an earlier run
     told = []
     outcome = run_demo(tmp_path, lambda what, share: told.append(what))
-    assert [row.profile for row in outcome.rows] == list(PROFILES)
-    assert outcome.rows[0].picture_psnr_db == 200
+    assert [row.subject.name for row in outcome.rows] == list(PROFILES)
+    assert picture_psnr(outcome.rows[0]) == 200
     for row in outcome.rows[1:]:
-        assert row.picture_psnr_db > (60 if "f32" in row.profile or "onnx" in row.profile else 20)
-        assert row.peak_bytes < outcome.rows[0].peak_bytes, "an engine needs less memory than torch"
-        assert row.seconds["step"] > 0
+        assert picture_psnr(row) > (60 if "f32" in row.subject.name or "onnx" in row.subject.name else 20)
+        assert row.memory.peak_bytes < outcome.rows[0].memory.peak_bytes, "an engine needs less memory than torch"
+        assert row.summary("denoiser").median > 0
     assert outcome.sheet.is_file()
+    assert read_records(outcome.results) == list(outcome.rows)
     assert "torch-f32: draw" in told

@@ -79,7 +79,7 @@ def test_an_engines_header(kind, victim, place, command):
 
 
 @pytest.mark.parametrize("kind", [*SOME, "folder", "a list", '{"a": "b"}'])
-@pytest.mark.parametrize("name", ["memory.json", "placement.json", "engine.json"])
+@pytest.mark.parametrize("name", ["memory.json", "placement.json", "engine.txt"])
 def test_a_file_beside_an_engine(kind, name, victim, place, command):
     for engine in artifacts(open_bundle(victim)):
         place(victim / "engines" / engine.name / name, kind if kind != '{"a": "b"}' else "a text")

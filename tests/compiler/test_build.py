@@ -15,6 +15,7 @@ import pytest
 
 from latentc.cli import show
 from latentc.compiler import cache, cases
+from latentc.compiler import targets as asking
 from latentc.compiler.apart import Measured
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, verify
@@ -22,11 +23,13 @@ from latentc.compiler.engines import Engines, load
 from latentc.compiler.faults import faults
 from latentc.compiler.parity import measure
 from latentc.compiler.proof import Steps, proved_here
+from latentc.compiler.states import Site, looked
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import measure_steps
 from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
+from latentc.core.locks import is_held
 from latentc.core.progress import quiet
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
 from latentc.core.references import stored_at
@@ -58,6 +61,50 @@ def test_a_second_build_finds_everything(own_bundle):
     assert [one.hit for one in second.engines] == [True] * 4
     assert first.step_psnr_db == second.step_psnr_db
     assert sorted(path.name for path in opened.engines.iterdir()) == sorted(one.artifact.name for one in first.engines)
+
+
+def test_a_build_looks_at_each_engine_once(own_bundle, monkeypatch):
+    opened, looks, asked = own_bundle(), [], []
+    read, targets = cache._read, asking.targets
+    monkeypatch.setattr(cache, "_read", lambda bundle, part, key: looks.append(part) or read(bundle, part, key))
+    monkeypatch.setattr(asking, "targets", lambda *about: asked.append(about) or targets(*about))
+    build(opened, NULL)
+    assert (looks, len(asked)) == ([], 1), "there is nothing to look at"
+    build(opened, NULL)
+    assert (looks, len(asked)) == (sorted(opened.manifest.parts), 2)
+
+
+def test_an_engine_is_in_one_state_and_locked_where_there_is_work(own_bundle, monkeypatch):
+    here, profile = of_two_devices(monkeypatch)
+    opened = own_bundle()
+
+    def states(*, at_hand=True, like=None):
+        adapter, engines = wanted(opened, profile, to_run=False)
+        with looked(Site(opened, profile, adapter, engines, at_hand, like, quiet)) as (found, locks):
+            held = {want.part for want in engines if is_held(opened.engines / f".{want.name}.build.lock")}
+            assert locks.keys() == found.keys() == {want.key for want in engines}
+        assert not list(opened.engines.glob(".*"))
+        return {one.want.part: (one.state, one.damaged, one.want.part in held) for one in found.values()}
+
+    parts = opened.manifest.parts
+    assert states() == dict.fromkeys(parts, ("compile", False, True))
+    built = build(opened, profile)
+    assert states() == dict.fromkeys(parts, ("proved", False, False))
+    assert states(at_hand=False) == dict.fromkeys(parts, ("absent device", False, False))
+    here[:] = ["right"]
+    assert states() == dict.fromkeys(parts, ("unproved", False, True))
+    here[:] = ["left"]
+    unet = next(one.artifact for one in built.engines if one.artifact.part == "unet")
+    other = copied(opened, "other")
+    (opened.engines / unet.name / "key.json").write_text("{")
+    assert states() == dict.fromkeys(parts, ("proved", False, False)) | {"unet": ("compile", True, True)}
+    assert states(like=other)["unet"] == ("compile", True, True), "what isn't compiled from a graph isn't taken"
+    monkeypatch.setattr(Null, "reads_onnx", True)
+    shutil.rmtree(opened.engines)
+    built = build(opened, profile)
+    other = copied(opened, "another")
+    (opened.engines / built.engines[1].artifact.name / "key.json").unlink()
+    assert states(like=other)["unet"] == ("take", True, True)
 
 
 def of_two_devices(monkeypatch):

@@ -10,7 +10,7 @@ from latentc.checkpoints.families import find_family
 from latentc.checkpoints.modules import build
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_spec
-from latentc.checkpoints.source import Source
+from latentc.checkpoints.source import CheckpointSource
 from latentc.compiler.flops import count_flops
 from latentc.compiler.lower import lowered
 from latentc.core.errors import BundleError, ShapeError
@@ -98,7 +98,9 @@ def full_size(family, part):
     """A part's module at its published size, on the meta device: structure, and no weights."""
     facts = find_family(family)
     configs = {component.name: facts.config(component.name) for component in facts.components}
-    checkpoint = Checkpoint(facts, Source("folder", "none"), configs, facts.config("scheduler"), {}, "diffusers", {})
+    checkpoint = Checkpoint(
+        facts, CheckpointSource("folder", "none"), configs, facts.config("scheduler"), {}, "diffusers", {}
+    )
     spec = part_spec(checkpoint, part)
     return spec, as_part(checkpoint, spec, build(facts.component(spec.component), configs[spec.component]))
 

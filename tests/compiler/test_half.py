@@ -138,7 +138,7 @@ def test_many_new_weights_are_written_to_a_file_of_their_own(bundle, monkeypatch
     monkeypatch.setattr("latentc.compiler.lower.INLINE_BYTES", 1000)
     graph = bundle("sd1").graph("unet")
     before = sorted(graph.parent.iterdir())
-    with lowered(graph, "many", 23, None, half=True) as path:
+    with lowered(graph, "many", 23, None, ("half",)) as path:
         assert path.with_name(f"{path.name}_data").stat().st_size > 1000
         onnx.checker.check_model(str(path))
     assert sorted(graph.parent.iterdir()) == before
@@ -225,7 +225,7 @@ def test_what_a_runtime_needs_of_a_profile_is_said(bundle):
 
 
 def test_without_a_referee_nothing_is_built_for_an_absent_device(bundle, monkeypatch):
-    monkeypatch.setattr("latentc.compiler.parity.GRAPH_REFEREES", ("tensorrt-rtx",))  # runs on no CPU
+    monkeypatch.setattr("latentc.compiler.parity.GRAPH_REFEREES", {"tensorrt-rtx": ("f16",)})  # runs on no CPU
     target = Target("iree", "gfx942", "f16", {}, (), ())
     with pytest.raises(RuntimeMissing, match="gfx942 isn't here, so unet has to be proved on the CPU"):
         measure_typed(bundle("sd1"), "unet", target)

@@ -70,7 +70,7 @@ def test_a_bundle_of_hard_links_is_proved_on_another_machine(own_bundle, tmp_pat
     monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "elsewhere"))
     assert min(check_graphs(opened, opened.manifest.parts).values()) > 100
     graph = checked_graph(opened, "text_encoder")
-    with lowered(graph, "half", 18, None, half=True, scratch=tmp_path) as path:
+    with lowered(graph, "half", 18, None, ("half",), scratch=tmp_path) as path:
         assert path.stat().st_size > 0
 
 

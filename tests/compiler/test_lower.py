@@ -23,7 +23,7 @@ def test_a_lowered_bundle_is_the_same_picture(bundle, family, tmp_path):
     profile = load_profile("cpu-onnxruntime").model_copy(update={"opset": 18})
     built = build(opened, profile)
     assert all(one.artifact.parity.psnr_db > 90 for one in built.engines)
-    assert all(one.artifact.fields["opset"] == 18 for one in built.engines)
+    assert all(one.artifact.fields.opset == 18 for one in built.engines)
 
 
 def test_no_operator_of_later_sets_is_left(bundle):

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from latentc.compiler.build import build
-from latentc.compiler.cache import artifacts, is_old, key_of, locked
+from latentc.compiler.cache import artifacts, is_old, locked
 from latentc.compiler.prune import leftovers, lost, prune
 from latentc.core.bundle import open_bundle
-from latentc.core.files import read_sealed, write_sealed
+from latentc.core.files import read_sealed, sha256_json, write_sealed
 from latentc.profiles import load_profile
 from latentc.runtimes.iree import IREE
 
@@ -32,9 +32,13 @@ def aged(path, content=b"x" * 1000):
     return path
 
 
+def key_of(fields):
+    return sha256_json(fields)[:16]
+
+
 def remade(opened, artifact, **fields):
     """The artifact of other fields, whole, beside it."""
-    changed = {**artifact.fields, **fields}
+    changed = {**artifact.fields.plain, **fields}
     folder = opened.engines / f"{artifact.part}-{key_of(changed)}"
     shutil.copytree(opened.engines / artifact.name, folder)
     header = read_sealed(folder / "key.json")
@@ -52,10 +56,10 @@ def built(own_bundle):
     _, engines = wanted(opened, load_profile("cpu-onnxruntime"), to_run=True)
     for want, artifact in zip(engines, artifacts(opened), strict=False):
         by_part = next(one for one in artifacts(opened) if one.part == want.part)
-        remade(opened, by_part, **{name: None for name in by_part.fields if name not in want.fields} | want.fields)
+        remade(opened, by_part, **want.fields.plain)
         del artifact
     for one in artifacts(opened):
-        if one.fields["runtime"] == "null":
+        if one.fields.runtime == "null":
             shutil.rmtree(opened.engines / one.name)
     return opened
 
@@ -110,7 +114,7 @@ def test_engines_that_nothing_loads_are_removed_with_the_reason(built):
         remade(built, one, runtime="null").name: "draws nothing",
     }
     damaged = remade(built, one, versions={"onnxruntime": "0.2"})
-    (damaged / "engine.json").write_bytes(b"")
+    (damaged / "engine.txt").write_bytes(b"")
     wrong[damaged.name] = "damaged"
     found = {each.path.name: each.why for each in lost(built)}
     assert found.keys() == wrong.keys()
@@ -167,7 +171,7 @@ def test_files_with_other_names_free_nothing_until_the_last_goes(built):
         shutil.rmtree(folder / "data", ignore_errors=True)
     size = sum(path.stat().st_size for folder in (first, second) for path in folder.iterdir())
     assert sum(each.bytes for each in lost(built)) == size
-    kept = first / "engine.json"
+    kept = first / "engine.txt"
     os.link(kept, built.folder.with_name("backup"))
     assert sum(each.bytes for each in lost(built)) == size - kept.stat().st_size
 
@@ -209,7 +213,7 @@ def test_a_header_of_another_place_is_no_engine(built, tmp_path, part):
 )
 def test_a_header_that_lacks_something_is_no_engine(built, fields):
     one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
-    whole = {} if not fields else {**one.fields, **fields}
+    whole = {} if not fields else {**one.fields.plain, **fields}
     folder = built.engines / f"unet-{key_of(whole)}"
     shutil.copytree(built.engines / one.name, folder)
     write_sealed(folder / "key.json", {**read_sealed(folder / "key.json"), "fields": whole, "key": key_of(whole)})

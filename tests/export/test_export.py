@@ -6,11 +6,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from latentc.checkpoints import parts
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_spec
 from latentc.checkpoints.random import new_checkpoint
+from latentc.core import files
+from latentc.core.bundle import verify_files
 from latentc.core.errors import BundleError, CheckpointError, ParityError
 from latentc.core.shapes import shape_of
+from latentc.export import export as exporting
 from latentc.export import reference
 from latentc.export.export import export as run_export
 
@@ -79,6 +83,27 @@ def test_every_file_has_a_digest(bundle):
     files = {name for name in files if not name.startswith("engines/")}
     assert files == set(opened.manifest.files) | {"latentc.json"}
     assert {"torch", "diffusers", "onnx", "onnxruntime"} <= opened.manifest.versions.keys()
+
+
+@pytest.mark.slow
+def test_each_file_is_hashed_once_and_parts_are_asked_for_once(checkpoint, tmp_path, monkeypatch):
+    hashed, asked = [], []
+
+    def sha256(path):
+        hashed.append(path.name if path.parent.name == "reference" else f"{path.parent.name}/{path.name}")
+        return files.sha256(path)
+
+    def part_specs(opened):
+        asked.append(opened)
+        return parts.part_specs(opened)
+
+    monkeypatch.setattr(exporting, "sha256", sha256)
+    monkeypatch.setattr(exporting, "part_specs", part_specs)
+    made = run_export(checkpoint("sd1"), tmp_path / "bundle")
+    assert len(asked) == 1
+    assert {"unet/model.onnx", "unet/model.onnx_data", "unet.npz"} <= set(hashed)
+    assert len(hashed) == len(set(hashed)) == len(made.manifest.files)
+    verify_files(made, list(made.manifest.files))
 
 
 @pytest.mark.slow

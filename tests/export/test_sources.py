@@ -128,7 +128,7 @@ def test_bf16_stays_two_bytes(made, checkpoint):
 @pytest.mark.parametrize("half", [False, True])
 def test_bf16_is_widened_for_runtimes_that_dont_read_it(half, made):
     _, unet, bundle = made
-    with lowered(bundle.graph("unet"), "wide", 18, None, half=half, widened=True) as path:
+    with lowered(bundle.graph("unet"), "wide", 18, None, ("half", "widen") if half else ("widen",)) as path:
         graph = ir.load(path)
         held = {name: value.const_value for name, value in graph.graph.initializers.items()}
         kinds = {tensor.dtype.name for tensor in held.values() if tensor.nbytes > 1024}

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentc.compiler.cache import Artifact, Miss, Parity, artifacts, explain, find, load_engine, seal
+from latentc.compiler.key import Key
 from latentc.compiler.lower import lowered
+from latentc.compiler.targets import Wanted
 from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Job, Target, runtime
@@ -160,7 +163,8 @@ def bundle_at(folder: Path, inputs, outputs, location="nowhere") -> Bundle:
 def lower(adapter, device: str, graph: Path, shape=None) -> None:
     """Bring a graph to what the adapter takes for a device, in its place."""
     opset = OPSETS.get(device, adapter.newest_opset)
-    with lowered(graph, "lowered", opset, shape, folded=not adapter.infers_shapes) as path:
+    lacks = adapter.lacks.get(device, ())
+    with lowered(graph, "lowered", opset, shape, () if adapter.infers_shapes else ("fold",), lacks=lacks) as path:
         if path != graph:
             shutil.copy(path, graph)
 
@@ -176,6 +180,47 @@ class Case:
     expected: Callable | None
     """Outputs by name from feeds; None for the runtime that answers zeros."""
 
+    def wanted(self, **changes) -> Wanted:
+        """What a bundle would be asked for."""
+        target = replace(self.target, **changes)
+        key = Key(
+            part=PART,
+            part_digest="0" * 64,
+            runtime=target.runtime,
+            adapter=self.adapter.revision,
+            versions=self.adapter.versions(),
+            device={"name": target.device, **self.adapter.device(target.device)},
+            precision=target.precision,
+            shape=dict(target.shape) if target.shape else "free",
+            options={},
+        )
+        return Wanted(PART, target, key)
+
+    def build(self, root: Path, graph: Path | None = None, **changes) -> Path:
+        """Compile into a bundle's folder, under a header; gives the engine's folder."""
+        want = self.wanted(**changes)
+        folder = root / "engines" / want.name
+        self.compile(folder, graph, **changes)
+        seal(folder, want.fields, Parity(psnr_db=100.0, cosine=1.0, reference="none"), 0.0, "test")
+        return folder
+
+    def found(self, root: Path, **changes) -> Artifact | Miss:
+        """What is in a bundle's folder of it."""
+        bundle, want = Bundle(root, self.bundle.manifest), self.wanted(**changes)
+        return find(bundle, PART, want.key) or explain(bundle, want.fields, artifacts(bundle))
+
+    def load(self, root: Path | None = None, **changes):
+        """Through the header, as the compiler does."""
+        root = root or self.root
+        artifact = self.found(root, **changes)
+        assert isinstance(artifact, Artifact), artifact
+        return load_engine(Bundle(root, self.bundle.manifest), artifact, self.adapter, self.wanted(**changes))
+
+    @property
+    def root(self) -> Path:
+        """The bundle's folder that the artifact is in."""
+        return self.artifact.parent.parent
+
     def compile(self, out: Path, graph: Path | None = None, **changes) -> Target:
         out.mkdir(parents=True)
         target = replace(self.target, **changes)
@@ -183,17 +228,14 @@ class Case:
         return target
 
     def static(self, out: Path, feeds) -> dict:
-        """Compile for the shapes of these feeds only; gives what changed of the target."""
+        """Build for the shapes of these feeds only; gives what changed of the target."""
         shape = {name: array.shape for name, array in feeds.items()}
         graph = None
         if self.adapter.reads_onnx:
             graph = write_graph(out.with_name("static") / "model.onnx", shape)
             lower(self.adapter, self.target.device, graph, shape)
-        self.compile(out, graph, shape=shape)
+        self.build(out, graph, shape=shape)
         return {"shape": shape}
-
-    def load(self, artifact: Path | None = None, **changes):
-        return self.adapter.load(artifact or self.artifact, replace(self.target, **changes))
 
     def feeds(self, batch=2, height=8, width=6, seed=0):
         return feeds_of(self.target.inputs, batch, height, width, seed=seed)
@@ -259,10 +301,9 @@ def make_case(tmp_path_factory, checkpoint):
             expected = by_onnx(graph) if name != "null" else None
             lower(adapter, device, graph)
         target = Target(name, device, "f32", {}, inputs, outputs)
-        one = Case(adapter, bundle_at(folder, inputs, outputs, location), target, folder / "artifact", expected)
-        one.compile(one.artifact)
-        made[case] = one
-        return one
+        one = Case(adapter, bundle_at(folder, inputs, outputs, location), target, folder, expected)
+        made[case] = replace(one, artifact=one.build(folder / "built"))
+        return made[case]
 
     return make
 

@@ -23,6 +23,7 @@ from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError
 from latentc.core.progress import quiet
 from latentc.runtimes import Job, Target, cuda, trt, trt_plan
+from latentc.runtimes.base import files_in
 from latentc.runtimes.host import Bound
 
 SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((?P<takes>.*)\) -> (?P<gives>.+)$|^\((?P<plain>.*)\) -> (?P<plain_gives>.+)$")
@@ -206,7 +207,7 @@ def drive(folder):
         assert "IBuilderConfig.clear_flag TF32" in flags
         for flag in ("REFIT", "WEIGHT_STREAMING"):
             assert (f"IBuilderConfig.set_flag {flag}" in flags) == bool(chosen), flags
-        engine = adapter.load(made, target)
+        engine = adapter.load(made, target, files_in(made))
         feed = np.zeros(shape["sample"], np.float32).view(Bound)
         for _ in range(3):
             engine.run({"sample": feed})
@@ -223,7 +224,7 @@ def drive(folder):
         bindings.SerializationFlag, "INCLUDE_REFIT"
     )
     assert (folder / "refitted" / trt.PLAN).read_bytes() == b"other plan"
-    adapter.load(folder / "refitted", target).close()
+    adapter.load(folder / "refitted", target, files_in(folder / "refitted")).close()
     ANSWERS["OnnxParserRefitter.refit_from_file"], ANSWERS["OnnxParserRefitter.num_errors"] = False, 1
     refused(lambda: adapter.refit(job, made, folder), "wouldn't take the weights: no such node")
     (folder / "graph.onnx").write_bytes(graph_of(2.0, side=2))

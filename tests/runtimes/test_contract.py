@@ -2,14 +2,19 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from latentc.compiler.cache import Miss, artifacts, load_engine
+from latentc.compiler.faults import broken
 from latentc.compiler.lower import lowered
-from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.bundle import Bundle
+from latentc.core.errors import BundleError, CompileError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.shapes import shape_of, sizes_of
 from latentc.runtimes import RUNTIMES, runtime
+from latentc.runtimes.base import files_in
 
 from .conftest import OPSETS, write_graph
 
@@ -19,8 +24,15 @@ graph_readers = pytest.mark.parametrize("case", ["openvino", "onnxruntime"], ind
 with_a_library = pytest.mark.parametrize("case", ["openvino", "onnxruntime", "torch"], indirect=True)
 
 
-def same(left, right):
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+VARIES = {"CUDA": 1e-5}
+"""Devices of ONNX Runtime on which two calls differ in the last bits: a norm there adds up in an order that varies."""
+
+
+def same(case, left, right):
+    """Whether two answers are the same to the bit, where the runtime always adds up in one order."""
+    varies = VARIES.get(case.target.device, 0) if case.target.runtime == "onnxruntime" else 0
+    near = all(np.allclose(left[name], right[name], rtol=0, atol=varies) for name in left)
+    return left.keys() == right.keys() and near
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 8, 6), (1, 10, 12)])
@@ -44,7 +56,7 @@ def test_outputs_belong_to_the_caller(case, engine):
     kept = {name: array.copy() for name, array in first.items()}
     for array in first.values():
         array.fill(7.0)
-    assert same(engine.run(case.feeds()), kept)
+    assert same(case, engine.run(case.feeds()), kept)
     for array in first.values():
         assert (array == 7.0).all()
 
@@ -53,10 +65,10 @@ def test_inputs_stay_the_callers(case, engine):
     feeds = case.feeds()
     outputs = engine.run(feeds)
     kept = {name: array.copy() for name, array in outputs.items()}
-    assert same(feeds, case.feeds())
+    assert same(case, feeds, case.feeds())
     for array in feeds.values():
         array.fill(0.0)
-    assert same(outputs, kept)
+    assert same(case, outputs, kept)
 
 
 def test_any_memory_layout_will_do(case, engine):
@@ -67,8 +79,8 @@ def test_any_memory_layout_will_do(case, engine):
     strided = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in feeds.items()}
     assert not strided["sample"].flags.c_contiguous
     expected = engine.run(feeds)
-    assert same(engine.run(locked), expected)
-    assert same(engine.run(strided), expected)
+    assert same(case, engine.run(locked), expected)
+    assert same(case, engine.run(strided), expected)
 
 
 def test_bound_inputs_need_not_be_fed(case, engine):
@@ -77,8 +89,8 @@ def test_bound_inputs_need_not_be_fed(case, engine):
     context = feeds.pop("encoder_hidden_states")
     run = engine.bind({"encoder_hidden_states": context})
     context.fill(0.0)  # bound as it was
-    assert same(run(feeds), expected)
-    assert same(run(feeds), expected)
+    assert same(case, run(feeds), expected)
+    assert same(case, run(feeds), expected)
     with pytest.raises(ShapeError, match=r"encoder_hidden_states.* bound already"):
         run({**feeds, "encoder_hidden_states": context})
     with pytest.raises(ShapeError, match="missing"):
@@ -94,7 +106,7 @@ def test_eight_threads_get_the_same_bytes(case, engine):
     expected = [engine.run(one) for one in feeds]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(engine.run, feeds * 4))
-    assert all(same(outputs, expected[index % 2]) for index, outputs in enumerate(found))
+    assert all(same(case, outputs, expected[index % 2]) for index, outputs in enumerate(found))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +139,11 @@ def test_a_static_engine_refuses_other_shapes(case, tmp_path):
     with pytest.raises(ShapeError, match=r"built for \[2, 4, 8, 8\] only"):
         engine.run(case.feeds(2, 8, 16))
     engine.close()
-    with pytest.raises(CompileError, match="built for shape"):
-        case.load(tmp_path / "out")
+    assert case.found(tmp_path / "out").differences["shape"] == (None, "free")
+    (one,) = artifacts(Bundle(tmp_path / "out", case.bundle.manifest))
+    says = r"isn't what is wanted \(shape: it has None, wanted is 'free'; .*shape.sample: it has \[2, "
+    with pytest.raises(BundleError, match=says):
+        load_engine(Bundle(tmp_path / "out", case.bundle.manifest), one, case.adapter, case.wanted())
 
 
 @pytest.mark.slow
@@ -140,9 +155,10 @@ def test_a_lowered_graph_lies_apart_from_its_weights(case, tmp_path):
     shape = {name: array.shape for name, array in feeds.items()}
     graph = write_graph(tmp_path / "part" / "model.onnx")
     opset = OPSETS.get(case.target.device, case.adapter.newest_opset)
-    with lowered(graph, "key", opset, shape, folded=not case.adapter.infers_shapes) as path:
+    lacks = case.adapter.lacks.get(case.target.device, ())
+    with lowered(graph, "key", opset, shape, () if case.adapter.infers_shapes else ("fold",), lacks=lacks) as path:
         assert path.parent != graph.parent
-        case.compile(tmp_path / "out", path, shape=shape)
+        case.build(tmp_path / "out", path, shape=shape)
     engine = case.load(tmp_path / "out", shape=shape)
     if case.expected is not None:
         for name, wanted in case.expected(feeds).items():
@@ -167,15 +183,15 @@ def test_two_engines_of_one_artifact(case):
     first, second = case.load(), case.load()
     expected = first.run(case.feeds())
     first.close()
-    assert same(second.run(case.feeds()), expected)
+    assert same(case, second.run(case.feeds()), expected)
     second.close()
 
 
 def test_an_artifact_stands_alone_and_can_move(case, engine, tmp_path):
-    shutil.copytree(case.artifact, tmp_path / "moved")
+    shutil.copytree(case.root, tmp_path / "moved")
     moved = case.load(tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved")  # what is loaded stays whole
-    assert same(moved.run(case.feeds()), engine.run(case.feeds()))
+    assert same(case, moved.run(case.feeds()), engine.run(case.feeds()))
     moved.close()
 
 
@@ -198,48 +214,51 @@ def damages(folder):
         yield f"{path.name} truncated", path.name, content[: len(content) // 2]
         yield f"{path.name} empty", path.name, b""
         yield f"{path.name} gone", path.name, None
-        if path.name not in ("engine.data", "placement.json", "memory.json"):  # other weights are weights; or accounts
-            yield f"{path.name} junk", path.name, b"\x07" * len(content)
+        yield f"{path.name} junk", path.name, b"\x07" * len(content)
 
 
 def test_a_damaged_artifact_is_refused(case, tmp_path):
     for index, (what, name, content) in enumerate(damages(case.artifact)):
-        broken = tmp_path / str(index)
-        shutil.copytree(case.artifact, broken)
+        root = tmp_path / str(index)
+        shutil.copytree(case.root, root)
+        folder = root / "engines" / case.artifact.name
         if content is None:
-            (broken / name).unlink()
+            (folder / name).unlink()
         else:
-            (broken / name).write_bytes(content)
-        with pytest.raises(CompileError) as caught:
-            case.load(broken)
-        assert str(broken) in str(caught.value), what
+            (folder / name).write_bytes(content)
+        found = case.found(root)
+        if isinstance(found, Miss):
+            assert found == Miss(folder.name, {}), what
+            assert broken(Bundle(root, case.bundle.manifest)) == [folder], what
+            continue
+        with pytest.raises(BundleError) as caught:
+            case.load(root)
+        assert str(folder / name) in str(caught.value), what
         assert "latentc build" in str(caught.value), what
 
 
 def test_no_artifact_at_all(case, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(CompileError, match="holds no engine"):
-            case.load(folder)
+        assert case.found(folder) == Miss(None, {})
 
 
 def test_an_artifact_of_another_precision_is_refused(case):
-    with pytest.raises(CompileError, match="precision f32; here it is bf16|doesn't compute in bf16"):
-        case.load(precision="bf16")
+    assert case.found(case.root, precision="bf16") == Miss(case.artifact.name, {"precision": ("f32", "bf16")})
 
 
 @with_a_library
 def test_an_artifact_of_another_version_or_device_is_refused(case, monkeypatch):
     kind = type(case.adapter)
     monkeypatch.setattr(kind, "versions", lambda self: {"library": "0.1"})
-    with pytest.raises(CompileError, match=r"built for versions .*; here it is library 0\.1"):
-        case.load()
+    found = case.found(case.root)
+    assert found.nearest == case.artifact.name
+    assert found.differences["versions.library"] == (None, "0.1")
     monkeypatch.undo()
     if not case.adapter.reads_onnx:
         return
     monkeypatch.setattr(kind, "device", lambda self, device: {"instructions": "6502"})
-    with pytest.raises(CompileError, match=r"built for device name CPU.*; here it is name CPU, instructions 6502"):
-        case.load()
+    assert case.found(case.root).differences["device.instructions"][1] == "6502"
 
 
 @graph_readers
@@ -257,13 +276,13 @@ def test_a_device_that_is_not_there(case, tmp_path):
     with pytest.raises(RuntimeMissing, match="NPU"):
         case.compile(tmp_path / "out", device="NPU")
     with pytest.raises(RuntimeMissing, match="NPU"):
-        case.load(device="NPU")
+        case.adapter.load(case.artifact, replace(case.target, device="NPU"), files_in(case.artifact))
 
 
 @graph_readers
 def test_a_graph_with_other_names_is_refused(case, tmp_path):
     renamed = (*case.target.outputs, case.target.outputs[0].model_copy(update={"name": "noise"}))
-    case.compile(tmp_path / "out", outputs=renamed)
+    case.build(tmp_path / "out", outputs=renamed)
     with pytest.raises(CompileError, match="noise"):
         case.load(tmp_path / "out", outputs=renamed)
 
@@ -272,7 +291,7 @@ def test_only_the_outputs_asked_for(case, engine):
     one = case.target.outputs[:1]
     narrow = case.load(outputs=one)
     expected = engine.run(case.feeds())
-    assert same(narrow.run(case.feeds()), {one[0].name: expected[one[0].name]})
+    assert same(case, narrow.run(case.feeds()), {one[0].name: expected[one[0].name]})
     narrow.close()
 
 
@@ -295,4 +314,4 @@ def test_a_forgotten_engine_does_no_harm(case, engine):
     forgotten = case.load()
     expected = forgotten.run(case.feeds())
     del forgotten
-    assert same(engine.run(case.feeds()), expected)
+    assert same(case, engine.run(case.feeds()), expected)

@@ -17,6 +17,7 @@ from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.runtimes import Job
 from latentc.runtimes import migraphx as module
+from latentc.runtimes.base import files_in
 from latentc.runtimes.machine import Gpu, machine
 from latentc.runtimes.migraphx import MIGraphX
 
@@ -89,25 +90,24 @@ def compile_to(case, out, **options):
 
 
 def test_the_driver_is_told_the_device_and_the_options(case, told, tmp_path):
-    out = compile_to(case, tmp_path / "out", exhaustive_tune=True, gpu_arch_params="{num_cu:304, num_chiplets:8}")
+    compile_to(case, tmp_path / "out", exhaustive_tune=True, gpu_arch_params="{num_cu:304, num_chiplets:8}")
     given = told()
     assert given[:3] == ["compile", "--onnx", str(case.graph)]
     assert given[given.index("--gpu-arch") + 1] == "gfx942"
     assert given[given.index("--gpu-arch-params") + 1] == "{num_cu:304, num_chiplets:8}"
     assert {"--enable-offload-copy", "--exhaustive-tune", "--binary"} <= set(given)
-    stamp = json.loads((out / "engine.json").read_text())
-    assert stamp["versions"] == {"migraphx": "2.15.0"}
+    assert MIGraphX().versions() == {"migraphx": "2.15.0"}, "it is in the key"
     assert "--exhaustive-tune" not in (compile_to(case, tmp_path / "plain"), told())[1]
 
 
 def test_it_computes_what_it_was_given(case, told, here, tmp_path):
     out = compile_to(case, tmp_path / "out")
     shutil.copy(case.graph.with_name("model.onnx_data"), out)  # the stand-in's program is the graph
-    engine = MIGraphX().load(out, case.target)
+    engine = MIGraphX().load(out, case.target, files_in(out))
     for name, wanted in case.expected(case.feeds).items():
         np.testing.assert_allclose(engine.run(case.feeds)[name], wanted, rtol=0, atol=1e-4)
     one = replace(case.target, outputs=OUTPUTS[:1])
-    assert list(MIGraphX().load(out, one).run(case.feeds)) == ["out_sample"]
+    assert list(MIGraphX().load(out, one, files_in(out)).run(case.feeds)) == ["out_sample"]
     engine.close()
     with pytest.raises(RuntimeMissing, match="closed"):
         engine.run(case.feeds)
@@ -154,8 +154,8 @@ def test_a_bundle_is_built_without_the_device_and_not_run(told, own_bundle, monk
     proved = Parity(psnr_db=99.0, cosine=1.0, reference="PyTorch, at export", graph_run_by="iree 3.13.0 CPU")
     monkeypatch.setattr("latentc.compiler.make.measure_typed", lambda *_: proved)
     alone, both, *others = (one.artifact for one in build(opened, profile).engines)
-    assert alone.fields["shape"] == {"input_ids": [1, 77]}
-    assert both.fields["shape"] == {"input_ids": [2, 77]}, "the prompt and the negative one"
-    assert {one.fields["precision"] for one in others} == {"f16", "f32"}
+    assert alone.fields.shape == {"input_ids": (1, 77)}
+    assert both.fields.shape == {"input_ids": (2, 77)}, "the prompt and the negative one"
+    assert {one.fields.precision for one in others} == {"f16", "f32"}
     with pytest.raises(RuntimeMissing, match="Python module can't be loaded"):
         load(opened, profile)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentc.core.errors import CompileError, ProfileError
-from latentc.runtimes.base import Target
+from latentc.runtimes.base import Target, files_in
 from latentc.runtimes.openvino import CACHE, CACHED, OpenVINO, _config, _Pipe
 
 
@@ -27,7 +27,7 @@ def errors(case, engine):
 def test_a_precision_survives_loading(case, tmp_path, precision):
     if precision not in case.adapter.precisions("CPU"):
         pytest.skip(f"this CPU has no {precision}")
-    case.compile(tmp_path / "out", precision=precision)
+    case.build(tmp_path / "out", precision=precision)
     engine = case.load(tmp_path / "out", precision=precision)
     assert (errors(case, engine) < 1e-4) == (precision == "f32")
     assert errors(case, engine) < 0.2
@@ -52,13 +52,13 @@ def test_another_precision_than_asked_for_is_refused(case, tmp_path, monkeypatch
 
 
 def test_a_blob_of_another_openvino_is_refused_in_its_words(case, tmp_path):
-    """The stamp would notice first; this is the library's own check, behind it."""
-    case.compile(tmp_path / "out")
+    """The key is another one; this is the library's own check, behind it."""
+    target = case.compile(tmp_path / "out")
     blob = tmp_path / "out" / "engine.blob"
     version = case.adapter.versions()["openvino"].encode()
     blob.write_bytes(blob.read_bytes().replace(version, b"2" * len(version)))
     with pytest.raises(CompileError, match=r"built for a different runtime configuration.*Build it again"):
-        case.load(tmp_path / "out")
+        case.adapter.load(tmp_path / "out", target, files_in(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_options_that_it_refuses(case, options, message):
 def test_options_reach_the_engine(case, tmp_path):
     options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "THROUGHPUT"}
     case.adapter.check(options)
-    case.compile(tmp_path / "out", options=options)
+    case.build(tmp_path / "out", options=options)
     engine = case.load(tmp_path / "out", options=options)
     compiled = engine._call.__self__.compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1

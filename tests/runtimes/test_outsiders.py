@@ -57,7 +57,7 @@ def test_one_module_and_one_line_are_a_runtime(install, own_bundle, tmp_path):
     profile, opened = load_profile(tmp_path / "mine.toml"), own_bundle()
     built = build(opened, profile)
     assert built.step_psnr_db > 90
-    assert {one.artifact.fields["adapter"] for one in built.engines} == {7}
+    assert {one.artifact.fields.adapter for one in built.engines} == {7}
     with Pipeline.open(opened, profile) as pipeline:
         assert pipeline.describe()["unet"].startswith("outsider ")
         assert pipeline(Request(prompt="a cat", width=64, height=64, steps=1, seed=1)).images.std() > 0

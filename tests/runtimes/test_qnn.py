@@ -18,6 +18,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.profiles.profile import FOLDER
 from latentc.runtimes import Job
+from latentc.runtimes.base import files_in
 from latentc.runtimes.onnxruntime import ONNXRuntime
 
 PROFILE = load_profile("snapdragon-x-elite")
@@ -41,7 +42,7 @@ def compiled(make_case, tmp_path):
         )
         out = tmp_path / device
         out.mkdir()
-        with lowered(case.bundle.graph("unet"), device, 18, shape, half=True) as graph:
+        with lowered(case.bundle.graph("unet"), device, 18, shape, ("half",)) as graph:
             case.adapter.compile(Job(case.bundle, "unet", graph, target), out, quiet)
         return replace(case, artifact=out, target=target), feeds
 
@@ -52,7 +53,7 @@ def compiled(make_case, tmp_path):
 def test_the_npus_code_computes_what_it_should(compiled):
     case, feeds = compiled("QNN-simulator")
     assert json.loads((case.artifact / "placement.json").read_text()) == {"QNNExecutionProvider": {"EPContext": 1}}
-    engine = case.adapter.load(case.artifact, case.target)
+    engine = case.adapter.load(case.artifact, case.target, files_in(case.artifact))
     outputs = engine.run(feeds)
     for name, wanted in case.expected(feeds).items():
         np.testing.assert_allclose(outputs[name], wanted, rtol=0, atol=2e-2, err_msg=name)
@@ -71,7 +72,7 @@ def test_code_for_an_npu_that_is_not_here_is_made_and_not_run(compiled):
         pytest.skip("There is an NPU here.")
     assert case.adapter.missing("QNN").startswith("QNNExecutionProvider finds no NPU here. It needs a Snapdragon")
     with pytest.raises(RuntimeMissing, match="finds no NPU here"):
-        case.adapter.load(case.artifact, case.target)
+        case.adapter.load(case.artifact, case.target, files_in(case.artifact))
 
 
 def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_path):

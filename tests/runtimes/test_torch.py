@@ -12,6 +12,7 @@ from latentc.core.progress import quiet
 from latentc.core.shapes import shape_of
 from latentc.core.tensors import psnr_db
 from latentc.runtimes import Job, Target, runtime
+from latentc.runtimes.base import files_in
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_every_part_has_its_tensor_names(torch, build, family, part, outputs):
     target, artifact = build(family, part)
     sizes = {"batch": 1, "height": 8, "width": 16, "length": 77}
     feeds = {tensor.name: np.ones(shape_of(tensor.shape, sizes), tensor.dtype) for tensor in target.inputs}
-    engine = torch.load(artifact, target)
+    engine = torch.load(artifact, target, files_in(artifact))
     found = engine.run(feeds)
     engine.close()
     assert set(found) == outputs
@@ -74,7 +75,7 @@ def test_narrower_types_are_what_they_say(torch, build, make_case):
     feeds = case.feeds()
     exact = case.expected(feeds)["out_sample"]
     target, artifact = build("sd1", "unet", precision="bf16")
-    engine = torch.load(artifact, target)
+    engine = torch.load(artifact, target, files_in(artifact))
     found = engine.run(feeds)["out_sample"]
     engine.close()
     assert found.dtype == np.float32
@@ -87,9 +88,9 @@ def test_narrower_types_are_what_they_say(torch, build, make_case):
 def test_compiled_modules_compute_the_same(torch, build):
     feeds = {"input_ids": np.arange(77, dtype=np.int64)[None]}
     target, artifact = build("sd1", "text_encoder")
-    exact = torch.load(artifact, target).run(feeds)
+    exact = torch.load(artifact, target, files_in(artifact)).run(feeds)
     compiled = replace(target, options={"compile": True})
-    found = torch.load(artifact, compiled).run(feeds)
+    found = torch.load(artifact, compiled, files_in(artifact)).run(feeds)
     assert all(psnr_db(array, found[name]) > 100 for name, array in exact.items())
 
 
@@ -107,7 +108,7 @@ def test_a_checkpoint_that_moved_is_named(torch, build, checkpoint, tmp_path):
     target, artifact = build("sd1", "unet", tmp_path / "mine")
     (tmp_path / "mine").rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"mine isn't there any more\. Put it back, or export"):
-        torch.load(artifact, target)
+        torch.load(artifact, target, files_in(artifact))
 
 
 def test_a_checkpoint_that_was_changed_is_named(torch, build, checkpoint, tmp_path):
@@ -118,7 +119,7 @@ def test_a_checkpoint_that_was_changed_is_named(torch, build, checkpoint, tmp_pa
     content[-3] ^= 1
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match="isn't what this engine was built from"):
-        torch.load(artifact, target)
+        torch.load(artifact, target, files_in(artifact))
 
 
 def test_a_bundle_of_another_model_is_refused(build, make_case):
@@ -132,4 +133,4 @@ def test_a_damaged_note_is_refused(torch, build):
     content = (artifact / "source.json").read_text()
     (artifact / "source.json").write_text(content.replace('"digest"', '"digset"'))
     with pytest.raises(CompileError, match=r"unknown key 'digset': did you mean 'digest'"):
-        torch.load(artifact, target)
+        torch.load(artifact, target, files_in(artifact))

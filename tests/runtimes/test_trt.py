@@ -19,10 +19,11 @@ from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.runtimes import Job, Target
+from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
-from latentc.runtimes.trt_plan import ROOMS, Plan
+from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
 from latentc.runtimes.trt_refit import without_weights
 
 WHY_NOT = tensorrt_rtx().unbuildable("sm89")
@@ -44,7 +45,7 @@ def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
     told = []
     out.mkdir()
     target = replace(case.target, device=device, precision="f16")
-    with lowered(case.bundle.graph("unet"), "half", 23, None, half=True) as graph:  # sm75 multiplies no f32 matrices
+    with lowered(case.bundle.graph("unet"), "half", 23, None, ("half",)) as graph:  # sm75 multiplies no f32 matrices
         job = Job(case.bundle, "unet", graph, target)
         case.adapter.compile(job, out, lambda what, share: told.append((what, share)))
     assert (out / "engine.plan").stat().st_size > 100_000
@@ -73,8 +74,8 @@ def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch)
     assert case.adapter.missing("sm86+sm89") is None
     assert case.adapter.missing("sm86+sm120").startswith("There is no GPU of sm86 or sm120 here")
     opened = []
-    monkeypatch.setattr("latentc.runtimes.trt.Plan", lambda *args, **_: opened.append(args[3].device) or Opened())
-    case.adapter.load(out, replace(case.target, device="sm86+sm89+sm120")).close()
+    monkeypatch.setattr("latentc.runtimes.trt.LoadedPlan", lambda *args, **_: opened.append(args[3].device) or Opened())
+    case.adapter.load(out, replace(case.target, device="sm86+sm89+sm120"), files_in(out)).close()
     assert opened == ["sm89"], "the one that is here"
 
 
@@ -99,7 +100,7 @@ def test_turing_is_told_to_take_f16(case, tmp_path):
 @installed
 def test_a_static_plan_and_a_broken_graph(case, tmp_path):
     case.static(tmp_path / "out", case.feeds())
-    assert (tmp_path / "out" / "engine.plan").exists()
+    assert list((tmp_path / "out" / "engines").glob("*/engine.plan"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a graph")
     (tmp_path / "other").mkdir()
@@ -411,7 +412,7 @@ def load(monkeypatch, tmp_path):
             Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
             ExecutionContextAllocationStrategy=strategies,
         )
-        plan = Plan(library, log, tmp_path / "engine.plan", target, **how)
+        plan = LoadedPlan(library, log, tmp_path / "engine.plan", target, **how)
         context.engine = engine
         return HostEngine(target, plan.call, plan.release), context
 

@@ -1,0 +1,167 @@
+"""Operators that a device has no kernel for, or a wrong one, in those that it has.
+
+ONNX Runtime's CUDA provider (1.31.1) has no kernel for GroupNormalization, which it expands into some twenty operators,
+and none for ArgMax of integers, which it computes on the CPU, between two copies, so that the call can't be recorded as
+a graph. Its Attention in f16 came to 19 dB of PyTorch in a UNet of Stable Diffusion 1.5 on an H200, where opset 18's
+small operators come to 62 dB (benchmarks/results/2026-11-26-h200.md). It has Microsoft's GroupNorm, of samples whose
+channels come last, with or without SiLU behind the norm, and Microsoft's MultiHeadAttention.
+Source: OperatorKernels.md and ContribOperators.md of the ONNX Runtime repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"
+SEQUENCE_RANK, SAMPLE_RANK = 3, 4
+HEADS_FIRST = [0, 2, 1, 3]
+"""Swaps the heads and the sequence of [batch, heads, length, width], and swaps them back."""
+SILU = 1
+"""`activation` of Microsoft's GroupNorm."""
+
+
+def rewrite(model: ir.Model, lacks: Collection[str]) -> ir.Model:
+    """Replace the operators of these names by ones that compute the same.
+
+    The model is changed in place and returned. Left as they are: norms of samples of another rank than three or four,
+    and attention with a mask, a cache, a causal flag or an unknown number of heads.
+    """
+    for node in list(model.graph):
+        if node.op_type in lacks and node.domain in ("", "ai.onnx") and node.graph is not None:
+            REWRITES[node.op_type](model, node)
+    return model
+
+
+def _argmax(model: ir.Model, node: ir.Node) -> None:
+    """Of integers below 2^24, such as token ids, as of floats, which hold each of them exactly."""
+    import onnx_ir as ir
+
+    value = node.inputs[0]
+    if value is None or value.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+        return
+    cast_ = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}.f32")
+    floats = cast_.outputs[0]
+    floats.name, floats.shape, floats.type = cast_.name, value.shape, ir.TensorType(ir.DataType.FLOAT)
+    model.graph.insert_before(node, cast_)
+    node.replace_input_with(0, floats)
+
+
+class _Before:
+    """Writes nodes that take the place of another one."""
+
+    def __init__(self, model: ir.Model, node: ir.Node, old: ir.Value) -> None:
+        self._model, self._node, self._old = model, node, old
+        self._made: list[ir.Node] = []
+
+    def __call__(self, op: str, *inputs: Any, domain: str = "", **attributes: Any) -> Any:
+        import onnx_ir as ir
+
+        stem = f"{self._node.name or self._node.outputs[0].name}.{len(self._made)}"
+        one: ir.Node = cast("Any", ir).node(op, inputs, attributes, domain=domain, name=stem)
+        one.outputs[0].name, one.outputs[0].type = stem, self._old.type
+        self._made.append(one)
+        return one.outputs[0]
+
+    def whole(self, *values: int) -> Any:
+        """A constant of int64."""
+        import onnx_ir as ir
+
+        made = self("Constant", value=ir.tensor(np.array(values, np.int64)))
+        made.type = ir.TensorType(ir.DataType.INT64)
+        return made
+
+    def take_place(self, value: Any, gone: Collection[ir.Node]) -> None:
+        """Give `value` the old one's name, shape and users, and remove the nodes that made the old one."""
+        import onnx_ir as ir
+
+        value.shape = self._old.shape
+        value.name, self._old.name = self._old.name, value.name
+        self._model.graph.insert_before(self._node, self._made)
+        cast("Any", ir).convenience.replace_all_uses_with(self._old, value, replace_graph_outputs=True)
+        for one in gone:
+            self._model.graph.remove(one, safe=True)
+        self._model.opset_imports[MICROSOFT] = 1
+
+
+def _group_norm(model: ir.Model, node: ir.Node) -> None:
+    sample, scale, bias = cast("Any", node.inputs)
+    rank = None if sample.shape is None else len(sample.shape)
+    if rank not in (SEQUENCE_RANK, SAMPLE_RANK):
+        return
+    given: Mapping[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
+    silu = _silu(node)
+    add = _Before(model, node, (silu or node).outputs[0])
+    picture = sample if rank == SAMPLE_RANK else add("Unsqueeze", sample, add.whole(3))
+    norm = add(
+        "GroupNorm",
+        add("Transpose", picture, perm=[0, 2, 3, 1]),
+        scale,
+        bias,
+        domain=MICROSOFT,
+        activation=SILU if silu is not None else 0,
+        channels_last=1,
+        epsilon=float(given.get("epsilon", 1e-5)),
+        groups=int(given["num_groups"]),
+    )
+    whole = add("Transpose", norm, perm=[0, 3, 1, 2])
+    if rank == SEQUENCE_RANK:
+        whole = add("Squeeze", whole, add.whole(3))
+    gone = [node] if silu is None else [silu, *(use for use in node.outputs[0].consumers() if use is not silu), node]
+    add.take_place(whole, gone)
+
+
+def _attention(model: ir.Model, node: ir.Node) -> None:
+    query, key, value, *rest = cast("Any", node.inputs)
+    given: Mapping[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
+    heads = None if query.shape is None or len(query.shape) != SAMPLE_RANK else query.shape[1]
+    plain = len(node.outputs) == 1 and not any(rest) and not given.get("is_causal") and not given.get("softcap")
+    if not plain or not isinstance(heads, int) or key.shape is None or key.shape[1] != heads:
+        return
+    add = _Before(model, node, node.outputs[0])
+
+    def rows(tensor: Any) -> Any:
+        """From [batch, heads, length, width] to [batch, length, heads * width]."""
+        before: ir.Node | None = tensor.producer()
+        if before is not None and before.op_type == "Transpose" and _perm(before) == HEADS_FIRST:
+            by_row = before.inputs[0]
+        else:
+            by_row = add("Transpose", tensor, perm=HEADS_FIRST)
+        return add("Reshape", by_row, add.whole(0, 0, -1))
+
+    scale = {"scale": float(given["scale"])} if given.get("scale") else {}
+    inputs = [rows(tensor) for tensor in (query, key, value)]
+    joined = add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, **scale)
+    by_head = add("Reshape", joined, add.whole(0, 0, heads, -1))
+    add.take_place(add("Transpose", by_head, perm=HEADS_FIRST), [node])
+
+
+def _perm(node: ir.Node) -> list[int] | None:
+    found = node.attributes.get("perm")
+    return None if found is None else list(cast("Any", found).value)
+
+
+def _silu(node: ir.Node) -> ir.Node | None:
+    """The product of the node's output and its sigmoid, where nothing else uses either."""
+    value = node.outputs[0]
+    users = value.consumers()
+    sigmoid = next((user for user in users if user.op_type == "Sigmoid"), None)
+    product = next((user for user in users if user.op_type == "Mul"), None)
+    if len(users) != 2 or sigmoid is None or product is None or value.is_graph_output():
+        return None
+    gate = sigmoid.outputs[0]
+    fits = gate.consumers() == (product,) and not gate.is_graph_output() and set(product.inputs) == {value, gate}
+    return product if fits else None
+
+
+REWRITES: Mapping[str, Callable[[Any, Any], None]] = {
+    "ArgMax": _argmax,
+    "Attention": _attention,
+    "GroupNormalization": _group_norm,
+}
+"""By operator."""

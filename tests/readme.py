@@ -1,0 +1,71 @@
+"""Write the tables of README.md and docs/ from result files and profiles: `make readme`.
+
+A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is the name of a table of
+`benchmarks/columns.py` and FILE a file of `benchmarks/results`, or it is `targets`.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+from latentc.benchmarks.columns import NOTES, table
+from latentc.benchmarks.markdown import markdown_table
+from latentc.benchmarks.reading import Section, machine_title, sections, setting_title
+from latentc.benchmarks.records import read_records
+from latentc.profiles import load_profile, profile_names
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def files() -> list[Path]:
+    """Pages that have such tables."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [page for page in pages if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def written(text: str) -> str:
+    """A page with its tables as the code gives them now."""
+    return BLOCK.sub(lambda found: f"{found[1]}{block(*found[2].split())}\n{found[4]}", text)
+
+
+def block(what: str, file: str = "") -> str:
+    if what == "targets":
+        return targets()
+    rows = read_records(RESULTS / file)
+    (section,) = sections(rows)
+    found = table(what, section, rows if what == "Demo" else None)
+    assert found is not None
+    said = textwrap.fill(f"{where(section)} {NOTES[what]}", 120, break_on_hyphens=False, break_long_words=False)
+    return f"{markdown_table(found)}\n\n{said}"
+
+
+def where(section: Section) -> str:
+    first = section.first
+    memory = ", one process at a time" if first.apart else ""
+    return (
+        f"{machine_title(first.machine)}; {setting_title(first.request)}, guidance {first.request.guidance:g}{memory}."
+    )
+
+
+def targets() -> str:
+    """Profiles by how they were tried."""
+    found: dict[str, list[str]] = {}
+    for name in profile_names():
+        found.setdefault(load_profile(name).proof, []).append(name)
+    lines = ["| proof | profiles |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {proof} | {ticked(found[proof])} |" for proof in ORDER)])
+
+
+ORDER = ("run", "software", "built", "written")
+
+
+def ticked(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+if __name__ == "__main__":
+    for page in files():
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
