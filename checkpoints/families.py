@@ -300,8 +300,8 @@ def find_family(name: str) -> Family:
 
 def family_of(denoiser: Config) -> Family | None:
     """The family of a diffusers folder, by its denoiser's config: by its class, where that is stated, and its marks."""
-    classes = {family.component(family.denoiser).cls for family in FAMILIES}
-    stated: object = denoiser.get("_class_name")
+    classes = [family.component(family.denoiser).cls for family in FAMILIES]
+    stated: object = denoiser.get("_class_name")  # which may be anything, even what can't be hashed
     for family in FAMILIES:
         alike = stated not in classes or stated == family.component(family.denoiser).cls
         if alike and all((denoiser.get(key) or None) == value for key, value in family.marks.items()):

@@ -135,7 +135,8 @@ def _denoiser(folder: Path, others: Mapping[str, Replacement]) -> Config:
     if given is not None and given.config is not None and not os.path.lexists(place):
         return given.config
     config = read_json(place)
-    if given is None and (config.get("_class_name") == UNET or config.get("_class_name") not in CLASSES):
+    stated: object = config.get("_class_name")
+    if given is None and (stated == UNET or stated not in list(CLASSES)):
         refuse_unet(folder, config)
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -83,24 +84,27 @@ def write(model: ir.Model, folder: Path) -> None:
 
 
 def write_variant(model: ir.Model, path: Path) -> None:
-    """Write another graph beside `model.onnx`, over the same weights: what that one holds too isn't written again.
+    """Write another graph beside `model.onnx`, over the same weights: what is in its file isn't written again.
 
-    Other constants, which the exporter folded, lie in the graph itself.
+    Tensors are the same whose bytes are: the exporter names those that it folds as it likes. What the other graph alone
+    has lies in it.
     """
     import onnx_ir as ir
 
     library = cast("Any", ir)
     base: ir.Model = library.load(path.with_name("model.onnx"))
-    kept = {name: value.const_value for name, value in base.graph.initializers.items()}
-    for name, value in model.graph.initializers.items():
-        tensor, own = kept.get(name), value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and own is not None and _same(tensor, own):
-            value.const_value = tensor
+    stored = [value.const_value for value in base.graph.initializers.values()]
+    kept = {_content(tensor): tensor for tensor in stored if isinstance(tensor, ir.ExternalTensor)}
+    for value in model.graph.initializers.values():
+        own = value.const_value
+        if own is not None and own.nbytes > INLINE_BYTES and (same := kept.get(_content(own))):
+            about = {"dtype": same.dtype, "shape": same.shape, "name": value.name, "base_dir": path.parent}
+            value.const_value = library.ExternalTensor(DATA, same.offset, same.length, **about)
     library.save(model, path)
 
 
-def _same(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def _content(tensor: ir.TensorProtocol) -> tuple[str, tuple[int, ...], str]:
+    return tensor.dtype.name, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).hexdigest()
 
 
 def parameters(model: ir.Model) -> int:

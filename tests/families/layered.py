@@ -15,7 +15,7 @@ class LayeredDenoiser(ModelMixin, ConfigMixin):
     """Latents, timestep and prompt to noise, through so many layers."""
 
     @register_to_config
-    def __init__(self, in_channels: int = 4, width: int = 16, states: int = 32, layers: int = 4, sample_size: int = 16):
+    def __init__(self, in_channels: int = 4, width: int = 32, states: int = 32, layers: int = 4, sample_size: int = 16):
         super().__init__()
         self.conv_in = torch.nn.Conv2d(in_channels, width, 3, padding=1)
         self.time = Time(width)
@@ -55,7 +55,7 @@ def _call_shallow(model, _outputs, *tensors):
 
 
 SD1 = find_family("sd1")
-CONFIG = {"in_channels": 4, "width": 16, "states": 32, "layers": 4, "sample_size": 16}
+CONFIG = {"in_channels": 4, "width": 32, "states": 32, "layers": 4, "sample_size": 16}
 
 CLASSES = {"LayeredDenoiser": ComponentClass(parts, frozenset(CONFIG))}
 ROW = Family(

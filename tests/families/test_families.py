@@ -10,6 +10,7 @@ from latentc.compiler.build import build
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.export.weights import INLINE_BYTES
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.draw import latent_shape
@@ -115,9 +116,10 @@ def test_a_variant_of_the_denoiser_is_proved_and_drawn_over_the_same_weights(mad
     assert bundle.one("denoiser") == "unet"
     assert bundle.variants("denoiser") == {None: "unet", "shallow": "unet@shallow"}
     graph = onnx.load(bundle.graph("unet@shallow"), load_external_data=False).graph
-    large = [one for one in graph.initializer if onnx.numpy_helper.helper.tensor_dtype_to_np_dtype(one.data_type)]
-    places = {entry.value for one in large for entry in one.external_data if entry.key == "location"}
-    assert places == {"model.onnx_data"}
+    assert {entry.value for one in graph.initializer for entry in one.external_data if entry.key == "location"} == {
+        "model.onnx_data"
+    }
+    assert all(len(one.raw_data) <= INLINE_BYTES for one in graph.initializer), "no weight is written twice"
     assert [path.name for path in sorted((bundle.folder / "unet").glob("*onnx*"))] == [
         *("model.onnx", "model.onnx_data", "model@shallow.onnx")
     ]
