@@ -1,7 +1,7 @@
 """Write the tables of README.md and docs/ from result files and profiles: `make readme`.
 
 A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is the name of a table of
-`benchmarks/columns.py` and FILE a file of `benchmarks/results`, or it is `targets`.
+`benchmarks/columns.py` and FILE a file of `benchmarks/results`, or it is `targets` or `profiles`.
 """
 
 import re
@@ -13,7 +13,7 @@ from latentc.benchmarks.columns import NOTES, table
 from latentc.benchmarks.markdown import markdown_table
 from latentc.benchmarks.reading import Section, machine_title, sections, setting_title
 from latentc.benchmarks.records import read_records
-from latentc.profiles import load_profile, profile_names
+from latentc.profiles import Profile, load_profile, profile_names
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,8 +32,8 @@ def written(text: str) -> str:
 
 
 def block(what: str, file: str = "") -> str:
-    if what == "targets":
-        return targets()
+    if what in PROFILES:
+        return PROFILES[what]()
     rows = read_records(RESULTS / file)
     (section,) = sections(rows)
     found = table(what, section, rows if what == "Demo" else None)
@@ -60,6 +60,26 @@ def targets() -> str:
 
 
 ORDER = ("run", "software", "built", "written")
+
+
+def profiles() -> str:
+    """Every profile that ships, those that ran first."""
+    every = sorted(map(load_profile, profile_names()), key=lambda one: (ORDER.index(one.proof), one.name))
+    lines = ["| profile | what for | computes in | proof |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{one.name}` | {one.title} | {precisions(one)} | {one.proof} |" for one in every)])
+
+
+def precisions(profile: Profile) -> str:
+    """As `f16; text_encoder, decoder in f32`; of several, the first that the device has."""
+    by_type: dict[str, list[str]] = {}
+    for name, wishes in profile.precision.items():
+        by_type.setdefault(" or ".join(wishes), []).append(name)
+    usual = " or ".join(profile.wishes("", ""))
+    others = [f"{', '.join(names)} in {type_}" for type_, names in by_type.items() if type_ != usual]
+    return "; ".join([usual, *others])
+
+
+PROFILES = {"targets": targets, "profiles": profiles}
 
 
 def ticked(names: Iterable[str]) -> str:
