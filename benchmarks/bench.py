@@ -87,12 +87,14 @@ def bench(
 
 
 def _check_names(bundles: Sequence[Bundle]) -> None:
-    """Raise `RequestError` for bundles that couldn't be told apart in a table."""
+    """Raise `RequestError` for bundles that a table couldn't distinguish."""
     names = [bundle.folder.name for bundle in bundles]
     if not names:
         raise RequestError("There is no bundle to measure. Name one at least.")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise RequestError(f"Two bundles are called {twice}: their rows couldn't be told apart. Rename one of them.")
+        raise RequestError(
+            f"Two bundles are called {twice}: a table couldn't distinguish their rows. Rename one of them."
+        )
 
 
 def _afterwards(

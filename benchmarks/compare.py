@@ -160,11 +160,11 @@ def compare(old: Iterable[Measurement], new: Iterable[Measurement], effect: floa
 
 
 Key = tuple[str, str, str]
-"""What tells a row from others: a title, the rest of the setting, and threads."""
+"""What distinguishes a row from others: a title, the rest of the setting, and threads."""
 
 
 def _label(key: Key, keys: Sequence[Key]) -> str:
-    """The title, with as much of the rest as tells it from others of the same title."""
+    """The title, with as much of the rest as distinguishes it from others of the same title."""
     alike = [other for other in keys if other[0] == key[0]]
     return ", ".join([key[0], *(key[place] for place in (1, 2) if len({other[place] for other in alike}) > 1)])
 
@@ -287,7 +287,7 @@ def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
     for fault in sorted(faults[1] - faults[0]) if judged else ():
         yield "fault", "worse", fault
     gates = [[said for one in side for said in one.failures] for side in sides]
-    if gates[1]:  # their sentences hold figures, so they can't be told apart by their words
+    if gates[1]:  # their sentences hold figures, so they can't be distinguished by their words
         yield "gate", "worse" if judged and not gates[0] else "note", gates[1][0]
 
 

@@ -94,7 +94,7 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
-    """The demo's bundle; made anew where it is of other weights than are shipped now."""
+    """The demo's bundle; made again where it is of other weights than are shipped now."""
     target, made_from = folder / f"{CHECKPOINT}.bundle", folder / f"{CHECKPOINT}.sha256"
     shipped = sha256_json([sha256(path) for path in sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))])
     if target.exists() and made_from.exists() and made_from.read_text(encoding="utf-8") == shipped:

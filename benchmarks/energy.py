@@ -13,7 +13,7 @@ MICROJOULES = 1_000_000
 
 
 def read_counters(folder: Path = POWERCAP) -> dict[str, tuple[int, int]]:
-    """Microjoules of each CPU package, and where its counter begins anew; empty where the machine doesn't tell."""
+    """Microjoules of each CPU package, and where its counter wraps; empty where the machine doesn't report it."""
     found: dict[str, tuple[int, int]] = {}
     try:
         for zone in sorted(folder.glob("intel-rapl:*")):  # AMD's carry the same name
@@ -26,7 +26,7 @@ def read_counters(folder: Path = POWERCAP) -> dict[str, tuple[int, int]]:
 
 
 def joules(before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]) -> float | None:
-    """Joules between two readings; None where there are none. A counter may have begun anew once."""
+    """Joules between two readings; None where there are none. A counter may have wrapped once."""
     if not before or before.keys() != after.keys():
         return None
     used = 0

@@ -48,7 +48,7 @@ log = logging.getLogger("latentc.gpu_suite")
 
 ROOT = Path(__file__).parent.parent
 GRACE_SECONDS = 30.0
-"""For a trial to write down what it has, once it was told to stop."""
+"""For a trial to write down what it has, once it was asked to stop."""
 
 NOT_RUN = 2
 """Exit code of a trial for which something isn't here."""
@@ -252,7 +252,7 @@ def _try_one(name: str, trial: Callable[[Times], str], times: Times) -> int:
 
 
 def _run(name: str, least: float, times: Times, command: Sequence[str]) -> Trial:
-    """One trial, in a process that is told to stop in time to write down what it has."""
+    """One trial, in a process that is asked to stop in time to write down what it has."""
     if times.left < least + GRACE_SECONDS:
         return Trial(name=name, outcome="not run", seconds=0, said=f"It takes {least:.0f} s or more: the time was up.")
     start, answer = time.monotonic(), times.answer(name)

@@ -47,7 +47,7 @@ class Caption:
     scene: Scene
     text: str
     said: Mapping[str, str]
-    """The attributes that it tells."""
+    """The attributes that it names."""
 
     @property
     def held_out(self) -> bool:

@@ -80,7 +80,7 @@ class Family:
     """Keys of the denoiser's config that tell it from families of the same class; None stands for absent or false."""
     texts: tuple[TextLayout, ...]
     heads: Callable[[list[int]], int | list[int]]
-    """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor tells them."""
+    """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor shows them."""
     tiny: Mapping[str, Config]
     """What a tiny variant changes in the published configs."""
     latent_statistics: bool = False

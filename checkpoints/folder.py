@@ -128,7 +128,7 @@ def open_folder(
 
 
 def _denoiser(folder: Path, others: Mapping[str, Replacement]) -> Config:
-    """The config of the folder's own denoiser, which tells its family; without one, that of the one that was given."""
+    """The config of the folder's own denoiser, which says its family; without one, the given one's."""
     names = tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
     name = next((one for one in names if os.path.lexists(folder / one)), names[0])
     place, given = folder / name / "config.json", others.get(name)

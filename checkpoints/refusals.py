@@ -1,4 +1,4 @@
-"""What latentc recognizes and doesn't open yet, as rows: an unsupported checkpoint is told what it is."""
+"""What latentc recognizes and doesn't open yet, as rows: the error for an unsupported checkpoint says what it is."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .text import Screen
 
 LEGEND = {
     "held": "held: on the device, by the loaded engine, at the model's own size where sizes are free",
-    "told": "told: what its builder says of that",
+    "reported": "reported: what its builder says of that",
     "on disk": "on disk, by plan",
     "found": "found: what is there",
     "build": "build: to compile it, on two cores",
@@ -28,7 +28,7 @@ def show(plans: Sequence[BuildPlan], as_json: bool) -> None:
         emit([_plain(one) for one in plans])
         return
     console = Screen(highlight=False)
-    told: set[str] = set()
+    shown: set[str] = set()
     for one in plans:
         lines = [_figures(engine) for engine in one.engines]
         figures = [name for name in LEGEND if any(line[name] for line in lines)]
@@ -37,8 +37,8 @@ def show(plans: Sequence[BuildPlan], as_json: bool) -> None:
             rows.add_row(_name(engine, one.engines), engine.precision, *(line[name] for name in figures))
         console.print(rows)
         console.print(_summary(one), "", markup=False, sep="\n")
-        told.update(figures)
-    said = "; ".join(LEGEND[name] for name in LEGEND if name in told)
+        shown.update(figures)
+    said = "; ".join(LEGEND[name] for name in LEGEND if name in shown)
     console.print(f"{said[:1].upper()}{said[1:]}.")
 
 
@@ -53,7 +53,7 @@ def _figures(engine: EnginePlan) -> dict[str, str]:
     built = engine.built
     held: dict[str, int | None] = {
         "held": engine.held_bytes,
-        "told": engine.told_bytes,
+        "reported": engine.reported_bytes,
         "on disk": engine.disk_bytes,
         "found": built and built.bytes,
     }

@@ -370,7 +370,7 @@ class Miss:
 
 
 def explain(bundle: Bundle, wanted: Key, among: Sequence[Artifact]) -> Miss:
-    """Compare a key with those of the artifacts that its runtime has of the part; the nearest one is told.
+    """Compare a key with those of the artifacts that its runtime has of the part; the nearest one is reported.
 
     `among` are the bundle's artifacts.
     """

@@ -41,7 +41,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_half(model: ir.Model) -> ir.Model:
-    """Compute in f16 what bears it; the graph's inputs and outputs stay as they are.
+    """Compute in f16 what keeps its accuracy there; the graph's inputs and outputs stay as they are.
 
     Raises `CompileError` for a weight that f16 can't hold, and where the graph doesn't state its types.
     """

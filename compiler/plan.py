@@ -58,7 +58,7 @@ class EnginePlan:
     """To compare it: its graph compiled and run on the CPU where its device isn't here, references that are made."""
     built: Artifact | None
     """What is there already."""
-    told_bytes: int | None
+    reported_bytes: int | None
     """What its builder says that it will hold on the device."""
 
 
@@ -122,8 +122,10 @@ def planned(
     earlier = artifacts(bundle)
     planned = tuple(_plan_one(bundle, adapter, *one, earlier, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
-    # A picture has one size. What a builder says of its own engine goes before what is foretold.
-    drawing = [max(one.told_bytes or one.held_bytes for one in planned if one.part == part) for part in bundle.drawing]
+    # A picture has one size. What a builder reports of its own engine goes before the prediction.
+    drawing = [
+        max(one.reported_bytes or one.held_bytes for one in planned if one.part == part) for part in bundle.drawing
+    ]
     on_host = costs.on_host if costs else profile.device == "CPU"
     return BuildPlan(
         profile=profile.name,
@@ -184,7 +186,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
 
 @dataclass(frozen=True)
 class _Priced:
-    """One engine, as the costs of its runtime foretell it."""
+    """One engine, as the costs of its runtime predict it."""
 
     bundle: Bundle
     part: str
@@ -268,12 +270,12 @@ def _plan_one(
         build_seconds=build * engine.build_seconds,
         compare_seconds=seconds,
         built=artifact,
-        told_bytes=_told(bundle, artifact),
+        reported_bytes=_told(bundle, artifact),
     )
 
 
 def _learned(engine: _Priced, target: Target, earlier: Sequence[Artifact]) -> tuple[float, float, float]:
-    """What the last build of a part took, over what its costs foretell of it: held, on disk, and seconds.
+    """What the last build of a part took, over what its costs predict: held, on disk, and seconds.
 
     The last by the same runtime for the same device in the same type, whatever its size and options; 1 where there is
     none, or it says nothing of that.

@@ -116,7 +116,7 @@ def _small(tensor: Any) -> bool:
 
 
 def _fold(model: Any, known: Mapping[str, Shape], folded: dict[str, Array]) -> bool:
-    """Put constants in place of nodes that compute sizes; tells whether there were any."""
+    """Put constants in place of nodes that compute sizes; returns whether there were any."""
     onnx = _onnx()
     from onnx.reference import ReferenceEvaluator
 

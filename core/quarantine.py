@@ -152,7 +152,7 @@ class _Child:
         try:
             with suppress(BrokenPipeError):  # it died already, which `answer` says
                 self._stdin.write(order.encode() + b"\n")
-                self._stdin.flush()  # and stays open: its end tells the child that we are gone
+                self._stdin.flush()  # and stays open: its end means to the child that we are gone
         except BaseException:
             self.kill()
             raise

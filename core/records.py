@@ -37,7 +37,7 @@ def record_key(what: str, facts: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    """What tells this machine from others that see the same state folder; empty where the system doesn't say."""
+    """What distinguishes this machine from others that see the same state folder; empty where nothing says it."""
     try:
         return read_bounded("/etc/machine-id", 1000).decode("ascii", "replace").strip()
     except OSError:

@@ -26,7 +26,7 @@ EXAMPLE_SIZES = {"batch": 2, "frames": 3, "length": 154, "height": 13, "width": 
 
 LIMITS = {"batch": (1, 63), "frames": (1, 1024), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
 """Ranges promised to the tracer, sides in latents. The graph holds outside them too: 63 is where
-diffusers begins to lay a tensor out anew before it is upsampled, 9 keeps every level of the UNet above one latent."""
+diffusers copies a tensor before it is upsampled, 9 keeps every level of the UNet above one latent."""
 
 
 def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:

@@ -74,7 +74,7 @@ class MIGraphX(Runtime):
             return {"migraphx": re.findall(r"\d+\.\d+\.\d+", said)[0]}
 
     def device(self, device: str) -> dict[str, str]:
-        """The architecture, which is its name; kernels are ROCm's, by its version where it tells one."""
+        """The architecture, which is its name; kernels are ROCm's, by its version where it states one."""
         del device
         told = ROCM / ".info" / "version"
         return {"rocm": told.read_text(encoding="utf-8").strip()} if told.is_file() else {}

@@ -218,7 +218,7 @@ class ONNXRuntime(Runtime):
         return tuple(one for one in provider.precisions if known or fault(device, one) is None)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Unless its provider compiles every shape anew, or is to replay a recorded call."""
+        """Unless its provider compiles each shape separately, or is to replay a recorded call."""
         provider = PROVIDERS.get(device)
         return provider is None or (provider.free_sizes and not (provider.captures and options.get(provider.captures)))
 
@@ -289,7 +289,7 @@ class ONNXRuntime(Runtime):
                 path.unlink()
             raise CompileError(
                 f"{PROVIDERS[target.device].name} didn't take what it had compiled of {artifact.name}, and compiled "
-                f"{', '.join(path.name for path in fresh)} anew, compared with nothing. {rebuild(artifact)}"
+                f"{', '.join(path.name for path in fresh)} again, compared with nothing. {rebuild(artifact)}"
             )
         names = [tensor.name for tensor in target.outputs]
         if memory := PROVIDERS[target.device].memory:

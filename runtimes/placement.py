@@ -75,7 +75,7 @@ def fault(device: str, precision: Precision) -> str | None:
             with _hushed():  # it prints what it can't load; the session below says it better
                 library.preload_dlls()  # CUDA and cuDNN as pip installs them, which nothing else finds
             library.set_default_logger_severity(SILENT)  # a line for each way to compute a convolution that isn't there
-        for alone in (False, True):  # a library that can't be loaded is only told of where the CPU may step in
+        for alone in (False, True):  # a library that can't be loaded is only reported where the CPU may step in
             options = library.SessionOptions()
             options.log_severity_level = SILENT
             if alone:

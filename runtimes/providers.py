@@ -1,4 +1,4 @@
-"""What ONNX Runtime's execution providers are called, compute in, and can be told.
+"""What ONNX Runtime's execution providers are called, compute in, and take as options.
 
 Names, options and their words are the libraries' own, looked up in the binaries of onnxruntime-gpu 1.31,
 onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, -qnn 2.7, and of onnxruntime 1.31 for macOS.
@@ -224,7 +224,7 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
         )
     if lacking := [name for name in provider.demands if name not in asked]:
         raise ProfileError(
-            f"{provider.name} must be told {' and '.join(lacking)}. Write them under [options]; the profile "
+            f"{provider.name} needs {' and '.join(lacking)}. Write them under [options]; the profile "
             "snapdragon-x-elite shows how."
         )
     made = dict(provider.fixed)

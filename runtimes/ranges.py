@@ -1,4 +1,4 @@
-"""Ranges of the free sizes, for compilers that must be told them."""
+"""Ranges of the free sizes, for compilers that need them."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     device = DEVICES[target.device]
-    own = None if "OMP_NUM_THREADS" in os.environ else threads()  # which PyTorch heeds by itself
+    own = None if "OMP_NUM_THREADS" in os.environ else threads()  # which PyTorch reads by itself
     if device == "cpu" and (count := target.options.get(THREADS, own)) is not None:
         torch.set_num_threads(int(count))
     if device == "cuda":

@@ -319,7 +319,7 @@ def _chosen(device: str, has: Sequence[str]) -> str:
 
 
 def _network_flags(trt: Any) -> int:
-    """Types as the graph states them, which TensorRT 10 must be told."""
+    """Types as the graph states them, which TensorRT 10 has to be asked for."""
     explicit = str(trt.__version__).startswith("10.")
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if explicit else 0
 

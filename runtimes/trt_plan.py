@@ -46,7 +46,7 @@ class LoadedPlan:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._needs = 0
         self._place: tuple[int, int] | None = None
-        """Where in the room, and how large, the context was told to compute."""
+        """Where in the room, and how large, the context was set to compute."""
         self._graph: int | None = None
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)

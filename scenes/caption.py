@@ -99,7 +99,7 @@ BOTH: dict[tuple[Sky, Light], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Described:
-    """A caption, and the keys of `attributes(scene)` that it tells."""
+    """A caption, and the keys of `attributes(scene)` that it names."""
 
     text: str
     said: frozenset[str]
@@ -146,14 +146,14 @@ CHANCE: Mapping[str, float] = {
     "size": 0.40,
     "position": 0.40,
 }
-"""How often a caption tells each attribute."""
+"""How often a caption names each attribute."""
 
 UNREMARKABLE: frozenset[str] = frozenset({"none"})
-"""Values told a tenth as often: nobody says what isn't there."""
+"""Values named a tenth as often: nobody says what isn't there."""
 
 
 def describe(scene: Scene, seed: int | np.random.Generator, chance: Mapping[str, float] = CHANCE) -> Described:
-    """A caption, and which attributes it tells. Every thing is named with its count; the rest is by chance."""
+    """A caption, and which attributes it names. Every thing is named with its count; the rest is by chance."""
     rng = np.random.default_rng(seed)
     said = {
         key
@@ -167,7 +167,7 @@ def describe(scene: Scene, seed: int | np.random.Generator, chance: Mapping[str,
 
 
 def full_caption(scene: Scene) -> str:
-    """The caption that tells everything, in the plainest words."""
+    """The caption that names everything, in the plainest words."""
     return _tidy(_written(scene, set(attributes(scene)), "plain", None), "plain")
 
 

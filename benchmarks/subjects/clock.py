@@ -27,7 +27,7 @@ class Clock:
         setattr(owner, method, timed)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self.seconds.clear()
 
     def calls(self, stage: str) -> tuple[float, ...]:

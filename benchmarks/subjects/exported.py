@@ -18,7 +18,7 @@ MAKE = "Make its environment, or finish it, with: make peers."
 
 
 def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Prepared:
-    """What `export` writes into a folder: as it is there, if these versions wrote it, else anew.
+    """What `export` writes into a folder: as it is there, if these versions wrote it, else written again.
 
     `folder` is the checkpoint's alone. It appears whole or not at all.
     """

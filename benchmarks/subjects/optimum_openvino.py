@@ -65,7 +65,7 @@ class OptimumOpenVINO:
 
 
 def _computes(part: Any) -> str:
-    """Device and precision of a compiled part, as OpenVINO itself tells them."""
+    """Device and precision of a compiled part, as OpenVINO itself reports them."""
     devices: Any = part.request.get_property("EXECUTION_DEVICES")
     precision: Any = part.request.get_property("INFERENCE_PRECISION_HINT")
     return f"{' '.join(devices)} {precision.get_type_name()}"

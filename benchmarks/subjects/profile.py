@@ -31,7 +31,7 @@ class ProfileSubject:
         self._pipeline_class = Pipeline
         self._profile = Profile.model_validate(brief.profile)
         adapter = runtime(self._profile.runtime)
-        adapter.missing(self._profile.device)  # loads the library; a reason is told by `load`
+        adapter.missing(self._profile.device)  # loads the library; a reason is reported by `load`
         seconds = perf_counter() - start
         own = {"latentc": __version__, "python": platform.python_version(), "numpy": np.__version__}
         missing = adapter.missing(self._profile.device)

@@ -17,7 +17,7 @@ ADDED = ("text_embeds", "time_ids")
 """Inputs that diffusers passes in `added_cond_kwargs`."""
 
 ALWAYS_RESIZE = 30
-"""Upsamplings that the UNet is told it has: sizes are then never multiples of their product, so that the traced
+"""Upsamplings that the tracer sets on the UNet: sizes are then never multiples of their product, so that the traced
 graph takes each size from its skip connection, and every multiple of 8 pixels works."""
 
 

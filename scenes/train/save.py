@@ -74,7 +74,7 @@ def save_judge(state: Path, path: Path) -> None:
             Told().eval(), (torch.rand(2, 3, judge.SIDE, judge.SIDE),), input_names=["image"], output_names=names,
             dynamo=True, dynamic_shapes={"image": {0: batch}}, opset_version=18, optimize=True, verbose=False,
         )  # fmt: skip
-    proto = program.model_proto  # made anew each time it is asked for
+    proto = program.model_proto  # made again each time it is asked for
     graph = proto.graph
     for tensor in list(graph.initializer):
         if tensor.data_type == TensorProto.FLOAT and tensor.dims and len(tensor.dims) > 1:

@@ -52,7 +52,7 @@ UNCONDITIONAL = 0.1
 """How often a caption is left out, for guidance."""
 
 TOLD_WHOLE = 0.5
-"""How often a caption tells everything. By chance alone it tells a size or a side two times in five, which is little to
+"""How often a caption names everything. By chance alone it names a size or a side two times in five, which is little to
 learn them from."""
 
 SNR_LIMIT = 5.0

@@ -26,7 +26,7 @@ ENCODER = ("encoder", "quant_conv")
 """What gives latents."""
 
 APART = 0.1
-"""How far copies of a channel are told apart by what they count for, against the weights' own deviation."""
+"""How far copies of a channel are distinguished by what they count for, against the weights' own deviation."""
 
 
 def course(steps: int) -> Course:

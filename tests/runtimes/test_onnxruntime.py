@@ -140,7 +140,7 @@ def test_an_engine_that_was_compiled_again_at_load_is_refused(case, tmp_path, mo
     files = files_in(tmp_path / "out")
     assert "cache/1.engine" in files
     for name in ("2.engine", "3.engine"):  # what was made anew is not taken the next time either
-        with pytest.raises(CompileError, match=f"didn't take what it had compiled of out, and compiled {name} anew"):
+        with pytest.raises(CompileError, match=f"didn't take what it had compiled of out, and compiled {name} again"):
             case.adapter.load(tmp_path / "out", target, files)
 
 
@@ -161,7 +161,7 @@ def test_an_engine_that_was_compiled_again_over_the_old_one_is_refused(case, tmp
     target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
     files = files_in(tmp_path / "out")
     case.adapter.load(tmp_path / "out", target, files).close()
-    with pytest.raises(CompileError, match=r"compiled model.mxr anew, compared with nothing. Remove .*out"):
+    with pytest.raises(CompileError, match=r"compiled model.mxr again, compared with nothing. Remove .*out"):
         case.adapter.load(tmp_path / "out", target, files)
 
 
