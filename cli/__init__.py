@@ -42,7 +42,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run a command; its exit code."""
     from ..core.errors import CancelledError, LatentcError
-    from ..core.hunger import ADVICE
+    from ..core.limits import MEMORY_ADVICE
     from .app import app
 
     as_json = "--json" in arguments
@@ -54,7 +54,9 @@ def _run(arguments: list[str]) -> int:
         _say_error(type(exc).__name__, str(exc), exc, as_json=as_json)
         return 1
     except MemoryError as exc:
-        _say_error(type(exc).__name__, f"memory ran out ({exc or 'no more is known'}). {ADVICE}", exc, as_json=as_json)
+        _say_error(
+            type(exc).__name__, f"memory ran out ({exc or 'no more is known'}). {MEMORY_ADVICE}", exc, as_json=as_json
+        )
         return 1
     except KeyboardInterrupt as exc:
         _say_error(CancelledError.__name__, "stopped", exc, as_json=as_json)

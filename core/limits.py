@@ -1,4 +1,5 @@
-"""What of this machine a process may use: cores and memory, by its affinity mask and the container's control groups.
+"""What of this machine a process may use: cores and memory, by its affinity mask and the container's control groups;
+and whether memory ran out.
 
 Linux has both versions of control groups, mounted alone or together, and nested: the narrowest of a group and those
 above it holds. Elsewhere nothing is limited.
@@ -105,3 +106,23 @@ def number(text: str) -> int | None:
         return int(text)
     except ValueError:
         return None
+
+
+SIGNS = (
+    *("out of memory", "outofmemory", "bad alloc", "badalloc", "memoryerror", "not enough memory"),
+    *("insufficient memory", "lack of memory", "more memory than", "allocate memory", "failed to allocate"),
+    *("unable to allocate", "failed allocation", "out of host memory", "out of device memory"),
+    *("resource exhausted", "out of resources", "object allocation failure"),
+)
+"""Words that mean that memory ran out, in lower case, with spaces for underscores: of C++, the system, numpy, PyTorch,
+ONNX Runtime, CUDA, HIP, OpenCL, Vulkan and IREE."""
+
+MEMORY_ADVICE = "Free memory, ask for a smaller size or fewer pictures, or take a narrower type under [precision]."
+
+
+def is_out_of_memory(words: str | BaseException) -> bool:
+    """Whether an error, or a library's words, mean that there was too little memory."""
+    if isinstance(words, MemoryError):
+        return True
+    text = str(words).lower().replace("_", " ")
+    return any(sign in text for sign in SIGNS)

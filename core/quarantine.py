@@ -1,4 +1,4 @@
-"""Work in a process of its own, so that its death or its hunger is an error and not the end of ours.
+"""Work in a process of its own, so that a crash or lack of memory is an error and not the end of ours.
 
 A library that compiles or runs a graph from somewhere else may crash, never end, or take all memory. `quarantined`
 calls one function in a child process, under limits. Arguments and the result are JSON; nothing is pickled, and the
@@ -24,9 +24,9 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any, cast
 
-from . import errors, hunger
+from . import errors
 from .errors import CompileError, LatentcError, RuntimeMissing
-from .limits import memory, swap
+from .limits import MEMORY_ADVICE, is_out_of_memory, memory, swap
 from .progress import Progress, quiet
 from .units import sized
 
@@ -73,7 +73,7 @@ def quarantined(
             return _opened(answer, what, limit, advice)
         code = child.code()
     said = _ending(code, child.words, limit)
-    raise CompileError(f"{what} {said}. {hunger.ADVICE if hunger.is_hunger(said) else advice}")
+    raise CompileError(f"{what} {said}. {MEMORY_ADVICE if is_out_of_memory(said) else advice}")
 
 
 def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -> dict[str, Any]:
@@ -85,18 +85,18 @@ def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -
     if isinstance(kind, type) and issubclass(kind, LatentcError):
         raise kind(message)
     if name == "MemoryError":
-        raise CompileError(f"{what} {_hungry(limit)}. {hunger.ADVICE}")
+        raise CompileError(f"{what} {_no_memory(limit)}. {MEMORY_ADVICE}")
     raise CompileError(f"{what} failed with {name}: {message[:LONGEST_WORDS].rstrip('.')}. {advice}")
 
 
-def _hungry(limit: int | None) -> str:
+def _no_memory(limit: int | None) -> str:
     return "needed more memory than there is" + (f" (its limit was {sized(limit)})" if limit else "")
 
 
 def _ending(code: int, words: str, limit: int | None) -> str:
     """How a child without an answer ended."""
-    if hunger.is_hunger(words):
-        return _hungry(limit)
+    if is_out_of_memory(words):
+        return _no_memory(limit)
     last = words.strip().splitlines()[-1].strip() if words.strip() else ""
     said = f" ({ascii(last)[1:-1][:LONGEST_WORDS]})" if last else ""
     if code < 0:

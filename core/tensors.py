@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import NotFiniteError
+
 Array = NDArray[Any]
 
 PERFECT_DB = 200.0
@@ -59,3 +61,17 @@ def cosine(reference: Array, other: Array) -> float:
     a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / scale if scale else float(np.array_equal(a, b))
+
+
+def check_finite(array: Array, what: str, part: str, engine: str) -> None:
+    """Raise `NotFiniteError` if the array holds NaN or infinity.
+
+    `what` is the start of the sentence, `part` computed it, and `engine` is what ran the part.
+    """
+    wrong = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if wrong:
+        raise NotFiniteError(
+            f"{what}: {wrong} of {array.size} values are NaN or infinite, and finite numbers were expected. "
+            f'{part} ran on {engine}; set {part} = "f32" under [precision] in the profile and build again. '
+            "If it is f32 already, try a lower guidance or another scheduler."
+        )

@@ -31,7 +31,7 @@ from ..core.bundle import (
 )
 from ..core.errors import BundleError, CheckpointError
 from ..core.files import fresh_folder, sha256, write_sealed
-from ..core.hunger import is_hunger
+from ..core.limits import is_out_of_memory
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember
@@ -174,7 +174,7 @@ def computing_in_torch(what: str) -> Generator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as exc:
-        if is_hunger(exc):
+        if is_out_of_memory(exc):
             raise
         raise CheckpointError(
             f"PyTorch can't compute the {what} of this checkpoint: {in_a_line(exc).rstrip('.')}. Compare the config "

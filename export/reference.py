@@ -24,9 +24,9 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from ..sampling.draw import unscaled
-from .muted import muted
 from .scheduler import least_steps
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
+from .trace import muted
 from .weights import computing
 
 if TYPE_CHECKING:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoints.parts import PartSpec
 from ..core.bundle import TensorInfo
 from ..core.errors import CompileError
 from ..core.shapes import shape_of
-from .muted import muted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -112,3 +114,19 @@ def _forget_origin(model: ir.Model) -> None:
             value.doc_string = None
             if value.shape is not None and not value.is_graph_output():
                 value.shape = ir.Shape([size if isinstance(size, int) else None for size in value.shape])
+
+
+@contextmanager
+def muted(*loggers: str) -> Generator[None]:
+    """Inside the block, these loggers and Python's warnings report nothing below a critical error."""
+    chosen = [logging.getLogger(name) for name in loggers]
+    before = [logger.level for logger in chosen]
+    for logger in chosen:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(chosen, before, strict=True):
+            logger.setLevel(level)

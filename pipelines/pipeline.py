@@ -14,7 +14,7 @@ from ..compiler.engines import load
 from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import RequestError
-from ..core.hunger import ADVICE as HUNGER
+from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
@@ -136,7 +136,7 @@ class Pipeline:
                 engines=self.describe(),
             )
         except MemoryError as exc:
-            raise RequestError(f"Memory ran out while drawing ({exc}). {HUNGER}") from exc
+            raise RequestError(f"Memory ran out while drawing ({exc}). {MEMORY_ADVICE}") from exc
 
     def _notices(self, request: Request, asked: Request, drawn: Drawn, *, passed_in: bool) -> tuple[str, ...]:
         """What whoever asked should know of what was drawn."""

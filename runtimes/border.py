@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import CompileError, LatentcError
-from ..core.hunger import ADVICE as HUNGER
-from ..core.hunger import is_hunger
+from ..core.limits import MEMORY_ADVICE, is_out_of_memory
 
 LONGEST = 400
 REBUILD = "Build it again: latentc build BUNDLE --profile PROFILE."
@@ -35,13 +34,13 @@ def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]
     except LatentcError:
         raise
     except Exception as exc:
-        raise error(sentence(what, first_line(exc), advice, hungry=is_hunger(exc))) from exc
+        raise error(sentence(what, first_line(exc), advice, no_memory=is_out_of_memory(exc))) from exc
 
 
-def sentence(what: str, said: str, advice: str, *, hungry: bool = False) -> str:
+def sentence(what: str, said: str, advice: str, *, no_memory: bool = False) -> str:
     """What failed, the library's words, and what to do: `advice`, unless memory ran out."""
-    if hungry or is_hunger(said):
-        return f"{what}: memory ran out ({said.rstrip('.')}). {HUNGER}"
+    if no_memory or is_out_of_memory(said):
+        return f"{what}: memory ran out ({said.rstrip('.')}). {MEMORY_ADVICE}"
     return f"{what}: {said.rstrip('.')}. {advice}"
 
 

@@ -13,9 +13,8 @@ from ..core.bundle import Model
 from ..core.engine import Run
 from ..core.errors import CancelledError
 from ..core.request import Request, Step
-from ..core.tensors import Array
+from ..core.tensors import Array, check_finite
 from ..core.wires import TIMESTEP
-from .finite import check_finite
 from .guidance import guide
 from .schedulers import Noise, Schedule
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.engine import Run
-from .finite import check_finite
+from ..core.tensors import check_finite
 
 
 def decode(run: Run, latents: NDArray[np.float32], part: str, engine: str) -> NDArray[np.uint8]:

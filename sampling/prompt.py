@@ -28,9 +28,8 @@ from ..core.errors import BundleError, RequestError
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
 from ..core.references import IDS, MASK
-from ..core.tensors import Array
+from ..core.tensors import Array, check_finite
 from ..core.vocabulary import check_tokenizer, mapped
-from .finite import check_finite
 
 MAX_CHUNKS = 20
 MAX_CHARACTERS = 100_000

@@ -13,7 +13,7 @@ from latentc.compiler.engines import Engines
 from latentc.compiler.plan import _shape, drawing_bytes, plan
 from latentc.compiler.targets import wanted
 from latentc.core.errors import CompileError, LatentcError, RequestError
-from latentc.core.hunger import is_hunger
+from latentc.core.limits import is_out_of_memory
 from latentc.core.request import Request
 from latentc.core.shapes import shape_of
 from latentc.pipelines.pipeline import Pipeline
@@ -79,7 +79,7 @@ def test_libraries_words_for_too_little_memory(words):
         raise RuntimeError(words)
     assert "memory ran out" in str(caught.value)
     assert "Remove it" not in str(caught.value)
-    assert not is_hunger("it is damaged: a Git LFS pointer")
+    assert not is_out_of_memory("it is damaged: a Git LFS pointer")
 
 
 @pytest.mark.slow
@@ -88,12 +88,12 @@ def test_an_engine_that_finds_no_memory_is_not_said_to_be_damaged(bundle, monkey
     opened, profile = bundle("sd1"), load_profile(name)
     build(opened, profile)
 
-    def hungry(*_, **__):
+    def no_memory(*_, **__):
         raise MemoryError if name == "cpu-onnxruntime" else RuntimeError("std::bad_alloc")
 
-    monkeypatch.setattr(ort_adapter, "open_session", hungry)
+    monkeypatch.setattr(ort_adapter, "open_session", no_memory)
     real = ov_adapter._core()
-    core = type("Core", (), {"import_model": hungry, "__getattr__": lambda _, name: getattr(real, name)})
+    core = type("Core", (), {"import_model": no_memory, "__getattr__": lambda _, name: getattr(real, name)})
     monkeypatch.setattr(ov_adapter, "_core", core)
     with pytest.raises(LatentcError) as caught:
         Engines(opened, profile).preload(["unet"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentc.core.errors import CancelledError, CompileError, ParityError
-from latentc.core.hunger import ADVICE
+from latentc.core.limits import MEMORY_ADVICE
 from latentc.core.quarantine import quarantined
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")
@@ -153,7 +153,7 @@ def test_its_death_is_an_error(name, arguments, says):
 def test_it_leaves_no_core_file_and_takes_no_more_memory_than_it_may():
     with pytest.raises(CompileError, match=r"needed more memory than there is \(its limit was 500 MB\)") as caught:
         call("allocate", memory_bytes=500_000_000)
-    assert str(caught.value).endswith(ADVICE), "and not that of what it opened"
+    assert str(caught.value).endswith(MEMORY_ADVICE), "and not that of what it opened"
 
 
 @pytest.mark.slow
