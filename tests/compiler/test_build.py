@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_an_engine_is_in_one_state_and_locked_where_there_is_work(own_bundle, mo
     (opened.engines / unet.name / "key.json").write_text("{")
     assert states() == dict.fromkeys(parts, ("proved", False, False)) | {"unet": ("compile", True, True)}
     assert states(like=other)["unet"] == ("compile", True, True), "what isn't compiled from a graph isn't taken"
-    monkeypatch.setattr(Null, "reads_onnx", True)
+    monkeypatch.setattr(Null, "facts", replace(Null.facts, reads_onnx=True))
     shutil.rmtree(opened.engines)
     built = build(opened, profile)
     other = copied(opened, "another")
@@ -893,7 +894,8 @@ def test_a_machine_without_referees_takes_the_references_that_came_along(own_bun
 def test_a_change_of_an_adapter_is_another_key(own_bundle, monkeypatch):
     opened = own_bundle()
     build(opened, ONNXRUNTIME)
-    monkeypatch.setattr(type(runtime("onnxruntime")), "revision", 99)
+    adapter = type(runtime("onnxruntime"))
+    monkeypatch.setattr(adapter, "facts", replace(adapter.facts, revision=99))
     for _, found in why(opened, ONNXRUNTIME):
         assert found.differences["adapter"][1] == 99
 
