@@ -154,7 +154,7 @@ def _parity(artifact: Artifact) -> str:
 
 def _refusal(artifact: Artifact) -> str | None:
     """Why an engine wouldn't load on this machine; None where it would."""
-    from ..runtimes import runtime
+    from ..runtimes import distribution, runtime
 
     fields = artifact.fields
     adapter, name = runtime(fields.runtime), fields.device_name
@@ -162,7 +162,7 @@ def _refusal(artifact: Artifact) -> str | None:
         return reason
     if {"name": name, **adapter.device(name)} != fields.device:
         return "It was built for another device of this name."
-    if adapter.versions() != fields.versions:
+    if adapter.versions() | distribution(fields.runtime) != fields.versions:
         return f"It was built by version {' '.join(fields.versions.values())}."
     return None
 

@@ -249,7 +249,7 @@ def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from:
         made = make(bundle, profile, site.adapter, want, fresh, site.on_progress, here=site.here, refitted=refitted)
         artifact = seal(fresh, want.fields, made.parity, made.seconds, profile.name, refitted_from)
         share(bundle, fresh, artifact.files)
-    if site.here:
+    if site.here and made.parity.graph_run_by is None:
         remember(engine_key(bundle, site.adapter, artifact), made.parity)
     return artifact
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..core.errors import CompileError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -31,7 +33,14 @@ def rewrite(model: ir.Model, lacks: Collection[str]) -> ir.Model:
 
     The model is changed in place and returned. Left as they are: norms of samples of another rank than three or four,
     and attention with a mask, a cache, a causal flag or an unknown number of heads.
+
+    Raises `CompileError` for an operator that there is no other way to write.
     """
+    if unknown := sorted(set(lacks) - REWRITES.keys()):
+        raise CompileError(
+            f"The runtime says that it lacks {', '.join(unknown)}, which latentc can't write otherwise. It can: "
+            f"{', '.join(REWRITES)}. Correct `Facts.lacks` of the runtime."
+        )
     for node in list(model.graph):
         if node.op_type in lacks and node.domain in ("", "ai.onnx") and node.graph is not None:
             REWRITES[node.op_type](model, node)

@@ -4,9 +4,12 @@ the profile's floors.
 
 from __future__ import annotations
 
+import inspect
 import math
+import secrets
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from pydantic import ConfigDict
@@ -14,6 +17,7 @@ from pydantic import ConfigDict
 from ..core.bundle import Bundle, verify_files
 from ..core.engine import Engine, EngineOf
 from ..core.errors import NotFiniteError, ParityError
+from ..core.files import sha256
 from ..core.progress import Progress, quiet
 from ..core.record import Record
 from ..core.records import recall, record_key, remember
@@ -22,6 +26,7 @@ from ..core.version import __version__
 from ..profiles import Profile
 from ..runtimes import Runtime
 from ..sampling.draw import SCHEDULER, host_files, load_host
+from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
 from .cases import made_reference, reference, stored_drawings
 from .parity import measure
@@ -83,7 +88,7 @@ def prove_host(bundle: Bundle) -> float:
 
     It needs no library, and is done once for a bundle and a version of latentc on each machine.
     """
-    key = record_key("host", {"bundle": bundle.digest, "latentc": __version__})
+    key = record_key("host", {"bundle": bundle.digest, **_code(bundle)})
     if (known := recall(key, _Host)) is None:
         parts = [stored_at(part) for part in bundle.drawing]
         verify_files(bundle, [*host_files(bundle.manifest.model), DRAWINGS, DRAWN, *parts])
@@ -113,6 +118,8 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
         "files": {name: info.sha256 for name, info in artifact.files.items()},
         "references": bundle.manifest.files[stored_at(artifact.part)].sha256,
         "here": device_here(adapter, artifact.fields.device_name),
+        "latents": bundle.manifest.model.latents_input,
+        "read": bundle.manifest.model.read_of(artifact.part),
     }
     return record_key("engine", facts)
 
@@ -133,7 +140,22 @@ def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine)
 def steps_key(bundle: Bundle, adapter: Runtime, artifacts: Iterable[Artifact], *, guided: bool) -> str:
     """What the figures of a set of engines are remembered under."""
     each = sorted(engine_key(bundle, adapter, artifact) for artifact in artifacts)
-    return record_key("steps", {"engines": each, "guided": guided, "bundle": bundle.digest, "latentc": __version__})
+    return record_key("steps", {"engines": each, "guided": guided, "bundle": bundle.digest, **_code(bundle)})
+
+
+def _code(bundle: Bundle) -> dict[str, object]:
+    """What computes beside the engines: latentc, by its version, and the sources of wires, by their files."""
+    used = sorted({wire.source for wire in bundle.manifest.model.wires} & SOURCES.keys())
+    return {"latentc": __version__, "sources": {name: _written_in(SOURCES[name]) for name in used}}
+
+
+def _written_in(source: Callable[..., object]) -> str:
+    """Digest of the file that a function is in; never the same twice where it is in none."""
+    try:
+        path = inspect.getsourcefile(source)
+    except TypeError:
+        path = None
+    return sha256(Path(path)) if path and Path(path).is_file() else secrets.token_hex()
 
 
 def prove_steps(

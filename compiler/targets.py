@@ -13,8 +13,8 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
 from ..profiles import OWN, Profile
-from ..runtimes import CheckpointOrigin, Job, Runtime, Target, runtime
-from ..runtimes.base import COUNTS, TOGETHER, check_option
+from ..runtimes import CheckpointOrigin, Job, Runtime, Target, distribution, runtime
+from ..runtimes.base import COUNTS, TOGETHER, misfit
 from .cache import folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
@@ -57,7 +57,8 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             other = " Its engines can be built here all the same; copy the bundle to a machine that has it."
         raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}{other}")
     asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
-    versions, device, length = adapter.versions(), adapter.device(profile.device), bundle.manifest.model.length
+    versions = adapter.versions() | distribution(profile.runtime)
+    device, length = adapter.device(profile.device), bundle.manifest.model.length
     found: list[Wanted] = []
     for name, target in asked:
         fields = Key(
@@ -85,7 +86,8 @@ def with_threads(profile: Profile, threads: int | None) -> Profile:
     """
     if threads is None:
         return profile
-    check_option("threads", threads, COUNTS)
+    if wish := misfit(threads, COUNTS):
+        raise ProfileError(f"threads is {threads!r}; it must be {wish}.")
     option = runtime(profile.runtime).threads_option(profile.device)
     if option is None:
         raise ProfileError(

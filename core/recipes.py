@@ -60,8 +60,6 @@ class Recipe:
     """How much farther off than PyTorch's own modules in this type an engine may be, where a profile states no floor;
     the floor is never lower than `floor_db`. None: the export doesn't measure those modules.
     """
-    calibrated: bool = False
-    """Whether it needs ranges of values, measured over the references."""
 
 
 RECIPES: dict[Precision, Recipe] = {

@@ -31,6 +31,12 @@ def known_runtimes() -> dict[str, str]:
     return RUNTIMES | {one.name: one.value for one in entry_points(group=ENTRY_POINTS) if one.name not in RUNTIMES}
 
 
+def distribution(name: str) -> dict[str, str]:
+    """The distribution that a runtime comes with, and its version, which shapes its engines; empty of latentc's own."""
+    found = (one for one in entry_points(group=ENTRY_POINTS) if one.name == name and name not in RUNTIMES)
+    return {one.dist.name: one.dist.version for one in found if one.dist is not None}
+
+
 def runtime(name: str) -> Runtime:
     """The adapter of this name.
 
@@ -62,6 +68,7 @@ __all__ = [
     "Refits",
     "Runtime",
     "Target",
+    "distribution",
     "known_runtimes",
     "runtime",
 ]

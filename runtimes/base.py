@@ -5,6 +5,7 @@ A new runtime is a file beside this one, a line in `RUNTIMES`, an extra in `pypr
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -46,22 +47,20 @@ Kind = type | UnionType | tuple[str, ...] | range
 """What an option takes: values of a type, one of some words, or whole numbers in a range."""
 
 
-def check_option(name: str, value: Option, kind: Kind) -> None:
-    """Raise `ProfileError` for a value that an option doesn't take."""
+def misfit(value: Option, kind: Kind) -> str | None:
+    """What an option takes, in words, where a value isn't such; else None."""
     if isinstance(kind, tuple):
-        fits, wanted = value in kind, f"one of: {', '.join(kind)}"
-    elif isinstance(kind, range):
-        fits, wanted = type(value) is int and value in kind, f"a whole number from {kind[0]:,} to {kind[-1]:,}"
-    elif isinstance(kind, UnionType):
+        return None if value in kind else f"one of: {', '.join(kind)}"
+    if isinstance(kind, range):
+        fits = type(value) is int and value in kind
+        return None if fits else f"a whole number from {kind[0]:,} to {kind[-1]:,}"
+    if isinstance(kind, UnionType):
         *first, last = [SAID[one].replace(" or ", ", ") for one in kind.__args__]
-        fits, wanted = isinstance(value, kind), f"{', '.join(first)} or {last}"
-    else:
-        fits, wanted = type(value) is kind, SAID[kind]
-    if not fits:
-        raise ProfileError(f"{name} is {value!r}; it must be {wanted}. Correct it under [options].")
+        return None if isinstance(value, kind) else f"{', '.join(first)} or {last}"
+    return None if type(value) is kind or (kind is float and type(value) is int) else SAID[kind]
 
 
-SAID: Mapping[type, str] = {bool: "true or false", int: "a whole number", str: "a string"}
+SAID: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def files_in(folder: Path) -> dict[str, int]:
@@ -195,7 +194,7 @@ class Facts:
     sums_in_a_row: frozenset[str] = frozenset()
     """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
-    """By device, operators that it has no kernel for: the compiler writes them in others (`compiler.kernels`)."""
+    """By device, operators that it has no kernel for: the compiler writes them in Microsoft's (`compiler.kernels`)."""
 
 
 class Runtime(Protocol):
@@ -205,14 +204,17 @@ class Runtime(Protocol):
 
     facts: Facts
 
+    @abstractmethod
     def missing(self, device: str) -> str | None:
         """None where it works here; else one sentence: why not, and what to install."""
         ...
 
+    @abstractmethod
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Compile a part into the empty folder `out`. Raises `CompileError`, with the library's own words."""
         ...
 
+    @abstractmethod
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load what `compile` left for this target: `files`, bytes by their paths in the folder `artifact`.
 
@@ -266,7 +268,8 @@ class Runtime(Protocol):
         for name, value in options.items():
             if name not in known:
                 raise ProfileError(f"{self.facts.title} has no option {name!r} here. {suggest(name, list(known))}")
-            check_option(name, value, known[name])
+            if wish := misfit(value, known[name]):
+                raise ProfileError(f"{name} is {value!r}; it must be {wish}. Correct it under [options].")
 
 
 @runtime_checkable

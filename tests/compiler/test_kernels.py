@@ -11,6 +11,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from latentc.compiler.kernels import rewrite
 from latentc.compiler.lower import lowered
+from latentc.core.errors import CompileError
 
 ALL = ("ArgMax", "Attention", "GroupNormalization")
 
@@ -150,6 +151,11 @@ def test_argmax_of_integers_is_taken_of_floats(kind):
     assert [node.op_type for node in proto.graph.node] == (["ArgMax"] if kind == "float" else ["Cast", "ArgMax"])
     given = {"ids": ids.astype({"float": np.float32}.get(kind, kind))}
     assert ReferenceEvaluator(proto).run(None, given)[0].tolist() == [1, 0]
+
+
+def test_an_operator_that_nothing_stands_in_for_is_named():
+    with pytest.raises(CompileError, match=r"lacks Softmax, which latentc can't write otherwise. It can: ArgMax"):
+        rewrite(net("1, 8, 6"), ["Softmax", "ArgMax"])
 
 
 @pytest.mark.parametrize("half", [False, True])

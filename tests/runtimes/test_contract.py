@@ -2,19 +2,20 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from latentc.compiler.cache import Miss, artifacts, load_engine
+from latentc.compiler.cache import HEADER, Miss, artifacts, load_engine
 from latentc.compiler.faults import broken
 from latentc.compiler.lower import lowered
 from latentc.core.bundle import Bundle
-from latentc.core.errors import BundleError, CompileError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.errors import BundleError, CompileError, LatentcError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.shapes import shape_of, sizes_of
 from latentc.runtimes import RUNTIMES, runtime
-from latentc.runtimes.base import files_in
+from latentc.runtimes.base import MEMORY, files_in
 
 from .conftest import OPSETS, write_graph
 
@@ -237,6 +238,39 @@ def test_a_damaged_artifact_is_refused(case, tmp_path):
             case.load(root)
         assert str(folder / name) in str(caught.value), what
         assert "latentc build" in str(caught.value), what
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_adapter_says_in_words_what_it_cannot_load(case, tmp_path):
+    """Whoever wrote a header may have written the digest of anything into it. Bytes of weights can't be wrong."""
+    for index, (_, name, content) in enumerate(damages(case.artifact)):
+        if content is None or name == HEADER:
+            continue
+        folder = tmp_path / str(index)
+        shutil.copytree(case.artifact, folder)
+        (folder / name).write_bytes(content)
+        files = {path: size for path, size in files_in(folder).items() if path != HEADER}
+        if name.endswith((".data", ".txt", MEMORY)):
+            with suppress(LatentcError):
+                case.adapter.load(folder, case.target, files).close()
+            continue
+        with pytest.raises(LatentcError, match=r"\w+ \w+ \w+"):
+            case.adapter.load(folder, case.target, files).close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"precision": "bf16"}, "precision: it has 'f32', wanted is 'bf16'"),
+        ({"shape": {"sample": (1, 4, 8, 8)}}, "shape: it has 'free'"),
+    ],
+)
+def test_an_artifact_that_is_not_what_is_wanted_is_not_loaded(case, changes, says):
+    (one,) = artifacts(Bundle(case.root, case.bundle.manifest))
+    with pytest.raises(BundleError) as caught:
+        load_engine(Bundle(case.root, case.bundle.manifest), one, case.adapter, case.wanted(**changes))
+    assert says in str(caught.value)
+    assert "latentc build" in str(caught.value)
 
 
 def test_no_artifact_at_all(case, tmp_path):

@@ -10,6 +10,7 @@ from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import RUNTIMES, known_runtimes, runtime
+from latentc.runtimes.base import misfit
 from latentc.runtimes.diagnose import diagnose
 from latentc.runtimes.null import Null
 
@@ -67,10 +68,32 @@ def test_one_module_and_one_line_are_a_runtime(install, own_bundle, tmp_path):
     built = build(opened, profile)
     assert built.step_psnr_db > 90
     assert {one.artifact.fields.adapter for one in built.engines} == {7}
+    assert {one.artifact.fields.versions["outsider"] for one in built.engines} == {"1.0"}, "another is another engine"
     with Pipeline.open(opened, profile) as pipeline:
         assert pipeline.describe()["unet"].startswith("outsider ")
         assert pipeline(Request(prompt="a cat", width=64, height=64, steps=1, seed=1)).images.std() > 0
     assert next(state for state in diagnose() if state.name == "outsider").works
+
+
+def test_one_without_its_three_methods_is_refused_when_it_is_asked_for(install):
+    install("from latentc.runtimes import Runtime\nclass Outsider(Runtime): ...", "outsider = outsider:Outsider")
+    with pytest.raises(RuntimeMissing, match="can't be loaded: .*abstract.*compile.*load.*missing"):
+        runtime("outsider")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits", "wrong", "says"),
+    [
+        (float, (0.5, 1), ("half", True), "a number"),
+        (int | float, (1, 0.5), ("half",), "a whole number or a number"),
+        (bool, (True,), (1, "yes"), "true or false"),
+        (("fast", "slow"), ("fast",), ("quick", 1), "one of: fast, slow"),
+        (range(1, 5), (1, 4), (0, 5, True, 2.0), "a whole number from 1 to 4"),
+    ],
+)
+def test_options_take_what_the_facts_say(kind, fits, wrong, says):
+    assert [misfit(value, kind) for value in fits] == [None] * len(fits)
+    assert {misfit(value, kind) for value in wrong} == {says}
 
 
 def test_one_that_cant_be_loaded_is_said_and_breaks_nothing_else(install):
