@@ -9,13 +9,15 @@ import pytest
 from latentc.benchmarks.power import reseal
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_specs
-from latentc.compiler.proof import unproved
+from latentc.compiler.proof import prove_host, unproved
 from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import ParityError
 from latentc.core.references import DRAWINGS, DRAWN, stored_at
+from latentc.core.wires import SIZE
 from latentc.export.reference import References
 from latentc.sampling.draw import load_host
+from latentc.sampling.wires import SOURCES
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -85,3 +87,17 @@ def test_the_host_takes_diffusers_steps(referenced, name):
     other = open_bundle(opened.folder)
     with pytest.raises(ParityError, match="isn't what diffusers' pipeline computed"):
         check_host(other, load_host(other))
+
+
+def test_a_source_of_wires_that_changes_is_proved_again(bundle, monkeypatch, tmp_path):
+    """Other packages may bring sources, and latentc's own version says nothing of their code."""
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path))
+    opened = bundle("sdxl")
+    assert prove_host(opened) > 100
+
+    def wrong(request, _width):
+        return np.zeros(6, np.float32)
+
+    monkeypatch.setitem(SOURCES, SIZE, wrong)
+    with pytest.raises(ParityError, match="time_ids"):
+        prove_host(opened)
