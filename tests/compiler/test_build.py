@@ -26,7 +26,7 @@ from latentc.compiler.parity import measure
 from latentc.compiler.proof import Steps, proved_here
 from latentc.compiler.states import Site, looked
 from latentc.compiler.targets import wanted
-from latentc.compiler.trial import measure_steps
+from latentc.compiler.trial import check_host, measure_steps
 from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
@@ -496,6 +496,14 @@ def test_a_wiring_mistake_is_refused(own_bundle, edit_manifest):
     edit_manifest(opened, lambda value: value["model"]["wires"][1].update(empty="zeros"))
     with pytest.raises(ParityError, match="isn't what diffusers' pipeline computed at export: encoder_hidden_states"):
         build(open_bundle(opened.folder), NULL)
+
+
+def test_inputs_that_diffusers_didnt_feed_are_refused(bundle):
+    opened = bundle("sd1")
+    host = load_host(opened)
+    latents = host.model.model_copy(update={"wires": host.model.wires[:1]})
+    with pytest.raises(ParityError, match=r"feeds the unet \[\], and diffusers' .* it \['encoder_hidden_states'\]"):
+        check_host(opened, replace(host, model=latents))
 
 
 def test_closed_engines_stay_closed(own_bundle):
