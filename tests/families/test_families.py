@@ -139,3 +139,18 @@ def test_a_variant_of_the_denoiser_is_proved_and_drawn_over_the_same_weights(mad
     assert "unet@shallow" in result.engines
     with pytest.raises(RequestError, match="no variant 'deep' of its denoiser; it has: shallow"):
         drawn("layered", REQUEST.model_copy(update={"variant": "deep"}), latents)
+
+
+@pytest.mark.slow
+def test_a_build_leaves_the_graphs_of_variants_to_whoever_compiles_them(made_up_bundle, monkeypatch):
+    read = []
+
+    def verified(_, names):
+        read.extend(names)
+        raise InterruptedError
+
+    monkeypatch.setattr("latentc.compiler.build.verify_files", verified)
+    with pytest.raises(InterruptedError):
+        build(made_up_bundle("layered"), load_profile("null"))
+    assert "reference/unet@shallow.npz" in read
+    assert not [name for name in read if ".onnx" in name]
