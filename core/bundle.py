@@ -296,6 +296,11 @@ class Bundle:
         """Names of the parts that draw a picture from a text: all but the one that reads pictures."""
         return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
 
+    @property
+    def plainly_drawing(self) -> tuple[str, ...]:
+        """Those of them that draw where a request names no variant."""
+        return tuple(name for name in self.drawing if "@" not in name)
+
     def one(self, role: Role) -> str:
         """The name of the part that has this role, variants aside; raises `BundleError` where none or several have."""
         found = [name for name, part in self.manifest.parts.items() if part.role == role and "@" not in name]

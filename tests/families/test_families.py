@@ -1,19 +1,28 @@
 """New families: what no shipped one has, added by a row and a small class, and drawn as PyTorch draws it."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
 from latentc.checkpoints import find_family, open_checkpoint
+from latentc.checkpoints.parts import CLASSES, model_facts
+from latentc.cli.draw import draw as run
 from latentc.compiler.build import build
+from latentc.compiler.cache import load_engine
+from latentc.compiler.plan import drawing_bytes, plan
+from latentc.compiler.targets import wanted
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.core.wires import Wire
 from latentc.export.weights import INLINE_BYTES
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.draw import latent_shape
+from latentc.sampling.pixels import is_flat
 
 PROFILE = load_profile("cpu-onnxruntime")
 REQUEST = Request(
@@ -106,8 +115,26 @@ def test_frames_are_an_axis_of_latents_and_of_what_is_drawn(made_up_bundle, draw
     assert result.latents.shape == (1, 3, 4, 9, 12)
     assert result.images.shape == (1, 3, 72, 96, 3)
     assert (result.images[0, 0] != result.images[0, 1]).any()
-    with pytest.raises(RequestError, match="frames"):
+    with pytest.raises(RequestError, match="draws frames, and files hold pictures"):
         result.save(tmp_path / "out.png")
+
+
+@pytest.mark.slow
+def test_frames_that_no_file_holds_are_refused_before_they_are_drawn(made_up_bundle, monkeypatch, tmp_path):
+    monkeypatch.setattr("latentc.pipelines.pipeline.Pipeline.open", None)
+    monkeypatch.chdir(tmp_path)
+    for output in ("out.png", None):
+        with pytest.raises(RequestError, match="draws frames, and files hold pictures"):
+            run(made_up_bundle("moving").folder, PROFILE, [REQUEST], output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_of_three_colours_are_not_flat():
+    frames = np.ones((3, 8, 8, 3), np.uint8) * np.array([1, 2, 3], np.uint8)[:, None, None, None]
+    assert not is_flat(frames)
+    assert is_flat(frames[:1])
+    assert is_flat(frames[0])
+    assert not is_flat(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
 
 
 @pytest.mark.slow
@@ -139,6 +166,46 @@ def test_a_variant_of_the_denoiser_is_proved_and_drawn_over_the_same_weights(mad
     assert "unet@shallow" in result.engines
     with pytest.raises(RequestError, match="no variant 'deep' of its denoiser; it has: shallow"):
         drawn("layered", REQUEST.model_copy(update={"variant": "deep"}), latents)
+
+
+def test_a_class_may_join_several_wires_of_its_own(made_up, made_up_checkpoint, monkeypatch):
+    own = (
+        Wire(input="hidden_states", source="step.latents"),
+        Wire(input="extent", source="request.size"),
+        Wire(input="extent", source="request.size", axis="width"),
+    )
+    cls = made_up["twin"].CLASSES["TwinDenoiser"]
+    parts = lambda *given: (replace(spec, wires=own) for spec in cls.parts(*given))  # noqa: E731
+    monkeypatch.setitem(CLASSES, "TwinDenoiser", replace(cls, parts=parts))
+    wires = model_facts(open_checkpoint(made_up_checkpoint("twin"))).wires
+    assert wires == (*own, *made_up["twin"].ROW.wires)
+
+
+@pytest.mark.slow
+def test_only_the_denoiser_that_is_asked_for_is_loaded(made_up_bundle, drawn, monkeypatch):
+    bundle = made_up_bundle("layered")
+    drawn("layered", REQUEST, noise(bundle, REQUEST))  # builds it
+    loaded = []
+
+    def kept(bundle, artifact, adapter, want):
+        loaded.append(want.part)
+        return load_engine(bundle, artifact, adapter, want)
+
+    monkeypatch.setattr("latentc.compiler.engines.load_engine", kept)
+    with Pipeline.open(bundle, PROFILE) as pipeline:
+        assert loaded == ["text_encoder", "unet", "vae_decoder"]
+        pipeline(REQUEST.model_copy(update={"variant": "shallow", "steps": 1}))
+        assert loaded[3:] == ["unet@shallow"]
+
+
+@pytest.mark.slow
+def test_a_picture_is_planned_with_the_largest_denoiser(made_up_bundle):
+    bundle = made_up_bundle("layered")
+    parts = {name: part for name, part in bundle.manifest.parts.items() if "@" not in name}
+    alone = replace(bundle, manifest=bundle.manifest.model_copy(update={"parts": parts}))
+    assert plan(bundle, PROFILE).held_bytes == plan(alone, PROFILE).held_bytes
+    one, other = (drawing_bytes(each, wanted(each, PROFILE, to_run=False)[1], 2, 64, 64) for each in (bundle, alone))
+    assert one == other
 
 
 @pytest.mark.slow
