@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, Wire
 from .guidance import guidance_embedding
+
+if TYPE_CHECKING:
+    from ..core.wires import Called
 
 
 def size_row(request: Request, _width: int) -> Array:
@@ -29,6 +33,18 @@ def guidance_row(request: Request, width: int) -> Array:
 
 SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row}
 """What a request that has its size says, as a row of an input so wide: f32 [width]. Families may add to it."""
+
+
+def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None:
+    """What these wires begin at that nothing here computes, in words; None where all of it is."""
+    for wire in wires:
+        known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
+        if not known:
+            return (
+                f"wires {wire.source} to {wire.input}, which this latentc doesn't compute: it knows "
+                f"{', '.join(SOURCES)}, and what text encoders answer"
+            )
+    return None
 
 
 def wired(

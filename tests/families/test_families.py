@@ -14,10 +14,11 @@ from latentc.compiler.build import build
 from latentc.compiler.cache import load_engine
 from latentc.compiler.plan import drawing_bytes, plan
 from latentc.compiler.targets import wanted
-from latentc.core.errors import RequestError
+from latentc.core.errors import CheckpointError, RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.core.wires import Wire
+from latentc.export.export import export
 from latentc.export.weights import INLINE_BYTES
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -168,17 +169,34 @@ def test_a_variant_of_the_denoiser_is_proved_and_drawn_over_the_same_weights(mad
         drawn("layered", REQUEST.model_copy(update={"variant": "deep"}), latents)
 
 
-def test_a_class_may_join_several_wires_of_its_own(made_up, made_up_checkpoint, monkeypatch):
+@pytest.fixture
+def wired_otherwise(made_up, monkeypatch):
+    """`wired_otherwise(*wires)`: the class of `twin` has these wires of its own."""
+    cls = made_up["twin"].CLASSES["TwinDenoiser"]
+
+    def change(*wires):
+        parts = lambda *given: tuple(replace(spec, wires=wires) for spec in cls.parts(*given))  # noqa: E731
+        monkeypatch.setitem(CLASSES, "TwinDenoiser", replace(cls, parts=parts))
+
+    return change
+
+
+def test_a_class_may_join_several_wires_of_its_own(made_up, made_up_checkpoint, wired_otherwise):
     own = (
         Wire(input="hidden_states", source="step.latents"),
         Wire(input="extent", source="request.size"),
         Wire(input="extent", source="request.size", axis="width"),
     )
-    cls = made_up["twin"].CLASSES["TwinDenoiser"]
-    parts = lambda *given: (replace(spec, wires=own) for spec in cls.parts(*given))  # noqa: E731
-    monkeypatch.setitem(CLASSES, "TwinDenoiser", replace(cls, parts=parts))
+    wired_otherwise(*own)
     wires = model_facts(open_checkpoint(made_up_checkpoint("twin"))).wires
     assert wires == (*own, *made_up["twin"].ROW.wires)
+
+
+def test_a_source_that_nothing_computes_is_refused_at_export(made_up_checkpoint, wired_otherwise, tmp_path):
+    wired_otherwise(Wire(input="hidden_states", source="step.latents"), Wire(input="extent", source="request.mood"))
+    with pytest.raises(CheckpointError, match="wires request.mood to extent, which this latentc doesn't compute"):
+        export(made_up_checkpoint("twin"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -122,3 +122,25 @@ def test_a_control_is_fed_by_the_same_wires(bundle):
     )
     assert "has a part controlnet with an input 'controlnet_cond'" in str(complaint(wires, parts))
     assert complaint((*wires, Wire(input="controlnet_cond", source="request.control")), parts) is None
+
+
+@pytest.mark.parametrize("roles", [("denoiser", "control"), ("control", "denoiser")])
+@pytest.mark.parametrize("axes", [("length", 48), (48,)])
+def test_each_part_is_held_to_the_width_of_its_own_input(bundle, roles, axes):
+    """Whichever of two parts comes first, what one takes doesn't hide what the other does."""
+    parts, wires = bundle("sd1").manifest.parts, bundle("sd1").manifest.model.wires
+    other = floats("encoder_hidden_states", "batch", *axes)
+    inputs = tuple(other if each.name == other.name else each for each in parts["unet"].inputs)
+    each = {
+        "denoiser": parts["unet"],
+        "control": parts["unet"].model_copy(update={"role": "control", "inputs": inputs}),
+    }
+    texts = {name: part for name, part in parts.items() if part.role == "text_encoder"}
+    says = "whose width is 48" if len(axes) == 2 else "of 3 axes to encoder_hidden_states, which has 2"
+    assert says in str(complaint(wires, {**texts, **{role: each[role] for role in roles}}))
+
+
+def test_a_bundle_without_a_denoiser_says_so(bundle):
+    found = bundle("sd1").manifest
+    parts = {name: part for name, part in found.parts.items() if name != "unet"}
+    assert complaint(found.model.wires, parts) == "wires step.latents to 'sample', and has no denoiser"
