@@ -124,7 +124,7 @@ def proved_here(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity 
 
 def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine) -> Parity:
     """Compare an engine with PyTorch's answers that fit it."""
-    verify_files(bundle, [stored_at(want.part)])
+    verify_files(bundle, [DRAWINGS, stored_at(want.part)])
     found = reference(bundle, want.part, want.target.shape)
     parity = measure(want.part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})

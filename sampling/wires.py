@@ -74,12 +74,17 @@ def wired(
     return {name: np.repeat(array, request.count, axis=0) for name, array in made.items()}
 
 
-def resized(model: Model, feeds: dict[str, Array], height: int, width: int) -> None:
-    """Write another size, in pixels, into the inputs that say it."""
-    sized = Request.model_construct(height=height, width=width)
+def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[str, Array], request: Request) -> None:
+    """Write what a request of another size says into a part's inputs; what text encoders answered stays."""
+    said = {wire.input for wire in model.wires if wire.source in SOURCES}
+    kept: dict[str, dict[str, Array]] = {}
     for wire in model.wires:
-        if wire.source == SIZE and wire.input in feeds:
-            feeds[wire.input][:] = size_row(sized, 0)
+        if wire.of_part and wire.input in said:
+            (shape,) = (output.shape for output in parts[wire.owner].outputs if output.name == wire.name)
+            kept.setdefault(wire.owner, {})[wire.name] = np.full((1, int(shape[-1])), np.nan, np.float32)
+    inputs = [tensor for tensor in parts[part].inputs if tensor.name in said]
+    for name, rows in wired(model, inputs, request, kept, guided=False).items():
+        feeds[name] = np.where(np.isnan(rows[:1]), feeds[name], rows[:1])
 
 
 def _known(

@@ -12,6 +12,7 @@ from latentc.checkpoints.parts import CLASSES, model_facts
 from latentc.cli.draw import draw as run
 from latentc.compiler.build import build
 from latentc.compiler.cache import load_engine
+from latentc.compiler.cases import reference, stored_cases
 from latentc.compiler.plan import drawing_bytes, plan
 from latentc.compiler.targets import wanted
 from latentc.core.errors import CheckpointError, RequestError
@@ -24,6 +25,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.draw import latent_shape
 from latentc.sampling.pixels import is_flat
+from latentc.sampling.wires import SOURCES
 
 PROFILE = load_profile("cpu-onnxruntime")
 REQUEST = Request(
@@ -224,6 +226,24 @@ def test_a_picture_is_planned_with_the_largest_denoiser(made_up_bundle):
     assert plan(bundle, PROFILE).held_bytes == plan(alone, PROFILE).held_bytes
     one, other = (drawing_bytes(each, wanted(each, PROFILE, to_run=False)[1], 2, 64, 64) for each in (bundle, alone))
     assert one == other
+
+
+@pytest.mark.slow
+def test_a_reference_of_another_size_says_so_by_every_source(made_up_bundle, monkeypatch):
+    bundle = made_up_bundle("twin")
+
+    def facts(request, width):
+        return np.array([request.width, request.height, request.guidance, request.steps, 0, 0], np.float32)
+
+    monkeypatch.setitem(SOURCES, "request.size", facts)
+    known = {case.name: case for case in stored_cases(bundle, "unet")}
+    shape = {name: array.shape for name, array in known["whole.0"].feeds.items()}
+    found = reference(bundle, "unet", {**shape, "hidden_states": (2, 4, 11, 13)}).cases
+    said = {"whole": [104, 88, 7.5, 5, 0, 0], "single": [104, 88, 1, 3, 0, 0], "ends": [104, 88, 7.5, 5, 0, 0]}
+    assert said.keys() == {case.drawing for case in found}
+    for case in found:
+        assert case.feeds["extent"].tolist() == [said[case.drawing]] * 2
+        assert (case.feeds["gist"][0] == known[case.name].feeds["gist"][0]).all()
 
 
 @pytest.mark.slow
