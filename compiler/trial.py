@@ -28,8 +28,11 @@ from ..sampling.pixels import quantized
 from ..sampling.prompt import ids_of
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
-DRAWN_ALWAYS = ("whole", "wide", "single", "long")
-"""Drawings that every export makes."""
+WHOLE = "whole"
+"""The drawing that is drawn to the end."""
+
+DRAWN_ALWAYS = {WHOLE: True, "wide": True, "single": False, "long": True}
+"""Drawings that every export makes with each denoiser, and whether they are guided."""
 
 HOST_DB = 80.0
 """How near the host's numbers must come to diffusers': both compute in f32."""
@@ -86,11 +89,10 @@ def check_host(bundle: Bundle, host: Host) -> float:
 def _check_host(bundle: Bundle, host: Host) -> float:
     stored, arrays = stored_drawings(bundle)
     drawings = stored.drawings
-    whole = next((drawing for drawing in drawings if drawing.name == DRAWN_ALWAYS[0]), None)
-    complete = whole is not None and whole.complete and f"{whole.name}/images" in arrays
-    if not complete or len(drawings) < len(DRAWN_ALWAYS):
+    if lacking := [name for part in host.denoisers.values() for name in _lacking(host, part, stored, arrays)]:
         raise BundleError(
-            f"{bundle.folder / DRAWINGS} lacks drawings, so nothing is proved. Export the checkpoint again."
+            f"{bundle.folder / DRAWINGS} lacks {', '.join(lacking)} as every export draws them, so nothing is proved. "
+            "Export the checkpoint again."
         )
     _check_tokens(host, stored)
     if dict(host.scheduler) != stored.scheduler:
@@ -154,6 +156,21 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             "tokenizer isn't the checkpoint's. Export it again."
         )
     return round(worst, 2)
+
+
+def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array]) -> list[str]:
+    """Names of the drawings that a proof of this denoiser rests on, where it has no such one: drawn by it, the first to
+    the end, guided or not as every export draws them.
+    """
+    own = {drawing.name: drawing for drawing in stored.drawings if host.denoisers.get(drawing.request.variant) == part}
+    at = "".join(part.partition("@")[1:])
+    lacking: list[str] = []
+    for name, guided in DRAWN_ALWAYS.items():
+        drawing = own.get(f"{name}{at}")
+        whole = name != WHOLE or (drawing is not None and drawing.complete and f"{drawing.name}/images" in arrays)
+        if drawing is None or drawing.calls < 1 or drawing.request.guided != guided or not whole:
+            lacking.append(f"{name}{at}")
+    return lacking
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """New families: what no shipped one has, added by a row and a small class, and drawn as PyTorch draws it."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +9,7 @@ import onnx
 import pytest
 import torch
 
+from latentc.benchmarks.power import reseal
 from latentc.checkpoints import find_family, open_checkpoint
 from latentc.checkpoints.parts import CLASSES, model_facts
 from latentc.cli.draw import draw as run
@@ -15,7 +18,10 @@ from latentc.compiler.cache import load_engine
 from latentc.compiler.cases import reference, stored_cases
 from latentc.compiler.plan import drawing_bytes, plan
 from latentc.compiler.targets import wanted
-from latentc.core.errors import CheckpointError, RequestError
+from latentc.core.bundle import MANIFEST, Bundle, Manifest, digest, graph_path, open_bundle
+from latentc.core.errors import BundleError, CheckpointError, RequestError
+from latentc.core.files import read_sealed, write_sealed
+from latentc.core.references import DRAWINGS
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.core.wires import Wire
@@ -23,6 +29,7 @@ from latentc.export.export import export
 from latentc.export.weights import INLINE_BYTES
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.profiles.profile import Shapes
 from latentc.sampling.draw import latent_shape
 from latentc.sampling.pixels import is_flat
 from latentc.sampling.wires import SOURCES
@@ -259,3 +266,103 @@ def test_a_build_leaves_the_graphs_of_variants_to_whoever_compiles_them(made_up_
         build(made_up_bundle("layered"), load_profile("null"))
     assert "reference/unet@shallow.npz" in read
     assert not [name for name in read if ".onnx" in name]
+
+
+@pytest.fixture
+def edited(made_up_bundle, tmp_path):
+    """`edited(manifest, drawings)`: a copy of `layered` whose JSON these changed, its digests made to agree."""
+    folder = tmp_path / "edited"
+
+    def edit(manifest=lambda value: None, drawings=lambda value: None):
+        shutil.copytree(made_up_bundle("layered").folder, folder, ignore=shutil.ignore_patterns("engines"))
+        drawn = json.loads((folder / DRAWINGS).read_text())
+        drawings(drawn)
+        (folder / DRAWINGS).write_text(json.dumps(drawn))
+        reseal(folder)
+        value = read_sealed(folder / MANIFEST)
+        manifest(value)
+        found = Bundle(folder, Manifest.model_validate(value))
+        for name, part in value["parts"].items():
+            part["digest"] = digest(found.files(name))
+        write_sealed(folder / MANIFEST, value)
+        return folder
+
+    return edit
+
+
+def rename(parts, old, new):
+    parts[new] = {**parts.pop(old), "path": graph_path(new)}
+
+
+def test_variants_are_of_a_denoiser_that_is_there(edited):
+    folder = edited(lambda value: value["parts"].pop("unet"))
+    with pytest.raises(BundleError, match="has a variant unet@shallow, and no denoiser unet"):
+        open_bundle(folder)
+
+
+def test_only_denoisers_have_variants(edited):
+    def change(value):
+        rename(value["parts"], "vae_decoder", "unet@deep")
+        value["files"]["unet/model@deep.onnx"] = value["files"]["vae_decoder/model.onnx"]
+
+    with pytest.raises(BundleError, match="has a variant unet@deep with the role decoder, and only denoisers have"):
+        open_bundle(edited(change))
+
+
+@pytest.mark.parametrize("which", [("unet", "other"), ("unet@shallow", "other@shallow")])
+def test_two_denoisers_that_a_request_names_alike_are_refused(edited, which):
+    def change(value):
+        for old, new in (("unet", "other"), which):
+            value["parts"][new] = {**value["parts"][old], "path": graph_path(new)}
+            value["files"][graph_path(new)] = value["files"][graph_path(old)]
+
+    with pytest.raises(BundleError, match="has two denoisers, unet and other, that a request names alike"):
+        open_bundle(edited(change))
+
+
+def drop(name):
+    """Leave a drawing out."""
+
+    def change(value):
+        value["drawings"] = [one for one in value["drawings"] if one["name"] != name]
+
+    return change
+
+
+def only_unguided(value):
+    """Of the variant, one drawing is left."""
+    value["drawings"] = [one for one in value["drawings"] if "@" not in one["name"] or one["name"] == "single@shallow"]
+
+
+def of_another(value):
+    """A drawing of the variant is called the base's."""
+    drop("long")(value)
+    next(one for one in value["drawings"] if one["name"] == "long@shallow")["name"] = "long"
+
+
+def unguided(value):
+    next(one for one in value["drawings"] if one["name"] == "wide@shallow")["request"]["guidance"] = 1.0
+
+
+def not_to_the_end(value):
+    next(one for one in value["drawings"] if one["name"] == "whole@shallow")["complete"] = False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "lacking"),
+    [
+        (lambda value: value.update(drawings=[one for one in value["drawings"] if "@" not in one["name"]]), "whole@"),
+        (only_unguided, "whole@shallow, wide@shallow, long@shallow"),
+        (drop("wide"), "wide"),
+        (drop("long@shallow"), "long@shallow"),
+        (of_another, "long, long@shallow"),
+        (unguided, "wide@shallow"),
+        (not_to_the_end, "whole@shallow"),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(), ("96x72",)])
+def test_each_denoiser_needs_the_drawings_that_are_always_made(edited, change, lacking, sizes):
+    profile = PROFILE.model_copy(update={"shapes": Shapes(sizes=sizes)})
+    with pytest.raises(BundleError, match=rf"lacks {lacking}.* as every export draws them, so nothing is proved"):
+        build(edited(drawings=change), profile)
