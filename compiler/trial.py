@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
+from ..core.record import Record
 from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
@@ -61,17 +63,18 @@ class StepTrial:
     """[count, height, width, 3], where it was drawn to the end."""
 
 
-@dataclass(frozen=True)
-class StepFigures:
-    """How near a set of engines came to diffusers' drawings."""
+class StepFigures(Record):
+    """How near a denoiser, and the engines that draw with it, came to diffusers' drawings."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     step_db: float
     """PSNR of the next latents, each from diffusers' own: the worst of all calls."""
-    differences: tuple[tuple[float, float], ...]
+    differences: tuple[tuple[float, float], ...] = ()
     """Of each guided drawing, over its calls: SNR in dB of what the prompt changes in the denoiser's answer, and that
     change's RMS in the reference, as a share of its answer's.
     """
-    picture_db: float | None
+    picture_db: float | None = None
     """PSNR of a whole picture, 8 bits; None where the engines don't take its size."""
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,10 +18,13 @@ from latentc.compiler.build import build
 from latentc.compiler.cache import load_engine
 from latentc.compiler.cases import reference, stored_cases
 from latentc.compiler.plan import drawing_bytes, plan
-from latentc.compiler.targets import wanted
+from latentc.compiler.proof import Steps, check_steps
+from latentc.compiler.targets import targets, wanted
+from latentc.compiler.trial import StepFigures
 from latentc.core.bundle import MANIFEST, Bundle, Manifest, digest, graph_path, open_bundle
-from latentc.core.errors import BundleError, CheckpointError, RequestError
+from latentc.core.errors import BundleError, CheckpointError, ParityError, RequestError
 from latentc.core.files import read_sealed, write_sealed
+from latentc.core.recipes import RECIPES
 from latentc.core.references import DRAWINGS
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
@@ -30,6 +34,7 @@ from latentc.export.weights import INLINE_BYTES
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
+from latentc.runtimes import runtime
 from latentc.sampling.draw import latent_shape
 from latentc.sampling.pixels import is_flat
 from latentc.sampling.wires import SOURCES
@@ -251,6 +256,53 @@ def test_a_reference_of_another_size_says_so_by_every_source(made_up_bundle, mon
     for case in found:
         assert case.feeds["extent"].tolist() == [said[case.drawing]] * 2
         assert (case.feeds["gist"][0] == known[case.name].feeds["gist"][0]).all()
+
+
+@pytest.fixture
+def held(made_up_bundle):
+    """`held(profile, **figures)`: check these of `unet`, and of `unet@shallow` as `shallow`."""
+
+    def check(unet, shallow):
+        bundle = made_up_bundle("layered")
+        precision = {"default": ("f32",), "unet@shallow": ("bf16",)}
+        profile = PROFILE.model_copy(update={"precision": precision})
+        asked = targets(bundle, profile, runtime("onnxruntime"), tuple(RECIPES))
+        wants = [SimpleNamespace(part=part, target=target) for part, target in asked]
+        check_steps(bundle, PROFILE, wants, Steps(denoisers={"unet": unet, "unet@shallow": shallow}))
+
+    return check
+
+
+SOUND = StepFigures(step_db=120.0, differences=((110.0, 0.5),), picture_db=80.0)
+NARROW = StepFigures(step_db=45.0, differences=((20.0, 0.5), (0.0, 0.01)), picture_db=30.0)
+
+
+@pytest.mark.slow
+def test_a_denoiser_in_a_narrow_type_lowers_no_others_floor(held):
+    held(SOUND, NARROW)
+    for name, figure, says in (
+        ("step_db", 79.0, "whole step of unet through .* agrees with the reference to 79.0 dB; 80 dB was expected"),
+        ("differences", ((65.0, 0.5),), "What the prompt changes in the unet's answer has .* 65.0 dB .*; 66 dB"),
+        ("differences", ((65.0, 0.001),), "What the prompt changes in the unet's answer has .* 65.0 dB .*; 66 dB"),
+        ("picture_db", 49.0, "A picture drawn by unet through .* to 49.0 dB; 50 dB was expected"),
+    ):
+        with pytest.raises(ParityError, match=says):
+            held(SOUND.model_copy(update={name: figure}), NARROW)
+    with pytest.raises(ParityError, match="whole step of unet@shallow through"):
+        held(SOUND, NARROW.model_copy(update={"step_db": 10.0}))
+
+
+@pytest.mark.slow
+def test_figures_are_kept_by_denoiser(made_up_bundle, drawn):
+    bundle = made_up_bundle("layered")
+    drawn("layered", REQUEST, noise(bundle, REQUEST))  # builds it
+    steps = build(bundle, PROFILE).steps
+    assert set(steps.denoisers) == {"unet", "unet@shallow"}
+    assert [len(one.differences) for one in steps.denoisers.values()] == [3, 3]
+    assert steps.step_db == min(one.step_db for one in steps.denoisers.values())
+    assert steps.denoisers["unet"] != steps.denoisers["unet@shallow"]
+    broken = Steps(denoisers={"unet": StepFigures(step_db=float("-inf"))})
+    assert Steps.model_validate_json(broken.model_dump_json()) == broken
 
 
 @pytest.mark.slow
