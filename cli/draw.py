@@ -12,7 +12,7 @@ from ..benchmarks.memory import peak_bytes
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
-from ..pipelines.png import Shown, drawings
+from ..pipelines.png import FRAMES, Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
 from . import BEFORE
@@ -47,6 +47,8 @@ def draw(
     names = _names(requests, output, overwrite=overwrite, as_json=as_json)
     opened = open_bundle(bundle)
     check_all(requests, opened)
+    if opened.manifest.model.frames is not None:
+        raise RequestError(FRAMES)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..core.bundle import Bundle, check_sizes, open_bundle, verify_files
+from ..core.bundle import GRAPHS, Bundle, check_sizes, open_bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
@@ -122,7 +122,7 @@ def build(
     site = _site(bundle, profile, like, on_progress)
     check_sizes(bundle)
     # Graphs and weights are compared where one is compiled.
-    verify_files(bundle, [name for name in bundle.manifest.files if "/model.onnx" not in name])
+    verify_files(bundle, [name for name in bundle.manifest.files if not GRAPHS.search(name)])
     sweep(bundle)
     built: dict[str, Built] = {}
     with looked(site) as (found, locks):

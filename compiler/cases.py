@@ -82,11 +82,14 @@ def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
 
 def stored_drawings(bundle: Bundle) -> tuple[Drawings, Arrays]:
     """What diffusers' pipeline drew at export, and its arrays."""
+    return _drawings(bundle), _arrays(bundle, DRAWN)
+
+
+def _drawings(bundle: Bundle) -> Drawings:
     try:
-        drawings = Drawings.model_validate(bundle.json(DRAWINGS))
+        return Drawings.model_validate(bundle.json(DRAWINGS))
     except ValidationError as exc:
         raise BundleError(f"{bundle.folder / DRAWINGS}: {complaints(exc, Drawings)}. {AGAIN}") from exc
-    return drawings, _arrays(bundle, DRAWN)
 
 
 def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
@@ -115,7 +118,7 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Prog
     if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
         return Fixed(f"{AT_EXPORT}, at one timestep", fitting)
     ends = _ends(cases, bundle.manifest.model.latents_input)
-    origin, made = _refereed(bundle, part, [_stretched(bundle, case, shape) for case in ends], shape, on_progress)
+    origin, made = _refereed(bundle, part, _stretched(bundle, part, ends, shape), shape, on_progress)
     return Fixed(f"{AT_EXPORT}; {origin}" if fitting else origin, (*fitting, *made))
 
 
@@ -191,13 +194,19 @@ def stretched(array: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _stretched(bundle: Bundle, case: Case, shape: Shapes) -> Case:
-    """The inputs of a case in another shape."""
-    feeds = {name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()}
-    model = bundle.manifest.model
-    if latents := shape.get(model.latents_input):
-        resized(model, feeds, *(side * model.downscale for side in latents[-2:]))
-    return Case(case.name, feeds, {})
+def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> list[Case]:
+    """The inputs of cases in another shape. The first is of a drawing, whose request those without one have too."""
+    manifest = bundle.manifest
+    fed = [{name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()} for case in cases]
+    if manifest.parts[part].role == "denoiser":
+        requests = {drawing.name: drawing.request for drawing in _drawings(bundle).drawings}
+        if (first := requests.get(cases[0].drawing)) is None:
+            raise BundleError(f"{bundle.folder / DRAWINGS} lacks the drawing {cases[0].drawing}. {AGAIN}")
+        height, width = (side * manifest.model.downscale for side in shape[manifest.model.latents_input][-2:])
+        for case, feeds in zip(cases, fed, strict=True):
+            sized = requests.get(case.drawing, first).model_copy(update={"height": height, "width": width})
+            resized(manifest.model, manifest.parts, part, feeds, sized)
+    return [Case(case.name, feeds, {}) for case, feeds in zip(cases, fed, strict=True)]
 
 
 def _refereed(

@@ -9,7 +9,7 @@ said what its engine will hold, that stands beside.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class BuildPlan:
     on_host: bool
     engines: tuple[EnginePlan, ...]
     held_bytes: int
-    """By all engines that draw a picture, loaded at once."""
+    """By all engines that draw a picture, loaded at once; of a denoiser and its variants, by the largest."""
     device_bytes: int | None
     """What the device has; None where nobody knows."""
     build_bytes: int | None
@@ -123,9 +123,10 @@ def planned(
     planned = tuple(_plan_one(bundle, adapter, *one, earlier, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
     # A picture has one size. What a builder reports of its own engine goes before the prediction.
-    drawing = [
-        max(one.reported_bytes or one.held_bytes for one in planned if one.part == part) for part in bundle.drawing
-    ]
+    drawing = {
+        part: max(one.reported_bytes or one.held_bytes for one in planned if one.part == part)
+        for part in bundle.drawing
+    }
     on_host = costs.on_host if costs else profile.device == "CPU"
     return BuildPlan(
         profile=profile.name,
@@ -133,7 +134,7 @@ def planned(
         measured=costs is not None,
         on_host=on_host,
         engines=planned,
-        held_bytes=(costs.base if costs else 0) + sum(drawing),
+        held_bytes=(costs.base if costs else 0) + _at_once(bundle, drawing),
         device_bytes=_room(profile, here, absent=absent, on_host=on_host),
         build_bytes=_all([one.build_bytes for one in missing], max),
         free_bytes=here.available_bytes,
@@ -142,6 +143,13 @@ def planned(
         build_seconds=_all([each for one in missing for each in (one.build_seconds, one.compare_seconds)], sum),
         unbuildable=unbuildable,
     )
+
+
+def _at_once(bundle: Bundle, held: Mapping[str, int]) -> int:
+    """What parts that draw hold together, from each one's own: a picture is drawn by one denoiser."""
+    denoisers = bundle.variants("denoiser").values()
+    others = sum(size for part, size in held.items() if part not in denoisers)
+    return others + max((held[part] for part in denoisers if part in held), default=0)
 
 
 def _all(figures: list[Any], combine: Callable[[list[Any]], Any]) -> Any:
@@ -168,7 +176,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
     `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where it is held elsewhere, or
     was never measured.
     """
-    total, model = 0, bundle.manifest.model
+    base, held, model = 0, dict[str, int](), bundle.manifest.model
     drawn = Setting(width * model.downscale, height * model.downscale)
     for want in wanted_:
         if want.part not in bundle.drawing or want.target.shape is not None:
@@ -180,8 +188,9 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
         role = bundle.part(want.part).role
         free = sizes(model, role, drawn) | ({"batch": rows} if role == "denoiser" else {})
         shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
-        total = max(total, costs.base) + _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
-    return total or None
+        base = max(base, costs.base)
+        held[want.part] = _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
+    return base + _at_once(bundle, held) if held else None
 
 
 @dataclass(frozen=True)

@@ -59,16 +59,24 @@ class Steps(Record):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    step_db: float
-    """Of the next latents, PSNR: the worst."""
-    differences: tuple[tuple[float, float], ...] = ()
-    """As `StepFigures.differences`."""
-    picture_db: float | None = None
+    denoisers: dict[str, StepFigures]
+    """By denoiser: each is drawn with by itself, and has a floor of its own."""
+
+    @property
+    def step_db(self) -> float:
+        """Of the next latents, PSNR: the worst."""
+        return min(one.step_db for one in self.denoisers.values())
 
     @property
     def difference_db(self) -> float | None:
         """The least SNR of what the prompt changes; None where nothing was guided."""
-        return min((db for db, _ in self.differences), default=None)
+        return min((db for one in self.denoisers.values() for db, _ in one.differences), default=None)
+
+    @property
+    def picture_db(self) -> float | None:
+        """The worst PSNR of a picture; None where none was drawn."""
+        figures = (one.picture_db for one in self.denoisers.values())
+        return min((figure for figure in figures if figure is not None), default=None)
 
 
 class Opened(Protocol):
@@ -131,7 +139,7 @@ def proved_here(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity 
 
 def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine) -> Parity:
     """Compare an engine with PyTorch's answers that fit it."""
-    verify_files(bundle, [stored_at(want.part)])
+    verify_files(bundle, [DRAWINGS, stored_at(want.part)])
     found = reference(bundle, want.part, want.target.shape)
     parity = measure(want.part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
@@ -161,19 +169,24 @@ def _written_in(source: Callable[..., object]) -> str:
 def prove_steps(
     bundle: Bundle, profile: Profile, wants: Iterable[Wanted], opened: Open, on_progress: Progress = quiet
 ) -> Steps:
-    """Take diffusers' steps with the engines: the worst over the denoiser's sizes."""
+    """Take diffusers' steps with the engines: of each denoiser the worst over its sizes."""
     verify_files(bundle, [DRAWINGS, DRAWN, *(stored_at(name) for name in bundle.manifest.parts)])
     host = load_host(bundle)
-    found: list[StepFigures] = []
+    found: dict[str, list[StepFigures]] = {}
     for want in [want for want in wants if bundle.part(want.part).role == "denoiser"]:
         on_progress("step: compare", None)
         with opened() as loaded:  # of one size at a time
             try:
                 shape, guided = want.target.shape, profile.shapes.guided
-                found.append(measure_steps(bundle, host, want.part, loaded.engine, shape, guided=guided))
+                figures = measure_steps(bundle, host, want.part, loaded.engine, shape, guided=guided)
             except NotFiniteError:
-                found.append(StepFigures(float("-inf"), (), None))
-    return Steps(
+                figures = StepFigures(step_db=float("-inf"))
+        found.setdefault(want.part, []).append(figures)
+    return Steps(denoisers={part: _worst(each) for part, each in found.items()})
+
+
+def _worst(found: list[StepFigures]) -> StepFigures:
+    return StepFigures(
         step_db=min(one.step_db for one in found),
         differences=tuple(one for each in found for one in each.differences),
         picture_db=min((one.picture_db for one in found if one.picture_db is not None), default=None),
@@ -212,23 +225,31 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
 
 
 def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps: Steps) -> None:
-    """Hold the whole step to the floor of the parts that make it, less what guidance may multiply; what the prompt
-    changes, and the picture, likewise.
+    """Hold the whole step of each denoiser to the floor of the parts that make it, less what guidance may multiply;
+    what the prompt changes, and the picture, likewise.
     """
     drawing = [want for want in wants if want.part in bundle.drawing]
-    decoder, denoiser = bundle.one("decoder"), bundle.one("denoiser")
+    denoisers = {want.part for want in drawing if bundle.part(want.part).role == "denoiser"}
+    for denoiser in sorted(denoisers):
+        own = [want for want in drawing if want.part == denoiser or want.part not in denoisers]
+        _check_steps(bundle, profile, own, denoiser, steps.denoisers[denoiser])
+
+
+def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denoiser: str, steps: StepFigures) -> None:
+    decoder = bundle.one("decoder")
     stepping = [want for want in drawing if want.part != decoder]
     floor = min(floor_db(bundle, profile, want) for want in stepping)
     advice = f"It won't be used. Give the {denoiser} a wider type under [precision]."
     if not math.isfinite(steps.step_db):
         raise ParityError(
-            f"The whole step through profile {profile.name} answers NaN or infinity, though no part does by itself. "
-            f"{advice}"
+            f"The whole step of {denoiser} through profile {profile.name} answers NaN or infinity, though no part does "
+            f"by itself. {advice}"
         )
     if not steps.step_db >= floor - STEP_LOSS_DB:
         raise ParityError(
-            f"The whole step through profile {profile.name} agrees with the reference to {steps.step_db:.1f} dB; "
-            f"{floor - STEP_LOSS_DB:.0f} dB was expected, though each part is within its own floor. {advice}"
+            f"The whole step of {denoiser} through profile {profile.name} agrees with the reference to "
+            f"{steps.step_db:.1f} dB; {floor - STEP_LOSS_DB:.0f} dB was expected, though each part is within its own "
+            f"floor. {advice}"
         )
     rounding = max(want.target.recipe.rounding for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
@@ -237,9 +258,9 @@ def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps
     least = max(min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB), LEAST_PICTURE_DB) if whole > 0 else whole
     if steps.picture_db is not None and not steps.picture_db >= least:
         raise ParityError(
-            f"A picture drawn through profile {profile.name} agrees with diffusers' to {steps.picture_db:.1f} dB; "
-            f"{least:.0f} dB was expected, though each step is within its own floor. It won't be used. Give the "
-            f"{denoiser} and the {decoder} a wider type under [precision]."
+            f"A picture drawn by {denoiser} through profile {profile.name} agrees with diffusers' to "
+            f"{steps.picture_db:.1f} dB; {least:.0f} dB was expected, though each step is within its own floor. It "
+            f"won't be used. Give the {denoiser} and the {decoder} a wider type under [precision]."
         )
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from ..core.bundle import AGAIN, Bundle, Model
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
+from ..core.record import Record
 from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
@@ -28,8 +30,11 @@ from ..sampling.pixels import quantized
 from ..sampling.prompt import ids_of
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
-DRAWN_ALWAYS = ("whole", "wide", "single", "long")
-"""Drawings that every export makes."""
+WHOLE = "whole"
+"""The drawing that is drawn to the end."""
+
+DRAWN_ALWAYS = {WHOLE: True, "wide": True, "single": False, "long": True}
+"""Drawings that every export makes with each denoiser, and whether they are guided."""
 
 HOST_DB = 80.0
 """How near the host's numbers must come to diffusers': both compute in f32."""
@@ -58,17 +63,18 @@ class StepTrial:
     """[count, height, width, 3], where it was drawn to the end."""
 
 
-@dataclass(frozen=True)
-class StepFigures:
-    """How near a set of engines came to diffusers' drawings."""
+class StepFigures(Record):
+    """How near a denoiser, and the engines that draw with it, came to diffusers' drawings."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     step_db: float
     """PSNR of the next latents, each from diffusers' own: the worst of all calls."""
-    differences: tuple[tuple[float, float], ...]
+    differences: tuple[tuple[float, float], ...] = ()
     """Of each guided drawing, over its calls: SNR in dB of what the prompt changes in the denoiser's answer, and that
     change's RMS in the reference, as a share of its answer's.
     """
-    picture_db: float | None
+    picture_db: float | None = None
     """PSNR of a whole picture, 8 bits; None where the engines don't take its size."""
 
 
@@ -86,11 +92,10 @@ def check_host(bundle: Bundle, host: Host) -> float:
 def _check_host(bundle: Bundle, host: Host) -> float:
     stored, arrays = stored_drawings(bundle)
     drawings = stored.drawings
-    whole = next((drawing for drawing in drawings if drawing.name == DRAWN_ALWAYS[0]), None)
-    complete = whole is not None and whole.complete and f"{whole.name}/images" in arrays
-    if not complete or len(drawings) < len(DRAWN_ALWAYS):
+    if lacking := [name for part in host.denoisers.values() for name in _lacking(host, part, stored, arrays)]:
         raise BundleError(
-            f"{bundle.folder / DRAWINGS} lacks drawings, so nothing is proved. Export the checkpoint again."
+            f"{bundle.folder / DRAWINGS} lacks {', '.join(lacking)} as every export draws them, so nothing is proved. "
+            "Export the checkpoint again."
         )
     _check_tokens(host, stored)
     if dict(host.scheduler) != stored.scheduler:
@@ -154,6 +159,21 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             "tokenizer isn't the checkpoint's. Export it again."
         )
     return round(worst, 2)
+
+
+def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array]) -> list[str]:
+    """Names of the drawings that a proof of this denoiser rests on, where it has no such one: drawn by it, the first to
+    the end, guided or not as every export draws them.
+    """
+    own = {drawing.name: drawing for drawing in stored.drawings if host.denoisers.get(drawing.request.variant) == part}
+    at = "".join(part.partition("@")[1:])
+    lacking: list[str] = []
+    for name, guided in DRAWN_ALWAYS.items():
+        drawing = own.get(f"{name}{at}")
+        whole = name != WHOLE or (drawing is not None and drawing.complete and f"{drawing.name}/images" in arrays)
+        if drawing is None or drawing.calls < 1 or drawing.request.guided != guided or not whole:
+            lacking.append(f"{name}{at}")
+    return lacking
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -296,6 +296,11 @@ class Bundle:
         """Names of the parts that draw a picture from a text: all but the one that reads pictures."""
         return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
 
+    @property
+    def plainly_drawing(self) -> tuple[str, ...]:
+        """Those of them that draw where a request names no variant."""
+        return tuple(name for name in self.drawing if "@" not in name)
+
     def one(self, role: Role) -> str:
         """The name of the part that has this role, variants aside; raises `BundleError` where none or several have."""
         found = [name for name, part in self.manifest.parts.items() if part.role == role and "@" not in name]
@@ -385,11 +390,27 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
             raise BundleError(f"{path} has a part {where}, and no such file. Export it again.")
         if part.digest != digest(bundle.files(name)):
             raise BundleError(f"{path}: the digest of {name} isn't that of its files. Export the checkpoint again.")
+    if wrong := _unlike_variants(manifest.parts):
+        raise BundleError(f"{path} {wrong}. {AGAIN}")
     for encoder in manifest.model.text_encoders:
         check_path(folder, encoder.tokenizer)
     if wrong := complaint(manifest.model.wires, manifest.parts):
         raise BundleError(f"{path} {wrong}. {AGAIN}")
     return bundle
+
+
+def _unlike_variants(parts: Mapping[str, Part]) -> str | None:
+    """Which part isn't a variant of another denoiser though it is named so, or is called as another is, in words."""
+    named: dict[str, str] = {}
+    for name, part in parts.items():
+        whole, at, variant = name.partition("@")
+        if at and part.role != "denoiser":
+            return f"has a variant {name} with the role {part.role}, and only denoisers have variants"
+        if at and (whole not in parts or parts[whole].role != part.role):
+            return f"has a variant {name}, and no denoiser {whole}"
+        if part.role == "denoiser" and (other := named.setdefault(variant, name)) != name:
+            return f"has two denoisers, {other} and {name}, that a request names alike"
+    return None
 
 
 def digest(files: Mapping[str, FileInfo]) -> str:

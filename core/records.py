@@ -17,7 +17,7 @@ from .files import read_sealed, sha256_json, write_sealed
 from .reading import read_bounded
 from .record import Record
 
-GATE_VERSION = 2
+GATE_VERSION = 3
 """Part of every key: raised when what is proved, or how, changes."""
 
 STATE = "LATENTC_STATE"

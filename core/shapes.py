@@ -26,8 +26,6 @@ class Setting:
     guided: bool = True
     chunks: int = 1
     """Of each prompt."""
-    frames: int | None = None
-    """None: as many as the model draws at once."""
 
 
 def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
@@ -40,7 +38,7 @@ def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
     rows = {"denoiser": setting.images * prompts, "control": setting.images * prompts, "text_encoder": prompts}
     return {
         "batch": rows.get(role, 1),
-        "frames": setting.frames or model.frames or 1,
+        "frames": model.frames or 1,
         "height": setting.height // model.downscale,
         "width": setting.width // model.downscale,
         "length": model.length * setting.chunks,

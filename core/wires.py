@@ -82,11 +82,18 @@ class Wire(Record):
 def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | None:
     """What is wrong with the wires of these parts, in words; None where each input is fed, and by what is there."""
     stepping = {name: part for name, part in parts.items() if part.role in STEPPING}
-    inputs = {tensor.name: tensor for part in stepping.values() for tensor in part.inputs}
+    if wires and not stepping:
+        return f"wires {wires[0].source} to {shown(wires[0].input)}, and has no denoiser"
+    inputs: dict[str, list[TensorInfo]] = {}
+    for tensor in (tensor for part in stepping.values() for tensor in part.inputs):
+        inputs.setdefault(tensor.name, []).append(tensor)
+    latents = [wire for wire in wires if wire.source == LATENTS]
     made: dict[str, list[int | None]] = {}
     for wire in wires:
         if wire.input not in inputs or wire.input == TIMESTEP:
             return f"wires {wire.source} to {shown(wire.input)}, which isn't an input of {' or '.join(stepping)}"
+        if len(latents) == 1 and wire.input == latents[0].input and wire != Wire(input=wire.input, source=LATENTS):
+            return f"wires {wire.source} to {wire.input}, which takes the latents as they are, and nothing beside them"
         if (wire.axis is None) == (wire.input in made):
             which, lacks = ("another", "no axis to join along") if wire.axis is None else ("the first", "an axis")
             return f"wires {wire.source} to {wire.input}: {which} source of it has {lacks}"
@@ -96,23 +103,24 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
             output = next((one for one in part.outputs if one.name == wire.name), None) if part else None
             if output is None:
                 return f"wires {wire.source} to {wire.input}, which isn't an output of a part"
-            if len(output.shape) != len(inputs[wire.input].shape):
-                axes = len(output.shape), len(inputs[wire.input].shape)
-                return f"wires {wire.source} of {axes[0]} axes to {wire.input}, which has {axes[1]}"
+            has = len(output.shape)
+            for axes in (len(tensor.shape) for tensor in inputs[wire.input]):
+                if axes != has:
+                    return f"wires {wire.source} of {has} axes to {wire.input}, which has {axes}"
             found = [_width(output)]
         made[wire.input] = _joined(made.get(wire.input), found, wire)
     for name, widths in made.items():
-        wanted = _width(inputs[name])
-        if None not in widths and wanted is not None and set(widths) != {wanted}:
-            return f"wires sources of width {' and '.join(map(str, widths))} to {name}, whose width is {wanted}"
+        for wanted in map(_width, inputs[name]):
+            if None not in widths and wanted is not None and set(widths) != {wanted}:
+                return f"wires sources of width {' and '.join(map(str, widths))} to {name}, whose width is {wanted}"
     for part, info in stepping.items():
         if info.role == "denoiser" and len(info.outputs) != 1:
             return f"has a denoiser {part} of {len(info.outputs)} outputs, and one was expected"
         for tensor in info.inputs:
             if tensor.name not in made and tensor.name != TIMESTEP:
                 return f"has a part {part} with an input {shown(tensor.name)} that no wire feeds"
-    if stepping and (latents := sum(wire.source == LATENTS for wire in wires)) != 1:
-        return f"has {latents} wires of {LATENTS}, and one was expected"
+    if stepping and len(latents) != 1:
+        return f"has {len(latents)} wires of {LATENTS}, and one was expected"
     return None
 
 

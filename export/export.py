@@ -38,6 +38,7 @@ from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
 from ..core.version import __version__
 from ..core.wires import complaint
+from ..sampling.wires import uncomputed
 from .check import bf16_figure, check, installed, ready
 from .scheduler import settle
 
@@ -87,8 +88,11 @@ def export(
     )
     opened = settle(opened, scheduler)
     specs = part_specs(opened)
-    if wrong := complaint(model_facts(opened).wires, {spec.name: spec for spec in specs}):
+    wires, named = model_facts(opened).wires, {spec.name: spec for spec in specs}
+    if wrong := complaint(wires, named):
         raise CheckpointError(f"{opened.source.location} {wrong}. Its components don't belong together.")
+    if wrong := uncomputed(wires, named):
+        raise CheckpointError(f"{opened.source.location} {wrong}. Add the source to sampling.wires.SOURCES.")
     ready()  # which takes seconds
     opened.check_modules()
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}

@@ -60,12 +60,13 @@ class Pipeline:
         reports.
 
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` where no profile works here, and what the compiler raises
-        for engines that aren't built, or aren't what PyTorch computed.
+        for engines that aren't built, or aren't what PyTorch computed. All are loaded but the denoiser's variants,
+        which wait until a request asks for one.
         """
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
         verify_files(opened, host_files(opened.manifest.model))
-        return cls(opened, load(opened, chosen, opened.drawing, on_progress), chosen)
+        return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen)
 
     def __enter__(self) -> Pipeline:
         return self

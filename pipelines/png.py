@@ -27,6 +27,9 @@ from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
 
+FRAMES = "This model draws frames, and files hold pictures. Draw with a Pipeline, and take the frames from `images`."
+"""Why nothing of it is saved."""
+
 
 class Drawing(Record):
     """How a picture was drawn, exactly: the `latentc` record."""
@@ -84,7 +87,7 @@ def drawings(result: Result) -> Iterator[Drawing]:
     if (made := result.origin) is None:
         raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
     if result.images.ndim > 4:
-        raise RequestError("This result holds frames, and pictures are saved. Take the frames from `images`.")
+        raise RequestError(FRAMES)
     _, _, seed = size_and_seed(result.request)
     for index in range(len(result.images)):
         yield Drawing(

@@ -131,8 +131,11 @@ class Profile(Record):
         return copy
 
     def wishes(self, part: str, role: str) -> tuple[Precision, ...]:
-        """Precisions for a part of this role, best first: the part's own, the role's, or the default."""
-        return next((self.precision[name] for name in (part, role, "default") if name in self.precision), ("f32",))
+        """Precisions for a part of this role, best first: its own, those of the part that it is a variant of, the
+        role's, or the default.
+        """
+        names = (part, part.partition("@")[0], role, "default")
+        return next((self.precision[name] for name in names if name in self.precision), ("f32",))
 
 
 def profile_names() -> list[str]:

@@ -16,12 +16,12 @@ from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
 from ..core.request import Request
 from ..core.tensors import Array
-from ..core.wires import LATENTS, TIMESTEP
+from ..core.wires import TIMESTEP
 from .denoise import OnStep, Walk, denoise, is_guided
 from .pixels import decode
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
 from .schedulers import Noise, schedule
-from .wires import SOURCES, wired
+from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
 STAGES = ("text_encoder", "denoiser", "vae_decoder")
@@ -102,13 +102,8 @@ def load_host(bundle: Bundle) -> Host:
     Raises `BundleError` for a missing or damaged file, and for a wire from what this latentc doesn't compute.
     """
     model, parts = bundle.manifest.model, bundle.manifest.parts
-    for wire in model.wires:
-        known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
-        if not known:
-            raise BundleError(
-                f"{bundle.folder} wires {wire.source} to {wire.input}, which this latentc doesn't compute: it knows "
-                f"{', '.join(SOURCES)}, and what text encoders answer. Use the latentc that exported it."
-            )
+    if wrong := uncomputed(model.wires, parts):
+        raise BundleError(f"{bundle.folder} {wrong}. Use the latentc that exported it.")
     bundle.one("denoiser")
     denoisers = bundle.variants("denoiser")
     return Host(

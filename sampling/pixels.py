@@ -35,5 +35,6 @@ def quantized(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def is_flat(image: NDArray[np.uint8]) -> bool:
-    """Whether all pixels are one colour."""
-    return bool((image == image[..., :1, :1, :]).all())
+    """Whether all pixels are one colour, of all frames where it has several."""
+    pixels = image.reshape(-1, image.shape[-1])
+    return bool((pixels == pixels[0]).all())

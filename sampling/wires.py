@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, Wire
 from .guidance import guidance_embedding
+
+if TYPE_CHECKING:
+    from ..core.wires import Called
 
 
 def size_row(request: Request, _width: int) -> Array:
@@ -29,6 +33,18 @@ def guidance_row(request: Request, width: int) -> Array:
 
 SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row}
 """What a request that has its size says, as a row of an input so wide: f32 [width]. Families may add to it."""
+
+
+def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None:
+    """What these wires begin at that nothing here computes, in words; None where all of it is."""
+    for wire in wires:
+        known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
+        if not known:
+            return (
+                f"wires {wire.source} to {wire.input}, which this latentc doesn't compute: it knows "
+                f"{', '.join(SOURCES)}, and what text encoders answer"
+            )
+    return None
 
 
 def wired(
@@ -58,12 +74,17 @@ def wired(
     return {name: np.repeat(array, request.count, axis=0) for name, array in made.items()}
 
 
-def resized(model: Model, feeds: dict[str, Array], height: int, width: int) -> None:
-    """Write another size, in pixels, into the inputs that say it."""
-    sized = Request.model_construct(height=height, width=width)
+def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[str, Array], request: Request) -> None:
+    """Write what a request of another size says into a part's inputs; what text encoders answered stays."""
+    said = {wire.input for wire in model.wires if wire.source in SOURCES}
+    kept: dict[str, dict[str, Array]] = {}
     for wire in model.wires:
-        if wire.source == SIZE and wire.input in feeds:
-            feeds[wire.input][:] = size_row(sized, 0)
+        if wire.of_part and wire.input in said:
+            (shape,) = (output.shape for output in parts[wire.owner].outputs if output.name == wire.name)
+            kept.setdefault(wire.owner, {})[wire.name] = np.full((1, int(shape[-1])), np.nan, np.float32)
+    inputs = [tensor for tensor in parts[part].inputs if tensor.name in said]
+    for name, rows in wired(model, inputs, request, kept, guided=False).items():
+        feeds[name] = np.where(np.isnan(rows[:1]), feeds[name], rows[:1])
 
 
 def _known(

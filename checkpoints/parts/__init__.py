@@ -65,7 +65,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
     family, specs = checkpoint.family, part_specs(checkpoint)
     config = checkpoint.configs[family.vae]
     mean, std = (config.get(key) if family.latent_statistics else None for key in ("latents_mean", "latents_std"))
-    own = {wire.input: wire for spec in specs for wire in spec.wires}  # a variant's are those of its part
+    own = dict.fromkeys(wire for spec in specs for wire in spec.wires)  # a variant's are those of its part
     return Model(
         text_encoders=tuple(
             TextEncoder(
@@ -85,7 +85,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         default_size=checkpoint.pixels,
         default_height=checkpoint.height,
         frames=family.frames,
-        wires=(*own.values(), *(_wire(checkpoint, wire) for wire in family.wires)),
+        wires=(*own, *(_wire(checkpoint, wire) for wire in family.wires)),
     )
 
 

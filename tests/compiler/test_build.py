@@ -26,7 +26,7 @@ from latentc.compiler.parity import measure
 from latentc.compiler.proof import Steps, proved_here
 from latentc.compiler.states import Site, looked
 from latentc.compiler.targets import wanted
-from latentc.compiler.trial import measure_steps
+from latentc.compiler.trial import StepFigures, check_host, measure_steps
 from latentc.core.bundle import FileInfo, digest, open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
@@ -498,6 +498,14 @@ def test_a_wiring_mistake_is_refused(own_bundle, edit_manifest):
         build(open_bundle(opened.folder), NULL)
 
 
+def test_inputs_that_diffusers_didnt_feed_are_refused(bundle):
+    opened = bundle("sd1")
+    host = load_host(opened)
+    latents = host.model.model_copy(update={"wires": host.model.wires[:1]})
+    with pytest.raises(ParityError, match=r"feeds the unet \[\], and diffusers' .* it \['encoder_hidden_states'\]"):
+        check_host(opened, replace(host, model=latents))
+
+
 def test_closed_engines_stay_closed(own_bundle):
     opened = own_bundle()
     build(opened, NULL)
@@ -840,7 +848,7 @@ def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch
         (out / "more").write_text("")
 
     monkeypatch.setattr(type(runtime("onnxruntime")), "compile", otherwise)
-    bad = Steps(step_db=5.0, picture_db=None)
+    bad = Steps(denoisers={"unet": StepFigures(step_db=5.0)})
     monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     with pytest.raises(ParityError, match=r"The whole step .* agrees with the reference to 5.0 dB"):
         build(opened, ONNXRUNTIME)
@@ -849,7 +857,7 @@ def test_an_engine_built_anew_has_its_step_compared_anew(own_bundle, monkeypatch
 @pytest.mark.slow
 def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
     opened = own_bundle()
-    bad = Steps(step_db=float("-inf"), picture_db=None)
+    bad = Steps(denoisers={"unet": StepFigures(step_db=float("-inf"))})
     monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     for _ in range(2):
         with pytest.raises(ParityError, match="whole step .* answers NaN or infinity"):

@@ -17,7 +17,7 @@ from latentc.compiler.engines import load
 from latentc.compiler.parity import check_graphs, measure
 from latentc.compiler.proof import Steps, check_steps, prove_host
 from latentc.compiler.targets import wanted
-from latentc.compiler.trial import check_host, measure_steps
+from latentc.compiler.trial import StepFigures, check_host, measure_steps
 from latentc.core.bundle import FileInfo, open_bundle
 from latentc.core.errors import BundleError, LatentcError, ParityError
 from latentc.core.files import read_sealed, sha256, write_sealed
@@ -165,7 +165,7 @@ def test_what_a_denoiser_gets_wrong_in_one_place_fails_the_step(sound, fault):
     assert found.step_db < 40
     _, engines = wanted(sound[0], ONNXRUNTIME, to_run=True)
     with pytest.raises(ParityError):
-        check_steps(sound[0], ONNXRUNTIME, engines, Steps(**vars(found)))
+        check_steps(sound[0], ONNXRUNTIME, engines, Steps(denoisers={"unet": found}))
 
 
 def test_a_text_that_moves_nothing_is_zero_db(sound):
@@ -177,15 +177,19 @@ def test_a_text_that_moves_nothing_is_zero_db(sound):
     from dataclasses import replace
 
     narrow = [replace(want, target=replace(want.target, precision="bf16")) for want in engines]
-    near = Steps(step_db=45.0, differences=((40.0, 0.5), (0.0, 0.5)), picture_db=40.0)
+    near = StepFigures(step_db=45.0, differences=((40.0, 0.5), (0.0, 0.5)), picture_db=40.0)
+
+    def held(profile, figures):
+        check_steps(opened, profile, narrow, Steps(denoisers={"unet": figures}))
+
     lax = bf16.model_copy(update={"parity_db": {**bf16.parity_db, "bf16": 20.0}})
     for profile in (bf16, lax):
         with pytest.raises(ParityError, match=r"What the prompt changes .* has an SNR of 0.0 dB"):
-            check_steps(opened, profile, narrow, near)
+            held(profile, near)
         halved = near.model_copy(update={"differences": ((6.02, 0.5),)})
         with pytest.raises(ParityError, match=r"What the prompt changes .* has an SNR of 6.0 dB"):
-            check_steps(opened, profile, narrow, halved)
-        check_steps(opened, profile, narrow, near.model_copy(update={"differences": ((30.0, 0.5), (0.0, 0.001))}))
+            held(profile, halved)
+        held(profile, near.model_copy(update={"differences": ((30.0, 0.5), (0.0, 0.001))}))
 
 
 def cases_of(sound, part):
@@ -453,7 +457,7 @@ def test_what_is_guided_has_a_figure_of_its_own(own_bundle):
     plain = ONNXRUNTIME.shapes.model_copy(update={"sizes": ("128x128",)})
     unguided = plain.model_copy(update={"guided": False, "images": 2})
     first, second = (build(opened, ONNXRUNTIME.model_copy(update={"shapes": shapes})) for shapes in (unguided, plain))
-    assert first.steps.differences == ()
+    assert first.steps.denoisers["unet"].differences == ()
     assert second.steps.difference_db > 60
 
 

@@ -61,6 +61,18 @@ def wires(manifest):
         (lambda value: wires(value)[1].update(axis="width"), "the first source of it has an axis"),
         (lambda value: wires(value).append(wires(value)[1]), "another source of it has no axis to join along"),
         (lambda value: wires(value).append({**wires(value)[1], "axis": "width"}), "sources of width 64 to"),
+        *(
+            (lambda value, field=field: wires(value)[0].update(field), "to sample, which takes the latents as they are")
+            for field in ({"pad": 8}, {"empty": "zeros"}, {"axis": "width"})
+        ),
+        (
+            lambda value: wires(value).append({"input": "sample", "source": "request.size", "axis": "width"}),
+            "wires request.size to sample, which takes the latents as they are, and nothing beside them",
+        ),
+        (
+            lambda value: wires(value).insert(0, {"input": "sample", "source": "request.size"}),
+            "wires request.size to sample, which takes the latents as they are, and nothing beside them",
+        ),
         (
             lambda value: wires(value)[0].update(source="request.size"),
             "has 0 wires of step.latents, and one",

@@ -76,9 +76,9 @@ def test_sizes_follow_from_what_is_drawn(role, guided, rows):
     assert found == {"batch": rows, "frames": 1, "height": 8, "width": 16, "length": 80}
 
 
-def test_frames_are_the_models_unless_a_setting_says_otherwise():
+def test_frames_are_the_models():
     video = MODEL.model_copy(update={"frames": 5})
-    assert [sizes(video, "decoder", Setting(64, 32, frames=frames))["frames"] for frames in (None, 3)] == [5, 3]
+    assert sizes(video, "decoder", Setting(64, 32))["frames"] == 5
     assert (MODEL.latents(2, 8, 16), video.latents(2, 8, 16)) == ((2, 4, 8, 16), (2, 5, 4, 8, 16))
 
 

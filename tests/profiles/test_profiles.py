@@ -31,6 +31,13 @@ def test_precision_is_a_list_of_wishes_by_part(tmp_path):
     assert own(tmp_path, HEAD + 'precision = "f16"\n').wishes("unet", "denoiser") == ("f16",)
 
 
+def test_a_variant_has_the_precision_of_its_part_unless_it_has_its_own(tmp_path):
+    wishes = 'denoiser = "bf16"\nunet = "f16"\n"unet@deep" = "f32"\n'
+    profile = own(tmp_path, f"{HEAD}[precision]\n{wishes}")
+    found = [profile.wishes(part, "denoiser") for part in ("unet", "unet@shallow", "unet@deep", "other@shallow")]
+    assert found == [("f16",), ("f16",), ("f32",), ("bf16",)]
+
+
 def test_floors_that_are_not_given_are_filled_in(tmp_path):
     assert own(tmp_path, HEAD + "[parity_db]\nbf16 = 42\n").parity_db == {"f32": 90.0, "f16": 40.0, "bf16": 42.0}
 

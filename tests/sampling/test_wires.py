@@ -1,6 +1,7 @@
 """How what is known becomes the denoiser's inputs: the families that are here, and Stable Diffusion 3's on paper."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,14 +93,28 @@ def test_a_part_is_fed_what_it_takes():
 
 def test_a_source_of_a_familys_own_is_a_function(monkeypatch):
     monkeypatch.setitem(sources.SOURCES, "request.steps", lambda request, width: np.full(width, request.steps))
-    made = model(Wire(input="steps", source="request.steps"), Wire(input="extent", source="request.size"))
-    inputs = (floats("steps", "batch", 3), floats("extent", "batch", 6))
-    found = wired(made, inputs, REQUEST, {}, guided=False)
-    assert found["steps"].tolist() == [[20, 20, 20]] * 2
-    assert found["extent"].tolist() == [[64, 128, 0, 0, 64, 128]] * 2
-    resized(made, found, 32, 16)
-    assert found["extent"].tolist() == [[32, 16, 0, 0, 32, 16]] * 2
-    assert found["steps"].tolist() == [[20, 20, 20]] * 2
+    monkeypatch.setitem(sources.SOURCES, "request.area", lambda request, _: np.full(1, request.width * request.height))
+    made = model(
+        Wire(input="steps", source="request.steps"),
+        Wire(input="extent", source="request.size"),
+        Wire(input="said", source="request.area"),
+        Wire(input="said", source="text_encoder.text_embeds", axis="width", pad=5),
+        Wire(input="said", source="request.area", axis="width"),
+    )
+    inputs = (floats("steps", "batch", 3), floats("extent", "batch", 6), floats("said", "batch", 6))
+    embeds = np.array([[7, 8], [1, 2]], np.float32)
+    found = wired(made, inputs, REQUEST, {"text_encoder": {"text_embeds": embeds}}, guided=True)
+    assert found["steps"].tolist() == [[20, 20, 20]] * 4
+    assert found["extent"].tolist() == [[64, 128, 0, 0, 64, 128]] * 4
+    assert found["said"].tolist() == [[8192, *text, 0, 0, 8192] for text in ((7, 8), (7, 8), (1, 2), (1, 2))]
+    before = dict(found)
+    outputs = (floats("text_embeds", "batch", 2),)
+    parts = {"unet": SimpleNamespace(inputs=inputs), "text_encoder": SimpleNamespace(outputs=outputs)}
+    resized(made, parts, "unet", found, REQUEST.model_copy(update={"height": 32, "width": 16}))
+    assert found["extent"].tolist() == [[32, 16, 0, 0, 32, 16]] * 4
+    assert found["steps"].tolist() == [[20, 20, 20]] * 4
+    assert found["said"].tolist() == [[512, *text, 0, 0, 512] for text in ((7, 8), (7, 8), (1, 2), (1, 2))]
+    assert [found[name].dtype for name in before] == [before[name].dtype for name in before]
 
 
 def test_a_source_that_nothing_here_computes_is_refused_before_drawing(bundle):
@@ -122,3 +137,25 @@ def test_a_control_is_fed_by_the_same_wires(bundle):
     )
     assert "has a part controlnet with an input 'controlnet_cond'" in str(complaint(wires, parts))
     assert complaint((*wires, Wire(input="controlnet_cond", source="request.control")), parts) is None
+
+
+@pytest.mark.parametrize("roles", [("denoiser", "control"), ("control", "denoiser")])
+@pytest.mark.parametrize("axes", [("length", 48), (48,)])
+def test_each_part_is_held_to_the_width_of_its_own_input(bundle, roles, axes):
+    """Whichever of two parts comes first, what one takes doesn't hide what the other does."""
+    parts, wires = bundle("sd1").manifest.parts, bundle("sd1").manifest.model.wires
+    other = floats("encoder_hidden_states", "batch", *axes)
+    inputs = tuple(other if each.name == other.name else each for each in parts["unet"].inputs)
+    each = {
+        "denoiser": parts["unet"],
+        "control": parts["unet"].model_copy(update={"role": "control", "inputs": inputs}),
+    }
+    texts = {name: part for name, part in parts.items() if part.role == "text_encoder"}
+    says = "whose width is 48" if len(axes) == 2 else "of 3 axes to encoder_hidden_states, which has 2"
+    assert says in str(complaint(wires, {**texts, **{role: each[role] for role in roles}}))
+
+
+def test_a_bundle_without_a_denoiser_says_so(bundle):
+    found = bundle("sd1").manifest
+    parts = {name: part for name, part in found.parts.items() if name != "unet"}
+    assert complaint(found.model.wires, parts) == "wires step.latents to 'sample', and has no denoiser"
