@@ -190,7 +190,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
         shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
         base = max(base, costs.base)
         held[want.part] = _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
-    return base + _at_once(bundle, held) if held else None
+    return base + _at_once(bundle, held) or None
 
 
 @dataclass(frozen=True)

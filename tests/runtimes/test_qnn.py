@@ -84,7 +84,7 @@ def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_p
     with pytest.raises(ProfileError, match="Did you mean 'htp_performance_mode'"):
         case.adapter.check({"htp_performance_mod": "burst"})
     target = replace(case.target, device="QNN", precision="f16", options={"htp_arch": "73"})
-    with pytest.raises(ProfileError, match="must be told soc_model"):
+    with pytest.raises(ProfileError, match="needs soc_model"):
         case.adapter.compile(job_of(case.bundle, "unet", case.bundle.graph("unet"), target), tmp_path, quiet)
     assert not case.adapter.takes_free_sizes("QNN", {})
     with pytest.raises(CompileError, match="doesn't compute in f32 on QNN"):
