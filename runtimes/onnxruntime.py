@@ -178,6 +178,11 @@ class ONNXRuntime(Runtime):
             if not found:
                 return f"{provider.name} finds no {provider.hardware} here. It needs {provider.needs}."
         elif provider.name not in has:
+            if provider.vendor and not elsewhere and all(gpu.vendor != provider.vendor for gpu in machine().gpus):
+                return (
+                    f"There is no {provider.vendor} GPU here, which {provider.name} needs. Where there is one, install "
+                    f"the flavour of ONNX Runtime that has it, in an environment of its own: {pip(provider.extra)}."
+                )
             first = f"pip uninstall -y {' '.join(_flavours())} && " if _flavours() else ""
             return (
                 f"This ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Its flavours exclude one "

@@ -240,6 +240,18 @@ def test_a_library_for_another_system_is_not_advised():
         assert reason == f"DmlExecutionProvider is made for Windows alone, and this is {platform.system()}."
 
 
+@pytest.mark.parametrize(("device", "vendor"), [("CUDA", "NVIDIA"), ("MIGraphX", "AMD")])
+def test_without_the_gpu_no_working_library_is_to_be_removed(monkeypatch, device, vendor):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=()))
+    reason = ONNXRuntime().missing(device)
+    assert reason is not None
+    assert reason.startswith(f"There is no {vendor} GPU here")
+    assert "uninstall" not in reason
+    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=(SimpleNamespace(vendor=vendor),)))
+    assert "pip uninstall -y onnxruntime && pip install" in (ONNXRuntime().missing(device) or "")
+
+
 def target_of(case, device, **changes):
     return replace(case.target, device=device, **changes)
 
