@@ -51,7 +51,7 @@ def _section(section: Section) -> list[str]:
         *(["one process at a time"] if first.apart else []),
     ]
     gist = [plain(" ".join(said))] if (said := headline(section)) else []
-    told = [title, *gist, *([markdown_table(found), found.note] if found else []), "; ".join(where) + "."]
+    lines = [title, *gist, *([markdown_table(found), found.note] if found else []), "; ".join(where) + "."]
     failed = [
         f"- {plain(title_of(row, section))} failed: {plain(why)}" for row in section.rows if (why := failure(row))
     ]
@@ -73,7 +73,7 @@ def _section(section: Section) -> list[str]:
     omitted = shared(section, [(row, sentence) for row in section.rows for sentence in row.leaves_out])
     out = [f"- {plain(text)}" + (f" ({plain(names)})" if names else "") for text, names in omitted]
     lists = [failed + shaky, ran and ["What ran:", "", *ran], out and ["What the numbers leave out:", "", *out]]
-    return told + ["\n".join(items) for items in lists if items]
+    return lines + ["\n".join(items) for items in lists if items]
 
 
 def plain(text: str) -> str:

@@ -268,7 +268,7 @@ GATES = (
     ("The whole step", "step"),
     ("A picture drawn", "picture"),
     ("agrees with the reference to", "engine"),
-    ("answers NaN or infinity", "engine"),
+    ("outputs NaN or infinity", "engine"),
 )
 """Words of an error, and the gate that it is of."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -280,7 +281,7 @@ def _prove_steps(site: Site, built: Mapping[str, Artifact]) -> Steps:
     key = steps_key(bundle, adapter, [built[want.key] for want in wants], guided=profile.shapes.guided)
     steps = recall(key, Steps)
     if steps is None:
-        opened = lambda: Engines(bundle, profile, (adapter, wants), built)  # noqa: E731
+        opened = partial(Engines, bundle, profile, (adapter, wants), built)
         steps = prove_steps(bundle, profile, wants, opened, site.on_progress)
         remember(key, steps)
     check_steps(bundle, profile, wants, steps)

@@ -295,7 +295,7 @@ def _attention(tape: Tape, node: ir.Node) -> ir.Value:
 def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
     """Each group less its mean, over its deviation, then scaled and shifted by channel; in f32 whatever the rest is.
 
-    InstanceNormalization would say the same in one operator, and IREE 3.13 answers NaN to it where sizes are free.
+    InstanceNormalization would say the same in one operator, and IREE 3.13 gives NaN for it where sizes are free.
     """
     sample, scale, bias = node.inputs
     groups = int(_attribute(node, "num_groups", 0))

@@ -214,7 +214,7 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
     what = f"{want.part} in {precision} through {profile.runtime}"
     if not math.isfinite(parity.psnr_db):
         raise ParityError(
-            f"{what} answers NaN or infinity: something in it is larger than {precision} holds. It won't be used. Give "
+            f"{what} outputs NaN or infinity: something in it is larger than {precision} holds. It won't be used. Give "
             f"{want.part} a wider type under [precision]."
         )
     raise ParityError(
@@ -242,7 +242,7 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
     advice = f"It won't be used. Give the {denoiser} a wider type under [precision]."
     if not math.isfinite(steps.step_db):
         raise ParityError(
-            f"The whole step of {denoiser} through profile {profile.name} answers NaN or infinity, though no part does "
+            f"The whole step of {denoiser} through profile {profile.name} outputs NaN or infinity, though no part does "
             f"by itself. {advice}"
         )
     if not steps.step_db >= floor - STEP_LOSS_DB:

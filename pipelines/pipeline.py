@@ -104,7 +104,7 @@ class Pipeline:
     ) -> Result:
         """Draw a request.
 
-        `on_step` is told of each finished denoiser call, in the calling thread; returning False
+        `on_step` is called after each denoiser call, in the calling thread; returning False
         cancels. `latents` start the walk in place of noise from the seed: float32 standard normal
         values, [count, channels, height / 8, width / 8]. `noise` gives what a stochastic scheduler
         adds, in the same shape, each time it is called.
@@ -117,8 +117,8 @@ class Pipeline:
         started = perf_counter()
         asked = complete(request, self.bundle.manifest.model, self._host.scheduler)
         drawn = self._draw(request, asked, on_step, latents, noise)
-        told = self._notices(request, asked, drawn, passed_in=latents is not None)
-        return self._result(asked, drawn, told, perf_counter() - started)
+        said = self._notices(request, asked, drawn, passed_in=latents is not None)
+        return self._result(asked, drawn, said, perf_counter() - started)
 
     def _draw(
         self, request: Request, asked: Request, on_step: OnStep | None, latents: Array | None, noise: Noise | None
@@ -142,14 +142,14 @@ class Pipeline:
     def _notices(self, request: Request, asked: Request, drawn: Drawn, *, passed_in: bool) -> tuple[str, ...]:
         """What whoever asked should know of what was drawn."""
         host, text = self._host, drawn.text
-        told = notices(asked, self.bundle.manifest, host.vocabularies[0], text.tokens, text.guided)
-        told += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
-        told += [f"Image {index} is one flat colour." for index, image in enumerate(drawn.images) if is_flat(image)]
+        said = notices(asked, self.bundle.manifest, host.vocabularies[0], text.tokens, text.guided)
+        said += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
+        said += [f"Image {index} is one flat colour." for index, image in enumerate(drawn.images) if is_flat(image)]
         if passed_in:
-            told.append("The initial latents were passed in: the seed alone doesn't give this picture.")
-        return (*told, *self._engines.notices)
+            said.append("The initial latents were passed in: the seed alone doesn't give this picture.")
+        return (*said, *self._engines.notices)
 
-    def _result(self, asked: Request, drawn: Drawn, told: tuple[str, ...], total: float) -> Result:
+    def _result(self, asked: Request, drawn: Drawn, said: tuple[str, ...], total: float) -> Result:
         return Result(
             images=drawn.images,
             latents=drawn.latents,
@@ -157,7 +157,7 @@ class Pipeline:
             seconds={**drawn.seconds, "host": total - sum(drawn.seconds.values()), "total": total},
             step_seconds=drawn.step_seconds,
             engines=self.describe(),
-            notices=told,
+            notices=said,
             origin=self._origin,
             writer=save,
         )

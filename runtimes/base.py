@@ -219,7 +219,7 @@ class Runtime(Protocol):
         """Load what `compile` left for this target: `files`, bytes by their paths in the folder `artifact`.
 
         The compiler has compared each with its digest, and the target with what is here. Raises `RuntimeMissing` or
-        `CompileError`; never falls back in silence.
+        `CompileError`; never falls back silently.
         """
         ...
 

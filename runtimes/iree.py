@@ -285,7 +285,7 @@ def _plain(graph: Path, weights: Path, folder: Path) -> Path:
     """A copy of a graph, in `folder`, in what every GPU with Vulkan computes alike: f32, int32, and nothing infinite.
 
     Compiled for the baseline, 3.13's programs read f16 and 64 bits from weights and inputs wrongly, in silence, and
-    what masks attention with minus infinity answers NaN.
+    what masks attention with minus infinity outputs NaN.
     """
     with border(
         CompileError, f"{graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"

@@ -99,7 +99,7 @@ class Library:
     install: str
     capabilities: tuple[str, ...]
     """Compute capabilities of the GPUs that it is for."""
-    abroad: bool
+    builds_elsewhere: bool
     """Whether it builds for GPUs that aren't here."""
     costs: Costs | None
 
@@ -110,7 +110,7 @@ RTX = Library(
     module="tensorrt_rtx_bindings",
     install=install("tensorrt-rtx"),
     capabilities=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),  # RTX 20, A100, RTX 30, 40, 50, GB10; no Hopper
-    abroad=True,
+    builds_elsewhere=True,
     costs=COSTS,
 )
 FULL = Library(
@@ -119,7 +119,7 @@ FULL = Library(
     module="tensorrt",
     install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack.",
     capabilities=("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
-    abroad=False,
+    builds_elsewhere=False,
     costs=None,
 )
 
@@ -150,7 +150,7 @@ class TensorRT(Runtime):
         self.facts = Facts(
             title=library.title,
             devices=library.capabilities,
-            options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.abroad},
+            options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.builds_elsewhere},
             newest_opset=_newest_opset(library),
             typed=True,
             reads_bf16=False,
@@ -171,7 +171,7 @@ class TensorRT(Runtime):
 
     def unbuildable(self, device: str) -> str | None:
         """As `missing`; for RTX, the device itself needn't be here."""
-        return self._unfit(device) if self._is.abroad else self.missing(device)
+        return self._unfit(device) if self._is.builds_elsewhere else self.missing(device)
 
     def _unfit(self, device: str) -> str | None:
         try:
@@ -179,14 +179,18 @@ class TensorRT(Runtime):
         except Exception as exc:  # without what it is linked with, it raises whatever it likes
             return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
         if not self._is_known(device):
-            also = ", and builds for them anywhere, also for several unlike ones, as sm86+sm89" * self._is.abroad
+            also = (
+                ", and builds for them anywhere, also for several unlike ones, as sm86+sm89" * self._is.builds_elsewhere
+            )
             has = ", ".join(self._is.capabilities)
             return f"{self._is.title} runs on NVIDIA's {has}{also}; {device} isn't among them."
         return None
 
     def _is_known(self, device: str) -> bool:
         each = device.split(TOGETHER)
-        return set(each) <= set(self._is.capabilities) and len(each) == (len(set(each)) if self._is.abroad else 1)
+        return set(each) <= set(self._is.capabilities) and len(each) == (
+            len(set(each)) if self._is.builds_elsewhere else 1
+        )
 
     def versions(self) -> dict[str, str]:
         """Of the library."""
@@ -195,7 +199,7 @@ class TensorRT(Runtime):
 
     def device(self, device: str) -> dict[str, str]:
         """The compute capability is its name; kernels timed on one GPU are also for that one."""
-        return {} if self._is.abroad else {"gpu": gpu_name(device)}
+        return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, everywhere: it computes in what the graph says."""
@@ -220,7 +224,7 @@ class TensorRT(Runtime):
         log.clear()
         with ExitStack() as stack:
             stack.enter_context(border(CompileError, f"TensorRT can't build {job.part}", TRY))
-            if not self._is.abroad:  # the GPU whose context is current is the one that kernels are timed on
+            if not self._is.builds_elsewhere:  # the GPU whose context is current is the one that kernels are timed on
                 stack.callback(open_driver(target.device).close)
             builder = trt.Builder(log)
             network = builder.create_network(_network_flags(trt))
@@ -235,7 +239,7 @@ class TensorRT(Runtime):
             if target.shape is None:
                 config.add_optimization_profile(_ranges(builder, job))
             config.progress_monitor = _monitor(trt, job.part, on_progress)
-            if self._is.abroad:
+            if self._is.builds_elsewhere:
                 each = target.device.split(TOGETHER)
                 config.num_compute_capabilities = len(each)
                 for place, capability in enumerate(each):

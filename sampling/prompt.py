@@ -133,7 +133,7 @@ def encode(
 
     Embeddings are [prompts, 77 * chunks, width], those of whole prompts [prompts, width]. `zero_negative` puts a row of
     zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines` says what runs each part, for errors.
-    Raises `NotFiniteError` if an encoder answers NaN or infinity.
+    Raises `NotFiniteError` if an encoder outputs NaN or infinity.
     """
     encoded: dict[str, dict[str, Array]] = {}
     for encoder, ids, used in zip(model.text_encoders, tokens.rows, tokens.used, strict=True):

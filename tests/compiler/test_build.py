@@ -111,7 +111,10 @@ def test_an_engine_is_in_one_state_and_locked_where_there_is_work(own_bundle, mo
 def of_two_devices(monkeypatch):
     """The null runtime, of whose devices `left` and `right` those in the list are here."""
     here = ["left"]
-    absent = lambda _, device: None if set(device.split("+")) & set(here) else f"There is no {device} here."  # noqa: E731
+
+    def absent(_, device):
+        return None if set(device.split("+")) & set(here) else f"There is no {device} here."
+
     monkeypatch.setattr(Null, "missing", absent)
     return here, of(NULL, device="right+left")
 
@@ -860,7 +863,7 @@ def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
     bad = Steps(denoisers={"unet": StepFigures(step_db=float("-inf"))})
     monkeypatch.setattr("latentc.compiler.build.prove_steps", lambda *_: bad)
     for _ in range(2):
-        with pytest.raises(ParityError, match="whole step .* answers NaN or infinity"):
+        with pytest.raises(ParityError, match="whole step .* outputs NaN or infinity"):
             build(opened, ONNXRUNTIME)
         monkeypatch.setattr("latentc.compiler.build.prove_steps", None)  # it isn't asked again
 

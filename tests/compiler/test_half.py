@@ -181,7 +181,7 @@ def test_a_graph_that_overflows_in_f16_is_seen_to(own_bundle, perturb):
     for _ in range(2):  # found, and remembered
         parity = measure_typed(opened, want.part, want.target)
         assert parity.psnr_db == -np.inf
-    with pytest.raises(ParityError, match="vae_decoder in f16 through iree answers NaN or infinity"):
+    with pytest.raises(ParityError, match="vae_decoder in f16 through iree outputs NaN or infinity"):
         check_floor(opened, profile, want, parity)
 
 

@@ -189,7 +189,9 @@ def wired_otherwise(made_up, monkeypatch):
     cls = made_up["twin"].CLASSES["TwinDenoiser"]
 
     def change(*wires):
-        parts = lambda *given: tuple(replace(spec, wires=wires) for spec in cls.parts(*given))  # noqa: E731
+        def parts(*given):
+            return tuple(replace(spec, wires=wires) for spec in cls.parts(*given))
+
         monkeypatch.setitem(CLASSES, "TwinDenoiser", replace(cls, parts=parts))
 
     return change
