@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..core.bundle import TensorInfo
 from ..core.engine import Engine
 from ..core.errors import RuntimeMissing
 from ..core.install import install
+from ..core.manifest import TensorInfo
 from ..core.recipes import Precision
 from ..core.tensors import Array
 from ..profiles import Profile

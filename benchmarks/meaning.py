@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.parity import REFEREES
-from ..core.bundle import Bundle, TensorInfo
+from ..core.bundle import Bundle
 from ..core.errors import LatentcError, RequestError, RuntimeMissing
 from ..core.install import pip
+from ..core.manifest import TensorInfo
 from ..core.progress import Progress, quiet
 from ..core.request import Request
 from ..core.tensors import Array

@@ -29,10 +29,11 @@ from ..compiler.cache import HEADER, find
 from ..compiler.engines import load
 from ..compiler.make import compile_into
 from ..compiler.targets import wanted
-from ..core.bundle import MANIFEST, Bundle, FileInfo, digest, open_bundle
+from ..core.bundle import MANIFEST, Bundle, digest, open_bundle
 from ..core.engine import Engine
 from ..core.errors import BundleError, LatentcError, NotFiniteError
 from ..core.files import read_sealed, sha256, write_sealed, write_text
+from ..core.manifest import FileInfo
 from ..core.records import STATE
 from ..core.request import Request
 from ..core.tensors import Array, psnr_db

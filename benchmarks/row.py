@@ -12,8 +12,9 @@ from uuid import uuid4
 
 from ..compiler.flops import count_flops
 from ..core import shapes
-from ..core.bundle import Bundle, Role, checked_graph
+from ..core.bundle import Bundle, checked_graph
 from ..core.errors import LatentcError
+from ..core.manifest import Role
 from ..core.request import Request
 from ..core.version import __version__
 from ..pipelines.complete import size_and_seed

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.bundle import Fact
 from ..core.errors import CheckpointError
+from ..core.manifest import Fact
 from ..core.reading import unreadable
 from .bounds import latent_sides
 from .card import Card

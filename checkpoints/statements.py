@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..core.bundle import Fact
 from ..core.errors import CheckpointError
+from ..core.manifest import Fact
 from ..core.reading import CONFIG_BYTES, is_regular, read_json, read_small
 from ..core.record import LONGEST, shown
 from ..core.request import MAX_SIDE, SPACINGS

@@ -12,8 +12,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core.bundle import Fact
 from ..core.errors import CheckpointError
+from ..core.manifest import Fact
 from ..core.record import shown
 from ..core.request import MAX_SIDE, SPACINGS
 from .families import Config, Family

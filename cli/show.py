@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.bundle import Bundle, License, Source
+from ..core.bundle import Bundle
 from ..core.errors import LatentcError
+from ..core.manifest import License, Source
 from ..core.reading import read_plain
 from ..core.units import counted
 from ..core.units import sized as size

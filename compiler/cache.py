@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, field_serializer
 
-from ..core.bundle import Bundle, FileInfo, check_path, leads_out, plain_files
+from ..core.bundle import Bundle, check_path, leads_out, plain_files
 from ..core.engine import Engine
 from ..core.errors import BundleError
 from ..core.files import fresh_folder, read_sealed, sha256, unwritable, write_sealed
 from ..core.locks import WAIT_SECONDS, LockedError, held
+from ..core.manifest import FileInfo
 from ..core.progress import WAITING, Progress, quiet
 from ..core.reading import PointerError, refuse_pointer
 from ..core.record import Record

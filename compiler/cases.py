@@ -11,11 +11,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..core.arrays import ARRAYS_BYTES, read_sealed_arrays, write_arrays
-from ..core.bundle import AGAIN, Bundle, Part, TensorInfo, checked_graph
+from ..core.bundle import AGAIN, Bundle, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
 from ..core.install import pip
+from ..core.manifest import Part, TensorInfo
 from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
 from ..core.record import Record, complaints

@@ -11,9 +11,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from ..core.bundle import Bundle, FileInfo
+from ..core.bundle import Bundle
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
+from ..core.manifest import FileInfo
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.reading import read_plain

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..core.bundle import ROLE_NAMES, Bundle, Role
+from ..core.bundle import Bundle
 from ..core.errors import ProfileError, RuntimeMissing
+from ..core.manifest import ROLE_NAMES, Role
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes

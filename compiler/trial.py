@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from ..core.bundle import AGAIN, Bundle, Model
+from ..core.bundle import AGAIN, Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
+from ..core.manifest import Model
 from ..core.record import Record
 from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request

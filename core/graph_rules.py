@@ -12,7 +12,7 @@ from .errors import BundleError
 from .graph import AGAIN, GraphFacts, Value, inspect_graph, shown
 
 if TYPE_CHECKING:
-    from .bundle import TensorInfo
+    from .manifest import TensorInfo
 
 MAX_NODES = 50_000
 MAX_ELEMENTS = 2**31

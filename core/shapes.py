@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .bundle import Dim, Model, Role, TensorInfo
 from .errors import ShapeError
+from .manifest import Dim, Model, Role, TensorInfo
 
 GUIDED_ROWS = 2
 """Rows of a picture where it is guided: the negative prompt's, and the prompt's."""

@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 from .record import Record, shown
 
 if TYPE_CHECKING:
-    from .bundle import Role, TensorInfo
+    from .manifest import Role, TensorInfo
 
     class Called(Protocol):
         """A part, exported or to be."""

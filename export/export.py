@@ -15,23 +15,11 @@ import numpy as np
 
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
-from ..core.bundle import (
-    MANIFEST,
-    Bundle,
-    FileInfo,
-    License,
-    Manifest,
-    Other,
-    Part,
-    Source,
-    digest,
-    graph_path,
-    open_bundle,
-    proof_digest,
-)
+from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, proof_digest
 from ..core.errors import BundleError, CheckpointError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
+from ..core.manifest import FileInfo, License, Manifest, Other, Part, Source
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember

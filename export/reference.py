@@ -17,8 +17,8 @@ import numpy as np
 
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
-from ..core.bundle import Role
 from ..core.errors import CompileError
+from ..core.manifest import Role
 from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack
 from ..core.request import Request
 from ..core.tensors import Array

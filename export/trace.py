@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoints.parts import PartSpec
-from ..core.bundle import TensorInfo
 from ..core.errors import CompileError
+from ..core.manifest import TensorInfo
 from ..core.shapes import shape_of
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 
-from ..core.bundle import Manifest, Model
 from ..core.errors import RequestError
+from ..core.manifest import Manifest, Model
 from ..core.request import Request
 from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, SCHEDULERS, schedule

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Protocol, runtime_checkable
 
-from ..core.bundle import TensorInfo
 from ..core.engine import Engine
 from ..core.errors import ProfileError, RuntimeMissing
+from ..core.manifest import TensorInfo
 from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision, Recipe
 from ..core.record import suggest

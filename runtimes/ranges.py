@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.bundle import TensorInfo
+from ..core.manifest import TensorInfo
 from ..core.shapes import shape_of
 
 RANGES: dict[str, tuple[int, int, int]] = {"batch": (1, 2, 8), "height": (8, 64, 128), "width": (8, 64, 128)}

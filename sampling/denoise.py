@@ -9,9 +9,9 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bundle import Model
 from ..core.engine import Run
 from ..core.errors import CancelledError
+from ..core.manifest import Model
 from ..core.request import Request, Step
 from ..core.tensors import Array, check_finite
 from ..core.wires import TIMESTEP

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bundle import Bundle, Model, Task, TensorInfo
+from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
+from ..core.manifest import Model, Task, TensorInfo
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ..core.bundle import Bundle, Model, TextEncoder
+from ..core.bundle import Bundle
 from ..core.errors import BundleError, RequestError
+from ..core.manifest import Model, TextEncoder
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
 from ..core.references import IDS, MASK

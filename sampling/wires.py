@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.bundle import Model, TensorInfo
+from ..core.manifest import Model, TensorInfo
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, Wire

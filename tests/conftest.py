@@ -16,8 +16,9 @@ from filelock import FileLock
 from latentc import cli
 from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
-from latentc.core.bundle import Bundle, FileInfo, digest, open_bundle
+from latentc.core.bundle import Bundle, digest, open_bundle
 from latentc.core.files import read_sealed, sha256, write_sealed
+from latentc.core.manifest import FileInfo
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
 from latentc.core.references import stored_at
 from latentc.export import trace as tracer

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...core.bundle import Model, TextEncoder
 from ...core.errors import CheckpointError
+from ...core.manifest import Model, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
 from . import clip, unet, vae

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...core.bundle import TensorInfo
+from ...core.manifest import TensorInfo
 from ...core.references import IDS, MASK
 from .part import ComponentClass, PartSpec, floats
 

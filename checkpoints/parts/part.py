@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...core.bundle import Role, TensorInfo
+from ...core.manifest import Role, TensorInfo
 from ...core.wires import Wire
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from latentc.benchmarks.baselines import find_baseline
 from latentc.benchmarks.contender import UNBOUND, _checkpoint_folder, contenders_of
 from latentc.benchmarks.plan import Plan
 from latentc.benchmarks.row import row_of
-from latentc.core.bundle import Bundle, FileInfo
+from latentc.core.bundle import Bundle
 from latentc.core.errors import CheckpointError
+from latentc.core.manifest import FileInfo
 from latentc.core.request import Request
 from latentc.profiles import load_profile
 from latentc.runtimes.machine import machine
@@ -35,7 +36,7 @@ def of_folder(checkpoint, sd_manifest, tmp_path):
 
 @pytest.fixture
 def sd_manifest():
-    from latentc.core.bundle import Manifest, Model, Source, TextEncoder
+    from latentc.core.manifest import Manifest, Model, Source, TextEncoder
 
     encoder = TextEncoder(part="text_encoder", tokenizer="tokenizer")
     model = Model(

@@ -27,10 +27,11 @@ from latentc.compiler.proof import Steps, proved_here
 from latentc.compiler.states import Site, looked
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import StepFigures, check_host, measure_steps
-from latentc.core.bundle import FileInfo, digest, open_bundle
+from latentc.core.bundle import digest, open_bundle
 from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.core.locks import is_held
+from latentc.core.manifest import FileInfo
 from latentc.core.progress import quiet
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
 from latentc.core.references import stored_at
@@ -721,7 +722,8 @@ def test_unbuilt_and_unknown_are_said(own_bundle):
 BUILD = """
 import json, sys
 from latentc.compiler.build import build
-from latentc.core.bundle import FileInfo, digest, open_bundle
+from latentc.core.bundle import digest, open_bundle
+from latentc.core.manifest import FileInfo
 from latentc.core.files import sha256
 from latentc.profiles import load_profile
 built = build(open_bundle(sys.argv[1]), load_profile("null"))
@@ -731,7 +733,8 @@ print(json.dumps([one.hit for one in built.engines]))
 HOLD = """
 import sys, time
 from latentc.compiler.cache import locked
-from latentc.core.bundle import FileInfo, digest, open_bundle
+from latentc.core.bundle import digest, open_bundle
+from latentc.core.manifest import FileInfo
 with locked(open_bundle(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)

@@ -18,9 +18,10 @@ from latentc.compiler.parity import check_graphs, measure
 from latentc.compiler.proof import Steps, check_steps, prove_host
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import StepFigures, check_host, measure_steps
-from latentc.core.bundle import FileInfo, open_bundle
+from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, LatentcError, ParityError
 from latentc.core.files import read_sealed, sha256, write_sealed
+from latentc.core.manifest import FileInfo
 from latentc.core.tensors import psnr_db, snr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile

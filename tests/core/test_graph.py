@@ -7,11 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from latentc.core.bundle import FileInfo, TensorInfo, checked_graph, digest, open_bundle
+from latentc.core.bundle import checked_graph, digest, open_bundle
 from latentc.core.errors import BundleError
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.graph import inspect_graph
 from latentc.core.graph_rules import check_engine_graph, check_graph
+from latentc.core.manifest import FileInfo, TensorInfo
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper, FLOAT = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT

@@ -21,9 +21,10 @@ from latentc.compiler.plan import drawing_bytes, plan
 from latentc.compiler.proof import Steps, check_steps
 from latentc.compiler.targets import targets, wanted
 from latentc.compiler.trial import StepFigures
-from latentc.core.bundle import MANIFEST, Bundle, Manifest, digest, graph_path, open_bundle
+from latentc.core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle
 from latentc.core.errors import BundleError, CheckpointError, ParityError, RequestError
 from latentc.core.files import read_sealed, write_sealed
+from latentc.core.manifest import Manifest
 from latentc.core.recipes import RECIPES
 from latentc.core.references import DRAWINGS
 from latentc.core.request import Request

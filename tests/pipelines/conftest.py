@@ -15,8 +15,9 @@ import pytest
 
 from latentc.checkpoints.families import TokenizerFacts, find_family
 from latentc.checkpoints.tokenizer import complete, shipped_files
-from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder
+from latentc.core.bundle import Bundle
 from latentc.core.errors import ShapeError
+from latentc.core.manifest import Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.wires import Wire
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CancelledError, NotFiniteError, RequestError, ShapeError
+from latentc.core.manifest import TensorInfo
 from latentc.core.request import Request
 from latentc.core.wires import Wire
 from latentc.pipelines.complete import own_scheduler

@@ -11,8 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentc.cli.ask import differences
-from latentc.core.bundle import FileInfo
 from latentc.core.errors import RequestError
+from latentc.core.manifest import FileInfo
 from latentc.core.request import Origin, Request, Result
 from latentc.pipelines import a1111
 from latentc.pipelines.png import Drawing, origin, read

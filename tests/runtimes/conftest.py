@@ -14,7 +14,8 @@ from latentc.compiler.cache import Artifact, Miss, Parity, artifacts, explain, f
 from latentc.compiler.key import Key
 from latentc.compiler.lower import lowered
 from latentc.compiler.targets import Wanted, job_of
-from latentc.core.bundle import Bundle, Manifest, Model, Part, Source, TensorInfo, TextEncoder
+from latentc.core.bundle import Bundle
+from latentc.core.manifest import Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Target, runtime
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
-from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError
+from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
 from latentc.runtimes import Job, Target, cuda, trt, trt_plan
 from latentc.runtimes.base import files_in

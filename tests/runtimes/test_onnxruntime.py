@@ -13,8 +13,8 @@ import pytest
 
 from latentc.compiler.lower import lowered
 from latentc.compiler.targets import shapes
-from latentc.core.bundle import Model, TensorInfo, TextEncoder
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
+from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
 from latentc.runtimes import Target, placement, providers

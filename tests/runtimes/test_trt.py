@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentc.compiler.lower import lowered, weights_of
 from latentc.compiler.targets import job_of
-from latentc.core.bundle import TensorInfo
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
+from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
 from latentc.runtimes import Job, Target
 from latentc.runtimes.base import files_in

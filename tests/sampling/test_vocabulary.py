@@ -24,7 +24,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from latentc.core.bundle import Bundle, TextEncoder
+from latentc.core.bundle import Bundle
+from latentc.core.manifest import TextEncoder
 from latentc.core.errors import LatentcError
 from latentc.sampling.prompt import load_vocabularies, tokenize
 

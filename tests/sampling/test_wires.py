@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latentc.core.bundle import Model, TensorInfo, TextEncoder
 from latentc.core.errors import BundleError
+from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.request import Request
 from latentc.core.wires import Wire, complaint
 from latentc.sampling import wires as sources
