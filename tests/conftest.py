@@ -32,7 +32,17 @@ OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
 FIRST = (
     *("test_flops", "test_qnn", "test_tokenizer", "test_random", "test_others", "test_vocabulary", "test_kinds"),
     *("test_render", "test_schedulers", "test_single_file", "test_bench", "test_suite"),
-    *("test_half", "test_export", "test_build", "test_plan", "test_commands", "test_iree", "test_pictures"),
+    *(
+        "test_half",
+        "test_export",
+        "test_build",
+        "test_like",
+        "test_damage",
+        "test_plan",
+        "test_commands",
+        "test_iree",
+        "test_pictures",
+    ),
     *("test_families", "test_torch", "test_lower"),
 )
 """Files that take longest, begun first: with `--dist loadfile`, no worker then waits for the other's last file. While

@@ -1,12 +1,10 @@
-"""Builds: keys, hits and misses, floors, damage, and several at once."""
+"""Builds: keys, states, hits and misses, floors, steps and sizes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,39 +19,22 @@ from latentc.compiler.apart import Measured
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, verify
 from latentc.compiler.engines import Engines, load
-from latentc.compiler.faults import faults
-from latentc.compiler.parity import measure
 from latentc.compiler.proof import Steps, proved_here
 from latentc.compiler.states import Site, looked
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import StepFigures, check_host, measure_steps
 from latentc.core.bundle import digest, open_bundle
-from latentc.core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256
 from latentc.core.locks import is_held
 from latentc.core.manifest import FileInfo
 from latentc.core.progress import quiet
-from latentc.core.records import GraphFigure, graph_key, remember, state_folder
-from latentc.core.references import stored_at
-from latentc.profiles import load_profile
+from latentc.core.records import state_folder
 from latentc.runtimes import runtime
 from latentc.runtimes.null import Null
-from latentc.runtimes.onnxruntime import ONNXRuntime
 from latentc.sampling.draw import load_host
 
-NULL = load_profile("null")
-OPENVINO = load_profile("cpu-openvino-f32")
-ONNXRUNTIME = load_profile("cpu-onnxruntime")
-OTHERWISE = {"session.set_denormal_as_zero": True}
-"""An option that is in the key, and changes nothing of what is written."""
-
-
-def of(profile, **changes):
-    return profile.model_copy(update=changes)
-
-
-def static(profile, *sizes, **changes):
-    return of(profile, shapes=profile.shapes.model_copy(update={"sizes": sizes, **changes}))
+from .builds import NULL, ONNXRUNTIME, OPENVINO, OTHERWISE, copied, new_unet, of, static
 
 
 def test_a_second_build_finds_everything(own_bundle):
@@ -231,28 +212,6 @@ def test_what_cannot_be_remembered_is_proved_at_every_start(own_bundle, monkeypa
 
 
 @pytest.mark.slow
-def test_a_forged_header_proves_nothing(own_bundle, monkeypatch, tmp_path):
-    """An engine of other weights under the header of a sound one, in a bundle that came from elsewhere."""
-    opened = own_bundle()
-    built = build(opened, ONNXRUNTIME).engines
-    decoder = next(one.artifact for one in built if one.artifact.part == "vae_decoder")
-    data = opened.engines / decoder.name / "engine.data"
-    values = np.frombuffer(data.read_bytes(), np.float32) * np.float32(1.02)
-    data.write_bytes(values.tobytes())
-    files = {**decoder.files, data.name: FileInfo(sha256=sha256(data), bytes=data.stat().st_size)}
-    cache.keep(opened.engines / decoder.name / "key.json", decoder.model_copy(update={"files": files}))
-    with pytest.raises(ParityError, match="vae_decoder in f32 through onnxruntime agrees with the reference to"):
-        load(opened, ONNXRUNTIME)
-    with pytest.raises(ParityError, match="vae_decoder"):
-        build(opened, ONNXRUNTIME)
-    other = copied(opened, "other")
-    shutil.rmtree(other.engines)
-    with pytest.raises(ParityError, match="vae_decoder"):
-        build(other, ONNXRUNTIME, like=opened)
-    assert "vae_decoder" not in {one.part for one in artifacts(other)}, "what was taken and isn't sound goes again"
-
-
-@pytest.mark.slow
 def test_a_bundle_on_another_machine_is_proved_once_before_it_draws(own_bundle, monkeypatch, tmp_path):
     opened = own_bundle()
     build(opened, ONNXRUNTIME)
@@ -264,21 +223,6 @@ def test_a_bundle_on_another_machine_is_proved_once_before_it_draws(own_bundle, 
     ]  # fmt: skip
     monkeypatch.setattr("latentc.compiler.engines.measured_apart", None)
     load(opened, ONNXRUNTIME).close()
-
-
-def test_what_killed_builds_left_goes(own_bundle):
-    opened = own_bundle()
-    build(opened, NULL)
-    sound = sorted(path.name for path in opened.engines.iterdir())
-    (opened.engines / ".0123456789abcdef.tmp").write_text("half a header")
-    (opened.engines / ".unet-0123456789abcdef.build.lock").touch()
-    (opened.engines / ".unet-0123456789abcdef.lock").touch()
-    (opened.engines / ".unet-0123456789abcdef.tmp").mkdir()
-    for path in opened.engines.glob(".*"):
-        os.utime(path, (0, 0))
-    (opened.engines / ".fedcba9876543210.tmp").write_text("being written")
-    build(opened, NULL)
-    assert sorted(path.name for path in opened.engines.iterdir()) == sorted([*sound, ".fedcba9876543210.tmp"])
 
 
 @pytest.mark.slow
@@ -295,29 +239,6 @@ def test_a_second_build_needs_no_torch(own_bundle):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def new_unet(opened, edit_manifest):
-    """The bundle with another UNet: the last bit of a weight differs."""
-    data = opened.folder / "unet" / "model.onnx_data"
-    content = bytearray(data.read_bytes())
-    content[1000] ^= 1
-    data.write_bytes(content)
-
-    def renamed(value):
-        value["files"]["unet/model.onnx_data"]["sha256"] = sha256(data)
-        files = {name: FileInfo(**info) for name, info in value["files"].items() if name.startswith("unet/")}
-        value["parts"]["unet"]["digest"] = digest(files)
-
-    edit_manifest(opened, renamed)
-    return open_bundle(opened.folder)
-
-
-def as_exported_here(opened):
-    """Remember the UNet as this machine's own: it is then compiled in this process, where tests change functions."""
-    key = graph_key(opened.part("unet").digest, opened.manifest.files[stored_at("unet")].sha256)
-    remember(key, GraphFigure(psnr_db=120.0, worst="", run_by="a test", exported_here=True))
-    return opened
-
-
 def test_new_weights_rebuild_that_part_only(own_bundle, edit_manifest):
     opened = own_bundle()
     build(opened, NULL)
@@ -326,136 +247,6 @@ def test_new_weights_rebuild_that_part_only(own_bundle, edit_manifest):
     assert list(differences) == ["unet"]
     assert list(differences["unet"].differences) == ["part digest"]
     assert [one.hit for one in build(changed, NULL).engines] == [True, False, True, True]
-
-
-def copied(opened, name):
-    return open_bundle(shutil.copytree(opened.folder, opened.folder.with_name(name)))
-
-
-@pytest.mark.slow
-def test_engines_of_parts_that_are_the_same_are_taken(own_bundle, edit_manifest):
-    opened = own_bundle()
-    tuned = new_unet(copied(opened, "tuned"), edit_manifest)
-    made = build(opened, ONNXRUNTIME)
-    found = build(tuned, ONNXRUNTIME, like=opened)
-    assert [one.how for one in found.engines] == ["taken", "compiled", "taken", "taken"]
-    for ours, theirs in zip(found.engines, made.engines, strict=True):
-        verify(tuned, ours.artifact)
-        assert (ours.artifact == theirs.artifact) == (ours.how == "taken")
-        if ours.how == "taken":
-            path = f"{ours.artifact.name}/engine.data"
-            assert (tuned.engines / path).samefile(opened.engines / path), "on disk once"
-    assert [one.how for one in build(tuned, ONNXRUNTIME, like=opened).engines] == ["there"] * 4
-    shutil.rmtree(opened.folder)
-    load(tuned, ONNXRUNTIME, ["unet"]).close()
-
-
-@pytest.mark.slow
-def test_a_damaged_engine_is_not_taken(own_bundle):
-    opened = own_bundle()
-    empty = copied(opened, "empty")
-    built = build(opened, ONNXRUNTIME).engines[0].artifact
-    path = opened.engines / built.name / "engine.data"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(BundleError, match="is damaged"):
-        build(empty, ONNXRUNTIME, like=opened)
-    assert artifacts(empty) == []
-
-
-@pytest.mark.slow
-def test_what_is_taken_is_held_to_the_floor(own_bundle):
-    opened = own_bundle()
-    empty = copied(opened, "empty")
-    build(opened, ONNXRUNTIME)
-    with pytest.raises(ParityError, match="asks for 500 dB"):
-        build(empty, of(ONNXRUNTIME, parity_db={"f32": 500.0}), like=opened)
-    assert artifacts(empty) == []
-
-
-@pytest.mark.slow
-def test_what_is_not_compiled_from_the_graph_is_not_taken(own_bundle):
-    opened = own_bundle()
-    other = copied(opened, "other")
-    build(opened, NULL)
-    assert {one.how for one in build(other, NULL, like=opened).engines} == {"compiled"}
-
-
-def refitting(monkeypatch, refit):
-    """ONNX Runtime refits what has the shipped options. A class of its own: Python remembers which ones refit."""
-    able = {"refits": lambda _, options: options == ONNXRUNTIME.options, "refit": refit}
-    monkeypatch.setattr("latentc.compiler.targets.runtime", lambda _: type("Refitting", (ONNXRuntime,), able)())
-
-
-@pytest.mark.slow
-def test_where_only_weights_differ_the_engine_is_refitted(own_bundle, edit_manifest, monkeypatch, capsys):
-    opened = own_bundle()
-    tuned = as_exported_here(new_unet(copied(opened, "tuned"), edit_manifest))
-    unet = next(one.artifact for one in build(opened, ONNXRUNTIME).engines if one.artifact.part == "unet")
-    asked = []
-
-    def refit(self, job, other, out):
-        asked.append((job.part, other))
-        self.compile(job, out, lambda *_: None)
-
-    refitting(monkeypatch, refit)
-    found = build(tuned, ONNXRUNTIME, like=opened)
-    assert [one.how for one in found.engines] == ["taken", "refitted", "taken", "taken"]
-    assert asked == [("unet", opened.engines / unet.name)]
-    assert [one.artifact.refitted_from for one in found.engines] == [None, unet.key, None, None]
-    show.builds([found], as_json=False)
-    assert ", refitted" in capsys.readouterr().out
-    load(tuned, ONNXRUNTIME).close()
-    for other in (static(ONNXRUNTIME, "64x64"), of(ONNXRUNTIME, options=OTHERWISE)):
-        assert "refitted" not in {one.how for one in build(tuned, other, like=opened).engines}
-    assert len(asked) == 1, "one of another shape or with other options isn't refitted"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["refused", "wrong", "damaged"])
-def test_what_cannot_be_refitted_is_compiled_and_that_is_said(own_bundle, edit_manifest, monkeypatch, capsys, fault):
-    opened = own_bundle()
-    tuned = as_exported_here(new_unet(copied(opened, "tuned"), edit_manifest))
-    donor = next(one.artifact for one in build(opened, ONNXRUNTIME).engines if one.artifact.part == "unet")
-    if fault == "damaged":
-        path = opened.engines / donor.name / "engine.data"
-        path.write_bytes(bytes(path.stat().st_size))
-
-    def refit(self, job, other, out):
-        if fault == "refused":
-            raise CompileError("The graph of unet differs.")
-        self.compile(job, out, lambda *_: None)
-        monkeypatch.setattr("latentc.compiler.proof.measure", wrong)
-
-    def wrong(*asked):
-        monkeypatch.setattr("latentc.compiler.proof.measure", measure)
-        return measure(*asked).model_copy(update={"psnr_db": 12.0})
-
-    refitting(monkeypatch, refit)
-    found = build(tuned, ONNXRUNTIME, like=opened)
-    unet = next(one for one in found.engines if one.artifact.part == "unet")
-    assert unet.how == "compiled"
-    assert {"refused": "differs", "wrong": "to 12.0 dB", "damaged": "is damaged"}[fault] in unet.note
-    assert unet.artifact.refitted_from is None
-    assert unet.artifact.parity.psnr_db > 60
-    show.builds([found], as_json=False)
-    assert "unet: It was compiled, not refitted: " in capsys.readouterr().out
-    load(tuned, ONNXRUNTIME).close()
-
-
-@pytest.mark.slow
-def test_an_artifact_that_names_files_elsewhere_is_none(own_bundle):
-    opened = own_bundle()
-    other = copied(opened, "other")
-    built = build(opened, ONNXRUNTIME).engines[0].artifact
-    header = opened.engines / built.name / "key.json"
-    manifest = opened.folder / "latentc.json"
-    stray = FileInfo(sha256=sha256(manifest), bytes=manifest.stat().st_size)
-    files = {**built.files, "../../latentc.json": stray}
-    cache.keep(header, built.model_copy(update={"files": files}))
-    before = (other.folder / "latentc.json").read_bytes()
-    assert build(other, ONNXRUNTIME, like=opened).engines[0].how == "compiled"
-    assert (other.folder / "latentc.json").read_bytes() == before
-    assert built.key not in {one.key for one in artifacts(opened)}
 
 
 def test_why_names_the_fields_that_missed(own_bundle):
@@ -468,17 +259,6 @@ def test_why_names_the_fields_that_missed(own_bundle):
     assert found["text_encoder"].differences == {"precision": ("f32", "f16")}
     assert found["unet"].nearest == built.engines[1].artifact.name
     assert {"precision", "shape"} <= set(found["unet"].differences)
-
-
-def test_damaged_weights_are_found_before_anything_is_compiled(own_bundle):
-    opened = own_bundle()
-    data = opened.folder / "unet" / "model.onnx_data"
-    content = bytearray(data.read_bytes())
-    content[5000] ^= 1
-    data.write_bytes(content)
-    with pytest.raises(BundleError, match="onnx_data was changed"):
-        build(opened, NULL)
-    assert [artifact.part for artifact in artifacts(opened)] == ["text_encoder"]
 
 
 def test_an_engine_below_the_floor_is_not_kept(own_bundle):
@@ -543,132 +323,6 @@ def test_wrong_weights_are_caught_by_parity(own_bundle, edit_manifest):
         build(open_bundle(opened.folder), OPENVINO)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "folder", "header", "figure"])
-def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
-    opened = own_bundle()
-    built = build(opened, NULL)
-    folder = opened.engines / built.engines[1].artifact.name
-    name = next(iter(built.engines[1].artifact.files))
-    content = (folder / name).read_bytes()
-    if damage == "truncate":
-        (folder / name).write_bytes(content[:-1])
-    elif damage == "empty":
-        (folder / name).write_bytes(b"")
-    elif damage == "flip":
-        (folder / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    elif damage == "folder":
-        (folder / name).unlink()
-        (folder / name).mkdir()
-    elif damage == "figure":
-        header = (folder / "key.json").read_text()
-        assert json.loads(header.replace('"seconds": ', '"seconds": 1')) != json.loads(header)
-        (folder / "key.json").write_text(header.replace('"seconds": ', '"seconds": 1'))
-    else:
-        (folder / "key.json").write_text("{")
-    if damage == "flip":  # of the right size: only its digest tells
-        with pytest.raises(BundleError, match="is damaged"), Engines(opened, NULL) as engines:
-            engines.preload(["unet"])
-        with pytest.raises(BundleError, match="is damaged"):
-            verify(opened, built.engines[1].artifact)
-    else:
-        with pytest.raises(BundleError, match="is damaged.*Run: latentc build .* --profile null"):
-            load(opened, NULL)
-        told = {want.part: outcome for want, outcome in why(opened, NULL)}
-        assert told["unet"] == Miss(built.engines[1].artifact.name, {}), "it is there, and not whole"
-    (said,) = faults(opened)
-    assert built.engines[1].artifact.name in said
-    assert "is damaged" in said
-    again = build(opened, NULL)
-    assert [one.hit for one in again.engines] == [True, False, True, True]
-    assert "was damaged" in again.engines[1].note
-    assert faults(opened) == []
-    load(opened, NULL).close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("reader", ["sha256", "read_sealed"])
-def test_what_cannot_be_read_is_not_replaced(own_bundle, monkeypatch, reader):
-    opened = own_bundle()
-    build(opened, NULL)
-
-    def broken(path, *_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(f"latentc.compiler.cache.{reader}", broken)
-    with pytest.raises(BundleError, match="can't be read \\(Input/output error\\)"):
-        build(opened, NULL)
-    assert sum("can't be read (Input/output error)" in said for said in faults(opened)) == 4
-    monkeypatch.undo()
-    assert all(one.hit for one in build(opened, NULL).engines)
-
-
-def test_what_another_process_is_removing_is_no_fault_of_the_disk(own_bundle, monkeypatch):
-    opened = own_bundle()
-    built = build(opened, NULL).engines[0].artifact
-
-    def gone(path, *_):
-        raise FileNotFoundError(2, "No such file or directory")
-
-    monkeypatch.setattr("latentc.compiler.cache.sha256", gone)
-    with pytest.raises(BundleError, match="is damaged"):
-        verify(opened, built)
-
-
-@pytest.mark.slow
-def test_what_replaces_a_damaged_engine_has_to_fit_too(own_bundle):
-    opened = own_bundle()
-    unet = build(opened, ONNXRUNTIME).engines[1].artifact
-    path = opened.engines / unet.name / next(name for name, info in unet.files.items() if info.bytes > 1000)
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CompileError, match="doesn't fit"):
-        build(opened, of(ONNXRUNTIME, memory_gb=0.001))
-
-
-def test_profiles_that_claim_an_engine_meanwhile_are_kept(own_bundle, monkeypatch):
-    """Between looking for an engine and noting a profile with it, another build notes its own."""
-    opened = own_bundle()
-    build(opened, NULL)
-    locked = cache.locked
-
-    @contextmanager
-    def late(bundle, name, on_progress=quiet):
-        monkeypatch.setattr("latentc.compiler.build.locked", locked)
-        build(opened, of(NULL, name="first"))
-        with locked(bundle, name, on_progress):
-            yield
-
-    monkeypatch.setattr("latentc.compiler.build.locked", late)
-    build(opened, of(NULL, name="second"))
-    assert {frozenset(found.profiles) for found in artifacts(opened)} == {frozenset(("null", "first", "second"))}
-
-
-def test_engines_of_a_bundle_that_cannot_be_written_are_found(own_bundle, monkeypatch):
-    opened = own_bundle()
-    build(opened, NULL)
-
-    def refuse(*_):
-        raise BundleError("It can't be written.")
-
-    monkeypatch.setattr("latentc.compiler.build.locked", refuse)
-    found = build(opened, of(NULL, name="other"))
-    assert all(one.hit for one in found.engines)
-    assert {one.artifact.profiles for one in found.engines} == {("null",)}
-
-
-def test_every_fault_of_a_bundle_is_told(own_bundle):
-    opened = own_bundle()
-    built = build(opened, NULL)
-    for one in built.engines[:2]:
-        (opened.engines / one.artifact.name / next(iter(one.artifact.files))).unlink()
-    (opened.folder / "vae_decoder" / "model.onnx").write_bytes(b"no graph")
-    (opened.engines / "notes-1.txt").touch()
-    shutil.copytree(opened.engines / built.engines[2].artifact.name, opened.engines / "vae_decoder-old")
-    said = faults(opened)
-    assert len(said) == 3
-    assert "vae_decoder/model.onnx" in said[0]
-    assert [any(one.artifact.name in fault for fault in said) for one in built.engines] == [True, True, False, False]
-
-
 def test_engines_know_the_profiles_that_they_are_for(own_bundle):
     opened, other = own_bundle(), of(NULL, name="other")
     with pytest.raises(BundleError, match="`latentc inspect` lists what is built"):
@@ -684,20 +338,6 @@ def test_engines_know_the_profiles_that_they_are_for(own_bundle):
     shutil.rmtree(opened.engines / first.engines[1].artifact.name)
     with pytest.raises(BundleError, match=r"latentc why .* --profile null` says what changed"):
         load(opened, NULL)
-
-
-def test_garbage_among_the_engines_is_passed_over(own_bundle):
-    opened = own_bundle()
-    built = build(opened, NULL)
-    (opened.engines / "garbage").touch()
-    (opened.engines / "unet-0123").mkdir()
-    (opened.engines / "unet-0123" / "key.json").write_text(json.dumps({"part": "unet"}))
-    target = opened.engines / built.engines[1].artifact.name
-    shutil.rmtree(target)
-    target.touch()
-    assert len(artifacts(opened)) == 3
-    assert not build(opened, NULL).engines[1].hit
-    assert len(artifacts(opened)) == 4
 
 
 def test_a_profile_may_name_a_text_encoder_that_a_bundle_has_not(own_bundle):
@@ -717,59 +357,6 @@ def test_unbuilt_and_unknown_are_said(own_bundle):
         build(opened, of(OPENVINO, device="GPU"))
     with pytest.raises(ProfileError, match=r"wants text_encoder in f16; this CPU has f32"):
         build(opened, of(ONNXRUNTIME, precision={"default": ("f16",)}))
-
-
-BUILD = """
-import json, sys
-from latentc.compiler.build import build
-from latentc.core.bundle import digest, open_bundle
-from latentc.core.manifest import FileInfo
-from latentc.core.files import sha256
-from latentc.profiles import load_profile
-built = build(open_bundle(sys.argv[1]), load_profile("null"))
-print(json.dumps([one.hit for one in built.engines]))
-"""
-
-HOLD = """
-import sys, time
-from latentc.compiler.cache import locked
-from latentc.core.bundle import digest, open_bundle
-from latentc.core.manifest import FileInfo
-with locked(open_bundle(sys.argv[1]), sys.argv[2]):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def started(code, *arguments):
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-def test_of_several_builds_at_once_one_builds(own_bundle):
-    opened = own_bundle()
-    builders = [started(BUILD, opened.folder) for _ in range(4)]
-    hits = [json.loads(builder.communicate(timeout=120)[0]) for builder in builders]
-    assert [sum(not hit[part] for hit in hits) for part in range(4)] == [1, 1, 1, 1]
-
-
-@pytest.mark.slow
-def test_a_dead_owners_lock_is_free(own_bundle):
-    opened = own_bundle()
-    owner = started(HOLD, opened.folder, folder_of_unet(opened))
-    assert owner.stdout.readline() == "held\n"
-    builder = started(BUILD, opened.folder)
-    with pytest.raises(subprocess.TimeoutExpired):
-        builder.wait(timeout=3)  # it waits for the lock
-    owner.kill()
-    owner.communicate()
-    assert json.loads(builder.communicate(timeout=120)[0]) == [False] * 4
-
-
-def folder_of_unet(opened):
-    from latentc.compiler.cache import folder_name
-
-    return next(folder_name(want.part, want.key) for want, _ in why(opened, NULL) if want.part == "unet")
 
 
 @pytest.mark.slow
@@ -872,25 +459,6 @@ def test_a_step_that_overflows_is_said_and_remembered(own_bundle, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [lambda raw: raw[:1000], lambda raw: raw[:-600] + bytes(600), lambda raw: b""])
-def test_a_damaged_reference_is_named_or_made_again(own_bundle, monkeypatch, damage):
-    opened = own_bundle()
-    build(opened, static(NULL, "192x64"))
-    (path,) = opened.engines.glob("reference-unet-*.npz")
-    sound = path.read_bytes()
-    path.write_bytes(damage(sound))
-    (said,) = faults(opened)
-    assert said.startswith(f"{path} isn't what was written. Remove it")
-    shutil.rmtree(opened.engines / next(one for one in artifacts(opened) if one.part == "unet").name)
-    with monkeypatch.context() as patch:
-        patch.setattr(cases, "REFEREES", {})
-        with pytest.raises(BundleError, match="Remove .*reference-unet"):
-            build(opened, static(NULL, "192x64"))
-    build(opened, static(NULL, "192x64"))
-    assert faults(opened) == []
-
-
-@pytest.mark.slow
 def test_a_machine_without_referees_takes_the_references_that_came_along(own_bundle, monkeypatch):
     """As one with a GPU, for which the engines were built elsewhere."""
     opened, sized = own_bundle(), static(NULL, "192x64")
@@ -920,13 +488,3 @@ def test_a_moved_bundle_keeps_its_engines(own_bundle, tmp_path):
     build(opened, NULL)
     moved = shutil.copytree(opened.folder, tmp_path / "elsewhere")
     assert all(one.hit for one in build(open_bundle(moved), NULL).engines)
-
-
-@pytest.mark.parametrize("name", ["reference/drawings.npz", "tokenizer/tokenizer.json", "unet/model.onnx_data"])
-def test_a_damaged_file_is_named_though_every_engine_is_there(name, own_bundle):
-    opened = own_bundle()
-    build(opened, NULL)
-    path = opened.folder / name
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BundleError, match=f"{path} has .* bytes; the manifest says"):
-        build(opened, NULL)
