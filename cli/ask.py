@@ -15,7 +15,7 @@ from ..core.reading import parse_json, read_small
 from ..core.request import Request
 from ..pipelines.complete import check
 from ..pipelines.png import Shown, origin
-from ..sampling.draw import SCHEDULER
+from ..sampling.draw import SCHEDULER, denoiser_of
 from ..sampling.schedulers import check_name
 from .text import is_number, plain
 
@@ -74,6 +74,7 @@ def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
             check(request, bundle.manifest.model, scheduler)
+            denoiser_of(bundle.variants("denoiser"), request)
 
 
 @contextmanager

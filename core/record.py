@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,8 +34,15 @@ class Record(BaseModel):
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
     """Say what is wrong with a record in words: each key, what was found, and the near name if it is a slip."""
     errors = sorted(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a slip explains the others
+    wrong = [error["loc"] for error in errors]
+    errors = [one for one in errors if one["type"] != "too_short" or not _is_explained(one["loc"], wrong)]
     more = [f"and {len(errors) - MOST} more"] if len(errors) > MOST else []
     return "; ".join([*(_complaint(error, model) for error in errors[:MOST]), *more])
+
+
+def _is_explained(place: tuple[int | str, ...], wrong: Sequence[tuple[int | str, ...]]) -> bool:
+    """Whether something inside of a list is wrong: what is left of the list is then too short for that reason."""
+    return any(len(other) > len(place) and other[: len(place)] == place for other in wrong)
 
 
 def shown(value: object) -> str:

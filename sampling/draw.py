@@ -44,13 +44,18 @@ class Host:
     """Its part's name."""
 
     def denoiser(self, request: Request) -> str:
-        """The part that a request draws with; raises `RequestError` for a variant that isn't there."""
-        if request.variant not in self.denoisers:
-            known = ", ".join(name for name in self.denoisers if name) or "none"
-            raise RequestError(
-                f"This bundle has no variant {request.variant!r} of its denoiser; it has: {known}. Leave it out."
-            )
-        return self.denoisers[request.variant]
+        """As `denoiser_of`."""
+        return denoiser_of(self.denoisers, request)
+
+
+def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
+    """The part, by variant, that a request draws with; raises `RequestError` for a variant that isn't there."""
+    if request.variant not in denoisers:
+        known = ", ".join(name for name in denoisers if name) or "none"
+        raise RequestError(
+            f"This bundle has no variant {request.variant!r} of its denoiser; it has: {known}. Leave it out."
+        )
+    return denoisers[request.variant]
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,14 @@ def test_a_scheduler_that_isnt_there_is_refused_before_anything_is_loaded(run, m
     assert "Did you mean 'euler-ancestral'?" in run("a cat", "--scheduler", "Euler a")[2]
 
 
+def test_a_variant_that_isnt_there_is_refused_before_anything_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
+    Path("prompts.jsonl").write_text('{"prompt": "a cat", "variant": "shallow"}\n')
+    code, _, error = run("--prompts", "prompts.jsonl")
+    assert code == 1
+    assert "no variant 'shallow' of its denoiser; it has: none. Leave it out." in error
+
+
 @pytest.mark.parametrize("end", ["png", "jpg", "webp"])
 def test_a_pictures_request_is_drawn_again(run, end):
     words = ("a cat", "--negative", "dog", "--size", "64x72", "--seed", 5, "--scheduler", "euler-ancestral")

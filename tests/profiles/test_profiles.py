@@ -65,6 +65,11 @@ def test_a_bad_profile_says_what_is_wrong(tmp_path, text, says):
         own(tmp_path, text)
 
 
+def test_a_wrong_entry_of_a_list_is_not_reported_as_a_short_list_too(tmp_path):
+    with pytest.raises(ProfileError, match=r"'fp16' is no precision\. .*f32\.?$"):
+        own(tmp_path, HEAD + "precision = 'fp16'\n")
+
+
 @pytest.mark.parametrize("name", ["tensorflow", "../cpu-openvino", ""])
 def test_an_unknown_profile_is_refused(name):
     with pytest.raises(ProfileError, match="There is no profile .*`latentc profiles` lists them"):
