@@ -504,6 +504,33 @@ def compare(
 
 
 @app.command()
+def probe(
+    output: Annotated[Path, typer.Option("--output", "-o", help="ZIP file to write.")] = Path("probe.zip"),
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", "-p", help="Profiles, separated by commas; default: every shipped one that works here."
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Time for all trials together.")] = 30.0,
+    only: Annotated[str, typer.Option(help="Names of trials, separated by commas.")] = "",
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder to keep checkpoints and bundles in, 30 GB for the full sizes.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the trials and stop.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Test this machine's devices and pack the results into one file to attach to a report. Nothing is sent."""
+    from .choose import choose
+    from .probe import probe as run
+
+    chosen = None if profile is None else choose(profile)
+    names = list(filter(None, only.split(",")))
+    run(chosen, output, minutes, names, scratch, listing=listing, quiet=quiet, as_json=as_json)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to work; what is there already is used again.")] = Path("demo"),
     quiet: Quiet = False,

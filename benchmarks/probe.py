@@ -1,0 +1,227 @@
+"""Try what an owner of a device can show, and pack all of it into one file. Nothing is sent anywhere.
+
+Each trial runs in a process of its own, which is stopped when its time is up. The archive is written again after each
+trial, so that an interrupted run keeps what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from ..core.errors import LatentcError, RequestError
+from ..core.files import unwritable, write_text
+from ..core.progress import Progress
+from ..core.record import Record, suggest
+from ..profiles import Profile, load_profile, profile_names
+from ..runtimes import runtime
+from ..runtimes.machine import machine
+from .line import command
+from .markdown import markdown, plain
+from .reading import sections
+from .records import read_records
+from .trials import NOT_RUN, RESULTS, Session, Trial, trials
+
+GRACE_SECONDS = 30.0
+"""For a trial to write down what it has, once it is asked to stop."""
+
+TEXTS = (".json", ".jsonl", ".log", ".txt", ".md", ".csv")
+"""Files of the archive that are searched for names of folders, users and machines."""
+
+NUMBERS = re.compile(r"\b(GPU|MIG)-[0-9a-fA-F-]{8,}")
+"""Serial numbers of GPUs, as drivers write them."""
+
+SHIPPED_NOT_TRIED = ("null", "torch")
+"""Runtimes that aren't on trial: one computes nothing, the other is the reference."""
+
+
+class Outcome(Record):
+    """What one trial came to."""
+
+    name: str
+    outcome: Literal["done", "failed", "not run"]
+    seconds: float
+    found: str
+    """One line: what was found, or the reason."""
+
+
+def usable_profiles() -> list[Profile]:
+    """The shipped profiles that work on this machine: each one for its GPU or NPU, and the best one of each runtime for
+    its CPU.
+    """
+    architectures = {gpu.architecture for gpu in machine().gpus}
+    found: list[Profile] = []
+    on_cpu: set[str] = set()
+    for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
+        if profile.runtime in SHIPPED_NOT_TRIED or (profile.gpus and not set(profile.gpus) & architectures):
+            continue
+        if profile.device == "CPU" and profile.runtime in on_cpu:
+            continue
+        with suppress(LatentcError):
+            if runtime(profile.runtime).missing(profile.device) is None:
+                found.append(profile)
+                on_cpu |= {profile.runtime} if profile.device == "CPU" else set()
+    return found
+
+
+def probe(
+    profiles: Sequence[Profile],
+    output: Path,
+    *,
+    minutes: float,
+    on_progress: Progress,
+    only: Sequence[str] = (),
+    scratch: Path | None = None,
+) -> list[Outcome]:
+    """Run the trials for these profiles and write the archive `output`, a ZIP file.
+
+    `only` names some of the trials. `scratch` is a folder for checkpoints and bundles (30 GB for the full sizes), which
+    stays; without one it is a temporary folder. Raises `RequestError` for the name of a trial that does not exist, and
+    `LatentcError` where `output` can't be written. After Ctrl-C the archive holds what was found until then, and
+    `KeyboardInterrupt` is raised again.
+    """
+    known = trials(profiles)
+    if unknown := [name for name in only if name not in known]:
+        raise RequestError(f"There is no trial {unknown[0]!r} for these profiles. {suggest(unknown[0], list(known))}")
+    found: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="latentc-probe-") as own, stopped_like_ctrl_c():
+        folder, place = Path(own, "archive"), scratch or Path(own, "scratch")
+        folder.mkdir()
+        place.mkdir(parents=True, exist_ok=True)
+        _pack(folder, found, output)
+        session = Session(folder, place, time.monotonic() + 60 * minutes)
+        for index, name in enumerate(only or known):
+            on_progress(name, index / len(only or known))
+            try:
+                found.append(run_trial(name, known[name], session, profiles))
+            except KeyboardInterrupt:
+                found.append(Outcome(name=name, outcome="not run", seconds=0, found="It was interrupted."))
+                raise
+            finally:
+                _pack(folder, found, output)
+    return found
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Generator[None]:
+    """For the block, SIGTERM is handled as Ctrl-C is, so that trials are stopped and the archive is written."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_trial(
+    name: str, trial: Trial, session: Session, profiles: Sequence[Profile], program: Sequence[str] = ()
+) -> Outcome:
+    """Run one trial in a process of its own until it ends or its time is up.
+
+    `program` is the command line that runs it, in place of `trials`.
+    """
+    start, left = time.monotonic(), min(session.left, trial.most_seconds + GRACE_SECONDS)
+    if left < trial.least_seconds + GRACE_SECONDS:
+        reason = f"It needs at least {trial.least_seconds:.0f} s, and the time was up."
+        return Outcome(name=name, outcome="not run", seconds=0, found=reason)
+    order, answer = session.scratch / "trial.json", session.scratch / f"{name}.txt"
+    asked = {"name": name, "folder": str(session.folder), "scratch": str(session.scratch)}
+    passed = [profile.model_dump(mode="json") for profile in profiles]
+    write_text(order, json.dumps({**asked, "seconds": left - GRACE_SECONDS, "profiles": passed}))
+    answer.unlink(missing_ok=True)  # of an earlier run in the same folder
+    noise = session.folder / f"{name}.log"
+    line = [*(program or command(Path(sys.executable), "benchmarks.trials")), str(order), str(answer)]
+    outcome: Literal["done", "failed", "not run"] = "not run"
+    with (
+        noise.open("wb") as file,
+        subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True) as process,
+    ):
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(left - GRACE_SECONDS)
+                outcome = "not run" if code == NOT_RUN else "failed" if code else "done"
+        finally:
+            _stop(process)
+    if answer.exists():
+        found = answer.read_text(encoding="utf-8")
+    elif outcome == "not run":
+        found = f"It was stopped after {time.monotonic() - start:.0f} s: its time was up."
+    else:
+        found = (noise.read_text(encoding="utf-8", errors="replace").strip() or "No message.").splitlines()[-1]
+    if not noise.stat().st_size:
+        noise.unlink()
+    return Outcome(name=name, outcome=outcome, seconds=round(time.monotonic() - start, 1), found=found)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a trial to stop, if it still runs; after a while kill it and the processes that it started."""
+    try:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS / 2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _pack(folder: Path, found: Sequence[Outcome], output: Path) -> None:
+    """Write the summary and the archive, without names of folders, users and machines in its texts."""
+    write_text(folder / "trials.json", json.dumps([one.model_dump() for one in found], indent=1) + "\n")
+    write_text(folder / "summary.md", summary(found, folder / RESULTS))
+    fresh = output.with_name(f".{output.name}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = path.relative_to(folder).as_posix()
+                if path.suffix in TEXTS:
+                    text = path.read_text(encoding="utf-8", errors="replace")
+                    archive.writestr(name, redact(text, folder.parent))
+                else:
+                    archive.write(path, name)
+        fresh.replace(output)
+    except OSError as exc:
+        raise LatentcError(unwritable(output, exc, "Choose another file with --output.")) from exc
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def redact(text: str, scratch: Path) -> str:
+    """Replace names of folders, of the user and of the machine, and serial numbers of GPUs."""
+    secrets = {
+        str(scratch): "SCRATCH",
+        str(Path(__file__).parent.parent): "LATENTC",
+        sys.prefix: "PYTHON",
+        str(Path.home()): "~",
+        platform.node(): "MACHINE",
+    }
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) > 1:
+            text = re.sub(rf"(?<![\w.-]){re.escape(secret)}(?![\w])", secrets[secret], text)
+    return NUMBERS.sub(r"\1-...", text)
+
+
+def summary(found: Sequence[Outcome], results: Path) -> str:
+    """What was tried, and the measurements, as Markdown."""
+    gpus = ", ".join(gpu.name for gpu in machine().gpus) or "a machine without a GPU"
+    lines = [f"# Trials on {plain(gpus)}", "", "| trial | outcome | seconds | result |", "|---|---|--:|---|"]
+    lines += [f"| {one.name} | {one.outcome} | {one.seconds:.0f} | {plain(one.found)} |" for one in found]
+    try:
+        table = markdown(sections(read_records(results))) if results.exists() else ""
+    except LatentcError as exc:  # a trial was killed in the middle of a line
+        table = f"{plain(str(exc))}\n"
+    return "\n".join([*lines, "", table])

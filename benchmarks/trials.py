@@ -1,0 +1,520 @@
+"""What `latentc probe` tries on a machine, each in a process of its own that writes files into the archive."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+
+from ..checkpoints.random import new_checkpoint
+from ..compiler.build import build
+from ..compiler.cache import Artifact
+from ..core.bundle import Bundle, open_bundle
+from ..core.errors import LatentcError, RuntimeMissing
+from ..core.files import sha256, write_text
+from ..core.install import pip
+from ..core.recipes import Precision
+from ..core.request import Request
+from ..core.units import sized
+from ..export.export import export
+from ..pipelines.pipeline import Pipeline
+from ..profiles import Profile
+from ..runtimes import runtime
+from ..runtimes.base import MEMORY, PLACEMENT
+from ..runtimes.diagnose import diagnose
+from ..runtimes.machine import machine
+from .baselines import PROFILE_MODULE
+from .bench import bench
+from .contender import OWN_COST
+from .line import Brief, Wish
+from .memory import resident_bytes, tree
+from .plan import PROMPT, REPEAT, SEED, Plan
+from .process import Process
+from .records import Measurement
+from .vram import devices
+
+log = logging.getLogger("latentc.probe")
+
+ROOT = Path(__file__).parent.parent
+RESULTS = "results.jsonl"
+"""In the archive: measurements, as `latentc bench` writes them."""
+
+SCENES = "scenes"
+STEPS: Mapping[str, int] = {SCENES: 20, "sd15": 50, "sdxl": 30}
+"""Denoising steps of each model that is measured."""
+
+CYCLES = 20
+"""Times that an engine is loaded, run and closed to find memory that is not given back."""
+
+LEAK_SHARE = 0.25
+"""Of what loading takes: memory that grows by more than this over the cycles was not given back."""
+
+LEAK_BYTES = 64_000_000
+"""Growth below this is noise of the allocator."""
+
+ROUNDS = 3
+"""Measured runs at least, where one image takes seconds."""
+
+NOT_RUN = 2
+"""Exit code of a trial's process for what this machine can't do."""
+
+NO_TESTS = 5
+"""Exit code of pytest where no test was selected."""
+
+VARIABLES = (
+    "CUDA_", "NVIDIA_", "CUDNN_", "TRT_", "TENSORRT_", "ORT_", "MIGRAPHX_", "HIP_", "HSA_", "ROCR_", "ROCM_", "MIOPEN_",
+    "IREE_", "OV_", "OPENVINO_", "VK_", "MESA_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "KMP_", "LD_LIBRARY_PATH",
+)  # fmt: skip
+"""Beginnings of the names of environment variables that change what drivers and libraries do."""
+
+TOOLS: Mapping[str, tuple[str, ...]] = {
+    "nvidia-smi": ("-q", "-d", "CLOCK,POWER,TEMPERATURE,PERFORMANCE,MEMORY"),
+    "amd-smi": ("static", "--asic", "--driver", "--vram", "--vbios"),
+    "rocminfo": (),
+    "migraphx-driver": ("--version",),
+    "vulkaninfo": ("--summary",),
+    "clinfo": ("-l",),
+    "lscpu": (),
+}
+"""Vendors' programs whose output is kept where they are installed."""
+
+CLOCKS: Mapping[str, tuple[str, ...]] = {
+    "nvidia-smi": (
+        "--query-gpu=timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active",
+        "--format=csv",
+        "-lms",
+        "1000",
+    ),
+    "amd-smi": ("monitor", "--watch", "1", "--csv"),
+}
+"""Programs that write clocks, power and temperature every second until they are stopped."""
+
+TOOL_SECONDS = 20.0
+
+Change = dict[str, Any]
+
+ON_CUDA: Mapping[str, Change] = {
+    "no-graph": {"options": {"enable_cuda_graph": False}},
+    "nchw": {"options": {"prefer_nhwc": False}},
+    "opset-18": {"opset": 18},
+    "vae-f16": {"precision": {"decoder": ("f16",)}},
+    "vae-tf32": {"precision": {"decoder": ("tf32",)}},
+}
+IN_TENSORRT: Mapping[str, Change] = {
+    "no-graph": {"options": {"cuda_graph": False}},
+    "opset-18": {"opset": 18},
+    "vae-f16": {"precision": {"decoder": ("f16",)}},
+    "vae-tf32": {"precision": {"decoder": ("tf32",)}},
+}
+HALF_OR_SINGLE: Mapping[str, Change] = {
+    "f32": {"precision": {"default": ("f32",)}},
+    "f16": {"precision": {"default": ("f16",), "decoder": ("f32",), "text_encoder": ("f32",)}},
+}
+PAIRS: Mapping[tuple[str, str], Mapping[str, Change]] = {
+    ("onnxruntime", "CUDA"): ON_CUDA,
+    ("onnxruntime", "TensorRT"): {"no-graph": {"options": {"trt_cuda_graph_enable": False}}},
+    ("tensorrt", ""): IN_TENSORRT,
+    ("tensorrt-rtx", ""): IN_TENSORRT,
+    ("iree", ""): HALF_OR_SINGLE,
+    ("migraphx", ""): {**HALF_OR_SINGLE, "exhaustive": {"options": {"exhaustive_tune": True}}},
+    ("openvino", "GPU"): HALF_OR_SINGLE,
+}
+"""By runtime and device ("" is any): changes to a profile that are measured against it in the same run."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a trial works, and until when."""
+
+    folder: Path
+    """Its files go into the archive."""
+    scratch: Path
+    """For checkpoints and bundles."""
+    until: float
+    """`time.monotonic` when it must have ended."""
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self.until - time.monotonic())
+
+    @property
+    def results(self) -> Path:
+        """The file of measurements."""
+        return self.folder / RESULTS
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing to try. `run` returns a sentence on what was found; it raises `RuntimeMissing` for what can't be tried
+    on this machine, and `LatentcError` for what failed.
+    """
+
+    run: Callable[[Session], str]
+    least_seconds: float
+    """It is not started with less time left."""
+    most_seconds: float = float("inf")
+    """It is stopped after this time, so that one trial doesn't take all of it."""
+
+
+def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
+    """The trials for these profiles, by name, in the order that they run in."""
+    on_gpu = [profile for profile in profiles if profile.device != "CPU"]
+    found = {"machine": Trial(machine_facts, 5, 120)}
+    for one in profiles:
+        found[f"build-{SCENES}-{one.name}"] = Trial(partial(build_twice, one, SCENES), 20, 600)
+    found[SCENES] = Trial(partial(measure, profiles, SCENES, (1,)), 60)
+    for one in profiles:
+        found[f"load-{one.name}"] = Trial(partial(load_twice, one), 20, 300)
+        found[f"close-{one.name}"] = Trial(partial(close_often, one), 20, 300)
+    for name in dict.fromkeys(one.runtime for one in profiles):
+        found[f"contract-{name}"] = Trial(partial(contract, name), 20, 300)
+    if shutil.which("migraphx-driver"):
+        found["migraphx-driver"] = Trial(driver_flags, 20, 300)
+    for family in ("sd15", "sdxl"):
+        for one in on_gpu:
+            found[f"build-{family}-{one.name}"] = Trial(partial(build_twice, one, family), 120, 1800)
+        if on_gpu:
+            found[family] = Trial(partial(measure, on_gpu, family, (1, 4) if family == "sd15" else (1,)), 120)
+        if family == "sd15":
+            for one in on_gpu:
+                if pairs_of(one):
+                    found[f"pairs-{one.name}"] = Trial(partial(measure_pairs, one), 120)
+    return found
+
+
+def pairs_of(profile: Profile) -> list[Profile]:
+    """The profile with each change of `PAIRS` for its runtime and device."""
+    changes = PAIRS.get((profile.runtime, profile.device)) or PAIRS.get((profile.runtime, ""), {})
+    made: list[Profile] = []
+    for name, change in changes.items():
+        merged = {field: _changed(getattr(profile, field), value) for field, value in change.items()}
+        variant = profile.model_copy(update={**merged, "name": f"{profile.name}-{name}"})
+        if variant.model_dump(exclude={"name"}) != profile.model_dump(exclude={"name"}):
+            made.append(variant)
+    return made
+
+
+def _changed(old: Any, new: Any) -> Any:
+    """The new value; of a table, only the keys that it has are replaced."""
+    return {**old, **cast("dict[str, Any]", new)} if isinstance(new, dict) else new
+
+
+def machine_facts(session: Session) -> str:
+    """Hardware, drivers, libraries, and the environment variables that they read."""
+    here, states = machine(), diagnose()
+    write_text(session.folder / "machine.json", here.model_dump_json(indent=1) + "\n")
+    write_text(session.folder / "runtimes.json", json.dumps([asdict(one) for one in states], indent=1) + "\n")
+    set_here = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+    write_text(session.folder / "environment.json", json.dumps(set_here, indent=1) + "\n")
+    packages = sorted({f"{one.name}=={one.version}" for one in metadata.distributions() if one.name})
+    write_text(session.folder / "packages.txt", "\n".join(packages) + "\n")
+    for tool, arguments in TOOLS.items():
+        if path := shutil.which(tool):
+            write_text(session.folder / f"{tool}.log", output_of([path, *arguments]))
+    gpus = ", ".join(gpu.name for gpu in here.gpus) or "no GPU found"
+    return f"{here.cpu}; {gpus}; runtimes that work: {', '.join(one.name for one in states if one.works)}"
+
+
+def output_of(command: Sequence[str], seconds: float = TOOL_SECONDS) -> str:
+    """What a program writes to standard output and standard error, and its exit code."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+            stdin=subprocess.DEVNULL, timeout=seconds,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as exc:
+        return f"{exc}\n"
+    return f"$ {' '.join(command)}\n{done.stdout.rstrip()}\nexit code {done.returncode}\n"
+
+
+def build_twice(profile: Profile, family: str, session: Session) -> str:
+    """Build, build again without the engines but with all that the runtime keeps, and a third time with everything.
+
+    `build-FAMILY-PROFILE.json` has seconds, sizes and parity by part, and which nodes ran where.
+    """
+    require(profile)
+    bundle = bundle_of(family, session)
+    seconds: dict[str, float] = {}
+    for name in ("cold", "cached", "reused"):
+        made = build(bundle, profile, _log)
+        seconds[name] = made.seconds
+        if name == "cold":
+            if all(one.hit for one in made.engines):
+                raise LatentcError(f"The engines of {profile.name} were built before. Use an empty --scratch folder.")
+            for one in made.engines:
+                shutil.rmtree(bundle.engines / one.artifact.name, ignore_errors=True)
+    engines = [one.artifact for one in made.engines]
+    record = {
+        "seconds": seconds,
+        "host_psnr_db": made.host_psnr_db,
+        "step_psnr_db": made.step_psnr_db,
+        "notes": made.notes,
+        "engines": {artifact.name: _engine(bundle, artifact) for artifact in engines},
+    }
+    write_text(session.folder / f"build-{family}-{profile.name}.json", json.dumps(record, indent=1) + "\n")
+    figures = ", ".join(f"{one.part} {one.parity.psnr_db:.1f} dB" for one in engines)
+    step = "" if made.step_psnr_db is None else f"; one step {made.step_psnr_db:.1f} dB"
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    return f"{times}; {figures}{step}"
+
+
+def _engine(bundle: Bundle, artifact: Artifact) -> dict[str, Any]:
+    """An engine's header, and what the runtime reported while it was compiled."""
+    record: dict[str, Any] = artifact.model_dump(mode="json")
+    for name in (PLACEMENT, MEMORY):
+        path = bundle.engines / artifact.name / name
+        if path.exists():
+            record[name] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def load_twice(profile: Profile, session: Session) -> str:
+    """Load the engines in two new processes, run one step in each, and list the engines' files before and after.
+
+    Raises `LatentcError` where a file changed: an engine that is compiled again at load was not compared with anything.
+    """
+    require(profile)
+    bundle = bundle_of(SCENES, session)
+    made = build(bundle, profile, _log)
+    names = {one.artifact.name for one in made.engines}
+    request = Request(prompt=PROMPT, steps=1, seed=SEED).model_dump(mode="json")
+    brief = asdict(Brief(str(bundle.folder), "", "", profile.model_dump(mode="json"), request, ceiling=False))
+    listed, runs = [_files(bundle, names)], list[dict[str, Any]]()
+    for _ in range(2):
+        with Process(Path(sys.executable), PROFILE_MODULE) as process:
+            process.ask("open", brief, session.left)
+            loaded = process.ask("load", brief, session.left)
+            runs.append({**loaded, "run": process.ask("draw", asdict(Wish(request, "")), session.left)})
+        listed.append(_files(bundle, names))
+    record = {"processes": runs, "files": listed[0]}
+    write_text(session.folder / f"load-{profile.name}.json", json.dumps(record, indent=1) + "\n")
+    if changed := sorted({name for after in listed[1:] for name in after if listed[0].get(name) != after[name]}):
+        raise LatentcError(f"Loading changed the engine: {', '.join(changed)}. It was compiled again, unproved.")
+    times = " s and ".join(f"{one['seconds']:.1f}" for one in runs)
+    return f"loaded in {times} s; {len(listed[0])} files, unchanged"
+
+
+def _files(bundle: Bundle, names: set[str]) -> dict[str, str]:
+    """Digests of all files of these engines, by path."""
+    paths = [path for name in sorted(names) for path in sorted((bundle.engines / name).rglob("*")) if path.is_file()]
+    return {path.relative_to(bundle.engines).as_posix(): sha256(path) for path in paths}
+
+
+def close_often(profile: Profile, session: Session, cycles: int = CYCLES) -> str:
+    """Load, run one step and close, again and again in one process; memory must come back to where it was.
+
+    Raises `LatentcError` where the process, or a GPU, holds more after the last cycle than after the second.
+    """
+    require(profile)
+    bundle = bundle_of(SCENES, session)
+    build(bundle, profile, _log)
+    request = Request(prompt=PROMPT, steps=1, seed=SEED)
+    held, loaded = list[dict[str, int]](), dict[str, int]()
+    for _ in range(cycles):
+        with Pipeline.open(bundle, profile) as pipeline:
+            pipeline(request)
+            loaded = _memory()
+        held.append(_memory())
+        if session.left < 10 and len(held) > 2:
+            break
+    write_text(session.folder / f"close-{profile.name}.json", json.dumps({"loaded": loaded, "closed": held}) + "\n")
+    said, leaked = list[str](), list[str]()
+    for name, first in held[1].items():
+        grown, taken = held[-1].get(name, first) - first, max(0, loaded.get(name, 0) - held[-1].get(name, 0))
+        said.append(f"{name}: {sized(first)} after 2 cycles, {sized(held[-1].get(name, first))} after {len(held)}")
+        if grown > max(LEAK_BYTES, LEAK_SHARE * taken):
+            leaked.append(name)
+    if leaked:
+        raise LatentcError(f"Memory was not given back ({', '.join(leaked)}). {'; '.join(said)}")
+    return "; ".join(said)
+
+
+def _memory() -> dict[str, int]:
+    """Bytes that this process holds, and each GPU in all."""
+    found = {"process": resident_bytes(tree(psutil.Process().pid)) or 0}
+    for device in devices():
+        try:
+            found[device.name] = device.used()
+        except Exception:  # the library has no figure: there is nothing to compare
+            continue
+    return found
+
+
+def measure(
+    profiles: Sequence[Profile], family: str, batches: tuple[int, ...], session: Session, repeat: int | None = None
+) -> str:
+    """All profiles beside PyTorch, run alternately: `latentc bench`. Images of the first run are kept."""
+    usable = [one for one in profiles if runtime(one.runtime).missing(one.device) is None]
+    if not usable:  # before gigabytes are written
+        raise RuntimeMissing(" ".join(str(runtime(one.runtime).missing(one.device)) for one in profiles))
+    beside = torch_profiles(usable)
+    return _bench([*usable, *beside], family, batches, session, repeat, suite=family == SCENES)
+
+
+def measure_pairs(profile: Profile, session: Session) -> str:
+    """A profile and the same with one thing changed, run alternately on one device."""
+    require(profile)
+    return _bench([profile, *pairs_of(profile)], "sd15", (1,), session, ROUNDS, suite=False)
+
+
+def torch_profiles(profiles: Sequence[Profile]) -> list[Profile]:
+    """PyTorch, eager and compiled, on the GPU where there is one it can use, in the precision of the first profile."""
+    device = "CUDA" if any(one.device != "CPU" for one in profiles) else "CPU"
+    if runtime("torch").missing(device):
+        return []
+    precision: dict[str, tuple[Precision, ...]] = {"default": ("f32",)}
+    if device == "CUDA":
+        precision = profiles[0].precision
+    eager = Profile(name="torch-eager", title="PyTorch, eager", runtime="torch", device=device, precision=precision)
+    compiled = {"name": "torch-compile", "title": "torch.compile", "options": {"compile": True}}
+    return [eager, eager.model_copy(update=compiled)] if device == "CUDA" else [eager]
+
+
+def _bench(
+    profiles: Sequence[Profile],
+    family: str,
+    batches: tuple[int, ...],
+    session: Session,
+    repeat: int | None,
+    suite: bool,
+) -> str:
+    bundle = bundle_of(family, session)
+    rows: list[Measurement] = []
+    with clocks(session.folder / "clocks.csv"):
+        for batch in batches:
+            each = [_with_batch(one, batch) for one in profiles]
+            plan = Plan(
+                tuple(each),
+                batches=(batch,),
+                steps=STEPS[family],
+                repeat=repeat or (REPEAT if family == SCENES else ROUNDS),
+                limit=session.left,
+                suite=suite,
+                keep=session.folder / "images" if family == SCENES else None,
+            )
+            rows += bench(bundle, plan, session.results, _log)
+    asked = [row for row in rows if row.subject.name != OWN_COST]
+    failed = [f"{row.subject.name}: {row.error}" for row in asked if row.error]
+    below = [f"{row.subject.name}: {row.parity.failures[0]}" for row in asked if row.parity and row.parity.failures]
+    said = "; ".join([f"{len(asked) - len(failed)} of {len(asked)} rows measured", *failed, *below])
+    if below or len(failed) == len(asked):
+        raise LatentcError(said)
+    return said
+
+
+def _with_batch(profile: Profile, batch: int) -> Profile:
+    """The profile with engines of fixed sizes made for this batch."""
+    if not profile.shapes.sizes:
+        return profile
+    return profile.model_copy(update={"shapes": profile.shapes.model_copy(update={"images": batch})})
+
+
+@contextmanager
+def clocks(path: Path) -> Generator[None]:
+    """Write the GPU's clocks, power and temperature every second for the block, where a vendor's program can."""
+    with ExitStack() as stack:
+        for tool, arguments in CLOCKS.items():
+            if (found := shutil.which(tool)) is not None:
+                file = stack.enter_context(path.with_stem(f"{tool}-{path.stem}").open("ab"))
+                process = subprocess.Popen(
+                    [found, *arguments], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                )
+                stack.callback(process.wait)
+                stack.callback(process.terminate)
+        yield
+
+
+def contract(name: str, session: Session, python: str = sys.executable) -> str:
+    """The contract tests of a runtime, on all of its devices that are here. They are in a checkout, not in a wheel."""
+    del session
+    tests = ROOT / "tests" / "runtimes" / "test_contract.py"
+    if not tests.exists():
+        raise RuntimeMissing(f"{tests.name} is not part of an installed package: run this from a checkout.")
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "-k", name, str(tests)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "No module named pytest" in done.stderr:
+        raise RuntimeMissing(f"pytest is not installed. Install it with: {pip('dev')}.")
+    lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr[-400:]]
+    if done.returncode == NO_TESTS or (" skipped" in lines[-1] and " passed" not in lines[-1]):
+        raise RuntimeMissing(next((line for line in lines if line.startswith("SKIPPED")), lines[-1]))
+    if done.returncode:
+        raise LatentcError(lines[-1])
+    return lines[-1].strip("= ")
+
+
+def driver_flags(session: Session) -> str:
+    """MIGraphX's own compiler, with and without the flags that latentc uses; its words are kept."""
+    bundle = bundle_of(SCENES, session)
+    graph = bundle.folder / bundle.one("decoder") / "model.onnx"
+    architecture = next((gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD"), None)
+    flags = [[], ["--disable-fast-math"], *([["--gpu-arch", architecture]] if architecture else [])]
+    said = ""
+    for index, each in enumerate(flags):
+        out = session.scratch / f"driver-{index}.mxr"
+        command = ["migraphx-driver", "compile", "--onnx", str(graph), "--gpu", *each, "--binary", "-o", str(out)]
+        said += f"{output_of(command, session.left)}wrote {out.stat().st_size if out.exists() else 0:,} bytes\n\n"
+    write_text(session.folder / "migraphx-driver-flags.log", said)
+    return f"tried with {len(flags)} sets of flags: migraphx-driver-flags.log"
+
+
+def require(profile: Profile) -> None:
+    """Raise `RuntimeMissing` where a profile can't run here."""
+    if reason := runtime(profile.runtime).missing(profile.device):
+        raise RuntimeMissing(reason)
+
+
+def bundle_of(family: str, session: Session) -> Bundle:
+    """`scenes`, or a family at full size with random weights: times are true, images are noise. Made once."""
+    folder = session.scratch / f"{family}.bundle"
+    if folder.exists():
+        return open_bundle(folder)
+    if family == SCENES:
+        return export(SCENES, folder, on_progress=_log)
+    checkpoint = session.scratch / family
+    if not checkpoint.exists():
+        _log(f"write a checkpoint of {family} with random weights", None)
+        new_checkpoint(family, "full", 0, checkpoint)
+    return export(str(checkpoint), folder, on_progress=_log)
+
+
+def _log(what: str, share: float | None = None) -> None:
+    """Progress, to the trial's log."""
+    if share is None:
+        log.info("%s", what)
+
+
+def main(order: str, answer: str) -> int:
+    """In a trial's own process: run the trial of the file `order`, and write what was found into the file `answer`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts this may have it ignored
+    asked = json.loads(Path(order).read_bytes())
+    session = Session(Path(asked["folder"]), Path(asked["scratch"]), time.monotonic() + asked["seconds"])
+    profiles = [Profile.model_validate(one) for one in asked["profiles"]]
+    code = 0
+    try:
+        found = trials(profiles)[asked["name"]].run(session)
+    except (RuntimeMissing, ImportError) as exc:
+        code, found = NOT_RUN, str(exc)
+    except LatentcError as exc:
+        code, found = 1, str(exc)
+    write_text(Path(answer), " ".join(found.split()))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[-2:]))

@@ -1,0 +1,322 @@
+"""`latentc probe`: trials in processes of their own, with their own time, and an archive that names nobody."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from latentc.benchmarks import probe, trials
+from latentc.benchmarks.probe import Outcome, redact, run_trial, usable_profiles
+from latentc.benchmarks.records import read_records
+from latentc.benchmarks.trials import NOT_RUN, PAIRS, Session, Trial, pairs_of
+from latentc.cli.app import app
+from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
+from latentc.profiles import load_profile
+from latentc.runtimes import runtime
+from latentc.runtimes.machine import machine
+
+ORT = load_profile("cpu-onnxruntime")
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """What the tests start isn't deaf to SIGINT, even if the tests are."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def session(tmp_path):
+    folder, scratch = tmp_path / "archive", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    return Session(folder, scratch, time.monotonic() + 600)
+
+
+def quiet(what, share=None):
+    del what, share
+
+
+def outcomes(archive):
+    with zipfile.ZipFile(archive) as found:
+        return {one["name"]: one for one in json.loads(found.read("trials.json"))}, found.read("summary.md").decode()
+
+
+def test_what_there_is_no_time_for_is_in_the_archive(tmp_path):
+    output = tmp_path / "results" / "probe.zip"
+    found = probe.probe([ORT], output, minutes=0, on_progress=quiet)
+    assert {one.outcome for one in found} == {"not run"}
+    listed, summary = outcomes(output)
+    assert list(listed) == list(trials.trials([ORT])) == [one.name for one in found]
+    assert all(f"| {name} | not run | 0 | It needs at least" in summary.replace("\\", "") for name in listed)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["probe.zip"], "nothing else is left"
+
+
+def test_an_unknown_trial_is_refused_before_anything_runs(tmp_path):
+    output = tmp_path / "probe.zip"
+    with pytest.raises(RequestError, match="no trial 'senes'.*scenes"):
+        probe.probe([ORT], output, minutes=1, on_progress=quiet, only=["senes"])
+    assert not output.exists()
+
+
+def test_trials_follow_from_the_profiles():
+    cuda, tensorrt = load_profile("h100"), load_profile("h100-tensorrt")
+    names = list(trials.trials([cuda, tensorrt, ORT]))
+    assert names.index("machine") < names.index("build-scenes-h100") < names.index("scenes") < names.index("sd15")
+    assert {"build-sd15-h100", "build-sd15-h100-tensorrt", "pairs-h100", "pairs-h100-tensorrt", "sdxl"} <= set(names)
+    assert {"load-cpu-onnxruntime", "close-cpu-onnxruntime", "contract-onnxruntime"} <= set(names)
+    assert not {"build-sd15-cpu-onnxruntime", "pairs-cpu-onnxruntime"} & set(names), "full sizes are for GPUs"
+    assert "sd15" not in trials.trials([ORT])
+
+
+@pytest.mark.parametrize("name", [name for name in probe.profile_names() if load_profile(name).device != "CPU"])
+def test_each_pair_changes_one_thing_that_its_runtime_has(name):
+    profile = load_profile(name)
+    known = runtime(profile.runtime).facts
+    for variant in pairs_of(profile):
+        again = type(profile).model_validate(variant.model_dump(mode="json"))
+        assert again == variant, "it reaches the trial's process as it is"
+        changed = {field for field in type(profile).model_fields if getattr(profile, field) != getattr(variant, field)}
+        assert len(changed - {"name"}) == 1
+        assert variant.options.keys() <= known.options.keys()
+
+
+def test_every_pair_belongs_to_a_shipped_profile():
+    shipped = [load_profile(name) for name in probe.profile_names()]
+    for name, device in PAIRS:
+        assert any(one.runtime == name and device in ("", one.device) for one in shipped)
+
+
+def test_shipped_profiles_that_work_here_are_tried():
+    found = usable_profiles()
+    assert found
+    assert all(runtime(one.runtime).missing(one.device) is None for one in found)
+    on_cpu = [one.runtime for one in found if one.device == "CPU"]
+    assert len(set(on_cpu)) == len(on_cpu)
+    assert not {"null", "torch"} & set(on_cpu)
+
+
+READY = "open(sys.argv[1], 'w').close()\n"
+PROGRAMS = {
+    "ends": "open(sys.argv[-1], 'w').write('2 of 2 rows'); print('noise', file=sys.stderr)",
+    "breaks": "raise ValueError('a bug')",
+    "lacks": f"open(sys.argv[-1], 'w').write('no GPU'); sys.exit({NOT_RUN})",
+    "fails": "open(sys.argv[-1], 'w').write('below the floor'); sys.exit(1)",
+    "lasts": f"{READY}time.sleep(600)",
+    "gives in": f"try:\n {READY} time.sleep(600)\nexcept KeyboardInterrupt:\n open(sys.argv[-1], 'w').write('kept')",
+    "is deaf": f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{READY}time.sleep(600)",
+}
+
+
+class UpWhenReady(Session):
+    """Time that is up as soon as a program says that it is under way."""
+
+    @property
+    def left(self):
+        return super().left if not (self.scratch / "begun").exists() else 0.0
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "found"),
+    [
+        ("ends", "done", "2 of 2 rows"),
+        ("breaks", "failed", "ValueError: a bug"),
+        ("lacks", "not run", "no GPU"),
+        ("fails", "failed", "below the floor"),
+        ("lasts", "not run", "It was stopped after"),
+        ("gives in", "not run", "kept"),
+        ("is deaf", "not run", "It was stopped after"),
+    ],
+)
+def test_what_a_trial_comes_to(session, monkeypatch, program, outcome, found):
+    ready = session.scratch / "ready"
+    if READY in PROGRAMS[program]:  # its time is up as soon as it is under way
+        wait = probe.subprocess.Popen.wait
+
+        def waits(process, timeout=None):
+            while not ready.exists():
+                time.sleep(0.05)
+            return wait(process, 0 if timeout and timeout > 100 else timeout)
+
+        monkeypatch.setattr(probe.subprocess.Popen, "wait", waits)
+    monkeypatch.setattr(probe, "GRACE_SECONDS", 1.0 if program == "is deaf" else 60.0)
+    (session.scratch / f"{program}.txt").write_text("1 of 2 rows, in an earlier run")
+    line = [sys.executable, "-c", f"import sys, time\n{PROGRAMS[program]}", str(ready)]
+    came = run_trial(program, Trial(lambda _: "", 0), session, [ORT], line)
+    assert came.outcome == outcome
+    assert came.found.startswith(found)
+    kept = session.folder / f"{program}.log"
+    assert kept.exists() == (program in ("ends", "breaks", "lasts")), "an empty log is not kept"
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
+    def run(name, *_):
+        if name == "scenes":
+            raise KeyboardInterrupt
+        return Outcome(name=name, outcome="done", seconds=1, found="all of it")
+
+    monkeypatch.setattr(probe, "run_trial", run)
+    output = tmp_path / "probe.zip"
+    with pytest.raises(KeyboardInterrupt):
+        probe.probe([ORT], output, minutes=5, on_progress=quiet, only=["machine", "scenes", "load-cpu-onnxruntime"])
+    listed, _ = outcomes(output)
+    assert {name: one["outcome"] for name, one in listed.items()} == {"machine": "done", "scenes": "not run"}
+
+
+@pytest.mark.slow
+def test_sigterm_stops_the_trial_and_writes_the_archive(tmp_path, monkeypatch):
+    ready = tmp_path / "ready"
+    line = [sys.executable, "-c", f"import sys, time\n{PROGRAMS['gives in']}", str(ready)]
+    monkeypatch.setattr(probe, "run_trial", partial(_run_program, probe.run_trial, line))
+
+    def stop():
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    output = tmp_path / "probe.zip"
+    with pytest.raises(KeyboardInterrupt):
+        probe.probe([ORT], output, minutes=5, on_progress=quiet, only=["machine"], scratch=tmp_path / "scratch")
+    assert outcomes(output)[0]["machine"]["found"] == "It was interrupted."
+    assert (tmp_path / "scratch" / "machine.txt").read_text() == "kept"
+
+
+def _run_program(run, line, name, trial, session, profiles):
+    return run(name, trial, session, profiles, line)
+
+
+def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe.platform, "node", lambda: "ws-17")
+    home = str(Path.home())
+    text = f"{home}/models at ws-17, not ws-170; {tmp_path}/a.onnx; {sys.prefix}/lib; GPU-12345678-90ab-cdef"
+    cleaned = redact(text, tmp_path)
+    assert cleaned == "~/models at MACHINE, not ws-170; SCRATCH/a.onnx; PYTHON/lib; GPU-..."
+    assert redact(f"{home}2/x", tmp_path) == f"{home}2/x"
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_this_machine(tmp_path, exported, monkeypatch):
+    scratch = tmp_path / "scratch"
+    shutil.copytree(exported("scenes").folder, scratch / "scenes.bundle")
+    monkeypatch.setenv("CUDA_MODULE_LOADING", str(Path.home() / "lazy"))
+    output = tmp_path / "probe.zip"
+    only = ["machine", "build-scenes-cpu-onnxruntime", "load-cpu-onnxruntime"]
+    found = probe.probe([ORT], output, minutes=10, on_progress=quiet, only=only, scratch=scratch)
+    assert [(one.name, one.outcome) for one in found] == [(name, "done") for name in only], found
+    with zipfile.ZipFile(output) as archive:
+        names = set(archive.namelist())
+        assert {"machine.json", "runtimes.json", "environment.json", "packages.txt", "trials.json"} <= names
+        assert json.loads(archive.read("machine.json"))["cpu"] == machine().cpu
+        environment = json.loads(archive.read("environment.json"))
+        built = json.loads(archive.read("build-scenes-cpu-onnxruntime.json"))
+        loaded = json.loads(archive.read("load-cpu-onnxruntime.json"))
+        everything = b"".join(archive.read(name) for name in names).decode(errors="replace")
+    assert environment["CUDA_MODULE_LOADING"] == str(Path("~", "lazy"))
+    assert "HOME" not in environment
+    assert str(tmp_path) not in everything
+    assert built["seconds"]["reused"] < built["seconds"]["cold"]
+    assert {one["part"] for one in built["engines"].values()} >= {"unet", "vae_decoder"}
+    assert all(one["parity"]["psnr_db"] > 90 for one in built["engines"].values())
+    assert len(loaded["processes"]) == 2
+    assert loaded["files"]
+
+
+def test_an_engine_that_loading_changes_fails(session, own_bundle, monkeypatch):
+    bundle = own_bundle("sd1")
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    lists = iter([{"unet-1/graph.onnx": "a"}, {"unet-1/graph.onnx": "a"}, {"unet-1/graph.onnx": "b"}])
+    monkeypatch.setattr(trials, "_files", lambda bundle, names: next(lists))
+    with pytest.raises(LatentcError, match=r"changed the engine: unet-1/graph\.onnx"):
+        trials.load_twice(ORT, session)
+
+
+@pytest.mark.parametrize(("grows", "leaks"), [(0, False), (70_000_000, True), (2_000_000, False)])
+def test_memory_that_is_not_given_back_fails(session, own_bundle, monkeypatch, grows, leaks):
+    bundle = own_bundle("sd1")
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    calls = iter(range(100))
+
+    def memory():
+        call = next(calls)
+        return {"process": 500_000_000, "NVIDIA 0": 10**9 + grows * (call // 2) + (10**8 if call % 2 == 0 else 0)}
+
+    monkeypatch.setattr(trials, "_memory", memory)
+    if leaks:
+        with pytest.raises(LatentcError, match=r"Memory was not given back \(NVIDIA 0\)"):
+            trials.close_often(ORT, session, cycles=4)
+    else:
+        assert "NVIDIA 0" in trials.close_often(ORT, session, cycles=4)
+    kept = json.loads((session.folder / "close-cpu-onnxruntime.json").read_text())
+    assert len(kept["closed"]) == 4
+
+
+@pytest.mark.slow
+def test_measuring_takes_each_profile_and_fails_where_none_works(session, own_bundle, monkeypatch):
+    bundle = own_bundle("sd1")
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    monkeypatch.setattr(trials, "STEPS", {"scenes": 1, "sd15": 1})
+    monkeypatch.setattr(trials, "torch_profiles", lambda profiles: [])
+    absent = load_profile("rtx-4090")
+    said = trials.measure([ORT, absent], "sd15", (1,), session, repeat=1)
+    assert said == "1 of 1 rows measured"
+    assert [row.subject.name for row in read_records(session.results)] == ["null", "cpu-onnxruntime"]
+    strict = ORT.model_copy(update={"name": "strict", "parity_db": {"f32": 500.0}})
+    with pytest.raises(LatentcError, match="0 of 1 rows measured; strict"):
+        trials.measure([strict], "sd15", (1,), session, repeat=1)
+    monkeypatch.setattr(trials, "bundle_of", None)
+    with pytest.raises(RuntimeMissing):
+        trials.measure([absent], "sd15", (1,), session)
+
+
+@pytest.mark.slow
+def test_the_contract_is_what_pytest_reports(session, tmp_path):
+    assert trials.contract("closed and null", session).startswith("1 passed")
+    with pytest.raises(RuntimeMissing, match="deselected"):
+        trials.contract("no_such_test", session)
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(RuntimeMissing, match="pytest is not installed"):
+        trials.contract("null", session, str(bare))
+
+
+def test_clocks_are_written_while_something_is_measured(session, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'clocks.sm [MHz]'\nexec sleep 600\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path = session.folder / "clocks.csv"
+    started = []
+    popen = trials.subprocess.Popen
+    monkeypatch.setattr(trials.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with trials.clocks(path):
+        written = path.with_stem("nvidia-smi-clocks")
+        while not written.read_text():
+            time.sleep(0.05)
+    assert written.read_text() == "clocks.sm [MHz]\n"
+    assert [one.poll() for one in started] == [-signal.SIGTERM]
+
+
+def test_the_command_lists_trials_and_refuses_other_endings(tmp_path, monkeypatch):
+    listed = CliRunner().invoke(app, ["probe", "--list", "--profile", "cpu-onnxruntime", "--json"])
+    assert json.loads(listed.stdout) == list(trials.trials([ORT]))
+    refused = CliRunner().invoke(app, ["probe", "-p", "cpu-onnxruntime", "-o", str(tmp_path / "probe.tar")])
+    assert isinstance(refused.exception, RequestError)
+    monkeypatch.chdir(tmp_path)
+    nothing = CliRunner().invoke(app, ["probe", "-p", "cpu-onnxruntime", "--minutes", "0", "--json"])
+    assert nothing.exit_code == 3
+    assert {one["outcome"] for one in json.loads(nothing.stdout)["trials"]} == {"not run"}
+    assert (tmp_path / "probe.zip").exists()
