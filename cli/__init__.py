@@ -1,4 +1,4 @@
-"""The command line: thin commands over the rooms below."""
+"""The command line: thin commands over the packages below."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from types import FrameType
 from typing import Any
 
 STOPPED = 128 + signal.SIGINT
-"""Exit code of a command that Ctrl-C stopped, as shells and typer have it."""
+"""Exit code of a command stopped by Ctrl-C, as in shells and typer."""
 
 BEFORE = "before"
-"""Attribute of an exception: what was done before it, which `--json` says beside the error."""
+"""Attribute of an exception: work finished before it, which `--json` reports beside the error."""
 
 
 def main() -> None:
-    """Run `latentc`: an error of ours is one line and exit code 1, wrong usage is 2; `--debug` shows the trace.
+    """Run `latentc`: a `LatentcError` prints a line and exits with 1, wrong usage with 2. `--debug` shows the trace.
 
-    With `--json` the error is on standard output too: `{"error": class, "message": ...}`. SIGTERM and SIGHUP clean up
-    as Ctrl-C does. Where standard output is full, the exit code is 1; that its reader closed it is no error.
+    With `--json` the error is also printed to standard output: `{"error": class, "message": ...}`. SIGTERM and SIGHUP
+    clean up like Ctrl-C. If standard output is full, the exit code is 1; a closed pipe is not an error.
     """
     from .text import CLOSED, outputs, say
 
@@ -31,8 +31,8 @@ def main() -> None:
         output.flush()
         if output.failure is not None and output.failure.errno not in CLOSED:
             say(
-                f"latentc: standard output can't be written ({output.failure.strerror}). What this command had to say "
-                "is lost; what it did stands.",
+                f"latentc: standard output cannot be written ({output.failure.strerror}). Its output is lost; "
+                "the work of the command is kept.",
                 err=True,
             )
             code = code or 1
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command; its exit code."""
+    """Run a command; returns its exit code."""
     from ..core.errors import CancelledError, LatentcError
     from ..core.limits import MEMORY_ADVICE
     from .app import app
@@ -54,9 +54,7 @@ def _run(arguments: list[str]) -> int:
         _say_error(type(exc).__name__, str(exc), exc, as_json=as_json)
         return 1
     except MemoryError as exc:
-        _say_error(
-            type(exc).__name__, f"memory ran out ({exc or 'no more is known'}). {MEMORY_ADVICE}", exc, as_json=as_json
-        )
+        _say_error(type(exc).__name__, f"out of memory ({exc or 'no details'}). {MEMORY_ADVICE}", exc, as_json=as_json)
         return 1
     except KeyboardInterrupt as exc:
         _say_error(CancelledError.__name__, "stopped", exc, as_json=as_json)
@@ -64,11 +62,11 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as exc:
         if not isinstance(exc.code, int):
             raise
-        if exc.code == STOPPED:  # typer's word for Ctrl-C
+        if exc.code == STOPPED:  # typer's exit code for Ctrl-C
             _say_error(CancelledError.__name__, "stopped", exc, as_json=as_json)
-        elif exc.code == 2 and as_json:  # typer has said it on standard error
-            said = getattr(exc.__context__, "format_message", lambda: "wrong usage")
-            _say_json("UsageError", str(said()), exc)
+        elif exc.code == 2 and as_json:  # typer has printed it to standard error
+            message = getattr(exc.__context__, "format_message", lambda: "wrong usage")
+            _say_json("UsageError", str(message()), exc)
         return exc.code
     return 0
 
@@ -93,12 +91,12 @@ def _say_json(kind: str, message: str, exc: BaseException | None) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Generator[list[int]]:
-    """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, unless they are ignored or handled; gives those received."""
+    """Let SIGTERM and SIGHUP stop the command like Ctrl-C, unless ignored or handled; yields those received."""
     received: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) == 1:  # what it ends cleans up, and takes no second one
+        if len(received) == 1:  # cleanup must not be interrupted by a second signal
             raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

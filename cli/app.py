@@ -1,4 +1,4 @@
-"""The commands. Rooms are imported inside them: `latentc --help` must be quick."""
+"""The commands. Packages are imported inside the functions, so that `latentc --help` stays fast."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `latentc export`.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, and no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to standard output, without progress.")]
 Profiles = Annotated[
     str | None,
     typer.Option(
         "--profile",
         "-p",
-        help="Names or .toml files of profiles, with commas between (`latentc profiles`); "
-        "default: the one that `latentc doctor` advises here.",
+        help="Profile names or .toml files, separated by commas (`latentc profiles` lists the names). "
+        "Default: the profile that `latentc doctor` recommends.",
     ),
 ]
 Threads = Annotated[
@@ -36,19 +36,21 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         min=1,
-        help="Threads that compute, on CPUs; default: the profile's, else what affinity and the container allow.",
+        help="CPU threads. Default: as the profile says, otherwise what CPU affinity and the container allow.",
     ),
 ]
 ProfileName = Annotated[
     str | None,
     typer.Option(
-        "--profile", "-p", help="Name or .toml file of a profile; default: the one that `latentc doctor` advises here."
+        "--profile",
+        "-p",
+        help="Profile name or .toml file. Default: the profile that `latentc doctor` recommends.",
     ),
 ]
 
 
-def _say_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from ..core.version import __version__
 
         say(f"latentc {__version__}")
@@ -57,9 +59,9 @@ def _say_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    _debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     _version: Annotated[
-        bool, typer.Option("--version", help="Say the version and stop.", is_eager=True, callback=_say_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     pass
@@ -70,36 +72,43 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Diffusers folder, .safetensors file in the original layout, hub id, or a file of one "
-            "(owner/name/file.safetensors)."
+            metavar="CHECKPOINT",
+            help="A diffusers folder, a .safetensors file in the original layout, a Hugging Face Hub id (owner/name), "
+            "or a file in a Hub repository (owner/name/file.safetensors).",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle; must not exist.")],
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the bundle to; it must not exist.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a Hub repository.")] = None,
     prediction: Annotated[
-        str | None, typer.Option(help="epsilon, v_prediction or sample; default: what the checkpoint says.")
+        str | None,
+        typer.Option(help="Prediction type: epsilon, v_prediction or sample. Default: as the checkpoint says."),
     ] = None,
     spacing: Annotated[
-        str | None, typer.Option(help="leading, trailing or linspace; trailing for Turbo and Lightning.")
+        str | None,
+        typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing."),
     ] = None,
     zero_snr: Annotated[
-        bool | None, typer.Option("--zero-snr/--no-zero-snr", help="Trained with zero terminal SNR.")
+        bool | None,
+        typer.Option("--zero-snr/--no-zero-snr", help="Whether the model was trained with zero terminal SNR."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side in pixels of the pictures that it was trained on.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side, in pixels, of the square images the model was trained on.")
+    ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Such as euler: what the bundle draws with, in place of the checkpoint's own.")
+        str | None, typer.Option(help="Default scheduler of the bundle, such as euler, instead of the checkpoint's.")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Which weight files of a folder or hub id: fp16, ema, non_ema ...")
+        str | None, typer.Option(help="Weight file variant of a folder or Hub repository: fp16, ema, non_ema ...")
     ] = None,
-    vae: Annotated[str | None, typer.Option(help="Another VAE: its file, folder or hub id.")] = None,
+    vae: Annotated[str | None, typer.Option(help="VAE to use instead: a file, folder or Hub id.")] = None,
     unet: Annotated[
-        str | None, typer.Option(help="Another UNet (Lightning, Hyper, LCM): file, folder, hub id.")
+        str | None,
+        typer.Option(help="UNet to use instead (such as Lightning, Hyper-SD or LCM): a file, folder or Hub id."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint into a bundle of ONNX graphs, each compared with PyTorch."""
+    """Export a checkpoint to a bundle of ONNX graphs, and compare each graph with PyTorch."""
     from ..export.export import export as run_export
     from . import show
     from .progress import shown
@@ -126,18 +135,20 @@ def build(
     bundle: Folder,
     profile: Profiles = None,
     threads: Threads = None,
-    force: Annotated[bool, typer.Option("--force", help="Build what by plan won't fit.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build even if the plan predicts that it will not fit.")
+    ] = False,
     like: Annotated[
         Path | None,
         typer.Option(
-            help="Built bundle of a kindred checkpoint: engines of parts that are the same are taken from it; "
-            "TensorRT's of other parts, built with refit = true, are given these weights."
+            help="A built bundle of a related checkpoint, such as the base of a fine-tune. Engines of identical parts "
+            "are reused; TensorRT engines built with refit = true are refitted with this bundle's weights."
         ),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compile a bundle's parts for one or more profiles, and compare each engine with the reference."""
+    """Compile a bundle for one or more profiles, and compare each engine with its reference."""
     from ..compiler.build import Build, check
     from ..compiler.build import build as run_build
     from ..core.bundle import open_bundle
@@ -153,8 +164,8 @@ def build(
     try:
         with shown(quiet or as_json) as tell:
             for one in chosen:
-                told = within(one.name, tell) if len(chosen) > 1 else tell
-                builds += [run_build(opened, one, told, force=force, like=other)]
+                progress = within(one.name, tell) if len(chosen) > 1 else tell
+                builds += [run_build(opened, one, progress, force=force, like=other)]
     except BaseException as exc:
         if builds and as_json:
             vars(exc)[BEFORE] = {"built": show.plain_builds(builds)}
@@ -166,7 +177,7 @@ def build(
 
 @app.command()
 def plan(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None:
-    """Predict what building takes and what the engines will hold, and say what won't fit."""
+    """Predict the build time, disk space and memory that a profile needs, and whether it fits."""
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
     from .choose import choose
@@ -178,72 +189,80 @@ def plan(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> Non
 
 @app.command()
 def run(
+    context: typer.Context,
     bundle: Folder,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to draw; several prompts are drawn one after the other."),
+        typer.Argument(metavar="PROMPT", help="Prompts. Several prompts run one after another."),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
-            help="NAME.png, .webp (both exact) or .jpg; more pictures get -1, -2 ...; - for standard output. A file "
-            "that is there is refused. Default: the next of out.png, out-1.png ... that is free.",
+            help="Image file: .png or .webp (both lossless), or .jpg. With several images, -1, -2 ... are appended to "
+            "the name. Use - for standard output. An existing file is an error. Default: the first of out.png, "
+            "out-1.png ... that does not exist.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.")] = False,
     prompt_file: Annotated[
         str | None,
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="A prompt in each line; in a .jsonl file a request, as JSON; - for standard input.",
+            help="File with one prompt per line, or a .jsonl file with one request per line as a JSON object. Use - "
+            "for standard input.",
         ),
     ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
             "--from",
-            metavar="PICTURE",
-            help="Draw a picture's request again. Prompts and flags that you give replace its own.",
+            metavar="IMAGE",
+            help="Repeat the request stored in an image. Prompts and options given here override it.",
         ),
     ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
-    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 8.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="WIDTHxHEIGHT in pixels, or one number for a square; multiples of 8. Default: the model's own size."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 or less: the prompt alone. Default: 7.5.")
+        float | None, typer.Option(help="Guidance scale. 1 or less disables guidance. Default: 7.5.")
     ] = None,
     guidance_rescale: Annotated[
-        float | None, typer.Option(help="0 to 1: against overexposure by high guidance. Default: 0.")
+        float | None,
+        typer.Option(help="Guidance rescale factor, 0 to 1. Reduces overexposure at high guidance. Default: 0."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="For each prompt. Default: a random one, which the output names.")
+        int | None, typer.Option(help="Seed of each prompt's first image. Default: random; the output shows it.")
     ] = None,
-    count: Annotated[
-        int | None, typer.Option(help="Pictures of each prompt, with seeds from `seed` on. Default: 1.")
-    ] = None,
+    count: Annotated[int | None, typer.Option(help="Images per prompt, with consecutive seeds. Default: 1.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Such as euler or dpm++2m-karras; default: the checkpoint's.")
+        str | None, typer.Option(help="Scheduler, such as euler or dpm++2m-karras. Default: the bundle's.")
     ] = None,
     spacing: Annotated[
-        str | None, typer.Option(help="leading, trailing or linspace; trailing for Turbo and Lightning.")
+        str | None,
+        typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Draw prompts with the engines of a profile."""
+    """Generate images from prompts with the engines of a profile."""
     from ..pipelines.png import read
     from .ask import ask, parse_size
     from .choose import choose_one
     from .draw import draw
 
     if not (prompts or prompt_file or picture):
-        raise typer.BadParameter("Missing PROMPT: give one, --prompts FILE or --from PICTURE.")
-    shown = read(picture) if picture else None
+        context.fail("Missing PROMPT: give a prompt, --prompts FILE or --from IMAGE.")
+    stored = read(picture) if picture else None
     values = {
         "negative_prompt": negative,
         "steps": steps,
@@ -255,14 +274,14 @@ def run(
         **parse_size(size),
         "timestep_spacing": spacing,
     }
-    requests = ask(prompts or [], prompt_file, shown, values)
+    requests = ask(prompts or [], prompt_file, stored, values)
     draw(
         bundle,
         choose_one(profile, threads),
         requests,
         output,
         overwrite=overwrite,
-        origin=(picture, shown) if picture and shown else None,
+        origin=(picture, stored) if picture and stored else None,
         quiet=quiet,
         as_json=as_json,
     )
@@ -270,19 +289,17 @@ def run(
 
 @app.command()
 def why(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None:
-    """Say which engines a profile would find, and what keeps the others from being found."""
-    from ..compiler.build import why as run_why
+    """Show which engines of a profile are available, and why the others are not."""
     from ..core.bundle import open_bundle
-    from . import show
     from .choose import choose
+    from .why import why as show
 
-    opened = open_bundle(bundle)
-    show.why(opened, [(one, run_why(opened, one)) for one in choose(profile)], as_json)
+    show(open_bundle(bundle), choose(profile), as_json)
 
 
 @app.command()
 def inspect(bundle: Folder, as_json: Json = False) -> None:
-    """List what a bundle holds: where it came from, its parts, its engines."""
+    """Show a bundle's source, parts and engines."""
     from ..compiler.cache import artifacts
     from ..compiler.faults import broken
     from ..compiler.prune import leftovers, lost
@@ -295,7 +312,7 @@ def inspect(bundle: Folder, as_json: Json = False) -> None:
 
 @app.command()
 def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Compare every file of a bundle and its engines with its digest."""
+    """Compare every file of a bundle, and of its engines, with its digest."""
     from ..compiler.cache import artifacts
     from ..compiler.faults import faults
     from ..compiler.prune import leftovers, lost
@@ -312,10 +329,10 @@ def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
 @app.command()
 def prune(
     bundle: Folder,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only list what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed work left in a bundle, and engines of other versions; never what isn't known."""
+    """Remove leftovers of interrupted work, and engines that nothing can load; never unknown files."""
     from ..compiler.prune import prune as run_prune
     from ..core.bundle import open_bundle
     from . import show
@@ -326,10 +343,12 @@ def prune(
 
 @app.command(name="show")
 def show_picture(
-    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP drawn by latentc or AUTOMATIC1111.")],
+    picture: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP made by latentc or AUTOMATIC1111.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Read the request back from a picture."""
+    """Show the request that is stored in an image."""
     from ..pipelines.png import read
     from . import show
 
@@ -338,7 +357,7 @@ def show_picture(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine has, which runtimes work, what the others need, and which profile to take."""
+    """Show this machine's hardware, which runtimes work, what the others need, and the recommended profile."""
     from ..runtimes.diagnose import advise, diagnose
     from ..runtimes.machine import machine
     from . import show
@@ -349,7 +368,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def profiles(as_json: Json = False) -> None:
-    """List the profiles that come with the package."""
+    """List the profiles that ship with latentc."""
     from ..profiles import load_profile, profile_names
     from . import show
 
@@ -358,13 +377,15 @@ def profiles(as_json: Json = False) -> None:
 
 @app.command()
 def new_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
-    family: Annotated[str, typer.Option(help="sd15, sd21 or sdxl.")] = "sd15",
-    size: Annotated[Literal["tiny", "full"], typer.Option(help="Tiny: a few MB. Full: the published sizes.")] = "tiny",
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to; it must not exist.")],
+    family: Annotated[str, typer.Option(help="Model family: sd15, sd21 or sdxl.")] = "sd15",
+    size: Annotated[
+        Literal["tiny", "full"], typer.Option(help="tiny: a few MB. full: the size of the published model.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Write a checkpoint of random weights: for tests and speed, not for pictures."""
+    """Write a checkpoint with random weights, for tests and benchmarks. Its images are noise."""
     from ..checkpoints.random import new_checkpoint as write
     from .progress import shown
 
@@ -377,48 +398,71 @@ def new_checkpoint(
 def bench(
     bundles: Annotated[
         list[Path],
-        typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export`: several draw the same, in turn."),
+        typer.Argument(
+            metavar="BUNDLE",
+            help="Folders made by `latentc export`. Several bundles are measured with the same requests.",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines to add the measurements to.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to append the measurements to.")],
     profile: Profiles = None,
     threads: Threads = None,
     against: Annotated[
         str,
         typer.Option(
-            help="Baselines, with commas between: torch-eager, torch-compile, diffusers, and with `make peers` "
+            help="Baselines, separated by commas: torch-eager, torch-compile, diffusers; after `make peers` also "
             "optimum-openvino, optimum-onnxruntime, openvino-genai."
         ),
     ] = "",
-    size: Annotated[str | None, typer.Option(help="Sides or WIDTHxHEIGHTs in pixels: 512,768. Default: own.")] = None,
-    batch: Annotated[str, typer.Option(help="Pictures drawn at once: 1,2.")] = "1",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Image sizes, separated by commas: WIDTHxHEIGHT in pixels, or one number for a square, such as "
+            "512,768x512. Default: the model's own size."
+        ),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas, such as 1,2.")] = "1",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less: the prompt alone.")] = 7.5,
-    repeat: Annotated[int, typer.Option(help="Draws at least; up to 3 times as many until times are stable.")] = 6,
-    limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that importing, building, loading or a draw may take.")
-    ] = (3600.0),
+    guidance: Annotated[float, typer.Option(help="Guidance scale. 1 or less disables guidance.")] = 7.5,
+    repeat: Annotated[
+        int, typer.Option(help="Minimum number of runs; up to 3 times as many until the times are stable.")
+    ] = 6,
+    limit: Annotated[float, typer.Option(min=1, help="Time limit in seconds for each import, build, load and run.")] = (
+        3600.0
+    ),
     apart: Annotated[
-        bool, typer.Option(help="One process at a time, a new one for each draw: for what doesn't fit together.")
+        bool,
+        typer.Option(
+            help="Use one process at a time, a new one for each run, if profiles do not fit in memory together."
+        ),
     ] = False,
-    ceiling: Annotated[bool, typer.Option(help="Also measure matrix products, to hold each rate against.")] = True,
-    suite: Annotated[bool, typer.Option(help="Also draw 16 pictures with each and compare with PyTorch's.")] = False,
+    ceiling: Annotated[
+        bool, typer.Option(help="Also measure matrix products, as the upper bound that rates are compared with.")
+    ] = True,
+    suite: Annotated[
+        bool,
+        typer.Option(help="Also generate 16 images with each profile and baseline, and compare them with PyTorch's."),
+    ] = False,
     clip: Annotated[
         Path | None,
-        typer.Option(help="With --suite: folder of a CLIP model, to score how well pictures match their prompts."),
+        typer.Option(help="With --suite: folder of a CLIP model, to score how well images match their prompts."),
     ] = None,
     lpips: Annotated[
-        Path | None, typer.Option(help="With --suite: folder of LPIPS' published weights, for pictures and PyTorch's.")
+        Path | None,
+        typer.Option(help="With --suite: folder of the published LPIPS weights, to compare images with PyTorch's."),
     ] = None,
     fid: Annotated[
-        Path | None, typer.Option(help="With --suite: folder of FID's published weights, for pictures and PyTorch's.")
+        Path | None,
+        typer.Option(help="With --suite: folder of the published FID weights, to compare images with PyTorch's."),
     ] = None,
-    captions: Annotated[int, typer.Option(min=0, help="With `scenes`: also draw so many captions and read them.")] = 0,
-    keep: Annotated[Path | None, typer.Option(help="Folder for the first draw's pictures.")] = None,
-    peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' own environments.")] = None,
+    captions: Annotated[
+        int, typer.Option(min=0, help="For `scenes` bundles: also generate this many captions and score the images.")
+    ] = 0,
+    keep: Annotated[Path | None, typer.Option(help="Folder to save the images of the first run in.")] = None,
+    peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' virtual environments.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure profiles and baselines in turn; exit 1 if one of them failed, or its pictures did."""
+    """Measure profiles and baselines in alternation; exit 1 if one fails, or if its images fail the parity check."""
     from ..benchmarks.plan import Plan
     from .bench import measure, parse_batches, parse_sizes
     from .choose import choose
@@ -451,30 +495,42 @@ def score(
     bundle: Folder,
     profile: ProfileName = None,
     threads: Threads = None,
-    captions: Annotated[int, typer.Option(min=1, help="Captions to draw that training never saw.")] = 500,
-    guidance: Annotated[str, typer.Option(help="Guidance scales, with commas between: 2,4.")] = "4",
-    nights: Annotated[int, typer.Option(min=0, help="Captions without a sky to draw without and with a negative.")] = 0,
-    sheet: Annotated[Path | None, typer.Option(help="Picture file: 32 captions drawn with the last guidance.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file of what was found.")] = None,
+    captions: Annotated[
+        int, typer.Option(min=1, help="Number of captions, none of which was in the training set.")
+    ] = 500,
+    guidance: Annotated[str, typer.Option(help="Guidance scales, separated by commas, such as 2,4.")] = "4",
+    nights: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of captions without a sky to generate with and without a negative prompt for night."
+        ),
+    ] = 0,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Image file to write: a contact sheet of 32 captions at the last guidance scale."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write the scores to.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Say how much of what captions ask for the pictures of `scenes` show."""
+    """Measure how well images of a `scenes` bundle match their captions."""
     from .choose import choose_one
     from .score import parse_guidances
-    from .score import score as tell
+    from .score import score as run_score
 
     guidances = parse_guidances(guidance)
-    tell(bundle, choose_one(profile, threads), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json)
+    run_score(
+        bundle, choose_one(profile, threads), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json
+    )
 
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Files that `latentc bench` wrote.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Result files of `latentc bench`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("report"),
     as_json: Json = False,
 ) -> None:
-    """Write measurements as one HTML page, and as Markdown for a README."""
+    """Write measurements as an HTML page, and as Markdown for a README."""
     from .report import report as write
 
     write(results, output, as_json)
@@ -482,25 +538,31 @@ def report(
 
 @app.command()
 def compare(
+    context: typer.Context,
     results: Annotated[
-        list[Path], typer.Argument(metavar="OLD NEW", help="Files that `latentc bench` wrote before and after.")
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS", help="Two result files of `latentc bench`, old and new; with --machines any number."
+        ),
     ],
-    effect: Annotated[float, typer.Option(min=0, help="Least change of seconds that counts, as a share.")] = 0.05,
+    effect: Annotated[
+        float, typer.Option(min=0, help="Smallest relative change in time that counts: 0.05 is 5 %.")
+    ] = 0.05,
     machines: Annotated[
-        bool, typer.Option("--machines", help="Show files of several machines side by side, a column for each.")
+        bool, typer.Option("--machines", help="Show results of several machines side by side, one column each.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what got slower, larger or less like the reference beyond the noise; exit 1 if something did."""
-    from .report import compare as tell
-    from .report import machines as tell_machines
+    """Show what got slower, larger or less accurate beyond the noise; exit 1 if anything did."""
+    from .report import compare as compare_two
+    from .report import machines as compare_machines
 
     if machines:
-        tell_machines(results, as_json)
+        compare_machines(results, as_json)
         return
     if len(results) != 2:
-        raise typer.BadParameter(f"{len(results)} files are given; two are compared, the old one and the new one.")
-    tell(results[0], results[1], effect, as_json)
+        context.fail(f"`compare` takes two files, the old results and the new results; got {len(results)}.")
+    compare_two(results[0], results[1], effect, as_json)
 
 
 @app.command()
@@ -530,13 +592,20 @@ def probe(
     run(chosen, output, minutes, names, scratch, listing=listing, quiet=quiet, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Build the shipped `scenes` checkpoint for each CPU runtime, and compare speed and images.")
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to work; what is there already is used again.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to work in. Existing bundles and engines in it are reused.")
+    ] = Path("demo"),
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Export, build and draw with every runtime that is here, and compare them in one table."""
+    """Export the `scenes` checkpoint that ships with latentc, build it for the profiles torch-f32 (the reference),
+    cpu-openvino-f32, cpu-openvino and cpu-onnxruntime, and generate one 128x128 image with each, from the same prompt
+    and seed. Print a table of times, memory and parity. Profiles whose runtime is not installed are skipped; nothing is
+    downloaded. FOLDER gets scenes.bundle, an image per profile, sheet.png (all images, and their differences from the
+    reference) and results.jsonl (for `latentc report`).
+    """
     from ..benchmarks.demo import run_demo
     from .bench import show_demo
     from .progress import shown

@@ -1,4 +1,4 @@
-"""What `latentc run` is asked to draw: prompts, a file of them, or a picture's own request, and flags over them."""
+"""The requests of `latentc run`: from prompts, a file, or an image's stored request, with options overriding them."""
 
 from __future__ import annotations
 
@@ -21,29 +21,37 @@ from .text import is_number, plain
 
 MAX_REQUESTS = 10_000
 FILE_BYTES = 8 << 20
-"""Limit of a file of prompts."""
+"""Size limit of a prompt file."""
 
-_SAID_ELSEWHERE = frozenset(
+_IGNORED = frozenset(
     {"version", "model", "model hash", "vae hash", "app", "backend", "created date", "user", "time taken"}
 )
-"""Keys of a picture's text that no notice names: they change nothing of what is drawn, or another key says the same."""
+"""Keys of an image's metadata that need no notice: they do not change the image, or repeat another key."""
+
+
+def sides(size: str) -> tuple[int, int]:
+    """Width and height in pixels from `768x512`, or `512` for a square; raises `RequestError` for anything else."""
+    width, separator, height = size.lower().partition("x")
+    height = height if separator else width
+    if not (is_number(width) and is_number(height)):
+        raise RequestError(
+            f"{size[:40]!r} is not a valid size: use WIDTHxHEIGHT in pixels, for example 768x512, or one number for a "
+            "square, for example 512."
+        )
+    return int(width), int(height)
 
 
 def parse_size(size: str | None) -> dict[str, int]:
-    """`768x512` as width and height; raises `RequestError` for anything else."""
-    if size is None:
-        return {}
-    width, _, height = size.lower().partition("x")
-    if not (is_number(width) and is_number(height)):
-        raise RequestError(f"{size[:40]!r} is no size. Write WIDTHxHEIGHT in pixels, as 768x512.")
-    return {"width": int(width), "height": int(height)}
+    """Request fields for `--size`: `width` and `height`, or none if `size` is None. Raises as `sides` does."""
+    return {} if size is None else dict(zip(("width", "height"), sides(size), strict=True))
 
 
 def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any]) -> list[Request]:
-    """One request for each prompt; raises `RequestError` for the first that can't be drawn, before any is.
+    """Build one request per prompt.
 
-    `file` has a prompt in each line, or with `.jsonl` a request as a JSON object; `-` is standard input. `given` goes
-    over what those say, and that over what the picture says. Empty where nothing says a prompt.
+    `file` has one prompt per line, or with `.jsonl` one request per line as a JSON object; `-` is standard input.
+    Fields in `given` override those of the file, which override those stored in the image. The list is empty if there
+    is no prompt. Raises `RequestError` for the first invalid request.
     """
     base: dict[str, Any] = shown.request.model_dump() if shown else {}
     given = {name: value for name, value in given.items() if value is not None}
@@ -55,7 +63,7 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
         asked.append(("", {}))
     if len(asked) > MAX_REQUESTS:
         raise RequestError(
-            f"{len(asked):,} prompts were given; {MAX_REQUESTS:,} at most are drawn at once. Split them."
+            f"{len(asked):,} prompts were given, and one run takes at most {MAX_REQUESTS:,}. Use several runs."
         )
     requests: list[Request] = []
     for number, (place, one) in enumerate(asked, 1):
@@ -68,7 +76,7 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
 
 
 def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
-    """Raise `RequestError` for the first that this bundle can't draw, before its engines are loaded."""
+    """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded."""
     verify_files(bundle, [SCHEDULER])
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
@@ -79,7 +87,7 @@ def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
 
 @contextmanager
 def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
-    """What is raised in the block says of which prompt it is, where there are several, or where in a file."""
+    """Prefix a `RequestError` raised in the block with the prompt's number, or its place in a file."""
     try:
         yield
     except RequestError as exc:
@@ -89,41 +97,43 @@ def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
 
 
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
-    """What `run --from` can't take over from a picture when this bundle draws, in sentences."""
+    """Sentences about what `run --from` cannot reproduce of an image with this bundle."""
     here = origin(bundle)
     remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
-        remarks.append(f"{picture} is another tool's, whose seeds give other noise: the picture will be another one.")
+        remarks.append(
+            f"{picture} was made by another tool. The same seed gives different noise there, so the image will differ."
+        )
     elif shown.drawing.bundle != here.bundle:
         remarks.append(
-            f"{picture} was drawn by another bundle, of {shown.drawing.model}; this one is of {here.model}, and its "
-            "weights, scheduler config, tokenizer or scaling are others."
+            f"{picture} was generated from another bundle, of {shown.drawing.model}. This bundle is of {here.model}: "
+            "its weights, scheduler config, tokenizer or scaling differ, so the image will differ."
         )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
-    left = {key: value for key, value in rest.items() if key.lower() not in _SAID_ELSEWHERE}
+    left = {key: value for key, value in rest.items() if key.lower() not in _IGNORED}
     if left:
-        said = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
+        listed = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        remarks.append(f"{picture} also says what isn't drawn here: {plain(said)}{more}.")
+        remarks.append(f"{picture} has settings that latentc ignores: {plain(listed)}{more}.")
     return remarks
 
 
 def _lines(file: str) -> list[tuple[str, dict[str, Any]]]:
-    """What each line of a file says, and its place in the file."""
-    advice = "Give a text file with a prompt in each line."
+    """The request fields of each line of a file, with the line's place for messages."""
+    advice = "Use a text file with one prompt per line."
     if file == "-":
         raw = sys.stdin.buffer.read(FILE_BYTES + 1)
         if len(raw) > FILE_BYTES:
-            raise RequestError(f"Standard input has more than {FILE_BYTES:,} bytes. {advice}")
+            raise RequestError(f"Standard input is larger than {FILE_BYTES:,} bytes. {advice}")
     else:
         raw = read_small(file, FILE_BYTES, RequestError, advice)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        raise RequestError(f"{file} is no UTF-8 text (byte {exc.start}). {advice}") from exc
+        raise RequestError(f"{file} is not UTF-8 text (see byte {exc.start}). {advice}") from exc
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise RequestError(f"{file} has no prompt. {advice}")
+        raise RequestError(f"{file} contains no prompt. {advice}")
     if not file.lower().endswith(".jsonl"):
         name = "standard input" if file == "-" else file
         return [(f"{name}, line {number}", {"prompt": line}) for number, line in lines]
@@ -134,7 +144,9 @@ def _fields(file: str, number: int, line: str) -> dict[str, Any]:
     try:
         found = parse_json(line)
     except ValueError as exc:
-        raise RequestError(f"{file}, line {number}, is not valid JSON ({exc}). Write a request's fields.") from exc
+        raise RequestError(
+            f'{file}, line {number}, is not valid JSON ({exc}). Write a request, for example {{"prompt": "a cat"}}.'
+        ) from exc
     if not isinstance(found, dict):
-        raise RequestError(f"{file}, line {number}, is {json.dumps(found)[:40]}, and a JSON object was expected.")
+        raise RequestError(f"{file}, line {number}, is {json.dumps(found)[:40]}; a JSON object was expected.")
     return cast("dict[str, Any]", found)

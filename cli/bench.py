@@ -1,4 +1,4 @@
-"""Measuring from the command line."""
+"""`latentc bench` and the output of `latentc demo`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..benchmarks.records import Measurement
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.progress import quiet as silent
+from .ask import sides
 from .show import table
 from .text import Screen, is_number, say
 from .text import as_json as json_text
@@ -29,32 +30,27 @@ if TYPE_CHECKING:
 
 
 def parse_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
-    """`512,768x512` as widths and heights; raises `RequestError` for anything else."""
-    found: list[tuple[int, int]] = []
-    for size in sizes.split(",") if sizes else ():
-        width, _, height = size.partition("x")
-        height = height or width
-        if not (is_number(width) and is_number(height)) or size.endswith("x"):
-            raise RequestError(f"{size[:40]!r} is no size. Write a side or WIDTHxHEIGHT in pixels, as 512 or 768x512.")
-        found.append((int(width), int(height)))
-    return tuple(found)
+    """Widths and heights in pixels from `512,768x512`; raises `RequestError` for anything else."""
+    return tuple(sides(size) for size in sizes.split(",")) if sizes else ()
 
 
 def parse_batches(batches: str) -> tuple[int, ...]:
-    """`1,2` as numbers; raises `RequestError` for anything else."""
+    """Batch sizes from `1,2`; raises `RequestError` for anything else."""
     found = batches.split(",")
     if not all(is_number(batch) and int(batch) > 0 for batch in found):
-        raise RequestError(f"{batches[:40]!r} are no batches. Write how many pictures to draw at once, as 1,2.")
+        raise RequestError(
+            f"{batches[:40]!r} is not a valid list of batch sizes: use positive numbers, for example 1,2."
+        )
     return tuple(map(int, found))
 
 
 def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, as_json: bool) -> None:
-    """Run a plan, and say what was measured.
+    """Run a plan and print the measurements.
 
-    Raises `typer.Exit` with code 1 where a row failed, or is below the gate of parity.
+    Raises `typer.Exit` with code 1 if a row failed or is below the parity gate.
     """
     if plan.repeat < 1:
-        raise RequestError(f"--repeat {plan.repeat}: it must be 1 or more.")
+        raise RequestError(f"--repeat is {plan.repeat}; it must be 1 or more.")
     opened = [open_bundle(folder) for folder in folders]
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
@@ -66,13 +62,13 @@ def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, a
 
 
 def _say(what: str, share: float | None) -> None:
-    """A line to standard error. No bar: what moves would take its share of the cores that are measured."""
+    """Print a line to standard error. A moving progress bar would take time on the cores that are measured."""
     del share
     say(what, err=True)
 
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
-    """A headline and a line for each measurement, then what went wrong."""
+    """Print a headline, a line for each measurement, and then failures and doubts."""
     console = Screen(highlight=False)
     for section in sections(rows):
         for sentence in headline(section):
@@ -90,7 +86,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
 
 
 def print_table(found: columns.FigureTable, title: str | None) -> Table:
-    """For a terminal."""
+    """A table of figures for the terminal."""
     listed = table(title, "subject", *found.columns, right=found.columns)
     for line in found.lines:
         listed.add_row(escape(line.name), *(map(escape, line.cells) if line.cells is not None else ["failed"]))
@@ -98,7 +94,7 @@ def print_table(found: columns.FigureTable, title: str | None) -> Table:
 
 
 def show_demo(outcome: Demo, as_json: bool) -> None:
-    """The demo's table, and where its pictures are."""
+    """Print the demo's table, and where its images are."""
     if as_json:
         rows = [json.loads(row.model_dump_json(exclude_none=True)) for row in outcome.rows]
         places = {"bundle": outcome.bundle, "sheet": outcome.sheet, "results": outcome.results}
@@ -109,17 +105,19 @@ def show_demo(outcome: Demo, as_json: bool) -> None:
         console.print(print_table(found, None))
     console.print(columns.NOTES["Demo"], markup=False)
     for name, reason in outcome.skipped.items():
-        console.print(f"{name} was left out: {reason}", markup=False)
-    console.print(f"Look at {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)
-    console.print(f"For a page: latentc report {outcome.results} -o report", markup=False)
+        console.print(f"{name} was skipped: {reason}", markup=False)
+    console.print(f"The images are in {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)
+    console.print(f"To write an HTML report: latentc report {outcome.results} -o report", markup=False)
 
 
 def _print_doubts(console: Screen, name: str, row: Measurement) -> None:
     if row.error is not None:
         console.print(f"{name} failed: {row.error}", markup=False)
         if "signal 9" in row.error and not row.apart:
-            console.print("If they don't fit into memory together, measure one at a time: --apart.", markup=False)
+            console.print(
+                "If the subjects do not fit in memory together, measure them one at a time with --apart.", markup=False
+            )
     elif not row.stable:
-        console.print(f"{name} isn't stable: {row.stability}.", markup=False)
+        console.print(f"{name} is not stable: {row.stability}.", markup=False)
     for failure in row.parity.failures if row.parity else ():
         console.print(f"{name}: {failure}", markup=False)

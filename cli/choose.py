@@ -1,4 +1,4 @@
-"""Which profiles a command is for."""
+"""The profiles that a command uses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ..profiles import Profile, load_profile
 
 
 def choose(names: str | None, threads: int | None = None) -> list[Profile]:
-    """The profiles of these names or files, with commas between; of None, the one to take on this machine.
+    """Load profiles from names or files separated by commas; None selects the one recommended for this machine.
 
-    With `threads`, each computes in so many. Raises `ProfileError` for one that isn't there, and `RuntimeMissing` where
-    none works here.
+    `threads` sets the number of threads of each profile. Raises `ProfileError` for an unknown profile, and
+    `RuntimeMissing` if no profile works on this machine.
     """
     if names is not None:
-        each = [names] if is_regular(names) else names.split(",")  # a path may have a comma
+        each = [names] if is_regular(names) else names.split(",")  # a path may contain a comma
         return [with_threads(load_profile(name.strip()), threads) for name in each]
     from ..runtimes.diagnose import advised
 
@@ -22,5 +22,5 @@ def choose(names: str | None, threads: int | None = None) -> list[Profile]:
 
 
 def choose_one(name: str | None, threads: int | None = None) -> Profile:
-    """As `choose`, for a command that takes one."""
+    """Like `choose`, for a command that takes one profile."""
     return choose(None, threads)[0] if name is None else with_threads(load_profile(name), threads)

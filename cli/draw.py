@@ -1,4 +1,4 @@
-"""Drawing from the command line."""
+"""`latentc run`: generate images and save them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .text import as_json as json_text
 from .text import emit_bytes, say
 
 DEFAULT = Path("out.png")
-"""Where pictures go without `--output`: to the next of out.png, out-1.png, out-2.png that is free."""
+"""Default of `--output`: the first of out.png, out-1.png, out-2.png ... that does not exist."""
 STREAM = "-"
 
 
@@ -36,11 +36,11 @@ def draw(
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Open a pipeline, draw each request, save its pictures as soon as they are drawn, and say what it took.
+    """Open a pipeline, run each request, save its images at once, and print the timings.
 
-    `output` is the first picture's file, or `-` for one PNG on standard output; None takes the next free name.
-    `origin` is the picture that the request comes from, and what it says. Names and requests
-    are checked before anything is loaded.
+    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name.
+    `origin` is the image that the request comes from, and the request stored in it. File names and requests are
+    checked before anything is loaded.
     """
     from .progress import shown
 
@@ -65,7 +65,7 @@ def draw(
                 if not stream:
                     make_place(names[0])
                 for number, request in enumerate(requests, 1):
-                    what = "draw" if len(requests) == 1 else f"draw {number} of {len(requests)}"
+                    what = "generate" if len(requests) == 1 else f"generate {number} of {len(requests)}"
 
                     def on_step(step: Step, what: str = what) -> None:
                         tell(what, step.index / step.total)
@@ -82,7 +82,7 @@ def draw(
                     records.append(_record(profile, result, files, load, remarks))
         if lost:
             raise failed(lost, [path for record in records for path in record["files"]])
-    except BaseException as exc:  # what was drawn before it stands
+    except BaseException as exc:  # images saved before the error stay
         if not as_json:
             _say(records, err=stream)
         elif records:
@@ -97,15 +97,19 @@ def draw(
 
 
 def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite: bool, as_json: bool) -> list[Path]:
-    """Where each picture goes; none for standard output."""
+    """The file of each image; empty for standard output."""
     count = sum(request.count for request in requests)
     if str(output) == STREAM:
         if count > 1:
-            raise RequestError(f"{count} pictures don't fit into one stream. Name a file, or draw one.")
+            raise RequestError(
+                f"Standard output takes one image, and {count} were requested. Use --output FILE, or request one image."
+            )
         if as_json:
-            raise RequestError("The picture and --json both go to standard output. Name a file, or leave --json out.")
+            raise RequestError("The image and --json both go to standard output. Use --output FILE, or omit --json.")
         if sys.stdout.isatty():
-            raise RequestError("Standard output is a terminal, and a PNG would go there. Pipe it, or name a file.")
+            raise RequestError(
+                "Standard output is a terminal, which cannot show a PNG. Redirect it, or use --output FILE."
+            )
         return []
     if output is None and not overwrite:
         check_names(DEFAULT, 1, taken=True)
@@ -135,9 +139,8 @@ def _say(records: Sequence[Mapping[str, Any]], *, err: bool) -> None:
         files = ", ".join(record["files"]) or ("standard output" if err else "no file")
         say(
             f"{files}   {record['profile']}, seed {record['request']['seed']}, "
-            f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {len(steps)} calls of "
-            f"{sum(steps) / len(steps):.3f}, decode {seconds['vae_decoder']:.2f}) after {seconds['load']:.2f} s of "
-            "loading",
+            f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {len(steps)} denoiser calls of "
+            f"{sum(steps) / len(steps):.3f}, decode {seconds['vae_decoder']:.2f}), loaded in {seconds['load']:.2f} s",
             err=err,
         )
         for notice in record["notices"]:

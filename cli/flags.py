@@ -1,4 +1,4 @@
-"""Flags and commands as other tools call them: an unknown one is answered with the one that is meant."""
+"""Option and command names of other tools: an unknown name is answered with latentc's name for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAGS = {
     "height": "--size",
     "did you mean 'width' and 'height'?": "--size",
 }
-"""Where a flag isn't called as the field of a request is."""
+"""Options whose names differ from the request's field."""
 OTHERS = {
     **dict.fromkeys(("device", "runtime", "precision", "dtype", "backend", "provider"), "--profile"),
     **dict.fromkeys(("out", "o", "outdir", "outfile", "outputdir", "outputpath", "saveto", "file"), "--output"),
@@ -31,16 +31,16 @@ OTHERS = {
 
 
 class Commands(TyperGroup):
-    """The commands; what isn't one of them, or no flag of it, is answered with what is meant."""
+    """The commands. For an unknown command or option, the error suggests the one that is probably meant."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer does, with a hint at what other tools call otherwise."""
+        """Like typer's, with suggestions for names that other tools use."""
         if args and args[0] in COMMANDS and COMMANDS[args[0]] in self.commands and args[0] not in self.commands:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {COMMANDS[args[0]]!r}?")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """As typer does, with a hint at what other tools call otherwise."""
+        """Like typer's, with suggestions for names that other tools use."""
         try:
             return super().invoke(ctx)
         except Exception as exc:

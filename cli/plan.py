@@ -1,4 +1,4 @@
-"""What `latentc plan` prints."""
+"""The output of `latentc plan`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .show import emit, shape, size, table
 from .text import Screen
 
 LEGEND = {
-    "held": "held: on the device, by the loaded engine, at the model's own size where sizes are free",
-    "reported": "reported: what its builder says of that",
-    "on disk": "on disk, by plan",
-    "found": "found: what is there",
-    "build": "build: to compile it, on two cores",
-    "took": "took: when it was built",
-    "compare": "compare: to hold it against the reference, on the CPU where its device isn't here",
+    "held": "held: device memory of the loaded engine, at the model's own size if the engine accepts any size",
+    "reported": "reported: device memory as the builder reports it",
+    "on disk": "on disk: predicted size of the engine's files",
+    "found": "found: size of the existing engine",
+    "build": "build: predicted compile time, on two cores",
+    "took": "took: measured compile time of the existing engine",
+    "compare": "compare: predicted time to compare it with the reference, on the CPU if its device is not available",
 }
-"""By column, what it says."""
+"""Explanations of the columns, keyed by name."""
 
 
 def show(plans: Sequence[BuildPlan], as_json: bool) -> None:
-    """Predictions, beside what was found where engines are there, and what doesn't fit."""
+    """Print predictions, figures of existing engines, and what does not fit."""
     if as_json:
         emit([_plain(one) for one in plans])
         return
@@ -38,18 +38,18 @@ def show(plans: Sequence[BuildPlan], as_json: bool) -> None:
         console.print(rows)
         console.print(_summary(one), "", markup=False, sep="\n")
         shown.update(figures)
-    said = "; ".join(LEGEND[name] for name in LEGEND if name in shown)
-    console.print(f"{said[:1].upper()}{said[1:]}.")
+    legend = "; ".join(LEGEND[name] for name in LEGEND if name in shown)
+    console.print(f"{legend[:1].upper()}{legend[1:]}.")
 
 
 def _name(engine: EnginePlan, engines: Sequence[EnginePlan]) -> str:
-    """The part, and the shape of its first input where several engines are planned for it."""
+    """The part's name, with the shape of its first input if several engines are planned for it."""
     several = sum(other.part == engine.part for other in engines) > 1
     return f"{engine.part} {shape(engine.shape)}" if several else engine.part
 
 
 def _figures(engine: EnginePlan) -> dict[str, str]:
-    """By column, empty where nothing is known."""
+    """Table cells keyed by column; empty if unknown."""
     built = engine.built
     held: dict[str, int | None] = {
         "held": engine.held_bytes,
@@ -65,29 +65,29 @@ def _figures(engine: EnginePlan) -> dict[str, str]:
 
 
 def _summary(one: BuildPlan) -> str:
-    """What a plan comes to."""
+    """The plan's totals and its verdict, in sentences."""
     about = "about" if one.measured else "at least"
-    room = "" if one.device_bytes is None else f" of {size(one.device_bytes)}"
-    said = [f"It can't be built here: {one.unbuildable}"] if one.unbuildable else []
-    said.append(f"Drawing a picture holds {about} {size(one.held_bytes)}{room} on {one.device}.")
+    total = "" if one.device_bytes is None else f" of {size(one.device_bytes)}"
+    summary = [f"It cannot be built on this machine: {one.unbuildable}"] if one.unbuildable else []
+    summary.append(f"Generating an image needs {about} {size(one.held_bytes)}{total} of memory on {one.device}.")
     if one.device_bytes is None:
-        said.append("How much memory that has isn't known; memory_gb in a copy of the profile says it.")
+        summary.append("The device's memory size is unknown; set memory_gb in a copy of the profile.")
     if not one.measured:
-        said.append("What building for it takes was never measured.")
+        summary.append("The cost of building for this device has not been measured.")
     elif one.build_seconds and not one.unbuildable:
-        said.append(
-            f"Building what isn't there holds {size(one.build_bytes or 0)}, takes about {one.build_seconds:.0f} s, and "
-            f"leaves {size(one.disk_bytes or 0)} on disk."
+        summary.append(
+            f"Building the missing engines needs {size(one.build_bytes or 0)} of memory, about "
+            f"{one.build_seconds:.0f} s, and {size(one.disk_bytes or 0)} of disk space."
         )
     if one.complaints:
-        said.append(f"It won't fit: {'. '.join(one.complaints)}.")
+        summary.append(f"It does not fit: {'. '.join(one.complaints)}.")
     elif one.measured and not one.unbuildable and one.device_bytes is not None:
-        said.append("It fits.")
-    return " ".join(said)
+        summary.append("It fits.")
+    return " ".join(summary)
 
 
 def _plain(one: BuildPlan) -> dict[str, Any]:
-    """A plan as JSON has it."""
+    """A plan as a JSON object."""
     built = [engine.built and engine.built.model_dump(mode="json") for engine in one.engines]
     plain = asdict(replace(one, engines=tuple(replace(engine, built=None) for engine in one.engines)))
     engines = [{**engine, "built": there} for engine, there in zip(plain["engines"], built, strict=True)]

@@ -1,4 +1,4 @@
-"""Progress on the terminal: what is being done, and for how long."""
+"""Progress on the terminal: the current step and its elapsed time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..core.progress import WAITING, Progress, quiet
 
 
 def within(name: str, tell: Progress) -> Progress:
-    """Progress under a name, where several are done in turn."""
+    """Progress prefixed with a name, for several jobs one after another."""
     return lambda what, share=None: tell(f"{name}, {what}", share)
 
 
 @contextmanager
 def shown(silent: bool) -> Generator[Progress]:
-    """Show a bar with the elapsed time for what is going on, and a line for what took over a second and is done.
+    """Show a bar with the elapsed time of the current step, and a line for each finished step that took over a second.
 
-    All of it goes to standard error. Where that is no terminal only the lines are written.
+    All of it goes to standard error. If that is not a terminal, only the lines are written.
     """
     if silent:
         yield quiet

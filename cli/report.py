@@ -1,4 +1,4 @@
-"""Telling of reports and comparisons."""
+"""`latentc report` and `latentc compare`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ COLOURS = {"worse": "red", "better": "green", "note": "dim"}
 
 
 def report(results: Sequence[Path], folder: Path, as_json: bool) -> None:
-    """Write a report, and say where it is."""
+    """Write a report, and print where it is."""
     made = write(results, folder)
     if as_json:
         emit(asdict(made))
         return
-    say(f"{counted(made.rows, 'measurement')}. Open {made.page}; {made.markdown} is for a README.")
+    say(f"Wrote {counted(made.rows, 'measurement')} to {made.page}, and as Markdown for a README to {made.markdown}.")
 
 
 def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
-    """Say what changed; raises `typer.Exit` with code 1 where something got worse."""
+    """Print what changed; raises `typer.Exit` with code 1 if anything got worse."""
     found = compare_files(old, new, effect)
     if as_json:
         emit(asdict(found) | {"worse": len(found.worse), "not_judged": len(found.not_judged)})
@@ -42,7 +42,7 @@ def compare(old: Path, new: Path, effect: float, as_json: bool) -> None:
 
 
 def machines(files: list[Path], as_json: bool) -> None:
-    """Show files side by side, a column for each machine. What differs is no fault: the exit code is 0."""
+    """Show files side by side, one column per machine. Differences are not failures: the exit code is 0."""
     found = compare_machines(files)
     if as_json:
         emit([asdict(one) for one in found])
@@ -56,8 +56,8 @@ def machines(files: list[Path], as_json: bool) -> None:
         title = one.title if titles.count(one.title) == 1 else f"{one.title}, {one.request}"
         _print_machines(console, one, title, letters)
     console.print(
-        f"Seconds of a whole draw: median ± half its 95 % interval. *: fastest of its run beyond doubt. {UNSTABLE}: "
-        "not stable. busy: something else was at work."
+        f"Seconds per request: median ± half the 95 % interval. *: fastest on its machine, beyond the noise. "
+        f"{UNSTABLE}: not stable. busy: other processes were running."
     )
 
 
@@ -92,7 +92,7 @@ def _cell(cell: MachineCell | None) -> str:
 def _print(found: Comparison) -> None:
     console = Screen(highlight=False)
     for title in dict.fromkeys(change.row for change in found.changes):
-        listed = table(None, "verdict", "what", "old to new")
+        listed = table(None, "verdict", "measurement", "old to new")
         for change in found.changes:
             if change.row == title:
                 verdict = f"[{COLOURS[change.verdict]}]{change.verdict}[/]"

@@ -1,4 +1,4 @@
-"""Telling how well pictures show what their captions ask for."""
+"""`latentc score`: how well images match their captions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ FORMATS = (".png", ".jpg", ".webp")
 
 
 def parse_guidances(guidances: str) -> list[float]:
-    """`2,4.5` as numbers; raises `RequestError` for anything else."""
+    """Guidance scales from `2,4.5`; raises `RequestError` for anything else."""
     try:
         return [float(guidance) for guidance in guidances.split(",")]
     except ValueError:
-        raise RequestError(f"{guidances!r} are no guidances. Write numbers with commas between, as 2,4.5.") from None
+        raise RequestError(
+            f"{guidances[:40]!r} is not a valid list of guidance scales: use numbers separated by commas, for example "
+            "2,4.5."
+        ) from None
 
 
 def score(
@@ -46,10 +49,10 @@ def score(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Score a bundle, write what was asked for, and say what was found."""
+    """Score a bundle, write the requested files, and print the scores."""
     for path in filter(None, (drawn, output)):
         if not path.parent.is_dir():
-            raise RequestError(f"{path.parent} is no folder. Make it, or write elsewhere.")
+            raise RequestError(f"The folder {path.parent} does not exist. Create it, or choose another path.")
     if drawn and drawn.suffix.lower() not in FORMATS:
         raise RequestError(f"{drawn} must end in one of: {', '.join(FORMATS)}.")
     require_scenes([open_bundle(bundle)])  # before its engines are loaded
@@ -59,8 +62,9 @@ def score(
         if output:
             write_text(output, text + "\n")
         if drawn:
-            asked = captions(SHEET)
-            sheet(draw_captions(pipeline, asked, guidances[-1], on_progress=tell), asked).save(drawn, quality=90)
+            shown_captions = captions(SHEET)
+            images = draw_captions(pipeline, shown_captions, guidances[-1], on_progress=tell)
+            sheet(images, shown_captions).save(drawn, quality=90)
     if as_json:
         say(text)
         return
@@ -73,17 +77,20 @@ def _print(found: Scores) -> None:
     last = guidances[-1]
     columns = {"rendered": found.ceiling, **{f"{guidance:g}": found.drawn[guidance] for guidance in guidances}}
     columns["shuffled"] = found.floor[last]
-    title = f"{found.captions} unseen captions, {found.steps} steps, by guidance"
-    made = table(title, "share shown", *columns, right=tuple(columns))
+    title = f"{found.captions} unseen captions, {found.steps} steps, by guidance scale"
+    made = table(title, "share matched", *columns, right=tuple(columns))
     cells = [_cells(meaning) for meaning in columns.values()]
     for index, name in enumerate(("all", "unseen pairs", *NAMES, "Fréchet distance")):
         made.add_row(name, *(column[index] for column in cells))
     console.print(made)
-    console.print(f"Rendered: the renderer's own pictures. Shuffled: those of guidance {last:g} under other captions.")
+    console.print(
+        f"Rendered: the renderer's own images. Shuffled: the images of guidance scale {last:g}, scored against other "
+        "captions."
+    )
     if found.nights:
         console.print(
-            f"{found.nights.captions} captions without a sky: {found.nights.without:.0%} at night, "
-            f"{found.nights.unwanted:.0%} with the negative prompt {NEGATIVE!r}."
+            f"{found.nights.captions} captions without a sky: {found.nights.without:.0%} of the images are at night, "
+            f"and {found.nights.unwanted:.0%} with the negative prompt {NEGATIVE!r}."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for programs."""
+"""The output of most commands: human-readable tables, and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError
 from ..core.manifest import License, Source
 from ..core.reading import read_plain
 from ..core.units import counted
@@ -24,12 +23,15 @@ from .text import as_json as json_text
 
 if TYPE_CHECKING:
     from ..compiler.build import Build
-    from ..compiler.cache import Artifact, Miss
+    from ..compiler.cache import Artifact
     from ..compiler.prune import Leftover, Pruned
-    from ..compiler.targets import Wanted
     from ..pipelines.png import Shown
     from ..runtimes.diagnose import RuntimeState
     from ..runtimes.machine import Machine
+
+
+REUSED = {"there": "exists", "taken": "reused"}
+"""How `build` obtained an engine that it did not compile, and the table's word for it."""
 
 
 def emit(value: Any) -> None:
@@ -38,7 +40,7 @@ def emit(value: Any) -> None:
 
 
 def table(title: str | None, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the one style that all have; columns in `right` hold figures."""
+    """An empty table in the common style; columns in `right` are right-aligned."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         first = column == columns[0]
@@ -53,7 +55,7 @@ def bundle(
     broken: Sequence[Path] = (),
     unneeded: Sequence[Leftover] = (),
 ) -> None:
-    """A bundle's origin, parts, engines, and what is left of others."""
+    """Print a bundle's source, parts and engines, and files that are no longer needed."""
     manifest = opened.manifest
     if as_json:
         engines: dict[str, Any] = {}
@@ -83,26 +85,26 @@ def bundle(
     if artifacts:
         _print_engines(opened, artifacts)
     elif artifacts is not None and not broken:
-        console.print(f"No engine is built yet. Next: latentc build {opened.argument}", markup=False)
+        console.print(f"No engine has been built yet. Next: latentc build {opened.argument}", markup=False)
 
     for path in broken:
         console.print(f"{path.name} is damaged. {AGAIN}", markup=False)
-    if unneeded:
-        console.print(_unneeded(opened, unneeded), markup=False)
+    if note := _unneeded(opened, unneeded, artifacts or ()):
+        console.print(note, markup=False)
 
 
 def _from(source: Source) -> str:
-    """Where a checkpoint or a component came from."""
+    """Location and variant of a checkpoint or component."""
     return source.location + (f", variant {source.variant}" if source.variant else "")
 
 
 def _license(found: License) -> str:
-    said = [found.declared or "not declared", found.name and f"({found.name})", found.link]
-    return f"licence: {' '.join(filter(None, said))}" + (f"; with {', '.join(found.files)}" if found.files else "")
+    facts = [found.declared or "not declared", found.name and f"({found.name})", found.link]
+    return f"licence: {' '.join(filter(None, facts))}" + (f"; files: {', '.join(found.files)}" if found.files else "")
 
 
 def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
-    """A table for each device that some are for, under the profiles that asked for them."""
+    """Print a table for each device, headed by the profiles that the engines were built for."""
     console = Screen(highlight=False)
     groups: dict[tuple[str, str, str | None], list[Artifact]] = {}
     order = list(opened.manifest.parts)
@@ -124,37 +126,39 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
             )
         console.print(f"\n[bold]{escape(device)}[/]" + (f", for {escape(profiles)}" if profiles else ""))
         console.print(engines)
-        console.print("They load here." if refusal is None else f"They don't load here: {refusal}", markup=False)
+        usable = "Usable on this machine." if refusal is None else f"Not usable on this machine: {refusal}"
+        console.print(usable, markup=False)
     console.print(
-        "\nEngine: its part and key. Shape: of the first input. Disk: what it takes there. Device: weights and values "
-        "in the device's memory, where the builder says so. dB: how near it came to the reference (PSNR); graph: so "
-        "near came its graph, on the CPU, because the device wasn't there."
+        "\nEngine: its part and key. In: the precision it computes in. Shape: of its first input. Disk: size of its "
+        "files. Device: device memory for weights and activations, if the builder reports it. dB: parity with the "
+        "reference (PSNR; higher is closer); graph: parity of its graph, run on the CPU because the device was not "
+        "available."
     )
 
 
 def shape(fixed: Mapping[str, Sequence[int]] | str) -> str:
-    """Of a part's first input, or `free`."""
+    """Shape of a part's first input, or `free`."""
     return fixed if isinstance(fixed, str) else "x".join(map(str, next(iter(fixed.values()))))
 
 
 def _on_device(opened: Bundle, artifact: Artifact) -> str:
-    """What the compiler says that weights and activations take of the device's memory, where it says so."""
+    """Device memory for weights and activations as the compiler reports it; empty if it does not."""
     path = opened.engines / artifact.name / MEMORY
     try:
         return size(sum(read_plain(path, dict[str, int]).values()))
-    except (OSError, ValueError):  # there is none, or it is damaged, which `verify` says
+    except (OSError, ValueError):  # missing, or damaged, which `verify` reports
         return ""
 
 
 def _parity(artifact: Artifact) -> str:
-    """Of the engine, or of its graph; of one for several devices, on which."""
+    """Parity of the engine or of its graph, and the device that ran it if the engine is for several devices."""
     parity = artifact.parity
     where = f" on {parity.compared_on}" if parity.compared_on else ""
     return f"{'graph ' if parity.graph_run_by else ''}{parity.psnr_db:.1f} dB{where}"
 
 
 def _refusal(artifact: Artifact) -> str | None:
-    """Why an engine wouldn't load on this machine; None where it would."""
+    """Why an engine cannot be loaded on this machine; None if it can."""
     from ..runtimes import distribution, runtime
 
     fields = artifact.fields
@@ -162,14 +166,14 @@ def _refusal(artifact: Artifact) -> str | None:
     if reason := adapter.missing(name):
         return reason
     if {"name": name, **adapter.device(name)} != fields.device:
-        return "It was built for another device of this name."
+        return "it was built for another device of this name."
     if adapter.versions() | distribution(fields.runtime) != fields.versions:
-        return f"It was built by version {' '.join(fields.versions.values())}."
+        return f"it was built with version {' '.join(fields.versions.values())}."
     return None
 
 
 def builds(done: Sequence[Build], as_json: bool) -> None:
-    """What a build found and made."""
+    """Print the results of builds."""
     if as_json:
         emit(plain_builds(done))
         return
@@ -178,21 +182,21 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
         fresh = sum(one.how in ("compiled", "refitted") for one in build.engines)
         taken = sum(one.how == "taken" for one in build.engines)
         if build.step_psnr_db is not None:
-            step = f"The whole step agrees to {build.step_psnr_db:.1f} dB{_further(build)}."
+            step = f"Parity of the whole step: {build.step_psnr_db:.1f} dB{_further(build)}."
         else:
             graphs = {run for one in build.engines if (run := one.artifact.parity.graph_run_by)}
-            told = f": parity is its graph's, run by {', '.join(sorted(graphs))}" if graphs else ""
-            step = f"Its device isn't here{told}."
-        what = f"{fresh} of {len(build.engines)} engines built" + (f", {taken} taken" if taken else "")
+            how = f"; parity is that of the graphs, run by {', '.join(sorted(graphs))}" if graphs else ""
+            step = f"The device is not available on this machine{how}."
+        what = f"{fresh} of {len(build.engines)} engines built" + (f", {taken} reused from --like" if taken else "")
         if not fresh and not taken:
-            what = "nothing to do, every engine is there"
+            what = "nothing to do, all engines exist"
         console.print(f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. {step}")
         made = table(
             None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")
         )
         for one in build.engines:
             artifact = one.artifact
-            when = one.how if one.how in ("there", "taken") else f"{artifact.seconds:.1f} s"
+            when = REUSED.get(one.how, f"{artifact.seconds:.1f} s")
             when += ", refitted" if one.how == "refitted" else ""
             figure = _parity(artifact)
             made.add_row(artifact.name, escape(artifact.fields.precision), when, size(artifact.bytes), figure)
@@ -205,7 +209,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
 
 
 def plain_builds(done: Sequence[Build]) -> list[dict[str, Any]]:
-    """Builds as JSON has them."""
+    """Builds as JSON objects."""
     return [
         {
             "profile": build.profile,
@@ -223,78 +227,14 @@ def plain_builds(done: Sequence[Build]) -> list[dict[str, Any]]:
 
 
 def _further(build: Build) -> str:
-    """What else was compared with diffusers' drawings."""
+    """Parity of what else was compared with diffusers."""
     assert build.steps is not None
-    figures = ("what the prompt changes", build.steps.difference_db), ("a picture", build.steps.picture_db)
-    return "".join(f", {name} to {figure:.1f} dB" for name, figure in figures if figure is not None)
-
-
-def why(
-    opened: Bundle, found: Sequence[tuple[Profile, Sequence[tuple[Wanted, Artifact | Miss]]]], as_json: bool
-) -> None:
-    """Hits and misses, the fields that missed, and what else keeps a profile's engines from being used.
-
-    The latter is a JSON row with no part, and its `refusal`.
-    """
-    from ..compiler.cache import Miss
-    from ..compiler.engines import Engines
-    from ..compiler.proof import proved_here
-    from ..runtimes import runtime
-
-    rows: list[dict[str, Any]] = []
-    refusals: list[dict[str, Any]] = []
-    lacking: list[str] = []
-    for profile, engines in found:
-        whole = True
-        adapter = runtime(profile.runtime)
-        for want, outcome in engines:
-            row: dict[str, Any] = {
-                "profile": profile.name,
-                "part": want.part,
-                "engine": want.name,
-            }
-            row["runtime"] = want.target.runtime
-            row["hit"] = not isinstance(outcome, Miss)
-            if isinstance(outcome, Miss):
-                row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
-            else:
-                row["compared"] = proved_here(opened, adapter, outcome) is not None
-            rows.append(row)
-            whole &= row["hit"] and bool(row["compared"] or adapter.missing(profile.device))
-        if whole:
-            try:
-                engines_ = Engines(opened, profile)
-                if (said := engines_.unproved()) is None:
-                    engines_.check()
-            except LatentcError as exc:
-                said = str(exc)
-            if said:
-                refusals.append({"profile": profile.name, "part": None, "hit": False, "refusal": said})
-        else:
-            lacking.append(profile.argument)
-    if as_json:
-        emit([*rows, *refusals])
-        return
-    for row in rows:
-        if row["hit"]:
-            said = "" if row["compared"] else ", and wasn't proved on this machine yet"
-            say(f"{row['profile']}: {row['part']} is there, {row['engine']}{said}")
-        elif row["nearest"] is None:
-            say(f"{row['profile']}: {row['part']} was never built for {row['runtime']}")
-        elif row["nearest"] == row["engine"]:
-            say(f"{row['profile']}: {row['part']} is damaged, {row['engine']}")
-        else:
-            say(f"{row['profile']}: {row['part']} isn't there; the nearest is {row['nearest']}, which differs in")
-            for name, (has, wants) in row["differences"].items():
-                say(f"    {name}: it has {has!r}, wanted is {wants!r}")
-    for row in refusals:
-        say(row["refusal"])
-    if lacking:
-        say(f"To have all of them: latentc build {opened.argument} --profile {','.join(lacking)}")
+    figures = ("effect of the prompt", build.steps.difference_db), ("final image", build.steps.picture_db)
+    return "".join(f"; {name}: {figure:.1f} dB" for name, figure in figures if figure is not None)
 
 
 def pruned(opened: Bundle, found: Pruned, *, dry_run: bool, as_json: bool) -> None:
-    """What was removed, or would be, and why; and what stays."""
+    """Print what was removed, or would be, and why; and what is kept."""
     if as_json:
         listed = {name: [_plain_leftover(one) for one in getattr(found, name)] for name in ("removed", "busy")}
         emit({"dry_run": dry_run, "bytes": found.bytes, **listed, "unknown": [str(path) for path in found.unknown]})
@@ -302,18 +242,18 @@ def pruned(opened: Bundle, found: Pruned, *, dry_run: bool, as_json: bool) -> No
     for one in found.removed:
         say(f"{_place(opened, one.path)}: {one.why}, {size(one.bytes)}")
     for one in found.busy:
-        say(f"{_place(opened, one.path)}: {one.why}; it stays, another process uses it")
+        say(f"{_place(opened, one.path)}: {one.why}; kept, because another process uses it")
     for path in found.unknown:
-        say(f"{_place(opened, path)}: not known to latentc; it stays")
+        say(f"{_place(opened, path)}: unknown to latentc; kept")
     if found.removed:
         verb = "would be removed" if dry_run else "removed"
         say(f"{opened.folder}: {len(found.removed)} {verb}, {size(found.bytes)}.")
     else:
-        say(f"{opened.folder}: there is nothing to remove.")
+        say(f"{opened.folder}: nothing to remove.")
 
 
 def _place(opened: Bundle, path: Path) -> str:
-    """A path within the bundle, or as it is."""
+    """A path relative to the bundle's folder if it is inside."""
     return str(path.relative_to(opened.folder)) if path.is_relative_to(opened.folder) else str(path)
 
 
@@ -321,20 +261,26 @@ def _plain_leftover(one: Leftover) -> dict[str, Any]:
     return {"path": str(one.path), "why": one.why, "bytes": one.bytes}
 
 
-def _unneeded(opened: Bundle, unneeded: Sequence[Leftover]) -> str:
-    """A sentence about what `latentc prune` would remove."""
-    total, names = sum(one.bytes for one in unneeded), ", ".join(one.path.name for one in unneeded[:3])
-    more = f" and {len(unneeded) - 3} more" if len(unneeded) > 3 else ""
+def _unneeded(opened: Bundle, unneeded: Sequence[Leftover], artifacts: Sequence[Artifact]) -> str | None:
+    """A sentence about what `latentc prune` would remove; None if that is nothing but engines that `bench` may use."""
+    from ..compiler.prune import NOTHING
+
+    idle = {opened.engines / one.name for one in artifacts if one.fields.runtime == NOTHING}
+    listed = [one for one in unneeded if one.path not in idle]
+    if not listed:
+        return None
+    total, names = sum(one.bytes for one in listed), ", ".join(one.path.name for one in listed[:3])
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return (
-        f"Nothing needs {names}{more} ({size(total)}): leftovers, or engines that nothing here loads. "
-        f"latentc prune {opened.argument} removes them; --dry-run says why."
+        f"No longer needed: {names}{more} ({size(total)}). To remove leftovers and unused engines: "
+        f"latentc prune {opened.argument}; add --dry-run to see the reasons first."
     )
 
 
 def verified(
     opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], unneeded: Sequence[Leftover], as_json: bool
 ) -> None:
-    """Whether all digests agree; raises `typer.Exit` with code 1 where one doesn't."""
+    """Print whether all digests match; raises `typer.Exit` with code 1 if one does not."""
     files = len(opened.manifest.files)
     if as_json:
         facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts)}
@@ -343,23 +289,23 @@ def verified(
     elif faults:
         say("\n".join(f"latentc: {fault}" for fault in faults), err=True)
     elif artifacts:
-        say(f"{opened.folder}: all {files} files and {len(artifacts)} engines are what they were.")
+        say(f"{opened.folder}: all {files} files and {len(artifacts)} engines match their digests.")
     else:
-        say(f"{opened.folder}: all {files} files are what they were; no engine is built yet.")
-    if unneeded and not as_json:
-        say(_unneeded(opened, unneeded), err=bool(faults))
+        say(f"{opened.folder}: all {files} files match their digests; no engine has been built yet.")
+    if not as_json and (note := _unneeded(opened, unneeded, artifacts)):
+        say(note, err=bool(faults))
     if faults:
         raise typer.Exit(1)
 
 
 def picture(shown: Shown, as_json: bool) -> None:
-    """The request in a picture: its text, or where it has none, what that would be."""
+    """Print the request stored in an image, in the `parameters` text format."""
     from ..pipelines.a1111 import write
 
     if as_json:
         drawing = shown.drawing.model_dump(mode="json") if shown.drawing else None
-        said = {"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing}
-        emit({**said, "differ": shown.differ, "notices": shown.notices})
+        stored = {"request": shown.request.model_dump(), "rest": dict(shown.rest), "drawing": drawing}
+        emit({**stored, "differ": shown.differ, "notices": shown.notices})
         return
     say(shown.text or (write(shown.request, {}) if shown.drawing else ""))
     if shown.drawing:
@@ -370,7 +316,7 @@ def picture(shown: Shown, as_json: bool) -> None:
 
 
 def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | None, as_json: bool) -> None:
-    """The machine, its runtimes, and the profile to take."""
+    """Print the machine, its runtimes, and the recommended profile."""
     if as_json:
         name = advised.name if advised else None
         emit({"machine": machine.model_dump(), "runtimes": [asdict(state) for state in states], "profile": name})
@@ -386,32 +332,35 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
     if not machine.gpus:
         facts.add_row("GPU", "none found")
     console.print(facts, "")
-    found = table(None, "runtime", "", "what it has, or what it lacks")
+    found = table(None, "runtime", "status", "versions and devices, or what is missing")
     for state in states:
-        told = [" ".join(f"{name} {version}" for name, version in state.versions.items())]
-        told += [f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items()]
-        told += [f"for other machines: {', '.join(state.builds)}"] if state.builds else []
-        mark = "[green]works[/]" if state.works else "[yellow]builds[/]" if state.builds else "[red]no[/]"
+        details = [" ".join(f"{name} {version}" for name, version in state.versions.items())]
+        details += [f"{device}: {' '.join(precisions)}" for device, precisions in state.devices.items()]
+        details += [f"builds for other machines: {', '.join(state.builds)}"] if state.builds else []
+        mark = "[green]works[/]" if state.works else "[yellow]builds only[/]" if state.builds else "[red]missing[/]"
         has = bool(state.works or state.builds)
-        found.add_row(state.name, mark, escape("; ".join(told) if has else state.missing or ""))
+        found.add_row(state.name, mark, escape("; ".join(details) if has else state.missing or ""))
     console.print(found, "")
     if advised:
-        console.print(f"Take --profile {advised.name}: {advised.title}.", markup=False)
+        console.print(f"Recommended: --profile {advised.name} ({advised.title}).", markup=False)
     else:
-        console.print("No profile works here yet: install a runtime.")
+        console.print("No profile works on this machine yet: install one of the runtimes above.")
 
 
 def profiles(found: Sequence[Profile], as_json: bool) -> None:
-    """Every profile."""
+    """Print the shipped profiles."""
     if as_json:
         emit([profile.model_dump() for profile in found])
         return
-    listed = table(None, "profile", "proof", "what it is")
+    listed = table(None, "profile", "proof", "description")
     for profile in found:
-        precision = " and ".join(" or ".join(wishes) for wishes in dict.fromkeys(profile.precision.values()))
+        precision = " and ".join(" or ".join(choices) for choices in dict.fromkeys(profile.precision.values()))
         sizes = ", ".join("the model's own size" if size == OWN else size for size in profile.shapes.sizes)
-        how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes or 'every size'}")
+        how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes or 'any size'}")
         listed.add_row(profile.name, profile.proof, f"{escape(profile.title)}\n[dim]{how}[/]")
     console = Screen()
     console.print(listed)
-    console.print("Proof: run on such a device, on one in software, built for it without one, or only written.")
+    console.print(
+        "Proof: run = tested on such a device; software = on an emulated one; built = compiled without one; "
+        "written = not tested."
+    )

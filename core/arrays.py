@@ -1,4 +1,4 @@
-"""Arrays on disk as `.npz`, with a digest of what they are: damage that the archive's own checks miss is found."""
+"""Arrays on disk as `.npz`, with a digest that detects damage which the archive's own checks miss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tensors import Array
 SEAL = "sha256"
 
 ARRAYS_BYTES = 4 << 30
-"""References of one part are never larger: those of SDXL at its own size take 0.1 GB."""
+"""Size limit of one part's references: those of SDXL at its own size take 0.1 GB."""
 
 
 def arrays_digest(arrays: Mapping[str, Array]) -> str:
@@ -31,7 +31,7 @@ def arrays_digest(arrays: Mapping[str, Array]) -> str:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays and their digest, whole or not at all. Raises `OSError`."""
+    """Write arrays and their digest atomically. Raises `OSError`."""
     fresh = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with fresh.open("wb") as file:
@@ -45,9 +45,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 def read_sealed_arrays(
     path: Path, advice: str, error: type[LatentcError] = BundleError, limit_bytes: int = ARRAYS_BYTES
 ) -> dict[str, Array]:
-    """What `write_arrays` wrote; raises `error` where it isn't that."""
+    """Read what `write_arrays` wrote; raises `error` if the file was modified."""
     arrays = read_arrays(path, limit_bytes, error, advice)
     seal = arrays.pop(SEAL, None)
     if seal is None or str(seal) != arrays_digest(arrays):
-        raise error(f"{path} isn't what was written: its digest differs. {advice}")
+        raise error(f"{path} was modified or damaged: its digest does not match. {advice}")
     return arrays

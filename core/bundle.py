@@ -1,12 +1,12 @@
-"""The bundle: what an export leaves, and all that anything downstream reads.
+"""The bundle: the folder that an export writes, and that everything downstream reads.
 
 <bundle>/latentc.json               the manifest, sealed with its own digest
 <bundle>/model_index.json           as diffusers writes it
 <bundle>/<part>/model.onnx          graph; weights in model.onnx_data beside it
 <bundle>/<part>/model@<variant>.onnx   another graph over the same weights
 <bundle>/tokenizer/, scheduler/     as diffusers writes them
-<bundle>/README.md, LICENSE...      the checkpoint's model card and licence, as they were
-<bundle>/reference/                 fixed inputs, and what PyTorch made of them (`core.references`)
+<bundle>/README.md, LICENSE...      the checkpoint's model card and licence, unmodified
+<bundle>/reference/                 fixed inputs, and PyTorch's outputs for them (`core.references`)
 <bundle>/engines/<key>/             artifacts: the compiler's, not the export's
 """
 
@@ -43,12 +43,12 @@ from .wires import complaint
 
 MANIFEST = "latentc.json"
 PLAIN = ".plain-"
-"""Begins the name of a folder of plain files, in a bundle of links."""
+"""Name prefix of a folder of plain files, for a bundle whose files are links."""
 PART_NAME = re.compile(r"(?!(engines|reference|scheduler)(@|$))[a-z][a-z0-9_]{0,31}(@[a-z][a-z0-9_]{0,31})?")
-"""Names that a part may have: a folder of its own is called so. A variant lies in that of the part before the @."""
+"""Valid part names. A part is in a folder of this name; a variant is in the folder of the part before the @."""
 
 GRAPHS = re.compile(r"/model(@[a-z0-9_]+)?\.onnx")
-"""In the path of a graph, or of its weights."""
+"""Matches the path of a graph, or of its weights."""
 
 AGAIN = "Export the checkpoint again."
 
@@ -62,45 +62,43 @@ class Bundle:
 
     @property
     def argument(self) -> str:
-        """Its folder, as a shell reads it."""
+        """The folder, quoted for a shell."""
         return shlex.quote(str(self.folder))
 
     @property
     def digest(self) -> str:
-        """Of the manifest, and so of every file of the export."""
+        """Digest of the manifest, and so of every exported file."""
         return sha256_json(self.manifest.model_dump(mode="json"))
 
     @property
     def engines(self) -> Path:
-        """Where artifacts live."""
+        """The folder of the artifacts."""
         return self.folder / "engines"
 
     @property
     def drawing(self) -> tuple[str, ...]:
-        """Names of the parts that draw a picture from a text: all but the one that reads pictures."""
+        """Names of the parts used for text to image: all but the image encoder of the VAE."""
         return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
 
     @property
     def plainly_drawing(self) -> tuple[str, ...]:
-        """Those of them that draw where a request names no variant."""
+        """The parts of `drawing` that are used if a request names no variant."""
         return tuple(name for name in self.drawing if "@" not in name)
 
     def one(self, role: Role) -> str:
-        """The name of the part that has this role, variants aside; raises `BundleError` where none or several have."""
+        """Name of the part with this role, not counting variants; raises `BundleError` if there is not exactly one."""
         found = [name for name, part in self.manifest.parts.items() if part.role == role and "@" not in name]
         if len(found) != 1:
-            raise BundleError(
-                f"{self.folder} has {len(found)} parts with the role {role}, and one was expected. {AGAIN}"
-            )
+            raise BundleError(f"{self.folder} has {len(found)} parts with the role {role}; expected one. {AGAIN}")
         return found[0]
 
     def variants(self, role: Role) -> dict[str | None, str]:
-        """Names of the parts that have this role, by variant; None is the part itself."""
+        """Names of the parts with this role, keyed by variant; None is the part itself."""
         names = [name for name, part in self.manifest.parts.items() if part.role == role]
         return {name.partition("@")[2] or None: name for name in names}
 
     def part(self, name: str) -> Part:
-        """The part of this name; raises `BundleError` where the bundle has none."""
+        """The part with this name; raises `BundleError` if the bundle has none."""
         try:
             return self.manifest.parts[name]
         except KeyError:
@@ -109,15 +107,15 @@ class Bundle:
             ) from None
 
     def graph(self, part: str) -> Path:
-        """The part's `model.onnx`. Before a library opens it, take `checked_graph`."""
+        """Path of the part's `model.onnx`. Use `checked_graph` before a library opens it."""
         return self.folder / self.part(part).path
 
     def json(self, path: str) -> dict[str, Any]:
-        """A JSON object of the bundle, as diffusers writes it; raises `BundleError` for anything else."""
+        """Read a JSON object of the bundle, as diffusers writes it; raises `BundleError` for anything else."""
         return read_json(self.folder / path, CONFIG_BYTES, BundleError, AGAIN, constants=INFINITE)
 
     def files(self, part: str) -> dict[str, FileInfo]:
-        """The files that make up a part: all of its folder but the graphs of other variants."""
+        """The files of a part: everything in its folder except the graphs of other variants."""
         own = self.part(part).path
         prefix, others = own.rsplit("/", 1)[0] + "/", {one.path for one in self.manifest.parts.values()} - {own}
         return {
@@ -126,7 +124,7 @@ class Bundle:
 
 
 def open_bundle(folder: Bundle | Path | str) -> Bundle:
-    """Open a bundle by its manifest; the weights are not read. One that is open already is returned.
+    """Open a bundle by reading its manifest, but not its weights; an open `Bundle` is returned unchanged.
 
     Raises `BundleError` for a missing, damaged or unknown manifest, and for paths that leave the folder.
     """
@@ -136,25 +134,26 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
     path = folder / MANIFEST
     if not is_folder(folder):
         raise BundleError(
-            f"There is no folder {folder}. Check the path; `latentc export CHECKPOINT -o BUNDLE` makes one."
+            f"The folder {folder} does not exist. Check the path, or create a bundle with "
+            "`latentc export CHECKPOINT -o BUNDLE`."
         )
     if not is_regular(path):
         hint = (
             "It looks like a checkpoint: run `latentc export` on it first."
             if is_regular(folder / "model_index.json")
-            else "Make one with `latentc export CHECKPOINT -o BUNDLE`."
+            else "Create one with `latentc export CHECKPOINT -o BUNDLE`."
         )
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. {hint}")
     value = read_json(path, TABLE_BYTES, BundleError, AGAIN)
     version = value.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION}. "
-            "Export the checkpoint again, or use the latentc that wrote it."
+            f"{path} has schema version {shown(version)}; this version of latentc reads {SCHEMA_VERSION}. "
+            "Export the checkpoint again, or use the version of latentc that wrote it."
         )
     content = {key: item for key, item in value.items() if key != SEAL}
     if value.get(SEAL) != sha256_json(content):
-        raise BundleError(f"{path} was changed: its digest isn't that of its content. Copy or export it again.")
+        raise BundleError(f"{path} was modified: its digest does not match its content. Copy or export it again.")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as exc:
@@ -171,9 +170,11 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
             or part.path not in manifest.files
         ):
             where = f"{shown(name)} at {shown(part.path)}"
-            raise BundleError(f"{path} has a part {where}, and no such file. Export it again.")
+            raise BundleError(
+                f"{path} lists a part {where}, which is not a valid part of this bundle. Export it again."
+            )
         if part.digest != digest(bundle.files(name)):
-            raise BundleError(f"{path}: the digest of {name} isn't that of its files. Export the checkpoint again.")
+            raise BundleError(f"{path}: the digest of {name} does not match its files. Export the checkpoint again.")
     if wrong := _unlike_variants(manifest.parts):
         raise BundleError(f"{path} {wrong}. {AGAIN}")
     for encoder in manifest.model.text_encoders:
@@ -184,7 +185,7 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
 
 
 def _unlike_variants(parts: Mapping[str, Part]) -> str | None:
-    """Which part isn't a variant of another denoiser though it is named so, or is called as another is, in words."""
+    """What is wrong with the names of denoiser variants, as a clause; None if nothing is."""
     named: dict[str, str] = {}
     for name, part in parts.items():
         whole, at, variant = name.partition("@")
@@ -193,30 +194,30 @@ def _unlike_variants(parts: Mapping[str, Part]) -> str | None:
         if at and (whole not in parts or parts[whole].role != part.role):
             return f"has a variant {name}, and no denoiser {whole}"
         if part.role == "denoiser" and (other := named.setdefault(variant, name)) != name:
-            return f"has two denoisers, {other} and {name}, that a request names alike"
+            return f"has two denoisers, {other} and {name}, that a request cannot tell apart"
     return None
 
 
 def digest(files: Mapping[str, FileInfo]) -> str:
-    """The digest of a part: of the names and digests of its graph and its weights."""
+    """Digest of a part: of the names and digests of its graph and weights."""
     return sha256_json({name: info.sha256 for name, info in files.items() if GRAPHS.search(name)})
 
 
 def graph_path(part: str) -> str:
-    """Where a part's graph lies: `unet/model.onnx`, and a variant's beside it, `unet/model@shallow.onnx`."""
+    """Path of a part's graph: `unet/model.onnx`, or `unet/model@shallow.onnx` for a variant."""
     folder, at, variant = part.partition("@")
     return f"{folder}/model{at}{variant}.onnx"
 
 
 def proof_digest(part: str, references: str) -> str:
-    """What a graph's proof holds for: its digest, and that of the file of its references."""
+    """What a graph's proof is valid for: a digest of the part's digest and that of its reference file."""
     return sha256_json([part, references])
 
 
 def check_path(folder: Path, name: str) -> None:
     """Refuse a file name that leaves the bundle, or a link that leads out of its repository; a missing file passes.
 
-    Hard links pass, as backups make them: what a file holds is compared with its digest before anything opens it.
+    Hard links pass, because backups create them: a file's content is compared with its digest before anything opens it.
     Source: the four CVEs of ONNX external data (2022-25882, 2024-27318, 2026-34446, 2026-34447).
     """
     path = folder / name
@@ -224,20 +225,20 @@ def check_path(folder: Path, name: str) -> None:
         out = leads_out(folder, name)
         linked = not out and path.is_symlink() and not _stays(folder, path)
     except (OSError, ValueError, RuntimeError) as exc:  # a name that is too long or has a NUL, or a loop of links
-        raise BundleError(f"{shown(name)} is no name of a file of {folder} ({in_a_line(exc)}). {AGAIN}") from exc
+        raise BundleError(f"{shown(name)} is not a valid file name in {folder} ({in_a_line(exc)}). {AGAIN}") from exc
     if out:
-        raise BundleError(f"{shown(name)} leads out of {folder}. Export the checkpoint again; don't use this bundle.")
+        raise BundleError(f"{shown(name)} leads out of {folder}. Do not use this bundle; export the checkpoint again.")
     if linked:
         raise BundleError(
-            f"{path} is a link that leads out of the bundle. Links within it, and into the blobs of the hub's cache, "
-            "are followed. Copy the file itself."
+            f"{path} is a link that leads out of the bundle. Only links within the bundle, or into the blobs of the "
+            "Hub's cache, are followed. Replace the link by the file itself."
         )
 
 
 def _stays(folder: Path, path: Path) -> bool:
-    """Whether a link leads to a file of the same repository: within the folder, or, in the hub's cache, to its blobs.
+    """Whether a link leads to a file of the same repository: in the folder, or in the blobs of the Hub's cache.
 
-    The cache has `blobs/<digest>` and `snapshots/<commit>/NAME`, a link to one of them.
+    The cache has `blobs/<digest>`, and `snapshots/<commit>/NAME` as links to them.
     """
     real, home = path.resolve(), folder.resolve()
     blobs = (above.parent / "blobs" for above in home.parents if above.name == "snapshots")
@@ -248,7 +249,7 @@ def _resolved(folder: Path | str) -> Path:
     try:
         return Path(folder).resolve()
     except (OSError, ValueError, RuntimeError) as exc:  # a loop of links, a NUL
-        raise BundleError(f"{folder} can't be opened ({exc}). Check the path.") from exc
+        raise BundleError(f"{folder} cannot be opened ({exc}). Check the path.") from exc
 
 
 def leads_out(folder: Path, name: str) -> bool:
@@ -258,23 +259,23 @@ def leads_out(folder: Path, name: str) -> bool:
 
 
 def verify_files(bundle: Bundle, names: list[str]) -> None:
-    """Compare files of a bundle with the manifest; raises `BundleError` naming the first that differs."""
+    """Compare files of a bundle with the manifest; raises `BundleError` for the first that differs."""
     for name in names:
         expected = bundle.manifest.files.get(name)
         if expected is None:
-            raise BundleError(f"{bundle.folder} has no {name} in its manifest. Export the checkpoint again.")
+            raise BundleError(f"The manifest of {bundle.folder} does not list {name}. Export the checkpoint again.")
         path = bundle.folder / name
         _check_size(bundle, name, expected)
         try:
             same = sha256(path) == expected.sha256
         except OSError as exc:
-            raise BundleError(f"{path} can't be read ({exc.strerror}). Copy or export it again.") from exc
+            raise BundleError(f"{path} cannot be read ({exc.strerror}). Copy or export it again.") from exc
         if not same:
-            raise BundleError(f"{path} was changed: its SHA-256 isn't the manifest's. Copy or export it again.")
+            raise BundleError(f"{path} was modified: its SHA-256 differs from the manifest's. Copy or export it again.")
 
 
 def check_sizes(bundle: Bundle) -> None:
-    """Raise `BundleError` naming the first file of the export that is missing or of another size. None is read."""
+    """Raise `BundleError` for the first exported file that is missing or has another size. No file is read."""
     for name, expected in bundle.manifest.files.items():
         _check_size(bundle, name, expected)
 
@@ -283,22 +284,22 @@ def _check_size(bundle: Bundle, name: str, expected: FileInfo) -> None:
     path = bundle.folder / name
     check_path(bundle.folder, name)
     if not path.is_file():
-        raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the bundle whole.")
+        raise BundleError(f"{path} is missing. Export the checkpoint again, or copy the complete bundle.")
     try:
         refuse_pointer(path)
     except PointerError as exc:
         raise BundleError(str(exc)) from exc
     if path.stat().st_size != expected.bytes:
         raise BundleError(
-            f"{path} has {path.stat().st_size:,} bytes; the manifest says {expected.bytes:,}. Copy or export it again."
+            f"{path} has {path.stat().st_size:,} bytes; the manifest lists {expected.bytes:,}. Copy or export it again."
         )
 
 
 def checked_graph(bundle: Bundle, part: str) -> Path:
-    """The part's `model.onnx`, safe to open: as the manifest says, and as our export writes graphs.
+    """Path of the part's `model.onnx`, checked to be safe to open.
 
-    The graph is compared with its digest; of its external data, names and sizes are checked, and `verify_files`
-    compares the bytes. Raises `BundleError`.
+    The graph must match the manifest, and look like a graph that our export writes. It is compared with its digest; of
+    its external data, only names and sizes are checked here (`verify_files` compares the bytes). Raises `BundleError`.
     """
     info = bundle.part(part)
     verify_files(bundle, [info.path])
@@ -313,17 +314,17 @@ def checked_graph(bundle: Bundle, part: str) -> Path:
 
 
 def plain_files(bundle: Bundle, name: str, files: Mapping[str, Path]) -> Path:
-    """A folder of these files, none of which is a link: most libraries refuse data that is one.
+    """A folder that holds these files as regular files: most libraries refuse external data that is a link.
 
-    It is the files' own folder; in a bundle of links, one of hard links under `engines`, or of copies where there are
-    none. `files` are by the path below it. Raises `BundleError`.
+    It is the files' own folder. For a bundle of links, it is a folder under `engines` with hard links, or with copies
+    if the file system has no hard links. `files` are keyed by their path in that folder. Raises `BundleError`.
     """
     first, path = next(iter(files.items()))
     if not any(each.is_symlink() for each in files.values()):
         return path.parents[len(Path(first).parents) - 1]
     place = bundle.engines / f"{PLAIN}{name}"
     if bundle.engines.is_symlink() or place.is_symlink() or any((place / below).parent.is_symlink() for below in files):
-        raise BundleError(f"{place} is a link, and files would be written where it leads. Remove it.")
+        raise BundleError(f"{place} is a link, so files would be written to its target. Remove it.")
     try:
         for below, each in files.items():
             check_path(bundle.folder, str(each.relative_to(bundle.folder)))
@@ -337,12 +338,14 @@ def plain_files(bundle: Bundle, name: str, files: Mapping[str, Path]) -> Path:
                     shutil.copy2(real, fresh)
                 fresh.replace(plain)
     except OSError as exc:
-        raise BundleError(unwritable(place, exc, "The bundle is one of links, which libraries refuse.")) from exc
+        raise BundleError(
+            unwritable(place, exc, "The bundle's files are links, which libraries refuse. Copy the files.")
+        ) from exc
     return place
 
 
 def _same(plain: Path, real: Path) -> bool:
-    """Whether a file is another, or a copy of it, byte by byte: whoever wrote the bundle may have put it there."""
+    """Whether a file is the other, or an exact copy: an existing file may come from the author of the bundle."""
     if plain.is_symlink() or not plain.is_file():
         return False
     return plain.samefile(real) or (plain.stat().st_size == real.stat().st_size and sha256(plain) == sha256(real))

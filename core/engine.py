@@ -1,4 +1,4 @@
-"""What draws: a loaded engine, and how it is called. Every floor above speaks of it."""
+"""The interface of a loaded engine, used by every layer above."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Protocol
 from .tensors import Array
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
-"""Computes outputs from inputs, both by name."""
+"""Computes outputs from inputs, both keyed by name."""
 
 
 class Engine(Protocol):
-    """A loaded artifact. Safe to call from several threads; calls may wait for one another."""
+    """A loaded artifact. Thread-safe; concurrent calls may wait for each other."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute every output from all inputs. f32 and int64 arrays in, f32 arrays out that the caller owns.
+        """Compute every output from all inputs. Inputs are f32 or int64; outputs are f32 and owned by the caller.
 
-        Raises `ShapeError` where a feed is missing, unknown, or has a type or a shape the engine wasn't built for,
+        Raises `ShapeError` if a feed is missing, unknown, or has a dtype or shape that the engine was not built for,
         and `RuntimeMissing` after `close`.
         """
         ...
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
-        """Fix some inputs as they are now, on the device where that pays; the function returned takes the others."""
+        """Fix the values of some inputs, on the device if that is faster; the returned function takes the others."""
         ...
 
     def close(self) -> None:
-        """Give back memory. The engine can't be used after."""
+        """Free the engine's memory. It cannot be used afterwards."""
         ...
 
 
 EngineOf = Callable[[str, Mapping[str, tuple[int, ...]]], Engine]
-"""The engine of a part for its inputs' shapes."""
+"""Returns the engine of a part for given input shapes."""

@@ -1,19 +1,19 @@
 """The errors latentc raises on purpose.
 
     LatentcError
-    ├── CheckpointError   the checkpoint can't be read, or isn't what it says
-    ├── BundleError       the bundle is incomplete, damaged, or of another schema
-    ├── ProfileError      the profile is unknown, or doesn't fit the bundle or the machine
-    ├── RequestError      the request can't be drawn as asked
-    ├── RuntimeMissing    the runtime, its libraries or its device aren't here
-    ├── CompileError      a runtime refused the graph
+    ├── CheckpointError   the checkpoint cannot be read, or contradicts its own metadata
+    ├── BundleError       the bundle is incomplete, damaged, or has another schema
+    ├── ProfileError      the profile is unknown, or does not fit the bundle or the machine
+    ├── RequestError      the request is invalid, or not supported by the bundle
+    ├── RuntimeMissing    the runtime, its libraries or its device are not available
+    ├── CompileError      a runtime failed to compile the graph
     ├── ShapeError        no engine was built for the shape
-    ├── ParityError       an engine or an export doesn't match its reference
+    ├── ParityError       an engine or an export does not match its reference
     ├── NotFiniteError    a part computed NaN or infinity
-    └── CancelledError    the caller asked to stop
+    └── CancelledError    the caller requested to stop
 
 Every message says what happened, what was expected and what to do next. Exceptions of other
-libraries are mapped to these at the border, with ``from``.
+libraries are mapped to these where they are called, with ``from``.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ class LatentcError(Exception):
 
 
 class CheckpointError(LatentcError):
-    """The checkpoint can't be read, or isn't what it says."""
+    """The checkpoint cannot be read, or contradicts its own metadata."""
 
 
 class BundleError(LatentcError):
-    """The bundle is incomplete, damaged, or of another schema."""
+    """The bundle is incomplete, damaged, or has another schema."""
 
 
 class ProfileError(LatentcError):
-    """The profile is unknown, or doesn't fit the bundle or the machine."""
+    """The profile is unknown, or does not fit the bundle or the machine."""
 
 
 class RequestError(LatentcError):
-    """The request can't be drawn as asked."""
+    """The request is invalid, or not supported by the bundle."""
 
 
 class RuntimeMissing(LatentcError):
-    """The runtime, its libraries or its device aren't here."""
+    """The runtime, its libraries or its device are not available."""
 
 
 class CompileError(LatentcError):
-    """A runtime refused the graph."""
+    """A runtime failed to compile the graph."""
 
 
 class ShapeError(LatentcError):
@@ -52,7 +52,7 @@ class ShapeError(LatentcError):
 
 
 class ParityError(LatentcError):
-    """An engine or an export doesn't match its reference."""
+    """An engine or an export does not match its reference."""
 
 
 class NotFiniteError(LatentcError):
@@ -60,4 +60,4 @@ class NotFiniteError(LatentcError):
 
 
 class CancelledError(LatentcError):
-    """The caller asked to stop."""
+    """The caller requested to stop."""

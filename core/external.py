@@ -1,7 +1,7 @@
-"""Tensors in files of their own, read whatever links lead to the file.
+"""Read external tensors of ONNX models, also from files with several hard links.
 
-onnx-ir refuses files that have several hard links, as a backup makes them, and as bundles in the hub's cache have them.
-Paths and digests of a bundle's files are checked before anything is read (`core.bundle`).
+onnx-ir refuses such files, but backups and the Hub's cache create them. Paths and digests of a bundle's files are
+checked before anything is read (`core.bundle`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def values_of(tensor: Any) -> Array:
-    """A tensor's values; those of an external one are mapped from its file, not copied."""
+    """A tensor's values; an external tensor is memory-mapped from its file."""
     import onnx_ir as ir
 
     if not isinstance(tensor, ir.ExternalTensor):
@@ -30,7 +30,7 @@ def values_of(tensor: Any) -> Array:
 
 
 def map_values(model: ir.Model) -> None:
-    """Replace external tensors of a model by their values, so that it can be saved with all of them."""
+    """Replace a model's external tensors by their values, so that it can be saved as a whole."""
     import onnx_ir as ir
 
     for value in model.graph.initializers.values():

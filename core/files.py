@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Atomic file writes, and digests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CHUNK_BYTES = 8 << 20
 SEAL = "digest"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FULL_BYTES = 1 << 20
-"""A disk with less than this free is full: libraries that write don't always say so."""
+"""A disk with less free space than this counts as full: libraries do not always report it."""
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hex SHA-256 of a regular file, read in pieces; `on_bytes` gets the number of bytes of each piece.
+    """Hex SHA-256 of a regular file, read in chunks; `on_bytes` is called with the size of each chunk.
 
-    Raises `OSError`, and `ValueError` for what isn't a regular file.
+    Raises `OSError`, and `ValueError` if it is not a regular file.
     """
     digest = hashlib.sha256()
     with regular(path) as file:
@@ -45,11 +45,11 @@ def sha256_json(value: object) -> str:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk, where its file system can do that."""
+    """Flush a file or folder to disk, if its file system supports that."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
-        if path.is_dir():  # some systems open no folders
+        if path.is_dir():  # some systems cannot open folders
             return
         raise
     try:
@@ -62,16 +62,16 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one, never a part."""
+    """Write a text file atomically: readers see the old content or the new, never a part."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file so that readers see the old one or the new one, never a part.
+    """Write a file atomically: readers see the old content or the new, never a part.
 
-    Without `replace`, a file that is there already stays, and `FileExistsError` is raised.
+    Without `replace`, an existing file is kept, and `FileExistsError` is raised.
     """
-    fresh = path.with_name(f".{secrets.token_hex(8)}.tmp")  # no longer than short names are
+    fresh = path.with_name(f".{secrets.token_hex(8)}.tmp")  # a short name, for file systems with a length limit
     try:
         fresh.write_bytes(content)
         sync(fresh)
@@ -84,30 +84,30 @@ def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> None:
     sync(path.parent)
 
 
-def unwritable(path: Path, exc: OSError, advice: str = "Choose a folder that can.") -> str:
-    """A sentence about what can't be written, and what to do; of a full disk, what is free there."""
+def unwritable(path: Path, exc: OSError, advice: str = "Choose a writable folder.") -> str:
+    """A sentence about a path that cannot be written, and what to do; for a full disk, with the free space."""
     if exc.errno in FULL:
-        advice = "Free some, or choose another folder."
-    return f"{path} can't be written ({why_unwritable(path, exc)}). {advice}"
+        advice = "Free some space, or choose another folder."
+    return f"{path} cannot be written ({why_unwritable(path, exc)}). {advice}"
 
 
 def why_unwritable(path: Path, exc: OSError) -> str:
-    """The system's reason; of a full disk, also what is free there."""
+    """The system's reason; for a full disk, with the free space."""
     room = _room(path) if exc.errno in FULL else ""
     return f"{exc.strerror or exc}{f': {room}' if room else ''}"
 
 
 def _room(path: Path) -> str:
-    """What is free where a path is, or would be; empty where nobody knows."""
+    """The free space at a path that may not exist yet; empty if unknown."""
     for folder in (path, *path.parents):
         with suppress(OSError):
             usage = shutil.disk_usage(folder)
-            return f"{sized(usage.free)} of {sized(usage.total)} are free there"
+            return f"{sized(usage.free)} of {sized(usage.total)} free"
     return ""
 
 
 def _full(folder: Path) -> str:
-    """What is free in a folder whose disk is full; empty where it isn't, or nobody knows."""
+    """The free space of a folder whose disk is full; empty if it is not full, or unknown."""
     with suppress(OSError):
         if shutil.disk_usage(folder).free < FULL_BYTES:
             return _room(folder)
@@ -119,34 +119,34 @@ def _add(fresh: Path, path: Path) -> None:
         os.link(fresh, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: the name is taken first, and then filled
+    except OSError:  # a file system without hard links: reserve the name first, then replace the file
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         fresh.replace(path)
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own digest beside its fields, whole or not at all."""
+    """Atomically write a JSON object, with its own digest as another field."""
     write_text(path, json.dumps({**value, SEAL: sha256_json(dict(value))}, indent=2) + "\n")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote; raises `ValueError` where it isn't that, and `OSError`."""
-    found = parse_json(read_bounded(path, TABLE_BYTES), constants=(*INFINITE, *NAN))  # a figure of dB may be infinite
+    """Read what `write_sealed` wrote; raises `ValueError` if it was modified, and `OSError`."""
+    found = parse_json(read_bounded(path, TABLE_BYTES), constants=(*INFINITE, *NAN))  # a dB value may be infinite
     value = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     if value.pop(SEAL, None) != sha256_json(value):
-        raise ValueError(f"{path} isn't what was written")
+        raise ValueError(f"{path} was modified or damaged: its digest does not match")
     return value
 
 
 @contextmanager
 def fresh_folder(target: Path, error: type[LatentcError], needed_bytes: int = 0) -> Generator[Path]:
-    """Give a temporary sibling of `target` to fill; it becomes `target` only if the block ends well.
+    """Yield a temporary sibling of `target` to fill; it is renamed to `target` if the block succeeds.
 
-    What an interrupted run of the same target left behind is removed first. Raises `error` where `target` exists
-    and isn't an empty folder, its parent can't be written, or the disk is full or has less than `needed_bytes` free.
+    Leftovers of an interrupted run for the same target are removed first. Raises `error` if `target` exists and is not
+    an empty folder, if its parent cannot be written, or if the disk is full or has less than `needed_bytes` free.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise error(f"{target} exists already, and isn't empty. Remove it, or choose another name.")
+        raise error(f"{target} already exists and is not empty. Remove it, or choose another name.")
     fresh = target.with_name(f".{target.name}.tmp")
     with ExitStack() as stack:
         try:
@@ -154,7 +154,8 @@ def fresh_folder(target: Path, error: type[LatentcError], needed_bytes: int = 0)
             stack.enter_context(held(target.with_name(f".{target.name}.lock")))
         except LockedError as exc:
             raise error(
-                f"{target} is being written by another process: {exc}. Wait for it, or choose another name."
+                f"{target} is being written by another process: {exc}. Wait until it has finished, or choose another "
+                "name."
             ) from None
         except OSError as exc:
             raise error(unwritable(target.parent, exc)) from exc
@@ -162,7 +163,7 @@ def fresh_folder(target: Path, error: type[LatentcError], needed_bytes: int = 0)
 
 
 def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: int) -> Generator[Path]:
-    """As `fresh_folder`, by the one process that holds the lock."""
+    """The work of `fresh_folder`, for the process that holds the lock."""
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
@@ -172,8 +173,8 @@ def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: 
     if free < needed_bytes:
         fresh.rmdir()
         raise error(
-            f"{target} needs {sized(needed_bytes)}, and {sized(free)} are free there. Free some, or choose another "
-            "folder."
+            f"{target} needs {sized(needed_bytes)}, but only {sized(free)} are free. Free some space, or choose "
+            "another folder."
         )
     try:
         yield fresh
@@ -185,7 +186,7 @@ def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: 
         raise error(unwritable(target, exc)) from exc
     except LatentcError as exc:
         if (full := _full(target.parent)) and full not in str(exc):
-            raise type(exc)(f"{target} can't be written: {full}. Free some. What failed says: {exc}") from exc
+            raise type(exc)(f"{target} cannot be written: {full}. Free some space. The error was: {exc}") from exc
         raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

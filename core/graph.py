@@ -1,8 +1,8 @@
-"""What an ONNX file holds, read without the onnx package, before any library opens it.
+"""Inspect an ONNX file without the onnx package, before any library opens it.
 
 ONNX files are protobuf messages. A library that loads one follows the paths of external data, inlines functions and
-runs loops: a hostile file reads other files, overflows the stack or never ends. `inspect_graph` walks the messages
-(`protobuf`) with a stack of its own, and copies no weights. `graph_rules.check_graph` decides what is accepted.
+runs loops, so a hostile file can read other files, overflow the stack or never finish. `inspect_graph` walks the
+messages (`protobuf`) without recursion, and copies no weights. `graph_rules.check_graph` decides what is accepted.
 
 Field numbers: onnx/onnx.proto, IR version 14.
 """
@@ -22,13 +22,13 @@ from .protobuf import FIXED32, FIXED64, INT, LEN, MANY, MAX_NAME, Reader, Schema
 AGAIN = "Export the checkpoint again, or copy the bundle whole."
 
 MAX_DEPTH = 16
-"""Graphs inside nodes of graphs."""
+"""Nesting depth of graphs inside nodes."""
 MAX_RANK = 64
 SMALL = 64
-"""Numbers that a constant may have to be read."""
+"""Most elements that a constant may have for its values to be read."""
 
 Operator = tuple[str, str]
-"""Domain ("" for ONNX's own) and name."""
+"""Domain ("" for standard ONNX) and name."""
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -45,17 +45,17 @@ BITS: Mapping[int, int] = {
     }.items()
     for kind in kinds
 }
-"""Bits of a number, by ONNX's number of the type."""
+"""Bits per element, keyed by ONNX's data type number."""
 
 NUMPY = (
     *("", "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "str", "bool", "float16", "float64"),
     *("uint32", "uint64", "complex64", "complex128", "bfloat16"),
 )
-"""numpy's names for ONNX's types, in the order of their numbers."""
+"""numpy's names for ONNX's data types, in the order of their numbers."""
 
 STRING = 8
 READ = {1: "<f4", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}
-"""Types of small constants that are read."""
+"""Data types of small constants whose values are read."""
 
 GROWING: Mapping[str, tuple[int, ...]] = {
     "CenterCropPad": (1,),
@@ -68,7 +68,7 @@ GROWING: Mapping[str, tuple[int, ...]] = {
     "Tile": (1,),
     "Upsample": (1,),
 }
-"""Operators whose output has the size that an input's value says, and which input that is."""
+"""Operators whose output size depends on the value of an input, and the indices of these inputs."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class External:
     offset: int
     length: int | None
     expected: int
-    """Bytes by its shape and type."""
+    """Bytes according to its shape and type."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class Value:
 
     name: str
     dtype: str
-    """numpy's name; another kind of value by ONNX's name, as `sequence`."""
+    """numpy's name, or ONNX's name for another kind of value, such as `sequence`."""
     shape: tuple[int | str | None, ...] | None
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What was found in an ONNX file, with everything in its functions and subgraphs."""
+    """Contents of an ONNX file, including its functions and subgraphs."""
 
     path: Path
     bytes: int
@@ -110,7 +110,7 @@ class GraphFacts:
     subgraph_depth: int
     functions: int
     function_depth: int
-    """Longest chain of functions that call one another; 0 where there are none."""
+    """Longest chain of function calls; 0 if there are no functions."""
     recursive: bool
     training: int
     tensors: int
@@ -120,26 +120,26 @@ class GraphFacts:
     other_types: tuple[str, ...]
     """Kinds of values that aren't tensors."""
     largest_dimension: tuple[str, int]
-    """Of the values whose shape is stated."""
+    """Largest dimension of the values with a stated shape, with the value's name."""
     largest_attribute: tuple[str, int]
-    """The largest magnitude of an integer attribute, by operator; constants and EPContext left out."""
+    """Largest magnitude of an integer attribute, with its name; Constant and EPContext are excluded."""
     largest_growth: tuple[str, int]
-    """The most elements that a constant asks an operator of `GROWING` for."""
+    """Most elements that a constant requests from an operator of `GROWING`, with the operator's name."""
     contexts: tuple[tuple[int, str], ...]
-    """Of EPContext nodes: `embed_mode`, and the file of the compiled code."""
+    """`embed_mode` and compiled-code file of each EPContext node."""
 
 
 def inspect_graph(path: Path, advice: str = AGAIN) -> GraphFacts:
-    """Read what an ONNX file holds; only the file itself is opened.
+    """Read the contents of an ONNX file; only the file itself is opened.
 
-    Raises `BundleError`, which ends in `advice`, where it isn't a regular file, is damaged, or exceeds a limit.
+    Raises `BundleError`, ending in `advice`, if it is not a regular file, is damaged, or exceeds a limit.
     """
     with mapped(path, advice) as data:
         return _Walk(Reader(data, path, advice)).run()
 
 
 def shown(text: str) -> str:
-    """A name out of a file, safe to print."""
+    """A name from a file, made safe to print."""
     return ascii(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -181,11 +181,11 @@ KINDS = {4: "sequence", 5: "map", 7: "opaque", 8: "sparse tensor", 9: "optional"
 
 Numbers = tuple[int | float, ...]
 Place = tuple[Span, Schema, int, Operator | None]
-"""A body of nodes to walk: where it is, what it is, how deep, and the function that it belongs to."""
+"""A body of nodes to walk: its span, schema, depth, and the function that it belongs to."""
 
 
 class _Walk:
-    """One pass over a file. Graphs and functions wait on a list; everything else nests a fixed number of times."""
+    """One pass over a file. Graphs and functions are queued in a list; everything else has a fixed nesting depth."""
 
     def __init__(self, reader: Reader) -> None:
         self._read = reader
@@ -259,7 +259,7 @@ class _Walk:
                 self._function_count += 1
                 self._places.append(((begin, end), FUNCTION, 0, None))
         if graph is None:
-            raise self._read.fail("it holds no graph")
+            raise self._read.fail("it contains no graph")
         self._places.append((graph, GRAPH, 0, None))
 
     def _opset(self, span: Span) -> tuple[str, int]:
@@ -348,7 +348,7 @@ class _Walk:
     def _attribute(
         self, span: Span, operator: Operator, depth: int, owner: Operator | None
     ) -> tuple[str, Numbers | str | None]:
-        """Its name, and its value where that is a few numbers or a short string."""
+        """An attribute's name, and its value if that is a few numbers or a short string."""
         name, integers, floats, found = "", list[int](), list[float](), None
         for number, wire, begin, end in self._read.fields(span, ATTRIBUTE):
             if number == 1:
@@ -432,7 +432,7 @@ class _Walk:
                 self._tensor((begin, end))
 
     def _tensor(self, span: Span) -> tuple[str, Numbers | None]:
-        """Its name, and its numbers where it has few; raises where its content isn't what its shape says."""
+        """A tensor's name, and its values if they are few; raises if its content does not match its shape."""
         self._tensors += 1
         dims: list[int] = []
         dtype = location = typed = 0
@@ -474,7 +474,7 @@ class _Walk:
         if dtype == STRING:
             self._strings += 1
         elif dtype not in BITS:
-            raise self._read.fail(f"tensor {shown(name)} has type {dtype}, which isn't known")
+            raise self._read.fail(f"tensor {shown(name)} has the unknown type {dtype}")
         elements = math.prod(dims)
         expected = (elements * BITS.get(dtype, 8) + 7) // 8
         if location or entries:
@@ -485,12 +485,10 @@ class _Walk:
         if raw is not None:
             if typed or raw[1] - raw[0] != expected or dtype == STRING:
                 raise self._read.fail(
-                    f"tensor {shown(name)} of shape {dims} takes {expected:,} bytes and {raw[1] - raw[0]:,} are there"
+                    f"tensor {shown(name)} of shape {dims} needs {expected:,} bytes, but has {raw[1] - raw[0]:,}"
                 )
         elif typed != _stored(elements, dtype):
-            raise self._read.fail(
-                f"tensor {shown(name)} of shape {dims} takes {elements:,} numbers and {typed:,} are there"
-            )
+            raise self._read.fail(f"tensor {shown(name)} of shape {dims} needs {elements:,} numbers, but has {typed:,}")
         if elements > SMALL or dtype not in READ:
             return name, None
         if raw is not None:
@@ -498,7 +496,7 @@ class _Walk:
         return name, tuple(integers) if dtype in (6, 7) else None
 
     def _packed(self, begin: int, end: int) -> int:
-        """How many varints lie in a span: the bytes that end one."""
+        """The number of varints in a span, counted by their last bytes."""
         if end - begin > 2**20:
             raise self._read.fail(
                 f"{end - begin:,} bytes of numbers at byte {begin} are stored one by one, not as raw data"
@@ -512,7 +510,7 @@ class _Walk:
             key = pair.get(1, "")
             if key in found or key not in ("location", "offset", "length", "checksum"):
                 raise self._read.fail(
-                    f"the external data of {shown(name)} says {shown(key)} twice, or what ONNX doesn't know"
+                    f"the external data of {shown(name)} has the key {shown(key)} twice, or it is unknown to ONNX"
                 )
             found[key] = pair.get(2, "")
         numbers: dict[str, int | None] = {}
@@ -520,7 +518,7 @@ class _Walk:
             text = found.get(key)
             if text is not None and not (text.isascii() and text.isdigit() and len(text) < 20):
                 raise self._read.fail(
-                    f"the external data of {shown(name)} has {key} {shown(text)}; a whole number was expected"
+                    f"the external data of {shown(name)} has {key} {shown(text)}; expected a whole number"
                 )
             numbers[key] = None if text is None else int(text)
         if "location" not in found:
@@ -528,7 +526,7 @@ class _Walk:
         return External(name, found["location"], numbers["offset"] or 0, numbers["length"], expected)
 
     def _grown(self, name: str, inputs: list[str]) -> tuple[str, int]:
-        """How many elements an operator is asked for by constants; 0 where they aren't known."""
+        """The number of elements that constants request from an operator; 0 if unknown."""
         values = [self._constants.get(inputs[at]) for at in GROWING[name] if at < len(inputs)]
         if name == "Range":
             if len(values) < 3 or not all(values):
@@ -551,7 +549,7 @@ def _domain(name: str) -> str:
 
 
 def _stored(elements: int, dtype: int) -> int:
-    """How many numbers of a typed field hold so many elements."""
+    """The number of values in a typed field that stores this many elements."""
     if dtype in (14, 15):
         return 2 * elements
     bits = BITS.get(dtype, 8)
@@ -559,7 +557,7 @@ def _stored(elements: int, dtype: int) -> int:
 
 
 def _chain(calls: Mapping[Operator, set[Operator]]) -> tuple[int, bool]:
-    """The longest chain of functions that call one another, and whether one calls itself in the end."""
+    """The longest chain of function calls, and whether any function is recursive."""
     depths: dict[Operator, int] = {}
     for first in calls:
         waiting = [first]

@@ -1,4 +1,4 @@
-"""Which ONNX graphs a library may be given: those that our export writes, and those that runtimes made of them."""
+"""Which ONNX graphs may be passed to a library: those our export writes, and those runtimes make from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_NODES = 50_000
 MAX_ELEMENTS = 2**31
-"""Of one dimension, an attribute, or what a constant asks an operator for."""
+"""Limit of one dimension, one attribute, and the elements that a constant requests from an operator."""
 
 REFUSED = {
     "control flow": frozenset({"If", "Loop", "Scan", "SequenceMap"}),
@@ -35,15 +35,15 @@ REFUSED = {
         }
     ),
 }
-"""Operators of ONNX that no diffusion model needs once it is exported, by what for."""
+"""ONNX operators that no exported diffusion model needs, keyed by purpose."""
 
 ENGINE_DOMAINS = frozenset({"", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
-"""Domains that ONNX Runtime's optimizer and its providers write."""
+"""Operator domains that ONNX Runtime's optimizer and providers write."""
 
 ENGINE_REFUSED = frozenset(
     {"ATen", "BeamSearch", "GreedySearch", "PythonOp", "PythonOpGrad", "Sampling", "WhisperBeamSearch"}
 )
-"""Operators of com.microsoft that run other code or hold graphs."""
+"""com.microsoft operators that run other code or contain graphs."""
 
 
 def check_graph(
@@ -55,39 +55,40 @@ def check_graph(
     outputs: Iterable[TensorInfo],
     advice: str = AGAIN,
 ) -> None:
-    """Refuse a bundle's graph that isn't as our export writes them. Nothing but the file itself is read.
+    """Refuse a bundle's graph that does not look like one our export writes. Only the graph file itself is read.
 
-    `files` are the names and bytes of the files in the graph's folder that the manifest lists for the part. Accepted:
-    external data in those files alone, as long as the tensors are; ONNX's own operators at one operator set; no control
-    flow, functions, subgraphs, sequences or strings; sizes within limits; inputs and outputs by name, type and rank.
+    `files` maps names to sizes in bytes: the files in the graph's folder that the manifest lists for the part.
+    Accepted: external data in those files only, of the tensors' exact sizes; standard ONNX operators of one opset; no
+    control flow, functions, subgraphs, sequences or strings; sizes within limits; the expected inputs and outputs, by
+    name, dtype and rank.
 
     Raises `BundleError`, which names the file, what was found, what was expected and what to do.
     """
     facts = inspect_graph(path, advice)
     _check_structure(facts, advice)
     if unknown := sorted({domain for domain, _ in (*facts.operators, *facts.opsets)} - {""}):
-        raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "ONNX's own operators", advice)
+        raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "standard ONNX operators", advice)
     if facts.opsets != (("", opset),):
         has = ", ".join(str(version) for _, version in facts.opsets) or "none"
-        raise _refusal(facts, f"states operator set {has}", f"{opset}, as the manifest says", advice)
+        raise _refusal(facts, f"states opset {has}", f"{opset}, as in the manifest", advice)
     _check_files(facts, files, advice)
     _check_values(facts, "input", facts.inputs, inputs, advice)
     _check_values(facts, "output", facts.outputs, outputs, advice)
     if facts.contexts:
-        raise _refusal(facts, "holds compiled code (EPContext)", "a portable graph", advice)
+        raise _refusal(facts, "contains compiled code (EPContext)", "a portable graph", advice)
 
 
 def check_engine_graph(path: Path, files: Mapping[str, int], advice: str) -> None:
-    """Refuse a graph in an artifact that isn't as ONNX Runtime writes them. Nothing but the file itself is read.
+    """Refuse an artifact's graph that does not look like one ONNX Runtime writes. Only the graph file itself is read.
 
-    `files` are the names and bytes of the artifact's other files that it may name, for weights and for compiled code.
-    Raises `BundleError`, which ends in `advice`.
+    `files` maps names to sizes in bytes: the artifact's other files, which the graph may use for weights and compiled
+    code. Raises `BundleError`, ending in `advice`.
     """
     facts = inspect_graph(path, advice)
     if unknown := sorted({domain for domain, _ in facts.operators} - ENGINE_DOMAINS):
         raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", _listed(ENGINE_DOMAINS), advice)
     if found := sorted(name for domain, name in facts.operators if domain and name in ENGINE_REFUSED):
-        raise _refusal(facts, f"has the operator {found[0]}", "operators that compute by themselves", advice)
+        raise _refusal(facts, f"has the operator {found[0]}", "operators that run no other code", advice)
     _check_structure(facts, advice)
     _check_files(facts, files, advice)
     for mode, name in facts.contexts:
@@ -118,7 +119,7 @@ def _check_structure(facts: GraphFacts, advice: str) -> None:
     sizes = {
         "a dimension of {}": facts.largest_dimension,
         "the attribute {}": facts.largest_attribute,
-        "what a constant asks {} for": facts.largest_growth,
+        "the output size of {}": facts.largest_growth,
     }
     for what, (name, size) in sizes.items():
         if size > MAX_ELEMENTS:
@@ -126,7 +127,7 @@ def _check_structure(facts: GraphFacts, advice: str) -> None:
 
 
 def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str) -> None:
-    """External data is in listed files of the same folder, and each tensor is as long as it claims."""
+    """Check that external data is in listed files of the same folder, and has each tensor's exact size."""
     expected = dict.fromkeys(files, 0)
     for one in facts.external:
         name = shown(one.tensor)
@@ -134,7 +135,7 @@ def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str) -> No
             raise _refusal(
                 facts,
                 f"keeps tensor {name} in {shown(one.location)}",
-                f"a file of its own folder that is listed: {_listed(files)}",
+                f"a listed file of its own folder: {_listed(files)}",
                 advice,
             )
         size = files[one.location]
@@ -161,11 +162,13 @@ def _check_file(path: Path, size: int, advice: str) -> None:
     try:
         found = os.lstat(path)
     except OSError as exc:
-        raise BundleError(f"{path} can't be read ({exc.strerror}); {size:,} bytes were expected. {advice}") from exc
+        raise BundleError(
+            f"{path} cannot be read ({exc.strerror}); expected a file of {size:,} bytes. {advice}"
+        ) from exc
     if not stat.S_ISREG(found.st_mode):
-        raise BundleError(f"{path} is a link or a special file; a plain file was expected. {advice}")
+        raise BundleError(f"{path} is a link or a special file; expected a regular file. {advice}")
     if found.st_size != size:
-        raise BundleError(f"{path} has {found.st_size:,} bytes; {size:,} were expected. {advice}")
+        raise BundleError(f"{path} has {found.st_size:,} bytes; expected {size:,}. {advice}")
 
 
 def _check_values(
@@ -174,7 +177,7 @@ def _check_values(
     has, expected = {value.name: value for value in found}, {tensor.name: tensor for tensor in wanted}
     if has.keys() != expected.keys() or len(has) != len(found):
         names = ", ".join(shown(value.name) for value in found) or "none"
-        raise _refusal(facts, f"has the {what}s {names}", f"{_listed(expected)}, as the manifest says", advice)
+        raise _refusal(facts, f"has the {what}s {names}", f"{_listed(expected)}, as in the manifest", advice)
     for name, tensor in expected.items():
         value, fixed = has[name], _fixed(tensor.shape)
         if value.dtype != tensor.dtype:
@@ -193,7 +196,7 @@ def _dims(shape: Iterable[int | str | None]) -> str:
 
 
 def _plain(name: str) -> bool:
-    """Whether a name is a file's own, on every system."""
+    """Whether a name is a bare file name on every operating system."""
     bad: Callable[[str], bool] = lambda character: character in '/\\:*?"<>|' or not character.isprintable()  # noqa: E731
     return bool(name) and name not in (".", "..") and not any(map(bad, name))
 
@@ -203,4 +206,4 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _refusal(facts: GraphFacts, found: str, expected: str, advice: str) -> BundleError:
-    return BundleError(f"{facts.path} {found}; expected: {expected}. latentc doesn't open it. {advice}")
+    return BundleError(f"{facts.path} {found}; expected: {expected}. It was not opened. {advice}")

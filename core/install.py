@@ -1,10 +1,10 @@
-"""What to say where a library isn't installed."""
+"""Install instructions for error messages."""
 
 from __future__ import annotations
 
 
 def pip(*extras: str) -> str:
-    """The command that installs extras from latentc's folder, in the versions that it is tested with."""
+    """The pip command that installs extras from latentc's source folder, in the tested versions."""
     return f'pip install -c constraints.txt ".[{",".join(extras)}]"'
 
 

@@ -1,8 +1,7 @@
-"""What of this machine a process may use: cores and memory, by its affinity mask and the container's control groups;
-and whether memory ran out.
+"""Cores and memory that this process may use, by its affinity mask and control groups; and out-of-memory errors.
 
-Linux has both versions of control groups, mounted alone or together, and nested: the narrowest of a group and those
-above it holds. Elsewhere nothing is limited.
+On Linux both versions of control groups are read. They may be mounted together, and nested: the tightest limit of a
+group and its ancestors applies. Other systems have no limits.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ ROOT = Path("/")
 
 
 def cores(root: Path = ROOT) -> int:
-    """Cores that this process may use, 1 at least; of a quota of 2.5, 2: threads that wait for one another wait less.
+    """Cores that this process may use, at least 1. A quota of 2.5 gives 2, so that threads wait less for each other.
 
-    `root` is where `/proc` and `/sys` are looked for.
+    `root` is the folder that contains `/proc` and `/sys`.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
@@ -26,13 +25,13 @@ def cores(root: Path = ROOT) -> int:
 
 
 def threads(root: Path = ROOT) -> int | None:
-    """Threads to compute in where this process may use fewer cores than there are; None: as a library likes."""
+    """Number of compute threads if this process may not use all cores; None leaves the choice to the library."""
     found = cores(root)
     return found if found < (os.cpu_count() or 1) else None
 
 
 def memory(root: Path = ROOT) -> tuple[int | None, int | None]:
-    """Memory that this process may use, and what of it is free now, in bytes; None where the system doesn't say."""
+    """Memory that this process may use, and how much of it is free, in bytes; None if the system does not report it."""
     info = _meminfo(root)
     total, available = info.get("MemTotal"), info.get("MemAvailable")
     for folder in _groups(root, "memory"):
@@ -46,26 +45,26 @@ def memory(root: Path = ROOT) -> tuple[int | None, int | None]:
 
 
 def swap(root: Path = ROOT) -> int:
-    """Bytes of swap that are free; 0 in a container of limited memory, which may have none."""
+    """Free swap in bytes; 0 in a container with a memory limit, which may have none."""
     info = _meminfo(root)
     return info.get("SwapFree", 0) if memory(root)[0] == info.get("MemTotal") else 0
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    """Bytes by name."""
+    """Contents of `/proc/meminfo`, in bytes, keyed by name."""
     pairs = (line.partition(":") for line in (read(root / "proc/meminfo") or "").splitlines())
     return {key: 1024 * (number(value.split()[0]) or 0) for key, _, value in pairs if value.split()}
 
 
 def _reclaimable(folder: Path) -> int:
-    """Bytes of files that a group holds in memory and that are given back when it needs them."""
+    """Bytes of a group's page cache that are reclaimed when it needs memory."""
     lines = (line.split() for line in (read(folder / "memory.stat") or "").splitlines())
     found = {pair[0]: number(pair[1]) or 0 for pair in lines if len(pair) == 2}
     return found.get("total_inactive_file", found.get("inactive_file", 0))
 
 
 def _quota(folder: Path) -> float | None:
-    """Cores that a control group may use, where it is limited."""
+    """Cores that a control group may use; None if it is not limited."""
     values = (read(folder / "cpu.max") or "").split()
     if not values:
         values = [read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
@@ -76,7 +75,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's control groups that may limit this, each with those above it; both versions."""
+    """Folders of this process's control groups for a controller, with their ancestors, of both versions."""
     tree = root / "sys/fs/cgroup"
     for line in (read(root / "proc/self/cgroup") or "").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
@@ -93,7 +92,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def read(path: Path) -> str | None:
-    """A small file of the system's, or None."""
+    """The text of a small system file, or None."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
@@ -101,7 +100,7 @@ def read(path: Path) -> str | None:
 
 
 def number(text: str) -> int | None:
-    """A whole number, or None."""
+    """The text as an integer, or None."""
     try:
         return int(text)
     except ValueError:
@@ -114,14 +113,16 @@ SIGNS = (
     *("unable to allocate", "failed allocation", "out of host memory", "out of device memory"),
     *("resource exhausted", "out of resources", "object allocation failure"),
 )
-"""Words that mean that memory ran out, in lower case, with spaces for underscores: of C++, the system, numpy, PyTorch,
+"""Phrases of out-of-memory errors, in lower case, with spaces for underscores: from C++, the system, numpy, PyTorch,
 ONNX Runtime, CUDA, HIP, OpenCL, Vulkan and IREE."""
 
-MEMORY_ADVICE = "Free memory, ask for a smaller size or fewer pictures, or take a narrower type under [precision]."
+MEMORY_ADVICE = (
+    "Free memory, request a smaller size or fewer images, or set a narrower type under [precision] in the profile."
+)
 
 
 def is_out_of_memory(words: str | BaseException) -> bool:
-    """Whether an error, or a library's words, mean that there was too little memory."""
+    """Whether an error or a library's message means that memory ran out."""
     if isinstance(words, MemoryError):
         return True
     text = str(words).lower().replace("_", " ")

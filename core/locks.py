@@ -1,7 +1,8 @@
-"""Locks between processes, on file systems with `flock` and without it.
+"""Locks between processes, on file systems with and without `flock`.
 
-The system frees a dead owner's `flock`. Where a file system has none (some network and FUSE mounts), the file itself is
-the lock: it names its owner, and one whose process is gone on this machine is taken over.
+The system releases the `flock` of a process that died. If a file system does not support it (some network and FUSE
+mounts), the file itself is the lock: it names its owner, and is taken over if that process no longer exists on this
+machine.
 """
 
 from __future__ import annotations
@@ -16,44 +17,44 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 try:
     import fcntl
-except ImportError:  # Windows has locks of its own
+except ImportError:  # Windows has its own locks
     fcntl = None
 
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
-"""How file systems say that they don't have something."""
+"""Errors by which file systems report an unsupported operation."""
 
 WAIT_SECONDS = 6 * 3600.0
-"""How long a lock is waited for, and how long compiling one engine may take: TensorRT needs an hour for a large UNet on
-a small device.
+"""Time limit for waiting for a lock, and for compiling one engine: TensorRT needs an hour for a large UNet on a small
+device.
 """
 
 POLL_SECONDS = 0.1
 SHARED_MODE = 0o666
-"""Other users who may write to the folder may wait for its locks too."""
+"""File mode of locks: other users with write access to the folder can wait for them too."""
 
 
 class LockedError(Exception):
-    """Another process holds the lock; the message says whose it is."""
+    """Another process holds the lock; the message names its owner."""
 
 
 @contextmanager
 def held(path: Path, wait_seconds: float = 0.0, on_wait: Callable[[], None] | None = None) -> Generator[None]:
-    """Hold the lock of this name; its file is gone after.
+    """Hold the lock at this path; its file is removed afterwards.
 
-    Where another process has it, `on_wait` is called once, and it is waited for. Raises `LockedError` after
-    `wait_seconds`, and for another user's that can't be opened; `OSError` where no file can be written.
+    If another process holds it, `on_wait` is called once before waiting. Raises `LockedError` after `wait_seconds`, or
+    if the lock belongs to another user and cannot be opened; `OSError` if the file cannot be written.
     """
     lock = _acquired(path, wait_seconds, on_wait)
     try:
         yield
     finally:
-        if not isinstance(lock, SoftFileLock):  # that removes its own
-            path.unlink(missing_ok=True)  # held: who waits for it sees that, and makes another
+        if not isinstance(lock, SoftFileLock):  # a SoftFileLock removes its own file
+            path.unlink(missing_ok=True)  # while held: a waiting process notices, and creates a new file
         lock.release()
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process, or this one, holds the lock of this name, or nobody can say; it stays as it is."""
+    """Whether any process holds the lock at this path, or that cannot be determined. The lock is left unchanged."""
     if not path.exists():
         return False
     try:
@@ -70,12 +71,12 @@ def _acquired(path: Path, wait_seconds: float, on_wait: Callable[[], None] | Non
         return _wait(_lock(path), wait_seconds, on_wait)
     except PermissionError as exc:
         if path.exists():
-            raise LockedError(f"{path} is {_owner(path)}'s lock, which this user can't open") from exc
+            raise LockedError(f"{path} is a lock of {_owner(path)} that this user cannot open") from exc
         raise
 
 
 def _lock(path: Path) -> BaseFileLock:
-    """A lock of the kind that the file system has."""
+    """A lock of the kind that the file system supports."""
     if fcntl is not None:
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             try:
@@ -104,8 +105,8 @@ def _wait(lock: BaseFileLock, wait_seconds: float, on_wait: Callable[[], None] |
 
 
 def _owner(path: Path) -> str:
-    """The user whose file it is."""
+    """The owner of the file."""
     try:
         return path.owner()
-    except (OSError, KeyError, NotImplementedError):  # it is gone, or nobody knows the number
+    except (OSError, KeyError, NotImplementedError):  # it was removed, or the user id has no name
         return "another user"

@@ -1,4 +1,4 @@
-"""The manifest of a bundle, `latentc.json`, as records: the model, its parts, where they came from, and every file."""
+"""The manifest of a bundle, `latentc.json`, as records: the model, its parts, their sources, and every file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .wires import GUIDANCE, LATENTS, TIMESTEP, Wire
 SCHEMA_VERSION = 4
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
-"""What a part does in a picture, whatever its family calls it."""
+"""The function of a part in the pipeline, independent of the name in its family."""
 
 Task = Literal["text"]
-"""What a model draws from: a text."""
+"""A task that a model supports: "text" is text to image."""
 
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
 
@@ -24,16 +24,16 @@ ROLES: tuple[tuple[str, tuple[Role, ...]], ...] = (
     ("input_ids", ("text_encoder",)),
     ("latent_sample", ("decoder",)),
 )
-"""Roles of a part that takes such an input; of none of them, it reads pictures."""
+"""Possible roles of a part with an input of this name; a part with none of these inputs encodes images."""
 
 Dim = (
     Annotated[int, Field(ge=1, lt=1 << 31)]
     | Annotated[str, StringConstraints(pattern=r"^([1-9]\d{0,3}\*)?[a-z_]{1,32}$")]
 )
-"""An axis: its size, or the name of a size that is free, as `height`, or `8*height`."""
+"""An axis: its fixed size, or the name of a free size such as `height`, or a multiple such as `8*height`."""
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,255}$")]
-"""Words of a stranger's, in one line and without control characters."""
+"""Untrusted text: one line without control characters."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -51,7 +51,7 @@ class TensorInfo(Record):
 
 
 class FileInfo(Record):
-    """What a file of the bundle must be."""
+    """Expected digest and size of a file in the bundle."""
 
     sha256: str
     bytes: Count
@@ -64,17 +64,17 @@ class Part(Record):
     role: Role
     opset: Annotated[int, Field(ge=1, lt=1000)]
     weights: Literal["f32", "f16", "bf16"]
-    """What its weights are kept in: exactly as the checkpoint has them. The graph computes in f32."""
+    """Storage type of the weights, the same as in the checkpoint. The graph computes in f32."""
     parameters: Annotated[int, Field(ge=1, lt=1 << 63)]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     digest: str
     psnr_db: float
-    """How near the ONNX graph, run as it stands in f32 at export, came to PyTorch: the worst of its references."""
+    """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references."""
     proved: str
-    """Of which graph, weights and references that is: `proof_digest`."""
+    """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`."""
     bf16_db: Annotated[float, Field(ge=0, le=200)]
-    """How near PyTorch's own modules come in bf16 to themselves in f32: what a sound engine of that type can reach."""
+    """PSNR of PyTorch's own modules in bf16 against f32: what a correct bf16 engine can reach."""
 
     def takes(self, name: str) -> bool:
         """Whether the graph has an input of this name."""
@@ -89,42 +89,42 @@ class Part(Record):
 
 
 class TextEncoder(Record):
-    """How one text encoder reads a prompt."""
+    """How one text encoder processes a prompt."""
 
     part: str
     tokenizer: str
     masked: bool = False
-    """Whether it takes an `attention_mask` as well, which hides padding from it."""
+    """Whether it also takes an `attention_mask`, which hides padding."""
     vocabulary: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
-    """Token ids that it knows: rows of its table of embeddings."""
+    """Number of token ids: rows of its embedding table."""
 
 
 class Model(Record):
-    """What the pipeline must know of the model family to draw."""
+    """What the pipeline needs to know about the model."""
 
     text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
     length: Annotated[int, Field(ge=3, le=4096)] = 77
-    """Token ids in a row of each text encoder: a start, a chunk of the prompt, an end, and padding."""
+    """Token ids per row of each text encoder: start, a chunk of the prompt, end, and padding."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=256)]
-    """Pixels per latent, along each side."""
+    """Pixels per latent along each side."""
     scaling_factor: Positive
     latents_mean: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=1024)] | None = None
     latents_std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=1024)] | None = None
-    """By channel: the decoder is given latents * std / scaling_factor + mean, where the VAE has them."""
+    """Per channel, if the VAE has them: the decoder's input is latents * std / scaling_factor + mean."""
     default_size: Annotated[int, Field(ge=8, le=8192)]
-    """Width of the picture the model was made for, in pixels, and its height where there is no `default_height`."""
+    """The model's own image width in pixels, and its height if `default_height` is None."""
     default_height: Annotated[int, Field(ge=8, le=8192)] | None = None
     frames: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Of what it draws at once; None: pictures, whose latents have no such axis."""
+    """Number of frames per video; None for an image model, whose latents have no frame axis."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
-    """What it can do; a plain request asks for the first."""
+    """Supported tasks; the first is the default."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
-    """How what is known becomes the inputs of the denoiser, and of whatever else is called at each step."""
+    """Sources of the inputs of the denoiser, and of other parts that are called at each step."""
 
     @property
     def latents_input(self) -> str:
-        """The denoiser's input that takes the latents."""
+        """Name of the denoiser's input for the latents."""
         return next(wire.input for wire in self.wires if wire.source == LATENTS)
 
     @property
@@ -134,21 +134,21 @@ class Model(Record):
 
     @property
     def zeros_for_empty(self) -> bool:
-        """Whether nothing of an empty negative prompt is encoded (SDXL's `force_zeros_for_empty_prompt`)."""
+        """Whether zeros replace the encoding of an empty negative prompt (SDXL's `force_zeros_for_empty_prompt`)."""
         texts = [wire.empty for wire in self.wires if wire.of_part]
         return bool(texts) and set(texts) == {"zeros"}
 
     def latents(self, rows: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape of so many latents of a size in latents: [rows, channels, height, width], or with frames after rows."""
+        """Shape of latents: [rows, channels, height, width], or [rows, frames, channels, height, width]."""
         return (rows, *filter(None, (self.frames,)), self.latent_channels, height, width)
 
     def read_of(self, part: str) -> tuple[str, ...]:
-        """The outputs of a part that wires read."""
+        """Names of the outputs of a part that wires read."""
         return tuple(dict.fromkeys(wire.name for wire in self.wires if wire.owner == part))
 
     @property
     def own_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the picture the model was made for."""
+        """The model's own image size, width and height in pixels."""
         return self.default_size, self.default_height or self.default_size
 
     @model_validator(mode="after")
@@ -157,24 +157,26 @@ class Model(Record):
             found: tuple[float, ...] | None = getattr(self, name)
             other = self.latents_std if name == "latents_mean" else self.latents_mean
             if (found is None) != (other is None) or (found is not None and len(found) != self.latent_channels):
-                raise ValueError(f"{name} should have {self.latent_channels} numbers, as its mean and deviation do")
+                raise ValueError(
+                    f"{name} should have {self.latent_channels} numbers, and latents_mean and latents_std go together"
+                )
         return self
 
 
 class Source(Record):
-    """Where the bundle came from, or one of its components."""
+    """Source of the bundle, or of one of its components."""
 
     kind: str
     location: str
     revision: str | None = None
     random: bool = False
-    """Weights are noise from `new-checkpoint`: good for tests and speed, not for pictures."""
+    """Whether the weights are random, from `new-checkpoint`: for tests and benchmarks only."""
     variant: str | None = None
-    """Which of a folder's weight files were asked for: `fp16`, `ema` ..."""
+    """Requested weight file variant: `fp16`, `ema` ..."""
 
     @property
     def argument(self) -> str:
-        """What `open_checkpoint` finds it by again: of a hub id, at this commit."""
+        """Argument for `open_checkpoint` that opens the same source again; a Hub id is pinned to its commit."""
         if self.revision is None:
             return self.location
         owner, name, *path = self.location.split("/")
@@ -182,31 +184,31 @@ class Source(Record):
 
 
 class Other(Source):
-    """Where a component came from that isn't the checkpoint's own."""
+    """Source of a component that replaces the checkpoint's own."""
 
     digest: str
-    """Of its config and its stored tensors."""
+    """Digest of its config and stored tensors."""
 
 
 class License(Record):
-    """The licence that the checkpoint declares, and the files of the bundle that came along with it."""
+    """The licence that the checkpoint declares, and its licence files in the bundle."""
 
     declared: Line | None = None
-    """As the hub's model cards have it, such as `creativeml-openrail-m`; None where nothing declares one."""
+    """Id as in the Hub's model cards, such as `creativeml-openrail-m`; None if none is declared."""
     name: Line | None = None
     link: Line | None = None
     files: tuple[Line, ...] = ()
 
 
 class Fact(Record):
-    """What a model was trained for, where the checkpoint has no config that says it, and who says so."""
+    """A training setting that the checkpoint has no config for, and where its value comes from."""
 
     name: str
-    """As in diffusers' scheduler configs; `pixels` is the side of its pictures."""
+    """As in diffusers' scheduler configs; `pixels` is the side of the training images."""
     value: bool | int | float | str | None
     by: str
     assumed: bool = False
-    """Nothing said so: it is a default."""
+    """Whether it is a default, because nothing states it."""
 
 
 class Manifest(Record):
@@ -217,10 +219,10 @@ class Manifest(Record):
     family: str
     source: Source
     components: dict[str, Other] = Field(default_factory=dict)
-    """Components that were taken from elsewhere (`export --vae --unet`), by name."""
+    """Replaced components (`export --vae --unet`), keyed by name."""
     license: License = License()
     notices: tuple[str, ...] = ()
-    """What was taken otherwise than the checkpoint's files say, or left out."""
+    """What differs from the checkpoint's files, or was left out, in sentences."""
     model: Model
     parts: dict[str, Part]
     files: dict[str, FileInfo]

@@ -1,8 +1,7 @@
-"""Group norms written out for libraries that sum in a row, one number after the other.
+"""Decompose group norms for libraries that sum sequentially, such as ONNX Runtime's CPU provider.
 
-ONNX Runtime's CPU provider does. A group of a decoder at 1024x1024 pixels has four million numbers, whose mean in f32
-then comes to 90 dB of the true one, and so does the picture. Means of rows, and the mean of these, come to 140 dB, in
-the same time.
+A group of a decoder at 1024x1024 pixels has four million numbers. Summed sequentially in f32, its mean is accurate to
+90 dB, and so is the image. Taking the means of rows, and then the mean of these, reaches 140 dB in the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LEAST_RANK = 3
 def stage_norms(model: ir.Model) -> ir.Model:
     """Replace each GroupNormalization of [batch, channels, ..., width] by operators that take means in two steps.
 
-    The model is changed in place and returned. Norms of a sample of unknown rank are left as they are.
+    The model is changed in place and returned. Norms of inputs with unknown rank are left unchanged.
     """
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):

@@ -1,4 +1,4 @@
-"""The process that something was opened in: libraries of threads and devices don't survive a fork."""
+"""Fork detection: libraries that use threads or devices do not survive a fork."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .errors import RuntimeMissing
 
 
 def check_process(opened: int, what: str) -> None:
-    """Raise `RuntimeMissing` in a fork of the process that opened something."""
+    """Raise `RuntimeMissing` if this process is a fork of the one, `opened`, that opened something."""
     if (here := os.getpid()) != opened:
         raise RuntimeMissing(
-            f"{what} opened in process {opened}, and this is process {here}, a fork of it, where engines don't work. "
-            "Open the pipeline in this process, or start processes by multiprocessing's 'spawn' method."
+            f"{what} opened in process {opened}, but this is process {here}, a fork of it, where engines do not work. "
+            "Open the pipeline in this process, or start processes with multiprocessing's 'spawn' method."
         )
 
 
 def never_freed(value: object) -> None:
-    """Keep an object until the process is gone, past the end of Python: what would free it isn't there in a fork."""
+    """Never free an object, not even when Python exits: freeing it would fail in a fork."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

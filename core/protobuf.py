@@ -1,4 +1,4 @@
-"""The wire format of protobuf, as far as ONNX files need it: fields of messages, in place, within limits."""
+"""The part of protobuf's wire format that ONNX files use: fields of messages, read in place and within limits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from .errors import BundleError
 
 MAX_BYTES = 2**31 - 1
-"""Protobuf reads no larger message."""
+"""Protobuf's size limit of a message."""
 MAX_FIELDS = 4_000_000
 MAX_UNKNOWN = 1000
-"""Fields that the schemas don't know: a newer ONNX may write a few."""
+"""Limit of fields that the schemas do not know: a newer ONNX may write a few."""
 MAX_NAME = 4096
 
 MANY = 256
@@ -23,11 +23,11 @@ MANY = 256
 INT, FIXED64, LEN, FIXED32 = 1 << 0, 1 << 1, 1 << 2, 1 << 5
 
 Schema = Mapping[int, int]
-"""Wire types that each field may have, as bits."""
+"""Allowed wire types of each field number, as bits."""
 
 
 def schema(fields: Mapping[int, Iterable[int]]) -> Schema:
-    """A schema by wire types: the numbers of the fields that have them."""
+    """Build a schema from field numbers, keyed by wire type."""
     return {number: kind for kind, numbers in fields.items() for number in numbers}
 
 
@@ -36,26 +36,28 @@ Span = tuple[int, int]
 
 @contextmanager
 def mapped(path: Path, advice: str) -> Generator[mmap.mmap]:
-    """A regular file's bytes, not copied. Raises `BundleError`, which ends in `advice`."""
+    """Memory-map a regular file. Raises `BundleError`, ending in `advice`."""
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
-            raise BundleError(f"{path} is a link; a plain file was expected. Copy the file itself.")
+            raise BundleError(f"{path} is a link; expected a regular file. Replace the link by the file itself.")
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as exc:
-        raise BundleError(f"{path} can't be read ({getattr(exc, 'strerror', None) or exc}). {advice}") from exc
+        raise BundleError(f"{path} cannot be read ({getattr(exc, 'strerror', None) or exc}). {advice}") from exc
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise BundleError(f"{path} isn't a regular file. {advice}")
+            raise BundleError(f"{path} is not a regular file. {advice}")
         if not 0 < found.st_size <= MAX_BYTES:
-            raise BundleError(f"{path} has {found.st_size:,} bytes; an ONNX graph has 1 to {MAX_BYTES:,}. {advice}")
+            raise BundleError(
+                f"{path} has {found.st_size:,} bytes; an ONNX graph has 1 to {MAX_BYTES:,} bytes. {advice}"
+            )
         try:
             data = mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as exc:
-            raise BundleError(f"{path} can't be read ({exc}). {advice}") from exc
+            raise BundleError(f"{path} cannot be read ({exc}). {advice}") from exc
     finally:
         os.close(descriptor)
     try:
@@ -65,20 +67,20 @@ def mapped(path: Path, advice: str) -> Generator[mmap.mmap]:
 
 
 def signed(value: int) -> int:
-    """A varint as a signed 64-bit number."""
+    """Reinterpret a varint as a signed 64-bit number."""
     return value - 2**64 if value >= 2**63 else value
 
 
 class Reader:
-    """Reads messages out of a file's bytes, and counts what it read: a file has no more than `MAX_FIELDS` fields."""
+    """Reads messages from a file's bytes, at most `MAX_FIELDS` fields in all."""
 
     def __init__(self, data: mmap.mmap, path: Path, advice: str) -> None:
         self.data, self.path, self._advice = data, path, advice
         self._left, self._unknown = MAX_FIELDS, 0
 
     def fail(self, what: str) -> BundleError:
-        """The error that says what is wrong with the file."""
-        return BundleError(f"{self.path} isn't an ONNX graph that can be used: {what}. {self._advice}")
+        """The error for a file with this problem."""
+        return BundleError(f"{self.path} is not a usable ONNX graph: {what}. {self._advice}")
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
         """An unsigned number of up to 64 bits, and where it ends."""
@@ -97,8 +99,8 @@ class Reader:
         raise self.fail(f"a number near byte {at} has no end or more than 64 bits")
 
     def fields(self, span: Span, schema: Schema) -> Generator[tuple[int, int, int, int]]:
-        """Known fields of a message: number, wire type, and where the content begins and ends; of a varint, its value
-        in place of the begin.
+        """Iterate over the known fields of a message, as (number, wire type, begin, end); a varint's value replaces
+        `begin`.
         """
         data, (at, end), seen = self.data, span, 0
         while at < end:
@@ -123,7 +125,7 @@ class Reader:
                 raise self.fail(f"byte {at} has wire type {wire}")
             if at > end:
                 raise self.fail(
-                    f"a field near byte {min(at, len(data))} ends beyond what holds it; the file is cut off"
+                    f"a field near byte {min(at, len(data))} ends beyond its message; the file is truncated"
                 )
             if not 0 < number < 2**29:
                 raise self.fail(f"a field near byte {at} has number {number}")
@@ -131,27 +133,27 @@ class Reader:
             if allowed is None:
                 self._unknown += 1
                 if self._unknown > MAX_UNKNOWN:
-                    raise self.fail(f"it has more than {MAX_UNKNOWN:,} fields that ONNX doesn't define")
+                    raise self.fail(f"it has more than {MAX_UNKNOWN:,} fields that ONNX does not define")
                 continue
             if not allowed >> wire & 1:
                 raise self.fail(f"field {number} near byte {at} has wire type {wire}")
             if not allowed & MANY:
                 if seen >> number & 1:
-                    raise self.fail(f"field {number} near byte {at} is there twice")
+                    raise self.fail(f"field {number} near byte {at} occurs twice")
                 seen |= 1 << number
             yield number, wire, begin, stop
 
     def text(self, begin: int, end: int) -> str:
-        """A name."""
+        """Decode a name."""
         if end - begin > MAX_NAME:
             raise self.fail(f"a name at byte {begin} has {end - begin:,} bytes; at most {MAX_NAME:,} are accepted")
         try:
             return self.data[begin:end].decode("utf-8")
         except UnicodeDecodeError:
-            raise self.fail(f"the name at byte {begin} isn't UTF-8") from None
+            raise self.fail(f"the name at byte {begin} is not UTF-8") from None
 
     def integers(self, wire: int, begin: int, end: int) -> Generator[int]:
-        """Signed 64-bit numbers of a repeated field, packed or not."""
+        """Iterate over the signed 64-bit numbers of a repeated field, packed or not."""
         if wire == 0:
             yield signed(begin)
             return

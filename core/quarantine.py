@@ -1,10 +1,10 @@
-"""Work in a process of its own, so that a crash or lack of memory is an error and not the end of ours.
+"""Run a function in a child process, so that a crash or lack of memory becomes an error.
 
-A library that compiles or runs a graph from somewhere else may crash, never end, or take all memory. `quarantined`
-calls one function in a child process, under limits. Arguments and the result are JSON; nothing is pickled, and the
-caller's script isn't imported.
+A library that compiles or runs an untrusted graph may crash, hang, or use all memory. `quarantined` calls one function
+in a child process, under limits. Arguments and the result are JSON; nothing is pickled, and the caller's script is not
+imported.
 
-The child's standard output goes where its errors go, so that what a library prints there can't spoil the answer.
+The child's standard output is redirected to its standard error, so that a library's output cannot corrupt the answer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .units import sized
 
 LONGEST_LINE = 64 << 20
 WORDS_BYTES = 8192
-"""How much of the end of what the child prints is kept."""
+"""How much of the child's output is kept, from its end."""
 LONGEST_WORDS = 400
 TICK_SECONDS = 0.2
 LEAST_BYTES = 1 << 30
 SHARE = 0.9
-"""Of the memory that is free, how much the child may take."""
+"""Share of the free memory that the child may use."""
 
-ADVICE = "The graph may not be one that latentc wrote: export the checkpoint again, or try another runtime."
+ADVICE = "The graph may be damaged or not written by latentc: export the checkpoint again, or try another runtime."
 
 
 def quarantined(
@@ -52,14 +52,14 @@ def quarantined(
     memory_bytes: int | None = None,
     on_progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Call `latentc.module:function` in a child process, and give what it returns.
+    """Call `latentc.module:function` in a child process, and return its result.
 
     The function is called as `function(**arguments, on_progress=...)` and returns a dict; both are JSON values. `what`
-    names the work in errors, as `The first run of unet`. `memory_bytes` limits what the child allocates (None: 90 % of
-    what is free; Linux only). The child ends with this call and with this process, and leaves no core file.
+    names the work in errors, such as `The first run of unet`. `memory_bytes` limits the child's allocations (None: 90 %
+    of the free memory; Linux only). The child never outlives this call or this process, and leaves no core file.
 
-    Raises the `LatentcError` that the function raised, with its message; `CompileError`, which ends in `advice`, where
-    the child crashed, took longer than `seconds`, needed more memory than that, or failed otherwise.
+    Raises the `LatentcError` that the function raised, with its message; or `CompileError`, ending in `advice`, if the
+    child crashed, took longer than `seconds`, exceeded the memory limit, or failed otherwise.
     """
     what = what or function
     limit = _free_bytes() if memory_bytes is None else memory_bytes
@@ -72,12 +72,12 @@ def quarantined(
         if answer:
             return _opened(answer, what, limit, advice)
         code = child.code()
-    said = _ending(code, child.words, limit)
-    raise CompileError(f"{what} {said}. {MEMORY_ADVICE if is_out_of_memory(said) else advice}")
+    ending = _ending(code, child.words, limit)
+    raise CompileError(f"{what} {ending}. {MEMORY_ADVICE if is_out_of_memory(ending) else advice}")
 
 
 def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -> dict[str, Any]:
-    """The result in an answer, or its error."""
+    """Return the result in an answer, or raise its error."""
     if "ok" in answer:
         return cast("dict[str, Any]", answer["ok"])
     name, message = str(answer.get("error")), str(answer.get("message"))
@@ -90,36 +90,36 @@ def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -
 
 
 def _no_memory(limit: int | None) -> str:
-    return "needed more memory than there is" + (f" (its limit was {sized(limit)})" if limit else "")
+    return "needed more memory than is available" + (f" (its limit was {sized(limit)})" if limit else "")
 
 
 def _ending(code: int, words: str, limit: int | None) -> str:
-    """How a child without an answer ended."""
+    """Describe how a child ended that gave no answer."""
     if is_out_of_memory(words):
         return _no_memory(limit)
     last = words.strip().splitlines()[-1].strip() if words.strip() else ""
-    said = f" ({ascii(last)[1:-1][:LONGEST_WORDS]})" if last else ""
+    output = f" ({ascii(last)[1:-1][:LONGEST_WORDS]})" if last else ""
     if code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
         if name == "SIGKILL":
-            return f"was killed by the system, usually for lack of memory{said}"
-        return f"crashed with {name}{said}"
-    if code >= 0xC0000000:  # Windows' exceptions
-        return f"crashed with code {code:#x}{said}"
-    return f"ended with code {code} and without an answer{said}"
+            return f"was killed by the system, usually for lack of memory{output}"
+        return f"crashed with {name}{output}"
+    if code >= 0xC0000000:  # an exception code of Windows
+        return f"crashed with code {code:#x}{output}"
+    return f"exited with code {code} without an answer{output}"
 
 
 def _free_bytes() -> int | None:
-    """What the child may allocate; None where the system doesn't say what is free."""
+    """Bytes that the child may allocate; None if the system does not report its free memory."""
     _, free = memory()
     return None if free is None else max(LEAST_BYTES, int((free + swap()) * SHARE))
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without the current folder on Python's path."""
+    """This process's environment, without the current folder in PYTHONPATH."""
     environment = dict(os.environ)
     if path := environment.get("PYTHONPATH"):
         environment["PYTHONPATH"] = os.pathsep.join(one for one in path.split(os.pathsep) if one not in ("", "."))
@@ -127,11 +127,13 @@ def _environment() -> dict[str, str]:
 
 
 class _Child:
-    """The child process: it ends with the `with` block, and with what it started."""
+    """The child process. It is killed at the end of the `with` block, with all processes it started."""
 
     def __init__(self, order: str) -> None:
         if not sys.executable:
-            raise RuntimeMissing("Python doesn't say where its program is, so no process can be started. Run python3.")
+            raise RuntimeMissing(
+                "sys.executable is empty, so no child process can be started. Run the python3 program directly."
+            )
         command = [sys.executable, "-P", "-m", __spec__.name if __spec__ else __name__]
         try:
             self._popen = subprocess.Popen(
@@ -140,19 +142,21 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=_environment(),
-                start_new_session=True,  # so that what it starts ends with it
+                start_new_session=True,  # so that processes it starts are killed with it
             )
         except OSError as exc:
-            raise CompileError(f"{sys.executable} can't be started ({exc.strerror}). Free memory, or wait.") from exc
+            raise CompileError(
+                f"{sys.executable} cannot be started ({exc.strerror}). Free some memory and try again."
+            ) from exc
         self._lines: Queue[bytes] = Queue()
         self._words: deque[bytes] = deque()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._listen)]
         for thread in self._threads:
             thread.start()
         try:
-            with suppress(BrokenPipeError):  # it died already, which `answer` says
+            with suppress(BrokenPipeError):  # it died already, which `answer` reports
                 self._stdin.write(order.encode() + b"\n")
-                self._stdin.flush()  # and stays open: its end means to the child that we are gone
+                self._stdin.flush()  # kept open: closing it tells the child that this process ended
         except BaseException:
             self.kill()
             raise
@@ -163,13 +167,13 @@ class _Child:
         return self._popen.stdin
 
     def answer(self, deadline: float, on_progress: Progress) -> dict[str, Any] | None:
-        """The child's answer; {} where it ended without one, None where it takes too long."""
+        """The child's answer; {} if it ended without one, None if the deadline passed."""
         ended = False
         while (left := deadline - time.monotonic()) > 0:
             try:
                 line = self._lines.get(timeout=min(left, TICK_SECONDS))
             except Empty:
-                if ended:  # and what it started holds the pipe open
+                if ended:  # but a process that it started keeps the pipe open
                     return {}
                 ended = self._popen.poll() is not None
                 continue
@@ -177,33 +181,33 @@ class _Child:
                 return {}
             try:
                 found: object = json.loads(line)
-            except ValueError:  # not by the child's Python
+            except ValueError:  # not written by the child's Python code
                 continue
-            told = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-            if "progress" in told:
-                name, share = told["progress"]
+            message = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+            if "progress" in message:
+                name, share = message["progress"]
                 on_progress(str(name), None if share is None else float(share))
-            elif "ok" in told or "error" in told:
-                return told
+            elif "ok" in message or "error" in message:
+                return message
         return None
 
     def code(self) -> int:
-        """How it ended."""
+        """The child's exit code."""
         try:
             code = self._popen.wait(TICK_SECONDS * 10)
-        except subprocess.TimeoutExpired:  # it closed its end and goes on
+        except subprocess.TimeoutExpired:  # it closed the pipe, but is still running
             self.kill()
             code = self._popen.wait()
-        self._threads[1].join(TICK_SECONDS * 5)  # what it printed last
+        self._threads[1].join(TICK_SECONDS * 5)  # read its last output
         return code
 
     @property
     def words(self) -> str:
-        """The end of what it printed."""
+        """The end of the child's output."""
         return b"".join(tuple(self._words)).decode("utf-8", "replace")
 
     def kill(self) -> None:
-        """End it and what it started."""
+        """Kill the child and all processes it started."""
         if hasattr(os, "killpg"):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -239,7 +243,7 @@ class _Child:
 
 
 def _limit(memory_bytes: int | None, parent: int) -> None:
-    """In the child: no core file, no more memory than that, first to go where memory ends, and none without parent."""
+    """In the child: disable core files, limit memory, be the OOM killer's first choice, and die with the parent."""
     if sys.platform == "linux":
         import ctypes
 
@@ -260,7 +264,7 @@ def _limit(memory_bytes: int | None, parent: int) -> None:
 
 
 def _watch(stdin: IO[bytes]) -> None:
-    """End with the parent: its end of the pipe closes."""
+    """Exit when the parent's end of the pipe closes."""
     with suppress(OSError, ValueError):
         while stdin.read(1):
             pass
@@ -271,7 +275,7 @@ def _watch(stdin: IO[bytes]) -> None:
 
 
 def _main() -> None:
-    """The child's side: one order on standard input, lines of JSON on what was standard output."""
+    """The child's side: read one order from standard input, write lines of JSON to the original standard output."""
     stdin = os.fdopen(os.dup(0), "rb")
     wire = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDONLY)
@@ -283,14 +287,14 @@ def _main() -> None:
     threading.Thread(target=_watch, args=(stdin,), daemon=True).start()
     lock = threading.Lock()
 
-    def tell(value: dict[str, Any]) -> None:
+    def send(value: dict[str, Any]) -> None:
         line = json.dumps(value).encode() + b"\n"
         with lock:
             wire.write(line)
             wire.flush()
 
     def on_progress(name: str, share: float | None = None) -> None:
-        tell({"progress": [name, share]})
+        send({"progress": [name, share]})
 
     try:
         module, _, name = str(order["function"]).partition(":")
@@ -300,14 +304,14 @@ def _main() -> None:
         answer = {"error": "MemoryError", "message": ""}
     except Exception as exc:
         answer = {"error": _name(exc), "message": str(exc)}
-    tell(answer)
+    send(answer)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # what a library does at its end is of no interest
+    os._exit(0)  # skip the exit handlers of libraries
 
 
 def _name(exc: Exception) -> str:
-    """The name of an exception; of ours, that of the nearest class in `errors`."""
+    """The name of an exception's class, or of its closest base class in `errors`."""
     known = (kind.__name__ for kind in type(exc).__mro__ if getattr(errors, kind.__name__, None) is kind)
     return next(known, type(exc).__name__)
 

@@ -1,9 +1,9 @@
-"""Reading files that somebody else may have written: bounded in bytes, depth and count before anything is parsed.
+"""Read untrusted files, with limits on bytes, depth and counts that are checked before parsing.
 
-Every small file goes through `read_small`, `read_json`, `read_toml` or `read_arrays`. They never wait for a pipe,
-never read a device, and raise nothing but the error that they are given. `regular`, `parse_json` and `read_plain`
-are for callers that handle `OSError` and `ValueError` themselves. Not read through here: graphs, weights and engines,
-whose digest is compared first, and what the system's kernel or a process of our own has just written.
+Every small file is read with `read_small`, `read_json`, `read_toml` or `read_arrays`. They never wait for a pipe, never
+read a device, and raise only the error class they are given. `regular`, `parse_json` and `read_plain` are for callers
+that handle `OSError` and `ValueError` themselves. Not read with this module: graphs, weights and engines, whose digests
+are compared first, and files that the kernel or our own processes have just written.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from .record import in_a_line
 from .tensors import Array
 
 CONFIG_BYTES = 4 << 20
-"""Limit of a config, a profile or a header: published ones have a few kB."""
+"""Size limit of a config, a profile or a header: published ones have a few kB."""
 TABLE_BYTES = 64 << 20
-"""Limit of a tokenizer, an index of shards or a manifest: published ones have a few MB."""
+"""Size limit of a tokenizer, a shard index or a manifest: published ones have a few MB."""
 
 MAX_DEPTH = 64
-"""Levels of nesting in JSON and TOML: what latentc and diffusers write has fewer than ten."""
+"""Nesting limit of JSON and TOML: files of latentc and diffusers have fewer than ten levels."""
 MAX_MARKS = 4_000_000
-"""Quotes, commas and brackets of a JSON file: a vocabulary of 49,408 tokens and its merges has 600,000."""
+"""Limit of quotes, commas and brackets in a JSON file: a vocabulary of 49,408 tokens with merges has 600,000."""
 MAX_DIGITS = 40
-"""Of an integer: transformers writes 31 of them for a tokenizer without a limit."""
+"""Digit limit of an integer: transformers writes 31 digits for a tokenizer without a length limit."""
 INFINITE = ("Infinity", "-Infinity")
-"""What diffusers writes into some scheduler configs (`lambda_min_clipped`)."""
+"""Constants that diffusers writes into some scheduler configs (`lambda_min_clipped`)."""
 NAN = ("NaN",)
 MAX_BRACKETS = 500
-"""Opening brackets in a TOML file, and dots in one of its lines, wherever they stand: a profile has about ten."""
+"""Limit of opening brackets in a TOML file, and of dots in one of its lines: a profile has about ten."""
 MAX_ARRAYS = 10_000
 MAX_AXES = 16
 
 BOM = b"\xef\xbb\xbf"
 POINTER = b"version https://git-lfs"
-"""How what Git LFS leaves in a file's place begins, until the file itself is fetched."""
+"""First bytes of the pointer that Git LFS leaves in place of a file that is not fetched yet."""
 
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -61,14 +61,14 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISBLK, "a block device"),
 )
 _KEPT = frozenset("biufcSU")
-"""Kinds of numpy's types that are numbers or text."""
+"""Accepted kinds of numpy dtypes: numbers and text."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 T = TypeVar("T")
 
 
 def is_regular(path: Path | str) -> bool:
-    """Whether a regular file is there, or a link to one; False for any name that the system doesn't take."""
+    """Whether the path is a regular file or a link to one; False for a name that the system rejects."""
     try:
         return stat.S_ISREG(Path(path).stat().st_mode)
     except (OSError, ValueError):
@@ -76,7 +76,7 @@ def is_regular(path: Path | str) -> bool:
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether a folder is there, or a link to one; False for any name that the system doesn't take."""
+    """Whether the path is a folder or a link to one; False for a name that the system rejects."""
     try:
         return stat.S_ISDIR(Path(path).stat().st_mode)
     except (OSError, ValueError):
@@ -84,21 +84,21 @@ def is_folder(path: Path | str) -> bool:
 
 
 class PointerError(ValueError):
-    """A Git LFS pointer is where a file should be."""
+    """The file is a Git LFS pointer."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(
-            f"{path} is a Git LFS pointer, and not the file itself. Run 'git lfs pull' in its folder to fetch it."
+            f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder to fetch it."
         )
 
 
 @contextmanager
 def regular(path: Path | str) -> Generator[BinaryIO]:
-    """A regular file, opened for reading without ever waiting.
+    """Open a regular file for reading, without ever blocking.
 
-    Raises `OSError`, `PointerError` for a Git LFS pointer, and `ValueError` for what isn't a regular file.
+    Raises `OSError`, `PointerError` for a Git LFS pointer, and `ValueError` if it is not a regular file.
     """
-    _check_regular(Path(path).stat())  # some devices act when they are opened
+    _check_regular(Path(path).stat())  # opening a device can have side effects
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
@@ -114,7 +114,7 @@ def regular(path: Path | str) -> Generator[BinaryIO]:
 
 
 def refuse_pointer(path: Path | str) -> None:
-    """Raise `PointerError` for a Git LFS pointer; a file that can't be read passes."""
+    """Raise `PointerError` for a Git LFS pointer; a file that cannot be read passes."""
     try:
         with regular(path):
             pass
@@ -125,9 +125,10 @@ def refuse_pointer(path: Path | str) -> None:
 
 
 def read_small(path: Path | str, limit_bytes: int, error: type[LatentcError], advice: str) -> bytes:
-    """The bytes of a regular file of at most `limit_bytes`.
+    """Read a regular file of at most `limit_bytes`.
 
-    Raises `error`, with `advice` as the last sentence, for anything else; whatever grows meanwhile is refused as well.
+    Raises `error`, with `advice` as the last sentence, for anything else, also for a file that grows beyond the limit
+    while it is read.
     """
     try:
         return read_bounded(path, limit_bytes)
@@ -138,46 +139,46 @@ def read_small(path: Path | str, limit_bytes: int, error: type[LatentcError], ad
 def read_json(
     path: Path | str, limit_bytes: int, error: type[LatentcError], advice: str, *, constants: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The JSON object in a regular file; raises `error` as `read_small` does, and for what `parse_json` refuses."""
+    """Read a JSON object from a regular file; raises `error` as `read_small` does, and for invalid JSON."""
     raw = read_small(path, limit_bytes, error, advice)
     try:
         found = parse_json(raw, constants=constants)
     except ValueError as exc:
         raise error(f"{path} is not valid JSON ({exc}). {advice}") from exc
     if not isinstance(found, dict):
-        raise error(f"{path} holds a {type(found).__name__}, and a JSON object was expected. {advice}")
+        raise error(f"{path} contains a {type(found).__name__}; expected a JSON object. {advice}")
     return cast("dict[str, Any]", found)
 
 
 def read_toml(path: Path | str, limit_bytes: int, error: type[LatentcError], advice: str) -> dict[str, Any]:
-    """The TOML table in a regular file; raises `error` as `read_small` does, and for nested, huge or no TOML."""
+    """Read a TOML file; raises `error` as `read_small` does, and for invalid, too large or too deeply nested TOML."""
     raw = read_small(path, limit_bytes, error, advice)
     try:
         if (brackets := raw.count(b"[") + raw.count(b"{")) > MAX_BRACKETS:
-            raise ValueError(f"{brackets:,} brackets; {MAX_BRACKETS:,} at most are read")
+            raise ValueError(f"{brackets:,} brackets; the limit is {MAX_BRACKETS:,}")
         if (dots := max(line.count(b".") for line in raw.split(b"\n"))) > MAX_BRACKETS:  # tomllib would take minutes
-            raise ValueError(f"a line of {dots:,} dots; {MAX_BRACKETS:,} at most are read")
+            raise ValueError(f"a line with {dots:,} dots; the limit is {MAX_BRACKETS:,}")
         found = tomllib.loads(_text(raw))
         _check_values(found)
     except ValueError as exc:
-        raise error(f"{path} can't be read as TOML: {exc}. {advice}") from exc
+        raise error(f"{path} is not valid TOML: {exc}. {advice}") from exc
     except RecursionError as exc:
-        raise error(f"{path} can't be read as TOML: nested too deep. {advice}") from exc
+        raise error(f"{path} is not valid TOML: nested too deep. {advice}") from exc
     return found
 
 
 def read_plain(
     path: Path | str, kind: type[T], limit_bytes: int = CONFIG_BYTES, *, constants: Collection[str] = ()
 ) -> T:
-    """A JSON file as a value of this type, such as `dict[str, int]`; raises `OSError`, or `ValueError`."""
+    """Read a JSON file as a value of a type such as `dict[str, int]`; raises `OSError` or `ValueError`."""
     return TypeAdapter(kind).validate_python(parse_json(read_bounded(path, limit_bytes), constants=constants))
 
 
 def read_arrays(path: Path | str, limit_bytes: int, error: type[LatentcError], advice: str) -> dict[str, Array]:
-    """The arrays of an `.npz` file by name, at most `limit_bytes` of them in all, and never an object.
+    """Read the arrays of an `.npz` file, keyed by name: at most `limit_bytes` in all, and no object arrays.
 
-    Raises `error`, with `advice` as the last sentence, for what isn't such a file: sizes are those of the zip's
-    directory and of each array's header, and are compared before memory is spent.
+    Raises `error`, with `advice` as the last sentence, for any other file. Sizes in the zip directory and in each
+    array's header are checked before memory is allocated.
     """
     try:
         with regular(path) as file:
@@ -189,19 +190,19 @@ def read_arrays(path: Path | str, limit_bytes: int, error: type[LatentcError], a
 
 
 def read_bounded(path: Path | str, limit_bytes: int) -> bytes:
-    """As `read_small`; raises `OSError`, and `ValueError` for what isn't a regular file or is larger."""
+    """Like `read_small`, but raises `OSError`, and `ValueError` if it is not a regular file or is larger."""
     with regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         raw = b"" if size > limit_bytes else file.read(limit_bytes + 1)
     if max(size, len(raw)) > limit_bytes:
-        raise ValueError(f"it has {max(size, len(raw)):,} bytes, and at most {limit_bytes:,} were expected")
+        raise ValueError(f"it has {max(size, len(raw)):,} bytes; the limit is {limit_bytes:,}")
     return raw
 
 
 def parse_json(raw: bytes | str, *, constants: Collection[str] = ()) -> Any:
-    """A JSON value: UTF-8, at most `MAX_DEPTH` deep, with no name twice and no number that JSON doesn't have.
+    """Parse JSON: UTF-8, at most `MAX_DEPTH` deep, without duplicate names, infinity or NaN.
 
-    `constants` are those of `INFINITE` and `NAN`, which Python writes, that are taken. Raises `ValueError` alone.
+    `constants` lists those of `INFINITE` and `NAN` that are accepted nevertheless. Raises only `ValueError`.
     """
     raw = raw.encode("utf-8") if isinstance(raw, str) else raw
     text = _text(raw)
@@ -216,7 +217,7 @@ def parse_json(raw: bytes | str, *, constants: Collection[str] = ()) -> Any:
 
     def constant(name: str) -> float:
         if name not in constants:
-            raise ValueError(f"{name}, which is no number")
+            raise ValueError(f"{name}, which is not a JSON number")
         return float(name)
 
     try:
@@ -226,31 +227,31 @@ def parse_json(raw: bytes | str, *, constants: Collection[str] = ()) -> Any:
         if _SURROGATE.search(raw):
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as exc:
-        raise ValueError("half of a surrogate pair, which is no character") from exc
-    except (RecursionError, MemoryError) as exc:  # the caller is deep in its own stack, or short of memory
+        raise ValueError("an unpaired surrogate, which is not a character") from exc
+    except (RecursionError, MemoryError) as exc:  # the caller's stack is deep, or memory is short
         raise ValueError("too deep or too large to be read here") from exc
     return found
 
 
 def unreadable(path: Path | str, exc: Exception, advice: str) -> str:
-    """A sentence about a file that can't be read, and what to do."""
+    """A sentence about a file that cannot be read, and what to do."""
     if isinstance(exc, PointerError):
         return str(exc)
     reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else in_a_line(exc)
-    return f"{path} can't be read ({reason}). {advice}"
+    return f"{path} cannot be read ({reason}). {advice}"
 
 
 def _check_regular(found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         what = next((name for fits, name in _KINDS if fits(found.st_mode)), "something else")
-        raise ValueError(f"it is {what}, and a file was expected")
+        raise ValueError(f"it is {what}; expected a file")
 
 
 def _text(raw: bytes) -> str:
     try:
         return raw.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise ValueError(f"byte {exc.start} is no UTF-8") from exc
+        raise ValueError(f"byte {exc.start} is not UTF-8") from exc
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -258,25 +259,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen = set[str]()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"a name occurs twice: {twice[:80]!r}")
+        raise ValueError(f"duplicate name {twice[:80]!r}")
     return found
 
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
+        raise ValueError(f"a number with {len(digits):,} digits")
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{digits[:80]}, which is too large a number")
+        raise ValueError(f"{digits[:80]}, which is too large")
     return value
 
 
 def _check_values(table: dict[str, Any]) -> None:
-    """TOML has integers of 64 bits; infinity and NaN, which it has too, are no setting of anything here."""
+    """Check that integers fit in 64 bits, as in TOML, and that there is no infinity or NaN, which no setting uses."""
     level: list[Any] = [table]
     for _ in range(MAX_DEPTH):
         level = [value for one in level for value in _inside(one)]
@@ -284,7 +285,7 @@ def _check_values(table: dict[str, Any]) -> None:
             if isinstance(value, int) and abs(value) >= 1 << 63:
                 raise ValueError("an integer of more than 64 bits")
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{value}, where a number was expected")
+                raise ValueError(f"{value}; expected a finite number")
         if not level:
             return
     raise ValueError(f"nested more than {MAX_DEPTH} deep")
@@ -297,12 +298,12 @@ def _inside(value: Any) -> list[Any]:
 
 
 def _check_end(file: BinaryIO, size: int) -> None:
-    """The zip's last record has no comment, isn't one of zip64, and names a small directory: it is read whole."""
+    """Check the zip's end record: no comment, no zip64, and a small directory, because zipfile reads all of it."""
     file.seek(max(0, size - 42))
     tail = file.read(42)
     end = tail[-22:]
     if not end.startswith(b"PK\5\6") or end[20:] != b"\0\0" or tail.startswith(b"PK\6\7"):
-        raise ValueError("it is no whole .npz file")
+        raise ValueError("it is not a complete .npz file")
     if int.from_bytes(end[12:16], "little") > MAX_ARRAYS * 256:
         raise ValueError(f"it has more than {MAX_ARRAYS:,} members")
     file.seek(0)
@@ -311,35 +312,35 @@ def _check_end(file: BinaryIO, size: int) -> None:
 def _members(archive: zipfile.ZipFile, limit_bytes: int) -> dict[str, Array]:
     members = archive.infolist()
     if len(members) > MAX_ARRAYS or len({member.filename for member in members}) != len(members):
-        raise ValueError(f"it has {len(members):,} members, too many or two of one name")
+        raise ValueError(f"it has {len(members):,} members: too many, or duplicate names")
     if (total := sum(member.file_size for member in members)) > limit_bytes:
-        raise ValueError(f"its arrays take {total:,} bytes, and at most {limit_bytes:,} were expected")
+        raise ValueError(f"its arrays need {total:,} bytes; the limit is {limit_bytes:,}")
     found: dict[str, Array] = {}
     for member in members:
         if not member.filename.endswith(".npy") or member.compress_type not in _METHODS:
-            raise ValueError(f"{member.filename!r} in it is no array")
+            raise ValueError(f"its member {member.filename!r} is not an array")
         with archive.open(member) as file:
             found[member.filename.removesuffix(".npy")] = _array(member, file)
     return found
 
 
 def _array(member: zipfile.ZipInfo, file: IO[bytes]) -> Array:
-    """An array of the `.npy` format; its header says how many bytes follow, and the directory has to agree."""
+    """Read an array in `.npy` format; the size in its header must match the zip directory."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except Exception as exc:  # numpy evaluates the header's literal, and raises what it likes
-        raise ValueError(f"{member.filename!r} in it is no array: {exc}") from exc
+    except Exception as exc:  # numpy evaluates the header's literal, and can raise anything
+        raise ValueError(f"its member {member.filename!r} is not an array: {exc}") from exc
     sound = len(shape) <= MAX_AXES and all(type(side) is int and 0 <= side < 1 << 48 for side in shape)
     left = member.file_size - file.tell()
     if dtype.kind not in _KEPT or not dtype.itemsize or not sound or math.prod(shape) * dtype.itemsize != left:
-        raise ValueError(f"{member.filename!r} in it is of type {dtype} and shape {shape}, and has {left:,} bytes")
+        raise ValueError(f"its member {member.filename!r} has dtype {dtype} and shape {shape}, but {left:,} bytes")
     room, at = bytearray(left), 0
     while piece := file.read(1 << 20):
         room[at : at + len(piece)] = piece
         at += len(piece)
     if at != left:
-        raise ValueError(f"{member.filename!r} in it ends after {at:,} of {left:,} bytes")
+        raise ValueError(f"its member {member.filename!r} ends after {at:,} of {left:,} bytes")
     flat: Array = np.frombuffer(room, dtype)
     return flat.reshape(shape[::-1]).transpose() if fortran else flat.reshape(shape)

@@ -1,4 +1,4 @@
-"""Recipes: what a part is computed in. All that depends on it is in one table; no other code asks for one by name."""
+"""Recipes: the precision that a part is computed in. Everything that depends on it is a column of one table."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Pass = Literal["half", "stage", "fold", "widen"]
 def _known(name: Any) -> Any:
     if not isinstance(name, str) or name in RECIPES:
         return name
-    said = f"{name!r} is no precision. {suggest(name, list(RECIPES))}".removesuffix(".")
-    raise PydanticCustomError("recipe", "{said}", {"said": said})
+    message = f"{name!r} is not a known precision. {suggest(name, list(RECIPES))}".removesuffix(".")
+    raise PydanticCustomError("recipe", "{message}", {"message": message})
 
 
 Precision = Annotated[Literal["f32", "bf16", "f16"], BeforeValidator(_known)]
-"""Name of a recipe, as profiles have it under [precision]."""
+"""Name of a recipe, as in a profile's [precision]."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What the benchmarks' suite asks of engines, at the worst of its calls and pictures."""
+    """Limits of the benchmark suite, for the worst of its calls and images."""
 
     part_psnr_db: float
-    """Of each teacher-forced call of a part."""
+    """PSNR of each teacher-forced call of a part."""
     psnr_db: float
-    """Of a picture, as the rest: `benchmarks.quality.Figures`."""
+    """PSNR of an image. This and the other fields are defined in `benchmarks.quality.Figures`."""
     ssim: float
     flip: float
     mean_absolute_difference: float
@@ -44,21 +44,21 @@ class Recipe:
 
     name: Precision
     weight_bytes: int
-    """Of one weight in memory; also of one in the bundle, where it is kept in the type of this name."""
+    """Size of one weight in memory, and in the bundle if it is stored in this type."""
     activation_bytes: int
-    """Of one number between two operators."""
+    """Size of one activation."""
     dtype: str
-    """What PyTorch calls the type, and numpy where it has it."""
+    """Name of the type in PyTorch, and in numpy if it exists there."""
     passes: tuple[Pass, ...]
-    """What the lowering does for it, where the runtime doesn't: `compiler.lower.passes`."""
+    """Lowering passes for runtimes that do not convert by themselves: `compiler.lower.passes`."""
     floor_db: float
-    """PSNR that an engine has to reach where a profile states no floor."""
+    """Default parity floor: the PSNR that an engine must reach if the profile sets none."""
     rounding: float
-    """Where the prompt changes less of a denoiser's answer than this share, the type's own rounding hides it."""
+    """If the prompt changes a smaller share than this of a denoiser's output, rounding in this type hides it."""
     gate: Gate
     module_margin_db: float | None = None
-    """How much farther off than PyTorch's own modules in this type an engine may be, where a profile states no floor;
-    the floor is never lower than `floor_db`. None: the export doesn't measure those modules.
+    """How far an engine may be below the PSNR of PyTorch's own modules in this type, if the profile sets no floor; the
+    floor is never lower than `floor_db`. None: the export does not measure those modules.
     """
 
 
@@ -98,17 +98,17 @@ RECIPES: dict[Precision, Recipe] = {
         ),
     )
 }
-"""Sound engines reach 120 dB in f32, 65 in f16 and 36 in bf16, the last on models of random weights; trained ones come
-to 45 (docs/power.md), and OpenVINO's is 4 dB farther off than PyTorch's modules on `scenes`.
+"""Correct engines reach 120 dB in f32, 65 in f16 and 36 in bf16 on models with random weights. Trained models reach 45
+in bf16 (docs/power.md); OpenVINO is 4 dB below PyTorch's modules on `scenes`.
 
-The gates are set from what tiny checkpoints of random weights reach at worst, with room below:
+The gates have a margin below the worst figures of tiny checkpoints with random weights:
 
-precision  denoiser dB  picture dB   SSIM    FLIP   difference
+precision  denoiser dB  image dB     SSIM    FLIP   difference
 f32        126          81           1.0000  0.001  0.01
 f16         62          55           0.9994  0.018  0.2
 bf16        29          33           0.984   0.18   4.0
 
-At full size, with random weights, two runtimes in f32 agree to 2.6e-6 (112 dB). The floor in f32 is high, because a
-weight that is off by a twentieth can leave 62 dB; the one in bf16 is low, because rounding alone comes near it. So in
-bf16 a mistake in one weight that is smaller than that rounding goes unseen. Trained models were not measured yet.
+At full size, with random weights, two runtimes in f32 agree to 2.6e-6 (112 dB). The f32 floor is high, because an error
+of 5 % in one weight can still give 62 dB. The bf16 floor is low, because rounding alone gets close to it; an error in
+one weight that is smaller than that rounding is not detected. The gates were not measured with trained models yet.
 """

@@ -1,4 +1,4 @@
-"""The base of everything that is read from or written to disk as JSON or TOML."""
+"""The base class of everything that is stored on disk as JSON or TOML."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 MOST = 5
-"""Complaints that are listed of one file."""
+"""Most problems listed for one file."""
 LONGEST = 80
 
 
 def in_a_line(exc: BaseException) -> str:
-    """What a library says, in a line and no longer than a few: it may quote the file that it was given."""
+    """A library's error message as one line of limited length, because it may quote the input file."""
     words = " ".join(str(exc).split()) or type(exc).__name__
     return words if len(words) <= 5 * LONGEST else f"{words[: 5 * LONGEST]}..."
 
 
 class Record(BaseModel):
-    """A frozen value; an unknown key is an error, not a shrug."""
+    """A frozen value; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     other_names: ClassVar[Mapping[str, str]] = {}
-    """What other tools call a field, in lower case without underscores: its name here, or a clause where there is none.
-    They go before near names: `guidance_scale` is `guidance`, and not `guidance_rescale`.
+    """Names of fields in other tools, in lower case without underscores, mapped to the name here, or to a hint if there
+    is no such field. They take precedence over similar names: `guidance_scale` is `guidance`, not `guidance_rescale`.
     """
 
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
-    """Say what is wrong with a record in words: each key, what was found, and the near name if it is a slip."""
-    errors = sorted(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a slip explains the others
+    """Describe a validation error: each key, the value found, and a similar name for an unknown key."""
+    errors = sorted(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")  # typos explain the others
     wrong = [error["loc"] for error in errors]
     errors = [one for one in errors if one["type"] != "too_short" or not _is_explained(one["loc"], wrong)]
     more = [f"and {len(errors) - MOST} more"] if len(errors) > MOST else []
@@ -41,14 +41,14 @@ def complaints(exc: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _is_explained(place: tuple[int | str, ...], wrong: Sequence[tuple[int | str, ...]]) -> bool:
-    """Whether something inside of a list is wrong: what is left of the list is then too short for that reason."""
+    """Whether an element of a list is wrong, which also makes the validated list too short."""
     return any(len(other) > len(place) and other[: len(place)] == place for other in wrong)
 
 
 def shown(value: object) -> str:
-    """A value from a file as an error shows it: in Python's notation, and no longer than a line."""
+    """A value from a file, formatted for an error message: in Python's notation, at most one line."""
     if isinstance(value, int) and abs(value) >= 10**40:
-        return "a number of more than 40 digits"
+        return "a number with more than 40 digits"
     text = reprlib.repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
@@ -67,17 +67,17 @@ def _complaint(error: ErrorDetails, model: type[BaseModel]) -> str:
         hint = f"did you mean {meant!r}?" if meant in known else meant
     else:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
     return f"unknown key {where!r}: {hint}"
 
 
 def other_name(name: str, model: type[Record]) -> str | None:
-    """The field that other tools call so, or a clause where there is no such field; None for what nobody calls so."""
+    """The field that other tools call by this name, or a hint if there is no such field; None for an unknown name."""
     return model.other_names.get(name.replace("_", "").replace("-", "").lower())
 
 
 def _holder(model: type[BaseModel], path: tuple[int | str, ...]) -> type[Record]:
-    """The record that this path leads to."""
+    """The record class at this path."""
     for step in path:
         field = model.model_fields.get(str(step))
         if field is None:
@@ -90,11 +90,11 @@ def _holder(model: type[BaseModel], path: tuple[int | str, ...]) -> type[Record]
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """End of an error about an unknown name: the near one, and the whole list."""
+    """The end of an error message about an unknown name: a similar name, and the complete list."""
     return f"{near(name, known)}Known: {', '.join(sorted(known))}."
 
 
 def near(name: str, known: list[str]) -> str:
-    """A question after the nearest known name, and a space; empty where none is near."""
+    """A "Did you mean" question with the most similar known name and a trailing space; empty if none is similar."""
     found = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {found[0]!r}? " if found else ""

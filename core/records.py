@@ -1,8 +1,8 @@
-"""What this machine has proved, kept outside every bundle: a bundle's own word for it proves nothing here.
+"""Results of the proofs that ran on this machine, stored outside the bundles: a bundle cannot vouch for itself.
 
-<state>/proofs/<key>.json     one figure each, sealed; the key is a digest of all that the figure depends on
+<state>/proofs/<key>.json     one sealed figure; the key is a digest of everything that the figure depends on
 
-The folder is `LATENTC_STATE` where that is set, else the user's state folder as the system has it.
+The folder is `LATENTC_STATE` if set, otherwise the user's state folder of the operating system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .reading import read_bounded
 from .record import Record
 
 GATE_VERSION = 3
-"""Part of every key: raised when what is proved, or how, changes."""
+"""Part of every key. Increase it when what is proved changes, or how."""
 
 STATE = "LATENTC_STATE"
 
@@ -26,18 +26,18 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def state_folder() -> Path:
-    """Where this user's machine keeps what it has proved."""
+    """The folder in which this user's proofs are stored."""
     return Path(os.environ.get(STATE) or user_state_path("latentc", appauthor=False)).absolute()
 
 
 def record_key(what: str, facts: dict[str, Any]) -> str:
-    """The name of a record: a digest of what it is of, and of all that its figure depends on."""
+    """The name of a record: its kind, and a digest of everything that its figure depends on."""
     of = {"gate": GATE_VERSION, "what": what, "machine": _machine(), **facts}
     return f"{what}-{sha256_json(of)[:32]}"
 
 
 def _machine() -> str:
-    """What distinguishes this machine from others that see the same state folder; empty where nothing says it."""
+    """An id that distinguishes machines sharing a state folder; empty if unknown."""
     try:
         return read_bounded("/etc/machine-id", 1000).decode("ascii", "replace").strip()
     except OSError:
@@ -45,7 +45,7 @@ def _machine() -> str:
 
 
 def recall(key: str, kind: type[Kind]) -> Kind | None:
-    """What `remember` wrote on this machine; None where it wrote nothing, or can't be read."""
+    """Read what `remember` wrote on this machine; None if there is nothing, or it cannot be read."""
     try:
         return kind.model_validate(read_sealed(_path(key)))
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def recall(key: str, kind: type[Kind]) -> Kind | None:
 
 
 def remember(key: str, record: Record) -> bool:
-    """Keep a figure; whether that was possible. Where it wasn't, each load proves again."""
+    """Store a figure; returns whether that succeeded. If it did not, each load proves again."""
     path = _path(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,22 +64,22 @@ def remember(key: str, record: Record) -> bool:
 
 
 GRAPH_DB = 100.0
-"""How near an exported graph, run in f32, must come to PyTorch. Sound ones reach 120 and more."""
+"""PSNR that an exported graph, run in f32, must reach against PyTorch. Correct graphs reach 120 or more."""
 
 
 class GraphFigure(Record):
-    """How near an exported graph, run in f32, came to PyTorch: the worst of its references."""
+    """Parity of an exported graph, run in f32, with PyTorch: the worst of its references."""
 
     psnr_db: float
     worst: str
-    """Output and reference, as `out_sample of whole.0`."""
+    """The output and reference with the worst figure, such as `out_sample of whole.0`."""
     run_by: str
     exported_here: bool = False
-    """Whether this machine exported the graph, rather than found it in a bundle."""
+    """Whether the graph was exported on this machine."""
 
 
 def graph_key(part: str, references: str) -> str:
-    """What a graph's figure is remembered under: digests of the part, and of the file of its references."""
+    """The record key of a graph's figure, from the digests of the part and of its reference file."""
     return record_key("graph", {"part": part, "references": references})
 
 

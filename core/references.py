@@ -1,11 +1,11 @@
-"""References: what PyTorch and diffusers' own pipeline computed at export, and every engine is compared with.
+"""References: outputs of PyTorch and diffusers' pipeline, recorded at export, which every engine is compared with.
 
 reference/<part>.npz       calls of the part, each a case: `<case>/in.<input>` and `<case>/out.<output>`
-reference/drawings.npz     what diffusers' pipeline had between the calls: `<drawing>/<array>`
-reference/drawings.json    the requests behind them
+reference/drawings.npz     arrays of diffusers' pipeline between the calls: `<drawing>/<array>`
+reference/drawings.json    the requests of the drawings
 
-A drawing is a request that diffusers' pipeline drew, call by call. The denoiser's cases of a drawing are named
-`<drawing>.<call>`; inputs that stay the same over its calls are stored once, under the drawing's own name.
+A drawing is a request that diffusers' pipeline ran, recorded call by call. The denoiser's cases of a drawing are named
+`<drawing>.<call>`; inputs that do not change between its calls are stored once, under the drawing's own name.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ DRAWINGS = "reference/drawings.json"
 DRAWN = "reference/drawings.npz"
 
 ENDS = "ends"
-"""The denoiser's cases that belong to no drawing: timesteps at both ends, and near them."""
+"""Name of the denoiser's cases that belong to no drawing: timesteps at and near both ends."""
 
 IN, OUT = "in.", "out."
 IDS, MASK = "input_ids", "attention_mask"
 TABLE = "table"
-"""Of a text encoder: SHA-256 of its table of token embeddings as f32, row by row, in hex."""
+"""Key of a text encoder's embedding table: hex SHA-256 of its token embeddings as f32, row by row."""
 
 
 def stored_at(part: str) -> str:
-    """The file of a part's cases."""
+    """Path of a part's reference file."""
     return f"reference/{part}.npz"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a part: inputs, and what PyTorch made of them; some outputs may be left out."""
+    """One call of a part: its inputs, and PyTorch's outputs; some outputs may be left out."""
 
     name: str
     feeds: Mapping[str, Array]
@@ -51,19 +51,19 @@ class Case:
 
 
 class ReferenceDrawing(Record):
-    """A request that diffusers' pipeline drew."""
+    """A request that diffusers' pipeline ran."""
 
     name: str
     request: Request
-    """With its size; `scheduler` is None where the checkpoint's own drew it."""
+    """With explicit size; `scheduler` is None for the checkpoint's own."""
     calls: int
-    """Denoiser calls that were recorded: all, or the first ones."""
+    """Number of recorded denoiser calls: all, or the first ones."""
     complete: bool
-    """Whether it was drawn to the end and decoded."""
+    """Whether it ran to the end and was decoded."""
 
 
 class ReferenceTokens(Record):
-    """What transformers' tokenizer makes of texts."""
+    """Token ids from transformers' tokenizer."""
 
     start: int
     end: int
@@ -71,25 +71,25 @@ class ReferenceTokens(Record):
     length: int
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    """Of each text, without frame and padding."""
+    """Token ids of each text, without start, end and padding."""
 
 
 class Drawings(Record):
-    """`drawings.json`."""
+    """Content of `drawings.json`."""
 
     default_size: int
-    """Width in pixels of the pictures that the checkpoint was made for."""
+    """The model's own image width in pixels."""
     default_height: int | None = None
-    """Their height, where it isn't the width."""
+    """The model's own image height, if it differs from the width."""
     scheduler: dict[str, Any]
-    """The scheduler's config, as diffusers' pipeline repairs it."""
+    """The scheduler's config, with the corrections of diffusers' pipeline."""
     tokens: dict[str, ReferenceTokens]
-    """By text encoder."""
+    """Reference token ids, keyed by text encoder."""
     drawings: tuple[ReferenceDrawing, ...]
 
 
 def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
-    """Places of a denoiser's cases that differ by their text alone: of the same timestep, and the same in `latents`."""
+    """Index pairs of denoiser cases that differ only in their text: equal timestep, and equal `latents` input."""
     found: list[tuple[int, int]] = []
     first: dict[bytes, int] = {}
     for index, case in enumerate(cases):
@@ -102,7 +102,7 @@ def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
 
 
 def pack(cases: Iterable[Case], shared: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    """Cases as arrays by name; `shared` holds inputs by drawing, which are stored once."""
+    """Pack cases into arrays keyed by name; `shared` holds the inputs that are stored once per drawing."""
     arrays = {f"{name}/{IN}{key}": array for name, feeds in shared.items() for key, array in feeds.items()}
     for case in cases:
         known = shared.get(case.drawing, {})
@@ -112,7 +112,7 @@ def pack(cases: Iterable[Case], shared: Mapping[str, Mapping[str, Array]]) -> di
 
 
 def unpack(arrays: Mapping[str, Array]) -> tuple[Case, ...]:
-    """What `pack` packed, in order."""
+    """The cases in arrays from `pack`, in the same order."""
     feeds: dict[str, dict[str, Array]] = {}
     outputs: dict[str, dict[str, Array]] = {}
     for key, array in arrays.items():

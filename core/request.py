@@ -1,4 +1,4 @@
-"""What to draw, and what was drawn."""
+"""Requests and results of image generation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .tensors import Array
 MAX_SIDE = 8192
 MAX_COUNT = 64
 SPACINGS = ("leading", "trailing", "linspace")
-"""How steps are spread over a model's timesteps, as diffusers names it."""
+"""Timestep spacings, with diffusers' names."""
 
-_NOT_YET = "latentc has no such setting yet; leave it out"
+_NOT_YET = "latentc does not support this setting yet; omit it"
 _OTHER_NAMES = {
     "prompt": "text caption positive positiveprompt promptstring",
     "negative_prompt": "negative neg negprompt nprompt uc ucprompt negativetext negprompttext unconditionalprompt",
@@ -43,14 +43,14 @@ Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
 
 class Request(Record):
-    """A picture to draw. Raises `RequestError` naming each value that is out of range.
+    """A request for images. Raises `RequestError` listing each value that is out of range.
 
-    `width` and `height` are pixels, multiples of 8; None is the size the model was made for. `guidance`
-    is the classifier-free guidance scale: above 1 the denoiser sees prompt and negative prompt in one
-    batch of two, at 1 or below it sees the prompt alone. `guidance_rescale` is phi of arXiv 2305.08891.
-    `seed` None draws one and the result says which. `scheduler` and `timestep_spacing` None take the
-    checkpoint's own; few-step models as SDXL Turbo need `trailing`. `variant` is the denoiser's, in bundles that have
-    several (`unet@shallow`: "shallow"); None: the whole one.
+    `width` and `height` are in pixels, multiples of 8; None is the model's own size. `guidance` is the classifier-free
+    guidance scale: above 1 the denoiser sees the prompt and the negative prompt in one batch of two, otherwise only the
+    prompt. `guidance_rescale` is phi of arXiv 2305.08891. If `seed` is None, a random seed is used, and the result
+    contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
+    `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
+    full denoiser.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {
@@ -72,11 +72,11 @@ class Request(Record):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _say_what_is_wrong(cls, value: Any, handler: ModelWrapValidatorHandler[Request]) -> Request:
+    def _validated(cls, value: Any, handler: ModelWrapValidatorHandler[Request]) -> Request:
         try:
             return handler(value)
         except ValidationError as exc:
-            raise RequestError(f"This can't be drawn: {complaints(exc, cls)}.") from exc
+            raise RequestError(f"Invalid request: {complaints(exc, cls)}.") from exc
 
     @property
     def guided(self) -> bool:
@@ -86,53 +86,56 @@ class Request(Record):
 
 @dataclass(frozen=True)
 class Step:
-    """Told to `on_step` after each denoiser call: how far it is, and the latents so far."""
+    """Passed to `on_step` after each denoiser call: the progress, and the current latents."""
 
     index: int
-    """Calls finished, from 1."""
+    """Number of finished calls, from 1."""
     total: int
     latents: NDArray[np.float32]
-    """[count, channels, height / 8, width / 8], as the scheduler holds them."""
+    """[count, channels, height / 8, width / 8], in the scheduler's scale."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Which bundle drew."""
+    """The bundle that generated an image."""
 
     model: str
     """The checkpoint's name, without its folder."""
     family: str
     bundle: str
-    """SHA-256 over the digests of the bundle's parts."""
+    """SHA-256 of the digests of the bundle's parts."""
     versions: Mapping[str, str]
-    """Of the libraries that drew, and of those that exported."""
+    """Versions of the libraries used for generation and for the export."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures, what was asked, what was done, and how long each stage took."""
+    """The images, the completed request, and the time of each stage."""
 
     images: NDArray[np.uint8]
-    """[count, height, width, 3], sRGB; [count, frames, height, width, 3] of a model that draws frames."""
+    """[count, height, width, 3], sRGB; [count, frames, height, width, 3] from a video model."""
     latents: Array
-    """[count, channels, height / 8, width / 8], float32, as the VAE decoder was given them."""
+    """[count, channels, height / 8, width / 8], float32: the input of the VAE decoder."""
     request: Request
-    """As asked, with size, seed and scheduler filled in."""
+    """The request with size, seed and scheduler filled in."""
     seconds: Mapping[str, float]
-    """Wall time by stage: `text_encoder`, `denoiser` (all calls), `vae_decoder`, `host` (all the rest), `total`."""
+    """Wall time in seconds by stage: `text_encoder`, `denoiser` (all calls), `vae_decoder`, `host` (the rest), `total`.
+    """
     step_seconds: tuple[float, ...]
-    """Wall time of each denoiser call."""
+    """Wall time of each denoiser call, in seconds."""
     engines: Mapping[str, str]
-    """What ran each part, as `openvino 2026.4.1 CPU bf16`."""
+    """The engine that ran each part, such as `openvino 2026.4.1 CPU bf16`."""
     notices: tuple[str, ...] = field(default=())
-    """What a user should know: a prompt that took several chunks, a size the model wasn't made for."""
+    """Notices for the user, such as a prompt that needed several chunks, or a size the model was not trained for."""
     origin: Origin | None = None
-    """Which bundle drew them; None for a result that no pipeline made."""
+    """The bundle that generated the images; None for a result that no pipeline made."""
     writer: Callable[..., tuple[Path, ...]] | None = field(default=None, repr=False, compare=False)
-    """What `save` calls: the floors above know files of pictures."""
+    """Called by `save`: image formats are the concern of the layers above."""
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
         """Write each image with its request inside, as `latentc.save` does; returns the paths."""
         if self.writer is None:
-            raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
+            raise RequestError(
+                "This result does not come from a pipeline, so it cannot be saved. Generate it with a Pipeline."
+            )
         return self.writer(self, path, overwrite=overwrite)

@@ -1,6 +1,6 @@
-"""Axes: the sizes of a picture's rows, frames, latents and token ids, and the shapes that follow from them.
+"""Axes: the sizes of batch rows, frames, latents and token ids, and the tensor shapes that follow from them.
 
-`height` and `width` are always in latents: a picture's sides are `8*height` and `8*width`, on inputs as on outputs.
+`height` and `width` are always in latents: an image has `8*height` by `8*width` pixels, on inputs and on outputs.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from .errors import ShapeError
 from .manifest import Dim, Model, Role, TensorInfo
 
 GUIDED_ROWS = 2
-"""Rows of a picture where it is guided: the negative prompt's, and the prompt's."""
+"""Rows per image with guidance: the negative prompt's and the prompt's."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is drawn at once."""
+    """The size of one batch."""
 
     width: int
-    """In pixels."""
+    """Image width in pixels."""
     height: int
+    """Image height in pixels."""
     images: int = 1
     guided: bool = True
     chunks: int = 1
-    """Of each prompt."""
+    """Chunks per prompt."""
 
 
 def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
-    """The free sizes that a part of this role is called with.
+    """The free sizes that a part of this role is called with, keyed by axis name.
 
-    A denoiser sees all pictures at once, twice where they are guided; text encoders see each prompt; the VAE sees one
-    picture at a time.
+    A denoiser is called with all images at once, and twice as many rows with guidance; text encoders with the prompts;
+    the VAE with one image at a time.
     """
     prompts = GUIDED_ROWS if setting.guided else 1
     rows = {"denoiser": setting.images * prompts, "control": setting.images * prompts, "text_encoder": prompts}
@@ -46,7 +47,7 @@ def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
 
 
 def sizes_of(inputs: tuple[TensorInfo, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The value of each free size, read off the inputs' shapes.
+    """The value of each free size, from the inputs' shapes.
 
     Raises `ShapeError` for a missing or unknown input, a fixed axis that differs, or two inputs that
     disagree on a size.
@@ -69,7 +70,7 @@ def sizes_of(inputs: tuple[TensorInfo, ...], shapes: Mapping[str, tuple[int, ...
 
 
 def _agrees(dim: Dim, size: int, sizes: dict[str, int]) -> bool:
-    """Whether an axis is as large as it should be; a size that wasn't known yet is noted."""
+    """Whether an axis has the expected size; a size that is not known yet is added to `sizes`."""
     if isinstance(dim, int):
         return dim == size
     factor, _, name = dim.rpartition("*")
@@ -78,14 +79,16 @@ def _agrees(dim: Dim, size: int, sizes: dict[str, int]) -> bool:
 
 
 def shape_of(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """An output's shape, from the free sizes."""
+    """A tensor's shape for given free sizes."""
     return tuple(dim if isinstance(dim, int) else _value(dim, sizes) for dim in dims)
 
 
 def _value(dim: str, sizes: Mapping[str, int]) -> int:
     factor, _, name = dim.rpartition("*")
     if name not in sizes:
-        raise ShapeError(f"{dim!r} is no axis here; known: {', '.join(sorted(sizes))}. Export the checkpoint again.")
+        raise ShapeError(
+            f"{dim!r} is not a known axis; known axes: {', '.join(sorted(sizes))}. Export the checkpoint again."
+        )
     return int(factor or 1) * sizes[name]
 
 

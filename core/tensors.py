@@ -1,4 +1,4 @@
-"""Arrays, and how far two of them are apart."""
+"""Arrays, and measures of their similarity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import NotFiniteError
 Array = NDArray[Any]
 
 PERFECT_DB = 200.0
-"""What a PSNR is called when two arrays are equal to the bit (the logarithm has no end)."""
+"""PSNR of two arrays that are bitwise equal (mathematically infinite)."""
 
 
 def psnr_db(reference: Array, other: Array) -> float:
@@ -50,7 +50,7 @@ def snr_db(reference: Array, other: Array) -> float:
 
 
 def change_db(reference: Array, other: Array, answers: Array) -> tuple[float, float]:
-    """SNR in dB of a small change in an answer, and the change's RMS in the reference as a share of the answer's."""
+    """SNR in dB of a small change in an output, and the change's RMS in the reference relative to the output's RMS."""
     scale = float(np.linalg.norm(answers)) / max(1, answers.size) ** 0.5
     share = float(np.linalg.norm(reference)) / max(1, reference.size) ** 0.5 / scale if scale else 0.0
     return round(snr_db(reference, other), 2), share
@@ -66,12 +66,12 @@ def cosine(reference: Array, other: Array) -> float:
 def check_finite(array: Array, what: str, part: str, engine: str) -> None:
     """Raise `NotFiniteError` if the array holds NaN or infinity.
 
-    `what` is the start of the sentence, `part` computed it, and `engine` is what ran the part.
+    `what` begins the message, `part` computed the array, and `engine` ran the part.
     """
     wrong = int(array.size - np.count_nonzero(np.isfinite(array)))
     if wrong:
         raise NotFiniteError(
-            f"{what}: {wrong} of {array.size} values are NaN or infinite, and finite numbers were expected. "
+            f"{what}: {wrong} of {array.size} values are NaN or infinite. "
             f'{part} ran on {engine}; set {part} = "f32" under [precision] in the profile and build again. '
             "If it is f32 already, try a lower guidance or another scheduler."
         )

@@ -1,10 +1,10 @@
-"""Figures as sentences have them."""
+"""Format quantities for messages."""
 
 from __future__ import annotations
 
 
 def sized(count: float) -> str:
-    """Bytes, as people read them: in kB, MB or GB of 10^3, 10^6 and 10^9 bytes."""
+    """Format a number of bytes, in kB, MB or GB of 10^3, 10^6 and 10^9 bytes."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
@@ -13,5 +13,5 @@ def sized(count: float) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """So many things, as `1 core` and `2 cores`."""
+    """Format a count with its noun, such as `1 core` and `2 cores`."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

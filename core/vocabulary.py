@@ -1,7 +1,7 @@
-"""Which tokenizer files are given to the `tokenizers` library: those that CLIP's tokenizers are made of, and no others.
+"""Which tokenizer files are passed to the `tokenizers` library: only those that describe a CLIP tokenizer.
 
-The library takes what it is given: a normalizer that multiplies a prompt, a regular expression that never ends, a
-prefix that makes it panic. So a file is compared with what transformers writes for CLIP before it gets there.
+The library accepts anything: a normalizer that multiplies a prompt, a regular expression that never finishes, a prefix
+that makes it panic. So a file is first compared with what transformers writes for CLIP.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .record import in_a_line, shown
 
 MAX_TOKENS = 500_000
 MAX_ADDED = 20_000
-"""Tokens beside the vocabulary; textual inversions have a few hundred."""
+"""Limit of tokens added to the vocabulary; textual inversions have a few hundred."""
 MAX_TOKEN = 1024
-"""Characters in a token."""
+"""Limit of characters in a token."""
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SPLITS = (_WORDS, rf"<\|startoftext\|>|<\|endoftext\|>|{_WORDS}")
-"""Expressions that cut a text into words, as converters of transformers write them."""
+"""Regular expressions that split a text into words, as transformers' converters write them."""
 SPACES = [r"\s+", " "]
 
 _NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer"})
@@ -32,7 +32,7 @@ _DECODERS = frozenset({"ByteLevel", "BPEDecoder"})
 
 
 def check_tokenizer(raw: bytes) -> dict[str, Any]:
-    """A `tokenizer.json`, read; raises `ValueError` for anything but a byte-pair tokenizer as CLIP's are."""
+    """Parse a `tokenizer.json`; raises `ValueError` for anything but a byte-pair tokenizer like CLIP's."""
     found = _table("tokenizer.json", parse_json(raw))
     _each("normalizer", found.get("normalizer"), "normalizers", _normalizer)
     _each("pre_tokenizer", found.get("pre_tokenizer"), "pretokenizers", _pre_tokenizer)
@@ -54,12 +54,12 @@ def check_tokenizer(raw: bytes) -> dict[str, Any]:
 
 
 def check_vocabulary(raw: bytes) -> dict[str, int]:
-    """A `vocab.json` or `added_tokens.json`, read; raises `ValueError` for anything but tokens and their ids."""
+    """Parse a `vocab.json` or `added_tokens.json`; raises `ValueError` for anything but tokens and their ids."""
     return _vocabulary("it", parse_json(raw), MAX_TOKENS)
 
 
 def check_settings(raw: bytes) -> dict[str, Any]:
-    """A `tokenizer_config.json` or `special_tokens_map.json`, read, without what would lead to other files or code."""
+    """Parse a `tokenizer_config.json` or `special_tokens_map.json`, dropping entries that refer to files or code."""
     found = _table("it", parse_json(raw))
     for key, value in found.items():
         if isinstance(value, list | dict) and len(cast("list[object]", value)) > MAX_ADDED:
@@ -72,7 +72,7 @@ def check_merges(merges: object) -> None:
     for merge in _list("merges", merges, MAX_TOKENS):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not (isinstance(pair, list) and len(cast("list[object]", pair)) == 2):
-            raise ValueError(f"merges has {shown(merge)}, and two tokens were expected")
+            raise ValueError(f"merges has {shown(merge)}; expected two tokens")
         for token in cast("list[object]", pair):
             _token("merges", token)
 
@@ -89,7 +89,7 @@ _MODEL: Mapping[str, tuple[object, ...]] = {
 
 @contextmanager
 def mapped(error: type[LatentcError], sentence: str, advice: str) -> Generator[None]:
-    """Map whatever the library raises in the block to `error`: its panics are no `Exception`."""
+    """Map anything that the library raises in the block to `error`; its panics are not `Exception`s."""
     try:
         yield
     except (LatentcError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -99,7 +99,7 @@ def mapped(error: type[LatentcError], sentence: str, advice: str) -> Generator[N
 
 
 def _each(where: str, value: object, inner: str, check: Callable[[str, Mapping[str, Any]], None]) -> None:
-    """Check a step, or each of a sequence of steps."""
+    """Check one step, or each step of a sequence."""
     if value is None:
         return
     step = _table(where, value)
@@ -132,7 +132,7 @@ def _post_processor(where: str, step: Mapping[str, Any]) -> None:
         if key in step:
             pair = _list(f"{where}.{key}", step[key], 2)
             if len(pair) != 2:
-                raise ValueError(f"{where}.{key} is {shown(pair)}, and a token with its id was expected")
+                raise ValueError(f"{where}.{key} is {shown(pair)}; expected a token with its id")
             _token(f"{where}.{key}", pair[0])
             _id(f"{where}.{key}", pair[1])
     for key in ("single", "pair"):
@@ -150,43 +150,43 @@ def _decoder(where: str, step: Mapping[str, Any]) -> None:
 def _vocabulary(where: str, value: object, most: int) -> dict[str, int]:
     table = _table(where, value)
     if len(table) > most:
-        raise ValueError(f"{where} has {len(table):,} tokens, and at most {most:,} were expected")
+        raise ValueError(f"{where} has {len(table):,} tokens; the limit is {most:,}")
     for token, number in table.items():
         if len(token) > MAX_TOKEN:
             _token(where, token)
         if type(number) is not int or not 0 <= number < 2 * MAX_TOKENS:
             _id(where, number)
     if len(set(table.values())) != len(table):
-        raise ValueError(f"{where} gives two tokens one id")
+        raise ValueError(f"{where} gives two tokens the same id")
     return table
 
 
 def _table(where: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {shown(value)}, and an object was expected")  # noqa: TRY004 - a file's fault
+        raise ValueError(f"{where} is {shown(value)}; expected an object")  # noqa: TRY004 - an error in a file
     return cast("dict[str, Any]", value)
 
 
 def _list(where: str, value: object, most: int) -> list[object]:
     if not isinstance(value, list):
-        raise ValueError(f"{where} is {shown(value)}, and a list was expected")  # noqa: TRY004 - a file's fault
+        raise ValueError(f"{where} is {shown(value)}; expected a list")  # noqa: TRY004 - an error in a file
     found = cast("list[object]", value)
     if len(found) > most:
-        raise ValueError(f"{where} is a list of {len(found):,}, and at most {most:,} were expected")
+        raise ValueError(f"{where} is a list of {len(found):,} elements; the limit is {most:,}")
     return found
 
 
 def _one_of(where: str, value: object, known: Collection[object]) -> None:
     if isinstance(value, list | dict) or value not in known:
         listed = ", ".join(shown(one) for one in sorted(known, key=str)[:8])
-        raise ValueError(f"{where} is {shown(cast('object', value))}; known here: {listed}")
+        raise ValueError(f"{where} is {shown(cast('object', value))}; known values: {listed}")
 
 
 def _token(where: str, value: object) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TOKEN:
-        raise ValueError(f"{where} has {shown(value)}, and a token of 1 to {MAX_TOKEN} characters was expected")
+        raise ValueError(f"{where} has {shown(value)}; expected a token of 1 to {MAX_TOKEN} characters")
 
 
 def _id(where: str, value: object) -> None:
     if type(value) is not int or not 0 <= value < 2 * MAX_TOKENS:
-        raise ValueError(f"{where} has {shown(value)}, and an id from 0 to {2 * MAX_TOKENS:,} was expected")
+        raise ValueError(f"{where} has {shown(value)}; expected an id from 0 to {2 * MAX_TOKENS:,}")

@@ -1,7 +1,7 @@
-"""Wires: how something known becomes an input of the parts that are called at each step.
+"""Wires: the sources of the inputs of parts that are called at each step.
 
-A source is `<part>.<output>`, an output of a part that is run once for a request, or `request.<fact>`, what the request
-says, or `step.latents`, the latents as the scheduler scales them. `timestep` is fed by its name, and has no wire.
+A source is `<part>.<output>`, an output of a part that runs once per request; or `request.<fact>`, a value from the
+request; or `step.latents`, the latents as scaled by the scheduler. `timestep` is fed by name, and has no wire.
 """
 
 from __future__ import annotations
@@ -17,73 +17,73 @@ if TYPE_CHECKING:
     from .manifest import Role, TensorInfo
 
     class Called(Protocol):
-        """A part, exported or to be."""
+        """A part, exported or about to be exported."""
 
         @property
         def role(self) -> Role:
-            """As a part has it."""
+            """The part's role."""
             ...
 
         @property
         def inputs(self) -> tuple[TensorInfo, ...]:
-            """As a part has them."""
+            """The part's inputs."""
             ...
 
         @property
         def outputs(self) -> tuple[TensorInfo, ...]:
-            """As a part has them."""
+            """The part's outputs."""
             ...
 
 
 TIMESTEP = "timestep"
-"""The input of every denoiser that says how noisy its latents are, [1]."""
+"""The input of every denoiser for the timestep, which gives the noise level of the latents, [1]."""
 
 LATENTS = "step.latents"
 GUIDANCE = "request.guidance"
-"""The guidance scale, for models that were distilled with it as an input: they have no negative rows."""
+"""The guidance scale, for guidance-distilled models, which take it as an input and have no negative rows."""
 SIZE = "request.size"
-"""The picture's size, as SDXL reads it."""
+"""The image size, as SDXL's micro-conditioning takes it."""
 
 AXES = {"width": -1, "length": 1}
-"""Where arrays are joined: wide is the last axis, and the length of a prompt the one after its rows."""
+"""Axes along which arrays are concatenated: the last one, and the one of the token ids."""
 
 STEPPING = ("denoiser", "control")
 """Roles of parts that are called at each step."""
 
 
 class Wire(Record):
-    """How something known becomes an input, or a part of one: wires of the same input are joined in their order."""
+    """The source of an input, or of a part of one: wires of the same input are concatenated in their order."""
 
     input: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     source: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\.[a-z0-9_-]{1,63}){1,2}$")]
     axis: Literal["width", "length"] | None = None
-    """Along which it is joined to what earlier wires made of the input; None: it is the first."""
+    """Axis along which it is concatenated to the result of earlier wires; None for the first wire of the input."""
     pad: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Zeros fill up what is made so far to this width."""
+    """Width to which the result so far is padded with zeros."""
     empty: Literal["encode", "zeros"] = "encode"
-    """What stands for a negative prompt without words: its encoding, or zeros."""
+    """What replaces an empty negative prompt: its encoding, or zeros."""
 
     @property
     def owner(self) -> str:
-        """The part whose output it is; `request` or `step`."""
+        """The part whose output is read, or `request` or `step`."""
         return self.source.partition(".")[0]
 
     @property
     def name(self) -> str:
-        """The output, or the fact."""
+        """The output or fact that is read."""
         return self.source.partition(".")[2]
 
     @property
     def of_part(self) -> bool:
-        """Whether a part computes it."""
+        """Whether the source is an output of a part."""
         return self.owner not in ("request", "step")
 
 
 def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | None:
-    """What is wrong with the wires of these parts, in words; None where each input is fed, and by what is there."""
+    """What is wrong with the wires of these parts, as a clause; None if every input is fed by an existing source."""
     stepping = {name: part for name, part in parts.items() if part.role in STEPPING}
     if wires and not stepping:
-        return f"wires {wires[0].source} to {shown(wires[0].input)}, and has no denoiser"
+        return f"wires {wires[0].source} to {shown(wires[0].input)}, but has no denoiser"
     inputs: dict[str, list[TensorInfo]] = {}
     for tensor in (tensor for part in stepping.values() for tensor in part.inputs):
         inputs.setdefault(tensor.name, []).append(tensor)
@@ -91,22 +91,22 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
     made: dict[str, list[int | None]] = {}
     for wire in wires:
         if wire.input not in inputs or wire.input == TIMESTEP:
-            return f"wires {wire.source} to {shown(wire.input)}, which isn't an input of {' or '.join(stepping)}"
+            return f"wires {wire.source} to {shown(wire.input)}, which is not an input of {' or '.join(stepping)}"
         if len(latents) == 1 and wire.input == latents[0].input and wire != Wire(input=wire.input, source=LATENTS):
-            return f"wires {wire.source} to {wire.input}, which takes the latents as they are, and nothing beside them"
+            return f"wires {wire.source} to {wire.input}, which takes only the unmodified latents"
         if (wire.axis is None) == (wire.input in made):
-            which, lacks = ("another", "no axis to join along") if wire.axis is None else ("the first", "an axis")
-            return f"wires {wire.source} to {wire.input}: {which} source of it has {lacks}"
+            which, lacks = ("another", "no axis") if wire.axis is None else ("the first", "an axis")
+            return f"wires {wire.source} to {wire.input}: {which} source of this input has {lacks} to be joined along"
         found: list[int | None] = [None]
         if wire.of_part:
             part = parts.get(wire.owner)
             output = next((one for one in part.outputs if one.name == wire.name), None) if part else None
             if output is None:
-                return f"wires {wire.source} to {wire.input}, which isn't an output of a part"
+                return f"wires {wire.source} to {wire.input}, but no part has this output"
             has = len(output.shape)
             for axes in (len(tensor.shape) for tensor in inputs[wire.input]):
                 if axes != has:
-                    return f"wires {wire.source} of {has} axes to {wire.input}, which has {axes}"
+                    return f"wires {wire.source} of {has} axes to {wire.input}, which has {axes} axes"
             found = [_width(output)]
         made[wire.input] = _joined(made.get(wire.input), found, wire)
     for name, widths in made.items():
@@ -115,17 +115,17 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
                 return f"wires sources of width {' and '.join(map(str, widths))} to {name}, whose width is {wanted}"
     for part, info in stepping.items():
         if info.role == "denoiser" and len(info.outputs) != 1:
-            return f"has a denoiser {part} of {len(info.outputs)} outputs, and one was expected"
+            return f"has a denoiser {part} with {len(info.outputs)} outputs; expected one"
         for tensor in info.inputs:
             if tensor.name not in made and tensor.name != TIMESTEP:
                 return f"has a part {part} with an input {shown(tensor.name)} that no wire feeds"
     if stepping and len(latents) != 1:
-        return f"has {len(latents)} wires of {LATENTS}, and one was expected"
+        return f"has {len(latents)} wires of {LATENTS}; expected one"
     return None
 
 
 def _joined(before: list[int | None] | None, found: list[int | None], wire: Wire) -> list[int | None]:
-    """Widths of what an input is made of, along its length."""
+    """Widths of the arrays that an input is made of, along its length."""
     if before is None:
         widths = found
     elif wire.axis == "length":

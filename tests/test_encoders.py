@@ -100,7 +100,7 @@ def test_the_bundle_says_all_of_it(odd, command):
     code, said, _ = command("inspect", opened.folder)
     words = " ".join(said.split())
     assert code == 0
-    assert "licence: creativeml-openrail-m; with LICENSE, README.md" in words
+    assert "licence: creativeml-openrail-m; files: LICENSE, README.md" in words
     assert "note: safety_checker (StableDiffusionSafetyChecker) is left out" in words
     assert "note: text_encoder/config.json asks for 1 layers, and 2 are stored" in words
     code, said, _ = command("inspect", opened.folder, "--json")

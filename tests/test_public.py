@@ -79,7 +79,7 @@ def test_an_export_takes_what_open_checkpoint_gave(checkpoint, tmp_path):
 
     opened = open_checkpoint(checkpoint("sd1"))
     for source in (opened, checkpoint("sd1"), str(checkpoint("sd1"))):
-        with pytest.raises(LatentcError, match="exists already"):  # so the checkpoint was taken
+        with pytest.raises(LatentcError, match="already exists"):  # so the checkpoint was taken
             latentc.export(source, tmp_path / "there")
 
 

@@ -150,8 +150,8 @@ def test_the_command_refuses_before_it_draws(bundle, tmp_path):
         command = [sys.executable, "-m", "latentc", "score", bundle("sd1").folder, *arguments]
         return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
 
-    assert "are no guidances" in latentc("--guidance", "2,high").stderr
-    assert "is no folder" in latentc("--output", tmp_path / "nowhere" / "x.json").stderr
+    assert "is not a valid list of guidance scales" in latentc("--guidance", "2,high").stderr
+    assert "does not exist" in latentc("--output", tmp_path / "nowhere" / "x.json").stderr
     assert "must end in one of: .png" in latentc("--sheet", tmp_path / "sheet.gif").stderr
     refused = latentc("--profile", "null", "--json")
     assert refused.returncode == 1

@@ -118,8 +118,8 @@ def test_a_torn_line_takes_no_other_with_it(measurement, tmp_path):
         ('{"schema_version": 1}', "has schema version 1; this latentc reads 3 and 2"),
         ("[]", "has schema version None"),
         ('{"schema_version": 3, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
-        ('{"schema_version": 3, "request": {"prompt": "x", "steps": 0}}', "1: This can't be drawn: steps: 0 should be"),
-        ('{"schema_version": 2, "setting": "x"}', "1: This can't be drawn: Input should be"),
+        ('{"schema_version": 3, "request": {"prompt": "x", "steps": 0}}', "1: Invalid request: steps: 0 should be"),
+        ('{"schema_version": 2, "setting": "x"}', "1: Invalid request: Input should be"),
     ],
 )
 def test_a_line_that_cant_be_read_is_named(tmp_path, line, says):

@@ -13,6 +13,7 @@ from latentc.benchmarks.reading import picture_psnr
 from latentc.benchmarks.records import read_records
 from latentc.cli import show
 from latentc.cli.ask import parse_size
+from latentc.cli.bench import parse_sizes
 from latentc.cli.draw import draw
 from latentc.cli.progress import shown, within
 from latentc.compiler.build import Build, build
@@ -76,7 +77,7 @@ def test_the_version_is_said_without_a_command():
 
 def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
     show.builds([Build("mi300x", (), 150.0, None, 1.0)], as_json=False)
-    assert "Its device isn't here." in capsys.readouterr().out
+    assert "The device is not available on this machine." in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -86,7 +87,7 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     (_, plan) = json.loads(latentc("plan", folder, "--profile", "null,cpu-onnxruntime", "--json").stdout)
     assert [engine["built"]["key"] for engine in plan["engines"]] == [engine["key"] for engine in built[1]["engines"]]
     assert plan["complaints"] == []
-    assert "Drawing a picture holds about" in latentc("plan", folder, "--profile", "cpu-onnxruntime").stdout
+    assert "Generating an image needs about" in latentc("plan", folder, "--profile", "cpu-onnxruntime").stdout
     assert [build["profile"] for build in built] == ["null", "cpu-onnxruntime"]
     again = latentc("build", folder, "--profile", "cpu-onnxruntime")
     assert "nothing to do" in again.stdout
@@ -112,11 +113,13 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
 def test_what_is_in_a_bundle(bundle):
     folder = bundle("sd1").folder
     latentc("build", folder, "--profile", "null", "--quiet")
-    assert "random weights" in " ".join(latentc("inspect", folder).stdout.split())
+    said = " ".join(latentc("inspect", folder).stdout.split())
+    assert "random weights" in said
+    assert "No longer needed" not in said, "engines of null are left by every bench"
     listed = json.loads(latentc("inspect", folder, "--json").stdout)
     assert "null" in {engine["fields"]["runtime"] for engine in listed["engines"]}
     assert json.loads(latentc("verify", folder, "--json").stdout)["whole"]
-    assert "unet is there" in latentc("why", folder, "--profile", "null").stdout
+    assert "unet          found: " in latentc("why", folder, "--profile", "null").stdout
     rows = json.loads(latentc("why", folder, "--profile", "null", "--json").stdout)
     assert [row["hit"] for row in rows] == [True] * 4
 
@@ -124,7 +127,7 @@ def test_what_is_in_a_bundle(bundle):
 @pytest.mark.slow
 def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     folder = own_bundle().folder
-    assert "no engine is built yet" in latentc("verify", folder).stdout
+    assert "no engine has been built yet" in latentc("verify", folder).stdout
     assert latentc("why", folder, "-p", "null").stdout.endswith(f"latentc build {folder} --profile null\n")
     latentc("build", folder, "--profile", "null", "--quiet")
     (header,) = folder.glob("engines/unet-*/key.json")
@@ -139,7 +142,7 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
     said = json.loads(latentc("verify", folder, "--json").stdout)
     assert not said["whole"]
     assert len(said["faults"]) == 2
-    assert "unet is damaged" in latentc("why", folder, "-p", "null").stdout
+    assert "unet          damaged: " in latentc("why", folder, "-p", "null").stdout
     assert f"{header.parent.name} is damaged" in latentc("inspect", folder).stdout
     assert json.loads(latentc("inspect", folder, "--json").stdout)["damaged"] == [header.parent.name]
 
@@ -155,6 +158,38 @@ def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
     said = json.loads(latentc("why", folder, "-p", "null", "--json").stdout)
     assert [row["hit"] for row in said] == [True] * 4 + [False]
     assert "weren't proved on this machine yet (the whole step)" in said[-1]["refusal"]
+
+
+@pytest.mark.slow
+def test_why_compares_the_closest_engine_field_by_field(own_bundle):
+    opened = own_bundle()
+    folder = opened.folder
+    build(opened, load_profile("null"))
+    wide = folder / "wide.toml"
+    wide.write_text('title = "Wide"\nruntime = "null"\nprecision = "bf16"\n')
+    lines = latentc("why", folder, "-p", wide).stdout.splitlines()
+    assert lines[0] == f"{folder}, compared with what profile wide needs (null, CPU):"
+    assert lines[1].startswith("  text_encoder  not built: the closest engine is text_encoder-")
+    assert [line.split() for line in lines[2:4]] == [
+        ["field", "this", "engine", "the", "profile", "needs"], ["precision", "f32", "bf16"],
+    ]  # fmt: skip
+    assert lines[-1] == f"To build what is missing: latentc build {folder} --profile {wide}"
+
+
+@pytest.mark.slow
+def test_why_says_what_to_do_about_a_device_that_is_not_here(own_bundle):
+    folder = own_bundle().folder
+    advised = json.loads(latentc("doctor", "--json").stdout)["profile"]
+    use = f"To run on this machine instead: latentc build {folder} --profile {advised}"
+    said = latentc("why", folder, "-p", "mi300x").stdout
+    assert "The device gfx942 is not available on this machine" in said
+    assert f"To build the engines here without the device: latentc build {folder} --profile mi300x\n" in said
+    assert use in said
+    neither = latentc("why", folder, "-p", "h100")
+    assert neither.returncode == 1
+    assert "Profile h100 can" in neither.stderr
+    assert "and build it there" in neither.stderr
+    assert neither.stderr.endswith(f"{use}\n")
 
 
 @pytest.mark.slow
@@ -187,7 +222,7 @@ def test_what_will_not_fit_is_said_before_the_first_is_built(own_bundle, tmp_pat
     small.rename(tmp_path / "small.toml")
     done = latentc("build", folder, "-p", f"null,{tmp_path / 'small.toml'}")
     assert "doesn't fit" in done.stderr
-    assert "no engine is built yet" in latentc("verify", folder).stdout
+    assert "no engine has been built yet" in latentc("verify", folder).stdout
 
 
 @pytest.mark.slow
@@ -222,7 +257,7 @@ def test_doctor_and_profiles():
     assert {state["name"] for state in said["runtimes"]} >= {"openvino", "onnxruntime", "torch", "null"}
     told = latentc("doctor").stdout
     assert "memory" in told
-    assert f"Take --profile {said['profile']}" in told
+    assert f"Recommended: --profile {said['profile']}" in told
     names = [profile["name"] for profile in json.loads(latentc("profiles", "--json").stdout)]
     assert "cpu-openvino" in names
     listed = latentc("profiles").stdout
@@ -235,7 +270,7 @@ def test_what_to_install_is_printed_whole(capsys):
     show.doctor(machine(), [lacks, abroad], None, as_json=False)
     told = capsys.readouterr().out
     assert '".[openvino]"' in told
-    assert "builds  y 1.2; for other machines: sm86, sm89" in told
+    assert "builds only  y 1.2; builds for other machines: sm86, sm89" in told
 
 
 @pytest.mark.slow
@@ -249,10 +284,11 @@ def test_new_checkpoint_and_export(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["build", "nowhere"], 1, "There is no folder"),
+        (["build", "nowhere"], 1, "does not exist"),
         (["export", "nowhere", "-o", "out"], 1, "There is no checkpoint 'nowhere'"),
         (["export", "nowhere"], 2, "Missing option"),
-        (["run", "BUNDLE", "x", "--size", "100"], 1, "WIDTHxHEIGHT"),
+        (["run", "BUNDLE", "x", "--size", "banana"], 1, "WIDTHxHEIGHT"),
+        (["run", "BUNDLE", "x", "--size", "100"], 1, "width: 100 should be a multiple of 8"),
         (["run", "BUNDLE", "x", "--size", "100x100"], 1, "width: 100 should be a multiple of 8"),
         (["run", "BUNDLE", "x", "--steps", "0"], 1, "steps: 0 should be greater than or equal to 1"),
         (["run", "BUNDLE", "x", "--profile", "cpu-openvin"], 1, "Did you mean 'cpu-openvino'"),
@@ -280,10 +316,16 @@ def test_debug_shows_the_trace():
     assert "Traceback" in latentc("build", "nowhere", "--debug").stderr
 
 
-@pytest.mark.parametrize("size", ["512", "512x", "x", "axb", "5 x 5", "-8x8", "8x8x8"])
-def test_a_size_is_two_numbers(size):
-    with pytest.raises(RequestError, match="is no size"):
+@pytest.mark.parametrize("size", ["512x", "x512", "x", "axb", "5 x 5", "-8x8", "8x8x8", "banana", ""])
+def test_a_size_is_two_numbers_or_one(size):
+    with pytest.raises(RequestError, match="is not a valid size: use WIDTHxHEIGHT"):
         parse_size(size)
+
+
+@pytest.mark.parametrize(("size", "width", "height"), [("512", 512, 512), ("768x512", 768, 512), ("64X72", 64, 72)])
+def test_sizes_are_read_alike_by_run_and_bench(size, width, height):
+    assert parse_size(size) == {"width": width, "height": height}
+    assert parse_sizes(size) == ((width, height),)
 
 
 def test_what_is_done_in_turn_is_told_by_name():

@@ -40,7 +40,7 @@ def test_what_cant_be_encoded_is_no_traceback(bundle, tmp_path, encoding):
     done = latentc("inspect", folder / "nowhere", environment=environment)
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
-    assert b"There is no folder" in done.stderr
+    assert b"does not exist" in done.stderr
     for words in (("profiles",), ("profiles", "--json"), ("doctor",), ("inspect", folder, "--json")):
         done = latentc(*words, environment=environment)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -57,7 +57,7 @@ def test_a_full_output_is_an_error_in_words(words):
     with FULL.open("w") as full:
         done = latentc(*words, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
-    assert done.stderr.decode().startswith("latentc: standard output can't be written (No space left on device)")
+    assert done.stderr.decode().startswith("latentc: standard output cannot be written (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
 
 

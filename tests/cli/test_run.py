@@ -90,8 +90,8 @@ def test_standard_output_gets_the_picture_alone(folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("a cat", "--count", "2"), "2 pictures don't fit into one stream"),
-        (("a cat", "a dog"), "2 pictures don't fit into one stream"),
+        (("a cat", "--count", "2"), "takes one image, and 2 were requested"),
+        (("a cat", "a dog"), "takes one image, and 2 were requested"),
         (("a cat", "--json"), "both go to standard output"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_file_of_prompts(run, monkeypatch, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "seed": 1, "steps": 9}\n{"prompt": "b", "size": 3}\n')
     code, _, err = run("--prompts", tmp_path / "prompts.jsonl")
     assert code == 1
-    assert "prompts.jsonl, line 2: This can't be drawn: unknown key 'size': did you mean 'width' and 'height'" in err
+    assert "prompts.jsonl, line 2: Invalid request: unknown key 'size': did you mean 'width' and 'height'" in err
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "seed": 1, "steps": 9}\n{"prompt": "b", "seed": 2}\n')
     asked = [record["request"] for record in json.loads(run("--prompts", tmp_path / "prompts.jsonl", "--json")[1])]
     assert [(one["prompt"], one["seed"], one["steps"]) for one in asked] == [("a", 1, 1), ("b", 2, 1)]
@@ -149,11 +149,11 @@ def test_a_file_of_prompts(run, monkeypatch, tmp_path):
     ("name", "content", "says"),
     [
         ("none.txt", None, "can't be read"),
-        ("empty.txt", b"\n \n", "has no prompt"),
-        ("bytes.txt", b"\xff\xfe", "is no UTF-8 text"),
-        ("list.jsonl", b"[1]", "line 1, is [1], and a JSON object was expected"),
+        ("empty.txt", b"\n \n", "contains no prompt"),
+        ("bytes.txt", b"\xff\xfe", "is not UTF-8 text"),
+        ("list.jsonl", b"[1]", "line 1, is [1]; a JSON object was expected"),
         ("cut.jsonl", b'{"prompt": ', "line 1, is not valid JSON"),
-        ("none.jsonl", b'{"seed": 1}', "none.jsonl, line 1: This can't be drawn: prompt: field required"),
+        ("none.jsonl", b'{"seed": 1}', "none.jsonl, line 1: Invalid request: prompt: field required"),
     ],
 )
 def test_a_file_that_has_no_prompts(run, tmp_path, name, content, says):
@@ -213,14 +213,14 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
     record = json.loads(out)
     assert (record["request"]["guidance"], record["request"]["seed"], record["request"]["steps"]) == (3, 4, 1)
     foreign, left = record["notices"][:2]
-    assert foreign.startswith("web.png is another tool's")
+    assert foreign.startswith("web.png was made by another tool")
     assert left.startswith(
-        "web.png also says what isn't drawn here: Sampler: DPM++ 3M SDE, Schedule type: Karras, Clip"
+        "web.png has settings that latentc ignores: Sampler: DPM++ 3M SDE, Schedule type: Karras, Clip"
     )
     assert "\x1b" not in left
     assert "hash" not in left
     code, out, _ = run("--from", "web.png")
-    assert "note: web.png also says" in out
+    assert "note: web.png has settings" in out
 
 
 def test_a_picture_of_another_bundle_says_so(run, folder, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_picture_of_another_bundle_says_so(run, folder, monkeypatch):
     info = PngInfo()
     info.add_text("latentc", text)
     Image.new("RGB", (8, 8)).save("y.png", pnginfo=info)
-    assert "note: y.png was drawn by another bundle, of other; this one is of" in run("--from", "y.png")[1]
+    assert "note: y.png was generated from another bundle, of other. This bundle is of" in run("--from", "y.png")[1]
 
 
 def test_notices_of_a_prompt_reach_the_terminal(run):

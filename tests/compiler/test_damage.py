@@ -82,7 +82,7 @@ def test_damaged_weights_are_found_before_anything_is_compiled(own_bundle):
     content = bytearray(data.read_bytes())
     content[5000] ^= 1
     data.write_bytes(content)
-    with pytest.raises(BundleError, match="onnx_data was changed"):
+    with pytest.raises(BundleError, match="onnx_data was modified"):
         build(opened, NULL)
     assert [artifact.part for artifact in artifacts(opened)] == ["text_encoder"]
 

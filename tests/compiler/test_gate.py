@@ -357,7 +357,7 @@ def test_a_graph_of_another_name_is_refused(own_bundle):
     read["files"]["unet/other.onnx"] = read["files"]["unet/model.onnx"]
     read["parts"]["unet"]["path"] = "unet/other.onnx"
     write_sealed(opened.folder / "latentc.json", read)
-    with pytest.raises(BundleError, match="has a part 'unet' at 'unet/other.onnx'"):
+    with pytest.raises(BundleError, match="lists a part 'unet' at 'unet/other.onnx'"):
         open_bundle(opened.folder)
 
 

@@ -184,14 +184,14 @@ def test_the_commands_say_what_and_how_much(own_bundle):
     for command in ("inspect", "verify"):
         said = latentc(command, folder)
         assert said.returncode == 0
-        assert "(2.5 MB): leftovers, or engines that nothing here loads. latentc prune" in said.stdout
+        assert "No longer needed: .0123456789abcdef.tmp (2.5 MB). To remove" in said.stdout, "null engines are left out"
         assert len(json.loads(latentc(command, folder, "--json").stdout)["leftovers"]) == 5
     listed = latentc("prune", folder, "--dry-run").stdout
     assert "engines/.0123456789abcdef.tmp: a file that was being written, 2.5 MB" in listed
     assert "of the runtime null, which draws nothing" in listed
     assert "5 would be removed, 2.5 MB." in listed
     assert json.loads(latentc("prune", folder, "--json").stdout)["bytes"] > 2_500_000
-    assert "there is nothing to remove" in latentc("prune", folder).stdout
+    assert "nothing to remove" in latentc("prune", folder).stdout
     assert artifacts(open_bundle(folder)) == []
 
 

@@ -21,7 +21,7 @@ def test_a_checkpoint_is_no_bundle(checkpoint, tmp_path):
         open_bundle(checkpoint("sd1"))
     with pytest.raises(BundleError, match="is not a bundle"):
         open_bundle(tmp_path)
-    with pytest.raises(BundleError, match="There is no folder"):
+    with pytest.raises(BundleError, match="does not exist"):
         open_bundle(tmp_path / "nowhere")
 
 
@@ -38,12 +38,12 @@ def wires(manifest):
         (lambda value: value.update(famly="sd1"), "did you mean 'family'"),
         (lambda value: value["files"].update({"../x": {"sha256": "0", "bytes": 1}}), "leads out of"),
         (lambda value: value["files"].update({"/etc/passwd": {"sha256": "0", "bytes": 1}}), "leads out of"),
-        (lambda value: value["files"].pop("unet/model.onnx"), "has a part 'unet'"),
-        (lambda value: value["parts"].update({"../../x": value["parts"]["unet"]}), "has a part '../../x'"),
-        (lambda value: value["parts"].update({"engines": value["parts"]["unet"]}), "has a part 'engines'"),
-        (lambda value: value["parts"].update({"tokenizer": value["parts"]["unet"]}), "has a part 'tokenizer'"),
-        (lambda value: value["parts"].update({"UNet": value["parts"]["unet"]}), "has a part 'UNet'"),
-        (lambda value: value["parts"]["unet"].update(digest="0"), "digest of unet isn't"),
+        (lambda value: value["files"].pop("unet/model.onnx"), "lists a part 'unet'"),
+        (lambda value: value["parts"].update({"../../x": value["parts"]["unet"]}), "lists a part '../../x'"),
+        (lambda value: value["parts"].update({"engines": value["parts"]["unet"]}), "lists a part 'engines'"),
+        (lambda value: value["parts"].update({"tokenizer": value["parts"]["unet"]}), "lists a part 'tokenizer'"),
+        (lambda value: value["parts"].update({"UNet": value["parts"]["unet"]}), "lists a part 'UNet'"),
+        (lambda value: value["parts"]["unet"].update(digest="0"), "digest of unet does not"),
         (lambda value: value["parts"]["unet"].update(role="decoder"), "role should be denoiser or control"),
         (lambda value: value["parts"]["text_encoder"].update(role="image_encoder"), "role should be text_encoder"),
         (lambda value: value["parts"]["vae_decoder"].update(role="encoder"), "role should be decoder"),
@@ -51,31 +51,34 @@ def wires(manifest):
         (lambda value: value["model"]["text_encoders"][0].update(tokenizer="../x"), "leads out of"),
         (lambda value: wires(value).pop(1), "an input 'encoder_hidden_states' that no wire feeds"),
         (lambda value: wires(value).pop(0), "an input 'sample' that no wire feeds"),
-        (lambda value: wires(value)[1].update(input="prompt"), "to 'prompt', which isn't an input of unet"),
-        (lambda value: wires(value)[1].update(source="unet_2.out"), "isn't an output of a part"),
+        (lambda value: wires(value)[1].update(input="prompt"), "to 'prompt', which is not an input of unet"),
+        (lambda value: wires(value)[1].update(source="unet_2.out"), "but no part has this output"),
         (
             lambda value: wires(value)[1].update(source="text_encoder.pooler_output"),
             "of 2 axes to encoder_hidden_states, which has 3",
         ),
         (lambda value: wires(value)[1].update(pad=64), "of width 64 to encoder_hidden_states, whose width is 32"),
-        (lambda value: wires(value)[1].update(axis="width"), "the first source of it has an axis"),
-        (lambda value: wires(value).append(wires(value)[1]), "another source of it has no axis to join along"),
+        (lambda value: wires(value)[1].update(axis="width"), "the first source of this input has an axis"),
+        (lambda value: wires(value).append(wires(value)[1]), "another source of this input has no axis"),
         (lambda value: wires(value).append({**wires(value)[1], "axis": "width"}), "sources of width 64 to"),
         *(
-            (lambda value, field=field: wires(value)[0].update(field), "to sample, which takes the latents as they are")
+            (
+                lambda value, field=field: wires(value)[0].update(field),
+                "to sample, which takes only the unmodified latents",
+            )
             for field in ({"pad": 8}, {"empty": "zeros"}, {"axis": "width"})
         ),
         (
             lambda value: wires(value).append({"input": "sample", "source": "request.size", "axis": "width"}),
-            "wires request.size to sample, which takes the latents as they are, and nothing beside them",
+            "wires request.size to sample, which takes only the unmodified latents",
         ),
         (
             lambda value: wires(value).insert(0, {"input": "sample", "source": "request.size"}),
-            "wires request.size to sample, which takes the latents as they are, and nothing beside them",
+            "wires request.size to sample, which takes only the unmodified latents",
         ),
         (
             lambda value: wires(value)[0].update(source="request.size"),
-            "has 0 wires of step.latents, and one",
+            "has 0 wires of step.latents; expected one",
         ),
     ],
 )
@@ -98,10 +101,10 @@ def test_files_that_were_changed_are_named(own_bundle):
     data = opened.folder / "unet" / "model.onnx_data"
     whole = data.read_bytes()
     data.write_bytes(whole[:-1])
-    with pytest.raises(BundleError, match="manifest says"):
+    with pytest.raises(BundleError, match="manifest lists"):
         verify_files(opened, ["unet/model.onnx_data"])
     data.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
-    with pytest.raises(BundleError, match="was changed"):
+    with pytest.raises(BundleError, match="was modified"):
         verify_files(opened, ["unet/model.onnx_data"])
     data.unlink()
     with pytest.raises(BundleError, match="is missing"):
@@ -125,7 +128,7 @@ def test_hard_links_of_a_backup_are_files_like_any_other(own_bundle, tmp_path):
     assert checked_graph(again, "unet") == opened.graph("unet")
     with (tmp_path / "backup" / "unet" / "model.onnx_data").open("r+b") as file:  # through the other name
         file.write(b"other")
-    with pytest.raises(BundleError, match="was changed"):
+    with pytest.raises(BundleError, match="was modified"):
         verify_files(again, ["unet/model.onnx_data"])
 
 

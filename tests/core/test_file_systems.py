@@ -160,10 +160,10 @@ def test_a_disk_that_fails_is_an_error_still(tmp_path, monkeypatch):
 def test_a_full_disk_is_told_with_what_is_free(tmp_path):
     with small_disk(tmp_path / "small") as place:
         made = place / "made"
-        words = r"made can't be written \(No space left on device: 0 B of 4\.2 MB are free"
+        words = r"made cannot be written \(No space left on device: 0 B of 4\.2 MB free"
         with pytest.raises(BundleError, match=words), fresh_folder(made, BundleError) as fresh:
             (fresh / "a").write_bytes(bytes(8 << 20))
-        words = r"made needs 5\.0 MB, and 4\.\d MB are free there"
+        words = r"made needs 5\.0 MB, but only 4\.\d MB are free"
         with pytest.raises(BundleError, match=words), fresh_folder(made, BundleError, needed_bytes=5_000_000):
             pass
 
@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path):
             (folder / "a").write_bytes(bytes(4 << 20))
             raise BundleError("Protobuf serialization failed.")
 
-        words = r"made can't be written: 0 B of 4\.2 MB .* says: Protobuf"
+        words = r"made cannot be written: 0 B of 4\.2 MB .* error was: Protobuf"
         with pytest.raises(BundleError, match=words), fresh_folder(made, BundleError) as fresh:
             library(fresh)
         assert list(place.iterdir()) == []
@@ -189,7 +189,7 @@ def test_a_bundle_that_cant_be_written_is_refused_before_anything_is_built(own_b
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", opened.folder], check=True)
         with pytest.raises(
-            BundleError, match=r"engines can't be written \(Read-only file system\).*copy it to a folder"
+            BundleError, match=r"engines cannot be written \(Read-only file system\).*copy it to a folder"
         ):
             build(opened, load_profile("cpu-onnxruntime"), lambda what, share: said.append(what))
     finally:

@@ -50,7 +50,7 @@ def test_fields_of_a_request(name, field):
 def test_size_and_what_isnt_there_yet():
     with pytest.raises(RequestError, match="did you mean 'width' and 'height'"):
         Request.model_validate({"prompt": "a", "size": "512x512"})
-    with pytest.raises(RequestError, match="'clip_skip': latentc has no such setting yet; leave it out"):
+    with pytest.raises(RequestError, match="'clip_skip': latentc does not support this setting yet; omit it"):
         Request.model_validate({"prompt": "a", "clip_skip": 2})
 
 

@@ -135,12 +135,12 @@ def test_what_json_cannot_say_is_an_error():
         (
             "die",
             {"by": "SIGSEGV"},
-            r"crashed with SIGSEGV \(the library's last \\x1b\[31mwords\)\. The graph may not",
+            r"crashed with SIGSEGV \(the library's last \\x1b\[31mwords\)\. The graph may",
         ),
         ("die", {"by": "SIGKILL"}, "was killed by the system, usually for lack of memory"),
-        ("abort", {}, "needed more memory than there is"),
-        ("leave", {}, "ended with code 3 and without an answer"),
-        ("leave_a_child", {}, "ended with code 3 and without an answer"),
+        ("abort", {}, "needed more memory than is available"),
+        ("leave", {}, "exited with code 3 without an answer"),
+        ("leave_a_child", {}, "exited with code 3 without an answer"),
     ],
 )
 def test_its_death_is_an_error(name, arguments, says):
@@ -151,7 +151,7 @@ def test_its_death_is_an_error(name, arguments, says):
 @pytest.mark.slow
 @linux
 def test_it_leaves_no_core_file_and_takes_no_more_memory_than_it_may():
-    with pytest.raises(CompileError, match=r"needed more memory than there is \(its limit was 500 MB\)") as caught:
+    with pytest.raises(CompileError, match=r"needed more memory than is available \(its limit was 500 MB\)") as caught:
         call("allocate", memory_bytes=500_000_000)
     assert str(caught.value).endswith(MEMORY_ADVICE), "and not that of what it opened"
 

@@ -33,14 +33,14 @@ LIMIT = 1 << 16
         ('{"a":' * 1_000_000, "nested more than"),
         ("[" + "[]," * 3_000_000, "more than .* quotes"),
         ('"\\"' * 3_000_000, "more than .* quotes"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "a name occurs twice: 'c'"),
-        ('["\\ud800"]', "half of a surrogate"),
-        ('["\\uDFFF"]', "half of a surrogate"),
-        ("[NaN]", "NaN, which is no number"),
-        ("[-Infinity]", "-Infinity, which is no number"),
-        ("[1e999]", "too large a number"),
-        ("9" * 5000, "a number of 5,000 digits"),
-        (b"\xff", "byte 0 is no UTF-8"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "duplicate name 'c'"),
+        ('["\\ud800"]', "an unpaired surrogate"),
+        ('["\\uDFFF"]', "an unpaired surrogate"),
+        ("[NaN]", "NaN, which is not a JSON number"),
+        ("[-Infinity]", "-Infinity, which is not a JSON number"),
+        ("[1e999]", "which is too large"),
+        ("9" * 5000, "a number with 5,000 digits"),
+        (b"\xff", "byte 0 is not UTF-8"),
         ('{"a"', "delimiter"),
         ("", "Expecting value"),
     ],
@@ -81,8 +81,8 @@ def test_from_deep_inside_a_stack():
         ("a = " + "[" * 5000, "5,000 brackets"),
         ("a = " + "{b=" * 5000, "5,000 brackets"),
         ("a = " + "[" * 480 + "]" * 480, "nested"),
-        (".".join("a" * 30_000) + " = 1", "a line of 29,999 dots"),
-        ("[" + ".".join("a" * 30_000) + "]", "a line of 29,999 dots"),
+        (".".join("a" * 30_000) + " = 1", "a line with 29,999 dots"),
+        ("[" + ".".join("a" * 30_000) + "]", "a line with 29,999 dots"),
         (".".join("a" * 100) + " = 1", "nested more than"),
         ("a = nan", "nan"),
         ("a = [1.0, -inf]", "-inf"),
@@ -94,7 +94,7 @@ def test_from_deep_inside_a_stack():
 )
 def test_toml_that_no_profile_is(text, match, tmp_path):
     (tmp_path / "a.toml").write_text(text)
-    with pytest.raises(ProfileError, match=f"can't be read as TOML: .*{match}.* Do that"):
+    with pytest.raises(ProfileError, match=f"is not valid TOML: .*{match}.* Do that"):
         read_toml(tmp_path / "a.toml", LIMIT, ProfileError, "Do that.")
 
 
@@ -103,7 +103,7 @@ def test_files_are_read_up_to_their_limit(tmp_path):
     path.write_bytes(b"x" * LIMIT)
     assert len(read_small(path, LIMIT, BundleError, "")) == LIMIT
     path.write_bytes(b"x" * (LIMIT + 1))
-    with pytest.raises(BundleError, match="65,537 bytes, and at most 65,536 were expected"):
+    with pytest.raises(BundleError, match="65,537 bytes; the limit is 65,536"):
         read_small(path, LIMIT, BundleError, "")
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_grows_is_refused(tmp_path, monkeypatch):
     with path.open("rb") as file:
         before = stat(file.fileno())
     monkeypatch.setattr("latentc.core.reading.os.fstat", grown)
-    with pytest.raises(BundleError, match="at most 65,536 were expected"):
+    with pytest.raises(BundleError, match="the limit is 65,536"):
         read_small(path, LIMIT, BundleError, "")
 
 
@@ -129,7 +129,7 @@ def test_names_that_no_file_has(name, tmp_path):
     assert not is_regular(tmp_path / name)
     assert not is_folder(tmp_path / name)
     for read in (read_small, read_json, read_toml, read_arrays):
-        with pytest.raises(BundleError, match="can't be read"):
+        with pytest.raises(BundleError, match="cannot be read"):
             read(tmp_path / name, LIMIT, BundleError, "")
 
 
@@ -138,7 +138,7 @@ def test_a_pipe_with_a_writer_is_not_read(tmp_path):
     both = os.open(tmp_path / "pipe", os.O_RDWR)
     try:
         os.write(both, b"{}")
-        with pytest.raises(BundleError, match="it is a named pipe, and a file was expected"):
+        with pytest.raises(BundleError, match="it is a named pipe; expected a file"):
             read_json(tmp_path / "pipe", LIMIT, BundleError, "")
     finally:
         os.close(both)
@@ -216,25 +216,28 @@ def _of_objects() -> bytes:
 
 
 BOMBS = {
-    "unpacks to 100 MB": (_zip({"a.npy": b"\0" * 100_000_000}, zipfile.ZIP_DEFLATED), "arrays take 100,000,000 bytes"),
-    "unpacks to many": (_zip({f"{n}.npy": b"\0" * 10_000 for n in range(20)}, zipfile.ZIP_DEFLATED), "take 200,000"),
-    "claims 4 GB": (_claiming((1 << 32) - 2), "arrays take 4,294,967,294 bytes"),
-    "shape of 2^60": (_zip({"a.npy": _npy(_header("(1152921504606846976,)"), b"\0" * 16)}), "of type float64"),
-    "shape that overflows": (_zip({"a.npy": _npy(_header("(4294967296, 4294967296)"), b"\0" * 16)}), "of type float64"),
-    "negative shape": (_zip({"a.npy": _npy(_header("(-2,)"), b"\0" * 16)}), "of type float64"),
-    "shape of flags": (_zip({"a.npy": _npy(_header("(True, 2)"), b"\0" * 16)}), "of type float64|is no array"),
-    "too few bytes": (_zip({"a.npy": _npy(_header("(3,)"), b"\0" * 16)}), "of type float64"),
-    "items of no bytes": (_zip({"a.npy": _npy(_header("(281474976710655,)", "'<U0'"))}), "of type <U0"),
-    "objects": (_of_objects(), "of type object"),
-    "records": (_zip({"a.npy": _npy(_header("(2,)", "[('x', '<f8')]"), b"\0" * 16)}), r"of type \[\('x'"),
-    "deep header": (_zip({"a.npy": _npy("(" * 5000)}), "is no array"),
-    "long header": (_zip({"a.npy": _npy(" " * 60_000)}), "is no array"),
-    "no array": (_zip({"a.npy": b"text"}), "is no array"),
-    "no name of an array": (_zip({"a.txt": b"text"}), "is no array"),
-    "packed by lzma": (_zip({"a.npy": b"text"}, zipfile.ZIP_LZMA), "is no array"),
-    "a comment": (_zip({})[:-2] + b"\2\0hi", "no whole"),
-    "no zip": (b"text", "no whole"),
-    "nothing": (b"", "no whole"),
+    "unpacks to 100 MB": (_zip({"a.npy": b"\0" * 100_000_000}, zipfile.ZIP_DEFLATED), "arrays need 100,000,000 bytes"),
+    "unpacks to many": (_zip({f"{n}.npy": b"\0" * 10_000 for n in range(20)}, zipfile.ZIP_DEFLATED), "need 200,000"),
+    "claims 4 GB": (_claiming((1 << 32) - 2), "arrays need 4,294,967,294 bytes"),
+    "shape of 2^60": (_zip({"a.npy": _npy(_header("(1152921504606846976,)"), b"\0" * 16)}), "has dtype float64"),
+    "shape that overflows": (
+        _zip({"a.npy": _npy(_header("(4294967296, 4294967296)"), b"\0" * 16)}),
+        "has dtype float64",
+    ),
+    "negative shape": (_zip({"a.npy": _npy(_header("(-2,)"), b"\0" * 16)}), "has dtype float64"),
+    "shape of flags": (_zip({"a.npy": _npy(_header("(True, 2)"), b"\0" * 16)}), "has dtype float64|is not an array"),
+    "too few bytes": (_zip({"a.npy": _npy(_header("(3,)"), b"\0" * 16)}), "has dtype float64"),
+    "items of no bytes": (_zip({"a.npy": _npy(_header("(281474976710655,)", "'<U0'"))}), "has dtype <U0"),
+    "objects": (_of_objects(), "has dtype object"),
+    "records": (_zip({"a.npy": _npy(_header("(2,)", "[('x', '<f8')]"), b"\0" * 16)}), r"has dtype \[\('x'"),
+    "deep header": (_zip({"a.npy": _npy("(" * 5000)}), "is not an array"),
+    "long header": (_zip({"a.npy": _npy(" " * 60_000)}), "is not an array"),
+    "no array": (_zip({"a.npy": b"text"}), "is not an array"),
+    "no name of an array": (_zip({"a.txt": b"text"}), "is not an array"),
+    "packed by lzma": (_zip({"a.npy": b"text"}, zipfile.ZIP_LZMA), "is not an array"),
+    "a comment": (_zip({})[:-2] + b"\2\0hi", "not a complete"),
+    "no zip": (b"text", "not a complete"),
+    "nothing": (b"", "not a complete"),
 }
 
 
@@ -242,7 +245,7 @@ BOMBS = {
 @pytest.mark.parametrize(("content", "match"), BOMBS.values(), ids=BOMBS)
 def test_arrays_that_would_take_all_memory(content, match, tmp_path):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(BundleError, match=f"can't be read .*{match}.* Do that"):
+    with pytest.raises(BundleError, match=f"cannot be read .*{match}.* Do that"):
         read_arrays(tmp_path / "a.npz", LIMIT, BundleError, "Do that.")
 
 
@@ -251,7 +254,7 @@ def test_two_arrays_of_one_name(tmp_path):
         archive.writestr("a.npy", _npy(_header(), b"\0" * 16))
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("a.npy", _npy(_header(), b"\0" * 16))
-    with pytest.raises(BundleError, match="two of one name"):
+    with pytest.raises(BundleError, match="duplicate names"):
         read_arrays(tmp_path / "a.npz", LIMIT, BundleError, "")
 
 

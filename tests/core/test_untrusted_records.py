@@ -122,7 +122,7 @@ def test_a_text_encoder_without_room(length, own_bundle):
 def test_names_of_files_that_no_bundle_has(name, own_bundle, edit_manifest):
     opened = own_bundle()
     edit_manifest(opened, lambda manifest: manifest["files"].update({name: {"sha256": "", "bytes": 1}}))
-    with pytest.raises(BundleError, match="leads out of|is no name of a file"):
+    with pytest.raises(BundleError, match="leads out of|is not a valid file name"):
         open_bundle(opened.folder)
 
 

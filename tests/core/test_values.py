@@ -133,7 +133,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (fresh / "part").write_text("x")
     assert [path.name for path in target.iterdir()] == ["part"]
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(BundleError, match="exists already"), fresh_folder(target, BundleError):
+    with pytest.raises(BundleError, match="already exists"), fresh_folder(target, BundleError):
         pass
 
 
@@ -153,14 +153,14 @@ def test_one_process_fills_a_folder_at_a_time(tmp_path):
 
 
 def test_a_folder_needs_room(tmp_path):
-    with pytest.raises(BundleError, match="are free there"), fresh_folder(tmp_path / "made", BundleError, 1 << 60):
+    with pytest.raises(BundleError, match="are free"), fresh_folder(tmp_path / "made", BundleError, 1 << 60):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(BundleError, match="can't be written"), fresh_folder(tmp_path / "file" / "made", BundleError):
+    with pytest.raises(BundleError, match="cannot be written"), fresh_folder(tmp_path / "file" / "made", BundleError):
         pass
 
 

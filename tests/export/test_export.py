@@ -145,7 +145,7 @@ def test_an_export_that_differs_names_the_part_and_leaves_nothing(checkpoint, tm
 def test_refusals_come_before_any_work(checkpoint, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with pytest.raises(BundleError, match="exists already"):
+    with pytest.raises(BundleError, match="already exists"):
         run_export(str(checkpoint("sd1")), tmp_path / "taken")
     with pytest.raises(CheckpointError):
         run_export(str(tmp_path / "nowhere"), tmp_path / "out")

@@ -57,7 +57,7 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         (HEAD + "precision = []\n", "at least 1 item"),
         (HEAD + 'name = "x"\n', "unknown key 'name'"),
         ("runtime = 'openvino'\n", "title: field required"),
-        ("title = ", "can't be read as TOML"),
+        ("title = ", "is not valid TOML"),
     ],
 )
 def test_a_bad_profile_says_what_is_wrong(tmp_path, text, says):

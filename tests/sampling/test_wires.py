@@ -158,4 +158,4 @@ def test_each_part_is_held_to_the_width_of_its_own_input(bundle, roles, axes):
 def test_a_bundle_without_a_denoiser_says_so(bundle):
     found = bundle("sd1").manifest
     parts = {name: part for name, part in found.parts.items() if name != "unet"}
-    assert complaint(found.model.wires, parts) == "wires step.latents to 'sample', and has no denoiser"
+    assert complaint(found.model.wires, parts) == "wires step.latents to 'sample', but has no denoiser"
