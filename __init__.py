@@ -1,4 +1,4 @@
-"""latentc: compiles Stable Diffusion checkpoints into verified engines for one device.
+"""latentc: compiles Stable Diffusion checkpoints into engines for one device, and verifies them against PyTorch.
 
 pipeline = latentc.Pipeline.open("scenes.bundle", "cpu-openvino")
 result = pipeline(latentc.Request(prompt="a lighthouse at sunset", steps=20, seed=1))
@@ -59,13 +59,13 @@ _switch_off()
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import latentc` costs nothing."""
+    """Import a public name on first access, so that `import latentc` is fast."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'latentc' has no attribute {name!r}")
     found = import_module(_PUBLIC[name], "latentc")
-    return found if name == "export" else getattr(found, name)  # a room of that name, which can be called
+    return found if name == "export" else getattr(found, name)  # a callable package
 
 
 def __dir__() -> list[str]:
-    """The public names: not the rooms, which become attributes as they are imported."""
+    """The public names, without the packages that become attributes when they are imported."""
     return sorted(__all__)

@@ -1,7 +1,7 @@
 """Checkpoints: recognizing them, opening them, and writing random ones.
 
-Floor 1, beside profiles and scenes: the export stage and the torch reference runtime open
-checkpoints here. Importing it imports neither torch nor diffusers nor transformers.
+The export stage and the torch reference runtime open checkpoints through this package. Importing it
+imports neither torch nor diffusers nor transformers.
 """
 
 from .families import FAMILIES, Component, Family, TokenizerFacts, find_family

@@ -1,6 +1,6 @@
-"""What numbers in a checkpoint's configs can be: compared before a library builds what they ask for.
+"""Bounds for the numbers in a checkpoint's configs, checked before a library builds a module from them.
 
-Counts of layers are bounded by the tensors that are stored: a layer has at least one.
+Numbers of layers are bounded by the number of stored tensors: a layer has at least one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAYERS = (
     "reverse_transformer_layers_per_block",
     "num_hidden_layers",
 )
-# Integers, alone or in lists, where a config has them: the least and the largest.
+# Smallest and largest value of integers, alone or in lists.
 _INTEGERS: dict[str, tuple[int, int]] = {
     "in_channels": (1, 1024),
     "out_channels": (1, 1024),
@@ -52,7 +52,7 @@ _SCHEDULER_INTEGERS: dict[str, tuple[int, int]] = {
     "original_inference_steps": (1, MAX_TIMESTEPS),
     "solver_order": (1, 10),
 }
-# What the export's own schedule reads.
+# Keys that latentc's own schedulers read.
 _SCHEDULER_WORDS: dict[str, tuple[object, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": ("epsilon", "v_prediction", "sample"),
@@ -63,9 +63,9 @@ _SCHEDULER_WORDS: dict[str, tuple[object, ...]] = {
 
 
 def check_config(where: object, config: Config, tensors: int) -> None:
-    """Raise CheckpointError for a number that no model of so many stored tensors has.
+    """Raise CheckpointError for a number that is impossible for a model with this many stored tensors.
 
-    `where` is the config's file, or the checkpoint whose shapes it was read off.
+    `where` is the config's file, or the checkpoint from whose shapes it was derived.
     """
     for key in _LISTS:
         value = config.get(key)
@@ -77,15 +77,15 @@ def check_config(where: object, config: Config, tensors: int) -> None:
     deep = max((number for key in _LAYERS[1:3] for number in _integers(config.get(key))), default=1)
     levels = len(config.get("block_out_channels", ()))
     if levels and layers * levels * (1 + deep) > max(tensors, 8):
-        said = f"{layers} layers at each of {levels} levels, {deep} transformers deep"
-        raise CheckpointError(f"{where} asks for {said}, and {tensors:,} tensors are stored. {_ADVICE}")
+        structure = f"{layers} layers at each of {levels} levels, {deep} transformers deep"
+        raise CheckpointError(f"{where} asks for {structure}, but only {tensors:,} tensors are stored. {_ADVICE}")
     scale = config.get("scaling_factor")
     if scale is not None and not _number(scale, 1e-6, 1e6):
         raise _refused(where, "scaling_factor", scale, "a positive number")
 
 
 def check_pixels(where: object, unet: Config, vae: Config) -> None:
-    """Raise CheckpointError for a UNet that says it draws larger pictures than a request can ask for."""
+    """Raise CheckpointError for a UNet whose `sample_size` is outside the image sizes that latentc supports."""
     downscale = 2 ** (len(vae["block_out_channels"]) - 1)
     size: object = unet.get("sample_size")
     if size is None:
@@ -98,15 +98,15 @@ def check_pixels(where: object, unet: Config, vae: Config) -> None:
 
 
 def latent_sides(unet: Config) -> tuple[int, int] | None:
-    """Height and width in latents that a UNet's config says it draws: one number, or a list of two."""
+    """A UNet's native height and width in latents: `sample_size` is one number, or a list of two."""
     size = unet.get("sample_size")
     return (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
 
 
 def check_statistics(where: object, family: Family, vae: Config) -> None:
-    """Raise CheckpointError for statistics of the latents that diffusers' pipeline of the family wouldn't apply.
+    """Raise CheckpointError for latent statistics that diffusers' pipeline of the family wouldn't apply.
 
-    A wrong picture would come of it: latents that were normalised and are decoded as they are.
+    Latents that were normalised in training would be decoded without it, which gives wrong images.
     """
     mean, std = (vae.get(key) for key in _STATISTICS)
     channels = vae["latent_channels"]
@@ -117,39 +117,39 @@ def check_statistics(where: object, family: Family, vae: Config) -> None:
             raise _refused(where, key, value, f"{channels} {kind}, one for each channel of the latents,")
     if (mean is None) != (std is None):
         lacks, has = _STATISTICS if mean is None else _STATISTICS[::-1]
-        raise _refused(where, lacks, None, f"a list beside {has}")
+        raise _refused(where, lacks, None, f"a list, as for {has},")
     plain = mean is None or (not any(_listed(mean)) and set(_listed(std)) == {1})
     if not plain and not family.latent_statistics:
-        raise _refused(where, "latents_mean", mean, f"none, as {family.pipeline} doesn't apply it,")
+        raise _refused(where, "latents_mean", mean, f"none, as {family.pipeline} does not apply it,")
     if vae.get("shift_factor"):
-        raise _refused(where, "shift_factor", vae["shift_factor"], f"none, as {family.pipeline} doesn't apply it,")
+        raise _refused(where, "shift_factor", vae["shift_factor"], f"none, as {family.pipeline} does not apply it,")
 
 
 _STATISTICS = ("latents_mean", "latents_std")
 
 
 def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> None:
-    """Raise CheckpointError for components that don't belong together: latents, prompt and pictures of other widths."""
+    """Raise CheckpointError for components that don't fit together: different widths of latents, prompts or images."""
     unet, vae = configs[family.denoiser], configs[family.vae]
-    if family.component(family.denoiser).cls != UNET:  # an export looks at its wires
+    if family.component(family.denoiser).cls != UNET:  # an export checks its wires
         return
     latents, picture = vae.get("latent_channels"), (vae.get("in_channels", 3), vae.get("out_channels", 3))
     if unet["in_channels"] != latents or unet.get("out_channels", latents) != latents:
         raise _apart(
             where,
-            f"The UNet draws latents of {unet['in_channels']} channels (out: {unet.get('out_channels', latents)}), "
-            f"and the VAE decodes {latents}",
+            f"The UNet generates latents of {unet['in_channels']} channels (out: {unet.get('out_channels', latents)}), "
+            f"but the VAE decodes {latents}",
         )
     if picture != (3, 3):
         raise _apart(
-            where, f"The VAE reads pictures of {picture[0]} channels and writes {picture[1]}, and 3 were expected"
+            where, f"The VAE reads images of {picture[0]} channels and writes {picture[1]}, but 3 were expected"
         )
     width = sum(configs[encoder]["hidden_size"] for encoder in family.encoders)
     if unet["cross_attention_dim"] != width:
         raise _apart(
             where,
-            f"The UNet reads prompts {unet['cross_attention_dim']} wide (cross_attention_dim), and "
-            f"those of {' and '.join(family.encoders)} are {width} wide",
+            f"The UNet reads prompt embeddings of width {unet['cross_attention_dim']} (cross_attention_dim), but "
+            f"those of {' and '.join(family.encoders)} have width {width}",
         )
     if family.pooled is not None:
         reads = unet.get("projection_class_embeddings_input_dim")
@@ -157,17 +157,17 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
         if reads != made:
             raise _apart(
                 where,
-                f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), and {family.pooled} and "
-                f"the picture's size make {made}",
+                f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), but {family.pooled} and "
+                f"the image size give {made}",
             )
 
 
 def _apart(where: object, what: str) -> CheckpointError:
-    return CheckpointError(f"The components of {where} don't belong together. {what}. Pass those of one family.")
+    return CheckpointError(f"The components of {where} do not fit together. {what}. Use components of one family.")
 
 
 def check_scheduler(where: object, config: Config) -> None:
-    """Raise CheckpointError for a noise schedule of an unknown kind, or one that would take all memory."""
+    """Raise CheckpointError for a noise schedule of an unknown kind, or one that would exhaust memory."""
     _check_integers(where, config, _SCHEDULER_INTEGERS)
     for key, words in _SCHEDULER_WORDS.items():
         value = config.get(key, words[0])
@@ -186,14 +186,14 @@ _ADVICE = "Compare it with the config that the checkpoint was published with."
 
 
 def _refused(where: object, key: str, value: object, expected: str) -> CheckpointError:
-    return CheckpointError(f"{where} says {key} = {shown(value)}, and {expected} was expected. {_ADVICE}")
+    return CheckpointError(f"{where} has {key} = {shown(value)}, but {expected} was expected. {_ADVICE}")
 
 
 def _check_integers(where: object, config: Config, bounds: Mapping[str, tuple[int, int]]) -> None:
     for key, (least, most) in bounds.items():
         value = config.get(key)
         if value is not None and not all(type(one) is int and least <= one <= most for one in flat(value)):
-            raise _refused(where, key, value, f"a whole number from {least} to {most:,}")
+            raise _refused(where, key, value, f"an integer from {least} to {most:,}")
 
 
 def _integers(value: object) -> list[int]:
@@ -201,12 +201,12 @@ def _integers(value: object) -> list[int]:
 
 
 def _listed(value: object) -> list[object]:
-    """The list, or an empty one where it is anything else."""
+    """The list, or an empty one for any other value."""
     return list(cast("list[object]", value)) if isinstance(value, list | tuple) else []
 
 
 def flat(value: object) -> Generator[object]:
-    """The values in lists of lists; anything else alone."""
+    """The values of nested lists, flattened; any other value alone."""
     if isinstance(value, list | tuple):
         for inner in cast("list[object]", value):
             yield from flat(inner)

@@ -1,4 +1,4 @@
-"""What comes along with a checkpoint: its licence's text, its model card, and the licence that these declare."""
+"""Licence files and model card of a checkpoint, and the licence that they declare."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..core.reading import CONFIG_BYTES, read_small
 README = "README.md"
 MAX_FILES = 16
 MAX_VALUE = 200
-"""Characters of what a card declares; published ones have fewer than 50."""
+"""Characters of a declared value; published ones have fewer than 50."""
 MAX_LINES = 1000
-"""Of a card's metadata."""
+"""Lines of a card's metadata."""
 
 _NAMES = re.compile(r"(licen[cs]e|copying|notice|terms|use[_-]?policy)[\w.-]*", re.IGNORECASE)
 _ENDINGS = ("", ".md", ".txt", ".rst", ".html", ".pdf")
@@ -25,14 +25,14 @@ _MODELSPEC = "modelspec.license"
 
 @dataclass(frozen=True)
 class Card:
-    """A checkpoint's licence, as it is declared, and the files that say more."""
+    """A checkpoint's declared licence, and its licence files and model card."""
 
     license: str | None = None
-    """As the hub's model cards have it, such as `creativeml-openrail-m`; None where nothing declares one."""
+    """The hub's identifier, such as `creativeml-openrail-m`; None if none is declared."""
     name: str | None = None
     link: str | None = None
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
-    """Licence and model card by name, as they are."""
+    """Unmodified contents of the licence files and the model card, by name."""
 
 
 def comes_along(name: str) -> bool:
@@ -41,20 +41,20 @@ def comes_along(name: str) -> bool:
 
 
 def read_card(folder: Path) -> tuple[Card, list[str]]:
-    """Licence and model card of a folder, and what to say of those that can't be read."""
+    """Licence and model card of a folder, and notices about those that can't be read."""
     files: dict[str, bytes] = {}
     notices: list[str] = []
     try:
         there = sorted(path.name for path in folder.iterdir() if comes_along(path.name) and path.is_file())
     except OSError:
-        there = []  # a folder that may be entered and not listed
+        there = []  # a folder that can be entered but not listed
     for name in there[:MAX_FILES]:
         try:
             files[name] = read_small(folder / name, CONFIG_BYTES, CheckpointError, "")
         except CheckpointError as exc:
             notices.append(f"{name} is left out of the bundle: {str(exc).strip()}")
-    said = _declared(files.get(README, b"").decode("utf-8", "replace"))
-    return Card(said.get("license"), said.get("license_name"), said.get("license_link"), files), notices
+    declared = _declared(files.get(README, b"").decode("utf-8", "replace"))
+    return Card(declared.get("license"), declared.get("license_name"), declared.get("license_link"), files), notices
 
 
 def stated_card(metadata: Mapping[str, object]) -> Card:
@@ -64,7 +64,7 @@ def stated_card(metadata: Mapping[str, object]) -> Card:
 
 
 def _declared(card: str) -> dict[str, str]:
-    """What the metadata of a model card says of the licence: `key: value` between two lines of dashes, at its start."""
+    """The licence keys in a model card's metadata: `key: value` between two lines of dashes, at its start."""
     lines = card.removeprefix("\ufeff").splitlines()[:MAX_LINES]
     if not lines or lines[0].strip() != "---":
         return {}
@@ -88,6 +88,6 @@ def _scalar(text: str) -> str:
 
 
 def _clean(text: str) -> str | None:
-    """In a line, printable and short; None where nothing is left."""
+    """The text as one printable, short line; None if nothing is left."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return " ".join(shown.split())[:MAX_VALUE] or None

@@ -1,4 +1,4 @@
-"""An opened checkpoint: facts, configs, and weights that are read when asked for."""
+"""An opened checkpoint: its family, configs and metadata, with weights that are read on demand."""
 
 from __future__ import annotations
 
@@ -43,39 +43,39 @@ class Checkpoint:
     folder: Path | None = field(default=None, repr=False)
     """The folder on this machine, in diffusers' layout."""
     others: Mapping[str, Replacement] = field(default_factory=dict[str, Replacement], repr=False)
-    """Components that come from somewhere else, by name."""
+    """Components that replace the checkpoint's own, by name."""
     length: int = 77
-    """Token ids in a row of each text encoder: what a chunk of a prompt is filled up to."""
+    """Token ids per row of each text encoder: the length that a chunk of a prompt is padded to."""
     card: Card = field(default_factory=Card, repr=False)
     """Licence and model card."""
     size: int | None = field(default=None, repr=False)
-    """Width and height in pixels that it draws, where that isn't what its UNet's config says."""
+    """Native width and height in pixels, where they differ from the UNet's config."""
     trained_for: tuple[Fact, ...] = field(default=(), repr=False)
-    """What the caller, a single file or a default says in place of a config."""
+    """Facts about the training that come from the caller, a single file or a default rather than a config."""
     choices: Choices = field(default_factory=Choices, repr=False)
-    """Of that, what the caller says."""
+    """The caller's share of these facts."""
     notices: tuple[str, ...] = field(default=(), repr=False)
-    """What was assumed, repaired, taken otherwise than its files say, or left out: sentences for whoever exports it."""
+    """What was assumed, repaired, overridden or left out: sentences for the user who exports it."""
     about: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """Of the notices, those about the scheduler's config: the key that each is about, `_class_name` for its class."""
+    """For each notice about the scheduler's config, the key that it concerns; `_class_name` for the class."""
     doubts: tuple[str, ...] = field(default=(), repr=False)
-    """Why it can't be exported as it is, in sentences: what it says of itself differs."""
+    """Contradictions in the checkpoint that must be resolved before it can be exported, in sentences."""
 
     @property
     def pixels(self) -> int:
-        """Width that it draws, and mostly height: the family's, unless tiny, fine-tuned, or said otherwise."""
+        """Native width in pixels, and usually height: the family's, unless its config or the caller says otherwise."""
         sides = latent_sides(self.configs[self.family.denoiser])
         return self.size or (self.family.pixels if sides is None else sides[1] * self.downscale)
 
     @property
     def height(self) -> int | None:
-        """Height that it draws, where it isn't the width."""
+        """Native height in pixels, where it differs from the width."""
         sides = latent_sides(self.configs[self.family.denoiser])
         return sides[0] * self.downscale if self.size is None and sides and sides[0] != sides[1] else None
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent, along each side."""
+        """Pixels per latent along each side."""
         return 2 ** (len(self.configs[self.family.vae]["block_out_channels"]) - 1)
 
     @property
@@ -85,19 +85,19 @@ class Checkpoint:
         return self.folder or next(tensor.file for tensors in own for tensor in tensors.values())
 
     def module(self, component: str, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
-        """The component with its weights in `dtype` (float32 if None): eval mode, no gradients.
+        """The component with its weights in `dtype` (float32 if None), in eval mode and without gradients.
 
         Memory is about the component's size in `dtype`; weights stored in `dtype` stay mapped from
-        the file. Raises CheckpointError naming the tensor that is missing, unexpected, misshapen,
-        NaN or Inf; RuntimeMissing without torch, diffusers or transformers.
+        the file. Raises CheckpointError naming a tensor that is missing, unexpected, of a wrong shape,
+        or holds NaN or Inf; RuntimeMissing without torch, diffusers or transformers.
         """
         module, plan = self._fitted(component)
         return fill(module, self.family.component(component), plan, dtype)
 
     def check_modules(self) -> None:
-        """Compare each component's config with its tensors' names, shapes and types: seconds, and no weights are read.
+        """Compare each component's config with its tensors' names, shapes and types. Takes seconds; reads no weights.
 
-        Raises what `module` raises, but for values that aren't finite.
+        Raises what `module` raises, except for values that aren't finite.
         """
         for component in self.family.components:
             self._fitted(component.name)
@@ -115,17 +115,17 @@ class Checkpoint:
         return module, fitted(module, facts, plan)
 
     def tokenizer_files(self, tokenizer: str) -> dict[str, bytes]:
-        """The five files of a tokenizer by name, with those that lack produced.
+        """The five files of a tokenizer by name; missing ones are generated.
 
-        `tokenizer.json` is for the `tokenizers` library alone: it gives the ids of transformers' class, cut and
-        filled up to `length`. Raises CheckpointError for a tokenizer whose ids it wouldn't give.
+        `tokenizer.json` is for the `tokenizers` library: it gives the same ids as transformers' class, truncated and
+        padded to `length`. Raises CheckpointError for a tokenizer for which it wouldn't.
         """
         facts = self.family.tokenizer(tokenizer)
         rows = self.configs[facts.encoder].get("vocab_size")
         return complete(self._stored_tokenizer(tokenizer), facts, self.length, self._tokenizer_class(tokenizer), rows)
 
     def tokenizer(self, tokenizer: str) -> Any:
-        """Transformers' own tokenizer of the checkpoint's files, which cuts and fills up to `length`."""
+        """Transformers' tokenizer of the checkpoint's files, which truncates and pads to `length`."""
         facts = self.family.tokenizer(tokenizer)
         loaded = load_tokenizer(self._stored_tokenizer(tokenizer), facts, self._tokenizer_class(tokenizer))
         loaded.model_max_length = self.length
@@ -135,15 +135,15 @@ class Checkpoint:
         return tokenizer_class(self.model_index, tokenizer)
 
     def _stored_tokenizer(self, tokenizer: str) -> dict[str, bytes]:
-        """The files of a tokenizer that the checkpoint has; the shipped ones where it is no folder."""
+        """The checkpoint's own tokenizer files; for a single file, those that ship with the package."""
         if self.folder is None:
             return shipped_files(self.family.tokenizer(tokenizer))
         return stored_files(self.folder / tokenizer)
 
     def digest(self, component: str) -> str:
-        """Sha-256, in hex, of the component's config and of its tensors' names, types and stored bytes.
+        """SHA-256 in hex of the component's config and its tensors' names, types and stored bytes.
 
-        The same weights in another layout or type have another digest.
+        The same weights in another layout or type have a different digest.
         """
         self.family.component(component)
         config = {key: value for key, value in self.configs[component].items() if not _is_remark(key)}
@@ -155,16 +155,16 @@ class Checkpoint:
                     for chunk in stored_bytes(one):
                         digest.update(chunk)
             except (OSError, ValueError) as exc:
-                raise CheckpointError(unreadable(tensor.file, exc, "Is it still there?")) from exc
+                raise CheckpointError(unreadable(tensor.file, exc, "Check that it still exists.")) from exc
         return digest.hexdigest()
 
 
 def component_tensors(tensors: Stored, family: Family, component: str) -> Stored:
-    """Of a whole original file, the tensors of one component, under their names there."""
+    """The tensors of one component of a whole file in the original layout, under their original names."""
     prefix = original_prefix(family, component)
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _is_remark(key: str) -> bool:
-    """Whether a config key says who wrote it, and nothing about the model."""
+    """Whether a config key only says which library wrote it."""
     return key in ("_diffusers_version", "_name_or_path", "transformers_version")

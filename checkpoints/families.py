@@ -1,9 +1,9 @@
 """The families of checkpoints, as rows of data.
 
 A family is a set of model facts: which components a checkpoint holds, how a prompt becomes the
-denoiser's inputs, how the original single-file layout names its tensors, and the published sizes
-(`configs/<family>/*.json`). A new family is a row and its configs; what a component's class takes and
-gives is in `checkpoints.parts`.
+denoiser's inputs, how the original single-file layout names its tensors, and the published configs
+(`configs/<family>/*.json`). A new family is a row and its configs; the inputs and outputs of a component's
+class are in `checkpoints.parts`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a checkpoint, and the class that diffusers or transformers has for it."""
+    """A component of a checkpoint, and its class in diffusers or transformers."""
 
     name: str
     library: str
-    """The module that has the class: `diffusers`, `transformers`, or one of a family's own."""
+    """The module that defines the class: `diffusers`, `transformers`, or a family's own module."""
     cls: str
 
     @property
     def stem(self) -> str:
-        """Name of its weight file in a diffusers folder, without the endings."""
+        """Name of its weight file in a diffusers folder, without suffixes."""
         return "model" if self.library == "transformers" else "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """A tokenizer of the family: whose input ids it makes, and the token it fills up with."""
+    """A tokenizer of the family: the text encoder that it feeds, and its padding token."""
 
     name: str
     encoder: str
@@ -50,13 +50,13 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class TextLayout:
-    """Where the original layout keeps a text encoder: transformers' names, or OpenCLIP's."""
+    """Where the original layout keeps a text encoder, under transformers' or OpenCLIP's names."""
 
     component: str
     prefix: str
     style: Literal["transformers", "openclip"]
     drops_last_layer: bool = False
-    """The prompt is read one layer before the end, and diffusers leaves the last layer out."""
+    """Whether the next-to-last layer is used, so that diffusers leaves the last layer out."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,38 +67,38 @@ class Family:
     title: str
     aliases: tuple[str, ...]
     pipelines: tuple[str, ...]
-    """Pipeline classes of diffusers that hold these components; the first one is written."""
+    """Pipeline classes of diffusers with these components; the first one is written to bundles."""
     components: tuple[Component, ...]
     tokenizers: tuple[TokenizerFacts, ...]
     wires: tuple[Wire, ...]
-    """How the prompt becomes the denoiser's inputs, beside what the denoiser's class says. A layer may be counted from
-    the end: `text_encoder.hidden_states.-2`.
+    """How the prompt becomes the denoiser's inputs, in addition to the wires of the denoiser's class. A layer may be
+    counted from the end: `text_encoder.hidden_states.-2`.
     """
     pixels: int
-    """Width and height that it was trained at."""
+    """Width and height in pixels that it was trained at."""
     marks: Mapping[str, object]
-    """Keys of the denoiser's config that tell it from families of the same class; None stands for absent or false."""
+    """Keys of the denoiser's config that distinguish families of the same class; None means absent or false."""
     texts: tuple[TextLayout, ...]
     heads: Callable[[list[int]], int | list[int]]
-    """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: no tensor shows them."""
+    """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: tensor shapes don't show them."""
     tiny: Mapping[str, Config]
-    """What a tiny variant changes in the published configs."""
+    """Overrides of the published configs for a tiny variant."""
     latent_statistics: bool = False
     """Whether diffusers' pipeline applies the VAE's `latents_mean` and `latents_std`."""
     epsilon_pixels: int | None = None
-    """Width and height of those that predict epsilon, where most of the family predict v."""
+    """Width and height in pixels of checkpoints that predict epsilon, where most of the family predict v."""
     masks_padding: bool = False
     """Whether diffusers' pipeline reads a text encoder's `use_attention_mask`."""
     frames: int | None = None
-    """Of what it draws at once; None: pictures."""
+    """Number of frames of a model that generates frames; None for one that generates images."""
     denoiser: str = "unet"
     """The component that is called at each step."""
     vae: str = "vae"
     """The component that encodes and decodes latents."""
     library: str = "diffusers"
-    """The module that has the pipeline class, which draws the references."""
+    """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
-    """Its published configs by component, and the `scheduler`'s; None: those in `configs/<name>`."""
+    """Published configs by component, and that of the `scheduler`; None reads `configs/<name>`."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -110,21 +110,21 @@ class Family:
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Its text encoders, in the order in which prompts are read."""
+        """Its text encoders, in the order in which they read prompts."""
         return tuple(tokenizer.encoder for tokenizer in self.tokenizers)
 
     @property
     def pooled(self) -> str | None:
-        """The text encoder whose `text_embeds` the denoiser takes, with the picture's size, as SDXL's does."""
+        """The text encoder whose `text_embeds` the denoiser takes, along with the image size, as in SDXL."""
         return next((wire.owner for wire in self.wires if wire.name == "text_embeds"), None)
 
     @property
     def zeros_for_empty(self) -> bool:
-        """Whether zeros stand for an empty negative prompt, unless model_index.json says otherwise."""
+        """Whether an empty negative prompt is replaced by zeros, unless model_index.json says otherwise."""
         return any(wire.empty == "zeros" for wire in self.wires)
 
     def component(self, name: str) -> Component:
-        """The component called `name`, or a CheckpointError that lists them."""
+        """The component called `name`; raises a CheckpointError that lists all of them."""
         for component in self.components:
             if component.name == name:
                 return component
@@ -132,7 +132,7 @@ class Family:
         raise CheckpointError(f"{self.title} has no component {name!r}. It has: {known}.")
 
     def tokenizer(self, name: str) -> TokenizerFacts:
-        """The tokenizer called `name`, or a CheckpointError that lists them."""
+        """The tokenizer called `name`; raises a CheckpointError that lists all of them."""
         for tokenizer in self.tokenizers:
             if tokenizer.name == name:
                 return tokenizer
@@ -151,22 +151,22 @@ class Family:
 
 
 def eight_heads(_widths: list[int]) -> int:
-    """Eight heads at every level, as Stable Diffusion 1 has."""
+    """Eight heads at every level, as in Stable Diffusion 1."""
     return 8
 
 
 def heads_of_64(widths: list[int]) -> list[int]:
-    """Heads 64 wide, as Stable Diffusion 2 and XL have; two where a level is narrower than 128."""
+    """Heads of width 64, as in Stable Diffusion 2 and XL; two heads where a level is narrower than 128."""
     return [text_heads(width) for width in widths]
 
 
 def text_heads(width: int) -> int:
-    """Heads of a CLIP text encoder: each published one has heads 64 wide, and never fewer than two."""
+    """Heads of a CLIP text encoder: width 64 in all published ones, and at least two."""
     return max(2, width // 64)
 
 
 def norm_groups(width: int) -> int:
-    """Groups of the group norms, from the narrowest level: 32, or a quarter of it in a tiny variant."""
+    """Number of groups of the group norms, from the narrowest level's width: 32, or a quarter of it if tiny."""
     return 32 if width >= 128 else max(1, width // 4)
 
 
@@ -266,8 +266,8 @@ FAMILIES: list[Family] = [
             TextLayout("text_encoder_2", "conditioner.embedders.1.model.", "openclip"),
         ),
         heads=heads_of_64,
-        # Two narrow encoders of different widths: a vocabulary of 49408 is most of the file, and encoders
-        # taken in the wrong order are noticed.
+        # Narrow, since a vocabulary of 49408 is most of the file; of different widths, so that encoders in the
+        # wrong order are noticed.
         tiny={
             "unet": _TINY_UNET
             | {
@@ -286,20 +286,20 @@ FAMILIES: list[Family] = [
         },
     ),
 ]
-"""Whoever opens another family adds its row, and its classes to `parts.CLASSES`."""
+"""To support another family, add its row here and its classes to `parts.CLASSES`."""
 
 
 def find_family(name: str) -> Family:
-    """The family called `name` (or an alias such as `sd15`), or a CheckpointError that lists them."""
+    """The family called `name` (or an alias such as `sd15`); raises a CheckpointError that lists all of them."""
     for family in FAMILIES:
         if name.lower() in (family.name, *family.aliases):
             return family
     known = "; ".join(f"{family.name} ({family.title}; also {', '.join(family.aliases)})" for family in FAMILIES)
-    raise CheckpointError(f"There is no family called {name!r}. The families are: {known}.")
+    raise CheckpointError(f"{name!r} is not a known family. The families are: {known}.")
 
 
 def family_of(denoiser: Config) -> Family | None:
-    """The family of a diffusers folder, by its denoiser's config: by its class, where that is stated, and its marks."""
+    """The family of a diffusers folder, from its denoiser's config: its class, if stated, and its marks."""
     classes = [family.component(family.denoiser).cls for family in FAMILIES]
     stated: object = denoiser.get("_class_name")  # which may be anything, even what can't be hashed
     for family in FAMILIES:

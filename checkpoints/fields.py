@@ -1,6 +1,6 @@
-"""Fields of a component's config: those that its class reads, those that mean nothing to a picture, and no others.
+"""Fields of a component's config: only those that its class reads, or that can't change an image, are accepted.
 
-diffusers and transformers ignore a field that they don't know; a checkpoint that needs it is then drawn wrong.
+diffusers and transformers ignore fields that they don't know; a checkpoint that needs one then gives wrong images.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .parts import CLASSES
 _TRAINING = frozenset({
     # diffusers' EMAModel writes these beside averaged weights.
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
-    # How it is trained, or held in memory.
+    # How the component is trained or held in memory.
     "gradient_checkpointing", "torch_dtype", "dtype",
 })  # fmt: skip
 _LANGUAGE = frozenset({
-    # Said of every model of transformers: who made it, and how text is generated, which CLIP doesn't.
+    # In the config of every transformers model: metadata, and options of text generation, which CLIP doesn't do.
     "architectures", "model_type", "transformers_version", "attn_implementation", "logit_scale_init_value",
     "dropout", "add_cross_attention", "bad_words_ids",
     "begin_suppress_tokens", "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id",
@@ -33,9 +33,9 @@ _LANGUAGE = frozenset({
 _ELSEWHERE = frozenset({"use_attention_mask"})
 """Read by diffusers' pipelines, not by the class."""
 _QUANTIZED = frozenset({"quantization_config"})
-"""Looked at by `refuse_quantized`."""
+"""Checked by `refuse_quantized`."""
 
-# Values that leave a module or a picture as it is without the field; any other is refused.
+# Values with the same effect as leaving the field out; any other value is refused.
 _ONLY: dict[str, tuple[object, ...]] = {
     "pruned_heads": (None, {}),
     "attention_type": (None, "default"),
@@ -45,7 +45,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
 
 
 def check_fields(where: object, component: Component, config: Config) -> None:
-    """Raise CheckpointError for a field that nothing reads and that isn't known to mean nothing. `where`: the file."""
+    """Raise CheckpointError for a field that nothing reads and that isn't known to be harmless. `where`: the file."""
     read = CLASSES[component.cls].reads
     idle = _TRAINING | _QUANTIZED
     if component.library == "transformers":
@@ -54,11 +54,11 @@ def check_fields(where: object, component: Component, config: Config) -> None:
         if key in _ONLY:
             if value not in _ONLY[key]:
                 raise CheckpointError(
-                    f"{where} says {key} = {shown(value)}, which isn't supported yet. Pass a checkpoint without it."
+                    f"{where} has {key} = {shown(value)}, which is not supported yet. Use a checkpoint without it."
                 )
         elif key not in read and key not in idle and not key.startswith("_"):
             raise CheckpointError(
-                f"{where} has a field {key[:LONGEST]!r} = {shown(value)}, and {component.cls} reads no such field. "
-                f"{near(key, sorted(read))}If it means nothing to a picture, remove it; else the checkpoint isn't "
+                f"{where} has a field {key[:LONGEST]!r} = {shown(value)}, which {component.cls} does not know. "
+                f"{near(key, sorted(read))}If it does not affect images, remove it; otherwise the checkpoint is not "
                 "supported yet."
             )

@@ -27,11 +27,11 @@ from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
 from .training import Choices
 
-# Components of diffusers' pipelines that a bundle has no use for, and what that means.
+# Components of diffusers' pipelines that a bundle doesn't need, and why.
 _WITHOUT = {
-    "safety_checker": "latentc doesn't look at what pictures show",
-    "feature_extractor": "it prepares pictures for the safety checker or an image encoder alone",
-    "image_encoder": "only IP-Adapters read it",
+    "safety_checker": "latentc does not check the content of images",
+    "feature_extractor": "it only prepares images for the safety checker or an image encoder",
+    "image_encoder": "only IP-Adapters use it",
 }
 
 
@@ -42,13 +42,13 @@ def open_folder(
     variant: str | None = None,
     others: Mapping[str, Replacement] = {},
 ) -> Checkpoint:
-    """The checkpoint in a folder, with every header and offset checked and no weight read.
+    """The checkpoint in a folder: every header and offset is checked, and no weight is read.
 
-    `choices` replace what its scheduler's config and its UNet's say.
-    `variant` is the word in the middle of the weight files' names (`fp16`, `ema` ...); components without files of it
-    are taken as they are. `others` stand in for the folder's own components, which needn't be there.
+    `choices` override the configs of the scheduler and the UNet.
+    `variant` is the word in the middle of the weight files' names (`fp16`, `ema` ...); components without that variant
+    use their plain files. `others` replace the folder's own components, which may then be missing.
     Raises CheckpointError for a folder that is incomplete, damaged, pickled, quantized or of a kind that isn't
-    supported, or where no component is of the variant.
+    supported, or if no component has the variant.
     """
     check_variant(variant)
     if not os.path.lexists(folder / "model_index.json"):
@@ -59,14 +59,14 @@ def open_folder(
     family = family_of(denoiser)
     if family is None:
         raise CheckpointError(
-            f"{folder} is a {model_index['_class_name']} whose UNet is of no known family (use_linear_projection is "
+            f"{folder} is a {model_index['_class_name']} whose UNet matches no known family (use_linear_projection is "
             f"{shown(denoiser.get('use_linear_projection'))}, addition_embed_type "
             f"{shown(denoiser.get('addition_embed_type'))}). "
             f"{supported()}"
         )
     _refuse_refiner(folder, family, model_index, others)
     configs: dict[str, Config] = {}
-    said: tuple[str, ...] = ()
+    rescaling: tuple[str, ...] = ()
     for component in family.components:
         place, other = folder / component.name, others.get(component.name)
         if other is None:
@@ -76,7 +76,7 @@ def open_folder(
         own = start_of(place, component, family) if os.path.lexists(place / "config.json") else None
         configs[component.name] = configured(other, family, own)
         if component.name == family.vae and own is not None:
-            said = rescaled(other, own, configs[family.vae])
+            rescaling = rescaled(other, own, configs[family.vae])
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)
@@ -113,7 +113,7 @@ def open_folder(
             *notice_of_pipeline(family, model_index),
             *_left_out(family, model_index),
             *notices,
-            *said,
+            *rescaling,
             *about,
             *resized,
             *lengths,
@@ -128,7 +128,7 @@ def open_folder(
 
 
 def _denoiser(folder: Path, others: Mapping[str, Replacement]) -> Config:
-    """The config of the folder's own denoiser, which says its family; without one, the given one's."""
+    """The config of the folder's own denoiser, which determines the family; without one, the replacement's."""
     names = tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
     name = next((one for one in names if os.path.lexists(folder / one)), names[0])
     place, given = folder / name / "config.json", others.get(name)
@@ -144,7 +144,7 @@ def _denoiser(folder: Path, others: Mapping[str, Replacement]) -> Config:
 def _weights(
     folder: Path, family: Family, variant: str | None, others: Mapping[str, Replacement]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """Tensors of each component, and what is to be said where they aren't of the variant that was asked for."""
+    """Tensors of each component, and notices about components that don't have the requested variant."""
     weights: dict[str, Stored] = {name: other.tensors for name, other in others.items()}
     taken: dict[str, str | None] = {}
     own = [one for one in family.components if one.name not in others]
@@ -153,22 +153,20 @@ def _weights(
     differing = {name: found for name, found in taken.items() if found != variant}
     if variant is not None and len(differing) == len(taken):
         there = sorted({found for one in own for found in variants(names_in(folder / one.name), one)})
+        found = f"It has the plain weights and: {', '.join(there)}" if there else "It has the plain weights only"
         advice = "Pass --variant with one of them, or leave it out" if there else "Leave --variant out"
-        raise CheckpointError(
-            f"{folder} has no weights of the variant {variant!r}. It has: {', '.join(['the plain ones', *there])}. "
-            f"{advice}."
-        )
+        raise CheckpointError(f"{folder} has no weights of the variant {variant!r}. {found}. {advice}.")
     if variant is not None and differing:
-        return weights, [f"There are no {variant} weights of {', '.join(differing)}: the plain ones were taken."]
+        return weights, [f"No {variant} weights for {', '.join(differing)}: the plain ones are used."]
     return weights, [
-        f"There are no plain weights of {', '.join(name for name in differing if differing[name] == found)}: those of "
-        f"the variant {found} were taken."
+        f"No plain weights for {', '.join(name for name in differing if differing[name] == found)}: those of the "
+        f"variant {found} are used."
         for found in sorted(set(filter(None, differing.values())))
     ]
 
 
 def _length(folder: Path, family: Family, configs: dict[str, Config], model_index: Config) -> tuple[int, list[str]]:
-    """Ids in a row of every text encoder, and what to say of that. Their classes are looked at, too."""
+    """The number of token ids per row, the same for every text encoder, and notices. Checks tokenizer classes too."""
     lengths: dict[str, int] = {}
     notices: list[str] = []
     for facts in family.tokenizers:
@@ -177,35 +175,35 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
         lengths[facts.name], notice = row_length(folder / facts.name, positions)
         notices += [notice] if notice else []
     if len(set(lengths.values())) > 1:
-        said = " and ".join(f"{length} of {name}" for name, length in lengths.items())
+        differing = " and ".join(f"{length} tokens for {name}" for name, length in lengths.items())
         raise CheckpointError(
-            f"{folder} fills prompts up to {said} (model_max_length, or max_position_embeddings), and its embeddings "
-            "are joined id by id. Compare these configs with those that the checkpoint was published with."
+            f"{folder} pads prompts to {differing} (model_max_length or max_position_embeddings), but these lengths "
+            "must be equal. Compare the configs with those that the checkpoint was published with."
         )
     return lengths.popitem()[1], notices
 
 
 def _left_out(family: Family, model_index: Config) -> list[str]:
-    """What to say of components that the index lists and a bundle doesn't have."""
+    """Notices about components that the index lists and a bundle leaves out."""
     known = {"scheduler", *(one.name for one in (*family.components, *family.tokenizers))}
     notices: list[str] = []
     for name, entry in model_index.items():
         cls: object = cast("list[object]", entry)[-1] if isinstance(entry, list) and entry else None
         if name not in known and isinstance(cls, str) and not name.startswith("_"):
-            why = _WITHOUT.get(name, "latentc doesn't know what it is for, and diffusers' pipeline may draw with it")
+            why = _WITHOUT.get(name, "latentc does not know this component; diffusers' pipeline may use it")
             notices.append(f"{name[:LONGEST]} ({cls[:LONGEST]}) is left out: {why}.")
     return notices
 
 
 def _spare_layers(family: Family, configs: dict[str, Config], weights: dict[str, Stored]) -> list[str]:
-    """What to say of text encoders whose file holds more layers than their config asks for: a clip skip, baked in."""
+    """Notices about text encoders whose files hold more layers than their config: a baked-in clip skip."""
     notices: list[str] = []
     for name in family.encoders:
         asked, there = configs[name]["num_hidden_layers"], text_layers(weights[name])
         if there > asked:
             notices.append(
-                f"{name}/config.json asks for {asked} layers, and {there} are stored: the first {asked} are read, as "
-                "transformers does (a baked-in clip skip)."
+                f"{name}/config.json has {asked} layers, but {there} are stored: the first {asked} are used, as in "
+                "transformers (a baked-in clip skip)."
             )
     return notices
 
@@ -215,11 +213,11 @@ def _no_index(folder: Path) -> str:
     single = [name for name in there if name.endswith(".safetensors")]
     pickled = [name for name in there if name.endswith(PICKLES)]
     if single:
-        return f"{folder} has no model_index.json. For one of its single files, pass {folder / single[0]}."
+        return f"{folder} has no model_index.json. To open one of its single files, pass {folder / single[0]}."
     if pickled:
         return f"{folder} has no model_index.json, only pickles ({pickled[0]}), which are never opened. {convert()}"
     return (
-        f"{folder} has no model_index.json, so it is no diffusers checkpoint. Pass the folder that holds one, a "
+        f"{folder} has no model_index.json, so it is not a diffusers checkpoint. Pass a folder that has one, a "
         ".safetensors file, a hub id (owner/name), or scenes, which ships with latentc."
     )
 
@@ -232,6 +230,6 @@ def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Co
         check_entry(folder / "model_index.json", component, entry)
         if not isinstance(entry, list) or None in entry:
             raise CheckpointError(
-                f"{folder} has no {component.name} (a refiner has none, for instance), which every "
-                f"{family.title} checkpoint that latentc opens has. {supported()}"
+                f"{folder} has no {component.name}, which a {family.title} checkpoint needs (a refiner, for example, "
+                f"is not supported). {supported()}"
             )

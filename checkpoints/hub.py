@@ -1,4 +1,4 @@
-"""Fetching a checkpoint from the Hugging Face hub: configs, tokenizers and safetensors, never pickles."""
+"""Downloading a checkpoint from the Hugging Face hub: configs, tokenizers and safetensors, never pickles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLOB = re.compile(r"([\w.-]+/[\w.-]+)/(?:blob|resolve|raw)/([^/\s]+)/(\S+)")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` reads like `owner/name` on the hub."""
+    """Whether `name` has the form `owner/name`."""
     return bool(_ID.fullmatch(name)) and not name.startswith((".", "/"))
 
 
@@ -37,14 +37,14 @@ class HubFile:
 
     @property
     def location(self) -> str:
-        """As `hub_file` reads it, without the revision."""
+        """The name that `hub_file` parses, without the revision."""
         return f"{self.repository}/{self.path}"
 
 
 def hub_file(name: str) -> HubFile | None:
-    """The file that `owner/name/path.safetensors` names, or its address on huggingface.co; None for anything else.
+    """Parse `owner/name/path.safetensors`, or the file's URL on huggingface.co; None for anything else.
 
-    The revision is written as for a repository, `owner/name@revision/path`; in an address it is in its usual place.
+    A revision is written `owner/name@revision/path`; in a URL it is in its usual place.
     """
     found = _ADDRESS.fullmatch(name)
     if found is not None:
@@ -60,9 +60,9 @@ def hub_file(name: str) -> HubFile | None:
 
 
 def fetch_file(file: HubFile) -> tuple[Path, str]:
-    """Download a single file (or find it in the cache), and what comes with it: where it lies, and the commit.
+    """Download a single file and its companion files, or find them in the cache: its path and its commit.
 
-    Raises CheckpointError if the hub can't be reached and the cache doesn't have it, or the repository hasn't.
+    Raises CheckpointError if neither the repository nor the cache has it, or the hub can't be reached.
     """
     hub = _library(file.repository)
     try:
@@ -74,7 +74,7 @@ def fetch_file(file: HubFile) -> tuple[Path, str]:
             path = hub.hf_hub_download(file.repository, file.path, revision=file.revision, local_files_only=True)
         except Exception:
             raise _unreachable(f"{file.location}{f'@{file.revision}' if file.revision else ''}", exc) from exc
-        listed = []  # what came with it lies beside it
+        listed = []  # its companion files are in the cache too
     commit = _commit(file, path)
     for name in with_file(listed, file.path):
         try:
@@ -85,19 +85,19 @@ def fetch_file(file: HubFile) -> tuple[Path, str]:
 
 
 def with_file(names: Iterable[str], path: str) -> list[str]:
-    """Of a repository's files, those that come with a single one: what it says beside it, licence and model card."""
+    """The companion files of a single file in a repository: its configs, licence and model card."""
     one = PurePosixPath(path)
     beside = {str(one.with_name("config.json")), *(str(one.with_name(one.stem + ending)) for ending in BESIDE)}
     return [name for name in names if name in beside or comes_along(name)]
 
 
 def _commit(file: HubFile, path: str) -> str:
-    """The commit that a downloaded file is of: the folder in the cache that stands for the repository."""
+    """The commit of a downloaded file: the name of the repository's snapshot folder in the cache."""
     return Path(path).parents[len(PurePosixPath(file.path).parts) - 1].name
 
 
 def fetch(repository: str, revision: str | None, variant: str | None = None) -> tuple[Path, str]:
-    """Download what a checkpoint needs (or find it in the cache): its folder, and its commit.
+    """Download the files that a checkpoint needs, or find them in the cache: its folder and its commit.
 
     Raises CheckpointError if the hub can't be reached and the cache doesn't have it.
     """
@@ -117,25 +117,25 @@ def _library(repository: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as exc:
-        raise RuntimeMissing(f"Fetching {repository} needs huggingface_hub ({exc}). {install('export')}") from exc
+        raise RuntimeMissing(f"Downloading {repository} needs huggingface_hub ({exc}). {install('export')}") from exc
     return huggingface_hub
 
 
 def _asked(repository: str, names: list[str], variant: str | None) -> list[str]:
-    """What to download; raises CheckpointError for a repository of single files."""
+    """The files to download; raises CheckpointError for a repository of single files."""
     single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
     if "model_index.json" not in names and "config.json" not in names and single:
         named = ", ".join(f"{repository}/{name}" for name in single[:5])
         raise CheckpointError(
-            f"{repository} has no model_index.json; it holds {len(single)} single files. Pass one of them: {named}."
+            f"{repository} has no model_index.json, only {len(single)} single files. Pass one of them: {named}."
         )
     return wanted(names, variant)
 
 
 def wanted(names: Iterable[str], variant: str | None = None) -> list[str]:
-    """Of a repository's files, those that a checkpoint needs: of one variant, the plain one if none is asked for.
+    """The files of a repository that a checkpoint needs, with the weights of `variant`, or the plain ones if None.
 
-    A component without weights of the variant has its plain ones. A repository of one component (`config.json` at the
+    For a component without that variant, its plain weights. A repository of one component (`config.json` at the
     top) is read as that component's folder.
     """
     names = list(names)
@@ -177,7 +177,7 @@ def _cached(hub: Any, repository: str, revision: str | None, cause: Exception) -
 def _unreachable(what: str, cause: Exception) -> CheckpointError:
     reason = (str(cause).strip().split("\n")[0] or type(cause).__name__).rstrip(".")
     return CheckpointError(
-        f"{what} can't be fetched from the Hugging Face hub, and the local cache doesn't have it: {reason}. "
+        f"{what} could not be downloaded from the Hugging Face hub and is not in the local cache: {reason}. "
         "Check the name and the network, or pass the path of a local folder or .safetensors file."
     )
 

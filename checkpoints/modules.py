@@ -1,4 +1,4 @@
-"""From a config and a plan to a torch module: built without memory, filled tensor by tensor."""
+"""From a config and a plan to a torch module: built without memory, then filled tensor by tensor."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _BATCH_BYTES = 256 << 20
 
 
 def build(component: Component, config: Config) -> torch.nn.Module:
-    """The component's module on the meta device: its structure and shapes, and no memory.
+    """The component's module on the meta device: structure and shapes, without memory.
 
-    Raises CheckpointError if its library refuses the config, RuntimeMissing if the library isn't here.
+    Raises CheckpointError if its library refuses the config, RuntimeMissing if the library isn't installed.
     """
     try:
         import torch
@@ -35,30 +35,30 @@ def build(component: Component, config: Config) -> torch.nn.Module:
         cls: Any = getattr(import_module(component.library), component.cls)
     except ImportError as exc:
         raise RuntimeMissing(
-            f"Opening the {component.name} of a checkpoint needs torch, diffusers and transformers ({exc}). "
+            f"Loading the {component.name} of a checkpoint needs torch, diffusers and transformers ({exc}). "
             f"Install them with: {pip('export')}."
         ) from exc
     known = {key: value for key, value in config.items() if not key.startswith("_")}
-    if component.library != "transformers":  # transformers looks at types itself
+    if component.library != "transformers":  # transformers checks types itself
         _check_types(component, cls, known)
     try:
         with torch.device("meta"):
             if component.library == "transformers":
                 return cls(cls.config_class.from_dict(known))
             return cls.from_config(known)
-    except Exception as exc:  # whatever a library makes of a config that isn't its own
+    except Exception as exc:  # libraries raise many kinds of errors for a bad config
         raise CheckpointError(
-            f"{component.cls} doesn't accept the config of {component.name}: {in_a_line(exc).rstrip('.')}. "
+            f"{component.cls} does not accept the config of {component.name}: {in_a_line(exc).rstrip('.')}. "
             "Compare it with the config that the checkpoint was published with."
         ) from exc
 
 
 LISTS = (list, tuple)
-WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): ""}
+WORDS = {float: "a number", int: "an integer", str: "a string", bool: "true or false", type(None): ""}
 
 
 def _check_types(component: Component, cls: Any, config: Config) -> None:
-    """Raise CheckpointError for a field of another type than its class states: it would fail far from here."""
+    """Raise CheckpointError for a field of another type than its class declares; it would fail much later otherwise."""
     parameters, hints = inspect.signature(cls.__init__).parameters, get_type_hints(cls.__init__)
     for key, hint in hints.items():
         if key not in config:
@@ -75,16 +75,16 @@ def _check_types(component: Component, cls: Any, config: Config) -> None:
         types = within or alone if is_list else alone
         listed = not is_list or within or len(alone) < len(members)
         if not (listed and all(_is_a(one, types) for one in flat(value))):
-            expected = "" if alone else "a list of which each is "
+            expected = "" if alone else "a list whose items are each "
             expected += " or ".join(WORDS[one] for one in WORDS if one in (alone or within) and WORDS[one])
             raise CheckpointError(
-                f"The config of {component.name} says {key} = {shown(value)}; {expected} was expected. "
+                f"The config of {component.name} has {key} = {shown(value)}; {expected} was expected. "
                 "Compare it with the config that the checkpoint was published with."
             )
 
 
 def _atoms(hint: Any) -> Iterator[Any]:
-    """The plain types within a type hint."""
+    """The plain types inside a type hint."""
     inner = [one for one in get_args(hint) if one is not ...]
     if not inner:
         yield hint
@@ -93,14 +93,14 @@ def _atoms(hint: Any) -> Iterator[Any]:
 
 
 def _is_a(value: object, types: set[Any]) -> bool:
-    """Whether a value is of one of these types. JSON and Python write a whole number for others, and for true."""
+    """Whether a value is of one of these types. JSON may hold an integer for a float or a boolean."""
     if isinstance(value, float):
         return math.isfinite(value) and (float in types or (int in types and value.is_integer()))
     return type(value) in types or (isinstance(value, int) and bool(types & {int, float, bool}))
 
 
 def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:
-    """The plan for just the tensors that the module has; none is read.
+    """The plan for exactly the tensors of the module; none is read.
 
     Raises CheckpointError naming the tensor that is missing, unexpected, or of a wrong shape or type.
     """
@@ -111,7 +111,7 @@ def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:
 
 
 def fill(module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None) -> torch.nn.Module:
-    """Give the module its weights by a `fitted` plan, in `dtype` (float32 if None): in eval mode, without gradients.
+    """Load the weights of a `fitted` plan in `dtype` (float32 if None); sets eval mode, without gradients.
 
     Raises CheckpointError naming a tensor that is not finite. Tensors stored in `dtype` stay mapped from their file.
     """
@@ -126,32 +126,32 @@ def fill(module: torch.nn.Module, component: Component, plan: Plan, dtype: torch
 
 
 def _check(component: Component, wanted: Mapping[str, tuple[int, ...]], plan: Plan) -> None:
-    advice = "Fetch the checkpoint again, or check that its config belongs to its weights."
+    advice = "Download the checkpoint again, or check that its config belongs to its weights."
     missing, unexpected = sorted(set(wanted) - set(plan)), sorted(set(plan) - set(wanted))
     if missing:
         raise CheckpointError(
-            f"{component.name} lacks tensor {missing[0]!r} ({len(missing)} are missing in all). {advice}"
+            f"{component.name} has no tensor {missing[0]!r} ({len(missing)} missing in all). {advice}"
         )
     if unexpected:
         stored = plan[unexpected[0]].stored
         raise CheckpointError(
-            f"{stored.file} holds tensor {stored.name!r}, which {component.cls} with this config doesn't have "
+            f"{stored.file} holds tensor {stored.name!r}, which {component.cls} with this config does not have "
             f"({len(unexpected)} in all). {advice}"
         )
     for name, view in plan.items():
         if view.shape != wanted[name]:
             raise CheckpointError(
                 f"Tensor {view.stored.name!r} of {component.name} has shape {list(view.shape)}, "
-                f"and its config asks for {list(wanted[name])}. {advice}"
+                f"but its config requires {list(wanted[name])}. {advice}"
             )
         if view.stored.dtype not in FLOATS:
             raise CheckpointError(
-                f"Tensor {view.stored.name!r} of {component.name} is {view.stored.dtype}: quantized. {WIDER}"
+                f"Tensor {view.stored.name!r} of {component.name} is quantized ({view.stored.dtype}). {WIDER}"
             )
 
 
 def _batches(plan: Plan) -> Iterator[Plan]:
-    """The plan in the files' order and in batches: what a batch maps is let go before the next."""
+    """The plan in batches, in file order: the memory that a batch maps is released before the next."""
     batch: Plan = {}
     for name, view in sorted(plan.items(), key=lambda item: (item[1].stored.file, item[1].stored.begin)):
         first = next(iter(batch.values()), view).stored
@@ -174,7 +174,9 @@ def _read(component: Component, batch: Plan, dtype: torch.dtype) -> dict[str, to
     except CheckpointError:
         raise
     except Exception as exc:  # SafetensorError or OSError: the header was sound when the checkpoint was opened
-        raise CheckpointError(f"{path} can't be read: {exc}. Has it changed meanwhile? Open it again.") from exc
+        raise CheckpointError(
+            f"{path} cannot be read: {exc}. If it changed after it was opened, open it again."
+        ) from exc
 
 
 def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> torch.Tensor:
@@ -186,17 +188,17 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
     for step in view.steps:
         tensor = tensor.T if step == "T" else tensor[step]
     tensor = tensor.contiguous().to(dtype)
-    # The sum is not finite if a value isn't: one pass without a copy. Large values may overflow it, so look again.
+    # The sum is not finite if a value isn't: one pass without a copy. Large values may overflow it, so check again.
     if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
         raise CheckpointError(
             f"Tensor {view.stored.name!r} of {component.name} in {view.stored.file} holds NaN or Inf (as {dtype}). "
-            "The checkpoint is damaged, or was merged wrongly: fetch it again."
+            "The checkpoint is damaged or was merged incorrectly: download it again."
         )
     return tensor
 
 
 def _scale(scale: StoredTensor, file: Any, path: Path) -> torch.Tensor:
-    """A weight's scale in f32: in `file`, which is open and lies at `path`, or in another shard."""
+    """A weight's scale in f32, from `file`, which is open and is at `path`, or from another shard."""
     import safetensors
 
     if scale.file == path:
@@ -207,7 +209,7 @@ def _scale(scale: StoredTensor, file: Any, path: Path) -> torch.Tensor:
 
 
 def _restore_positions(module: torch.nn.Module) -> None:
-    """Buffers that are not stored are still on the meta device: CLIP's position ids, 0, 1, 2..."""
+    """Fill buffers that are not stored and still on the meta device: CLIP's position ids, 0, 1, 2..."""
     import torch
 
     for owner in module.modules():
@@ -215,4 +217,7 @@ def _restore_positions(module: torch.nn.Module) -> None:
             if buffer.is_meta and name == "position_ids":
                 setattr(owner, name, torch.arange(buffer.shape[-1]).expand(1, -1))
             elif buffer.is_meta:
-                raise CheckpointError(f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores.")
+                raise CheckpointError(
+                    f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores. Install the versions of "
+                    "transformers and diffusers that constraints.txt names."
+                )

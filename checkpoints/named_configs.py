@@ -1,6 +1,6 @@
-"""Configs of a component alone, in diffusers' names and without its config.json, read off its tensors' shapes.
+"""Configs of single components with diffusers' names but no config.json, derived from the tensors' shapes.
 
-Each is the base's config, with what shapes tell. `original_configs` does the same for the original layout.
+Each is a base config, updated from the shapes. `original_configs` does the same for the original layout.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from .original_configs import Shapes, axis, depth, numbers, transformers, uneven
 
 
 def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
-    """The UNet's config: as `start` where the shapes agree with it."""
+    """The UNet's config: `start`, updated where the shapes differ from it."""
     levels = numbers(shapes, r"down_blocks\.(\d+)\.")
     down = [_blocks(shapes, f"down_blocks.{level}") for level in levels]
     up = [_blocks(shapes, f"up_blocks.{level}") for level in numbers(shapes, r"up_blocks\.(\d+)\.")]
@@ -40,7 +40,7 @@ def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
 
 
 def named_vae(shapes: Shapes, _family: Family, start: Config) -> Config:
-    """The VAE's config: as `start` where the shapes agree with it."""
+    """The VAE's config: `start`, updated where the shapes differ from it."""
     levels = numbers(shapes, r"encoder\.down_blocks\.(\d+)\.")
     widths = [axis(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 0) for level in levels]
     stated: Config = {
@@ -58,6 +58,6 @@ def named_vae(shapes: Shapes, _family: Family, start: Config) -> Config:
 
 
 def _blocks(shapes: Shapes, level: str) -> list[int]:
-    """How deep the transformer behind each resnet of a level is."""
+    """Depth of the transformer after each resnet of a level."""
     found = numbers(shapes, rf"{level.replace('.', chr(92) + '.')}\.resnets\.(\d+)\.")
     return [depth(shapes, f"{level}.attentions.{block}") for block in found]

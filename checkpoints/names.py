@@ -1,8 +1,8 @@
-"""From the names that tensors are stored under to the names that today's modules use.
+"""From the names that tensors are stored under to the names that current modules use.
 
 The original layout is renamed by diffusers' own single-file conversion, run once on stand-ins that
-only know their shapes. What comes out is a plan, module tensor -> stored tensor and how it is seen,
-so that reading stays one tensor at a time and a tensor that nobody asked for is noticed.
+only know their shapes. The result is a plan: for each tensor of the module, the stored tensor and how to
+index it. So weights can be read one tensor at a time, and unused tensors are noticed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Plan = dict[str, "View"]
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 
-# Buffers that older libraries stored, and what only training or the image side of CLIP used.
+# Buffers that older libraries stored, and tensors that only training or the image side of CLIP used.
 _SPARE_TEXT = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
 _SPARE_PROJECTION = re.compile(r"^(text_model\.)?text_projection(\.weight)?$")
 _SPARE_VISION = re.compile(r"^(vision_model|visual_projection)\.")
@@ -40,9 +40,9 @@ _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 @dataclass(frozen=True)
 class View:
-    """A stored tensor, and the indexing and transposing that make a module's tensor of it.
+    """A stored tensor, and the indexing and transposing that turn it into a module's tensor.
 
-    It answers what diffusers' conversion asks of a tensor, and writes down the answers.
+    It implements the tensor operations that diffusers' conversion uses, and records them.
     """
 
     stored: StoredTensor
@@ -56,7 +56,7 @@ class View:
 
     @property
     def T(self) -> View:  # noqa: N802 - the name that tensors have
-        """With the axes in reverse."""
+        """The view with its axes reversed."""
         return replace(self, shape=self.shape[::-1], steps=(*self.steps, "T"))
 
     def __getitem__(self, index: Index) -> View:
@@ -64,27 +64,27 @@ class View:
         return replace(self, shape=shape, steps=(*self.steps, index))
 
     def contiguous(self) -> View:
-        """Itself: what is read in the end is contiguous."""
+        """The view itself: what is finally read is contiguous."""
         return self
 
     def clone(self) -> View:
-        """Itself: nothing is shared."""
+        """The view itself: nothing is shared."""
         return self
 
     def detach(self) -> View:
-        """Itself: nothing has gradients."""
+        """The view itself: nothing has gradients."""
         return self
 
 
 def views(tensors: Stored) -> Plan:
-    """Each tensor as it is stored."""
+    """A view of each tensor as it is stored."""
     return {name: View(tensor, tensor.shape) for name, tensor in tensors.items()}
 
 
 def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
-    """The plan of a component in diffusers' layout, whose old names are brought up to date.
+    """The plan of a component in diffusers' layout; names from old versions are updated.
 
-    Of a text encoder, `layers` are read, as transformers does: its file may hold more.
+    For a text encoder, the first `layers` layers are read, as in transformers: its file may hold more.
     """
     plan: Plan = {}
     for name, view in views(tensors).items():
@@ -99,14 +99,14 @@ def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
 
 
 def text_layers(names: Iterable[str]) -> int:
-    """Layers of a text encoder under transformers' names."""
+    """Number of layers of a text encoder under transformers' names."""
     return 1 + max(map(_text_layer, names), default=-1)
 
 
 def original_plan(tensors: Stored, family: Family, component: str, config: Config) -> Plan:
-    """The plan of a component in the original layout; `tensors` are the whole file's.
+    """The plan of a component in the original layout; `tensors` are those of the whole file.
 
-    Raises CheckpointError for a tensor under the component's prefix that the plan has no use for.
+    Raises CheckpointError for a tensor with the component's prefix that the plan doesn't use.
     """
     prefix = original_prefix(family, component)
     wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -124,7 +124,7 @@ def original_plan(tensors: Stored, family: Family, component: str, config: Confi
 
 
 def original_prefix(family: Family, component: str) -> str:
-    """What the names of a component's tensors begin with in the original layout."""
+    """The prefix of a component's tensor names in the original layout."""
     text = _text_layout(family, component)
     if text is not None:
         return text.prefix
@@ -132,22 +132,22 @@ def original_prefix(family: Family, component: str) -> str:
 
 
 def fit(plan: Plan, wanted: Collection[str]) -> Plan:
-    """The plan under the names of a module: `text_model.` is there in some versions and not in others."""
+    """The plan under a module's names: some versions of transformers have the prefix `text_model.`, others don't."""
     bare = {name.removeprefix("text_model."): view for name, view in plan.items()}
     names = {name.removeprefix("text_model."): name for name in wanted}
     return {names.get(name, name): view for name, view in bare.items()}
 
 
 def openclip_layers(names: Iterable[str]) -> int:
-    """Layers of an OpenCLIP text encoder that count, from its tensors' names without prefix, the last one included."""
+    """Number of layers of an OpenCLIP text encoder, the last one included, from its tensors' names without prefix."""
     return 1 + max((int(match[1]) for name in names if (match := re.search(r"\.resblocks\.(\d+)\.", name))), default=-1)
 
 
 def drops_last_layer(text: TextLayout, names: Collection[str], found: int) -> bool:
     """Whether the last layer found is the one that diffusers leaves out.
 
-    The original file has the whole OpenCLIP encoder, with its projection; a file converted back from
-    diffusers has neither the last layer nor the projection, and 23 layers if it is of full size.
+    An original file has the whole OpenCLIP encoder with its projection. A file converted back from
+    diffusers has neither the last layer nor the projection: 23 layers at full size.
     """
     return text.drops_last_layer and found != 23 and "text_projection" in names
 
@@ -163,13 +163,13 @@ def _spare_text(name: str, cls: str) -> bool:
 
 
 def _text_layer(name: str) -> int:
-    """The number of the layer that a tensor belongs to; -1 for others."""
+    """The index of the layer that a tensor belongs to; -1 if it belongs to none."""
     match = _TEXT_LAYER.match(name)
     return int(match[1]) if match else -1
 
 
 def _matrix(view: View) -> View:
-    """The view without trailing axes, if they are of length one: a 1x1 convolution as a linear layer."""
+    """The view without trailing axes of length one: turns a 1x1 convolution into a linear layer."""
     return view if set(view.shape[2:]) != {1} else view[(slice(None), slice(None), *(0,) * (view.ndim - 2))]
 
 
@@ -192,8 +192,8 @@ def _converted(function: str, *args: Any, **kwargs: Any) -> Plan:
         return {name: view for name, view in convert(*args, **kwargs).items() if view is not None}
     except (KeyError, AttributeError, IndexError, ValueError, TypeError) as exc:
         raise CheckpointError(
-            f"The checkpoint can't be converted to diffusers' names ({exc!r}). "
-            "It may be incomplete: fetch it again, or pass the diffusers folder instead."
+            f"The checkpoint cannot be converted to diffusers' names ({exc!r}). "
+            "It may be incomplete: download it again, or pass the diffusers folder instead."
         ) from exc
 
 
@@ -203,6 +203,6 @@ def _refuse_unused(wanted: Mapping[str, StoredTensor], used: Iterable[View]) -> 
     if unused:
         file = next(iter(wanted.values())).file
         raise CheckpointError(
-            f"{file} holds tensor {unused[0]!r}, which its family doesn't have ({len(unused)} such tensors). "
-            "It may be of a kind that isn't supported yet; pass a plain text-to-image checkpoint."
+            f"{file} holds tensor {unused[0]!r}, which its family does not have ({len(unused)} such tensors). "
+            "The checkpoint may be of a kind that is not supported yet; use a standard text-to-image checkpoint."
         )

@@ -37,22 +37,22 @@ def open_checkpoint(
     zero_snr: bool | None = None,
     size: int | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint: recognize it, check its files, read its configs, and leave the weights on disk.
+    """Open a checkpoint: recognize its family, check its files and read its configs. The weights stay on disk.
 
     `name` is a diffusers folder, a `.safetensors` file in the original layout, a name in `SHIPPED`,
     or a hub id `owner/name`, with `@revision` or `revision`, or a single file there, `owner/name/file.safetensors`.
-    An existing path goes first; for a name in `SHIPPED`, if it is a checkpoint. A checkpoint that is open already
-    is taken as it is, or read again where more is said of its training; which files are read was settled then.
+    An existing path takes precedence; over a name in `SHIPPED`, only if it is a checkpoint. A `Checkpoint` that is
+    already open is returned unchanged, or read again if `prediction`, `spacing`, `zero_snr` or `size` is given.
 
-    `variant` says which weights of a folder are read (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
-    `components` are taken from elsewhere: `unet` and `vae`, each a file, a folder or a hub id.
+    `variant` selects the weight files of a folder (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
+    `components` replaces the checkpoint's `unet` or `vae`: each value is a file, a folder or a hub id.
 
-    `family` is what the checkpoint must be; anything else is refused. `prediction` (`epsilon`,
+    `family` is the required family; a checkpoint of any other is refused. `prediction` (`epsilon`,
     `v_prediction` or `sample`), `spacing` (`leading`, `trailing` or `linspace`), `zero_snr` and `size`
-    (pixels) replace what the checkpoint says of its training. Of a single file that is found out by
-    `training`; what nothing says is in the checkpoint's notices.
+    (pixels) override what the checkpoint says about its training. For a single file, `training` works these
+    out from the file; what had to be assumed is listed in the checkpoint's `notices`.
 
-    Raises CheckpointError if it isn't there, isn't sound, or isn't supported.
+    Raises CheckpointError if the checkpoint doesn't exist, is damaged or isn't supported.
     """
     choices = Choices(prediction, spacing, zero_snr, size)
     choices.check()
@@ -63,23 +63,23 @@ def open_checkpoint(
         opened = _open(str(name), revision, choices, variant, open_others(components, variant))
     if wanted is not None and opened.family != wanted:
         raise CheckpointError(
-            f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), and {wanted.name} was asked for. "
-            "Pass the other family, or none: it is recognized."
+            f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), but {wanted.name} was requested. "
+            f"Pass {opened.family.name}, or leave the family out: it is detected."
         )
     if size is not None and size % opened.downscale:
         raise CheckpointError(
-            f"{name} draws multiples of {opened.downscale} pixels, and a size of {size} was asked for."
+            f"A size of {size} pixels is not possible for {name}: use a multiple of {opened.downscale}."
         )
     return opened
 
 
 def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]) -> Checkpoint:
-    """An open checkpoint with what more is said of its training: read as one that is opened with all of it."""
+    """An open checkpoint with further choices about its training, as if it had been opened with all of them."""
     given = [word for word, value in elsewhere.items() if value]
     if given:
         raise CheckpointError(
-            f"{opened.source.location} is open already, and {' and '.join(given)} would change which files are read. "
-            f"Pass {'it' if len(given) == 1 else 'them'} to open_checkpoint, beside the checkpoint's name."
+            f"{opened.source.location} is already open, and {' and '.join(given)} would change which files are read. "
+            f"Pass {'it' if len(given) == 1 else 'them'} to open_checkpoint together with the checkpoint's name."
         )
     if choices == Choices():
         return opened
@@ -102,7 +102,7 @@ def _open(
         _refuse_variant(name, variant)
         return open_file(path, CheckpointSource("file", place), choices, others)
     if os.path.lexists(path):
-        raise CheckpointError(f"{path} is neither a folder nor a file that can be read. Check the path, and its links.")
+        raise CheckpointError(f"{path} is neither a folder nor a readable file. Check the path and its links.")
     single = hub_file(name)
     if single is not None:
         _refuse_variant(name, variant)
@@ -114,16 +114,16 @@ def _open(
         folder, commit = fetch(repository, revision or at or None, variant)
         return _open_dir(folder, CheckpointSource("hub", repository, commit), choices, variant, others)
     raise CheckpointError(
-        f"There is no checkpoint {name!r}: no such folder or file, not a hub id (owner/name, or owner/name/file), and "
-        f"not one that ships with latentc ({', '.join(SHIPPED)}). Check the path."
+        f"Checkpoint {name!r} was not found: it is not a folder or file, not a hub id (owner/name or owner/name/file), "
+        f"and not one of the checkpoints that ship with latentc ({', '.join(SHIPPED)}). Check the path."
     )
 
 
 def _refuse_variant(name: str, variant: str | None) -> None:
     if variant is not None:
         raise CheckpointError(
-            f"{name} is a single file, which has no variants, and {variant!r} was asked for. Pass the file of that "
-            "variant, or a diffusers folder."
+            f"{name} is a single file, which has no variants, but variant {variant!r} was requested. Pass the file of "
+            "that variant, or a diffusers folder."
         )
 
 

@@ -27,9 +27,9 @@ _TABLES = {
     "openclip": ("token_embedding.weight",),
     "transformers": ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"),
 }
-"""Where a text encoder keeps its table of tokens."""
+"""Names of a text encoder's token embedding table."""
 
-# What training kept beside the weights, and marks: of the schedule, averaged weights, an encoder's positions.
+# Tensors besides the weights: of the training schedule, averaged weights, an encoder's positions, and marker tensors.
 _SPARE = re.compile(
     r"^(model_ema\.|(sqrt_|log_)?(one_minus_)?alphas_|betas$|posterior_|sqrt_|logvar$|lvlb_weights$|denoiser\."
     r"|v_pred$|ztsnr$|scale_factor$|global_step$|scaled_fp8$)|\.position_ids$"
@@ -39,11 +39,11 @@ _SPARE = re.compile(
 def open_file(
     path: Path, source: CheckpointSource, choices: Choices, others: Mapping[str, Replacement] = {}
 ) -> Checkpoint:
-    """The checkpoint in a single file; its configs are read off its tensors' shapes, its training off what it says.
+    """The checkpoint in a single file. Configs come from its tensors' shapes, facts about its training from metadata.
 
-    Averaged weights (`model_ema.`) beside the plain ones are left alone. `others` stand in for the file's own
-    components, which needn't be there. Raises CheckpointError for
-    a file that is damaged, pickled, incomplete, quantized or of a kind that isn't supported.
+    Averaged weights (`model_ema.`) next to the plain ones are ignored. `others` replace the file's own components,
+    which may then be missing. Raises CheckpointError for a file that is damaged, pickled, incomplete, quantized or of
+    a kind that isn't supported.
     """
     refuse_pickle(path)
     tensors, metadata = read_header(path)
@@ -58,12 +58,14 @@ def open_file(
     for name, read in (("unet", unet_config), ("vae", vae_config)):
         base = read(shapes[name], family) if shapes[name] else None
         made[name] = configured(others[name], family, base) if name in others else read(shapes[name], family)
-    said = rescaled(others["vae"], family.config("vae"), made["vae"]) if "vae" in others else ()
+    rescaling = rescaled(others["vae"], family.config("vae"), made["vae"]) if "vae" in others else ()
     configs = texts | made | {"unet": made["unet"] | time_embed_width(made["unet"], texts, family)}
     refuse_unet(path, configs["unet"])
     weights |= {name: other.tensors for name, other in others.items()}
     training = trained_for(path, tensors, metadata, family, choices)
-    places = dict.fromkeys(configs, f"{path}, by its tensors,") | {name: one.where for name, one in others.items()}
+    places = dict.fromkeys(configs, f"{path} (from its tensors' shapes)") | {
+        name: one.where for name, one in others.items()
+    }
     for name, config in configs.items():
         check_config(places[name], config, len(weights[name]))
     check_pixels(places["unet"], configs["unet"], configs["vae"])
@@ -85,14 +87,14 @@ def open_file(
         size=cast("int", training.facts[PIXELS].value),
         trained_for=tuple(training.facts.values()),
         choices=choices,
-        notices=(*_left_over(tensors, family), *said, *training.notices, *about, *unread),
+        notices=(*_left_over(tensors, family), *rescaling, *training.notices, *about, *unread),
         about=about,
         doubts=tuple(training.doubts),
     )
 
 
 def _card(path: Path, source: CheckpointSource, metadata: Mapping[str, object]) -> tuple[Card, list[str]]:
-    """What the file declares of its licence, with the card of its repository where it is from the hub."""
+    """The licence that the file declares, with its repository's model card if it is from the hub."""
     stated = stated_card(metadata)
     if source.kind != "hub":
         return stated, []
@@ -119,9 +121,9 @@ def model_index(family: Family, scheduler: Config) -> Config:
 
 
 def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
-    """The family by what the UNet takes and the text encoders make; `given` components come from elsewhere.
+    """The family, from the UNet's inputs and the text encoders' outputs; `given` components are replaced.
 
-    Keys of other families, which merges leave behind, don't decide: the widths must meet.
+    Keys of other families, which merges leave behind, don't decide: the widths must match.
     """
     unet = _bare({name: tensor for name, tensor in tensors.items() if name.startswith(UNET_PREFIX)}, UNET_PREFIX)
     whole = [family for family in FAMILIES if _width(family, tensors) > 0]
@@ -141,19 +143,19 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
         found = next((family for family in begun if _begun(family, tensors)), None)
     if found is None:
         alone = (
-            "It holds a UNet: export a whole checkpoint with it, by latentc export CHECKPOINT --unet FILE."
+            "It holds a UNet; to use it in place of another checkpoint's: latentc export CHECKPOINT --unet FILE."
             if unet
             else "Pass the whole checkpoint."
         )
         raise CheckpointError(
-            f"{path} holds no text encoder that latentc knows (its first tensor is {min(tensors)!r}). {supported()} "
-            f"{alone}"
+            f"{path} holds no text encoder that latentc recognizes (its first tensor is {min(tensors)!r}). "
+            f"{supported()} {alone}"
         )
     for prefix, what, name in ((UNET_PREFIX, "UNet", "unet"), (VAE_PREFIX, "VAE", "vae")):
         if name not in given and not any(one.startswith(prefix) for one in tensors):
             raise CheckpointError(
-                f"{path} has the text encoder of {found.title} and no {what} (no tensor '{prefix}...'). "
-                f"Pass the whole checkpoint, or another one's {what}: latentc export {path.name} --{name} FILE."
+                f"{path} has the text encoder of {found.title} but no {what} (no tensor '{prefix}...'). "
+                f"Pass the whole checkpoint, or add the {what} of another: latentc export {path.name} --{name} FILE."
             )
     return found
 
@@ -163,7 +165,7 @@ def _begun(family: Family, tensors: Stored) -> bool:
 
 
 def _width(family: Family, tensors: Stored) -> int:
-    """How wide the prompts are that the family's text encoders make, from their tables of tokens; 0 without one."""
+    """Width of the prompt embeddings of the family's text encoders, from their token tables; 0 if one is missing."""
     widths: list[int] = []
     for text in family.texts:
         names = [f"{text.prefix}{middle}" for middle in _TABLES[text.style]]
@@ -175,15 +177,15 @@ def _width(family: Family, tensors: Stored) -> int:
 
 
 def _left_over(tensors: Stored, family: Family) -> tuple[str, ...]:
-    """What to say of tensors that belong to no component of the family."""
+    """A notice about tensors that belong to no component of the family."""
     prefixes = tuple(original_prefix(family, component.name) for component in family.components)
     spare = [name for name in tensors if not name.startswith(prefixes) and not _SPARE.search(name)]
     if not spare:
         return ()
     count = (
-        f"{len(spare)} tensors that {family.title} doesn't have were left out"
+        f"{len(spare)} tensors that {family.title} does not have were left out"
         if len(spare) > 1
-        else (f"A tensor that {family.title} doesn't have was left out")
+        else (f"A tensor that {family.title} does not have was left out")
     )
     return (f"{count}: {in_a_line(ValueError(min(spare)))}.",)
 

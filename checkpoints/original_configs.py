@@ -1,8 +1,8 @@
-"""Configs of a checkpoint in the original single-file layout, read off its tensors' shapes.
+"""Configs of a checkpoint in the original single-file layout, derived from its tensors' shapes.
 
-Each starts from the family's published config; what shapes tell (widths, layers, depths) replaces it,
-so tiny and pruned variants open too. What shapes can't tell comes from the family's rules: attention
-heads, groups of the norms, activations. `shapes` are by the tensors' names without their prefix.
+Each starts from the family's published config and is updated from the shapes (widths, layers, depths),
+so that tiny and pruned variants open too. What shapes don't show comes from the family's rules: attention
+heads, groups of the norms, activations. `shapes` is keyed by the tensors' names without their prefix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .families import Config, Family, TextLayout, norm_groups, text_heads
 from .names import drops_last_layer, openclip_layers
 
 MAX_BLOCKS = 256
-"""In a UNet; published ones have 25."""
+"""Blocks of a UNet; published ones have 25."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,13 +23,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
     """The UNet's config: levels are recognized by their downsamplers, depths by their transformer blocks.
 
-    `start` has what shapes don't tell; None: the family's.
+    `start` is the config to update; None is the family's.
     """
     down = _levels(shapes, "input_blocks")
     up = _levels(shapes, "output_blocks")
     if (blocks := sum(map(len, (*down, *up)))) > MAX_BLOCKS:
         raise CheckpointError(
-            f"The UNet has {blocks:,} blocks, and {MAX_BLOCKS} is the limit. Pass a checkpoint of a published "
+            f"The UNet has {blocks:,} blocks, but the limit is {MAX_BLOCKS}. Use a checkpoint with a published "
             "structure."
         )
     layers = {len(level) for level in down} | {len(level) - 1 for level in up}
@@ -59,7 +59,7 @@ def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> 
 
 
 def vae_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
-    """The VAE's config; `start` has what shapes don't tell; None: the family's."""
+    """The VAE's config; `start` is the config to update, None is the family's."""
     blocks = numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
     widths = [axis(shapes, f"encoder.down.{block}.block.0.conv2.weight", 0) for block in blocks]
     return (start or family.config("vae")) | {
@@ -104,7 +104,7 @@ def text_config(shapes: Shapes, family: Family, text: TextLayout) -> Config:
 
 
 def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) -> Config:
-    """What the pooled text leaves of the UNet's added embedding belongs to the six time ids."""
+    """The width per time id: the UNet's added embedding less the pooled text is shared by the six time ids."""
     if family.pooled is None:
         return {}
     pooled = texts[family.pooled]["projection_dim"]
@@ -112,15 +112,15 @@ def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) 
 
 
 def uneven(down: list[int], up: list[int]) -> CheckpointError:
-    """What to say of a UNet whose levels aren't of one size."""
+    """The error for a UNet whose levels have different numbers of layers."""
     return CheckpointError(
-        f"The UNet's levels have {down} layers on the way down and {up} on the way up; latentc expects as many at each "
-        "level, and one more on the way up. Pass the checkpoint as a diffusers folder, which says its structure."
+        f"The UNet's levels have {down} layers on the way down and {up} on the way up; latentc expects the same number "
+        "at each level, plus one on the way up. Pass the checkpoint as a diffusers folder, which states its structure."
     )
 
 
 def transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]], middle: int) -> Config:
-    """What the depths of a UNet's transformers, by level and block, and the widths of its prompts say of its config."""
+    """The config keys that follow from the depths of a UNet's transformers, by level and block, and its shapes."""
     keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
     if keys is None:
         raise CheckpointError(
@@ -134,7 +134,7 @@ def transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]], mid
         raise CheckpointError(
             f"The UNet's transformers are {down} blocks deep on the way down, {middle} in the middle and {up} on "
             "the way up; latentc expects one depth per level. Pass the checkpoint as a diffusers folder, which "
-            "says its structure."
+            "states its structure."
         )
     found: Config = {"cross_attention_dim": axis(shapes, keys, 1)}
     if max(*depths, middle) > 1:
@@ -143,7 +143,7 @@ def transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]], mid
 
 
 def _levels(shapes: Shapes, side: str) -> list[list[int]]:
-    """Numbers of the blocks that hold a resnet, by level; a down- or upsampler ends a level."""
+    """Indices of the blocks that hold a resnet, by level; a down- or upsampler ends a level."""
     levels: list[list[int]] = [[]]
     ends = set(numbers(shapes, rf"{side}\.(\d+)\.\d\.(?:op|conv)\.weight$"))
     for block in numbers(shapes, rf"{side}\.(\d+)\."):
@@ -155,20 +155,20 @@ def _levels(shapes: Shapes, side: str) -> list[list[int]]:
 
 
 def depth(shapes: Shapes, attention: str) -> int:
-    """Transformer blocks of an attention."""
+    """Number of transformer blocks of an attention."""
     return len(numbers(shapes, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\."))
 
 
 def numbers(shapes: Shapes, pattern: str) -> list[int]:
-    """The numbers that names have in a pattern's group."""
+    """The sorted numbers that a pattern's group matches in the names."""
     return sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})
 
 
 def axis(shapes: Shapes, name: str, number: int) -> int:
-    """The size of a tensor's axis; raises CheckpointError where there is none."""
+    """The size of a tensor's axis; raises CheckpointError if the tensor or the axis doesn't exist."""
     if len(shapes.get(name, ())) <= number:
         raise CheckpointError(
-            f"Tensor '...{name}' is missing or misshapen, so this is not a whole checkpoint, or not of this layout. "
-            "Fetch it again, or pass the diffusers folder instead."
+            f"Tensor '...{name}' is missing or has a wrong shape, so this is not a whole checkpoint in this layout. "
+            "Download it again, or pass the diffusers folder instead."
         )
     return shapes[name][number]

@@ -1,4 +1,4 @@
-"""Components from somewhere else than the checkpoint: another VAE or UNet, a file or a folder of its own."""
+"""Replacement components: a VAE or UNet from its own file or folder, in place of the checkpoint's."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from .source import CheckpointSource, check_class, path_of, read_json
 from .stored import read_header, refuse_pickle, with_scales
 
 REPLACEABLE = ("unet", "vae")
-"""Components that may come from elsewhere."""
+"""Components that can be replaced."""
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A component from somewhere else, whose files were checked; its weights are on disk."""
+    """A component that replaces the checkpoint's own. Its files have been checked; its weights stay on disk."""
 
     component: str
     source: CheckpointSource
     tensors: Stored
     layout: Literal["diffusers", "original"]
     config: Config | None
-    """As its folder has it; None where only the tensors' shapes tell."""
+    """The config in its folder; None where it has to be derived from the tensors' shapes."""
     where: str
-    """What a message about its config names: the config's file, or that of the tensors."""
+    """The file to name in messages about its config: the config's, or that of the tensors."""
 
 
 def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Replacement]:
-    """Open components that don't come from the checkpoint, by name: each a file, a folder or a hub id.
+    """Open replacement components by name; each value is a file, a folder or a hub id.
 
-    Raises CheckpointError for a component that can't be replaced, and for what isn't one.
+    Raises CheckpointError for a component that can't be replaced, or a place that doesn't hold one.
     """
     check_variant(variant)
     unknown = sorted(set(places) - set(REPLACEABLE))
     if unknown:
         raise CheckpointError(
-            f"{unknown[0]} can't be taken from elsewhere; {' and '.join(REPLACEABLE)} can. Leave it out."
+            f"The component {unknown[0]} cannot be replaced; only {' and '.join(REPLACEABLE)} can. Leave it out."
         )
     return {name: _open(name, place, variant) for name, place in places.items()}
 
 
 def configured(other: Replacement, family: Family, base: Config | None) -> Config:
-    """The component's config: its folder's, or the base's (the family's) with what its tensors' shapes tell.
+    """The component's config: its folder's, or `base` (else the family's) updated from its tensors' shapes.
 
-    Raises CheckpointError where its tensors are those of another family.
+    Raises CheckpointError if its tensors belong to another family.
     """
     facts, file = family.component(other.component), other.source.location
     if other.config is not None:
@@ -71,8 +71,9 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
         differing = {key: value for key, value in scales[0].items() if value != scales[1][key]}
         if other.component == "vae" and differing:
             raise CheckpointError(
-                f"{file} doesn't say how it scales latents, and the checkpoint's own VAE has {shown(differing)}, which "
-                f"{family.title}'s hasn't. Pass a folder of the VAE with its config.json, or put that beside the file."
+                f"{file} does not state how it scales latents, and the checkpoint's own VAE has {shown(differing)}, "
+                f"unlike the published one of {family.title}. Pass a folder of the VAE with its config.json, or put "
+                "that file in the same folder."
             )
         named, original = (named_unet, unet_config) if other.component == "unet" else (named_vae, vae_config)
         read = named if other.layout == "diffusers" else original
@@ -87,7 +88,7 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
             alike = [one for one in FAMILIES if (one.pooled is not None) == added]
             kinds = [one.title for one in alike if kind == one or kind not in alike]
             raise CheckpointError(
-                f"{file} is a UNet of {' or '.join(kinds)}, and the checkpoint is of {family.title}. "
+                f"{file} is a UNet of {' or '.join(kinds)}, but the checkpoint is {family.title}. "
                 "Pass a UNet of the checkpoint's family."
             )
     refuse_quantized(file, config, other.tensors)
@@ -95,9 +96,9 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
 
 
 def start_of(where: Path, component: Component, family: Family) -> Config:
-    """What the config of a component starts from whose tensors come from elsewhere: that of the one it replaces.
+    """The base for the config of a replacement: the config of the component that it replaces.
 
-    One of another class, such as AsymmetricAutoencoderKL, says nothing but how it scales latents.
+    From one of another class, such as AsymmetricAutoencoderKL, only the scaling of latents is kept.
     """
     own = read_json(where / "config.json")
     try:
@@ -108,16 +109,16 @@ def start_of(where: Path, component: Component, family: Family) -> Config:
 
 
 def rescaled(vae: Replacement, base: Config, config: Config) -> tuple[str, ...]:
-    """What to say of a VAE from elsewhere that scales latents otherwise than the checkpoint's own."""
+    """A notice about a replacement VAE that scales latents differently from the checkpoint's own."""
     own, given = (one.get("scaling_factor", _SCALES["scaling_factor"]) for one in (base, config))
     if own == given:
         return ()
-    said = f"{vae.source.location} has scaling_factor {given}, and the checkpoint's own VAE {own}"
-    return (f"{said}: {given} is used. If pictures are pale or harsh, it is a VAE of another family.",)
+    message = f"{vae.source.location} has scaling_factor {given}, but the checkpoint's own VAE has {own}"
+    return (f"{message}: {given} is used. If images are pale or harsh, it is a VAE of another family.",)
 
 
 _SCALES: Config = {"scaling_factor": 0.18215, "latents_mean": None, "latents_std": None}
-"""What scales latents, as AutoencoderKL has it where a config is silent."""
+"""Keys that scale latents, with AutoencoderKL's defaults."""
 
 _ADDED = ("label_emb.", "add_embedding.")
 
@@ -141,18 +142,19 @@ def _open(component: str, name: str, variant: str | None) -> Replacement:
         folder, commit = fetch(repository, at or None, variant)
         return _folder(component, folder, CheckpointSource("hub", repository, commit, variant=variant))
     raise CheckpointError(
-        f"There is no {component} {name!r}: no such file or folder, and not a hub id (owner/name). Check the path."
+        f"{component} {name!r} was not found: it is not a file or folder, and not a hub id (owner/name). "
+        "Check the path."
     )
 
 
 def _folder(component: str, folder: Path, source: CheckpointSource) -> Replacement:
-    """The component in its own folder, or in that of a whole checkpoint."""
+    """The component from its own folder, or from that of a whole checkpoint."""
     place = folder / component if is_regular(folder / "model_index.json") else folder
     facts = FAMILIES[0].component(component)
     if not is_regular(place / "config.json"):
         single = [name for name in names_in(place) if name.endswith(".safetensors")]
         hint = f"Pass the file itself: {place / single[0]}." if single else "Pass a folder that has one, or a file."
-        raise CheckpointError(f"{place} has no config.json, so it is no folder of a {facts.cls}. {hint}")
+        raise CheckpointError(f"{place} has no config.json, so it is not the folder of a {facts.cls}. {hint}")
     config = read_json(place / "config.json")
     check_class(place, facts, config)
     tensors, _ = component_weights(place, facts, source.variant)
@@ -161,14 +163,14 @@ def _folder(component: str, folder: Path, source: CheckpointSource) -> Replaceme
 
 
 def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
-    """The component in a file of its own, or in one of a whole checkpoint in the original layout."""
+    """The component from its own file, or from the file of a whole checkpoint in the original layout."""
     refuse_pickle(path)
     tensors = with_scales(read_header(path)[0])
     layout, prefix = _layout(component, tensors)
     if layout is None:
         refuse_names(path, tensors)
         raise CheckpointError(
-            f"{path} holds no {'UNet' if component == 'unet' else 'VAE'} that latentc knows (its first tensor is "
+            f"{path} holds no {'UNet' if component == 'unet' else 'VAE'} that latentc recognizes (its first tensor is "
             f"{min(tensors)!r}). Pass a {component} file, or a whole checkpoint in the original layout."
         )
     config = _beside(component, path)
@@ -182,7 +184,7 @@ def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
 
 
 def _beside(component: str, path: Path) -> Config | None:
-    """The config.json beside a file, if it is the component's: it says its class, or the file is named as its own."""
+    """The config.json next to a file, if it names the component's class or the file has its standard name."""
     beside, facts = path.parent / "config.json", FAMILIES[0].component(component)
     if not is_regular(beside):
         return None
@@ -192,7 +194,7 @@ def _beside(component: str, path: Path) -> Config | None:
 
 
 def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers", "original"] | None, str]:
-    """How a file names the component's tensors, and what their names begin with."""
+    """The layout of the component's tensor names in a file, and their prefix."""
     marks: dict[str, tuple[str, str]] = {
         "unet": ("down_blocks.0.", "input_blocks.0."),
         "vae": ("encoder.down_blocks.0.", "encoder.down.0."),

@@ -1,9 +1,9 @@
-"""Checkpoints of random weights: the structure and the sizes of a family, and pictures of noise.
+"""Checkpoints of random weights, with the structure and sizes of a family. Their images are noise.
 
-They serve tests, benchmarks and trials on machines without a network. Every value depends on the
-seed, the component and the tensor's name alone, and comes out the same on any machine: Philox
+They serve tests, benchmarks and trials on machines without a network. Every value depends only on the
+seed, the component and the tensor's name, and is the same on any machine: Philox
 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") gives integers, and the sum of
-four of 16 bits stands in for a normal variate.
+four 16-bit integers approximates a normal variate.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _STORED = {"f32": ("F32", np.dtype("<f4")), "f16": ("F16", np.dtype("<f2"))}
 _DEFAULT = {"tiny": "f32", "full": "f16"}
 _LIMIT = 1 << 63
 
-# Tensors whose scale isn't that of their inputs: pattern, mean, standard deviation. Norms and biases are a
-# little off one and zero, so that a compiler that drops or swaps them is found out.
+# Tensors that aren't scaled by the number of their inputs: pattern, mean, standard deviation. Norms and biases
+# differ a little from one and zero, so that a compiler that drops or swaps them is noticed.
 _SCALES = (
     (r"norm\w*(\.\d+)?\.weight$", 1.0, 0.05),
     (r"\.bias$", 0.0, 0.02),
@@ -44,8 +44,8 @@ _SCALES = (
     (r"position_embedding\.weight$", 0.0, 0.1),
 )
 
-# Variance of a layer's output over its input's, where it isn't one: prompts are to be seen in the picture (77
-# tokens average out), predicted noise is to be about as large as noise, and pictures within -1 and 1.
+# Ratio of a layer's output variance to its input variance, where it isn't one: prompts should affect the image (77
+# tokens average out), predicted noise should be about as large as noise, and images should lie within -1 and 1.
 _GAINS = (
     (r"^unet\..*\.attn2\.to_q\.weight$", 4.0),
     (r"^unet\..*\.attn2\.to_v\.weight$", 9.0),
@@ -65,12 +65,12 @@ def new_checkpoint(
 ) -> Path:
     """Write a checkpoint of random weights in diffusers' layout, labelled as such, and return its folder.
 
-    `family` is a name or alias of the table (`sd1`, `sd15`, `sd21`, `sdxl`...). `full` has the
-    published sizes, `tiny` the same structure in a few MB. `dtype` is f32 for tiny and f16 for full,
-    unless said otherwise. `on_progress` is told the component and the share of all bytes written.
-    The same arguments give the same bytes. The folder appears only when it is whole.
+    `family` is a name or alias of a family (`sd1`, `sd15`, `sd21`, `sdxl`...). `full` has the
+    published sizes, `tiny` the same structure in a few MB. `dtype` defaults to f32 for tiny and f16 for full.
+    `on_progress` is called with the component and the share of all bytes written.
+    The same arguments give the same bytes. The folder appears only when it is complete.
 
-    Raises CheckpointError for a folder that isn't empty, an unknown argument or a full disk.
+    Raises CheckpointError for a folder that isn't empty, an invalid argument or a full disk.
     """
     facts = find_family(family)
     folder = Path(folder).absolute()
@@ -93,12 +93,12 @@ def new_checkpoint(
 
 def _check(size: str, seed: int, dtype: str | None) -> str:
     if size not in _DEFAULT:
-        raise CheckpointError(f"There is no size {size!r}. It is one of: {', '.join(_DEFAULT)}.")
+        raise CheckpointError(f"{size!r} is not a valid size. Use one of: {', '.join(_DEFAULT)}.")
     if not 0 <= seed < _LIMIT:
-        raise CheckpointError(f"The seed {seed} is out of range. It is a whole number from 0 to 2^63 - 1.")
+        raise CheckpointError(f"The seed {seed} is out of range. Use an integer from 0 to 2^63 - 1.")
     stored = dtype or _DEFAULT[size]
     if stored not in _STORED:
-        raise CheckpointError(f"There is no dtype {stored!r} here. It is one of: {', '.join(_STORED)}.")
+        raise CheckpointError(f"{stored!r} is not a supported dtype. Use one of: {', '.join(_STORED)}.")
     return stored
 
 
@@ -119,7 +119,7 @@ def _shapes(component: Component, config: Config) -> dict[str, Shape]:
 
 
 def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
-    """Everything but the weights: the label, the index, the scheduler and the tokenizers."""
+    """Write everything except the weights: the label, the index, the scheduler and the tokenizers."""
     scheduler = family.config("scheduler")
     _write_json(
         folder / "model_index.json",
@@ -127,8 +127,8 @@ def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
     )
     (folder / "README.md").write_text(
         f"# Random noise, not a trained model\n\nThe weights here are random noise (seed {seed}) in the structure of "
-        f"{family.title}, size {size}, written by `latentc`'s `new_checkpoint`. They were trained on nothing, and what "
-        "they draw shows nothing. They are for testing and measuring.\n",
+        f"{family.title}, size {size}, written by `latentc`'s `new_checkpoint`. They were not trained, so the images "
+        "are meaningless. They are for testing and benchmarking.\n",
         encoding="utf-8",
     )
     (folder / "scheduler").mkdir()
@@ -195,7 +195,7 @@ def _normal(philox: np.random.Philox, count: int) -> Floats:
 
 
 def _smooth(values: Floats) -> Floats:
-    """3x3 kernels that mostly blur, so that a decoder of noise draws blobs and not snow."""
+    """3x3 kernels that mostly blur, so that a decoder of noise gives blobs rather than snow."""
     blur = (3 * np.outer([1, 2, 1], [1, 2, 1]).reshape(1, 9) / 16).astype(np.float32)
     kernels = values.reshape(-1, 9)
     mixed: Floats = kernels[:, :1] * blur
@@ -204,7 +204,7 @@ def _smooth(values: Floats) -> Floats:
 
 
 def _scale(component: str, name: str, shape: Shape) -> tuple[float, float]:
-    """Mean and standard deviation of a tensor: signals keep their size from layer to layer."""
+    """Mean and standard deviation of a tensor, chosen so that signals keep their size from layer to layer."""
     for pattern, mean, std in _SCALES:
         if re.search(pattern, f"{component}.{name}"):
             return mean, std

@@ -1,4 +1,4 @@
-"""What latentc recognizes and doesn't open yet, as rows: the error for an unsupported checkpoint says what it is."""
+"""Checkpoints that latentc recognizes but can't open yet, as rows: the error for one of them says what it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX
 from .stored import FLOATS, WIDER, StoredTensor
 
-# What a UNet of that many input channels is; text-to-image takes the 4 latent channels alone.
+# Kinds of checkpoint by the number of input channels of the UNet; text-to-image takes the 4 latent channels alone.
 _CHANNELS = {
     5: "a depth-to-image checkpoint",
     7: "an upscaler",
@@ -19,7 +19,7 @@ _CHANNELS = {
     9: "an inpainting checkpoint",
 }
 
-# Parts of a pipeline class's name, the first that fits: of other families, and of those that draw from a picture.
+# Substrings of pipeline class names, first match wins: other families, and pipelines that start from an image.
 _PIPELINES = (
     ("Inpaint", "an inpainting checkpoint"),
     ("ControlNet", "a ControlNet pipeline"),
@@ -28,26 +28,26 @@ _PIPELINES = (
     ("Upscale", "an upscaler"),
     ("Depth2Img", "a depth-to-image checkpoint"),
     ("StableDiffusion3", "a Stable Diffusion 3 checkpoint"),
-    ("StableVideo", "a Stable Video Diffusion checkpoint, which draws frames"),
-    ("TextToVideo", "a text-to-video checkpoint, which draws frames"),
+    ("StableVideo", "a Stable Video Diffusion checkpoint, which generates frames"),
+    ("TextToVideo", "a text-to-video checkpoint, which generates frames"),
     ("Flux", "a Flux checkpoint"),
     ("Kandinsky", "a Kandinsky checkpoint"),
     ("PixArt", "a PixArt checkpoint"),
     ("Cascade", "a Stable Cascade checkpoint"),
     ("UnCLIP", "an unCLIP checkpoint"),
-    ("ImageVariation", "a checkpoint that varies pictures, which reads no prompt"),
+    ("ImageVariation", "an image variation checkpoint, which reads no prompt"),
     ("AnimateDiff", "an AnimateDiff checkpoint"),
     ("Onnx", "an export to ONNX, without the checkpoint's weights"),
 )
 
-# Entries of model_index.json, beside a family's own, that text to image does without.
+# Entries of model_index.json, besides a family's own, that text-to-image doesn't need.
 _SPARE = ("scheduler", "safety_checker", "feature_extractor", "image_encoder", "watermark")
 
 
 Names = Collection[str]
 
 LEFT_OVER = 8
-"""So many tensors of another kind beside a whole checkpoint are what a merge left over."""
+"""Up to this many tensors of another kind in a whole checkpoint are taken for leftovers of a merge."""
 
 
 def _has(*marks: str) -> Callable[[Names], int]:
@@ -58,7 +58,7 @@ def _begins(*marks: str) -> Callable[[Names], int]:
     return lambda names: sum(name.startswith(marks) for name in names)
 
 
-# What a whole checkpoint is, by tensors that say how its noise is scaled.
+# Kinds of whole checkpoints, by tensors that define how their noise is scaled.
 _SCALINGS = (
     ("a Playground v2.5 checkpoint (EDM scaling)", "edm_mean"),
     ("a Playground v2.5 checkpoint (EDM scaling)", "edm_std"),
@@ -67,10 +67,10 @@ _SCALINGS = (
 
 _ENCODERS = ("text_model.", "vision_model.", "text_projection", "encoder.block.")
 
-# What a single file is, by its tensors' names, the first that fits; each counts the names that fit.
+# Kinds of single files, by their tensors' names, first match wins; each function counts the names that match.
 _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
     (
-        "a LoRA or another adapter, which changes a checkpoint and is none itself",
+        "a LoRA or another adapter, which modifies a checkpoint but is not a checkpoint itself",
         _has(
             *("lora_up.", "lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "lora_te", "lora_unet_"),
             *("hada_w1", "lokr_w1", "oft_blocks", "oft_diag", ".dora_scale", "lora_A.weight", "lora_B.weight"),
@@ -106,29 +106,29 @@ _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
         ),
     ),
     ("a Stable Cascade checkpoint", _has("clip_txt_mapper.", "down_blocks.0.0.channelwise")),
-    ("an upscaler of pixels", _begins("model.0.weight", "conv_first.", "body.0.rdb1.", "params_ema.")),
+    ("a pixel-space upscaler", _begins("model.0.weight", "conv_first.", "body.0.rdb1.", "params_ema.")),
     ("a tiny autoencoder (TAESD)", _begins("encoder.layers.", "decoder.layers.", "taesd_")),
     (
-        "a text encoder or tokenizer's weights alone",
+        "a text encoder without the other components",
         lambda names: len(names) if all(name.startswith(_ENCODERS) for name in names) else 0,
     ),
 )
 
 _ALONE = (
-    ("the UNet alone (in diffusers' names)", "unet", _begins("down_blocks.0.")),
-    ("the UNet alone", "unet", _begins("input_blocks.0.")),
+    ("a UNet alone (with diffusers' names)", "unet", _begins("down_blocks.0.")),
+    ("a UNet alone", "unet", _begins("input_blocks.0.")),
     ("a VAE alone", "vae", _has("decoder.conv_in.weight")),
 )
-"""One component: what it is, the option of `export` that takes it, and the names that fit."""
+"""Single components: description, the option of `export` that takes one, and the names that match."""
 
 
 def refuse_names(where: object, names: Names, *, whole: bool = False) -> None:
-    """Raise CheckpointError if the tensors' names are those of something else than a whole checkpoint.
+    """Raise CheckpointError if the tensors' names belong to anything other than a whole checkpoint.
 
-    `whole`: all of a checkpoint is there, and up to `LEFT_OVER` tensors of another kind are what a merge left.
+    With `whole`, a complete checkpoint was found, and up to `LEFT_OVER` tensors of another kind are tolerated.
     """
     if not names:
-        raise CheckpointError(f"{where} holds no tensors at all. {supported()}")
+        raise CheckpointError(f"{where} contains no tensors. {supported()}")
     for what, mark in _SCALINGS:
         if any(name.startswith(mark) for name in names):
             raise _unsupported(where, what)
@@ -140,27 +140,27 @@ def refuse_names(where: object, names: Names, *, whole: bool = False) -> None:
     for what, component, count in _ALONE:
         if count(names):
             raise CheckpointError(
-                f"{where} is {what}: one component in diffusers' layout or of a single file, without the others. "
-                f"Export a whole checkpoint with it: latentc export CHECKPOINT --{component} FILE."
+                f"{where} is {what}, not a whole checkpoint. To use it in place of another checkpoint's component: "
+                f"latentc export CHECKPOINT --{component} FILE."
             )
 
 
 def refuse_pipeline(where: object, model_index: Config) -> None:
-    """Raise CheckpointError if the pipeline needs what latentc doesn't have.
+    """Raise CheckpointError if the pipeline needs something that latentc doesn't support.
 
-    Any class of Stable Diffusion's passes whose components are a family's; `refuse_unet` says what its UNet takes.
+    Every Stable Diffusion class whose components are those of a family passes; `refuse_unet` checks its UNet.
     """
     found: Any = model_index.get("_class_name")
     if found is None:
         raise CheckpointError(
-            f"model_index.json of {where} names no pipeline (_class_name). Compare it with the one that the checkpoint "
-            "was published with."
+            f"model_index.json of {where} names no pipeline class (_class_name). Compare it with the one that the "
+            "checkpoint was published with."
         )
     name = str(found)[:LONGEST]
     if any(name in family.pipelines for family in FAMILIES):
         return
     if isinstance(found, list):
-        raise _unsupported(where, f"drawn by code of its own ({name}), and latentc runs none")
+        raise _unsupported(where, f"a pipeline with custom code ({name}), which latentc never runs")
     own = {part.name for family in FAMILIES for part in (*family.components, *family.tokenizers)}
     more = [
         key
@@ -176,16 +176,16 @@ def refuse_pipeline(where: object, model_index: Config) -> None:
 
 
 def notice_of_pipeline(family: Family, model_index: Config) -> tuple[str, ...]:
-    """What to say where model_index.json names another class than the family's."""
+    """A notice if model_index.json names another class than the family's; empty otherwise."""
     name = str(model_index.get("_class_name"))[:LONGEST]
     if name in family.pipelines:
         return ()
-    said = f"model_index.json names {name}, and the components are those of {family.pipeline}"
-    return (f"{said}: prompts are drawn as that class draws them, without what the other adds.",)
+    message = f"model_index.json names {name}, but the components are those of {family.pipeline}"
+    return (f"{message}: images are generated as that class does, without what the other adds.",)
 
 
 def refuse_quantized(where: object, config: Config, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise CheckpointError for weights that are no floating-point numbers, or that a config says to be quantized."""
+    """Raise CheckpointError for weights that aren't floating-point, or whose config says that they are quantized."""
     found = config.get("quantization_config")
     if found:
         how = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
@@ -211,9 +211,9 @@ def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
 
 
 def supported() -> str:
-    """One sentence that lists the families."""
-    return f"latentc opens text-to-image checkpoints of {', '.join(family.title for family in FAMILIES)}."
+    """A sentence that lists the supported families."""
+    return f"latentc supports text-to-image checkpoints of {', '.join(family.title for family in FAMILIES)}."
 
 
 def _unsupported(where: object, what: str) -> CheckpointError:
-    return CheckpointError(f"{where} is {what}, which isn't supported yet. {supported()}")
+    return CheckpointError(f"{where} is {what}, which is not supported yet. {supported()}")

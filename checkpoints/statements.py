@@ -1,9 +1,9 @@
-"""What a single file, and the files beside it, say of how the model was trained.
+"""What a single file, and the files next to it, say about how the model was trained.
 
-In the keys of the tools that write them: tensors `v_pred` and `ztsnr` (ComfyUI, Forge) and `alphas_cumprod`
-(AUTOMATIC1111); metadata `modelspec.*` (Stability AI's ModelSpec) and `ss_*` (kohya's sd-scripts); beside the file
-NAME.yaml (Stability AI's and AUTOMATIC1111's configs), NAME.json and its like. Of Stable Diffusion 2 alone, what
-training left: its step (as diffusers reads it) and the spread of one tensor (as ComfyUI does).
+They use the keys of the tools that write them: tensors `v_pred` and `ztsnr` (ComfyUI, Forge) and `alphas_cumprod`
+(AUTOMATIC1111); metadata `modelspec.*` (Stability AI's ModelSpec) and `ss_*` (kohya's sd-scripts); next to the file
+NAME.yaml (Stability AI's and AUTOMATIC1111's configs), NAME.json and similar. For Stable Diffusion 2 only, traces of
+the training: its step (as diffusers reads it) and the spread of one tensor (as ComfyUI does).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PREDICTION, ZERO_SNR, SPACING, PIXELS = "prediction_type", "rescale_betas_zero_s
 Value = bool | int | float | str | None
 
 FEW_STEPS = re.compile(r"turbo|lightning|hyper|\blcm\b|distill", re.IGNORECASE)
-"""Names of models that were distilled to few steps, which begin at the last timestep."""
+"""Names of models that were distilled to few steps, which start at the last timestep."""
 
 _WORDS = {
     "epsilon": ("epsilon", "eps", "noise"),
@@ -74,35 +74,35 @@ _STEPS: Mapping[int, Mapping[str, Value]] = {
     110_000: {PREDICTION: "v_prediction", PIXELS: 768},
     140_000: {PREDICTION: "v_prediction", PIXELS: 768},
 }
-"""Training steps of the published files of Stable Diffusion 2: 2.0 base, 2.1 and 2.0."""
+"""Training steps of the published Stable Diffusion 2 files: 2.0 base, 2.1 and 2.0."""
 
 _SPREAD = f"{UNET_PREFIX}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _SPREAD_OF_V = 0.09
-"""A larger standard deviation of that tensor is that of a Stable Diffusion 2 that predicts v."""
+"""Above this standard deviation of that tensor, a Stable Diffusion 2 model predicts v."""
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
 _MOST_BYTES = 1 << 20
 
-# The image_size of a .yaml config isn't read: the published ones say 64 latents for 768 pixels.
+# The image_size of a .yaml config isn't read: published ones have 64 latents for 768 pixels.
 _YAML = re.compile(r"^[ \t-]*(\w+)[ \t]*:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 _EDM_SCALINGS = ("EDMScaling", "VScalingWithEDMcNoise")
 _BETAS = {"linear_start": "beta_start", "linear_end": "beta_end"}
 _JSON = (".json", ".civitai.info", ".metadata.json", ".cm-info.json")
 BESIDE = (".yaml", ".yml", *_JSON)
-"""What the names of files that speak of a checkpoint end with, in place of its own ending."""
+"""Suffixes of files that describe a checkpoint, in place of its own suffix."""
 
 
 def statements(path: Path, tensors: Stored, metadata: Mapping[str, object], notices: list[str]) -> list[Fact]:
-    """All that is said, the strongest first; a value that isn't understood is None. `notices` gets files not read.
+    """All statements, strongest first; a value that isn't understood is None. Unreadable files go to `notices`.
 
-    Raises CheckpointError for EDM scaling and flow matching, which aren't sampled.
+    Raises CheckpointError for EDM scaling and flow matching, which aren't supported.
     """
     return [*_of_tensors(tensors), *_of_table(metadata, "metadata"), *_beside(path, notices)]
 
 
 def traces(tensors: Stored, metadata: Mapping[str, object]) -> list[Fact]:
-    """What training left in a file of Stable Diffusion 2 that says nothing, the stronger first."""
+    """Facts from traces of the training in a Stable Diffusion 2 file without statements, strongest first."""
     return [*_of_step(tensors, metadata), *_of_spread(tensors)]
 
 
@@ -119,7 +119,10 @@ def _of_tensors(tensors: Stored) -> Generator[Fact]:
 def _of_table(table: Mapping[str, object], where: str) -> Generator[Fact]:
     lower = {key.lower(): value for key, value in table.items()}
     if "flow" in str(lower.get("modelspec.noise_process")).lower():
-        raise CheckpointError(f"{where} says modelspec.noise_process = 'flow': flow matching isn't sampled yet.")
+        raise CheckpointError(
+            f"{where} has modelspec.noise_process = 'flow', but flow matching is not supported yet. Use a checkpoint "
+            "that predicts epsilon, v or the sample."
+        )
     for key, name in _KEYS.items():
         if (value := lower.get(key)) is not None and not isinstance(value, dict):
             yield from _stated(name, value, f"{where} {key}")
@@ -141,10 +144,10 @@ def _stated(name: str, value: object, where: str) -> Generator[Fact]:
     by = f"{where} = {shown(value)}"
     if name == PREDICTION and _UNSAMPLED.fullmatch(str(value).lower()):
         raise CheckpointError(
-            f"{by}: models of this kind aren't sampled yet. Pass a checkpoint that predicts epsilon, v or the sample."
+            f"{by}: models of this kind are not supported yet. Use a checkpoint that predicts epsilon, v or the sample."
         )
     found = _READ[name](value)
-    if not (name == ZERO_SNR and found is False):  # as every file without it, and many tools write it always
+    if not (name == ZERO_SNR and found is False):  # false is the default, and many tools always write it
         yield Fact(name=name, value=found, by=by)
 
 
@@ -163,7 +166,7 @@ def _spacing(value: object) -> str | None:
 
 
 def _pixels(value: object) -> int | None:
-    """Side of the square of as many pixels, in steps of 64 as training buckets: of `1024x1024`, `(512, 768)`."""
+    """Side of the square with as many pixels, in steps of 64 as in training; reads `1024x1024` or `(512, 768)`."""
     sides = [int(side) for side in re.findall(r"\d{1,5}", str(value)[:LONGEST])]
     if len(sides) not in (1, 2):
         return None
@@ -191,11 +194,11 @@ def _beside(path: Path, notices: list[str]) -> Generator[Fact]:
             else:
                 yield from _of_yaml(read_small(file, CONFIG_BYTES, _UnreadError, advice).decode("utf-8"), file.name)
         except (_UnreadError, UnicodeDecodeError) as exc:
-            notices.append(f"{file.name}, beside the file, isn't read: {exc}")
+            notices.append(f"{file.name}, next to the file, was ignored: {exc}")
 
 
 class _UnreadError(CheckpointError):
-    """A file beside a checkpoint can't be read."""
+    """A file next to a checkpoint can't be read."""
 
 
 def _of_yaml(text: str, name: str) -> Generator[Fact]:
@@ -203,7 +206,10 @@ def _of_yaml(text: str, name: str) -> Generator[Fact]:
         key, value = found[1], found[2]
         last = value.rpartition(".")[2]
         if key == "target" and last in _EDM_SCALINGS:
-            raise CheckpointError(f"{name} asks for {last}: EDM scaling isn't sampled yet.")
+            raise CheckpointError(
+                f"{name} has {last}, but EDM scaling is not supported yet. Use a checkpoint that predicts epsilon, v "
+                "or the sample."
+            )
         if key == "target" and last in _SCALINGS:
             yield Fact(name=PREDICTION, value=_SCALINGS[last], by=f"{name} {last}")
         elif key in _BETAS and re.fullmatch(r"0?\.\d{1,12}|\d(\.\d{1,12})?e-\d", value):
@@ -229,7 +235,7 @@ def _of_spread(tensors: Stored) -> Generator[Fact]:
 
 
 def _values(tensor: StoredTensor | None) -> Any:
-    """A small tensor's values, flat and in f64; None where there is none."""
+    """A small tensor's values, flattened, in f64; None for no tensor, or one that is large or of another type."""
     if tensor is None or tensor.end - tensor.begin > _MOST_BYTES or tensor.dtype not in (*_NUMPY, "BF16"):
         return None
     raw = b"".join(stored_bytes(tensor))

@@ -1,7 +1,7 @@
-"""Tensors as they lie in `.safetensors` files: where, of which dtype and shape.
+"""Tensors in `.safetensors` files: their offsets, dtypes and shapes.
 
 The header is checked here before any library maps the file: a damaged, truncated or disguised file
-is refused with a sentence, and nothing is ever unpickled. Format:
+is refused with a clear error, and nothing is ever unpickled. Format:
 https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the tensors).
 """
 
@@ -24,7 +24,7 @@ MAX_NAME = 512
 """Characters in a tensor's name; published ones have fewer than 100."""
 MAX_AXES = 8
 MAX_TENSORS = 50_000
-"""In one file; Stable Diffusion XL has 2,600, twice as many with averaged weights."""
+"""Tensors in one file; Stable Diffusion XL has 2,600, twice as many with averaged weights."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 
 _ITEM_BYTES = {
@@ -33,7 +33,7 @@ _ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
-WIDER = "Get the F16, BF16 or F32 form of the checkpoint, and choose the precision in the profile."
+WIDER = "Download the F16, BF16 or F32 form of the checkpoint, and choose the precision in the profile."
 """What to do about quantized weights."""
 
 _SCALE = re.compile(r"\.(scale_weight|weight_scale)$")
@@ -44,16 +44,16 @@ _SCALING = re.compile(
 )
 
 _CONVERT = (
-    "Pickles can run any code when opened, so latentc never opens one. Get the .safetensors form of the "
+    "Pickles can run any code when opened, so latentc never opens one. Download the .safetensors form of the "
     "checkpoint, or convert it on a machine where you trust it: "
     "diffusers' save_pretrained(folder, safe_serialization=True)."
 )
-# First bytes of what is sometimes renamed or downloaded in place of a checkpoint: what it is, and what to do.
+# First bytes of files that are sometimes renamed or downloaded in place of a checkpoint: kind of file, and advice.
 _MAGIC = (
     (b"PK\x03\x04", "a zip of pickled tensors (a renamed .ckpt or .pt)", _CONVERT),
     *((bytes((0x80, protocol)), "a pickle (a renamed .ckpt or .pt)", _CONVERT) for protocol in range(2, 6)),
-    (b"GGUF", "a GGUF file, whose weights are quantized", "Get the .safetensors form of the checkpoint."),
-    (b"<", "a web page", "Download it again; the site may want you to log in."),
+    (b"GGUF", "a GGUF file, whose weights are quantized", "Download the .safetensors form of the checkpoint."),
+    (b"<", "a web page", "Download it again; the site may require you to log in."),
 )
 
 
@@ -68,22 +68,22 @@ class StoredTensor:
     begin: int
     end: int
     scale: StoredTensor | None = None
-    """What the values are multiplied by: of ComfyUI's scaled fp8 weights."""
+    """Factor of the values, for ComfyUI's scaled fp8 weights."""
 
 
 def with_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors, each fp8 weight with its scale, without the scales' own and the markers beside them.
+    """The tensors, with each fp8 weight's scale attached to it, and without scale and marker tensors.
 
     ComfyUI multiplies a weight by its `scale_weight` (`weight_scale` since 2025-11) when it computes in a wider type;
-    the scale of a layer's input serves fp8 products alone. Raises CheckpointError for 4 and 8 bit integers, whose
-    values only their library knows, and for a scale that is of no weight or doesn't fit it.
+    the scale of a layer's input is only for fp8 products. Raises CheckpointError for 4 and 8 bit integers, which
+    only their library can decode, and for a scale without a weight or of a wrong shape.
     """
     if not any(_SCALING.search(name) for name in tensors):
         return dict(tensors)
     packed = next((name for name in tensors if _PACKED.search(name)), None)
     if packed is not None:
         file = tensors[packed].file
-        raise CheckpointError(f"{file} is quantized by bitsandbytes or its like (tensor {packed!r}). {WIDER}")
+        raise CheckpointError(f"{file} is quantized by bitsandbytes or similar (tensor {packed!r}). {WIDER}")
     kept = {name: tensor for name, tensor in tensors.items() if not _SCALING.search(name)}
     for name, scale in tensors.items():
         match = _SCALE.search(name)
@@ -94,13 +94,13 @@ def with_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         if held is None or not held.dtype.startswith("F8"):
             what = "no such tensor" if held is None else f"it is {held.dtype}"
             raise CheckpointError(
-                f"{scale.file} holds {name!r}, a scale of {weight!r}, and an fp8 weight was expected: {what}. {WIDER}"
+                f"{scale.file} holds {name!r}, a scale of {weight!r}, but no fp8 weight of that name: {what}. {WIDER}"
             )
         fits = len(scale.shape) in (0, len(held.shape)) or scale.shape == (1,)
         pairs = zip(scale.shape, held.shape, strict=False) if len(scale.shape) == len(held.shape) else ()
         if not fits or scale.dtype not in FLOATS or any(one not in (1, other) for one, other in pairs):
             raise CheckpointError(
-                f"{scale.file} holds {name!r} of {scale.dtype} {list(scale.shape)}, and one number, or one for each "
+                f"{scale.file} holds {name!r} of {scale.dtype} {list(scale.shape)}, but one number, or one for each "
                 f"row of {list(held.shape)}, was expected. {WIDER}"
             )
         kept[weight] = replace(held, scale=scale)
@@ -108,15 +108,15 @@ def with_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise CheckpointError if the file's name says that it is pickled."""
+    """Raise CheckpointError if the file's suffix is that of a pickle."""
     if path.suffix.lower() in PICKLES:
-        raise CheckpointError(f"{path} is a pickle ({path.suffix}), and a .safetensors file was expected. {_CONVERT}")
+        raise CheckpointError(f"{path} is a pickle ({path.suffix}), but a .safetensors file was expected. {_CONVERT}")
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors of a `.safetensors` file by name, and its metadata, with every offset checked.
 
-    Raises CheckpointError for anything but a sound safetensors file, naming the tensor if one is at fault.
+    Raises CheckpointError for anything but a valid safetensors file, naming the faulty tensor if there is one.
     """
     try:
         with regular(path) as file:
@@ -131,14 +131,14 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     header = _parse(path, raw)
     metadata = _metadata(path, header.pop("__metadata__", None))
     if len(header) > MAX_TENSORS:
-        raise _damaged(path, f"its header lists {len(header):,} tensors, and {MAX_TENSORS:,} is the limit")
+        raise _damaged(path, f"its header lists {len(header):,} tensors, but the limit is {MAX_TENSORS:,}")
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
     _check_cover(path, tensors, 8 + length, size)
     return tensors, metadata
 
 
 def stored_bytes(tensor: StoredTensor, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
-    """The tensor's bytes as they are stored, a chunk at a time."""
+    """The tensor's stored bytes, a chunk at a time."""
     with regular(tensor.file) as file:
         file.seek(tensor.begin)
         left = tensor.end - tensor.begin
@@ -152,21 +152,21 @@ def stored_bytes(tensor: StoredTensor, chunk_bytes: int = 1 << 20) -> Iterator[b
 
 def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is not a sound .safetensors file: {what}. Download or copy it again, and compare its checksum."
+        f"{path} is not a valid .safetensors file: {what}. Download or copy it again, and compare its checksum."
     )
 
 
 def _check_head(path: Path, head: bytes, length: int, size: int) -> None:
-    if head[8:9] != b"{":  # a sound header always starts so; only then may the first bytes be a length
+    if head[8:9] != b"{":  # a valid header always starts so; only then may the first bytes be a length
         for magic, what, advice in _MAGIC:
             if head.startswith(magic):
-                raise CheckpointError(f"{path} is {what}, and a .safetensors file was expected. {advice}")
+                raise CheckpointError(f"{path} is {what}, but a .safetensors file was expected. {advice}")
     if size < 10:
-        raise _damaged(path, f"it is {size} bytes long")
+        raise _damaged(path, f"it has only {size} bytes")
     if length > HEADER_LIMIT:
-        raise _damaged(path, f"its header claims {length} bytes, and {HEADER_LIMIT} is the limit")
+        raise _damaged(path, f"its header claims {length} bytes, but the limit is {HEADER_LIMIT}")
     if length > size - 8:
-        raise _damaged(path, f"its header claims {length} bytes and the file has {size}: it is cut short")
+        raise _damaged(path, f"its header claims {length} bytes but the file has {size}: it is truncated")
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -180,14 +180,14 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _metadata(path: Path, found: object) -> dict[str, str]:
-    """Strings by name; null stands for none, as it does in safetensors."""
+    """Strings by name; null means none, as in safetensors."""
     held = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    said = {key: value for key, value in held.items() if isinstance(value, str)}
-    if len(said) < len(held) or not isinstance(found, dict | None):
+    strings = {key: value for key, value in held.items() if isinstance(value, str)}
+    if len(strings) < len(held) or not isinstance(found, dict | None):
         raise _damaged(
-            path, f"its __metadata__ is {shown(cast('object', found))}, and an object of strings was expected"
+            path, f"its __metadata__ is {shown(cast('object', found))}, but an object of strings was expected"
         )
-    return said
+    return strings
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
@@ -202,18 +202,18 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTe
         raise _damaged(path, f"tensor {name!r} has an impossible shape or offset")
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise CheckpointError(
-            f"{path} holds tensor {name!r} of dtype {dtype!r}. latentc reads {', '.join(_ITEM_BYTES)}: "
+            f"{path} holds tensor {name!r} of dtype {dtype!r}. latentc supports {', '.join(_ITEM_BYTES)}: "
             "convert the checkpoint to F16 or F32."
         )
     if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise _damaged(path, f"tensor {name!r} of {dtype} {list(shape)} can't take {end - begin} bytes")
+        raise _damaged(path, f"tensor {name!r} of {dtype} {list(shape)} does not have {end - begin} bytes")
     if start + end > size:
-        raise _damaged(path, f"tensor {name!r} ends at byte {start + end} and the file has {size}: it is cut short")
+        raise _damaged(path, f"tensor {name!r} ends at byte {start + end} but the file has {size}: it is truncated")
     return StoredTensor(path, name, dtype, shape, start + begin, start + end)
 
 
 def _check_cover(path: Path, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
-    """The tensors must lie end to end and fill the file: overlaps and gaps hide data."""
+    """Raise CheckpointError unless the tensors fill the file without overlaps or gaps, which could hide data."""
     at, before = start, "the header"
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
         if tensor.begin < at:

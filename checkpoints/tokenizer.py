@@ -1,10 +1,10 @@
-"""CLIP's tokenizer: the vocabulary that ships with the package, and the files of one.
+"""CLIP's tokenizer: the vocabulary that ships with the package, and a checkpoint's tokenizer files.
 
-A checkpoint's `tokenizer.json` is the one truth in a bundle: it is what transformers' class, the one that
-model_index.json names, makes of all the files, and it is compared with that class before it is written.
+In a bundle, only `tokenizer.json` is read. It is generated from all the files by the transformers class that
+model_index.json names, and compared with that class before it is written.
 
-All families share OpenAI CLIP's byte-pair encoding and differ only in the token that fills up a
-prompt. Its merges ship compressed (NOTICE.md); the vocabulary follows from them.
+All families share OpenAI CLIP's byte-pair encoding and differ only in the padding token. Its merges ship
+compressed (NOTICE.md); the vocabulary follows from them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILES = ("vocab.json", "merges.txt", CONFIG, "special_tokens_map.json", "tokeniz
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-"""Of transformers: what model_index.json may name. The last two read `tokenizer.json` as it stands."""
+"""Classes of transformers that model_index.json may name. The last two read `tokenizer.json` unmodified."""
 
 SAMPLES = (
     "",
@@ -39,10 +39,10 @@ SAMPLES = (
     f"a {START} in {END} it",
     "  spaces\tand\nlines ",
 )
-"""Texts whose ids are compared with transformers' when a tokenizer is opened."""
+"""Texts whose ids are compared with those of transformers when a tokenizer is opened."""
 
 MAX_SAMPLES = 200
-"""Added tokens that are among them."""
+"""At most this many added tokens are compared as well."""
 
 _MERGES = Path(__file__).parent / "clip_merges.txt.gz"
 
@@ -56,7 +56,7 @@ def clip_merges() -> tuple[str, ...]:
 
 @cache
 def clip_vocabulary() -> Mapping[str, int]:
-    """CLIP's 49408 tokens and their ids: bytes, bytes that end a word, merges, start and end."""
+    """CLIP's 49408 tokens and their ids: bytes, bytes at the end of a word, merges, start and end."""
     letters = _byte_letters()
     words = [letter + "</w>" for letter in letters]
     merged = [merge.replace(" ", "") for merge in clip_merges()]
@@ -64,7 +64,7 @@ def clip_vocabulary() -> Mapping[str, int]:
 
 
 def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
-    """The files of a tokenizer in the form that transformers reads, all but `tokenizer.json`."""
+    """The files of CLIP's tokenizer in the form that transformers reads, except `tokenizer.json`."""
     special = {"bos_token": _token(START), "eos_token": _token(END), "unk_token": _token(END)}
     typed = {key: {"__type": "AddedToken", **token} for key, token in special.items()}
     config: dict[str, Any] = {
@@ -83,18 +83,18 @@ def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
 
 
 def stored_files(place: Path, names: tuple[str, ...] = (*FILES, "added_tokens.json")) -> dict[str, bytes]:
-    """The files of a tokenizer that are in a folder, by name. Raises CheckpointError for one that can't be read."""
+    """The tokenizer files in a folder, by name. Raises CheckpointError for one that can't be read."""
     return {
-        name: read_small(place / name, TABLE_BYTES, CheckpointError, "Fetch it again.")
+        name: read_small(place / name, TABLE_BYTES, CheckpointError, "Download it again.")
         for name in names
         if os.path.lexists(place / name)
     }
 
 
 def tokenizer_class(model_index: Mapping[str, Any], tokenizer: str) -> str:
-    """The class of transformers that a model_index.json names; CLIPTokenizer where it names none.
+    """The transformers class that model_index.json names; CLIPTokenizer if it names none.
 
-    Raises CheckpointError for one that isn't in `CLASSES`.
+    Raises CheckpointError for a class that isn't in `CLASSES`.
     """
     entry: object = model_index.get(tokenizer)
     named = cast("list[object]", entry) if isinstance(entry, list) else []
@@ -103,44 +103,44 @@ def tokenizer_class(model_index: Mapping[str, Any], tokenizer: str) -> str:
         return CLASSES[0]
     if library != "transformers" or cls not in CLASSES:
         raise CheckpointError(
-            f"model_index.json says that {tokenizer} is a {shown(cls)} of {shown(library)}, which isn't supported: "
-            f"known here: {', '.join(CLASSES)}, of transformers. Pass a checkpoint with CLIP's tokenizer."
+            f"model_index.json names {shown(cls)} of {shown(library)} for {tokenizer}, which is not supported, only "
+            f"{', '.join(CLASSES)} of transformers. Use a checkpoint with CLIP's tokenizer."
         )
     return str(cls)
 
 
 def row_length(place: Path, positions: int) -> tuple[int, str | None]:
-    """How many ids a prompt is filled up to, and a sentence where the tokenizer's config doesn't say that.
+    """The number of ids that a prompt is padded to, and a notice if the tokenizer's config doesn't give it.
 
-    As diffusers, it is the config's `model_max_length`. A text encoder has no more than its `positions`. Raises
-    CheckpointError for a value that is no length.
+    As in diffusers, it is the config's `model_max_length`, but at most the text encoder's `positions`. Raises
+    CheckpointError for a value that is not a valid length.
     """
     try:
         config = check_settings(stored_files(place, (CONFIG,)).get(CONFIG, b"{}"))
     except ValueError as exc:
         raise CheckpointError(
-            f"The files of {place} don't make a CLIP tokenizer: {CONFIG} isn't one ({exc}). Fetch them again."
+            f"The files of {place} are not a CLIP tokenizer: {CONFIG} is not valid ({exc}). Download them again."
         ) from exc
-    said = config.get("model_max_length", config.get("max_len"))
-    if said is not None and (type(said) not in (int, float) or not said >= 3):
+    limit = config.get("model_max_length", config.get("max_len"))
+    if limit is not None and (type(limit) not in (int, float) or not limit >= 3):
         raise CheckpointError(
-            f"{place} says model_max_length = {shown(said)}, and a number of token ids, 3 or more, was expected. "
+            f"{place} has model_max_length = {shown(limit)}, but a number of token ids, 3 or more, was expected. "
             "Compare it with the tokenizer_config.json that the checkpoint was published with."
         )
-    if said is not None and said <= positions:
-        return int(said), None
-    what = f"model_max_length = {shown(said)}" if said is not None else "no model_max_length"
-    return positions, f"{place.name} says {what}: prompts are filled up to the text encoder's {positions} positions."
+    if limit is not None and limit <= positions:
+        return int(limit), None
+    what = f"model_max_length = {shown(limit)}" if limit is not None else "no model_max_length"
+    return positions, f"{place.name} has {what}: prompts are padded to the text encoder's {positions} positions."
 
 
 def complete(
     files: Mapping[str, bytes], facts: TokenizerFacts, length: int, cls: str = CLASSES[0], rows: int | None = None
 ) -> dict[str, bytes]:
-    """The files with those that lack produced, and a `tokenizer.json` that fills up and cuts to `length`.
+    """The files, with missing ones generated, and a `tokenizer.json` that pads and truncates to `length`.
 
-    `tokenizer.json` is what transformers' class `cls` makes of the files, so its ids are the same: the `tokenizers`
-    library reads it alone. `rows` is how many ids the text encoder knows. Raises CheckpointError if the files don't
-    make a tokenizer, or one whose ids latentc wouldn't give.
+    `tokenizer.json` is generated by the transformers class `cls`, so that the `tokenizers` library gives the same ids
+    without transformers. `rows` is the number of ids that the text encoder knows. Raises CheckpointError if the files
+    aren't a tokenizer, or latentc would give other ids.
     """
     tokenizer = load_tokenizer(files, facts, cls)
     fast: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -167,17 +167,19 @@ def complete(
     try:
         check_tokenizer(whole)  # as the pipeline will
     except ValueError as exc:
-        raise CheckpointError(f"The checkpoint's {facts.name} isn't as CLIP's are ({exc}). Fetch it again.") from exc
+        raise CheckpointError(
+            f"The checkpoint's {facts.name} is not a CLIP tokenizer ({exc}). Download it again."
+        ) from exc
     _check_ids(whole, tokenizer, facts, length, rows)
     return made | dict(files) | {"tokenizer.json": whole}
 
 
 def _check_ids(whole: bytes, tokenizer: Any, facts: TokenizerFacts, length: int, rows: int | None) -> None:
-    """Raise CheckpointError where start, ids, end and padding aren't the row that transformers' tokenizer makes."""
+    """Raise CheckpointError unless start, ids, end and padding are the same row as transformers' tokenizer gives."""
     from tokenizers import Tokenizer
 
-    refused = f"The checkpoint's {facts.name} doesn't give transformers' token ids"
-    with mapped(CheckpointError, refused, "Fetch the checkpoint again."):
+    refused = f"The checkpoint's {facts.name} does not give the token ids of transformers"
+    with mapped(CheckpointError, refused, "Download the checkpoint again."):
         fast = Tokenizer.from_str(whole.decode())
         added = [token.content for _, token in sorted(fast.get_added_tokens_decoder().items())]
         frame, pad = fast.encode("").ids[:2], tokenizer.pad_token_id
@@ -189,20 +191,20 @@ def _check_ids(whole: bytes, tokenizer: Any, facts: TokenizerFacts, length: int,
             theirs = tokenizer(text, padding="max_length", max_length=length, truncation=True)["input_ids"]
             if ours != theirs:
                 raise CheckpointError(
-                    f"transformers reads {text!r} with the checkpoint's {facts.name} as {shown(theirs)}, and latentc "
-                    f"would as {shown(ours)}. It isn't supported: a start, the prompt, an end and padding after it "
-                    f"were expected. Its padding side is {tokenizer.padding_side!r}."
+                    f"transformers reads {text!r} with the checkpoint's {facts.name} as {shown(theirs)}, but latentc "
+                    f"as {shown(ours)}. This tokenizer is not supported: a start, the prompt, an end and padding after "
+                    f"them were expected (its padding side is {tokenizer.padding_side!r})."
                 )
     for what, number in zip(("start", "end", "padding"), (*frame, pad), strict=True):
         if rows is not None and number >= rows:
             raise CheckpointError(
-                f"The checkpoint's {facts.name} has id {number:,} for its {what}, and {facts.encoder} knows ids up to "
-                f"{rows - 1:,}: no prompt could be read. Its files don't belong together; fetch the checkpoint again."
+                f"The checkpoint's {facts.name} has id {number:,} for its {what}, but {facts.encoder} only knows ids "
+                f"up to {rows - 1:,}. The files do not belong together; download the checkpoint again."
             )
 
 
 def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts, cls: str = CLASSES[0]) -> Any:
-    """Transformers' tokenizer of these files. Raises CheckpointError if they don't make one, or it has no padding."""
+    """Transformers' tokenizer of these files. Raises CheckpointError if they aren't one, or it has no padding token."""
     try:
         import transformers
     except ImportError as exc:
@@ -212,26 +214,29 @@ def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts, cls: str =
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
         raise CheckpointError(
             f"The checkpoint's {facts.name} has neither vocab.json and merges.txt nor tokenizer.json (it has: "
-            f"{', '.join(sorted(files)) or 'nothing'}). Fetch the checkpoint again."
+            f"{', '.join(sorted(files)) or 'nothing'}). Download the checkpoint again."
         )
     library: Any = transformers
-    refused = f"The files of the checkpoint's {facts.name} don't make a CLIP tokenizer"
+    refused = f"The files of the checkpoint's {facts.name} are not a CLIP tokenizer"
     with tempfile.TemporaryDirectory(prefix="latentc-tokenizer-") as folder:
         for name, content in files.items():
             try:
                 sound = _checked(name, content)
             except ValueError as exc:
-                raise CheckpointError(f"{refused}: {name} isn't one ({exc}). Fetch them again.") from exc
+                raise CheckpointError(f"{refused}: {name} is not valid ({exc}). Download them again.") from exc
             (Path(folder) / name).write_bytes(sound)
-        with mapped(CheckpointError, refused, "Fetch them again."):
+        with mapped(CheckpointError, refused, "Download them again."):
             loaded = getattr(library, cls).from_pretrained(folder, local_files_only=True)
     if loaded.pad_token_id is None:
-        raise CheckpointError(f"The checkpoint's {facts.name} has no padding token; {facts.pad!r} was expected.")
+        raise CheckpointError(
+            f"The checkpoint's {facts.name} has no padding token; {facts.pad!r} was expected. Download the checkpoint "
+            "again."
+        )
     return loaded
 
 
 def _checked(name: str, content: bytes) -> bytes:
-    """A file of a tokenizer as its library may read it; raises `ValueError` for what it may not."""
+    """A tokenizer file that is safe for its library to read; raises `ValueError` for one that isn't."""
     if name == "tokenizer.json":
         check_tokenizer(content)
     elif name == "merges.txt":

@@ -1,8 +1,8 @@
-"""What a single file was trained for: what it predicts, the size that it draws, and where its timesteps lie.
+"""What a single file was trained for: its prediction type, native size and timestep spacing.
 
-A diffusers folder has a scheduler config; a single file has none. So what it says of itself is read (`statements`), in
-this order: what the caller says, the file and the files beside it, what training left in it, and what most files of
-the family were trained for, which a notice states. Where two statements differ, nothing is guessed: the export asks.
+A diffusers folder has a scheduler config; a single file has none. Sources (`statements`), in order of precedence: the
+caller, the file and the files next to it, traces of the training, and the family's usual values, which a notice
+states. Where two statements differ, nothing is guessed: the export asks the user to choose.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _FLAGS = {
     PIXELS: "--size PIXELS",
 }
 _DECISIVE = (PREDICTION, ZERO_SNR)
-"""Facts without which a picture is noise: of others, the strongest statement that is understood is taken."""
+"""Facts without which an image is noise. For others, the strongest statement that is understood is used."""
 
 _NAMES = (
     (FEW_STEPS, SPACING, "trailing"),
     (re.compile(r"v[-_ ]?pred", re.IGNORECASE), PREDICTION, "v_prediction"),
     (re.compile(r"(?<![a-z0-9])x0(?![a-z0-9])", re.IGNORECASE), PREDICTION, "sample"),
 )
-"""Words in a file's name, and what they hint at."""
+"""Words in a file's name, and the fact and value that they hint at."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the caller says of a checkpoint, in place of what it says itself."""
+    """The caller's overrides of what a checkpoint says about its training."""
 
     prediction: str | None = None
     spacing: str | None = None
@@ -57,30 +57,30 @@ class Choices:
     size: int | None = None
 
     def over(self, other: Choices) -> Choices:
-        """These, and where nothing is said, the other's."""
+        """These choices, with `other`'s for those that are None."""
         given = {key: value for key, value in vars(self).items() if value is not None}
         return replace(other, **given)
 
     def check(self) -> None:
-        """Raise CheckpointError for a value that can't be."""
+        """Raise CheckpointError for an invalid value."""
         for what, value, known in (("prediction", self.prediction, PREDICTIONS), ("spacing", self.spacing, SPACINGS)):
             if value is not None and value not in known:
-                raise CheckpointError(f"There is no {what} {value!r}. It is one of: {', '.join(known)}.")
+                raise CheckpointError(f"{value!r} is not a valid {what}. Use one of: {', '.join(known)}.")
         if self.size is not None and not (64 <= self.size <= MAX_SIDE and self.size % 8 == 0):
             raise CheckpointError(
-                f"{self.size} pixels aren't supported as a size. Use a multiple of 8 from 64 to {MAX_SIDE}."
+                f"{self.size} pixels is not a supported size. Use a multiple of 8 from 64 to {MAX_SIDE}."
             )
 
     def facts(self) -> dict[str, Fact]:
-        """What was said, by name."""
+        """The choices that were made, by name of the fact."""
         flag = "--zero-snr" if self.zero_snr else "--no-zero-snr"
-        said: list[tuple[str, Value, str]] = [
+        chosen: list[tuple[str, Value, str]] = [
             (PREDICTION, self.prediction, "--prediction"),
             (ZERO_SNR, self.zero_snr, flag),
             (SPACING, self.spacing, "--spacing"),
             (PIXELS, self.size, "--size"),
         ]
-        return {name: Fact(name=name, value=value, by=by) for name, value, by in said if value is not None}
+        return {name: Fact(name=name, value=value, by=by) for name, value, by in chosen if value is not None}
 
 
 @dataclass(frozen=True)
@@ -90,42 +90,42 @@ class Training:
     facts: dict[str, Fact]
     notices: list[str]
     doubts: list[str]
-    """Why a fact can't be found out: statements that differ, or that aren't understood."""
+    """Why a fact can't be determined: statements that differ, or that aren't understood."""
 
 
 def trained_for(
     path: Path, tensors: Stored, metadata: Mapping[str, object], family: Family, choices: Choices
 ) -> Training:
-    """Find out what a file was trained for. Raises CheckpointError for EDM scaling and flow matching."""
+    """Determine what a file was trained for. Raises CheckpointError for EDM scaling and flow matching."""
     facts = choices.facts()
     chosen, notices, doubts = frozenset(facts), list[str](), list[str]()
     for fact in statements(path, tensors, metadata, notices):
         if fact.name in chosen:
             continue
         known = facts.setdefault(fact.name, fact) if fact.value is not None else None
-        ask = f"Say what is right: export with {_FLAGS.get(fact.name)}."
+        ask = f"Choose one: export with {_FLAGS.get(fact.name)}."
         if fact.name not in _DECISIVE:
             if known is None:
-                notices.append(f"The file has {fact.by}, which isn't understood. {ask}")
+                notices.append(f"The file has {fact.by}, which is not understood. {ask}")
         elif known is None:
-            doubts.append(f"{path} has {fact.by}, which isn't understood. {ask}")
+            doubts.append(f"{path} has {fact.by}, which is not understood. {ask}")
         elif known.value != fact.value:
             doubts.append(
-                f"{path} has two values of {fact.name}: {shown(known.value)} by {known.by}, and {shown(fact.value)} by "
-                f"{fact.by}. {ask}"
+                f"{path} has two values of {fact.name}: {shown(known.value)} from {known.by}, and {shown(fact.value)} "
+                f"from {fact.by}. {ask}"
             )
     if family.epsilon_pixels is not None:
         for fact in traces(tensors, metadata):
             facts.setdefault(fact.name, fact)
     notices += [
-        f"{fact.name} is {fact.value}, by {fact.by}."
+        f"{fact.name} is {fact.value}, from {fact.by}."
         for name, fact in facts.items()
         if name not in chosen and fact.value != _usual(family, name, facts)
     ]
     for name in (PREDICTION, SPACING, PIXELS):
         if name not in facts:
-            # Pure noise is at the last timestep, and trailing timesteps begin there (arXiv:2305.08891). A model that
-            # predicts noise can't begin there: nothing is left to subtract it from.
+            # Pure noise is at the last timestep, and trailing timesteps start there (arXiv:2305.08891). A model that
+            # predicts noise can't start there: no signal is left to subtract it from.
             noise = name == SPACING and facts[PREDICTION].value == "epsilon"
             zero = name == SPACING and not noise and ZERO_SNR in facts and facts[ZERO_SNR].value is True
             value = "trailing" if zero else _usual(family, name, facts)
@@ -136,28 +136,28 @@ def trained_for(
 
 
 def scheduler_of(family: Family, training: Training) -> tuple[Config, dict[str, str]]:
-    """The scheduler config of a single file: the family's, with what the file was trained for.
+    """The scheduler config of a single file: the family's, updated with what the file was trained for.
 
-    With it, notices about the config, each with the key that it is about, as `read_scheduler` has them.
+    Also returns notices about the config, each with the key that it is about, as `read_scheduler` does.
     """
     config = family.config("scheduler")
-    said = {name: fact for name, fact in training.facts.items() if name != PIXELS}
-    # A default is what the family's config leaves to its class. What was said is written: another scheduler that the
-    # bundle draws with has other defaults.
+    stated = {name: fact for name, fact in training.facts.items() if name != PIXELS}
+    # Defaults are left to the class, as in the family's config. Known facts are written: another scheduler, which the
+    # bundle may use, has other defaults.
     config |= {
         name: fact.value
-        for name, fact in said.items()
+        for name, fact in stated.items()
         if not fact.assumed or fact.value != _usual(family, name, training.facts)
     }
-    zero = ZERO_SNR in said and said[ZERO_SNR].value
-    if config["_class_name"] == "PNDMScheduler" and (said[PREDICTION].value == "sample" or zero):
+    zero = ZERO_SNR in stated and stated[ZERO_SNR].value
+    if config["_class_name"] == "PNDMScheduler" and (stated[PREDICTION].value == "sample" or zero):
         config["_class_name"] = "DDIMScheduler"
-        return config, {"PNDM can't sample what the file was trained for: DDIM is its scheduler.": "_class_name"}
+        return config, {"PNDM does not support what the file was trained for: DDIM is used instead.": "_class_name"}
     return config, {}
 
 
 def _usual(family: Family, name: str, facts: Mapping[str, Fact]) -> Value:
-    """What most files of a family were trained for."""
+    """The value that most files of a family were trained for."""
     published = family.config("scheduler")
     if name == PIXELS:
         predicts = facts[PREDICTION].value if PREDICTION in facts else published.get(PREDICTION)
@@ -174,15 +174,15 @@ def _assumed(path: Path, facts: Mapping[str, Fact], metadata: Mapping[str, objec
             for why in sorted(whys)
         )
         flags = ", ".join(_FLAGS[fact.name].split()[0] for fact in assumed)
-        yield f"The file doesn't say what it was trained for; assumed: {listed}. If that is wrong, export with {flags}."
+        yield f"The file does not say what it was trained for; assumed: {listed}. If wrong, export with {flags}."
     for pattern, name, hint in _NAMES:
         found = pattern.search(path.stem)
         if found and facts[name].assumed and facts[name].value != hint:
             flag = _FLAGS[name].split()[0]
-            yield f"{found[0]!r} in the file's name is mostly {flag} {hint}; a name alone isn't taken for it."
+            yield f"{found[0]!r} in the file's name suggests {flag} {hint}; it is not applied because of a name alone."
     layer = metadata.get("modelspec.encoder_layer")
     if layer is not None and str(layer) not in ("1", "-1", "last"):
         yield (
             f"Its metadata has modelspec.encoder_layer = {shown(layer)}: it was trained with the output of an earlier "
-            "layer of the text encoder (clip skip), and the layer that the family reads is taken."
+            "layer of the text encoder (clip skip), but the family's usual layer is used."
         )

@@ -1,7 +1,7 @@
-"""Checkpoint to bundle. PyTorch lives here.
+"""Export of a checkpoint to a bundle, with PyTorch.
 
-`latentc.export` is this room, which Python makes an attribute of the package when anything in it is imported, and the
-public function: calling the one is calling the other.
+`latentc.export` is both the public function and this package, which Python sets as an attribute of `latentc` when
+anything in it is imported. So the package is callable: calling it calls the function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 class _Callable(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `export.export` does."""
+        """Call `export.export`."""
         from .export import export
 
         return export(*args, **kwargs)

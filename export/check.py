@@ -1,4 +1,4 @@
-"""Whether the exported graph says what PyTorch said."""
+"""Comparison of an exported graph with PyTorch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ NEEDED = ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript", "onnxru
 
 
 def installed() -> None:
-    """Raise `RuntimeMissing` where a library that an export needs isn't here: better now than after a download."""
+    """Raise `RuntimeMissing` if a library that an export needs isn't installed, before anything is downloaded."""
     for name in NEEDED:
         if find_spec(name) is None:
-            raise _lacking(name, "it isn't installed")
+            raise _lacking(name, "it is not installed")
 
 
 def ready() -> None:
-    """Raise `RuntimeMissing` where one of them can't be imported: better now than after minutes."""
+    """Raise `RuntimeMissing` if one of these libraries can't be imported, before the long work begins."""
     for name in NEEDED:
         try:
             import_module(name)
@@ -47,15 +47,15 @@ def ready() -> None:
 
 def _lacking(name: str, why: str) -> RuntimeMissing:
     return RuntimeMissing(
-        f"An export traces PyTorch's modules and compares each with ONNX Runtime; {name} can't be imported ({why}). "
+        f"An export needs {', '.join(NEEDED)}, but {name} cannot be imported ({why}). "
         f"Install what is missing: {pip('export', 'onnxruntime')}."
     )
 
 
 def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
-    """The worst PSNR over a part's cases and outputs of the graph: ONNX Runtime, not optimized.
+    """The worst PSNR over a part's cases and outputs, of the graph in ONNX Runtime without optimizations.
 
-    Group norms are written out (`core.norms`); a file of that is beside the graph while it is loaded.
+    Group norms are decomposed (`core.norms`) in a temporary file next to the graph.
     Raises `ParityError` below `GRAPH_DB`, naming the part, the case and the output.
     """
     ort: Any = import_module("onnxruntime")
@@ -81,14 +81,14 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
     worst = min(figures, key=lambda name: figures[name])
     if figures[worst] < GRAPH_DB:
         raise ParityError(
-            f"The exported {part} isn't what PyTorch computes: {worst} agrees to {figures[worst]:.1f} dB, and "
-            f"{GRAPH_DB:.0f} dB was expected. Nothing was written; please report the checkpoint."
+            f"The exported {part} differs from PyTorch: {worst} agrees to {figures[worst]:.1f} dB, but at least "
+            f"{GRAPH_DB:.0f} dB is required. No bundle was written; please report the checkpoint."
         )
     return GraphFigure(psnr_db=round(figures[worst], 2), worst=worst, run_by=f"onnxruntime {ort.__version__}")
 
 
 def bf16_figure(checkpoint: Checkpoint, spec: PartSpec, cases: Iterable[Case]) -> float:
-    """Worst PSNR in dB over a part's cases, of the checkpoint's own module in bf16, timesteps too."""
+    """Worst PSNR in dB over a part's cases of the checkpoint's own module run in bf16, timesteps included."""
     import torch
 
     module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=torch.bfloat16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,6 +34,8 @@ from .scheduler import settle
 if TYPE_CHECKING:
     from .reference import References
 
+log = logging.getLogger("latentc.export")
+
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -52,18 +55,22 @@ def export(
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant` and `components` are what
-    `open_checkpoint` takes; `checkpoint` may also be what it gave. The bundle draws with `scheduler`, such as
-    `dpm++2m`, in place of the checkpoint's own. Each part is compared with PyTorch on fixed inputs as it is written.
-    Weights are kept in f16 or bf16 where the checkpoint has all of a component's in it, else in f32; the graph
-    computes in f32.
-    Memory: one part at a time as it is kept, the VAE beside the UNet, all text encoders while
-    prompts are read, and what a call needs.
+    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant` and `components` are the arguments
+    of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as `dpm++2m`, replaces the
+    checkpoint's own in the bundle. Each exported part is compared with PyTorch on fixed inputs.
+    A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
+    Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
+    activations.
+
+    An export takes minutes. Progress is reported only to `on_progress`, which is called with the current stage, such
+    as `unet: trace`, and None; by default nothing is printed. The stages are also logged at INFO by the logger
+    `latentc.export`.
 
     Raises `CheckpointError`, `CompileError`, `ParityError` below 100 dB, `RuntimeMissing` without torch,
-    `BundleError` where the folder exists or can't be written; then nothing is left.
+    `BundleError` if the folder exists or can't be written. Nothing is left behind after an error.
     """
     installed()
+    on_progress = _logged(on_progress)
     opened = open_checkpoint(
         checkpoint,
         revision=revision,
@@ -78,7 +85,7 @@ def export(
     specs = part_specs(opened)
     wires, named = model_facts(opened).wires, {spec.name: spec for spec in specs}
     if wrong := complaint(wires, named):
-        raise CheckpointError(f"{opened.source.location} {wrong}. Its components don't belong together.")
+        raise CheckpointError(f"{opened.source.location} {wrong}. Its components do not fit together.")
     if wrong := uncomputed(wires, named):
         raise CheckpointError(f"{opened.source.location} {wrong}. Add the source to sampling.wires.SOURCES.")
     ready()  # which takes seconds
@@ -104,6 +111,16 @@ def export(
     return open_bundle(folder)
 
 
+def _logged(on_progress: Progress) -> Progress:
+    """The same function, which also logs each stage."""
+
+    def report(stage: str, share: float | None = None) -> None:
+        log.info("%s", stage)
+        on_progress(stage, share)
+
+    return report
+
+
 def _export_part(
     checkpoint: Checkpoint,
     spec: PartSpec,
@@ -112,7 +129,7 @@ def _export_part(
     hashed: dict[str, FileInfo],
     on_progress: Progress,
 ) -> Part:
-    """Export a part; its graph, weights and references are added to `hashed`, by their paths in the bundle."""
+    """Export a part; adds its graph, weights and references to `hashed`, by their paths in the bundle."""
     from .trace import OPSET, trace
     from .weights import DATA, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
 
@@ -162,14 +179,14 @@ def _export_part(
 
 @contextmanager
 def computing_in_torch(what: str) -> Generator[None]:
-    """Map what PyTorch raises over a config that its library accepted to `CheckpointError`."""
+    """Map PyTorch's errors about a config that its library accepted to `CheckpointError`."""
     try:
         yield
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as exc:
         if is_out_of_memory(exc):
             raise
         raise CheckpointError(
-            f"PyTorch can't compute the {what} of this checkpoint: {in_a_line(exc).rstrip('.')}. Compare the config "
+            f"PyTorch failed to run the {what} of this checkpoint: {in_a_line(exc).rstrip('.')}. Compare the config "
             "with the one that the checkpoint was published with."
         ) from exc
 
@@ -181,12 +198,12 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
 def _write_configs(
     checkpoint: Checkpoint, specs: Sequence[PartSpec], tokenizers: dict[str, dict[str, bytes]], fresh: Path
 ) -> None:
-    """What diffusers and optimum look for beside the graphs."""
+    """Write the files that diffusers and Optimum expect next to the graphs."""
     components = {component.name: component for component in checkpoint.family.components}
     family = checkpoint.family
     index: dict[str, Any] = dict(checkpoint.model_index)
     if index.get("_class_name") not in family.pipelines:
-        index["_class_name"] = family.pipeline  # what Optimum has; the checkpoint's own class has the same components
+        index["_class_name"] = family.pipeline  # Optimum knows it; the checkpoint's own class has the same components
     for spec in (one for one in specs if "@" not in one.name):
         size = (
             {"sample_size": checkpoint.pixels // checkpoint.downscale}
@@ -203,7 +220,7 @@ def _write_configs(
             (fresh / tokenizer / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
     _write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
-    for name, entry in index.items():  # of what isn't in the bundle, as diffusers writes it: a safety checker, for one
+    for name, entry in index.items():  # components that aren't in the bundle, such as a safety checker, as in diffusers
         if isinstance(entry, list) and not (fresh / name).is_dir():
             index[name] = [None, None]
     _write_json(fresh / "model_index.json", index)
@@ -214,7 +231,7 @@ def _write_configs(
 def _write_manifest(
     checkpoint: Checkpoint, parts: dict[str, Part], hashed: Mapping[str, FileInfo], fresh: Path
 ) -> None:
-    """Write the manifest of all files in `fresh`; those in `hashed` aren't read again."""
+    """Write the manifest of all files in `fresh`; files in `hashed` aren't read again."""
     source, card = checkpoint.source, checkpoint.card
     paths = {str(path.relative_to(fresh)): path for path in sorted(fresh.rglob("*")) if path.is_file()}
     files = {name: hashed.get(name) or _info(path) for name, path in paths.items()}

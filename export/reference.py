@@ -1,7 +1,7 @@
-"""Fixed inputs, and what PyTorch makes of them: what every engine is compared with.
+"""References: fixed inputs and PyTorch's outputs for them, with which every engine is compared.
 
-Prompts become embeddings, and embeddings become pictures, in diffusers' own pipeline; every call of a part is recorded
-while it draws (`core.references` says how it is stored). None of latentc's own sampling takes part.
+Prompts become embeddings, and embeddings become images, in diffusers' own pipeline; every call of a part is recorded
+on the way (`core.references` defines the format). None of latentc's own sampling takes part.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ if TYPE_CHECKING:
 
 SEED = 20261122
 MAX_PIXELS = 256
-"""Most references are drawn at the model's own size, up to this: larger ones cost minutes."""
+"""Most references are generated at the model's native size, up to this side in pixels: larger ones take minutes."""
 
 GUIDANCE = 7.5
 BROWNIAN = ("DPMSolverSDEScheduler",)
-"""Schedulers that take their noise from a Brownian tree of torchsde's: another one draws the references."""
+"""Schedulers that take their noise from a Brownian tree of torchsde: references use `DRAWS_INSTEAD`."""
 
 DRAWS_INSTEAD = "ddim"
-"""What draws the references where the checkpoint's own scheduler can't."""
+"""The scheduler of references where the checkpoint's own can't be used."""
 
 LOGGERS = ("diffusers", "transformers")
-"""They warn of long prompts, repaired configs and an absent torchvision."""
+"""Loggers that are muted: they warn about long prompts, repaired configs and a missing torchvision."""
 
 AT_SHARES = (
     *(1.0, 0.951, 0.907, 0.861, 0.818, 0.767, 0.722, 0.676, 0.631, 0.577, 0.532, 0.486, 0.441, 0.387, 0.342, 0.296),
     *(0.251, 0.207, 0.161, 0.118, 0.083, 0.049, 0.021, 0.0),
 )
-"""Timesteps of the calls that no drawing makes, as shares of the last one: no round numbers, as steps fall on."""
+"""Timesteps of the additional calls, as shares of the last timestep. Not round numbers, which steps fall on."""
 
 OTHER_TEXT_EACH = 8
-"""Each so many of these calls is repeated with another text, and nothing else changed."""
+"""One in this many of these calls is repeated with another text and nothing else changed."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A drawing to make."""
+    """A reference image to generate."""
 
     name: str
     prompts: tuple[str, ...]
-    """Chunks of the prompt: joined by a space, they are the request's."""
+    """Chunks of the prompt; joined with spaces they are the request's prompt."""
     negative: str
     size: tuple[int, int]
     """Height and width in latents."""
@@ -72,21 +72,21 @@ class Asked:
     count: int = 1
     guidance: float = GUIDANCE
     calls: int | None = None
-    """How many denoiser calls are recorded; None: all, and the picture."""
+    """Number of denoiser calls to record; None records all of them and the image."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What diffusers' `encode_prompt` gave for a drawing."""
+    """The result of diffusers' `encode_prompt` for a reference image."""
 
     given: dict[str, Any]
     """Arguments of the pipeline's call."""
     rows: dict[str, list[dict[str, Array]]]
-    """What each text encoder was fed, by input, row by row."""
+    """The inputs of each text encoder by name, row by row."""
 
 
 def run(module: torch.nn.Module, spec: PartSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """One call of a part in PyTorch: arrays in, arrays out."""
+    """Call a part in PyTorch, with numpy inputs and outputs."""
     import torch
 
     with torch.no_grad():
@@ -95,7 +95,7 @@ def run(module: torch.nn.Module, spec: PartSpec, feeds: Mapping[str, Array]) -> 
 
 
 class References:
-    """Makes the references of each part. The text encoders are run first, all of them; then the UNet draws."""
+    """Computes the references of each part. All text encoders run first, then the denoiser."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -105,17 +105,17 @@ class References:
         self.drawings: list[ReferenceDrawing] = []
         self.drawn: dict[str, Array] = {}
         self.cases: dict[Role, list[Case]] = {}
-        """By role, of parts that are called while others draw."""
+        """Cases by role, of parts that are called while another part's references are computed."""
         name = checkpoint.scheduler.get("_class_name")
         self._own = None if name in BROWNIAN else str(name)
-        """The class of the checkpoint's own scheduler, where PyTorch draws its noise."""
+        """The class of the checkpoint's own scheduler, if its noise comes from PyTorch; else None."""
         self._embedded: dict[str, Embedded] = {}
         self._frames: dict[str, Frame] = {}
         self._tokens: dict[str, ReferenceTokens] = {}
         self._asked: tuple[Asked, ...] = ()
 
     def read_prompts(self) -> None:
-        """Encode every prompt of the drawings, by diffusers' `encode_prompt`."""
+        """Encode every prompt with diffusers' `encode_prompt`."""
         with muted(*LOGGERS):
             encoders = self.checkpoint.family.encoders
             modules = {name: computing(self.checkpoint, name) for name in encoders}
@@ -131,7 +131,7 @@ class References:
                 self._embedded[asked.name] = self._embed(pipeline, asked)
 
     def take(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
-        """The references of a part, as arrays to be stored. `component` is what `module` calls."""
+        """The references of a part, as arrays to be stored. `component` is the module that `module` calls."""
         if spec.role == "text_encoder":
             return self._text(spec, component, module)
         if spec.role == "denoiser":
@@ -146,7 +146,7 @@ class References:
         return pack(self._pictures(spec, module), {})
 
     def made(self) -> Drawings:
-        """What was drawn, once every part's references were taken."""
+        """The record of all reference images, once `take` was called for every part."""
         return Drawings(
             default_size=self.checkpoint.pixels,
             default_height=self.checkpoint.height,
@@ -156,7 +156,7 @@ class References:
         )
 
     def _pictures(self, spec: PartSpec, module: torch.nn.Module) -> list[Case]:
-        """Calls of the VAE's encoder."""
+        """Cases of the VAE's encoder."""
         made: list[Case] = []
         factor = self.facts.downscale
         for name, (height, width) in self._sizes(own_only=False).items():
@@ -166,8 +166,8 @@ class References:
         return made
 
     def _text(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
-        """Cases of a text encoder: the first two prompts with every output; all prompts, and ids from all over the
-        vocabulary, with those outputs that are read.
+        """Cases of a text encoder: the first two prompts with every output; then all prompts, and ids spread over the
+        vocabulary, with only those outputs that are read.
         """
         inputs = [tensor.name for tensor in spec.inputs]
         rows = [row for embedded in self._embedded.values() for row in embedded.rows[spec.name]]
@@ -188,7 +188,7 @@ class References:
         return pack(cases, {}) | {TABLE: np.array(digest)}
 
     def _draw(self, spec: PartSpec, denoiser: torch.nn.Module) -> dict[str, Array]:
-        """Draw everything that was asked for, and record each call of the denoiser and of the VAE's decoder."""
+        """Generate all reference images, and record each call of the denoiser and of the VAE's decoder."""
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
         fixed = [tensor.name for tensor in spec.inputs if tensor.name not in (self.facts.latents_input, TIMESTEP)]
@@ -207,8 +207,8 @@ class References:
         return pack(cases, shared)
 
     def _at_ends(self, spec: PartSpec, denoiser: torch.nn.Module, like: Case, other: Case, long: Case) -> list[Case]:
-        """Calls that no drawing makes: one row at timesteps from end to end, some of them with another text too, and
-        shapes of which drawings have none.
+        """Additional calls: one row at timesteps over the whole range, some of them with another text too, and shapes
+        that the reference images don't have.
         """
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
         module, side, (low, broad) = as_part(self.checkpoint, spec, denoiser), self._square(), self._wide()
@@ -328,7 +328,7 @@ class References:
         )
 
     def _wishes(self, tokenizer: Any) -> tuple[Asked, ...]:
-        """What is drawn: timesteps near each end and between, two sizes, one to four rows, one chunk and two."""
+        """The reference images: timesteps over the whole range, two sizes, one to four rows, one chunk and two."""
         source = self.checkpoint.source
         named = source.location if source.kind == "shipped" and source.location in SHIPPED else ""
         (first, second, third, *_), negative = WORLDS.get(named, WORLDS[""])
@@ -344,7 +344,7 @@ class References:
         return tuple(wishes)
 
     def _own_size(self) -> tuple[int, int]:
-        """Height and width in latents of the model's own pictures."""
+        """Height and width in latents of the model's native size."""
         width, height = self.facts.own_size
         return height // self.facts.downscale, width // self.facts.downscale
 
@@ -353,12 +353,12 @@ class References:
         return min(*self.facts.own_size, MAX_PIXELS) // self.facts.downscale
 
     def _wide(self) -> tuple[int, int]:
-        """Height and width of those that aren't square: odd, so that no level of the UNet is half of the one above."""
+        """Height and width of non-square ones: odd, so that no level of the UNet is exactly half of the one above."""
         side = self._square()
         return max(9, side // 2 + 1), max(9, side - 1)
 
     def _sizes(self, *, own_only: bool) -> dict[str, tuple[int, int]]:
-        """Of calls of the VAE that no drawing makes, in latents."""
+        """Height and width in latents of the VAE's additional calls, by name."""
         side, own = self._square(), self._own_size()
         low, broad = self._wide()
         more = {} if own_only else {"square": (side, side), "other": (low, broad)}
@@ -366,7 +366,7 @@ class References:
         return more | ({"own": own} if own != (side, side) else {})
 
     def _embed(self, pipeline: Any, asked: Asked) -> Embedded:
-        """Encode the chunks of a drawing's prompts, and join them along the sequence."""
+        """Encode the chunks of an image's prompts, and join them along the sequence."""
         import torch
 
         embedded = Embedded({}, {name: [] for name in self.checkpoint.family.encoders})
@@ -401,7 +401,7 @@ class References:
     def _pipeline(self, **parts: Any) -> Any:
         """Diffusers' pipeline of the family, with these parts and the scheduler.
 
-        It repairs old configs, as `checkpoints.scheduler` did already. Raises CompileError where it repairs more.
+        It repairs old configs, as `checkpoints.scheduler` already did. Raises CompileError if it repairs anything else.
         """
         import diffusers
 
@@ -426,28 +426,28 @@ class References:
         repaired = sorted(key for key in after if after[key] != before.get(key))
         if repaired and index.get("_class_name") == cls.__name__:
             raise CompileError(
-                f"diffusers {library.__version__} changes {', '.join(repaired)} of the scheduler's config as it loads "
-                "it, which latentc doesn't know of. Install the version of diffusers that constraints.txt names."
+                f"diffusers {library.__version__} changes {', '.join(repaired)} of the scheduler's config when it "
+                "loads it, which latentc does not expect. Install the version of diffusers that constraints.txt names."
             )
         return pipeline
 
     def _new_scheduler(self) -> Any:
-        """Diffusers' scheduler that draws the references."""
+        """Diffusers' scheduler for the references."""
         import diffusers
 
         library: Any = diffusers
         if self._own is not None:
             return getattr(library, self._own).from_config(self.scheduler)
-        clips = bool(self.scheduler.get("clip_sample"))  # where nothing says so, latentc's DDIM doesn't
+        clips = bool(self.scheduler.get("clip_sample"))  # latentc's DDIM doesn't clip by default
         return library.DDIMScheduler.from_config(self.scheduler, clip_sample=clips)
 
     def _more_steps(self) -> int:
-        """How many steps more than two the scheduler needs: PNDM begins with three of Runge-Kutta's."""
+        """How many more than two steps the scheduler needs: PNDM starts with three Runge-Kutta steps."""
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
 
 
 def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:
-    """The component, which is called as a variant of it: what a pipeline passes goes through the variant's own call."""
+    """A stand-in for the component whose calls go through a variant's own `call`."""
     import torch
 
     names = tuple(tensor.name for tensor in spec.outputs)
@@ -456,7 +456,7 @@ def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.whole = component
-            """Whose parameters it is called with."""
+            """The component, whose signature the calls have."""
 
         def __getattr__(self, name: str) -> Any:
             try:
@@ -473,7 +473,7 @@ def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:
 
 
 def _arguments(module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """What a module was called with, by the names of its parameters; what lies in a dict, by its own."""
+    """A call's arguments by parameter name; the entries of a dict argument by their own keys."""
     bound = inspect.signature(getattr(module, "whole", module).forward).bind(*arguments, **given).arguments
     fed: dict[str, Any] = {}
     for name, value in bound.items():
@@ -482,13 +482,13 @@ def _arguments(module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -
 
 
 def _exact(timestep: float) -> int:
-    """The nearest timestep that bf16 holds. What rounding one costs is shown by the last, and by drawings."""
+    """The nearest timestep that bf16 represents exactly. The last one, and the images, test rounded timesteps."""
     unit = 4 if timestep > 512 else 2 if timestep > 256 else 1
     return round(timestep / unit) * unit
 
 
 def _keeping(rows: list[dict[str, Array]]) -> Any:
-    """A hook that keeps what a text encoder's call was fed, row by row."""
+    """A hook that appends the inputs of a text encoder's calls to `rows`, row by row."""
 
     def hook(_module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
         tensors = {IDS: arguments[0] if arguments else given[IDS], MASK: given.get(MASK)}

@@ -1,4 +1,4 @@
-"""Which scheduler a bundle draws with: the checkpoint's own, or one that is asked for; refused if it can't be drawn."""
+"""The scheduler of a bundle: the checkpoint's own or a requested one, refused if latentc doesn't support it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..sampling.schedulers import NEAREST, SCHEDULERS, named, schedule
 
 SUFFIX = "Scheduler"
 MOST_STEPS = 10
-"""By then every scheduler has as many steps as it needs: PNDM begins with three of Runge-Kutta's."""
+"""Enough steps for every scheduler: PNDM needs the most, as it starts with three Runge-Kutta steps."""
 
 
 def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
-    """The checkpoint with the scheduler that its bundle draws with: `name`'s, such as `dpm++2m`, or its own.
+    """The checkpoint with the scheduler of its bundle: the one called `name`, such as `dpm++2m`, or its own.
 
-    Raises CheckpointError naming the class, or the key of its config, that can't be drawn with; for doubts about what
-    the model was trained for; and for a name that is none.
+    Raises CheckpointError naming the class or the config key that isn't supported, for unresolved doubts about what
+    the model was trained for, and for an unknown name.
     """
     if opened.doubts:
         raise CheckpointError(" ".join(opened.doubts))
@@ -33,21 +33,21 @@ def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
             raise CheckpointError(str(exc)) from exc
         read = next(row.keys for row in SCHEDULERS.values() if row.class_name == config["_class_name"])
         notices = tuple(one for one in notices if one not in opened.about or opened.about[one] in read)
-        notices = (*notices, f"The bundle draws with {config['_class_name']} ({name}) in place of {own}, as asked.")
+        notices = (*notices, f"The bundle uses {config['_class_name']} ({name}) instead of {own}, as requested.")
     elif own not in {sampler.class_name for sampler in SCHEDULERS.values()}:
         raise CheckpointError(f"{opened.source.location} {_absent(own)}")
     try:
         least_steps(config, spacing=opened.choices.spacing)
     except (ProfileError, RequestError) as exc:
         able = [other for other in SCHEDULERS if _draws(config, other)]
-        advice = f" Or export with --scheduler and one that can: {', '.join(able)}." if able else ""
-        raise CheckpointError(f"The scheduler of {opened.source.location} can't be drawn with. {exc}{advice}") from exc
+        advice = f" Or export with --scheduler and one of: {', '.join(able)}." if able else ""
+        raise CheckpointError(f"The scheduler of {opened.source.location} is not supported. {exc}{advice}") from exc
     index = dict(opened.model_index) | {"scheduler": ["diffusers", config["_class_name"]]}
     return replace(opened, scheduler=config, model_index=index, notices=notices)
 
 
 def least_steps(config: Mapping[str, Any], name: str | None = None, *, spacing: str | None = None) -> int:
-    """The fewest steps that a scheduler takes; raises what `schedule` raises where it can't be drawn with."""
+    """The fewest steps that a scheduler supports; raises what `schedule` raises if it isn't supported at all."""
     for steps in range(1, MOST_STEPS):
         try:
             schedule(config, steps, name, spacing=spacing)
@@ -69,12 +69,12 @@ def _draws(config: Mapping[str, object], name: str) -> bool:
 def _absent(own: str) -> str:
     if own in NEAREST:
         return (
-            f"is drawn with {own} in diffusers, which isn't here. The nearest is {NEAREST[own]!r}: export with "
-            f"--scheduler {NEAREST[own]} to draw with it. Here are: {', '.join(SCHEDULERS)}."
+            f"uses {own} of diffusers, which is not supported. The closest is {NEAREST[own]!r}: export with "
+            f"--scheduler {NEAREST[own]} to use it. Supported: {', '.join(SCHEDULERS)}."
         )
     known = sorted({sampler.class_name.removesuffix(SUFFIX) for sampler in SCHEDULERS.values()})
     return (
-        f"names the scheduler {own}, which isn't here. {suggest(own.removesuffix(SUFFIX), known)} "
+        f"names the scheduler {own}, which is not supported. {suggest(own.removesuffix(SUFFIX), known)} "
         "If its model predicts noise, velocity or the original on a discrete schedule, export with --scheduler and one "
         f"of: {', '.join(SCHEDULERS)}."
     )

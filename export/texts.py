@@ -1,4 +1,4 @@
-"""The texts and token ids that references are made of: prompts, and what shows how a vocabulary is read."""
+"""The texts and token ids of references: prompts, and texts that test how a vocabulary is read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SCENES = (
     "a blue boat on the open sea in a thunderstorm",
     "an orange tent in a forest while snow is falling",
 )
-"""Prompts of the world that `scenes` was trained on."""
+"""Prompts from the synthetic world that `scenes` was trained on."""
 
 WORLDS = {"scenes": (SCENES, "a storm"), "": (GENERAL, "blurry, text")}
-"""Prompts and a negative prompt by shipped checkpoint, and for all others."""
+"""Prompts and a negative prompt for each shipped checkpoint; `""` is for all others."""
 
 ODD_TEXTS = (
     "Two SMALL red Houses, in the MEADOW!",
@@ -43,22 +43,23 @@ ODD_TEXTS = (
 """Texts that tokenizers read differently: case, quotes, accents, digits, other scripts, spaces, signs."""
 
 ADDED_TEXTS = ("a {} here", "{0}, {0}!")
-"""Texts that a token which was added to the vocabulary is read in: textual inversions."""
+"""Texts in which tokens that were added to the vocabulary, such as textual inversions, are tested."""
 
 MOST_WORDS = 4000
-"""Entries of a vocabulary that are read as texts: all of a small one."""
+"""At most this many entries of a vocabulary are read as texts."""
 
 MOST_ADDED = 200
-"""Added tokens that are read in texts, each by itself."""
+"""At most this many added tokens are read in texts, one at a time."""
 
 MAX_ROWS = 64
-"""Up to so many chunks every id of a vocabulary is fed; of a larger one a sixteenth of the ids, and a digest of all."""
+"""Every id of a vocabulary that fits in this many chunks is fed to the text encoder."""
 SPREAD_ROWS = 16
+"""Chunks of evenly spaced ids of a larger vocabulary, which is also compared by a digest of its whole table."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Ids that frame a text encoder's prompts, and how many it reads."""
+    """Start, end and padding ids of a text encoder's prompts, and the number of ids that it reads."""
 
     start: int
     end: int
@@ -67,7 +68,7 @@ class Frame:
 
 
 def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
-    """What diffusers' pipeline feeds for odd texts, words from all over the vocabulary, and tokens added to it."""
+    """The ids that diffusers' pipeline gives for unusual texts, words of the whole vocabulary and added tokens."""
     words = sorted(
         word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
     )
@@ -86,7 +87,7 @@ def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
 
 
 def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
-    """Rows of ids from all over a vocabulary, each framed as a prompt is: every id where few rows hold them."""
+    """Rows of ids spread over a vocabulary of `size` ids, each framed as a prompt: every id if `MAX_ROWS` hold them."""
     ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
     room = frame.length - 2
     rows = -(-len(ids) // room)
@@ -102,7 +103,7 @@ def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
 
 
 def full_chunk(tokenizer: Any, text: str) -> str:
-    """The text, repeated and filled up to exactly one chunk of tokens."""
+    """The text, repeated to exactly one chunk of tokens."""
     chunk = tokenizer.model_max_length - 2
 
     def count(words: list[str]) -> int:

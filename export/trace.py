@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX graph with free batch, height and width."""
+"""From a torch module to an ONNX graph with dynamic batch, height and width."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 23
-"""First operator set with Attention; the compiler lowers it to 18 where a profile asks for that."""
+"""First operator set with Attention; the compiler lowers it to 18 for profiles that need it."""
 
 LOGGERS = ("torch.onnx", "torch.utils._sympy", "onnxscript", "onnx_ir")
-"""The exporter warns of an absent torchvision and of symbols that it renames."""
+"""Loggers that are muted: the exporter warns about a missing torchvision and about symbols that it renames."""
 
 EXAMPLE_SIZES = {"batch": 2, "frames": 3, "length": 154, "height": 13, "width": 18}
-"""Odd and unequal on purpose, so that no size is taken for a constant or for another size."""
+"""Odd and unequal, so that no size is mistaken for a constant or for another size."""
 
 LIMITS = {"batch": (1, 63), "frames": (1, 1024), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
-"""Ranges promised to the tracer, sides in latents. The graph holds outside them too: 63 is where
-diffusers copies a tensor before it is upsampled, 9 keeps every level of the UNet above one latent."""
+"""Ranges given to the tracer, with sides in latents. The graph is valid outside them too: above 63 diffusers copies
+tensors before upsampling, and 9 keeps every level of the UNet larger than one latent."""
 
 
 def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
-    """Trace a part (`as_part`) into an ONNX graph at opset 23; the weights are the module's own memory.
+    """Trace a part (`as_part`) into an ONNX graph at opset 23; the weights share the module's memory.
 
-    Raises `CompileError` with the exporter's words.
+    Raises `CompileError` with the exporter's message.
     """
     import torch
 
@@ -58,7 +58,10 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
                 verbose=False,
             )
     except Exception as exc:
-        raise CompileError(f"torch.onnx can't export {spec.name}: {str(exc).strip() or type(exc).__name__}.") from exc
+        raise CompileError(
+            f"torch.onnx failed to export {spec.name}: {str(exc).strip() or type(exc).__name__}. Please report the "
+            "checkpoint."
+        ) from exc
     model: ir.Model = program.model
     _label(model.graph.inputs, spec.inputs)
     _label(model.graph.outputs, spec.outputs)
@@ -75,7 +78,7 @@ def _example(tensor: TensorInfo, sizes: dict[str, int]) -> torch.Tensor:
 
 
 def _sizes() -> tuple[dict[str, int], dict[str, Any]]:
-    """An example of each free size, and the tracer's name for it."""
+    """An example of each dynamic size, and the tracer's dimension for it."""
     import torch
 
     dims: dict[str, Any] = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in LIMITS.items()}
@@ -83,7 +86,7 @@ def _sizes() -> tuple[dict[str, int], dict[str, Any]]:
 
 
 def _scaled(dim: str, dimensions: dict[str, Any]) -> Any:
-    """The tracer's name for an axis such as `height` or `8*height`."""
+    """The tracer's dimension for an axis such as `height` or `8*height`."""
     factor, _, name = dim.rpartition("*")
     return int(factor) * dimensions[name] if factor else dimensions[name]
 
@@ -97,7 +100,7 @@ def _label(values: Any, tensors: tuple[TensorInfo, ...]) -> None:
 
 
 def _forget_origin(model: ir.Model) -> None:
-    """Drop what says where and when it was traced: the same checkpoint gives the same bytes."""
+    """Drop metadata about where and when it was traced, so that the same checkpoint gives the same bytes."""
     import onnx_ir as ir
 
     model.doc_string = None
@@ -118,7 +121,7 @@ def _forget_origin(model: ir.Model) -> None:
 
 @contextmanager
 def muted(*loggers: str) -> Generator[None]:
-    """Inside the block, these loggers and Python's warnings report nothing below a critical error."""
+    """Silence these loggers below critical errors, and Python's warnings, inside the block."""
     chosen = [logging.getLogger(name) for name in loggers]
     before = [logger.level for logger in chosen]
     for logger in chosen:

@@ -1,4 +1,4 @@
-"""Writing a graph's weights beside it, as a stream, in the type they were published in."""
+"""Writing a graph's weights next to it, one at a time, in the type they were published in."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ INLINE_BYTES = 1024
 
 
 Kept = Literal["f32", "f16", "bf16"]
-"""Types that a bundle keeps weights in; the graph casts them to f32 where it uses them."""
+"""Types of weights in a bundle; the graph casts them to f32 where it uses them."""
 
 
 def kept_as(dtypes: Iterable[str]) -> Kept:
-    """What the weights of a component are kept in, whose tensors are of these types (safetensors' names).
+    """The type in which a component's weights are kept, given its tensors' types (safetensors' names).
 
-    In two bytes where all of them are so, in the very type; else in f32, which holds each of them exactly.
+    f16 or bf16 if all of them are stored so; else f32, which holds each of them exactly.
     """
     floats = {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))}
     return "f16" if floats == {"F16"} else "bf16" if floats == {"BF16"} else "f32"
 
 
 def store_narrow(model: ir.Model, kept: Kept) -> None:
-    """Keep in two bytes what the exporter folded to f32 of a model whose weights are so: all that fits exactly."""
+    """Store initializers that the exporter folded to f32 in `kept` again, where that is exact."""
     import onnx_ir as ir
 
     graph, kind = model.graph, _kind(kept)
@@ -84,10 +84,10 @@ def write(model: ir.Model, folder: Path) -> None:
 
 
 def write_variant(model: ir.Model, path: Path) -> None:
-    """Write another graph beside `model.onnx`, over the same weights: what is in its file isn't written again.
+    """Write another graph next to `model.onnx`, sharing its weights file.
 
-    Tensors are the same whose bytes are: the exporter names those that it folds as it likes. What the other graph alone
-    has lies in it.
+    Tensors are matched by their bytes, as the names of folded ones are arbitrary. Tensors that only this graph has
+    are stored inline in it.
     """
     import onnx_ir as ir
 
@@ -108,15 +108,15 @@ def _content(tensor: ir.TensorProtocol) -> tuple[str, tuple[int, ...], str]:
 
 
 def parameters(model: ir.Model) -> int:
-    """How many numbers the weights are."""
+    """Number of parameters."""
     return sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def widening(module: torch.nn.Module) -> torch.nn.Module:
-    """Let a module whose parameters are f16 or bf16 compute in f32: each is widened where it is used, then forgotten.
+    """Make a module with f16 or bf16 parameters compute in f32: each is cast where it is used, then released.
 
-    So a large model needs its narrow weights, mapped from the file, and one layer in f32; and the traced graph says the
-    same: a narrow weight, cast to f32 where it is used.
+    So a large model takes the memory of its stored weights, mapped from the file, and of one layer in f32. The traced
+    graph does the same: a stored weight, cast to f32 where it is used.
     """
     import torch
     from torch.nn.utils import parametrize
@@ -133,7 +133,7 @@ def widening(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
-    """A component that computes in f32: its weights stay in two bytes where the checkpoint has all of them so."""
+    """A component that computes in f32; its weights stay in f16 or bf16 if all of them are stored so."""
     import torch
 
     kept = kept_as(tensor.dtype for tensor in checkpoint.weights[component].values())
@@ -141,13 +141,13 @@ def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
         return checkpoint.module(component)
     narrow = torch.bfloat16 if kept == "bf16" else torch.float16
     module = widening(checkpoint.module(component, dtype=narrow))
-    # diffusers asks a module for its type, and would round what it is fed to that of the stored weights.
+    # diffusers reads a module's dtype, and would round its inputs to that of the stored weights.
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {"dtype": torch.float32})
     return module
 
 
 def plain_names(model: ir.Model) -> None:
-    """Give widened weights the names that the checkpoint has."""
+    """Give widened weights their names in the checkpoint again."""
     for value in list(model.graph.initializers.values()):
         value.name = str(value.name).replace("parametrizations.", "").removesuffix(".original")

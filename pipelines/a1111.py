@@ -26,14 +26,14 @@ from .complete import size_and_seed
 
 NEGATIVE = "Negative prompt:"
 OTHER = "Other text"
-"""Key in `Parsed.rest` of what stands between the pairs or behind them and is none."""
+"""Key in `Parsed.rest` of text between or after the pairs that isn't a pair."""
 
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
 MAX_VALUE = 1 << 20
 """Characters of a quoted value, or of a JSON one."""
 MAX_BROKEN = 8
-"""Values that begin as JSON and aren't any, after which no more are tried."""
+"""After this many values that start like JSON but aren't valid, no more are parsed as JSON."""
 
 _SAMPLERS = {
     "ddim": "DDIM",
@@ -50,8 +50,8 @@ _SAMPLERS = {
     "lcm": "LCM",
 }
 _AUTOMATIC = {"dpm++2m": "karras", "dpm++sde": "karras", "dpm++2m-sde": "exponential"}
-"""What the web UI's schedule type `Automatic` means by sampler; evenly spaced timesteps for all others. It is what a
-text without a schedule type means since 1.9, whose samplers lost the `Karras` at the end of their names. Source:
+"""The meaning of the web UI's schedule type `Automatic` by sampler; evenly spaced timesteps for all others. A text
+without a schedule type means the same since 1.9, which dropped the `Karras` at the end of sampler names. Source:
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/v1.10.1/modules/sd_samplers_kdiffusion.py
 """
 _TIMESTEPS = ("ddim", "pndm", "unipc")
@@ -67,7 +67,7 @@ _TITLES: dict[str, tuple[str, ...]] = {
     for ramp in RAMPS
     if f"{name}-{ramp}" in NAMES
 }
-"""Our names, and what the web UI says: the sampler, and the schedule type if it isn't what `Automatic` means."""
+"""Our names, and the web UI's: the sampler, and the schedule type if it isn't what `Automatic` means."""
 
 _WEB_UI = re.compile(r"(?:f\d[\d.]*)?v(\d+)\.(\d+)")
 """Versions of the web UI and of Forge, as `v1.9.4` and `f2.0.1v1.10.1-previous-665`."""
@@ -76,14 +76,14 @@ _KEY = re.compile(r'\w[^,:"{}\[\]]*')
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a text says: as much of it as a request has room for, and the rest as it stands."""
+    """A parsed text: the request, and pairs that a request has no field for."""
 
     request: Request
     rest: Mapping[str, str]
     stated: frozenset[str]
-    """Fields of the request that the text says; the others have their defaults."""
+    """Fields of the request that the text gives; the others have their defaults."""
     notices: tuple[str, ...] = ()
-    """What had to be assumed, in sentences."""
+    """Assumptions that were made, in sentences."""
 
 
 def write(request: Request, extra: Mapping[str, str]) -> str:
@@ -103,7 +103,7 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
 
 
 def parse(text: str) -> Parsed:
-    """Read a text of this form, whoever wrote it; what a request can't take is left in `rest`, never an error."""
+    """Parse a text of this form from any tool. Never raises: what a request can't represent is left in `rest`."""
     prompt, negative, rest = _divided(text.replace("\r\n", "\n"))
     values: dict[str, object] = {"prompt": prompt, "negative_prompt": negative}
     scheduler, used, notices = _scheduler(rest)
@@ -121,20 +121,20 @@ def parse(text: str) -> Parsed:
         except (ValueError, RequestError):
             continue
         if any(values.get(name, value) != value for name, value in found.items()):
-            continue  # two keys of one meaning disagree: the second stays visible
+            continue  # two keys with the same meaning disagree: the second stays in `rest`
         values |= found
         del rest[key]
     return Parsed(Request.model_validate(values), rest, frozenset(values), notices)
 
 
 def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-    """Our name for sampler and schedule, the keys that say both, and notices; None unless both are understood."""
+    """Our name for sampler and schedule, the keys that give them, and notices; None unless both are understood."""
     base = understood(rest.get("Sampler", ""))
-    said = {key: rest[key] for key in _SCHEDULES if key in rest}
-    kinds = {re.sub(r"[\s_]+", " ", value.strip().lower()) for value in said.values()}
+    schedules = {key: rest[key] for key in _SCHEDULES if key in rest}
+    kinds = {re.sub(r"[\s_]+", " ", value.strip().lower()) for value in schedules.values()}
     if base is None or len(kinds) > 1:
         return None, (), ()
-    keys = ("Sampler", *said)
+    keys = ("Sampler", *schedules)
     version = rest.get("Version", "")
     web_ui = None if "comfyui" in version.lower() else _WEB_UI.match(version)
     if web_ui and base in _TIMESTEPS:
@@ -159,8 +159,8 @@ def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tu
 
 def _assumed(name: str, title: str) -> tuple[str, ...]:
     recent = f"{name}-{_AUTOMATIC[name]}"
-    said = f"Its text names no schedule for {title}, nor the tool that wrote it, so it is read as {name}"
-    return (f"{said}. The web UI means {recent} since version 1.9.",)
+    message = f"The text names neither a schedule for {title} nor the tool that wrote it, so it is read as {name}"
+    return (f"{message}. In the web UI since version 1.9, it means {recent}.",)
 
 
 def _sampler_pairs(scheduler: str | None) -> dict[str, str]:
@@ -178,11 +178,11 @@ def _quoted(value: str) -> str:
 
 
 def _divided(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt, and the pairs; what is between them or behind them is the pair `OTHER`."""
+    """Prompt, negative prompt, and the pairs; text between or after the pairs is the pair `OTHER`."""
     lines = text.split("\n")
     cut = _cut(lines)
     pairs, other = _pairs(lines[cut]) if cut < len(lines) else ({}, [])
-    for line in lines[cut + 1 :]:  # as some extensions leave them
+    for line in lines[cut + 1 :]:  # some extensions append lines
         more, stray = _pairs(line)
         new = {key: value for key, value in more.items() if key not in pairs}
         pairs |= new
@@ -200,7 +200,7 @@ def _divided(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _cut(lines: list[str]) -> int:
-    """Which line has the pairs; as many as there are where none has."""
+    """Index of the line that has the pairs; the number of lines if none has."""
     steps = [index for index, line in enumerate(lines) if line.lstrip().startswith("Steps: ")]
     for index in reversed(steps[-MAX_BROKEN:]):
         if len(_pairs(lines[index])[0]) >= 3:
@@ -213,7 +213,7 @@ def _cut(lines: list[str]) -> int:
 
 
 def _pairs(line: str) -> tuple[dict[str, str], list[str]]:
-    """The pairs `Key: value, Key: "quoted value"` of a line, in one pass, and the pieces that are none."""
+    """The pairs `Key: value, Key: "quoted value"` of a line, in one pass, and the pieces that aren't pairs."""
     pairs: dict[str, str] = {}
     other: list[str] = []
     at = broken = 0
@@ -235,9 +235,9 @@ def _pairs(line: str) -> tuple[dict[str, str], list[str]]:
 
 
 def _value(line: str, start: int, try_json: bool) -> tuple[str, int, bool]:
-    """The value that starts here, where its comma is, and whether it looked like JSON and isn't.
+    """The value that starts here, the position of its comma, and whether it looked like JSON but isn't.
 
-    JSON strings are unquoted; JSON's objects and lists, and what else is in brackets, are kept as text.
+    JSON strings are unquoted; JSON objects and lists, and other text in brackets, are kept as text.
     """
     while line[start : start + 1] == " ":
         start += 1
@@ -262,7 +262,7 @@ def _comma(line: str, start: int) -> int:
 
 
 def _closed(line: str, start: int) -> int:
-    """Length of what stands in brackets here, as Python writes dicts; 0 where they aren't closed nearby."""
+    """Length of a bracketed text that starts here, such as a Python dict; 0 if it isn't closed nearby."""
     depth = 0
     for length, mark in enumerate(line[start : start + 4096], 1):
         depth += (mark in "{[") - (mark in "}]")
@@ -306,4 +306,4 @@ _READERS = {
     "Timestep spacing": _spacing,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
-"""Keys of the pairs that a request is read from."""
+"""Keys of the pairs from which a request is read."""

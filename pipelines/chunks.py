@@ -1,4 +1,4 @@
-"""The text in a PNG file, found by walking its chunks: pixels are passed over, not decoded.
+"""The text in a PNG file, found by walking its chunks: pixels are skipped, not decoded.
 
 Source: https://www.w3.org/TR/png-3/ (5.3 chunk layout, 11.3.3 textual information).
 """
@@ -19,12 +19,12 @@ from ..core.request import MAX_SIDE
 
 MAX_BYTES = 1 << 29
 MAX_CHUNKS = 500_000
-"""Of all kinds; a picture of 8192 x 8192 pixels has 25,000 of the usual 8 kB."""
+"""Chunks of all kinds; an image of 8192 x 8192 pixels has 25,000 of the usual 8 kB."""
 MAX_TEXT = 8 << 20
-"""Bytes of one text, unpacked; two prompts of 100,000 emoji are written as 2.4 MB."""
+"""Bytes of one text, decompressed; two prompts of 100,000 emoji take 2.4 MB."""
 
 MAX_FOREIGN = 1 << 16
-"""Bytes of a text that nobody asked for, above which it is passed over."""
+"""Texts that weren't requested are skipped if they have more bytes than this."""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -32,29 +32,29 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 @dataclass(frozen=True)
 class Texts:
-    """What a PNG has for text."""
+    """The texts in an image file."""
 
     width: int
     height: int
     keys: frozenset[str]
     """Keywords of all its texts."""
     texts: dict[str, str]
-    """Those that were asked for; the first of each."""
+    """The requested texts by keyword; the first of each."""
     notices: tuple[str, ...]
-    """What is doubtful about them, in sentences."""
+    """Problems that were found, in sentences."""
 
 
 def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
-    """The texts of a PNG with these keywords, wherever they lie: before the pixels or behind them.
+    """The texts of a PNG with these keywords, before or after the pixels.
 
-    Raises `RequestError` for what isn't a PNG, is damaged or too large. A file that is cut short in its pixels, or
-    behind them, is read with a notice if a wanted text came before.
+    Raises `RequestError` for a file that isn't a PNG, is damaged or too large. A file that is truncated in or after
+    its pixels is read, with a notice, if a requested text was found before.
     """
     try:
         with regular(path) as file:
             return _read(path, file, wanted)
     except Damaged as exc:
-        raise RequestError(f"{path} is a damaged PNG ({exc}). Fetch or save it again.") from exc
+        raise RequestError(f"{path} is a damaged PNG ({exc}). Download or save it again.") from exc
     except (OSError, ValueError) as exc:
         raise RequestError(unreadable(path, exc, "Check the path.")) from exc
 
@@ -68,49 +68,50 @@ def _read(path: Path | str, file: BinaryIO, wanted: Collection[str]) -> Texts:
             key, text = _text(kind, body, wanted)
             keys.add(key)
             if text is not None and texts.setdefault(key, text) != text:
-                notices.append(f"It has several texts {key!r} that differ: the first is read.")
+                notices.append(f"The file has several different texts {key!r}: the first is used.")
     except CutShort:
         if not texts:
             raise
-        notices.append("The file is cut short: not all of its pixels are there.")
+        notices.append("The file is truncated: some of its pixels are missing.")
     return Texts(width, height, frozenset(keys), texts, tuple(dict.fromkeys(notices)))
 
 
 class Damaged(Exception):
-    """What is wrong, in half a sentence."""
+    """The file is damaged; the message is half a sentence that says how."""
 
 
 class CutShort(Damaged):
-    """In the pixels, or behind them."""
+    """The file is truncated in or after its pixels."""
 
 
 def _size(path: Path | str, file: BinaryIO, size: int) -> tuple[int, int]:
     head = file.read(33)
     if not head.startswith(_SIGNATURE) or len(head) < 24:
         raise RequestError(
-            f"{path} is not a PNG, JPEG or WebP. Only these hold a request; a converted copy has lost it."
+            f"{path} is not a PNG, JPEG or WebP file. Only these can hold a request; pass the original file, not a "
+            "converted copy."
         )
     width, height = struct.unpack(">II", head[16:24])
     if head[8:16] != b"\0\0\0\x0dIHDR" or zlib.crc32(head[12:29]).to_bytes(4, "big") != head[29:] or not width * height:
-        raise Damaged("its header isn't whole")
+        raise Damaged("its header is incomplete or corrupt")
     if width * height > MAX_SIDE * MAX_SIDE or size > MAX_BYTES:
         raise RequestError(
-            f"{path} is {width}x{height} pixels in {size:,} bytes; {MAX_SIDE}x{MAX_SIDE} in {MAX_BYTES:,} are the most "
-            "that is read. Show a smaller one."
+            f"{path} has {width}x{height} pixels and {size:,} bytes, but the limit is {MAX_SIDE}x{MAX_SIDE} pixels and "
+            f"{MAX_BYTES:,} bytes. Pass a smaller file."
         )
     return width, height
 
 
 def _chunks(file: BinaryIO, size: int, wanted: Collection[str]) -> Generator[tuple[bytes, bytes]]:
-    """Kind and body of each chunk of text, its checksum compared; raises `CutShort` where pixels are lost."""
-    total, cut = 0, Damaged("it is cut short")
+    """Kind and body of each text chunk, with its checksum verified; raises `CutShort` if pixels are missing."""
+    total, cut = 0, Damaged("it is truncated")
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
             raise cut
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if not kind.isalpha() or not kind.isascii():
-            raise Damaged(f"a chunk is of kind {kind!r}")
+            raise Damaged(f"a chunk has the invalid type {kind!r}")
         if kind == b"IDAT":
             cut = CutShort(*cut.args)
         if file.tell() + length + 4 > size:
@@ -122,7 +123,7 @@ def _chunks(file: BinaryIO, size: int, wanted: Collection[str]) -> Generator[tup
             continue
         key = file.read(min(length, 80)).partition(b"\0")[0]
         file.seek(-min(length, 80), os.SEEK_CUR)
-        if length > MAX_FOREIGN and key.decode("latin-1") not in wanted:  # as a workflow with pictures in it
+        if length > MAX_FOREIGN and key.decode("latin-1") not in wanted:  # such as a workflow with embedded images
             file.seek(length + 4, os.SEEK_CUR)
             yield kind, key + b"\0"
             continue
@@ -137,7 +138,7 @@ def _chunks(file: BinaryIO, size: int, wanted: Collection[str]) -> Generator[tup
 
 
 def _text(kind: bytes, body: bytes, wanted: Collection[str]) -> tuple[str, str | None]:
-    """Keyword and text of a chunk; None for one that isn't wanted."""
+    """Keyword and text of a chunk; the text is None if it isn't requested."""
     name, mark, rest = body.partition(b"\0")
     key = name.decode("latin-1")
     if not mark or not 0 < len(name) < 80:
@@ -155,19 +156,19 @@ def _text(kind: bytes, body: bytes, wanted: Collection[str]) -> tuple[str, str |
     try:
         return key, content.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise Damaged(f"its text {key!r} is no UTF-8") from exc
+        raise Damaged(f"its text {key!r} is not UTF-8") from exc
 
 
 def _unpacked(method: bytes, packed: bytes) -> bytes:
     if method != b"\0":
-        raise Damaged("a text is packed in an unknown way")
+        raise Damaged("a text has an unknown compression method")
     unpacker = zlib.decompressobj()
     try:
         content = unpacker.decompress(packed, MAX_TEXT + 1)
     except zlib.error as exc:
-        raise Damaged(f"a text doesn't unpack: {exc}") from exc
+        raise Damaged(f"a text cannot be decompressed: {exc}") from exc
     if not unpacker.eof and len(content) <= MAX_TEXT:
-        raise Damaged("a packed text is cut short")
+        raise Damaged("a compressed text is truncated")
     return _checked(content)
 
 

@@ -1,4 +1,4 @@
-"""What a request leaves open, filled in, and what its author should know."""
+"""Filling in a request's defaults, and the notices about it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..sampling.schedulers.settings import settings
 from . import syntax
 
 SEEDS = 1 << 32
-"""Seeds that are drawn for a request without one: as many as other tools have."""
+"""Range of random seeds for requests without one, the same as in other tools."""
 MAX_SEED = (1 << 63) - 1
 
 FAR = 2.0
-"""How many times more or fewer pixels than it was made for a model draws before a notice says so."""
+"""Factor by which the number of pixels may differ from the model's native size without a notice."""
 
 
 def complete(request: Request, model: Model, scheduler: Mapping[str, object]) -> Request:
     """The request with width, height, seed and scheduler filled in.
 
     `scheduler` is the checkpoint's own `scheduler_config.json`. Raises `RequestError` for a size that
-    isn't a whole number of latents, and for seeds of later images beyond the largest.
+    isn't a whole number of latents, and if later images would have seeds above `MAX_SEED`.
     """
     filled = request.model_copy(
         update={
@@ -38,17 +38,17 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
     width, height, seed = size_and_seed(filled)
     if width % model.downscale or height % model.downscale:
         raise RequestError(
-            f"{width}x{height} can't be drawn: this model draws sides that are multiples of {model.downscale}."
+            f"{width}x{height} is not a valid size for this model: use multiples of {model.downscale} pixels."
         )
     if seed + filled.count - 1 > MAX_SEED:
         raise RequestError(
-            f"Seed {seed} leaves no seeds for {filled.count} images; use {MAX_SEED} at most for the last."
+            f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
         )
     return filled
 
 
 def check(request: Request, model: Model, scheduler: Mapping[str, object]) -> None:
-    """Raise `RequestError` for a request that these facts of a bundle rule out: all that is known without engines."""
+    """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines."""
     complete(request, model, scheduler)
     schedule(scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing)
 
@@ -56,35 +56,38 @@ def check(request: Request, model: Model, scheduler: Mapping[str, object]) -> No
 def size_and_seed(request: Request) -> tuple[int, int, int]:
     """Width, height and seed of a completed request."""
     if request.width is None or request.height is None or request.seed is None:
-        raise RequestError("This request isn't complete: width, height and seed were expected. Draw it first.")
+        raise RequestError(
+            "This request is not complete: it needs width, height and seed. Use the request of a pipeline's result."
+        )
     return request.width, request.height, request.seed
 
 
 def own_scheduler(config: Mapping[str, object]) -> str | None:
-    """The short name that means what the checkpoint's own config says; None where no name does.
+    """The short name that is equivalent to the checkpoint's own config; None if there is none.
 
-    Raises `ProfileError` for a config that can't be honoured.
+    Raises `ProfileError` for a config that isn't supported.
     """
     for name, sampler in SCHEDULERS.items():
         if sampler.class_name != config.get("_class_name"):
             continue
-        said = settings(config, sampler, KNOWN_KEYS, {})
-        if all(getattr(said, key) == value for key, value in sampler.asks.items()):
-            return f"{name}-{said.ramp}" if said.ramp else name
+        found = settings(config, sampler, KNOWN_KEYS, {})
+        if all(getattr(found, key) == value for key, value in sampler.asks.items()):
+            return f"{name}-{found.ramp}" if found.ramp else name
     return None
 
 
 def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
-    """What the author of a completed request should know before looking at the picture."""
+    """Notices about a completed request, for its author."""
     remarks: list[str] = []
     width, height, _ = size_and_seed(request)
     if tokens.chunks > 1:
         counts = " and ".join(str(count) for count in tokens.counts)
         remarks.append(
-            f"The prompt took {tokens.chunks} chunks of {vocabulary.room} tokens ({counts} tokens; nothing was cut)."
+            f"The prompt took {tokens.chunks} chunks of {vocabulary.room} tokens ({counts} tokens; nothing was "
+            "truncated)."
         )
     if request.negative_prompt and not guided:
-        why = "takes guidance as an input" if request.guided else "sees it at a guidance above 1 only"
+        why = "takes guidance as an input" if request.guided else "uses it only with a guidance above 1"
         remarks.append(f"The negative prompt was not used: the model {why}.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
         remarks += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
@@ -92,7 +95,7 @@ def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens
     made = own_width * own_height
     if not made / FAR <= width * height <= made * FAR:
         own = f"{own_width}x{own_height}"
-        remarks.append(f"{width}x{height} is far from {own}, which the model was made for; expect odd pictures.")
+        remarks.append(f"{width}x{height} is far from the model's native size, {own}; images may look wrong.")
     if manifest.source.random:
-        remarks.append("The weights of this checkpoint are random: the picture is noise.")
+        remarks.append("The weights of this checkpoint are random: the image is noise.")
     return remarks

@@ -1,4 +1,4 @@
-"""What a pipeline asks of the floor below: an engine for a part, by the shapes it will be fed."""
+"""The interface between a pipeline and its engines: an engine for a part, by its input shapes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from ..core.engine import Engine
 
 
 class EngineProvider(Protocol):
-    """The engines of one bundle under one profile. Safe to use from several threads."""
+    """The engines of one bundle under one profile. Thread-safe."""
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a user should know of how they were proved."""
+        """Notices for the user about how the engines were proved."""
         ...
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
-        """Return the engine built for exactly these input shapes, or the one for every shape.
+        """Return the engine built for exactly these input shapes, or else the one for every shape.
 
-        Raises `ShapeError` saying which sizes are built and what to do.
+        Raises `ShapeError`, which says which sizes are built and what to do.
         """
         ...
 
     def describe(self) -> dict[str, str]:
-        """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
+        """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""
         ...
 
     def close(self) -> None:
-        """Give back memory. None of the engines can be used after."""
+        """Release memory. None of the engines can be used afterwards."""
         ...

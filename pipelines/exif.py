@@ -1,7 +1,7 @@
-"""The request in EXIF, of JPEG and WebP, found by walking their segments: pixels are passed over, not decoded.
+"""The request in the EXIF of JPEG and WebP, found by walking their segments: pixels are skipped, not decoded.
 
-The text is the tag `UserComment`, as the AUTOMATIC1111 web UI writes it (`modules/images.py`: `UNICODE` and UTF-16, big
-end first); latentc's exact JSON is the tag `MakerNote`, after its name.
+The text is the tag `UserComment`, as the AUTOMATIC1111 web UI writes it (`modules/images.py`: `UNICODE` and big-endian
+UTF-16); latentc's exact JSON is the tag `MakerNote`, after the bytes `latentc`.
 Sources: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf (Exif 2.3, 4.6.5),
 https://www.w3.org/Graphics/JPEG/itu-t81.pdf (B.1.1), https://developers.google.com/speed/webp/docs/riff_container.
 """
@@ -24,7 +24,7 @@ from .chunks import MAX_CHUNKS, MAX_TEXT, CutShort, Damaged, Texts
 COMMENT, NOTE, EXIF_IFD = 0x9286, 0x927C, 0x8769
 TAGS = {"parameters": COMMENT, "latentc": NOTE}
 JPEG_ROOM = 65_533
-"""Bytes of a JPEG's segment."""
+"""Bytes that a JPEG segment can hold."""
 
 END = b"\xff\xd9"
 
@@ -32,7 +32,7 @@ _UNICODE, _ASCII, _OURS, _EXIF = b"UNICODE\0", b"ASCII\0\0\0", b"latentc\0", b"E
 
 
 def packed(texts: Mapping[str, str]) -> bytes:
-    """Texts as EXIF: `parameters` for every tool, `latentc` for our own."""
+    """Texts as EXIF: `parameters` for all tools, `latentc` for latentc."""
     exif = Image.Exif()
     exif.endian = ">"  # as UTF-16 in the comment
     values = {
@@ -44,11 +44,11 @@ def packed(texts: Mapping[str, str]) -> bytes:
 
 
 def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
-    """The texts of a picture by keyword, in whichever way its format keeps them.
+    """The texts of a PNG, JPEG or WebP file by keyword.
 
-    Raises `RequestError` for a file that is no PNG, JPEG or WebP, is damaged or too large.
+    Raises `RequestError` for a file of another format, or one that is damaged or too large.
     """
-    kind = "picture"
+    kind = "image"
     try:
         with regular(path) as file:
             head = file.read(12)
@@ -60,7 +60,7 @@ def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
                 return chunks.read_texts(path, wanted)
             return _texts(*read(file, os.fstat(file.fileno()).st_size), wanted)
     except Damaged as exc:
-        raise RequestError(f"{path} is a damaged {kind} ({exc}). Fetch or save it again.") from exc
+        raise RequestError(f"{path} is a damaged {kind} ({exc}). Download or save it again.") from exc
     except (OSError, ValueError) as exc:
         raise RequestError(unreadable(path, exc, "Check the path.")) from exc
 
@@ -73,24 +73,24 @@ def _texts(width: int, height: int, exif: bytes, cut: bool, wanted: Collection[s
         if isinstance(value, bytes) and (key != "latentc" or value.startswith(_OURS)):
             found[key] = _comment(value) if key != "latentc" else value[len(_OURS) :].decode("utf-8", "replace")
     if cut and not found:
-        raise CutShort("it is cut short")
-    notices = ("The file is cut short: not all of its pixels are there.",) if cut else ()
+        raise CutShort("it is truncated")
+    notices = ("The file is truncated: some of its pixels are missing.",) if cut else ()
     return Texts(width, height, frozenset(found), found, notices)
 
 
 def _tags(exif: bytes) -> dict[int, object]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of a tag that doesn't hold what it says: it is left out
+            warnings.simplefilter("ignore")  # Pillow warns about invalid tags, which it leaves out
             read = Image.Exif()
             read.load(exif if exif.startswith(_EXIF) else _EXIF + exif)
             return cast("dict[int, object]", read.get_ifd(EXIF_IFD))
-    except Exception as exc:  # Pillow raises what it likes for a stranger's bytes
-        raise Damaged(f"its EXIF can't be read: {type(exc).__name__}") from exc
+    except Exception as exc:  # Pillow raises many kinds of errors for untrusted bytes
+        raise Damaged(f"its EXIF cannot be read: {type(exc).__name__}") from exc
 
 
 def _comment(value: bytes) -> str:
-    """The text of a `UserComment`, whose first eight bytes name its characters."""
+    """The text of a `UserComment`, whose first eight bytes name its encoding."""
     mark, body = value[:8], value[8:]
     if mark == _UNICODE:
         texts = [body.decode(f"utf-16-{order}", "replace").rstrip("\0") for order in ("be", "le")]
@@ -99,7 +99,7 @@ def _comment(value: bytes) -> str:
 
 
 def _jpeg(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
-    """Width, height, EXIF, and whether the file ends too early; the walk ends where pixels begin."""
+    """Width, height, EXIF, and whether the file is truncated; stops where the pixels begin."""
     width = height = 0
     exif = b""
     file.seek(2)
@@ -114,7 +114,7 @@ def _jpeg(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
             raise Damaged("a segment has no marker")
         length = int.from_bytes(file.read(2), "big")
         if length < 2 or file.tell() + length - 2 > size:
-            raise Damaged("it is cut short")
+            raise Damaged("it is truncated")
         if mark[1] == 0xE1 and not exif:
             body = file.read(length - 2)
             exif = body if body.startswith(_EXIF) else b""
@@ -127,7 +127,7 @@ def _jpeg(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
 
 
 def _ends(file: BinaryIO) -> bool:
-    """Whether the end's marker is behind the pixels, in which it can't be; whatever stands behind it is no damage."""
+    """Whether the end marker follows the pixels, which can't contain it; bytes after it are harmless."""
     last = b""
     while block := file.read(1 << 20):
         if END in last + block:
@@ -137,7 +137,7 @@ def _ends(file: BinaryIO) -> bool:
 
 
 def _webp(file: BinaryIO, size: int) -> tuple[int, int, bytes, bool]:
-    """As `_jpeg`; EXIF is behind the pixels here."""
+    """As `_jpeg`; here EXIF comes after the pixels."""
     width = height = 0
     file.seek(4)
     whole = int.from_bytes(file.read(8)[:4], "little") + 8

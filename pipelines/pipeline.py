@@ -1,4 +1,4 @@
-"""From a request to pictures: prompt, loop, pixels."""
+"""From a request to images: prompt, denoising loop, pixels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .save import save
 
 
 class Pipeline:
-    """A bundle ready to draw under a profile. It keeps nothing of a request, so threads may share it."""
+    """A bundle that is ready to generate images under a profile. It keeps no state of requests and is thread-safe."""
 
     def __init__(self, bundle: Bundle, engines: EngineProvider, profile: Profile) -> None:
         self.bundle = bundle
@@ -52,16 +52,16 @@ class Pipeline:
         *,
         threads: int | None = None,
     ) -> Pipeline:
-        """Open a bundle under a profile: by their names or paths, or as they are.
+        """Open a bundle under a profile. Both are names, paths or loaded objects.
 
-        Without a profile it is the one that `latentc doctor` advises on this machine. `threads` is how many compute;
-        None: the profile's, else as many as the container's quota and the affinity mask allow. It acts at load only:
-        the engines are the same. Engines that this machine didn't prove yet are proved first, which `on_progress`
-        reports.
+        Without a profile, the one that `latentc doctor` advises on this machine is used. `threads` is the number of
+        CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
+        affects loading only, not how engines are built. Engines that this machine has not proved yet are proved first,
+        which `on_progress` reports. All engines are loaded, except those of denoiser variants, which are loaded when a
+        request needs one.
 
-        Raises `BundleError`, `ProfileError`, `RuntimeMissing` where no profile works here, and what the compiler raises
-        for engines that aren't built, or aren't what PyTorch computed. All are loaded but the denoiser's variants,
-        which wait until a request asks for one.
+        Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
+        errors for engines that aren't built, or differ from PyTorch.
         """
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
@@ -77,16 +77,16 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Give back the engines' memory. The pipeline can't be used after."""
+        """Release the engines' memory. The pipeline can't be used afterwards."""
         self._engines.close()
 
     def describe(self) -> dict[str, str]:
-        """What runs each part that draws, as `openvino 2026.4.1 CPU bf16`."""
+        """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""
         engines = self._engines.describe()
         return {part: engines[part] for part in self.bundle.drawing if part in engines}
 
     def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
-        """The same pipeline over what `wrap` makes of its engines: to record them, or to stand in for them.
+        """A copy of the pipeline with its engines wrapped by `wrap`, for example to record their calls.
 
         Both share the engines' memory: closing one closes the other.
         """
@@ -102,28 +102,28 @@ class Pipeline:
         latents: Array | None = None,
         noise: Noise | None = None,
     ) -> Result:
-        """Draw a request.
+        """Generate the images of a request.
 
         `on_step` is called after each denoiser call, in the calling thread; returning False
-        cancels. `latents` start the walk in place of noise from the seed: float32 standard normal
-        values, [count, channels, height / 8, width / 8]. `noise` gives what a stochastic scheduler
-        adds, in the same shape, each time it is called.
+        cancels. `latents` are used instead of initial noise from the seed: float32 standard normal
+        values, [count, channels, height / 8, width / 8]. `noise` is called for the noise that a
+        stochastic scheduler adds, and returns values of the same shape.
 
-        Raises `RequestError` for what can't be drawn as asked, `ShapeError` where no engine fits,
-        `CancelledError`, `NotFiniteError` in place of a picture of NaN, and `RuntimeMissing` in a fork
-        of the process that opened it.
+        Raises `RequestError` for an invalid request, `ShapeError` if no engine fits its size,
+        `CancelledError`, `NotFiniteError` if a result contains NaN or infinity, and `RuntimeMissing` in
+        a fork of the process that opened the pipeline.
         """
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         asked = complete(request, self.bundle.manifest.model, self._host.scheduler)
         drawn = self._draw(request, asked, on_step, latents, noise)
-        said = self._notices(request, asked, drawn, passed_in=latents is not None)
-        return self._result(asked, drawn, said, perf_counter() - started)
+        messages = self._notices(request, asked, drawn, passed_in=latents is not None)
+        return self._result(asked, drawn, messages, perf_counter() - started)
 
     def _draw(
         self, request: Request, asked: Request, on_step: OnStep | None, latents: Array | None, noise: Noise | None
     ) -> Drawn:
-        """The pictures of a request, `asked` with all filled in, from its seed or from what was passed in."""
+        """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
         _, _, seed = size_and_seed(asked)
         shape = latent_shape(self.bundle.manifest.model, asked)
         try:
@@ -137,19 +137,21 @@ class Pipeline:
                 engines=self.describe(),
             )
         except MemoryError as exc:
-            raise RequestError(f"Memory ran out while drawing ({exc}). {MEMORY_ADVICE}") from exc
+            raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
     def _notices(self, request: Request, asked: Request, drawn: Drawn, *, passed_in: bool) -> tuple[str, ...]:
-        """What whoever asked should know of what was drawn."""
+        """Notices about a result, for the request's author."""
         host, text = self._host, drawn.text
-        said = notices(asked, self.bundle.manifest, host.vocabularies[0], text.tokens, text.guided)
-        said += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
-        said += [f"Image {index} is one flat colour." for index, image in enumerate(drawn.images) if is_flat(image)]
+        messages = notices(asked, self.bundle.manifest, host.vocabularies[0], text.tokens, text.guided)
+        messages += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
+        messages += [
+            f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)
+        ]
         if passed_in:
-            said.append("The initial latents were passed in: the seed alone doesn't give this picture.")
-        return (*said, *self._engines.notices)
+            messages.append("The initial latents were passed in: the seed alone does not reproduce this image.")
+        return (*messages, *self._engines.notices)
 
-    def _result(self, asked: Request, drawn: Drawn, said: tuple[str, ...], total: float) -> Result:
+    def _result(self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float) -> Result:
         return Result(
             images=drawn.images,
             latents=drawn.latents,
@@ -157,7 +159,7 @@ class Pipeline:
             seconds={**drawn.seconds, "host": total - sum(drawn.seconds.values()), "total": total},
             step_seconds=drawn.step_seconds,
             engines=self.describe(),
-            notices=said,
+            notices=messages,
             origin=self._origin,
             writer=save,
         )

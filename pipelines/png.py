@@ -1,7 +1,8 @@
-"""The request inside a picture: PNG, JPEG or WebP.
+"""The request inside an image file: PNG, JPEG or WebP.
 
-A PNG has two text chunks: `parameters`, in AUTOMATIC1111's form for other tools (iTXt where it isn't Latin-1),
-and `latentc`, exact JSON with what drew it. Both lie before the pixels. The others have the same in EXIF (`exif.py`).
+A PNG has two text chunks: `parameters`, in AUTOMATIC1111's form for other tools (iTXt if it isn't Latin-1), and
+`latentc`, exact JSON with the engines and versions. Both come before the pixels. JPEG and WebP have the same in EXIF
+(`exif.py`).
 """
 
 from __future__ import annotations
@@ -27,52 +28,52 @@ from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
 
-FRAMES = "This model draws frames, and files hold pictures. Draw with a Pipeline, and take the frames from `images`."
-"""Why nothing of it is saved."""
+FRAMES = "This model generates frames, which cannot be saved to image files. Use a Pipeline, and its result's `images`."
+"""The error for saving frames."""
 
 
 class Drawing(Record):
-    """How a picture was drawn, exactly: the `latentc` record."""
+    """Exact record of how an image was generated: the `latentc` text."""
 
     schema_version: Literal[1] = 1
     request: Request
     """For this image alone: its own seed, and a count of 1."""
     index: int
-    """Which of the images that were drawn together."""
+    """Index among the images of the original request, from 0."""
     count: int
-    """How many were."""
+    """Number of images of the original request."""
     seconds: dict[str, float]
-    """Wall time by stage, for all of them."""
+    """Wall time in seconds by stage, for all of these images."""
     engines: dict[str, str]
     notices: tuple[str, ...]
     model: str
     family: str
     bundle: str
-    """`drawing_digest`: SHA-256 over all of the bundle that decides the picture."""
+    """`drawing_digest`: SHA-256 of everything in the bundle that determines the image."""
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a picture says of itself."""
+    """The request and metadata found in an image file."""
 
     request: Request
     text: str
-    """The `parameters` text as it stands; empty if there is none."""
+    """The unmodified `parameters` text; empty if there is none."""
     rest: Mapping[str, str]
-    """Its pairs that a request has no room for, or can't take."""
+    """Pairs of the text that a request can't represent."""
     drawing: Drawing | None
-    """What latentc wrote beside it, if latentc drew it."""
+    """latentc's own record, if latentc wrote the file."""
     width: int
     height: int
     notices: tuple[str, ...] = ()
-    """What is doubtful about the file, in sentences: records that disagree, or can't be read."""
+    """Problems with the file, in sentences: records that disagree, or can't be read."""
     differ: tuple[str, ...] = ()
-    """Fields that the text and latentc's own record say differently; `request` is the latter's."""
+    """Fields that differ between the text and latentc's own record, from which `request` is taken."""
 
 
 def origin(bundle: Bundle) -> Origin:
-    """What a result, and a picture, keep of the bundle that drew it."""
+    """What results and image files record about the bundle that generated them."""
     manifest = bundle.manifest
     return Origin(
         model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
@@ -83,9 +84,9 @@ def origin(bundle: Bundle) -> Origin:
 
 
 def drawings(result: Result) -> Iterator[Drawing]:
-    """How each image of a result was drawn; raises `RequestError` for frames, and for what no pipeline made."""
+    """The record of each image of a result; raises `RequestError` for frames, and for a result without `origin`."""
     if (made := result.origin) is None:
-        raise RequestError("No pipeline made this result, so it can't be saved. Draw it with a Pipeline.")
+        raise RequestError("This result cannot be saved, as no pipeline made it. Generate it with a Pipeline.")
     if result.images.ndim > 4:
         raise RequestError(FRAMES)
     _, _, seed = size_and_seed(result.request)
@@ -105,15 +106,15 @@ def drawings(result: Result) -> Iterator[Drawing]:
 
 
 def texts(drawing: Drawing) -> dict[str, str]:
-    """What a picture of it holds, by keyword: the text in AUTOMATIC1111's form, and exact JSON."""
+    """The texts for an image file, by keyword: one in AUTOMATIC1111's form, and exact JSON."""
     return {PARAMETERS: _text(drawing), OURS: drawing.model_dump_json(ensure_ascii=True)}
 
 
 def read(path: Path | str) -> Shown:
-    """The request inside a PNG, JPEG or WebP, drawn by latentc or by any tool that writes AUTOMATIC1111's form.
+    """The request inside a PNG, JPEG or WebP, written by latentc or by any tool that uses AUTOMATIC1111's form.
 
-    Exact JSON wins over the text; where they disagree, `notices` says so. No pixel is decoded. Raises `RequestError`
-    for a file that is none of these, is damaged or too large, or says nothing of how it was drawn.
+    Exact JSON takes precedence over the text; if they disagree, `notices` says so. No pixel is decoded. Raises
+    `RequestError` for a file of another format, one that is damaged or too large, or one without a request.
     """
     found = read_texts(path, (PARAMETERS, OURS))
     text = found.texts.get(PARAMETERS, "")
@@ -121,19 +122,19 @@ def read(path: Path | str) -> Shown:
     if drawing is None and PARAMETERS not in found.texts:
         others = ", ".join(sorted(found.keys)[:8])
         raise RequestError(
-            f"{path} has no parameters: it doesn't say how it was drawn (texts: {others or 'none'}). "
-            "Show a picture that latentc or the AUTOMATIC1111 web UI saved; editors often drop its text."
+            f"{path} has no generation parameters (its texts: {others or 'none'}). Pass a file that latentc or the "
+            "AUTOMATIC1111 web UI saved; image editors often remove the text."
         )
     parsed = parse(text)
     notices = [*found.notices, *(() if drawing else parsed.notices)]
     differ = _differences(drawing, parsed) if drawing and PARAMETERS in found.texts else []
     if differ:
         notices.append(
-            f"Its two records disagree about {', '.join(differ)}: the text was edited, or belongs to another picture. "
-            "The request is that of latentc's own record."
+            f"The file's two records disagree about {', '.join(differ)}: the text was edited, or belongs to another "
+            "image. The request is taken from latentc's own record."
         )
     if why:
-        notices.append(f"Its latentc record can't be read ({why}): the request is that of the text.")
+        notices.append(f"The file's latentc record cannot be read ({why}): the request is taken from the text.")
     request = drawing.request if drawing else parsed.request
     return Shown(request, text, parsed.rest, drawing, found.width, found.height, tuple(notices), tuple(differ))
 
@@ -143,26 +144,26 @@ def _prefixed(versions: Mapping[str, str]) -> dict[str, str]:
 
 
 def _drawing(text: str | None) -> tuple[Drawing | None, str]:
-    """What latentc wrote; where that can't be read, None and why."""
+    """The record that latentc wrote; if it can't be read, None and the reason."""
     if text is None:
         return None, ""
     try:
         parse_json(text)
         return Drawing.model_validate_json(text), ""
-    except ValidationError as exc:  # of another version, or edited: the parameters still hold
+    except ValidationError as exc:  # of another version, or edited: the parameters can still be used
         return None, complaints(exc, Drawing)
     except (RequestError, ValueError) as exc:
         return None, str(exc)
 
 
 def _differences(drawing: Drawing, found: Parsed) -> list[str]:
-    """What the text says otherwise than it was written for this drawing; a key that it lacks says nothing."""
+    """Fields in which the text differs from what was written for this record; missing keys are ignored."""
     wrote = parse(_text(drawing))
     names = [name for name in sorted(found.stated) if getattr(found.request, name) != getattr(wrote.request, name)]
     return names + [key for key in (*OWN_KEYS, "Model") if key in found.rest and found.rest[key] != wrote.rest.get(key)]
 
 
 def _text(drawing: Drawing) -> str:
-    """The `parameters` chunk of a drawing. PNG's text has no NUL; the JSON beside it keeps it, escaped."""
+    """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
     made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")

@@ -1,10 +1,10 @@
-"""Pictures to files: names that are checked before anything is drawn, and formats that hold the request.
+"""Saving images: names that are checked before anything is generated, and formats that hold the request.
 
     .png            exact pixels; the request in text chunks
     .webp           exact pixels (lossless); the request in EXIF
-    .jpg, .jpeg     quality 95, without subsampling of colours; the request in EXIF, which has room for 64 kB
+    .jpg, .jpeg     quality 95, without chroma subsampling; the request in EXIF, which is limited to 64 kB
 
-More pictures of one name are numbered: `out.png`, `out-1.png`, `out-2.png`.
+Several images are numbered: `out.png`, `out-1.png`, `out-2.png`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .png import Drawing, drawings, texts
 Pixels = NDArray[np.uint8]
 
 ROOM = 50_000
-"""Bytes of a request's two texts in a JPEG, whose EXIF has 65,533: engines and notices take some more."""
+"""Limit of a request's two texts in a JPEG, in bytes. EXIF has 65,533; engines and notices take some of it."""
 
 
 def save(result: Result, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
     """Write each image of a result, with its request inside, and return their paths.
 
-    The name's end is the format: .png, .jpg, .jpeg or .webp. Later images are numbered: `out.png`, `out-1.png`. Each
-    file appears whole or not at all. Raises `RequestError` for another end, for a folder that can't be written and,
-    unless `overwrite`, where one of the names is taken, before any is written; where one can't be written, the others
-    are all the same, and the error names both.
+    The suffix selects the format: .png, .jpg, .jpeg or .webp. Later images are numbered: `out.png`, `out-1.png`. Each
+    file appears complete or not at all. Raises `RequestError` before anything is written for another suffix, for a
+    folder that isn't writable and, unless `overwrite`, if one of the files exists. If one file fails to be written, the
+    others are written nevertheless, and the error names both.
     """
     paths = check_names(path, len(result.images), (result.request,), overwrite=overwrite)
     make_place(paths[0])
@@ -47,21 +47,22 @@ def save(result: Result, path: Path | str, *, overwrite: bool = False) -> tuple[
 
 
 def numbered(first: Path, index: int) -> Path:
-    """The name of picture `index`, from 0."""
+    """The path of image `index`, from 0."""
     return first if index == 0 else first.with_name(f"{first.stem}-{index}{first.suffix}")
 
 
 def check_names(
     path: Path | str, count: int, requests: Sequence[Request] = (), *, overwrite: bool = False, taken: bool = False
 ) -> list[Path]:
-    """The names of so many pictures; raises `RequestError` where one can't be written, before any is drawn.
+    """The paths of `count` images; raises `RequestError` if one can't be written, before any is generated.
 
-    Nothing is made. Names that are taken are refused unless `overwrite`; with `taken` they are none of its business.
+    Creates nothing. Existing files are refused unless `overwrite`; with `taken` they are not checked at all.
     """
     first = Path(path)
     if first.suffix.lower() not in _FORMATS:
         raise RequestError(
-            f"{str(path)!r} is no name for a picture. Name it NAME.png, NAME.jpg or NAME.webp: these carry the request."
+            f"{str(path)!r} is not a valid name for an image: use NAME.png, NAME.jpg or NAME.webp, which can hold the "
+            "request."
         )
     if _FORMATS[first.suffix.lower()] is _jpeg:
         for request in requests:
@@ -70,25 +71,25 @@ def check_names(
     try:
         place = next(parent for parent in first.parents if parent.exists())
         if not place.is_dir():
-            raise RequestError(f"{first} can't be written: {place} is a file, not a folder. Choose another name.")
+            raise RequestError(f"{first} cannot be written: {place} is a file, not a folder. Choose another name.")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise RequestError(f"{first} can't be written: {place} is read-only here. Choose another folder.")
+            raise RequestError(f"{first} cannot be written: {place} is read-only. Choose another folder.")
         there = [name for name in names if _is_there(name, place)]
     except (OSError, ValueError) as exc:  # a name that is too long or has a NUL, or a file in place of a folder
         raise _unwritable(first, exc) from exc
     if folder := next((name for name in there if name.is_dir() and not taken), None):
-        raise RequestError(f"{folder} can't be written: it is a folder. Choose another name.")
+        raise RequestError(f"{folder} cannot be written: it is a folder. Choose another name.")
     if there and not (overwrite or taken):
         listed = ", ".join(map(str, there[:4])) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
         raise RequestError(
-            f"{listed} {'is' if len(there) == 1 else 'are'} there already. Choose another name, or say "
-            "--overwrite to replace what is there (in Python: overwrite=True)."
+            f"{listed} already {'exists' if len(there) == 1 else 'exist'}. Choose another name, or pass "
+            "--overwrite to replace existing files (in Python: overwrite=True)."
         )
     return names
 
 
 def _is_there(name: Path, place: Path) -> bool:
-    """Whether a file has this name; raises `OSError` for one that is too long for `place`, which is there."""
+    """Whether the file exists; raises `OSError` if its name is too long for `place`, an existing folder."""
     for path in (name, place / name.name):
         try:
             os.lstat(path)
@@ -100,19 +101,19 @@ def _is_there(name: Path, place: Path) -> bool:
 
 
 def make_place(path: Path) -> None:
-    """Make a picture's folder; raises `RequestError` where it can't be saved there, before it is drawn."""
+    """Create an image's folder; raises `RequestError` if it isn't writable, before the image is generated."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise RequestError(f"{path} can't be written. Choose another name or folder.")
-        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp"):  # some places refuse files all the same
+            raise RequestError(f"{path} cannot be written. Choose another name or folder.")
+        with NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp"):  # some file systems refuse it even so
             pass
     except OSError as exc:
         raise _unwritable(path, exc) from exc
 
 
 def write(result: Result, paths: Sequence[Path], *, overwrite: bool = False) -> tuple[Path, ...]:
-    """As `attempt`; raises `RequestError`, at the end, naming those that couldn't be written and those that are."""
+    """As `attempt`, but raises `RequestError` at the end if any failed, naming failed and written files."""
     written, lost = attempt(result, paths, overwrite=overwrite)
     if lost:
         raise failed(lost, written)
@@ -122,10 +123,10 @@ def write(result: Result, paths: Sequence[Path], *, overwrite: bool = False) -> 
 def attempt(
     result: Result, paths: Sequence[Path], *, overwrite: bool = False
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Write each image to its path; returns where they are, and each that couldn't be written with its reason.
+    """Write each image to its path; returns the paths written, and a message for each that failed.
 
-    Without `overwrite`, a name that was taken meanwhile is numbered on: a drawn picture isn't lost, and nobody's is
-    replaced.
+    Without `overwrite`, if a file has appeared meanwhile, the next free number is used: no image is lost and no file
+    is replaced.
     """
     written: list[Path] = []
     lost: list[str] = []
@@ -140,9 +141,9 @@ def attempt(
 
 
 def failed(lost: Sequence[str], written: Sequence[Path | str]) -> RequestError:
-    """What to raise where some couldn't be written."""
+    """The error to raise if some files couldn't be written."""
     kept = f" Written: {', '.join(map(str, written))}." if written else ""
-    return RequestError(f"{', '.join(lost)} can't be written. Choose another folder, or free space there.{kept}")
+    return RequestError(f"{', '.join(lost)} cannot be written. Choose another folder, or free some space.{kept}")
 
 
 def encoded(image: Pixels, drawing: Drawing, suffix: str = ".png") -> bytes:
@@ -203,10 +204,10 @@ def _check_room(request: Request) -> None:
 
 def _too_long(needed: int) -> RequestError:
     return RequestError(
-        f"The request takes {needed:,} bytes in a JPEG, which has room for {ROOM:,}. Save it as .png or .webp."
+        f"The request takes {needed:,} bytes, but a JPEG has room for {ROOM:,}. Save it as .png or .webp."
     )
 
 
 def _unwritable(path: Path, exc: Exception) -> RequestError:
     reason = getattr(exc, "strerror", None) or exc
-    return RequestError(f"{path} can't be written ({reason}). Choose another name or folder.")
+    return RequestError(f"{path} cannot be written ({reason}). Choose another name or folder.")

@@ -1,7 +1,7 @@
-"""Prompt syntax that other tools honour and that is plain text here, found so that a notice can name it.
+"""Prompt syntax of other tools that latentc reads as plain text, detected so that a notice can name it.
 
-Plain parentheses and single words in them say nothing to anybody but the web UI and ComfyUI, where they mean a weight
-of 1.1: ordinary text has them too, so `(a small dog)` passes, and `((a small dog))` doesn't.
+Single parentheses mean a weight of 1.1 in the web UI and ComfyUI, but ordinary text has them too: `(a small dog)` gives
+no notice, `((a small dog))` does.
 
 Sources: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features (weights, editing, alternation, BREAK,
 AND, extra networks) and its `modules/prompt_parser.py`; https://comfyanonymous.github.io/ComfyUI_examples (embeddings);
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 
 MAX_FOUND = 1000
-"""Places that are looked at; a prompt has at most 1500 tokens."""
+"""At most this many places are found; a prompt has at most 1500 tokens."""
 LONGEST = 40
 
 _BRACKET = re.compile(r"\\[()\[\]{}]|[()\[\]{}]")
@@ -41,9 +41,9 @@ _SIC = re.compile(r"[\W\d_]*(?:sic)?[\W\d_]*", re.IGNORECASE)
 
 
 def foreign(prompt: str, is_token: Callable[[str], bool]) -> dict[str, list[str]]:
-    """Syntax of other tools in a prompt: what it is, and the places as they stand.
+    """Syntax of other tools in a prompt: the places where it occurs, by kind.
 
-    `is_token` says whether the tokenizer has a token for `<name>`, as checkpoints with learned embeddings do.
+    `is_token` tells whether the tokenizer has a token for `<name>`, as checkpoints with learned embeddings do.
     """
     found: dict[str, list[str]] = {}
     for _, (what, where) in zip(range(MAX_FOUND), _each(prompt, is_token), strict=False):
@@ -54,8 +54,8 @@ def foreign(prompt: str, is_token: Callable[[str], bool]) -> dict[str, list[str]
 def notice(which: str, prompt: str, is_token: Callable[[str], bool]) -> list[str]:
     """A sentence for each kind of syntax in a prompt; `which` is `prompt` or `negative prompt`."""
     return [
-        f"The {which} has {what}{_examples(what, places)}. Other tools honour that; latentc doesn't yet, and reads it "
-        "as plain text."
+        f"The {which} has {what}{_examples(what, places)}. Other tools support that syntax; latentc reads it as plain "
+        "text."
         for what, places in foreign(prompt, is_token).items()
     ]
 
@@ -65,7 +65,7 @@ def _each(prompt: str, is_token: Callable[[str], bool]) -> Iterator[tuple[str, s
         yield from ((what, match.group()) for match in pattern.finditer(prompt))
     for match in re.finditer(r"<[\w-]{1,64}>", prompt):
         if not is_token(match.group()):
-            yield "embeddings that this checkpoint doesn't have", match.group()
+            yield "embeddings that this checkpoint does not have", match.group()
     for match in _CAPITAL.finditer(prompt):
         if not _shouted(prompt, match.start(), match.end()):
             yield f"the word {match.group()}", match.group()
@@ -73,14 +73,14 @@ def _each(prompt: str, is_token: Callable[[str], bool]) -> Iterator[tuple[str, s
 
 
 def _shouted(prompt: str, start: int, end: int) -> bool:
-    """Whether the words on both sides are capitals too, as in a sign's text: ROMEO AND JULIET."""
+    """Whether the words on both sides are in capitals too, as in the text of a sign: ROMEO AND JULIET."""
     before = re.search(r"(\w+)[ \"']{1,3}$", prompt[max(0, start - 40) : start])
     after = re.match(r"[ \"']{1,3}(\w+)", prompt[end : end + 40])
     return bool(before and after and before[1].isupper() and after[1].isupper())
 
 
 def _bracketed(prompt: str) -> Iterator[tuple[str, str]]:
-    """What brackets mean, from the inner ones to the outer ones."""
+    """The meaning and text of brackets, from the inner ones to the outer ones."""
     opened: list[int] = []
     for match in _BRACKET.finditer(prompt):
         mark, at = match.group(), match.start()

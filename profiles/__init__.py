@@ -1,4 +1,4 @@
-"""Where engines run: targets as TOML files."""
+"""Profiles: the targets that engines are built for, as TOML files."""
 
 from .profile import FOLDER, OWN, Option, Profile, Shapes, load_profile, profile_names
 

@@ -1,4 +1,4 @@
-"""A profile: runtime, device, precision, shapes and floors of one target, read strictly from TOML."""
+"""A profile: runtime, device, precision, shapes and parity floors of one target, validated strictly from TOML."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FOLDER = Path(__file__).parent
 FLOORS_DB: dict[Precision, float] = {name: recipe.floor_db for name, recipe in RECIPES.items()}
 
 PROFILE_BYTES = 1 << 16
-"""Limit of a profile's file: the package's have less than 2 kB."""
+"""Size limit of a profile's file; those of the package have less than 2 kB."""
 
 OWN = "own"
-"""As a size: the one that the model was made for."""
+"""The size that means the model's native size."""
 
 Size = Annotated[str, StringConstraints(pattern=rf"^([1-9]\d*x[1-9]\d*|{OWN})$")]
 Option = bool | int | float | str
 
 
 class Shapes(Record):
-    """Picture sizes to build for."""
+    """Image sizes to build engines for."""
 
     other_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("size", "resolution", "resolutions", "widthheight"), "sizes"),
@@ -39,23 +39,23 @@ class Shapes(Record):
     }
 
     sizes: Annotated[tuple[Size, ...], Field(max_length=64)] = ()
-    """`WIDTHxHEIGHT` in pixels, or `own`, each a static engine of its own; none: one engine for every size."""
+    """`WIDTHxHEIGHT` in pixels, or `own`; each gets a static engine. If empty, one dynamic engine serves every size."""
     images: int = Field(default=1, ge=1, le=64)
-    """Pictures drawn at once, for static sizes."""
+    """Images per request, for static sizes."""
     guided: bool = True
-    """Static sizes are for guidance above 1: the denoiser's batch is twice the pictures."""
+    """Whether static sizes are for guidance above 1, which doubles the denoiser's batch."""
 
     @field_validator("sizes")
     @classmethod
     def _multiples_of_eight(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
         for size in sizes:
             if size != OWN and any(int(side) % 8 or not 64 <= int(side) <= 8192 for side in size.split("x")):
-                raise ValueError(f"{size}: each side is a multiple of 8 from 64 to 8192")
+                raise ValueError(f"{size!r} is not a valid size: each side must be a multiple of 8 from 64 to 8192")
         return sizes
 
 
 class Profile(Record):
-    """One target. `name` is the file's name without `.toml`."""
+    """One target for engines. `name` is the file's name without `.toml`."""
 
     other_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("backend", "engine", "library", "framework"), "runtime"),
@@ -72,28 +72,32 @@ class Profile(Record):
     name: str
     title: str
     proof: Literal["run", "software", "built", "written"] = "written"
-    """How far it was tried: run on its device, run on such a device in software, built for it on another machine, or
-    written by its documentation.
+    """How it was tested: run on its device, run on a software emulation of it, built for it on another machine, or
+    only written from documentation.
     """
     rank: int = 0
-    """Of those that work on a machine, `latentc doctor` advises the one with the highest; never one with 0."""
+    """`latentc doctor` advises the working profile with the highest rank, never one with rank 0."""
     instructions: tuple[str, ...] = ()
-    """A CPU must have one of these for this to be advised, as `latentc doctor` names them; none: any CPU."""
+    """CPU instruction sets, as `latentc doctor` names them. The profile is only advised for a CPU that has one of
+    them; empty for any CPU.
+    """
     gpus: tuple[str, ...] = ()
-    """Architectures, as `latentc doctor` names them: one must be here for this to be advised; none: any."""
+    """GPU architectures, as `latentc doctor` names them. The profile is only advised for a machine that has one of
+    them; empty for any.
+    """
     memory_gb: float | None = Field(default=None, gt=0)
-    """The device's memory in 10^9 bytes, which everything that is loaded at once has to share; None: not known."""
+    """The device's memory in 10^9 bytes, shared by everything that is loaded at once; None if not known."""
     runtime: str
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)
-    """The ONNX operator set that the runtime is given: 23 (fused attention and group norm) or 18."""
+    """ONNX operator set of the graphs for the runtime: 23 (fused attention and group norm) or 18."""
     precision: dict[str, Annotated[tuple[Precision, ...], Field(min_length=1)]] = Field(default={"default": ("f32",)})
-    """By part, role or `default`: what to compute in, best first; the first that the device has is taken."""
+    """Precisions by part, role or `default`, best first; the first that the device supports is used."""
     shapes: Shapes = Shapes()
     parity_db: dict[Precision, float] = Field(default=FLOORS_DB)
-    """PSNR floor against the exported reference, by the precision that was taken."""
+    """Parity floor: the smallest accepted PSNR in dB against the exported reference, by precision."""
     options: dict[str, Option] = Field(default={})
-    """The runtime's own settings, handed over as they are; it refuses what it doesn't know."""
+    """The runtime's own settings, passed on unmodified; the runtime refuses unknown ones."""
     _file: str | None = PrivateAttr(default=None)
 
     @field_validator("precision", mode="before")
@@ -115,24 +119,24 @@ class Profile(Record):
 
     @property
     def argument(self) -> str:
-        """What `--profile` takes for it, as a shell reads it: the user's own file as it was given, or the name."""
+        """The value of `--profile` for this profile, quoted for a shell: the user's own file as given, or the name."""
         return shlex.quote(self._file or self.name)
 
     def of_file(self, file: str) -> Profile:
-        """The same, as the user's own file says it."""
+        """A copy that remembers the user's own file that it came from."""
         copy = self.model_copy()
         copy._file = file
         return copy
 
     def with_options(self, options: Mapping[str, Option]) -> Profile:
-        """The same, with these options in place of its own."""
+        """A copy with these options added to or replacing its own."""
         copy = self.model_copy(update={"options": {**self.options, **options}})
         copy._file = self._file
         return copy
 
     def wishes(self, part: str, role: str) -> tuple[Precision, ...]:
-        """Precisions for a part of this role, best first: its own, those of the part that it is a variant of, the
-        role's, or the default.
+        """Precisions for a part of this role, best first: those of the part, of the part that it is a variant of, of
+        the role, or the default.
         """
         names = (part, part.partition("@")[0], role, "default")
         return next((self.precision[name] for name in names if name in self.precision), ("f32",))
@@ -144,9 +148,9 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: Profile | Path | str) -> Profile:
-    """Load a profile by name, or from a `.toml` file of the user's own; one that is loaded already is returned.
+    """Load a profile by name, or from the user's own `.toml` file; a `Profile` is returned unchanged.
 
-    Raises `ProfileError` for an unknown name, a key that isn't one (with the near name) or a bad value.
+    Raises `ProfileError` for an unknown name, an unknown key (with a suggestion) or an invalid value.
     """
     if isinstance(name, Profile):
         return name
@@ -154,15 +158,17 @@ def load_profile(name: Profile | Path | str) -> Profile:
     own = name.endswith(".toml")
     path = Path(name) if own else FOLDER / f"{name}.toml"
     if own and not os.path.lexists(path):
-        raise ProfileError(f"There is no file {name}. Check the path; to take a shipped profile, leave .toml out.")
+        raise ProfileError(f"{name} was not found. Check the path; for a shipped profile, leave .toml out.")
     if not own and not (is_regular(path) and re.fullmatch(r"[\w.-]+", name)):
         raise ProfileError(
-            f"There is no profile {name!r}. {near(name, profile_names())}`latentc profiles` lists them; a file of "
-            "your own ends in .toml."
+            f"{name!r} is not a known profile. {near(name, profile_names())}`latentc profiles` lists all of them; to "
+            "use a file of your own, pass its path, which ends in .toml."
         )
     value = read_toml(path, PROFILE_BYTES, ProfileError, "`latentc profiles` lists those that come with the package.")
     if "name" in value:
-        raise ProfileError(f"{path}: unknown key 'name': a profile's name is its file's, here {path.stem!r}.")
+        raise ProfileError(
+            f"{path}: unknown key 'name'. A profile is named after its file, here {path.stem!r}; remove the key."
+        )
     try:
         profile = Profile.model_validate({**value, "name": path.stem})
     except ValidationError as exc:

@@ -1,1 +1,1 @@
-"""The mathematics of sampling in numpy: prompts, guidance, noise, schedulers, the walk and its one step."""
+"""Sampling in numpy: prompts, guidance, noise, schedulers and the denoising loop."""

@@ -1,4 +1,4 @@
-"""The loop: from noise to latents, one step after another. The compiler proves the same step that draws."""
+"""The denoising loop: from noise to latents, step by step. The compiler proves engines with the same `step`."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from .guidance import guide
 from .schedulers import Noise, Schedule
 
 OnStep = Callable[[Step], bool | None]
-"""Told of each finished denoiser call; returning False cancels."""
+"""Called after each denoiser call; returning False cancels."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What the loop needs beside the denoiser: all of it belongs to one request."""
+    """What the loop needs in addition to the denoiser, for one request."""
 
     schedule: Schedule
     noise: Noise
     guidance: float | None
-    """Scale at which the answers to negative and positive rows are combined; None where rows are positive only."""
+    """Guidance scale that combines the outputs for negative and positive rows; None if all rows are positive."""
     guidance_rescale: float
     latents: str
-    """The denoiser's input that takes them."""
+    """Name of the denoiser's input for latents."""
     part: str
     """The denoiser's name, for errors."""
     engine: str
-    """What runs it, for errors."""
+    """Name of the engine that runs it, for errors."""
 
 
 def is_guided(model: Model, request: Request) -> bool:
-    """Whether the denoiser sees negative and positive rows; not where the model takes guidance as an input."""
+    """Whether the denoiser gets negative and positive rows; False if the model takes guidance as an input."""
     return request.guided and not model.takes_guidance
 
 
 def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Array]:
-    """What the denoiser is fed at a step beside its constants.
+    """The denoiser's inputs at a step, without its constants.
 
-    The latents are [rows, channels, height / 8, width / 8], twice where guided; `timestep` is [1].
+    The latents are [rows, channels, height / 8, width / 8], with twice the rows if guided; `timestep` is [1].
     """
     scaled = walk.schedule.scale(latents, index)
     sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
@@ -55,16 +55,16 @@ def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Arr
 
 
 def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One step: feeds, the denoiser's call, guidance, the scheduler. Returns the next latents.
+    """Take one step (inputs, denoiser call, guidance, scheduler) and return the next latents.
 
-    `run` takes what `feeds` gives and has one answer of the latents' shape; the constants are bound to it.
-    Raises `NotFiniteError` where the answer or the next latents hold NaN or infinity. The answer is checked by itself:
+    `run` takes the result of `feeds` and returns one output of the latents' shape; the constants are bound to it.
+    Raises `NotFiniteError` if the output or the next latents hold NaN or infinity. The output is checked separately:
     clipping, and schedulers that predict the original, would turn an infinity into a finite number.
     """
     (output,) = run(feeds(walk, index, latents)).values()
     call = f"denoiser call {index + 1} of {len(walk.schedule.timesteps)}"
     check_finite(output, f"The output of {call}", walk.part, walk.engine)
-    # An overflow is reported below, in words, and not by numpy's warnings.
+    # An overflow raises the error below instead of numpy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         if walk.guidance is not None:
             output = guide(output, walk.guidance, walk.guidance_rescale)
@@ -76,9 +76,9 @@ def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDAr
 def denoise(
     run: Run, walk: Walk, start: NDArray[np.float32], on_step: OnStep | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Walk from noise to latents; returns them and the wall seconds of each denoiser call.
+    """Run all steps from noise to latents; returns the latents and the wall time of each denoiser call in seconds.
 
-    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `run` is as `step` takes it.
+    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `run` is the same as in `step`.
 
     Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` as `step` does.
     """
@@ -95,21 +95,21 @@ def denoise(
     for index in range(total):
         latents = step(timed, walk, index, latents)
         if on_step is not None:
-            _tell(on_step, Step(index=index + 1, total=total, latents=_frozen(latents)))
+            _report(on_step, Step(index=index + 1, total=total, latents=_frozen(latents)))
     return latents, tuple(seconds)
 
 
-def _tell(on_step: OnStep, finished: Step) -> None:
+def _report(on_step: OnStep, finished: Step) -> None:
     answer = on_step(finished)
     if answer is not None and not answer:
         raise CancelledError(
-            f"Stopped after denoiser call {finished.index} of {finished.total}, as on_step asked by returning False. "
-            "Draw the request again to have the picture; the same seed gives the same one."
+            f"Cancelled after denoiser call {finished.index} of {finished.total}, because on_step returned False. "
+            "To get the image, run the request again; the same seed gives the same image."
         )
 
 
 def _frozen(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same values, which `on_step` can't change."""
+    """A read-only view, so that `on_step` can't change the latents."""
     view = latents.view()
     view.flags.writeable = False
     return view

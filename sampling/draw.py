@@ -1,4 +1,4 @@
-"""From a complete request to pictures, through engines: what a pipeline draws with and the compiler proves with."""
+"""From a complete request to images, through engines. Pipelines and the compiler's proofs share this code."""
 
 from __future__ import annotations
 
@@ -30,67 +30,67 @@ STAGES = ("text_encoder", "denoiser", "vae_decoder")
 
 @dataclass(frozen=True)
 class Host:
-    """All of a bundle that decides a picture and that no engine computes. Never changed, so threads may share it."""
+    """Everything in a bundle that determines an image and isn't computed by an engine. Immutable and thread-safe."""
 
     model: Model
     vocabularies: tuple[Vocabulary, ...]
     scheduler: Mapping[str, Any]
     """The checkpoint's `scheduler_config.json`."""
     denoisers: Mapping[str | None, str]
-    """Names of their parts by variant; None is the one that draws where a request names none."""
+    """Names of denoiser parts by variant; None is the key of the default one."""
     inputs: Mapping[str, tuple[TensorInfo, ...]]
-    """Of the denoisers."""
+    """Inputs of the denoisers, by name of the part."""
     decoder: str
-    """Its part's name."""
+    """Name of the decoder part."""
 
     def denoiser(self, request: Request) -> str:
-        """As `denoiser_of`."""
+        """The denoiser part for a request; see `denoiser_of`."""
         return denoiser_of(self.denoisers, request)
 
 
 def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
-    """The part, by variant, that a request draws with; raises `RequestError` for a variant that isn't there."""
+    """The denoiser part for a request's variant; raises `RequestError` if the variant doesn't exist."""
     if request.variant not in denoisers:
         known = ", ".join(name for name in denoisers if name) or "none"
         raise RequestError(
-            f"This bundle has no variant {request.variant!r} of its denoiser; it has: {known}. Leave it out."
+            f"This bundle has no denoiser variant {request.variant!r}. Use one that it has ({known}), or leave it out."
         )
     return denoisers[request.variant]
 
 
 @dataclass(frozen=True)
 class Text:
-    """The prompts of a request, as the text encoders read and answered them."""
+    """The prompts of a request: their tokens, and the text encoders' outputs."""
 
     tokens: Tokens
     guided: bool
     """Whether negative rows come first."""
     encoded: Mapping[str, Mapping[str, Array]]
-    """By part and output, a row for each prompt."""
+    """Outputs by part and name, with a row for each prompt."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures and how they came about."""
+    """Generated images, and how they were generated."""
 
     images: NDArray[np.uint8]
-    """[count, height, width, 3], sRGB; [count, frames, height, width, 3] of a model that draws frames."""
+    """[count, height, width, 3], sRGB; [count, frames, height, width, 3] for a model that generates frames."""
     latents: NDArray[np.float32]
-    """As `latent_shape` says, as the decoder was given them."""
+    """The decoder's input, of the shape that `latent_shape` returns."""
     text: Text
     seconds: Mapping[str, float]
-    """Wall time by stage of `STAGES`, in calls of engines alone."""
+    """Wall time in seconds by stage of `STAGES`, of engine calls only."""
     step_seconds: tuple[float, ...]
 
 
 def host_files(model: Model) -> list[str]:
-    """Files of a bundle that decide the picture, and that the host reads itself."""
+    """Files of a bundle that determine the image and are read by the host rather than by an engine."""
     tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.text_encoders)
     return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
 
 
 def drawing_digest(bundle: Bundle) -> str:
-    """SHA-256 over all of a bundle that decides its pictures: parts that draw, host files, and facts of the model."""
+    """SHA-256 of everything in a bundle that determines its images: parts, host files and facts about the model."""
     manifest = bundle.manifest
     host = [path for path in host_files(manifest.model) if path in manifest.files]
     return sha256_json(
@@ -103,13 +103,13 @@ def drawing_digest(bundle: Bundle) -> str:
 
 
 def load_host(bundle: Bundle) -> Host:
-    """What a bundle gives the host.
+    """Load a bundle's host data.
 
-    Raises `BundleError` for a missing or damaged file, and for a wire from what this latentc doesn't compute.
+    Raises `BundleError` for a missing or damaged file, and for a wire whose source this version can't compute.
     """
     model, parts = bundle.manifest.model, bundle.manifest.parts
     if wrong := uncomputed(model.wires, parts):
-        raise BundleError(f"{bundle.folder} {wrong}. Use the latentc that exported it.")
+        raise BundleError(f"{bundle.folder} {wrong}. Use the version of latentc that exported it.")
     bundle.one("denoiser")
     denoisers = bundle.variants("denoiser")
     return Host(
@@ -123,9 +123,9 @@ def load_host(bundle: Bundle) -> Host:
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, ...]:
-    """Shape of the latents of a request that has its size: [count, channels, height / 8, width / 8].
+    """Shape of the latents of a request with width and height: [count, channels, height / 8, width / 8].
 
-    Of a model that draws frames, [count, frames, channels, height / 8, width / 8].
+    For a model that generates frames, [count, frames, channels, height / 8, width / 8].
     """
     assert request.width is not None
     assert request.height is not None
@@ -133,7 +133,7 @@ def latent_shape(model: Model, request: Request) -> tuple[int, ...]:
 
 
 def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
-    """The ids of a request's prompts, whether it is guided, and whether zeros stand for the negative prompt."""
+    """The ids of a request's prompts, whether it is guided, and whether zeros replace the negative prompt."""
     guided = is_guided(host.model, request)
     zeros = guided and host.model.zeros_for_empty and not request.negative_prompt
     both = guided and not zeros
@@ -142,13 +142,13 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
 
 
 def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, str]) -> Text:
-    """Run the text encoders on a request's prompts. `engines` names what runs each part, for errors."""
+    """Run the text encoders on a request's prompts. `engines` names the engine of each part, for errors."""
     tokens, guided, zeros = prompts(host, request)
     return Text(tokens, guided, encode(host.model, tokens, zeros, call, engines))
 
 
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
-    """How a request walks from noise to latents."""
+    """The `Walk` of a request from noise to latents."""
     return Walk(
         schedule=schedule(host.scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing),
         noise=noise,
@@ -161,13 +161,13 @@ def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine:
 
 
 def constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
-    """The denoiser's inputs that stay the same over a request that has its size."""
+    """The denoiser's inputs that are the same at every step, for a request with width and height."""
     inputs = host.inputs[host.denoiser(request)]
     return wired(host.model, inputs, request, text.encoded, guided=text.guided)
 
 
 def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents as the decoder is given them. Source: diffusers' pipelines, in their order of operations."""
+    """Latents scaled for the decoder. Source: diffusers' pipelines, with their order of operations."""
     if model.latents_mean is None or model.latents_std is None:
         return latents / np.float32(model.scaling_factor)
     mean, std = (np.array(one, np.float32)[:, None, None] for one in (model.latents_mean, model.latents_std))
@@ -176,16 +176,16 @@ def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass
 class Draft:
-    """A request while it is drawn: what was given, and what each stage adds to it."""
+    """A request in progress: its inputs, and the results of each stage."""
 
     host: Host
     request: Request
-    """With its size."""
+    """With width and height."""
     engine: EngineOf
     engines: Mapping[str, str]
-    """What runs each part, for errors."""
+    """Name of each part's engine, for errors."""
     start: NDArray[np.float32]
-    """Standard normal values, as `latent_shape` says."""
+    """Standard normal values of the shape that `latent_shape` returns."""
     noise: Noise
     on_step: OnStep | None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -198,7 +198,7 @@ class Draft:
     images: NDArray[np.uint8] = field(init=False)
 
     def named(self, part: str) -> str:
-        """What runs a part."""
+        """Name of a part's engine."""
         return self.engines.get(part, "its engine")
 
 
@@ -206,7 +206,7 @@ Stage = Callable[[Draft], None]
 
 
 def plan_walk(draft: Draft) -> None:
-    """Reads the request; writes `walk`. Before any engine works: what can't be drawn is refused at once."""
+    """Reads the request; writes `walk`. Runs before any engine, so that invalid requests fail at once."""
     host, request = draft.host, draft.request
     guided, name = is_guided(host.model, request), draft.named(host.denoiser(request))
     draft.walk = walk_of(host, request, guided=guided, noise=draft.noise, engine=name)
@@ -223,9 +223,9 @@ def read_prompts(draft: Draft) -> None:
 
 
 def find_engines(draft: Draft) -> None:
-    """Reads `walk`, `text` and the start; writes `denoiser`, its constants bound, and `decoder`.
+    """Reads `walk`, `text` and `start`; writes `denoiser`, with its constants bound, and `decoder`.
 
-    Both before the walk: a size that the decoder wasn't built for is an error now, not after the last step.
+    Both before the loop: a size that the decoder wasn't built for fails now, not after the last step.
     """
     fixed = constants(draft.host, draft.request, draft.text)
     rows, one = draft.request.count * (2 if draft.text.guided else 1), draft.start.shape[1:]
@@ -237,7 +237,7 @@ def find_engines(draft: Draft) -> None:
 
 
 def walk_latents(draft: Draft) -> None:
-    """Reads `walk`, `denoiser` and the start; writes `latents`, as the decoder takes them."""
+    """Reads `walk`, `denoiser` and `start`; writes `latents`, scaled for the decoder."""
     walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.start, draft.on_step)
     draft.seconds["denoiser"] = sum(draft.step_seconds)
     draft.latents = unscaled(draft.host.model, walked)
@@ -252,7 +252,7 @@ def decode_latents(draft: Draft) -> None:
 TASKS: dict[Task, tuple[Stage, ...]] = {
     "text": (plan_walk, read_prompts, find_engines, walk_latents, decode_latents),
 }
-"""What is done for each task, in order."""
+"""The stages of each task, in order."""
 
 
 def draw(
@@ -265,10 +265,10 @@ def draw(
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
-    """Draw a request that has its size, by the stages of the model's first task.
+    """Generate the images of a request with width and height, by the stages of the model's first task.
 
-    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` gives what a stochastic
-    scheduler adds. `engines` names what runs each part, for errors.
+    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
+    stochastic scheduler adds. `engines` names the engine of each part, for errors.
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
     draft = Draft(host, request, engine, engines, start, noise, on_step)
@@ -278,7 +278,7 @@ def draw(
 
 
 def _timed(seconds: dict[str, float], stage: str, run: Run) -> Run:
-    """The same function, whose wall time is added to a stage."""
+    """The same function, with its wall time added to a stage."""
 
     def timed(feeds: Mapping[str, Array]) -> dict[str, Array]:
         started = perf_counter()

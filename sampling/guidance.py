@@ -8,7 +8,7 @@ from ..core.tensors import Array
 
 
 def guide(output: Array, guidance: float, rescale: float) -> Array:
-    """Combine what the denoiser answered to [negative, positive] rows, float32 [2 * count, ...], into [count, ...].
+    """Combine the denoiser's output for [negative, positive] rows, float32 [2 * count, ...], into [count, ...].
 
     Source: Ho and Salimans, arXiv:2207.12598; the scale is Imagen's w (arXiv:2205.11487).
     """
@@ -18,10 +18,10 @@ def guide(output: Array, guidance: float, rescale: float) -> Array:
 
 
 def rescaled(combined: Array, positive: Array, rescale: float) -> Array:
-    """Bring each image's standard deviation back towards that of the answer to the prompt alone.
+    """Rescale each image's standard deviation towards that of the output for the positive prompt alone.
 
-    `rescale` is phi of section 3.4 of Lin et al., arXiv:2305.08891: 0 keeps `combined`, 1 takes the
-    standard deviation of `positive`. An answer without any deviation is kept.
+    `rescale` is phi in section 3.4 of Lin et al., arXiv:2305.08891: 0 keeps `combined`, 1 takes the
+    standard deviation of `positive`. An output without any deviation is kept.
     """
     wanted, found = _deviation(positive), _deviation(combined)
     factor = np.divide(wanted, found, out=np.ones_like(found), where=found > 0).astype(np.float32)
@@ -31,10 +31,10 @@ def rescaled(combined: Array, positive: Array, rescale: float) -> Array:
 def guidance_embedding(guidance: float, width: int, rows: int) -> Array:
     """The guidance scale as a sinusoidal embedding, float32 [rows, width], for models distilled with it as an input.
 
-    What is embedded is (guidance - 1) * 1000. Source: latent consistency models, arXiv:2310.04378.
+    The embedded value is (guidance - 1) * 1000. Source: latent consistency models, arXiv:2310.04378.
     """
     half = width // 2
-    # All in float32, as diffusers computes it: angles reach thousands of radians, where each rounding shows.
+    # All in float32, as in diffusers: angles reach thousands of radians, where every rounding matters.
     decay = np.log(np.float32(10000.0)) / np.float32(half - 1)
     angles = np.float32(guidance - 1.0) * np.float32(1000.0) * np.exp(np.arange(half, dtype=np.float32) * -decay)
     row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2, np.float32)])

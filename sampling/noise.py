@@ -1,11 +1,11 @@
 """Noise drawn from the seed, the same on every runtime, device and precision.
 
-Each image has two streams of its own, one for the initial latents and one for what a stochastic
-scheduler adds: image k of a request with seed s is image 0 of a request with seed s + k, however
-many are drawn together, and passing the latents in leaves the second stream as it was.
+Each image has two streams of its own, one for the initial latents and one for the noise that a
+stochastic scheduler adds: image k of a request with seed s is image 0 of a request with seed s + k,
+whatever the count, and passing in latents does not change the second stream.
 
-Values come from numpy's PCG64 and its ziggurat in float32. numpy promises the bits of the first
-and not of the second, so a test holds the first values.
+Values come from numpy's PCG64 and its ziggurat in float32. numpy guarantees the bits of the former
+but not of the latter, so a test checks the first values.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def added_noise(seed: int, shape: tuple[int, ...]) -> Noise:
-    """A function that gives the next standard normal float32 values of `shape` each time it is called."""
+    """A function that returns the next standard normal float32 values of `shape` each time it is called."""
     streams = [_stream(seed + image, _ADDED) for image in range(shape[0])]
     return lambda: np.stack([_draw(stream, shape[1:]) for stream in streams])
 
 
 def checked_latents(latents: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The initial latents that a caller passed in; raises `RequestError` for another shape or dtype, or NaN."""
+    """The initial latents that a caller passed in; raises `RequestError` for a wrong shape or dtype, or NaN."""
     if latents.shape != shape or latents.dtype != np.float32:
         raise RequestError(
-            f"The latents passed in are {latents.dtype} {list(latents.shape)}; this request starts from float32 "
-            f"{list(shape)}: [count, channels, height / 8, width / 8]. Pass those, or none."
+            f"The latents passed in are {latents.dtype} {list(latents.shape)}; this request needs float32 "
+            f"{list(shape)}: [count, channels, height / 8, width / 8]. Pass latents of that shape, or none."
         )
     if not np.isfinite(latents).all():
-        raise RequestError("The latents passed in hold NaN or infinity. Pass standard normal values, or none.")
+        raise RequestError("The latents passed in contain NaN or infinity. Pass standard normal values, or none.")
     return latents
 
 
 def checked_noise(noise: Noise, shape: tuple[int, ...]) -> Noise:
-    """The caller's own source of noise; what it gives raises `RequestError` if it has another shape or dtype."""
+    """The caller's noise function, wrapped to raise `RequestError` if it returns a wrong shape or dtype."""
 
     def draw() -> NDArray[np.float32]:
         drawn = noise()
         if drawn.shape != shape or drawn.dtype != np.float32:
             raise RequestError(
-                f"The noise passed in gave {drawn.dtype} {list(drawn.shape)}; float32 {list(shape)} was expected."
+                f"The noise function passed in returned {drawn.dtype} {list(drawn.shape)}; float32 {list(shape)} was "
+                "expected. Return standard normal values of that shape."
             )
         return drawn
 

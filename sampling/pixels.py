@@ -12,10 +12,10 @@ from ..core.tensors import check_finite
 def decode(run: Run, latents: NDArray[np.float32], part: str, engine: str) -> NDArray[np.uint8]:
     """Decode latents [count, channels, height / 8, width / 8] into sRGB [count, height, width, 3].
 
-    Latents with frames, [count, frames, ...], give [count, frames, height, width, 3]. The decoder sees one image at a
-    time: its activations take far more memory than anything before.
-    `part` and `engine` name the decoder and what runs it, for errors.
-    Raises `NotFiniteError` naming the image that holds NaN or infinity.
+    Latents with frames, [count, frames, ...], give [count, frames, height, width, 3]. The decoder runs on one image at
+    a time: its activations take far more memory than any other part's.
+    `part` and `engine` name the decoder and its engine, for errors.
+    Raises `NotFiniteError` naming the image that contains NaN or infinity.
     """
     images: list[NDArray[np.uint8]] = []
     for index in range(len(latents)):
@@ -35,6 +35,6 @@ def quantized(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def is_flat(image: NDArray[np.uint8]) -> bool:
-    """Whether all pixels are one colour, of all frames where it has several."""
+    """Whether all pixels, of all frames, have the same colour."""
     pixels = image.reshape(-1, image.shape[-1])
     return bool((pixels == pixels[0]).all())

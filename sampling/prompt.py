@@ -1,13 +1,13 @@
-"""From a prompt's text to the denoiser's condition, with no cut: long prompts take several chunks.
+"""From a prompt's text to the denoiser's condition, without truncation: long prompts take several chunks.
 
-A text encoder reads 77 tokens (few models: fewer or more): a start, at most 75 of the prompt, an end, and
-padding. A prompt of up to 75 tokens gives exactly the ids that diffusers' pipeline feeds. A longer one is
-split into chunks of 75, each with its own start and end; each chunk is encoded apart, and the embeddings
-are joined along the sequence. Prompt and negative prompt are brought to the same length with empty
+A text encoder reads 77 tokens (a few models fewer or more): a start, at most 75 of the prompt, an end, and
+padding. A prompt of up to 75 tokens gives exactly the ids of diffusers' pipeline. A longer one is
+split into chunks of 75, each with its own start and end; each chunk is encoded separately, and the embeddings
+are joined along the sequence. Prompt and negative prompt are padded to the same length with empty
 chunks. A whole-prompt embedding (SDXL's `text_embeds`) is that of the first chunk.
 
 A textual inversion of several vectors has a token for each: `<toy>`, `<toy>_1`, `<toy>_2`. Its first token
-in a prompt means all of them, as diffusers' `maybe_convert_prompt` has it.
+in a prompt stands for all of them, as in diffusers' `maybe_convert_prompt`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from ..core.vocabulary import check_tokenizer, mapped
 MAX_CHUNKS = 20
 MAX_CHARACTERS = 100_000
 MOST_TOKENS = 64
-"""Of one character: Unicode makes at most 18 of it, of at most 3 bytes each."""
+"""Tokens per character: Unicode normalization makes at most 18 characters of one, of at most 3 bytes each."""
 
 Call = Callable[[str, Mapping[str, Array]], dict[str, Array]]
-"""Runs a part on these feeds."""
+"""Runs a part, by name, on its inputs."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer and the ids that frame its chunks. Nothing changes after loading, so threads may share it."""
+    """A tokenizer and the ids that frame its chunks. Immutable after loading, so threads may share it."""
 
     tokenizer: Tokenizer
     start: int
@@ -51,40 +51,40 @@ class Vocabulary:
     pad: int
     length: int
     size: int | None = None
-    """Ids that the text encoder knows: a tokenizer may have more. None: all of them."""
+    """Number of ids that the text encoder knows, as a tokenizer may have more; None for no limit."""
     several: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Tokens that mean several, and these, with spaces between."""
+    """Tokens that stand for several, and all of these, separated by spaces."""
 
     @property
     def room(self) -> int:
-        """Tokens of the prompt in one chunk."""
+        """Number of prompt tokens in one chunk."""
         return self.length - 2
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Prompts as each text encoder reads them."""
+    """Token ids of the prompts, for each text encoder."""
 
     rows: tuple[NDArray[np.int64], ...]
-    """One array per text encoder, [prompts, chunks, 77]; the negative prompt, if any, is the first."""
+    """One array per text encoder, [prompts, chunks, 77]; the negative prompt, if any, comes first."""
     used: tuple[NDArray[np.int64], ...]
-    """Of each row, the ids that aren't padding: [prompts, chunks]."""
+    """Number of ids in each row that aren't padding, [prompts, chunks]."""
     counts: tuple[int, ...]
-    """Tokens of each prompt, without frame and padding."""
+    """Number of tokens of each prompt, without start, end and padding."""
 
     @property
     def chunks(self) -> int:
-        """Chunks that every prompt was brought to."""
+        """Number of chunks, the same for every prompt."""
         return self.rows[0].shape[1]
 
 
 def load_vocabularies(bundle: Bundle) -> tuple[Vocabulary, ...]:
-    """The tokenizer of each text encoder, in order. Raises `BundleError` for one that is missing or damaged."""
+    """The tokenizer of each text encoder, in order. Raises `BundleError` if one is missing or damaged."""
     return tuple(_load(bundle, encoder) for encoder in bundle.manifest.model.text_encoders)
 
 
 def tokenize(vocabularies: tuple[Vocabulary, ...], prompts: tuple[str, ...]) -> Tokens:
-    """The ids of prompts that are drawn together, all brought to the same number of chunks.
+    """The ids of the prompts of one request, all padded to the same number of chunks.
 
     Raises `RequestError` for a prompt of more than `MAX_CHUNKS` chunks, or one that isn't Unicode text.
     """
@@ -105,9 +105,9 @@ def tokenize(vocabularies: tuple[Vocabulary, ...], prompts: tuple[str, ...]) -> 
 
 
 def ids_of(vocabulary: Vocabulary, prompt: str) -> list[int]:
-    """The ids of a prompt as diffusers' pipeline reads it, without frame and padding.
+    """The ids of a prompt as in diffusers' pipeline, without start, end and padding.
 
-    Raises `RequestError` for more of them than `MAX_CHUNKS` chunks hold.
+    Raises `RequestError` for more ids than `MAX_CHUNKS` chunks hold.
     """
     encoded = _encoded(vocabulary, prompt)
     tokens = dict.fromkeys(encoded.tokens) if vocabulary.several else ()
@@ -120,8 +120,8 @@ def ids_of(vocabulary: Vocabulary, prompt: str) -> list[int]:
         longer = len(written) + written.count(token) * (len(several) - len(token))
         if longer > MAX_CHARACTERS:
             raise RequestError(
-                f"The prompt has {longer:,} characters with every vector of {shown(token)} written out; "
-                f"{MAX_CHARACTERS:,} at most are read. Shorten it."
+                f"The prompt has {longer:,} characters with every vector of {shown(token)} written out, but the limit "
+                f"is {MAX_CHARACTERS:,}. Shorten it."
             )
         written = written.replace(token, several)
     return _encoded(vocabulary, written).ids
@@ -130,10 +130,10 @@ def ids_of(vocabulary: Vocabulary, prompt: str) -> list[int]:
 def encode(
     model: Model, tokens: Tokens, zero_negative: bool, call: Call, engines: Mapping[str, str]
 ) -> dict[str, dict[str, Array]]:
-    """Run the text encoders, each once over all prompts and chunks; returns what each answers, by part and output.
+    """Run each text encoder once over all prompts and chunks; returns their outputs by part and name.
 
     Embeddings are [prompts, 77 * chunks, width], those of whole prompts [prompts, width]. `zero_negative` puts a row of
-    zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines` says what runs each part, for errors.
+    zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines` names the engine of each part, for errors.
     Raises `NotFiniteError` if an encoder outputs NaN or infinity.
     """
     encoded: dict[str, dict[str, Array]] = {}
@@ -147,7 +147,7 @@ def encode(
         read: dict[str, Array] = {}
         for name in model.read_of(encoder.part):
             rows = answer[name].reshape(prompts, chunks, *answer[name].shape[1:])
-            of_ids = answer[name].ndim > 2  # else of the whole chunk
+            of_ids = answer[name].ndim > 2  # one embedding per id, else one per chunk
             read[name] = rows.reshape(prompts, chunks * length, -1) if of_ids else rows[:, 0]
         for name, array in read.items():
             engine = engines.get(encoder.part, "its engine")
@@ -163,21 +163,21 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
     path = bundle.folder / encoder.tokenizer / "tokenizer.json"
     again = "Export the checkpoint again."
     content = read_small(path, TABLE_BYTES, BundleError, again)
-    with mapped(BundleError, f"{path} can't be read as a tokenizer", again):
+    with mapped(BundleError, f"{path} is not a valid tokenizer", again):
         tokenizer, padding, several = _parsed(content)
         frame = tokenizer.encode("").ids
     if len(frame) != 2:
-        raise BundleError(f"{path} frames a prompt with {len(frame)} tokens; 2 were expected: start and end. {again}")
+        raise BundleError(f"{path} adds {len(frame)} tokens to a prompt, but 2 were expected: start and end. {again}")
     if not all(number < tokenizer.get_vocab_size() for number in frame):
-        raise BundleError(f"{path} frames a prompt with ids {frame}, which its vocabulary doesn't have. {again}")
+        raise BundleError(f"{path} adds ids {frame} to a prompt, which are not in its vocabulary. {again}")
     pad = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
     if type(pad) is not int or not 0 <= pad < tokenizer.get_vocab_size():
-        raise BundleError(f"{path} has no id for padding (pad_id is {shown(pad)}). {again}")
+        raise BundleError(f"{path} has no valid padding id (pad_id is {shown(pad)}). {again}")
     length = bundle.manifest.model.length
     for tensor in bundle.part(encoder.part).inputs:
         if tensor.shape[1:] != (length,):
             raise BundleError(
-                f"{encoder.part} of {bundle.folder} reads {tensor.name} {list(tensor.shape)}, and rows of {length} ids "
+                f"{encoder.part} of {bundle.folder} reads {tensor.name} {list(tensor.shape)}, but rows of {length} ids "
                 f"were expected. {again}"
             )
     return Vocabulary(tokenizer, frame[0], frame[1], pad, length, encoder.vocabulary, several)
@@ -185,19 +185,19 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
 
 @lru_cache(maxsize=4)
 def _parsed(content: bytes) -> tuple[Tokenizer, object, Mapping[str, str]]:
-    """A tokenizer that neither cuts nor fills, what its file says of filling, and tokens that mean several.
+    """A tokenizer without truncation and padding, its file's padding settings, and tokens that stand for several.
 
-    It takes 0.2 s and never changes, so bundles and pipelines of one process share it.
+    Loading takes 0.2 s and the result is immutable, so bundles and pipelines of one process share it.
     """
-    said = check_tokenizer(content)
-    padding: object = said.get("padding")
-    # Whatever the file says of cutting and filling would change `encode`; both are done here, in numpy.
-    tokenizer = Tokenizer.from_str(json.dumps(said | {"truncation": None, "padding": None}))
+    settings = check_tokenizer(content)
+    padding: object = settings.get("padding")
+    # Truncation and padding settings would change `encode`; both are done here, in numpy.
+    tokenizer = Tokenizer.from_str(json.dumps(settings | {"truncation": None, "padding": None}))
     return tokenizer, padding, _several(tokenizer)
 
 
 def _several(tokenizer: Tokenizer) -> dict[str, str]:
-    """Added tokens that others of the same name and a number follow, from `_1` on, and all of these."""
+    """Added tokens with numbered companions, `_1` and so on, each with the text of all of them."""
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     found: dict[str, str] = {}
     for token in sorted(added):
@@ -214,12 +214,12 @@ def _encoded(vocabulary: Vocabulary, prompt: str) -> Encoding:
     ids, limit = encoded.ids, MAX_CHUNKS * vocabulary.room
     if len(ids) > MOST_TOKENS * len(prompt):
         raise BundleError(
-            f"The bundle's tokenizer makes {len(ids):,} tokens of {len(prompt):,} characters, so it isn't CLIP's. "
+            f"The bundle's tokenizer makes {len(ids):,} tokens of {len(prompt):,} characters, so it is not CLIP's. "
             "Export the checkpoint again."
         )
     if len(ids) > limit:
         raise RequestError(
-            f"The prompt has {len(ids):,} tokens; {limit:,} at most are drawn "
+            f"The prompt has {len(ids):,} tokens, but the limit is {limit:,} "
             f"({MAX_CHUNKS} chunks of {vocabulary.room}). Shorten it."
         )
     return encoded
@@ -228,26 +228,28 @@ def _encoded(vocabulary: Vocabulary, prompt: str) -> Encoding:
 def _ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
     if len(prompt) > MAX_CHARACTERS:
         raise RequestError(
-            f"The prompt has {len(prompt):,} characters; {MAX_CHARACTERS:,} at most are read. Shorten it."
+            f"The prompt has {len(prompt):,} characters, but the limit is {MAX_CHARACTERS:,}. Shorten it."
         )
     try:
         prompt.encode()
     except UnicodeEncodeError as exc:
-        raise RequestError(f"The prompt isn't Unicode text ({exc.reason} at {exc.start}). Remove that.") from exc
+        raise RequestError(
+            f"The prompt is not valid Unicode text ({exc.reason} at {exc.start}). Remove that character."
+        ) from exc
     ids = ids_of(vocabulary, prompt)
     size = vocabulary.size or 1 + max(ids, default=0)
     unknown = next((one for one in ids if one >= size), None)
     if unknown is not None:
         raise RequestError(
             f"The prompt has {shown(vocabulary.tokenizer.id_to_token(unknown))}, a token of the checkpoint's tokenizer "
-            f"(id {unknown:,}) that its text encoder has no vector for: it knows ids up to {size - 1:,}. "
+            f"(id {unknown:,}) for which its text encoder has no embedding: it only knows ids up to {size - 1:,}. "
             "Leave it out."
         )
     return ids
 
 
 def _framed(vocabulary: Vocabulary, ids: list[int], chunks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """[chunks, 77]: start, up to 75 ids, end, padding; and how many aren't padding, [chunks]."""
+    """Rows of start, up to 75 ids, end and padding, [chunks, 77]; and how many ids aren't padding, [chunks]."""
     rows = np.full((chunks, vocabulary.length), vocabulary.pad, np.int64)
     rows[:, 0] = vocabulary.start
     cuts = range(0, (chunks + 1) * vocabulary.room, vocabulary.room)

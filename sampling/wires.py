@@ -1,4 +1,4 @@
-"""From what is known of a request to the inputs of the parts that are called at each step."""
+"""From a request and its encoded prompts to the inputs of the parts that are called at each step."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def guidance_row(request: Request, width: int) -> Array:
 
 
 SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row}
-"""What a request that has its size says, as a row of an input so wide: f32 [width]. Families may add to it."""
+"""Functions from a request with width and height, and an input's width, to a row f32 [width]. Families may add some."""
 
 
 def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None:
-    """What these wires begin at that nothing here computes, in words; None where all of it is."""
+    """Half a sentence about the first wire whose source nothing here computes; None if there is none."""
     for wire in wires:
         known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
         if not known:
             return (
-                f"wires {wire.source} to {wire.input}, which this latentc doesn't compute: it knows "
-                f"{', '.join(SOURCES)}, and what text encoders answer"
+                f"wires {wire.source} to {wire.input}, a source that this version of latentc does not know: it knows "
+                f"{', '.join(SOURCES)} and the outputs of text encoders"
             )
     return None
 
@@ -55,10 +55,10 @@ def wired(
     *,
     guided: bool,
 ) -> dict[str, Array]:
-    """The inputs that stay the same over a request's steps, by name: f32, negative rows first where guided.
+    """The inputs that are the same at every step, by name: f32, negative rows first if guided.
 
-    `encoded` is what each text encoder answered, by part and output, a row for each prompt. Each row is repeated for
-    every picture: [negative] * count + [positive] * count.
+    `encoded` holds the text encoders' outputs by part and name, with a row for each prompt. Rows are repeated for
+    every image: [negative] * count + [positive] * count.
     """
     made: dict[str, Array] = {}
     widths = {tensor.name: tensor.shape[-1] for tensor in inputs}
@@ -75,14 +75,14 @@ def wired(
 
 
 def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[str, Array], request: Request) -> None:
-    """Write what a request of another size says into a part's inputs; what text encoders answered stays."""
-    said = {wire.input for wire in model.wires if wire.source in SOURCES}
+    """Update a part's inputs in `feeds` for a request of another size; the text encoders' outputs stay."""
+    changed = {wire.input for wire in model.wires if wire.source in SOURCES}
     kept: dict[str, dict[str, Array]] = {}
     for wire in model.wires:
-        if wire.of_part and wire.input in said:
+        if wire.of_part and wire.input in changed:
             (shape,) = (output.shape for output in parts[wire.owner].outputs if output.name == wire.name)
             kept.setdefault(wire.owner, {})[wire.name] = np.full((1, int(shape[-1])), np.nan, np.float32)
-    inputs = [tensor for tensor in parts[part].inputs if tensor.name in said]
+    inputs = [tensor for tensor in parts[part].inputs if tensor.name in changed]
     for name, rows in wired(model, inputs, request, kept, guided=False).items():
         feeds[name] = np.where(np.isnan(rows[:1]), feeds[name], rows[:1])
 
@@ -90,7 +90,7 @@ def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[st
 def _known(
     wire: Wire, request: Request, encoded: Mapping[str, Mapping[str, Array]], width: int | str, *, guided: bool
 ) -> Array:
-    """What a wire's source is, in rows of one picture."""
+    """The value of a wire's source, in rows for one image."""
     if not wire.of_part:
         row = SOURCES[wire.source](request, width if isinstance(width, int) else 0)
         return np.tile(row, (2 if guided else 1, 1))

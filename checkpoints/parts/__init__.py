@@ -1,7 +1,7 @@
-"""Parts: a checkpoint's components as they are exported, with the field's tensor names.
+"""Parts: a checkpoint's components as they are exported, with the usual tensor names.
 
-The export traces these modules and the torch reference runs them, so that both mean the same by a part. Each class of
-components has a file here, and a row in `CLASSES`.
+The export traces these modules and the torch reference runs them, so that a part is the same in both. Each class of
+components has a file here and a row in `CLASSES`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["CLASSES", "ComponentClass", "PartSpec", "as_part", "model_facts", "part_spec", "part_specs"]
 
 CLASSES: dict[str, ComponentClass] = {**clip.CLASSES, **unet.CLASSES, **vae.CLASSES}
-"""By name. Whoever opens components of another class adds it."""
+"""Component classes by name. To support components of another class, add it here."""
 
 
 def part_specs(checkpoint: Checkpoint) -> tuple[PartSpec, ...]:
-    """Every part that a checkpoint is exported to, in the order a picture needs them."""
+    """Every part that a checkpoint is exported to, in the order in which an image needs them."""
     components = checkpoint.family.components
     return tuple(spec for one in components for spec in CLASSES[one.cls].parts(checkpoint, one))
 
 
 def part_spec(checkpoint: Checkpoint, part: str) -> PartSpec:
-    """The part of this name; raises `CheckpointError` where the family has none."""
+    """The part of this name; raises `CheckpointError` if the family doesn't have it."""
     specs = {spec.name: spec for spec in part_specs(checkpoint)}
     if part not in specs:
         raise CheckpointError(f"{checkpoint.family.title} has no part {part!r}. It has: {', '.join(specs)}.")
@@ -41,9 +41,9 @@ def part_spec(checkpoint: Checkpoint, part: str) -> PartSpec:
 
 
 def as_part(checkpoint: Checkpoint, spec: PartSpec, module: torch.nn.Module | None = None) -> torch.nn.Module:
-    """The part as a module: inputs in the order of `spec.inputs`, a tuple in the order of `spec.outputs`.
+    """The part as a module: takes inputs in the order of `spec.inputs`, returns outputs in that of `spec.outputs`.
 
-    `module` is the component's own module; None loads it from the checkpoint, in f32.
+    `module` is the component's module; None loads it from the checkpoint, in f32.
     """
     import torch
 
@@ -61,11 +61,11 @@ def as_part(checkpoint: Checkpoint, spec: PartSpec, module: torch.nn.Module | No
 
 
 def model_facts(checkpoint: Checkpoint) -> Model:
-    """What the pipeline must know of the model: read from the configs, the family's where they are silent."""
+    """What the pipeline must know about the model: from the configs, with the family's defaults."""
     family, specs = checkpoint.family, part_specs(checkpoint)
     config = checkpoint.configs[family.vae]
     mean, std = (config.get(key) if family.latent_statistics else None for key in ("latents_mean", "latents_std"))
-    own = dict.fromkeys(wire for spec in specs for wire in spec.wires)  # a variant's are those of its part
+    own = dict.fromkeys(wire for spec in specs for wire in spec.wires)  # a variant has the wires of its part
     return Model(
         text_encoders=tuple(
             TextEncoder(
@@ -90,9 +90,9 @@ def model_facts(checkpoint: Checkpoint) -> Model:
 
 
 def _wire(checkpoint: Checkpoint, wire: Wire) -> Wire:
-    """A family's wire, as this checkpoint has it: its layer by number, and what an empty prompt means."""
+    """A family's wire for this checkpoint: its layer as an index, and whether an empty prompt gives zeros."""
     stem, _, layer = wire.source.rpartition(".")
-    if layer.startswith("-"):  # of all hidden states: one more than there are layers
+    if layer.startswith("-"):  # counted among the hidden states, which are one more than the layers
         layer = str(checkpoint.configs[wire.owner]["num_hidden_layers"] + 1 + int(layer))
     zeros = wire.empty == "zeros" and checkpoint.model_index.get("force_zeros_for_empty_prompt", True)
     return wire.model_copy(update={"source": f"{stem}.{layer}", "empty": "zeros" if zeros else "encode"})

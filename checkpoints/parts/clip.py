@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from ..families import Component
 
 VOCABULARY = 49408
-"""`vocab_size` of a config that leaves it out, as transformers' CLIP."""
+"""`vocab_size` of a config without it, as in transformers' CLIP."""
 
 PROJECTED = "CLIPTextModelWithProjection"
 
 
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
-    """The text encoder: rows of ids to states, layer by layer where a wire reads one, and the whole prompt's."""
+    """The text encoder: rows of ids to states, a pooled embedding, and every layer's states if a wire needs one."""
     config, family = checkpoint.configs[component.name], checkpoint.family
     width, length = config["hidden_size"], checkpoint.length
     outputs = [floats("last_hidden_state", "batch", length, width)]

@@ -1,4 +1,4 @@
-"""What a class of components is to an export: its parts, and the fields of its config."""
+"""What an export needs to know about a class of components: its parts, and the fields of its config."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class PartSpec:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     call: Callable[..., tuple[Any, ...]]
-    """Takes the component's module, the output names and the inputs in order; gives the outputs in order."""
+    """Takes the component's module, the output names and the inputs in order; returns the outputs in order."""
     wires: tuple[Wire, ...] = ()
-    """How its inputs are fed whose sources are the same in every family."""
+    """Sources of those inputs that are fed the same way in every family."""
     tracing: Callable[[Any], AbstractContextManager[None]] | None = None
-    """Holds the component's module while it is traced, where the tracer needs a hint."""
+    """A context for the component's module while it is traced, where the tracer needs a hint."""
 
     def takes(self, name: str) -> bool:
         """Whether it has an input of this name."""
@@ -38,16 +38,16 @@ class PartSpec:
 
 @dataclass(frozen=True)
 class ComponentClass:
-    """A class of diffusers, transformers or a family's own, as checkpoints have it."""
+    """A class of components, from diffusers, transformers or a family's own module."""
 
     parts: Callable[[Checkpoint, Component], tuple[PartSpec, ...]]
-    """What it is exported to, in the order a picture needs them; a variant after the part it is one of."""
+    """The parts that it is exported to, in the order in which an image needs them; variants follow their part."""
     reads: frozenset[str]
-    """Fields of its config that its constructor takes: the module is built from it, so they are honoured."""
+    """Config fields that its constructor takes, so that they have an effect."""
     required: Mapping[str, type] = field(default_factory=dict[str, type])
-    """Fields that published configs have never left out. Others may be missing: the libraries have defaults."""
+    """Fields that all published configs have. Others may be missing: the libraries have defaults."""
 
 
 def floats(name: str, *shape: int | str) -> TensorInfo:
-    """A tensor of f32."""
+    """An f32 tensor."""
     return TensorInfo(name=name, dtype="float32", shape=shape)

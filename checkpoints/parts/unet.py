@@ -17,12 +17,12 @@ ADDED = ("text_embeds", "time_ids")
 """Inputs that diffusers passes in `added_cond_kwargs`."""
 
 ALWAYS_RESIZE = 30
-"""Upsamplings that the tracer sets on the UNet: sizes are then never multiples of their product, so that the traced
-graph takes each size from its skip connection, and every multiple of 8 pixels works."""
+"""Number of upsamplers that the UNet reports while it is traced. No size is a multiple of two to this power, so the
+traced graph takes each size from its skip connection, and every multiple of 8 pixels works."""
 
 
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
-    """The denoiser: latents, a timestep and what the prompt says, to what the scheduler reads."""
+    """The denoiser: latents, a timestep and prompt embeddings to the prediction that the scheduler reads."""
     config, family = checkpoint.configs[component.name], checkpoint.family
     latents = ("batch", config["in_channels"], "height", "width")
     inputs = [
@@ -51,7 +51,7 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
 
 @contextmanager
 def resizing(unet: Any) -> Generator[None]:
-    """Have the UNet take each size from its skip connections."""
+    """Make the UNet take each size from its skip connections."""
     before = unet.num_upsamplers
     unet.num_upsamplers = ALWAYS_RESIZE
     try:

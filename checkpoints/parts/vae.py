@@ -1,4 +1,4 @@
-"""AutoencoderKL: pictures to latents, and back."""
+"""AutoencoderKL: images to latents, and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
-    """The decoder, latents to pixels in [-1, 1], and the encoder, pixels to means and log variances of latents."""
+    """The decoder (latents to pixels in [-1, 1]) and the encoder (pixels to means and log variances of latents)."""
     channels, factor = checkpoint.configs[component.name]["latent_channels"], checkpoint.downscale
     picture = floats("sample", "batch", 3, f"{factor}*height", f"{factor}*width")
     latents = floats("latent_sample", "batch", channels, "height", "width")

@@ -1,13 +1,13 @@
-"""Noise schedulers of diffusion sampling, in numpy: from a checkpoint's configuration to a request's walk.
+"""Noise schedulers in numpy: from a checkpoint's scheduler config to the steps of a request.
 
     schedule(config, steps)                       the checkpoint's own
     schedule(config, steps, "dpm++2m-karras")     another, on the same training schedule
 
-Each agrees with diffusers' class of the same name step by step: given the same denoiser outputs
-and the same noise, the samples are equal to float32's rounding.
+Each matches diffusers' class of the same name step by step: for the same denoiser outputs and the same
+noise, the samples agree up to float32 rounding.
 
     settings.py    the configuration, checked           betas.py      the training schedule
-    spacing.py     which timesteps the steps fall on     sigmas.py     noise levels and their ramps
+    spacing.py     which timesteps the steps use         sigmas.py     noise levels and their ramps
     prediction.py  epsilon, velocity, original           the others    one family of algorithms each
 """
 
@@ -114,8 +114,8 @@ SCHEDULERS: dict[str, Sampler] = {
         TRAINING | SPACING | SIGMAS | ZERO_SNR
         | {"solver_order", "predict_x0", "solver_type", "lower_order_final", "disable_corrector", "final_sigmas_type"},
     ),
-    # diffusers' LCM has keys for spacing and for the last alpha, and never reads them: its
-    # timesteps are those it was distilled on.
+    # diffusers' LCM has keys for spacing and for the last alpha but never reads them: its
+    # timesteps are those that the model was distilled on.
     "lcm": Sampler(
         "LCMScheduler",
         lcm,
@@ -128,7 +128,7 @@ SCHEDULERS: dict[str, Sampler] = {
 NAMES = frozenset(SCHEDULERS) | {
     f"{name}-{ramp}" for name, row in SCHEDULERS.items() for ramp, key in RAMPS.items() if key in row.keys
 }
-"""All that `schedule` takes."""
+"""All names that `schedule` accepts."""
 
 NEAREST = {
     "DEISMultistepScheduler": "dpm++2m",
@@ -141,10 +141,10 @@ NEAREST = {
     "DDIMInverseScheduler": "ddim",
     "DPMSolverMultistepInverseScheduler": "dpm++2m",
 }
-"""Classes of diffusers that aren't here, for models that are sampled here, and the sampler nearest to each."""
+"""Classes of diffusers that aren't supported, for models that are, and the closest sampler to each."""
 
 FEW_STEPS = 8
-"""Up to as many, the timestep where sampling begins decides whether a picture comes of it."""
+"""With at most this many steps, an image depends on the timestep at which sampling starts."""
 
 KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
 """Keys of a config that at least one of them reads."""
@@ -156,33 +156,35 @@ def schedule(
     """Return a fresh schedule of `steps` steps for one request.
 
     `config` is the checkpoint's `scheduler_config.json`. `name` replaces its algorithm by one
-    of `SCHEDULERS`, with `-karras`, `-exponential`, `-beta` or `-lu` behind it for a ramp of
-    noise levels; what the model was trained on still comes from the config, and keys that only its own
+    of `SCHEDULERS`, with the suffix `-karras`, `-exponential`, `-beta` or `-lu` for a ramp of
+    noise levels; the training schedule still comes from the config, and keys that only its own
     class reads are dropped. `spacing` replaces the config's `timestep_spacing`. `eta` is DDIM's, between 0 and 1.
 
-    Raises `ProfileError` for a config that can't be honoured, and `RequestError` for a name, a
-    number of steps or an `eta` that can't be.
+    Raises `ProfileError` for a config that isn't supported, and `RequestError` for an invalid name,
+    number of steps or `eta`.
     """
     sampler, checked = _settled(config, name, spacing)
     count = checked.num_train_timesteps
     if not 1 <= steps <= count:
-        raise RequestError(f"{steps} steps can't be taken: the model has {count} timesteps. Use 1 to {count}.")
+        raise RequestError(
+            f"{steps} is not a valid number of steps: the model has {count} timesteps. Use 1 to {count}."
+        )
     if sampler.build is ddim:
         if not 0 <= eta <= 1:
-            raise RequestError(f"An eta of {eta} can't be: it says how random DDIM is. Use 0 to 1.")
+            raise RequestError(f"{eta} is not a valid eta, the randomness of DDIM. Use 0 to 1.")
         return ddim(checked, steps, eta)
     if eta != 0:
-        raise RequestError(f"{sampler.class_name} has no eta, and {eta} was given. Leave it out, or use 'ddim'.")
+        raise RequestError(f"{sampler.class_name} has no eta, but {eta} was given. Leave it out, or use 'ddim'.")
     return sampler.build(checked, steps)
 
 
 def check_name(name: str) -> None:
-    """Raise `RequestError` for a name that `schedule` doesn't take, with the one that is meant."""
+    """Raise `RequestError` for a name that `schedule` doesn't accept, with a suggestion."""
     _of_name(name)
 
 
 def understood(name: str) -> str | None:
-    """The name of `NAMES` that means what another tool calls so, as `dpmpp_2m_karras`; None where none does."""
+    """The name in `NAMES` for another tool's name, such as `dpmpp_2m_karras`; None if there is none."""
     found = spelled(name)
     return found if found in NAMES else None
 
@@ -198,16 +200,16 @@ def named(config: Mapping[str, object], name: str) -> dict[str, object]:
 
 
 def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacing: str | None) -> str | None:
-    """Return a notice where a few steps begin far from the last timestep, at which few-step models were trained."""
+    """Return a notice if a few steps start far from the last timestep, where few-step models were trained to start."""
     sampler, checked = _settled(config, name, spacing)
     leads = "timestep_spacing" in sampler.keys and checked.ramp is None and checked.timestep_spacing == "leading"
     if steps > FEW_STEPS or not leads:
         return None
     first = float(sampler.build(checked, steps).timesteps[0])
     return (
-        f"With timestep_spacing 'leading', {steps} steps begin at timestep {first:g} of {checked.num_train_timesteps}. "
-        "Models for few steps (Turbo, Lightning, Hyper) draw noise so: ask for the spacing 'trailing' (run --spacing "
-        "trailing, or export --spacing trailing for good)."
+        f"With timestep_spacing 'leading', {steps} steps start at timestep {first:g} of {checked.num_train_timesteps}. "
+        "Models for few steps (Turbo, Lightning, Hyper) then generate noise: use the spacing 'trailing' (run --spacing "
+        "trailing, or export --spacing trailing to make it the bundle's default)."
     )
 
 
@@ -215,7 +217,7 @@ def _settled(config: Mapping[str, object], name: str | None, spacing: str | None
     sampler, asks = (_of_class(config), {}) if name is None else _of_name(name)
     if spacing is not None and "timestep_spacing" not in sampler.keys:
         raise RequestError(
-            f"{sampler.class_name} takes the timesteps that its model was distilled on, and has no timestep_spacing. "
+            f"{sampler.class_name} uses the timesteps that its model was distilled on, and has no timestep_spacing. "
             "Leave it out, or choose another scheduler, such as 'euler'."
         )
     asked = asks if spacing is None else {**asks, "timestep_spacing": spacing}
@@ -224,9 +226,9 @@ def _settled(config: Mapping[str, object], name: str | None, spacing: str | None
 
 
 def _clips(config: Mapping[str, object], sampler: Sampler) -> bool:
-    """Whether a sampler clips where the config doesn't say `clip_sample`: if its class does, and the config's own.
+    """Whether a sampler clips if the config has no `clip_sample`: if both its class and the config's class do so.
 
-    diffusers' classes clip in place of any other as well, which spoils the latents of models that never were clipped.
+    diffusers' classes also clip when they replace another class, which damages latents of models that don't clip.
     """
     own = config.get("_class_name")
     return sampler.clips and any(row.clips and row.class_name == own for row in SCHEDULERS.values())
@@ -237,7 +239,7 @@ def _of_class(config: Mapping[str, object]) -> Sampler:
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in known:
         raise ProfileError(
-            f"The scheduler config is of an unknown class, {name!r}. {suggest(str(name), list(known))} "
+            f"The scheduler config has an unknown class, {name!r}. {suggest(str(name), list(known))} "
             f"Or choose a scheduler by name: {', '.join(SCHEDULERS)}."
         )
     return known[name]
@@ -250,22 +252,22 @@ def _of_name(name: str) -> tuple[Sampler, dict[str, object]]:
         return SCHEDULERS[name], {**SCHEDULERS[name].asks, **plain}
     if base not in SCHEDULERS or ramp not in RAMPS:
         raise RequestError(
-            f"There is no scheduler {name!r}. {_hint(name)} Behind some, -{', -'.join(RAMPS)} says how noise levels "
-            "are spaced."
+            f"{name!r} is not a known scheduler. {_hint(name)} Some accept a suffix for the spacing of noise levels: "
+            f"-{', -'.join(RAMPS)}."
         )
     sampler = SCHEDULERS[base]
     if RAMPS[ramp] not in sampler.keys:
         able = ", ".join(other for other, row in SCHEDULERS.items() if RAMPS[ramp] in row.keys)
-        raise RequestError(f"{base!r} has no {ramp} noise levels; these have: {able}. Use one, or leave out -{ramp}.")
+        raise RequestError(f"{base!r} does not support -{ramp}. Leave it out, or use one of: {able}.")
     only = {key: key == RAMPS[ramp] for key in RAMPS.values() if key in sampler.keys}
     return sampler, {**sampler.asks, **only}
 
 
 def _hint(name: str) -> str:
-    """The name that is meant: by what other tools call it first, then by its letters."""
+    """A suggestion: the name that another tool's name stands for, else the most similar one."""
     if found := understood(name):
         return f"Did you mean {found!r}? Known: {', '.join(sorted(SCHEDULERS))}."
-    if elsewhere(name):  # a near name would draw another picture
-        return f"Other tools have it, and latentc doesn't yet. Known: {', '.join(sorted(SCHEDULERS))}."
+    if elsewhere(name):  # a similar name would give another image
+        return f"Other tools have it, but latentc does not support it yet. Known: {', '.join(sorted(SCHEDULERS))}."
     base, _, ramp = name.rpartition("-")
     return suggest(base if ramp in RAMPS else name, list(SCHEDULERS))

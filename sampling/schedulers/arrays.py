@@ -1,4 +1,4 @@
-"""The arrays that schedules compute with, and the one thing that every step does with them."""
+"""The arrays that schedules compute with, and the weighted sum that every step takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 """A sample, a denoiser's output, noise, or timesteps."""
 Table = NDArray[np.float64]
-"""Noise levels and timesteps while a schedule is being made."""
+"""Noise levels and timesteps while a schedule is computed."""
 
 
 def mixed(*terms: tuple[float, Array]) -> Array:

@@ -1,8 +1,7 @@
-"""The training schedule: how much of the signal is left after each timestep.
+"""The training schedule: the share of the signal that is left after each timestep.
 
-Tables are float32 and rounded where diffusers rounds them, because some samplers truncate
-timesteps that are found by inverting them: one unit in the last place would move such a timestep
-by a whole one.
+Tables are float32 and rounded where diffusers rounds them, because some samplers invert them and
+truncate the timesteps: an error of one unit in the last place could change such a timestep by one.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def _betas(settings: Settings) -> Array:
     if settings.trained_betas is not None:
         if len(settings.trained_betas) != count:
             raise ProfileError(
-                f"The scheduler config has {len(settings.trained_betas)} trained_betas for {count} timesteps; "
-                "one for each was expected. Correct trained_betas or num_train_timesteps."
+                f"The scheduler config has {len(settings.trained_betas)} trained_betas for {count} timesteps, but one "
+                "for each was expected. Correct trained_betas or num_train_timesteps."
             )
         return np.asarray(settings.trained_betas, dtype=np.float32)
     match settings.beta_schedule:

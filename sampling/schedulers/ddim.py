@@ -55,7 +55,7 @@ def ddim(settings: Settings, steps: int, eta: float = 0.0) -> Ddim:
     table = alphas_cumprod(settings)
     final = 1.0 if settings.set_alpha_to_one else float(table[0])
     timesteps = rounded(settings, steps)
-    # The chain is of evenly spaced timesteps, also where rounding has spaced them otherwise.
+    # The chain has evenly spaced timesteps, even where rounding has changed the spacing.
     stride = settings.num_train_timesteps // steps
     kept = tuple(
         (float(table[timestep]), float(table[timestep - stride]) if timestep >= stride else final)

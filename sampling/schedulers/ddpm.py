@@ -49,7 +49,7 @@ class Ddpm:
         toward_start = math.sqrt(after) * beta / (1 - before)
         toward_sample = math.sqrt(alpha) * (1 - after) / (1 - before)
         terms = [(toward_start, start), (toward_sample, sample)]
-        # The two small ones are the same: diffusers reaches the second by way of its logarithm.
+        # The two small ones are equal: diffusers computes the second through its logarithm.
         large = self.settings.variance_type == "fixed_large"
         variance = beta if large else (1 - after) / (1 - before) * beta
         if self.timesteps[index] > 0 and variance > 0:

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class DpmSde:
-    """A walk of two calls a step, but one for the last; it keeps where the step began, and its noise.
+    """A walk of two calls per step, except one for the last; it keeps each step's start and noise.
 
-    The noise of a step is one Brownian path over its noise levels: what the second call adds
-    holds what the first has added.
+    The noise of a step is one Brownian path over its noise levels: the noise that the second call adds
+    includes what the first has added.
     """
 
     timesteps: Array
     sigmas: list[float]
-    """One a step, and zero."""
+    """One per step, and zero at the end."""
     init_noise_sigma: float
     settings: Settings
     began: tuple[Array, Array] | None = None
@@ -45,7 +45,7 @@ class DpmSde:
         return scaled(sample, self._level(index))
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
-        """Go to the step's geometric middle, then from its beginning to its end with the original seen there."""
+        """Go to the step's geometric middle, then from its start to its end with the original predicted there."""
         before, after = self.sigmas[index // 2], self.sigmas[index // 2 + 1]
         start = denoised(self.settings.prediction_type, output, sample, self._level(index))
         if after == 0:
@@ -56,7 +56,9 @@ class DpmSde:
             self.began = sample, first
             return _moved(sample, start, before, middle, first)
         if self.began is None:
-            raise RequestError(f"DPM++ SDE's call {index} is the second of its step. Start at an even one.")
+            raise RequestError(
+                f"DPM++ SDE cannot start at call {index}, the second of its step. Start at an even call."
+            )
         began, first = self.began
         shared = (before - middle) / (before - after)
         path = mixed((math.sqrt(shared), first), (math.sqrt(1 - shared), noise()))

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from .protocol import Noise
     from .settings import Settings
 
-FEW_STEPS = 15  # below as many, the last steps are of lower order where the config asks for it
+FEW_STEPS = 15  # with fewer, the last steps have a lower order if the config says lower_order_final
 
 
 @dataclass
 class DpmSolver:
-    """A walk that keeps the last predictions, as many as the solver's order."""
+    """A walk that keeps as many of the last predictions as the solver's order."""
 
     timesteps: Array
     sigmas: list[float]
@@ -103,9 +103,9 @@ def differences(predictions: list[Array], levels: list[float]) -> list[Array]:
 
 
 def coefficients(settings: Settings, levels: list[float]) -> tuple[float, list[float], float]:
-    """Return what a step takes of the sample, of each of `differences`, and of fresh noise.
+    """Return the weights of the sample, of each of `differences`, and of fresh noise in a step.
 
-    The four algorithms are one formula in the exponent `h` of the step: its sign says what is
+    The four algorithms are one formula in the exponent `h` of the step: its sign depends on what is
     predicted, and a stochastic step counts its width in log-SNR twice.
     """
     before, after = levels[-2:]
@@ -135,10 +135,10 @@ def coefficients(settings: Settings, levels: list[float]) -> tuple[float, list[f
 
 
 def dpm_solver(settings: Settings, steps: int) -> DpmSolver:
-    """Return the schedule of DPM-Solver in the variant that the config names."""
+    """Return the schedule of the DPM-Solver variant that the config names."""
     _check(settings)
     table = training_sigmas(settings)
-    # Where hardly any signal is left, log-SNR has no bound, and the config may set one.
+    # Where hardly any signal is left, log-SNR is unbounded, and the config may set a bound.
     count = int(np.sum(-np.log(table) >= settings.lambda_min_clipped))
     ramp = ramped(settings, float(table[-1]), float(table[0]), steps)
     if ramp is None:
@@ -155,12 +155,12 @@ def dpm_solver(settings: Settings, steps: int) -> DpmSolver:
 def _check(settings: Settings) -> None:
     if settings.solver_order > 3:
         raise ProfileError(
-            f"The scheduler config says solver_order = {settings.solver_order}; DPM-Solver has orders 1 to 3. Set 2."
+            f"The scheduler config has solver_order = {settings.solver_order}, but DPM-Solver has orders 1 to 3. Set 2."
         )
     if settings.algorithm_type.startswith("sde-") and settings.solver_order > 2:
         raise ProfileError(
-            f"The scheduler config pairs {settings.algorithm_type} with solver_order = {settings.solver_order}; "
-            "the stochastic solvers have orders 1 and 2. Set 2."
+            f"The scheduler config pairs {settings.algorithm_type} with solver_order = {settings.solver_order}, "
+            "but the stochastic solvers have orders 1 and 2. Set 2."
         )
     if not predicts_original(settings) and settings.final_sigmas_type == "zero":
         raise ProfileError(

@@ -66,8 +66,8 @@ class EulerAncestral:
 
 def ancestral(before: float, after: float) -> tuple[float, float]:
     """Return the level to step down to and the noise to add there, which make up the level `after`."""
-    # In float32, as diffusers has it: where the levels are far apart, as after a start without
-    # signal, few digits of their difference are left, and the samples depend on which.
+    # In float32, as in diffusers: where the levels are far apart, as after a start without signal,
+    # their difference has few significant digits, and the samples depend on its rounding.
     high, low = np.float32(before), np.float32(after)
     up = min(low, np.sqrt(low**2 * (high**2 - low**2) / high**2))
     return float(np.sqrt(low**2 - up**2)), float(up)

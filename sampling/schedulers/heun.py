@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Heun:
-    """A walk of two calls a step, but one for the last; it keeps where the step began, and its slope."""
+    """A walk of two calls per step, except one for the last; it keeps each step's start and slope."""
 
     timesteps: Array
     sigmas: list[float]
-    """One a step, and zero."""
+    """One per step, and zero at the end."""
     init_noise_sigma: float
     settings: Settings
     began: tuple[Array, Array] | None = None
@@ -35,7 +35,7 @@ class Heun:
         return scaled(sample, self.sigmas[(index + 1) // 2])
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
-        """Follow the tangent, then go again from where the step began with the mean of both ends' slopes."""
+        """Follow the tangent, then repeat the step from its start with the mean of the slopes at both ends."""
         del noise
         level = self.sigmas[(index + 1) // 2]
         tangent = slope(self.settings.prediction_type, output, sample, level, self.settings.clip)
@@ -44,7 +44,7 @@ class Heun:
             self.began = sample, tangent
             return mixed((1, sample), (width, tangent))
         if self.began is None:
-            raise RequestError(f"Heun's call {index} is the second of its step. Start at an even one.")
+            raise RequestError(f"Heun cannot start at call {index}, the second of a step. Start at an even call.")
         began, first = self.began
         return mixed((1, began), (width / 2, first), (width / 2, tangent))
 

@@ -62,12 +62,12 @@ def lcm(settings: Settings, steps: int) -> Lcm:
     count, distilled = settings.num_train_timesteps, settings.original_inference_steps
     if distilled > count:
         raise ProfileError(
-            f"The scheduler config says original_inference_steps = {distilled}, more than its {count} timesteps. "
-            "Correct either."
+            f"The scheduler config has original_inference_steps = {distilled}, more than its {count} timesteps. "
+            "Correct one of them."
         )
     if steps > distilled:
         raise RequestError(
-            f"The model was distilled on {distilled} steps, and {steps} can't be taken. Use 1 to {distilled}."
+            f"The model was distilled on {distilled} steps, but {steps} were requested. Use 1 to {distilled}."
         )
     all_timesteps = np.arange(distilled, 0, -1) * (count // distilled) - 1
     timesteps = all_timesteps[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(np.int64)]

@@ -40,7 +40,7 @@ class Lms:
         del noise
         latest = slope(self.settings.prediction_type, output, sample, self.sigmas[index])
         self.slopes = [*self.slopes[1 - ORDER :], latest]
-        # As many as there are: fewer than the index says where the walk began in the middle.
+        # All slopes so far: fewer than the index suggests if the walk started in the middle.
         known = self.sigmas[index + 1 - len(self.slopes) : index + 1]
         weights = lagrange_integrals(known, self.sigmas[index + 1])
         return mixed((1, sample), *zip(weights, self.slopes, strict=True))

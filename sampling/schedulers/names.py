@@ -1,4 +1,4 @@
-"""How other tools spell the schedulers that are here, and the ramps of noise levels behind them.
+"""Other tools' names of the supported schedulers, and of the ramps of noise levels.
 
 Sources: AUTOMATIC1111/stable-diffusion-webui `modules/sd_samplers_kdiffusion.py` (names and aliases),
 comfyanonymous/ComfyUI `comfy/samplers.py` (`KSAMPLER_NAMES`, `SCHEDULER_NAMES`), invoke-ai/InvokeAI
@@ -49,14 +49,14 @@ OTHERS = frozenset(
         *("eulerancestralcfg++", "dpm++2mcfg++", "resmultistep", "ersde", "sasolver"),
     }
 )  # fmt: skip
-"""Schedulers of other tools that aren't here: none of ours is what they mean, however near its name."""
+"""Schedulers of other tools that latentc doesn't have, even if the name of one of ours is similar."""
 
 
 def spelled(name: str) -> str | None:
-    """Our name for a scheduler as another tool spells it, its ramp included; None for one that isn't here.
+    """Our name for another tool's scheduler, including its ramp; None if latentc doesn't have it.
 
-    `DPM++ 2M Karras`, `dpmpp_2m_karras`, `k_dpmpp_2m_ka`, `dpmpp_2m_k` and `DPMSolverMultistepScheduler` with a ramp
-    behind it are all `dpm++2m-karras`.
+    `DPM++ 2M Karras`, `dpmpp_2m_karras`, `k_dpmpp_2m_ka`, `dpmpp_2m_k` and `DPMSolverMultistepScheduler Karras` are
+    all `dpm++2m-karras`.
     """
     words = _words(name)
     for cut in (len(words), len(words) - 1):
@@ -68,12 +68,12 @@ def spelled(name: str) -> str | None:
 
 
 def elsewhere(name: str) -> bool:
-    """Whether other tools have a scheduler of this name, with a ramp or without, and it isn't here."""
+    """Whether other tools have a scheduler of this name, with or without a ramp, and latentc doesn't."""
     words = _words(name)
     return any("".join(words[:cut]) in OTHERS for cut in (len(words), len(words) - 1) if cut > 0)
 
 
 def _words(name: str) -> list[str]:
-    """Its parts in lower case: `DPM++ 2M SDE`, `dpmpp_2m_sde` and `dpm++2m-sde` are all dpm++, 2m, sde."""
+    """The name's words in lower case: `DPM++ 2M SDE`, `dpmpp_2m_sde` and `dpm++2m-sde` are all dpm++, 2m, sde."""
     low = name.strip().lower().removesuffix("scheduler").replace("dpmpp", "dpm++").replace("cfg_pp", "cfg++")
     return [word for word in re.split(r"[\s_-]+", low) if word]

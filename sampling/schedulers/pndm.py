@@ -28,7 +28,7 @@ ADAMS_BASHFORTH: dict[int, tuple[float, ...]] = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-"""Weights of the outputs, latest first, by how many there are."""
+"""Weights of the outputs, latest first, by their number."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Pndm:
 
     timesteps: Array
     moves: tuple[tuple[int, int], ...]
-    """Timesteps between which each call moves the sample; the first is where its step began."""
+    """Timesteps between which each call moves the sample; the first is the start of its step."""
     table: Array
     final: float
     settings: Settings
@@ -66,7 +66,9 @@ class Pndm:
             self.outputs.append(output)
             self.began, self.slopes = sample, []
         if self.began is None:
-            raise RequestError(f"PNDM's call {index} is within a step of four. Start at the first of them.")
+            raise RequestError(
+                f"PNDM cannot start at call {index}, inside a step of four calls. Start at the first of them."
+            )
         self.slopes.append(output)
         slope = mixed(*zip(RUNGE_KUTTA, self.slopes, strict=True)) if quarter == 3 else output
         return self._moved(slope, index, self.began)
@@ -79,7 +81,7 @@ class Pndm:
         if index != 1:
             return self._multistep(output, index, sample)
         if self.began is None:
-            return sample  # the walk begins here, so nothing is to be taken again; the next call is the first
+            return sample  # the walk starts here, so there is no step to repeat; the next call is the first
         return self._moved(mixed((0.5, output), (0.5, self.outputs[-1])), index, self.began)
 
     def _multistep(self, output: Array, index: int, sample: Array) -> Array:
@@ -123,7 +125,7 @@ def _multistep_calls(timesteps: list[int], stride: int) -> tuple[list[int], list
 def _runge_kutta_calls(timesteps: list[int], stride: int) -> tuple[list[int], list[tuple[int, int]]]:
     if len(timesteps) <= RUNGE_KUTTA_STEPS:
         raise RequestError(
-            f"{len(timesteps)} steps are too few: PNDM begins with {RUNGE_KUTTA_STEPS} of Runge-Kutta. Use at least "
+            f"{len(timesteps)} steps are too few: PNDM starts with {RUNGE_KUTTA_STEPS} Runge-Kutta steps. Use at least "
             f"{RUNGE_KUTTA_STEPS + 1}, or another scheduler."
         )
     half = stride // 2

@@ -1,6 +1,6 @@
-"""What a denoiser's output says of the original latents and of the noise in them.
+"""From a denoiser's output to the original latents and the noise in them.
 
-A denoiser answers with the noise (`epsilon`), the original (`sample`) or, between them, the
+A denoiser predicts the noise (`epsilon`), the original (`sample`) or a mixture of both, the
 velocity (`v_prediction`, arXiv:2202.00512).
 """
 
@@ -64,12 +64,12 @@ def slope(prediction: Prediction, output: Array, sample: Array, sigma: float, cl
 
 
 def scaled(sample: Array, sigma: float) -> Array:
-    """Return `original + sigma * noise` brought to unit variance, as denoisers are fed."""
+    """Return `original + sigma * noise` scaled to unit variance, as denoisers expect it."""
     return sample / np.float32(math.sqrt(sigma**2 + 1))
 
 
 def init_noise_sigma(spacing: str, highest: float) -> float:
-    """Return the scale of the first sample of samplers that add noise to an unscaled original."""
+    """Return the scale of the initial sample, for samplers that add noise to an unscaled original."""
     return math.sqrt(highest**2 + 1) if spacing == "leading" else highest
 
 
@@ -77,7 +77,7 @@ def refuse_lost_signal(prediction: Prediction, kept: Iterable[float]) -> None:
     """Raise `ProfileError` if noise is predicted where no signal is left to subtract it from."""
     if prediction == "epsilon" and 0.0 in kept:
         raise ProfileError(
-            "The scheduler config pairs rescale_betas_zero_snr with prediction_type 'epsilon', and this spacing "
-            "begins where no signal is left to tell from the noise. Set timestep_spacing 'leading', or use a "
-            "'v_prediction' model."
+            "The scheduler config pairs rescale_betas_zero_snr with prediction_type 'epsilon', but this spacing "
+            "starts where no signal is left, only noise. Set timestep_spacing 'leading', or use a 'v_prediction' "
+            "model."
         )

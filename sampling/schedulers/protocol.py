@@ -1,4 +1,4 @@
-"""What a schedule is to its caller."""
+"""The interface of a schedule."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Protocol
 from .arrays import Array
 
 Noise = Callable[[], Array]
-"""Draws a standard normal of the sample's shape; called only when a draw changes the sample."""
+"""Returns standard normal values of the sample's shape; called only when they change the sample."""
 
 
 class Schedule(Protocol):
-    """One request's walk from noise to latents; it owns its history and is never shared.
+    """One request's walk from noise to latents. It keeps its own history and must not be shared.
 
-    The caller starts from `noise * init_noise_sigma` and then, for each `index` of
-    `timesteps` in order, feeds the denoiser `scale(sample, index)` and `timesteps[index]`
-    and passes what it answers to `step`. A walk may begin at a later index (image to image), at
-    an even one where a step takes two calls (Heun, DPM++ SDE).
+    The caller starts from `noise * init_noise_sigma`. Then, for each `index` of `timesteps` in
+    order, it feeds the denoiser `scale(sample, index)` and `timesteps[index]`, and passes the
+    output to `step`. A walk may start at a later index (image to image); at an even one if a
+    step takes two calls (Heun, DPM++ SDE).
     """
 
     @property
     def timesteps(self) -> Array:
-        """What the denoiser is fed, one per call: Heun, PNDM and DPM++ SDE make more calls than steps."""
+        """The denoiser's timesteps, one per call: Heun, PNDM and DPM++ SDE make more calls than steps."""
         ...
 
     @property
@@ -31,9 +31,9 @@ class Schedule(Protocol):
         ...
 
     def scale(self, sample: Array, index: int) -> Array:
-        """Return the sample as the denoiser wants it at call `index`."""
+        """Return the sample, scaled for the denoiser at call `index`."""
         ...
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
-        """Return the sample after call `index`, given what the denoiser answered to it."""
+        """Return the sample after call `index`, given the denoiser's output for it."""
         ...

@@ -1,6 +1,6 @@
-"""What a checkpoint's `scheduler_config.json` says, checked: honoured or refused, never ignored.
+"""A checkpoint's `scheduler_config.json`, checked: every key is followed or refused, never silently ignored.
 
-Names and defaults are those of diffusers' schedulers, whose files these are.
+Names and defaults are those of diffusers' schedulers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 MAX_TIMESTEPS = 100_000
-"""That a model was trained on: all of them are held in memory; published ones have 1000."""
+"""Limit of a model's training timesteps, which are all held in memory; published models have 1000."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ramp = Literal["karras", "exponential", "beta", "lu"]
@@ -35,7 +35,7 @@ RAMPS: dict[Ramp, str] = {
 
 
 class Settings(Record, strict=True):
-    """One scheduler's configuration; a key its class doesn't know keeps a default that does nothing."""
+    """One scheduler's configuration; a key that its class doesn't know keeps a default without effect."""
 
     # What the denoiser was trained on.
     num_train_timesteps: Annotated[int, Field(ge=2, le=MAX_TIMESTEPS)] = 1000
@@ -80,16 +80,16 @@ class Settings(Record, strict=True):
 
     @property
     def ramp(self) -> Ramp | None:
-        """The one spacing of noise levels that replaces the timesteps' own, if any."""
+        """The spacing of noise levels that replaces that of the timesteps, if any."""
         chosen: list[Ramp] = [ramp for ramp, key in RAMPS.items() if getattr(self, key)]
         if len(chosen) > 1:
             keys = ", ".join(RAMPS[ramp] for ramp in chosen)
-            raise ProfileError(f"The scheduler config sets {keys} at once, and only one can be. Set one.")
+            raise ProfileError(f"The scheduler config sets {keys}, but only one of them is possible. Set one.")
         return chosen[0] if chosen else None
 
     @property
     def clip(self) -> float | None:
-        """How far from zero a predicted original may lie, if it is bounded at all."""
+        """The bound to which a predicted original is clipped; None for no clipping."""
         return self.clip_sample_range if self.clip_sample else None
 
 
@@ -106,65 +106,65 @@ CLIP = frozenset({"clip_sample", "clip_sample_range"})
 ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
 
 REFUSED = {
-    "thresholding": "dynamic thresholding is made for pixels in [-1, 1], and latents have no such bounds",
-    "use_flow_sigmas": "flow-matching models aren't sampled here",
-    "use_dynamic_shifting": "flow-matching models aren't sampled here",
-    "shift_terminal": "flow-matching models aren't sampled here",
-    "solver_p": "UniPC is sampled with its own predictor only",
+    "thresholding": "dynamic thresholding is for pixels in [-1, 1], and latents have no such bounds",
+    "use_flow_sigmas": "flow-matching models are not supported",
+    "use_dynamic_shifting": "flow-matching models are not supported",
+    "shift_terminal": "flow-matching models are not supported",
+    "solver_p": "UniPC is only supported with its own predictor",
 }
-"""Keys whose every value but null, false or empty is refused, and why."""
+"""Keys that are refused unless null, false or empty, and why."""
 
 INERT = frozenset({
     # They qualify keys that are refused above.
     "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type",
     # The noise belongs to the request, which passes it to each step.
     "noise_sampler_seed",
-    # Of SA-Solver, which is sampled by another scheduler here.
+    # Of SA-Solver, which another scheduler replaces here.
     "predictor_order", "corrector_order", "tau_func",
-    # Of diffusers 0.1 to 0.2: which library computed, and timesteps in place of their count.
+    # Of diffusers 0.1 to 0.2: the tensor library, and timesteps instead of their number.
     "tensor_format", "timestep_values",
 })  # fmt: skip
 
 FACTS: dict[str, object] = {"rescale_betas_zero_snr": False, "timestep_type": "discrete"}
-"""Facts of the trained model, with the value that every class can live with."""
+"""Facts about the trained model, with the value that every class supports."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One way of sampling: a class of diffusers, the keys it reads, and what builds its schedule."""
+    """A sampler: its class in diffusers, the keys that it reads, and the function that builds its schedule."""
 
     class_name: str
     build: Callable[[Settings, int], Schedule]
     keys: frozenset[str]
     defaults: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Where the class's defaults differ from those of `Settings`."""
+    """Defaults of the class that differ from those of `Settings`."""
     asks: Mapping[str, object] = field(default_factory=dict[str, object])
-    """What choosing it by its short name sets, whatever the checkpoint says."""
+    """Keys that choosing it by its short name sets, regardless of the checkpoint's config."""
     predictions: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
     clips: bool = False
-    """Whether a config of the class clips where it doesn't say `clip_sample`."""
+    """Whether the class clips if its config has no `clip_sample`."""
 
 
 def settings(
     config: Mapping[str, object], sampler: Sampler, known: frozenset[str], asks: Mapping[str, object]
 ) -> Settings:
-    """Return what the config says to this sampler, with `asks` in place of what it says itself.
+    """Return the config's settings for this sampler, with `asks` overriding them.
 
-    Keys of other schedulers are dropped, as diffusers drops them: configs are full of them, since
-    each was once converted from another class (SDXL's Euler config says `skip_prk_steps`). Keys
-    that are in no scheduler's list (`known`), and facts of the model that this sampler has no
-    way to honour, raise `ProfileError`.
+    Keys of other schedulers are dropped, as in diffusers: configs are full of them, since each was
+    once converted from another class (SDXL's Euler config has `skip_prk_steps`). Keys that no
+    scheduler knows (`known`), and facts about the model that this sampler doesn't support, raise
+    `ProfileError`.
     """
-    unsaid = config.get("_use_default_values", [])  # diffusers lists here the keys that nobody set
-    said = {
+    unset = config.get("_use_default_values", [])  # diffusers lists keys here that were not set explicitly
+    given = {
         key: value
         for key, value in config.items()
-        if not key.startswith("_") and not (isinstance(unsaid, list) and key in unsaid)
+        if not key.startswith("_") and not (isinstance(unset, list) and key in unset)
     }
-    for key, value in said.items():
+    for key, value in given.items():
         if key in REFUSED and value:
             raise ProfileError(
-                f"The scheduler config says {key} = {shown(value)}, which isn't supported: {REFUSED[key]}. "
+                f"The scheduler config has {key} = {shown(value)}, which is not supported: {REFUSED[key]}. "
                 "Use a checkpoint without it."
             )
         if key not in known and key not in REFUSED and key not in INERT:
@@ -173,26 +173,26 @@ def settings(
             )
         if key in FACTS and key not in sampler.keys and value != FACTS[key]:
             raise ProfileError(
-                f"The model was trained with {key} = {shown(value)}, which {sampler.class_name} can't honour. "
+                f"The model was trained with {key} = {shown(value)}, which {sampler.class_name} does not support. "
                 "Choose another scheduler, such as 'euler'."
             )
-    values = {**sampler.defaults, **{key: said[key] for key in said if key in sampler.keys}, **asks}
+    values = {**sampler.defaults, **{key: given[key] for key in given if key in sampler.keys}, **asks}
     try:
         checked = Settings.model_validate(values)
     except ValidationError as exc:
-        raise ProfileError(f"The scheduler config can't be honoured: {complaints(exc, Settings)}. Correct it.") from exc
+        raise ProfileError(f"The scheduler config is not valid: {complaints(exc, Settings)}. Correct it.") from exc
     if checked.prediction_type not in sampler.predictions:
         raise ProfileError(
-            f"{sampler.class_name} can't sample a model of prediction_type {checked.prediction_type!r}, "
+            f"{sampler.class_name} does not support models of prediction_type {checked.prediction_type!r}, "
             f"only {' or '.join(sampler.predictions)}. Choose another scheduler, such as 'ddim'."
         )
     return checked
 
 
 def refuse_karras_bounds(settings: Settings) -> None:
-    """Raise `ProfileError` where Karras levels have bounds of their own that diffusers' class ignores."""
+    """Raise `ProfileError` if the config bounds Karras levels, which diffusers' class of this scheduler ignores."""
     if settings.ramp == "karras" and (settings.sigma_min is not None or settings.sigma_max is not None):
         raise ProfileError(
             "The scheduler config bounds Karras noise levels by sigma_min or sigma_max, which this scheduler "
-            "doesn't know. Choose another, such as 'euler' or 'dpm++2m'."
+            "does not support. Choose another, such as 'euler' or 'dpm++2m'."
         )

@@ -52,7 +52,7 @@ def ramped(settings: Settings, highest: float, lowest: float, steps: int) -> Tab
     low = lowest if settings.sigma_min is None else settings.sigma_min
     if low > high:
         raise ProfileError(
-            f"The scheduler config spaces noise levels from {high:g} down to {low:g}, which is more. Correct its "
+            f"The scheduler config has noise levels from {high:g} down to {low:g}, which is larger. Correct its "
             "sigma_max or sigma_min."
         )
     falling = np.linspace(0, 1, steps)

@@ -1,4 +1,4 @@
-"""Which training timesteps the steps fall on (table 2 of arXiv:2305.08891)."""
+"""The training timesteps of the steps (table 2 of arXiv:2305.08891)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def rounded(settings: Settings, steps: int) -> list[int]:
     whole = [int(timestep) for timestep in np.round(spaced(settings, steps))]
     if whole[0] >= settings.num_train_timesteps:
         raise RequestError(
-            f"{steps} steps with a steps_offset of {settings.steps_offset} begin at timestep {whole[0]}, and the "
+            f"{steps} steps with a steps_offset of {settings.steps_offset} start at timestep {whole[0]}, but the "
             f"model's last is {settings.num_train_timesteps - 1}. Use fewer steps."
         )
     return whole
 
 
 def spaced_above_end(settings: Settings, steps: int, count: int) -> Table:
-    """Return `steps` whole timesteps below `count`, falling, that leave room for a last one at the end."""
+    """Return `steps` whole timesteps below `count`, falling, with room for a last one at the end."""
     match settings.timestep_spacing:
         case "linspace":
             return np.round(np.linspace(0, count - 1, steps + 1))[:0:-1]
@@ -48,6 +48,6 @@ def spaced_above_end(settings: Settings, steps: int, count: int) -> Table:
 
 
 def _trailing(first: int, stride: float, steps: int) -> Table:
-    # Cut, because for some counts (61 of 1000) rounding in `arange` adds a timestep of -1, at
+    # Truncated, because for some counts (61 of 1000) rounding in `arange` adds a timestep of -1, at
     # which diffusers takes one more step.
     return np.round(np.arange(first, 0, -stride))[:steps] - 1

@@ -38,7 +38,7 @@ class UniPc:
         return sample
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
-        """Correct the last step by what the denoiser says at its end, then predict the next."""
+        """Correct the last step by the denoiser's output at its end, then predict the next."""
         del noise
         order = self.settings.solver_order
         alpha, sigma = alpha_sigma(self.sigmas[index])
@@ -75,7 +75,7 @@ def _moved(settings: Settings, sample: Array, predictions: list[Array], levels: 
     others = [i for i in range(len(predictions)) if i != here]
     if not others or h == 0:
         return mixed(*terms)
-    # How far each other prediction lies from where the step begins, in units of the step.
+    # Distance of each other prediction from the start of the step, in units of the step.
     offsets = [(log_snr(levels[i]) - log_snr(before)) / width for i in others]
     bound = h if settings.solver_type == "bh1" else math.expm1(h)
     for weight, offset, i in zip(weights(offsets, h, bound), offsets, others, strict=True):
@@ -126,6 +126,6 @@ def _check(settings: Settings) -> None:
         )
     if settings.final_sigmas_type == "zero" and not settings.lower_order_final and settings.solver_order > 1:
         raise ProfileError(
-            "The scheduler config pairs lower_order_final = false with final_sigmas_type 'zero', at whose "
-            "infinite log-SNR only order 1 is defined. Set 'sigma_min', or lower_order_final."
+            "The scheduler config pairs lower_order_final = false with final_sigmas_type 'zero', where the "
+            "log-SNR is infinite and only order 1 is defined. Set 'sigma_min', or lower_order_final."
         )
