@@ -1,4 +1,4 @@
-"""What rows of two files must have in common, and in which of these they differ."""
+"""Aspects in which rows of two files must agree to be compared, and those in which they differ."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .records import THREADS, Measurement
 
 
 def request_title(row: Measurement) -> str:
-    """What was asked for beside the size: prompts, guidance and seed."""
+    """Prompts, guidance and seed of a request."""
     request = row.request
     prompts = repr(request.prompt) + (f" without {request.negative_prompt!r}" if request.negative_prompt else "")
     return f"{prompts}, guidance {request.guidance:g}, seed {request.seed}"
 
 
 def threads_title(row: Measurement) -> str:
-    """How many threads its process was given to compute in."""
+    """The number of threads that its process was limited to."""
     count = row.environment.get(THREADS)
     return f"{THREADS}={count}" if count else f"no {THREADS}"
 
@@ -24,30 +24,30 @@ def threads_title(row: Measurement) -> str:
 ASPECTS: dict[str, tuple[Callable[[Measurement], str], str]] = {
     "machine": (lambda row: machine_title(row.machine), "compare machines side by side with --machines"),
     "checkpoint": (lambda row: row.model.name, "measure the same bundle"),
-    "profile or baseline": (lambda row: row.subject.name, "measure the same ones"),
-    "setting": (lambda row: setting_title(row.request), "give the same --size, --batch and --steps"),
-    "request": (request_title, "give the same prompt, --guidance and seed"),
-    "threads": (threads_title, "give the same --threads"),
-    "processes": (lambda row: "one at a time" if row.apart else "all in memory", "give --apart to both, or to neither"),
+    "profile or baseline": (lambda row: row.subject.name, "measure the same profile or baseline"),
+    "setting": (lambda row: setting_title(row.request), "use the same --size, --batch and --steps"),
+    "request": (request_title, "use the same prompt, --guidance and seed"),
+    "threads": (threads_title, "use the same --threads"),
+    "processes": (lambda row: "one at a time" if row.apart else "all in memory", "use --apart for both or for neither"),
 }
-"""What rows must have in common to be compared, and what to do where they haven't."""
+"""Each aspect: how it is read from a row, and advice if it differs."""
 MOST = 3
-"""Names that a line lists."""
+"""Most values listed in a message."""
 
 
 def apart(old: Sequence[Measurement], new: Sequence[Measurement]) -> str:
-    """What keeps two files from being compared, in a line: the aspect in which they differ, and what to do.
+    """One line on why two files can't be compared: the aspects in which they differ, and what to do.
 
-    Where they differ in several, or only in combinations, those of the two rows that have most in common.
+    If no single aspect keeps them apart, it names those in which the two most similar rows differ.
     """
     sides = [{name: {of(row) for row in rows} for name, (of, _) in ASPECTS.items()} for rows in (old, new)]
     differ = [name for name in ASPECTS if not sides[0][name] & sides[1][name]]
     if not differ:
         pairs = [[name for name, (of, _) in ASPECTS.items() if of(one) != of(two)] for one in old for two in new]
         differ = min(pairs, key=len)
-        return f"no row of one has the {' and '.join(differ)} of a row of the other; {_advice(differ)}"
-    said = [f"another {name} ({_some(sides[0][name])} against {_some(sides[1][name])})" for name in differ]
-    return f"{', '.join(said)}; {_advice(differ)}"
+        return f"no two rows have the same {' and '.join(differ)}; {_advice(differ)}"
+    found = [f"different {name} ({_some(sides[0][name])} and {_some(sides[1][name])})" for name in differ]
+    return f"{', '.join(found)}; {_advice(differ)}"
 
 
 def _advice(differ: Sequence[str]) -> str:

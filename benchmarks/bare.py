@@ -1,4 +1,4 @@
-"""Graphs that are part of no bundle, compiled as a bundle's are: what the ceiling multiplies, and the judge."""
+"""Compile graphs that belong to no bundle: the matrix products of the ceiling, and the judge of `scenes`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..runtimes.base import files_in
 def bare_engine(graph: Path, target: Target, folder: Path) -> Engine:
     """Lower an ONNX graph, compile it into `folder` through the target's runtime, and load it.
 
-    Raises what any of the three raises.
+    Raises what these three steps raise.
     """
     adapter = runtime(target.runtime)
     out = folder / "engine"

@@ -1,4 +1,4 @@
-"""What profiles are measured against: each a program in `subjects/`, in its own environment where it needs one."""
+"""Baselines for comparison: each is a program in `subjects/`, in an environment of its own if it needs one."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from ..profiles import Profile
 
 @dataclass(frozen=True)
 class Baseline:
-    """One baseline."""
+    """A baseline, and the program that runs it."""
 
     name: str
     module: str
     environment: str | None = None
-    """Folder of the peers' environments that it runs in; None: latentc's own."""
+    """Its folder among the environments of `make peers`; None runs in latentc's own environment."""
     profile: Profile | None = None
-    """For those that are PyTorch under latentc's pipeline."""
+    """For baselines that run PyTorch inside latentc's pipeline."""
     leaves_out: tuple[str, ...] = ()
     own_threads: bool = False
-    """Whether its library doesn't read `OMP_NUM_THREADS`."""
+    """Whether its library ignores `OMP_NUM_THREADS`."""
     cache: str | None = None
-    """Variable that says where it keeps what it compiles: each run gets a place of its own, for one that was killed
-    may leave half a file that fails every later one."""
+    """Environment variable of its compile cache. Each run gets a cache of its own, because a run that was killed may
+    leave a damaged file that breaks all later ones."""
 
 
 PROFILE_MODULE = "benchmarks.subjects.profile"
-EAGER = Profile(name="torch-eager", title="PyTorch as it is, f32, under latentc's pipeline", runtime="torch")
+EAGER = Profile(name="torch-eager", title="PyTorch eager, f32, in latentc's pipeline", runtime="torch")
 COMPILED = Profile(
     name="torch-compile",
-    title="torch.compile, f32, under latentc's pipeline",
+    title="torch.compile, f32, in latentc's pipeline",
     runtime="torch",
     options={"compile": True},
 )
-OWN_LOOP = "Its own pipeline draws: tokens, scheduler and pixels are its own too."
+OWN_LOOP = "It runs its own pipeline, with its own tokenization, scheduler and image conversion."
 
 BASELINES = {
     baseline.name: baseline
@@ -50,7 +50,7 @@ BASELINES = {
             "torch-compile",
             PROFILE_MODULE,
             profile=COMPILED,
-            leaves_out=("Compiling: it is in the first draw.",),
+            leaves_out=("Compilation: it happens in the first run.",),
             cache="TORCHINDUCTOR_CACHE_DIR",
         ),
         Baseline("diffusers", "benchmarks.subjects.diffusers", leaves_out=(OWN_LOOP, "The safety checker is off.")),
@@ -75,8 +75,8 @@ BASELINES = {
             own_threads=True,
             leaves_out=(
                 OWN_LOOP,
-                "Stages are timed by itself, text encoders and decoding to the millisecond.",
-                "It doesn't say which precision it computes in: it is OpenVINO's choice for the device.",
+                "The stages are timed by the library itself; text encoders and decoding to the millisecond.",
+                "The library doesn't report its precision: OpenVINO chooses it for the device.",
             ),
         ),
     )
@@ -84,35 +84,32 @@ BASELINES = {
 
 
 def find_baseline(name: str) -> Baseline:
-    """The baseline of this name; raises `RequestError` for an unknown one."""
+    """Find a baseline by name; raises `RequestError` for an unknown name."""
     if name not in BASELINES:
-        raise RequestError(f"There is no baseline {name!r}. {suggest(name, list(BASELINES))}")
+        raise RequestError(f"{name!r} is not a baseline. {suggest(name, list(BASELINES))}")
     return BASELINES[name]
 
 
 def peers_folder() -> Path:
-    """Where `make peers` puts the environments of other libraries' versions: beside what latentc runs in."""
+    """The folder in which `make peers` installs its environments, inside the environment of latentc."""
     return Path(sys.prefix) / "peers"
 
 
 def require_baseline(baseline: Baseline, peers: Path) -> None:
-    """Raise `RuntimeMissing` where a baseline can't be measured: its environment, or PyTorch in latentc's, isn't there.
-
-    Nothing is loaded: that they are installed is all that is known.
-    """
+    """Raise `RuntimeMissing` if the environment or the libraries of a baseline aren't installed. Nothing is loaded."""
     python_of(baseline, peers)
     needs = ("torch",) if baseline.profile is not None else ("torch", "diffusers", "transformers")
     if baseline.environment is None and (absent := [name for name in needs if find_spec(name) is None]):
         raise RuntimeMissing(
-            f"{baseline.name} needs {' and '.join(absent)}. Install what is missing with: {pip('export')}."
+            f"{baseline.name} needs {' and '.join(absent)}. Install the missing packages with: {pip('export')}."
         )
 
 
 def python_of(baseline: Baseline, peers: Path) -> Path:
-    """The Python that a baseline runs under; raises `RuntimeMissing` where its environment isn't there."""
+    """The Python interpreter of a baseline; raises `RuntimeMissing` if its environment doesn't exist."""
     if baseline.environment is None:
         return Path(sys.executable)
     python = peers / baseline.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        raise RuntimeMissing(f"{baseline.name} has no environment here. Make it with: make peers.")
+        raise RuntimeMissing(f"{baseline.name} has no environment on this machine. Create it with: make peers.")
     return python

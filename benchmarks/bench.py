@@ -1,10 +1,11 @@
-"""The run: every configuration in a process of its own, all of them called in turn until their times are stable."""
+"""A benchmark run: each configuration in a process of its own, measured alternately until the times are stable."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..compiler.cache import artifacts, locked
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.progress import Progress, quiet
@@ -32,7 +34,7 @@ from .stability import stability_of
 from .suite import suite_for
 
 Afterwards = Callable[[Awake, Progress], None]
-"""What the engines are asked for when their times were taken."""
+"""Work for the engines after their times were measured."""
 
 WARMUPS = 1
 
@@ -42,11 +44,11 @@ def bench(
 ) -> list[Measurement]:
     """Measure each profile and baseline at each size and batch, and add a line for each to `output`.
 
-    Several bundles, as a base and its fine-tunes, draw the same prompts and seeds, all in turn. What can't be measured
-    is a line with its reason. Lines are written as soon as all of one size and batch are measured, or when the run is
-    broken off. Raises, before anything is run: `RequestError` for a baseline, a setting or bundles that can't be,
-    `RuntimeMissing` for a baseline whose environment isn't there, and `LatentcError` where `output` can't be written,
-    or what the suite, its measures or captions need isn't here.
+    Several bundles, such as a base model and its fine-tunes, generate the same prompts with the same seeds, measured
+    alternately. A configuration that fails is a line with the reason. Lines are written when all configurations of one
+    size and batch are measured, or when the run is interrupted. Before anything runs, raises `RequestError` for an
+    invalid baseline, setting or set of bundles, `RuntimeMissing` for a baseline without its environment, and
+    `LatentcError` if `output` can't be written or a requirement of the suite, its measures or captions is missing.
     """
     bundles = [bundles] if isinstance(bundles, Bundle) else list(bundles)
     _check_names(bundles)
@@ -59,6 +61,7 @@ def bench(
         require_scenes(bundles)
     check_suite(bundles, plan, wanted)
     append_records(output, [])
+    kept = {artifact.name for artifact in artifacts(bundles[0])}
     common = run_facts(plan.apart)
     rows: list[Measurement] = []
     for request in wanted:
@@ -66,7 +69,7 @@ def bench(
         work = [work_of(bundle, request) for bundle in bundles]
         with tempfile.TemporaryDirectory(prefix="latentc-bench-") as scratch:
             groups: list[list[Contender]] = []
-            for index, bundle in enumerate(bundles):  # what does no work is measured once
+            for index, bundle in enumerate(bundles):  # the null profile is measured once
                 profiles = [*(own_cost if index == 0 else []), *plan.profiles]
                 folder = Path(scratch, str(index))
                 folder.mkdir()
@@ -74,27 +77,37 @@ def bench(
             afterwards = _afterwards(bundles, groups, plan, request, first=request is wanted[0])
             try:
                 common["other_cores"] = _measure(list(chain(*groups)), plan, afterwards, on_progress)
-            finally:  # a run that is broken off keeps what it has
+            finally:  # a run that is interrupted keeps its results
                 measured: list[Measurement] = []
                 for group, counted in zip(groups, work, strict=True):
                     for contender in group:
                         if not contender.draws and contender.error is None:
-                            contender.error = "The run was broken off before it was measured."
+                            contender.error = "The run was interrupted before this configuration was measured."
                         measured.append(row_of(contender, request, *counted, common, output.parent))
                 append_records(output, measured)
+                if own_cost and not any(profile.runtime == OWN_COST for profile in plan.profiles):
+                    _remove_own_cost(bundles[0], kept)
         rows += measured
     return rows
 
 
 def _check_names(bundles: Sequence[Bundle]) -> None:
-    """Raise `RequestError` for bundles that a table couldn't distinguish."""
+    """Raise `RequestError` for no bundles, and for bundles with the same name."""
     names = [bundle.folder.name for bundle in bundles]
     if not names:
-        raise RequestError("There is no bundle to measure. Name one at least.")
+        raise RequestError("No bundle was given. Name at least one.")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RequestError(
-            f"Two bundles are called {twice}: a table couldn't distinguish their rows. Rename one of them."
+            f"Two bundles are called {twice}, so their rows could not be told apart. Rename one of them."
         )
+
+
+def _remove_own_cost(bundle: Bundle, kept: Collection[str]) -> None:
+    """Remove the engines that were built for the row of latentc's own overhead: the user didn't ask for them."""
+    for artifact in artifacts(bundle):
+        if artifact.fields.runtime == OWN_COST and artifact.name not in kept:
+            with locked(bundle, artifact.name):
+                shutil.rmtree(bundle.engines / artifact.name, ignore_errors=True)
 
 
 def _afterwards(
@@ -104,7 +117,7 @@ def _afterwards(
     for bundle, group in zip(bundles, groups, strict=True):
         if plan.suite:
             found.append(partial(compare, bundle, request, suite_for(*bundles), plan.measures, group))
-        if plan.captions and first:  # the pictures are of the model's own size in any case
+        if plan.captions and first:  # captions are always generated at the model's own size
             found.append(partial(understand, plan.captions, request, group))
     return found
 
@@ -112,9 +125,9 @@ def _afterwards(
 def _measure(
     contenders: Sequence[Contender], plan: Plan, afterwards: Sequence[Afterwards], on_progress: Progress
 ) -> float | None:
-    """Build one after the other; draw in turn until stable; then see to the pictures.
+    """Build one after the other, measure alternately until stable, then run the suite and captions.
 
-    Returns how many cores others kept busy while they drew in turn; None where that isn't known.
+    Returns how many cores other processes used meanwhile; None if unknown.
     """
     with ExitStack() as stack:
         sampler = stack.enter_context(Process(Path(sys.executable), "benchmarks.sampler"))
@@ -129,10 +142,10 @@ def _measure(
                     if not plan.apart:
                         _start(contender, stack, sampler, on_progress)
         before = taken(_living(contenders, sampler))
-        for look in range(PATIENCE):  # few looks: each is one more chance to take noise for stability
+        for look in range(PATIENCE):  # few checks: each one may take noise for stability
             _draw_in_turn(contenders, plan, look * plan.repeat, sampler, awake, on_progress)
             running = [contender for contender in contenders if contender.error is None]
-            # What does no work takes a millisecond, in which everything shows: nobody waits for it.
+            # The null profile takes a millisecond, so its time is noisy: nothing waits until it is stable.
             awaited = [contender for contender in running if contender.subject.name != OWN_COST] or running
             if all(stability_of(contender.draws)[0] for contender in awaited):
                 break
@@ -166,7 +179,7 @@ def _draw_in_turn(
 
 @contextmanager
 def _awake(contender: Contender, sampler: Process, on_progress: Progress) -> Generator[None]:
-    """A process of its own for the block alone, that has loaded and drawn once."""
+    """Run the block with a process that has loaded and generated once, and close it afterwards."""
     try:
         with ExitStack() as stack:
             if contender.first is None:
@@ -194,7 +207,7 @@ def _open(contender: Contender) -> Process:
 
 
 def _build(contender: Contender, on_progress: Progress) -> None:
-    """In a process that does nothing else, so that what building takes isn't counted as drawing."""
+    """Build in a separate process, so that its memory isn't counted for generation."""
     on_progress(f"{contender.subject.name}: build", None)
     with _open(contender) as process:
         process.ask("open", asdict(contender.brief), contender.limit)
@@ -210,7 +223,7 @@ def _build(contender: Contender, on_progress: Progress) -> None:
 def _start(
     contender: Contender, stack: ExitStack, sampler: Process, on_progress: Progress, warmups: int = WARMUPS
 ) -> None:
-    """Import, load, draw for the first time, warm up: with the memory watched."""
+    """Import, load, run for the first time and warm up, while memory is sampled."""
     on_progress(f"{contender.subject.name}: load", None)
     contender.process = process = stack.enter_context(_open(contender))
     opened = Imported(**process.ask("open", asdict(contender.brief), contender.limit))
@@ -222,7 +235,7 @@ def _start(
     contender.startup = contender.startup.model_copy(
         update={"import_seconds": opened.seconds, "load_seconds": loaded.seconds}
     )
-    on_progress(f"{contender.subject.name}: first draw and warm-up", None)
+    on_progress(f"{contender.subject.name}: first run and warm-up", None)
     _held(sampler, "watch", contender)
     contender.first = _draw(contender, keep=True)
     for _ in range(warmups):
@@ -240,7 +253,7 @@ def _start(
 
 
 def _vram(contender: Contender, held: dict[str, Any], before: Sequence[Vram] = ()) -> tuple[Vram, ...]:
-    """Of each GPU; without what a whole device held, where every engine is the CPU's: that was somebody else's."""
+    """GPU memory by device. If all engines run on the CPU, figures of whole devices are dropped as those of others."""
     known = {one.device: one for one in before}
     seen = [Vram(**one) for one in held["vram"]]
     engines = [engine.partition(", nodes:")[0] for engine in contender.subject.engines.values()]

@@ -1,7 +1,7 @@
-"""The rate that a runtime reaches here in matrix products and nothing else: what an engine's rate is held against.
+"""The rate that a runtime reaches in plain matrix products, with which the rate of an engine is compared.
 
-Measured on the spot, with the profile's own device, options and precision. It is a yardstick and no law: a runtime may
-convolve faster than it multiplies matrices (by algorithms with fewer multiplications), and then an engine passes it.
+Measured on this machine with the profile's device, options and precision. It isn't a strict limit: a runtime may
+convolve faster than it multiplies matrices, by algorithms with fewer multiplications.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ..runtimes import Target, runtime
 from .bare import bare_engine
 
 SIZES = (1024, 2048, 4096, 8192)
-"""Sides of the matrices, tried in turn for as long as the rate still grows."""
+"""Sides of the matrices, in the order in which they are tried while the rate still grows."""
 
 DEPTH = 8
-"""Products in a row, so that what goes in and comes out is little beside them."""
+"""Products per call, so that input and output cost little in comparison."""
 
 CALLS = 5
-"""Calls at each size, after one that isn't counted."""
+"""Timed calls at each size, after one warm-up call."""
 
 LONGEST_SECONDS = 0.5
-"""A size whose call takes longer is the last one."""
+"""No larger size is tried after a call that took longer than this."""
 
 GROWTH = 1.02
-"""A larger size must reach this many times the rate of the smaller one for a still larger one to be tried."""
+"""The next size is tried only if the rate grew by this factor."""
 
 
 def measure_ceiling(
@@ -47,17 +47,17 @@ def measure_ceiling(
     sizes: tuple[int, ...] = SIZES,
     clock: Callable[[], float] = perf_counter,
 ) -> float | None:
-    """The best TFLOP/s that matrix products reach through a profile's runtime; None where that compiles no graphs.
+    """Measure the best TFLOP/s of matrix products through a profile's runtime; None if it compiles no graphs.
 
-    A multiply-add is 2 FLOP, and the fastest call counts. On a CPU it takes some seconds, and memory for `DEPTH`
+    A multiply-add is 2 FLOP, and the fastest call counts. On a CPU it takes a few seconds, and memory for `DEPTH`
     matrices of the largest size: 1 GB at 4096.
 
-    Raises `RuntimeMissing` where the runtime or onnx isn't here, `ProfileError` for what the profile asks and the
-    device hasn't, and `CompileError` from the runtime.
+    Raises `RuntimeMissing` if the runtime or onnx isn't installed, `ProfileError` for options of the profile that the
+    device doesn't support, and `CompileError` from the runtime.
     """
     adapter = runtime(profile.runtime)
     if reason := adapter.missing(profile.device):
-        raise RuntimeMissing(f"Profile {profile.name} can't be measured here: {reason}")
+        raise RuntimeMissing(f"Profile {profile.name} cannot be measured on this machine: {reason}")
     if not adapter.facts.reads_onnx:
         return None
     adapter.check(profile.options)
@@ -78,15 +78,15 @@ def measure_ceiling(
 
 
 def product_flops(size: int) -> int:
-    """FLOP of one call of `product_engine`; the largest value of each row is left out, as `count_flops` does."""
+    """FLOP of one call of `product_engine`, without its final maximum, as in `count_flops`."""
     return DEPTH * 2 * size**3
 
 
 def product_engine(profile: Profile, precision: Precision, size: int, folder: Path) -> Engine:
-    """An engine that computes `rows` [size], the largest value of each row of x W W W... from `x` [size, size], in f32.
+    """Compile an f32 engine that computes `rows` [size], the row maxima of x W W W..., from `x` [size, size].
 
-    It is compiled into `folder` through the profile's runtime, as a part of a bundle is. The answer is small, so that
-    little time goes into copying it, and every product is needed for it.
+    It is compiled into `folder` through the profile's runtime, like a part of a bundle. The output is small, so that
+    copying it costs little, and depends on every product.
     """
     graph = folder / "product.onnx"
     write_product(graph, size)
@@ -103,9 +103,9 @@ def product_engine(profile: Profile, precision: Precision, size: int, folder: Pa
 
 
 def write_product(path: Path, size: int) -> None:
-    """Write the ONNX graph of `product_engine`, at opset 18, its weight in a file beside it.
+    """Write the ONNX graph of `product_engine` at opset 18, with its weight in a file beside it.
 
-    Raises `RuntimeMissing` without onnx.
+    Raises `RuntimeMissing` if onnx isn't installed.
     """
     try:
         import onnx
@@ -132,13 +132,13 @@ def write_product(path: Path, size: int) -> None:
 
 
 def weight(size: int) -> Array:
-    """The matrix: independent normal values that keep a row's length as it is, so that nothing runs away in f16."""
+    """The matrix: independent normal values, scaled to preserve the norm of a row, so that f16 doesn't overflow."""
     values = np.random.default_rng(size).standard_normal((size, size), dtype=np.float32)
     return values * np.float32(size**-0.5)
 
 
 def entry(size: int) -> Array:
-    """What the engine is fed: standard normal values, f32 [size, size]."""
+    """The input of the engine: standard normal values, f32 [size, size]."""
     return np.random.default_rng(1).standard_normal((size, size), dtype=np.float32)
 
 

@@ -1,8 +1,8 @@
-"""Where everything lies in the drawings of a page; its template writes them as SVG.
+"""Layout of the charts of a page; its template writes them as SVG.
 
-Places across are percent and places down are pixels, so that a drawing takes any width while its letters keep their
-size. Names and figures of rows stand above them, as text of the page that wraps; only the picture of seconds against
-parity has letters inside.
+Horizontal positions are percentages and vertical ones are pixels, so that a chart takes any width while its text keeps
+its size. Names and values are text of the page above each chart, which wraps; only the plot of seconds against parity
+has text inside.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from .reading import ParityPoint, figure, front, seconds_shown
 from .summary import summarize
 
 NARROW = 320
-"""Pixels: the narrowest drawing. Letters that don't meet there meet nowhere."""
+"""Pixels: the narrowest chart. Labels that don't overlap there overlap nowhere."""
 LETTER = 6.8
-"""Pixels: the width of a letter, on the wide side."""
+"""Pixels: width of a letter, rounded up."""
 TOP, PLOT = 36, 280
-"""Pixels from the top: where the picture of seconds against parity begins and ends."""
+"""Pixels from the top: where the plot of seconds against parity begins and ends."""
 SHIFTS = (0, -14, 14, -28, 28, -42, 42)
-"""Pixels up and down that a name may be from its dot."""
+"""Pixels by which a name may be moved up or down from its dot."""
 LEFT, RIGHT = 8.0, 94.0
-"""Percent: where that picture's axis begins and ends."""
+"""Percent: where the horizontal axis of that plot begins and ends."""
 BAND = 46
-"""Pixels below it, for what has seconds and no parity."""
+"""Pixels below the plot, for rows with seconds and no parity."""
 WIDE_RANGE = 8
-"""Largest over smallest, from which on seconds are drawn on a logarithmic axis."""
+"""Ratio of the largest to the smallest time above which the axis is logarithmic."""
 BEYOND = 1.0
-"""Samples further than this above their median, as a share of it, are drawn at the edge."""
+"""Samples further than this above their median, as a share of it, are shown at the edge."""
 CLOSEST = 0.02
-"""Half the least range of the strips, as a share of the median: what is calmer than this looks calm."""
+"""Half the smallest range of a strip, as a share of the median."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a bar, or a stroke across it."""
+    """A segment of a bar, or a line across it."""
 
     kind: str
     """Class in the style sheet."""
@@ -53,11 +53,11 @@ class Bar:
 
     name: str
     value: str
-    """What is written at its end of the line."""
+    """Text at the right end of the line above the bar."""
     pieces: tuple[tuple[str, float, str], ...]
-    """Class, length and what it is, from left to right."""
+    """Class, length and title of each segment, from left to right."""
     marks: tuple[tuple[float, str], ...] = ()
-    """Strokes across the bar, and what they are."""
+    """Positions and titles of lines across the bar."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Strip:
-    """The samples of one row, by draw: seconds, one or more of each."""
+    """The samples of one row in seconds, one or more for each repetition."""
 
     name: str
     draws: tuple[tuple[float, ...], ...]
@@ -80,7 +80,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class DrawnStrip:
-    """A strip's dots, with its median and the interval of that."""
+    """The dots of a strip, with the median and its interval."""
 
     name: str
     value: str
@@ -92,7 +92,7 @@ class DrawnStrip:
 
 @dataclass(frozen=True)
 class Spot:
-    """A row in the picture of seconds against parity."""
+    """A row in the plot of seconds against parity."""
 
     point: ParityPoint
     x: float
@@ -103,7 +103,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Label:
-    """Letters inside a drawing."""
+    """Text inside a chart."""
 
     text: str
     x: float
@@ -115,19 +115,19 @@ class Label:
 
 @dataclass(frozen=True)
 class Pareto:
-    """Seconds across, parity up, and the front that nothing beats in both."""
+    """The plot of seconds (horizontal) against parity (vertical), with the Pareto front."""
 
     height: float
     lines: tuple[tuple[str, float, float, float, float], ...]
-    """Class, and from where to where: x, y, x, y."""
+    """Class, and start and end point: x, y, x, y."""
     spots: tuple[Spot, ...]
     labels: tuple[Label, ...]
     legend: tuple[str, ...]
-    """Names that have no room beside their dots, with the numbers that stand for them."""
+    """Names that have no room beside their dots, each with its number in the plot."""
 
 
 def bars(rows: Sequence[Bar]) -> list[tuple[Bar, list[Piece], list[Piece]]]:
-    """The pieces and marks of stacked bars on one scale from zero."""
+    """Lay out stacked bars on one scale from zero: their segments and marks."""
     longest = max(max(sum(length for _, length, _ in row.pieces), *(at for at, _ in row.marks), 0.0) for row in rows)
     drawn: list[tuple[Bar, list[Piece], list[Piece]]] = []
     for row in rows:
@@ -142,10 +142,10 @@ def bars(rows: Sequence[Bar]) -> list[tuple[Bar, list[Piece], list[Piece]]]:
 
 
 def strips(rows: Sequence[Strip]) -> tuple[list[DrawnStrip], tuple[str, str]]:
-    """Every sample as a dot, and what the left and right edge mean.
+    """Lay out every sample as a dot; also the deviations at the left and right edge, as text.
 
-    Across: how far it is from its row's median, down: in the order of drawing. What lies beyond the edge is a ring on
-    it. Rows whose median is zero can't be drawn and are left out.
+    Horizontal: deviation from the row's median; vertical: order of measurement. Samples beyond the right edge are rings
+    on it. Rows whose median is zero are left out.
     """
     samples = [(row, [sample for draw in row.draws for sample in draw]) for row in rows]
     known = [(row, each, found) for row, each in samples if each and (found := summarize(each)).median > 0]
@@ -161,12 +161,14 @@ def strips(rows: Sequence[Strip]) -> tuple[list[DrawnStrip], tuple[str, str]]:
         interval = summarize([median(draw) for draw in row.draws if draw]).interval  # calls aren't independent
         start, end = (place(edge / found.median - 1) for edge in interval)
         said = f"95 % interval of the median: {' to '.join(map(seconds_shown, interval))}"
+        if len(row.draws) == 1:
+            said = "a single repetition has no interval"
         dots = [
             Dot(
                 place(sample / found.median - 1),
                 2 + height * (index + 0.5) / len(row.draws),
                 "dot ring" if sample / found.median - 1 > high else "dot",
-                f"draw {index + 1}: {seconds_shown(sample)}",
+                f"repetition {index + 1}: {seconds_shown(sample)}",
             )
             for index, draw in enumerate(row.draws)
             for sample in draw
@@ -177,7 +179,7 @@ def strips(rows: Sequence[Strip]) -> tuple[list[DrawnStrip], tuple[str, str]]:
 
 
 def pareto(points: Sequence[ParityPoint], axis: str) -> Pareto:
-    """The picture of seconds against parity."""
+    """Lay out the plot of seconds against parity."""
     known = [(point, point.psnr_db) for point in points if point.psnr_db is not None]
     unknown = [point for point in points if point.psnr_db is None]
     bottom = PLOT if known else TOP
@@ -199,19 +201,22 @@ def pareto(points: Sequence[ParityPoint], axis: str) -> Pareto:
     stair = _stair([(across(point.seconds), up(point.psnr_db or 0.0)) for point in best], bottom)
     places = [(point, across(point.seconds), up(psnr_db)) for point, psnr_db in known]
     places += [(point, across(point.seconds), bottom + BAND - 10.0) for point in unknown]
-    spots = [Spot(point, x, y, point in best, _told(point)) for point, x, y in places]
+    spots = [Spot(point, x, y, point in best, _point_title(point)) for point, x, y in places]
     names, legend = _names([(point.name, x, y) for point, x, y in places], stair)
-    labels += [Label(f"↑ nearer: {axis}" if known else "", 0, 11), Label("← faster: seconds of a draw", 0, height + 34)]
+    labels += [
+        Label(f"↑ closer: {axis}" if known else "", 0, 11),
+        Label("← faster: seconds per generation", 0, height + 34),
+    ]
     return Pareto(height + 40, tuple(lines + stair), tuple(spots), (*labels, *names), tuple(legend))
 
 
-def _told(point: ParityPoint) -> str:
-    likeness = f"{figure(point.psnr_db)} dB" if point.psnr_db is not None else "parity not measured"
-    return f"{point.name}: {seconds_shown(point.seconds)}, {likeness}"
+def _point_title(point: ParityPoint) -> str:
+    parity = f"{figure(point.psnr_db)} dB" if point.psnr_db is not None else "parity not measured"
+    return f"{point.name}: {seconds_shown(point.seconds)}, {parity}"
 
 
 def _stair(corners: Sequence[tuple[float, float]], bottom: float) -> list[tuple[str, float, float, float, float]]:
-    """The front as a stair: what lies above it or to the left of it was reached by nobody."""
+    """The Pareto front as steps: no row is above or to the left of it."""
     if not corners:
         return []
     upright = [(corners[0][0], corners[0][1], bottom), *((x, before, y) for (_, before), (x, y) in pairwise(corners))]
@@ -221,7 +226,7 @@ def _stair(corners: Sequence[tuple[float, float]], bottom: float) -> list[tuple[
 
 
 def _seconds_axis(seconds: Sequence[float]) -> Callable[[float], float]:
-    """From seconds to percent: logarithmic where they lie far apart."""
+    """Map seconds to percent, on a logarithmic scale if they differ much."""
     low, high = min(seconds), max(seconds)
     wide = _is_wide(seconds)
     start, end = (math.log(low), math.log(high)) if wide else (0.0, high or 1.0)
@@ -237,7 +242,7 @@ def _is_wide(seconds: Sequence[float]) -> bool:
 
 
 def _ticks(seconds: Sequence[float]) -> list[float]:
-    """Round numbers of seconds on the axis: three to six."""
+    """Three to six round numbers of seconds for the axis."""
     low, high = min(seconds), max(seconds) or 1.0
     if not _is_wide(seconds):
         step = _round_step(high / 3)
@@ -253,7 +258,7 @@ def _tick_name(seconds: float) -> str:
 
 
 def _levels(values: Sequence[float]) -> list[float]:
-    """Round numbers that enclose all values, two or more."""
+    """Two or more round numbers that enclose all values."""
     if not values:
         return [0.0, 1.0]
     low, high = min(values), max(values)
@@ -275,9 +280,9 @@ Box = tuple[float, float, float, float]
 def _names(
     spots: Sequence[tuple[str, float, float]], stair: Sequence[tuple[str, float, float, float, float]]
 ) -> tuple[list[Label], list[str]]:
-    """Each name beside its dot, where it covers no dot, no line of the front and no other name on a narrow screen.
+    """Place each name beside its dot, so that it covers no dot, line of the front or other name on a narrow screen.
 
-    What has no such place is a number there, or nothing, and in the legend.
+    A name without such a place is in the legend, with a number beside the dot if that fits.
     """
     wide = NARROW / 100
     taken: list[Box] = [(x * wide - 6, x * wide + 6, y - 6, y + 6) for _, x, y in spots]

@@ -1,4 +1,4 @@
-"""The tables of measurements: every column once, and which table has which. Printers write them out.
+"""The tables of measurements: how each column is read from a record, and which columns each table has.
 
 `markdown` writes them for a README, `page` as HTML and `cli.bench` to a terminal.
 """
@@ -12,6 +12,7 @@ from statistics import median
 from typing import Literal
 
 from .reading import (
+    UNKNOWN,
     Section,
     bytes_shown,
     failure,
@@ -24,6 +25,7 @@ from .reading import (
     ratio_shown,
     rival,
     shown_name,
+    spread_shown,
     step_psnr,
     title_of,
     vram_shown,
@@ -35,18 +37,18 @@ Read = Callable[[Measurement], str]
 
 @dataclass(frozen=True)
 class TableLine:
-    """A subject's cells."""
+    """One row of a table."""
 
     row: Measurement
     name: str
-    """As it is shown, marked where its time wasn't stable."""
+    """The displayed name, marked where the time wasn't stable."""
     cells: tuple[str, ...] | None
     """None where it failed."""
 
 
 @dataclass(frozen=True)
 class FigureTable:
-    """Figures as text; columns and lines that hold nothing are left out."""
+    """A table as text. Empty columns and lines are left out."""
 
     title: str
     columns: tuple[str, ...]
@@ -54,11 +56,11 @@ class FigureTable:
     note: str
 
 
-def _of_parity(read: Callable[[Likeness], str], drawn: bool = False) -> Read:
-    """What is read from parity; `drawn`: from pictures, which mean nothing where weights are random."""
+def _of_parity(read: Callable[[Likeness], str], trained: bool = False) -> Read:
+    """Read a figure from `parity`; `trained`: only for trained weights, as images of random weights mean nothing."""
 
     def shown(row: Measurement) -> str:
-        return "" if row.parity is None or idle(row) or (drawn and row.model.random) else read(row.parity)
+        return "" if row.parity is None or idle(row) or (trained and row.model.random) else read(row.parity)
 
     return shown
 
@@ -68,7 +70,11 @@ def _median(stage: Stage) -> Read:
 
 
 def _percentile(name: Literal["p90", "p99"]) -> Read:
-    return lambda row: figure(getattr(found, name) if (found := row.summary("total")) else None)
+    def shown(row: Measurement) -> str:
+        found = row.summary("total")
+        return "" if found is None else figure(getattr(found, name)) if found.count > 1 else UNKNOWN
+
+    return shown
 
 
 def _rate(stage: Stage) -> Read:
@@ -81,7 +87,7 @@ def _rate(stage: Stage) -> Read:
 
 def _whole(row: Measurement) -> str:
     found = row.summary("total")
-    return "" if found is None else figure(found.median) + (f" ± {found.spread:.0%}" if found.count > 1 else "")
+    return "" if found is None else f"{figure(found.median)} ± {spread_shown(found)}"
 
 
 def _held(name: Literal["before_bytes", "loaded_bytes", "peak_bytes"]) -> Read:
@@ -117,132 +123,150 @@ def _lpips(parity: Likeness) -> str:
 
 
 RIVAL = "x"
-"""Of the column against the fastest baseline, before its name."""
+"""Prefix of the column that compares with the fastest baseline; the baseline's name follows."""
 
 COLUMNS: dict[str, Read] = {
-    "whole draw, s": _whole,
+    "end to end, s": _whole,
+    "total, s": _median("total"),
     "p90, s": _percentile("p90"),
     "p99, s": _percentile("p99"),
-    "text, s": _median("text_encoder"),
+    "text encoder, s": _median("text_encoder"),
     "one step, s": _median("denoiser"),
     "decode, s": _median("vae_decoder"),
     "host, s": _median("host"),
-    "draws": lambda row: str(len(row.draws)),
-    "text, TFLOP/s": _rate("text_encoder"),
+    "repetitions": lambda row: str(len(row.draws)),
+    "text encoder, TFLOP/s": _rate("text_encoder"),
     "one step, TFLOP/s": _rate("denoiser"),
     "decode, TFLOP/s": _rate("vae_decoder"),
     "TFLOP/s": lambda row: "" if idle(row) else figure(row.tflops("denoiser")),
     "build, s": lambda row: figure(row.startup.build_seconds) + (" reused" if row.startup.build_reused else ""),
     "import, s": lambda row: figure(row.startup.import_seconds),
     "load, s": lambda row: figure(row.startup.load_seconds),
-    "first draw, s": lambda row: figure(row.first.total if row.first else None),
+    "first run, s": lambda row: figure(row.first.total if row.first else None),
     "engines": lambda row: bytes_shown(row.startup.engine_bytes),
-    "before": _held("before_bytes"),
+    "before loading": _held("before_bytes"),
     "loaded": _held("loaded_bytes"),
     "memory": _held("peak_bytes"),
     "GPU resting": lambda row: vram_shown("resting_bytes", row),
     "GPU peak": lambda row: vram_shown("peak_bytes", row),
-    "J": lambda row: figure(row.joules.median if row.joules else None),
+    "energy, J": lambda row: figure(row.joules.median if row.joules else None),
     "worst part, dB": lambda row: "" if idle(row) else figure(part_psnr(row)),
     "one step, dB": lambda row: "" if idle(row) else figure(step_psnr(row)),
-    "forced, dB": lambda row: "" if idle(row) else figure(forced_psnr(row)),
-    "worst picture, dB": lambda row: "" if idle(row) else figure(picture_psnr(row)),
-    "pictures, dB": _pictures("psnr_db"),
+    "teacher-forced, dB": lambda row: "" if idle(row) else figure(forced_psnr(row)),
+    "worst image, dB": lambda row: "" if idle(row) else figure(picture_psnr(row)),
+    "images, dB": _pictures("psnr_db"),
     "SSIM": _pictures("ssim"),
     "FLIP": _pictures("flip"),
-    "difference": _pictures("mean_absolute_difference"),
+    "mean difference": _pictures("mean_absolute_difference"),
     "scene score": _meaning("scene_score"),
     "Fréchet": _meaning("frechet_distance"),
-    "CLIP score": _of_parity(_clip, drawn=True),
-    "LPIPS": _of_parity(_lpips, drawn=True),
-    "FID": _of_parity(lambda parity: _fid(parity), drawn=True),
+    "CLIP score": _of_parity(_clip, trained=True),
+    "LPIPS": _of_parity(_lpips, trained=True),
+    "FID": _of_parity(lambda parity: _fid(parity), trained=True),
     "faults": _of_parity(lambda parity: "; ".join(parity.faults)),
 }
-"""How each is read from a row."""
+"""How each column is read from a row."""
 
 
 def _fid(parity: Likeness) -> str:
-    return f"{figure(parity.fid.distance)} ({parity.fid.pictures} pictures)" if parity.fid else ""
+    return f"{figure(parity.fid.distance)} ({parity.fid.pictures} images)" if parity.fid else ""
 
 
 SUMMARY = "Summary"
 TABLES: dict[str, tuple[str, ...]] = {
     SUMMARY: (
-        *("whole draw, s", RIVAL, "one step, s", "TFLOP/s", "memory", "one step, dB", "worst picture, dB"),
+        *("end to end, s", RIVAL, "one step, s", "TFLOP/s", "memory", "one step, dB", "worst image, dB"),
         *("GPU resting", "GPU peak"),
     ),
-    "Terminal": ("load, s", "one step, s", "decode, s", "whole draw, s", "memory", "one step, dB"),
-    "Pictures": ("worst picture, dB", "scene score", "CLIP score", "LPIPS", "FID"),
+    "Terminal": ("load, s", "one step, s", "decode, s", "end to end, s", "memory", "one step, dB"),
+    "Pictures": ("worst image, dB", "scene score", "CLIP score", "LPIPS", "FID"),
     "GPU memory": ("GPU resting", "GPU peak"),
-    "Overview": ("whole draw, s", "one step, s", "memory", "one step, dB"),
+    "Overview": ("end to end, s", "one step, s", "memory", "one step, dB"),
     "Demo": (
-        *("build, s", "load, s", "text, s", "one step, s", "decode, s", "whole draw, s", "memory", "one step, dB"),
-        "worst picture, dB",
+        *("build, s", "load, s", "text encoder, s", "one step, s", "decode, s", "total, s", "memory", "one step, dB"),
+        "worst image, dB",
     ),
-    "Time": (*("whole draw, s", RIVAL, "p90, s", "p99, s", "text, s", "one step, s", "decode, s", "host, s", "draws"),),
-    "Rate": ("text, TFLOP/s", "one step, TFLOP/s", "decode, TFLOP/s"),
+    "Time": (
+        *(
+            "end to end, s",
+            RIVAL,
+            "p90, s",
+            "p99, s",
+            "text encoder, s",
+            "one step, s",
+            "decode, s",
+            "host, s",
+            "repetitions",
+        ),
+    ),
+    "Rate": ("text encoder, TFLOP/s", "one step, TFLOP/s", "decode, TFLOP/s"),
     "Start and memory": (
-        *("build, s", "import, s", "load, s", "first draw, s", "engines", "before", "loaded", "memory"),
-        *("GPU resting", "GPU peak", "J"),
+        *("build, s", "import, s", "load, s", "first run, s", "engines", "before loading", "loaded", "memory"),
+        *("GPU resting", "GPU peak", "energy, J"),
     ),
     "Parity": (
-        *("worst part, dB", "one step, dB", "forced, dB", "pictures, dB", "SSIM", "FLIP", "difference"),
+        *("worst part, dB", "one step, dB", "teacher-forced, dB", "images, dB", "SSIM", "FLIP", "mean difference"),
         *("scene score", "Fréchet", "CLIP score", "LPIPS", "FID", "faults"),
     ),
 }
 """The columns of each table."""
 
+SINGLE = f"{UNKNOWN}: a single repetition has no interval and no percentiles."
+"""Added to the legend of a table that contains `UNKNOWN`."""
+
 NOTES = {
     SUMMARY: (
-        "Medians of the measured draws, ± half their 95 % interval; one step is one denoiser call. Memory is the most "
-        "that the process held. dB: how near to the reference, higher is nearer. ≈ marks times that weren't stable; "
-        "times whose 95 % intervals overlap tie."
+        "Times are medians of the repetitions ± half the 95 % confidence interval of the median; one step is one "
+        "denoiser call. Memory: peak resident memory of the process. dB: PSNR against the reference, higher is closer. "
+        "≈: the time was not stable. Times whose 95 % intervals overlap tie."
     ),
     "Terminal": (
-        "Seconds are medians, ± half the 95 % interval; intervals that overlap tie. Memory: the most that the process "
-        "held. One step, dB: one denoising step against PyTorch's, from the same latents; worst picture: of the suite "
-        "(--suite). Scene score: how much of what captions say the pictures show (--captions). null does no work: what "
-        "it takes is latentc's own. `latentc report` has the rest."
+        "Times are medians ± half the 95 % confidence interval; overlapping intervals tie. Memory: peak resident "
+        "memory of the process. One step, dB: PSNR of one denoising step against PyTorch, from the same latents. Worst "
+        "image, dB: the lowest PSNR in the suite (--suite). Scene score: share of the caption's attributes that the "
+        f"images show (--captions). {SINGLE} The null profile does no work: its row is latentc's own overhead. "
+        "`latentc report` shows everything else."
     ),
     "Demo": (
-        "One draw by each. Memory: the most that its process held. dB: how near to PyTorch (PSNR) is one step from the "
-        "same latents, and the picture; 200 is equal to the bit."
+        "One run each. Memory: peak resident memory of the process. dB: PSNR against PyTorch, of one step from the "
+        "same latents and of the image; 200 means bit-identical."
     ),
     "Time": (
-        "Medians, ± half their 95 % interval; intervals that overlap tie. Host is all of a draw that is neither text "
-        "encoder, denoiser nor decoder. A column x says how many times as fast as the fastest baseline. null does no "
-        "work: it shows what latentc itself takes."
+        "Medians ± half their 95 % confidence interval; overlapping intervals tie. Host: everything in a generation "
+        "except text encoders, denoiser and decoder. Column x NAME: how many times as fast as NAME, the fastest "
+        "baseline. The null profile does no work: its row is latentc's own overhead."
     ),
     "Rate": (
-        "The graph's floating-point operations over the stage's median, and its share of what a large matrix product "
-        "reached here in the same precision."
+        "Floating-point operations of the graph divided by the median time of the stage. In parentheses: share of the "
+        "rate that a large matrix product reached on this machine in the same precision."
     ),
     "Start and memory": (
-        "Build: once per machine. Memory: resident, of the process and its children, before and after loading, and the "
-        "most of its whole life. GPU: each device by itself, after the warm-up and at most; (device): all that the "
-        "device held, less what it held before loading. J: energy of the CPU packages, in joules a draw."
+        "Build: paid once per machine. First run: the first generation of the process. Engines: size on disk. Memory: "
+        "resident memory of the process and its children, before loading, after loading, and the peak of its whole "
+        "life. GPU: per device, at rest after the warm-up, and peak; (device): use of the whole device minus its use "
+        "before loading. Energy: of the CPU packages, per generation."
     ),
     "Parity": (
-        "PSNR in dB, higher is nearer: of the worst part on fixed inputs, of one step from the reference's own "
-        "latents, of the denoiser's worst teacher-forced call. Pictures: the suite's median, in brackets its worst "
-        "and, behind a semicolon, the reference against itself. Scene score: the share of what captions say that the "
-        "pictures show; Fréchet: their distance from rendered scenes, lower is nearer. CLIP score: how well pictures "
-        "show their prompts, with the reference's own. LPIPS: from the reference's pictures, in brackets the worst. "
-        "FID: from all of them; of few pictures it is large, and means something only beside others of as many."
+        "PSNR in dB, higher is closer: of the worst part on fixed inputs, of one step from the reference's own "
+        "latents, and of the worst teacher-forced denoiser call. Images, SSIM, FLIP, mean difference: median of the "
+        "suite; in parentheses the worst image and, after the semicolon, the reference against itself. Scene score: "
+        "share of the caption's attributes that the images show. Fréchet: distance from rendered scenes, lower is "
+        "closer. CLIP score: similarity of image and prompt, with the reference's own. LPIPS: distance from the "
+        "reference's images, in parentheses the worst. FID: distance from the set of reference images; it is large "
+        "for few images, so compare it only between sets of the same size."
     ),
 }
-"""What stands below a table."""
+"""The legend below each table."""
 
 EVERY = (SUMMARY, "Terminal", "Overview", "Demo", "Time")
-"""Tables that also list what failed."""
-
+"""Tables that also list configurations that failed."""
 
 WHOLE = ("Overview",)
-"""Tables that keep columns which hold nothing: several sections share them."""
+"""Tables that keep empty columns, as several sections share one header."""
 
 
 def table(title: str, section: Section, rows: Sequence[Measurement] | None = None) -> FigureTable | None:
-    """One of `TABLES`, of all rows of a section or some; None where it would hold nothing."""
+    """Build one of `TABLES` from all rows of a section, or from `rows`; None if it would be empty."""
     names = TABLES[title]
     against = rival(section)
     reads: dict[str, Read] = {}
@@ -266,11 +290,13 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
         TableLine(row, named(row, section), tuple(cells[index] for index in filled) if cells else None)
         for row, cells in listed
     ]
-    return FigureTable(title, tuple(list(reads)[index] for index in filled), tuple(lines), NOTES.get(title, ""))
+    single = any(UNKNOWN in cell for line in lines for cell in line.cells or ())
+    note = " ".join([*([NOTES[title]] if title in NOTES else []), *([SINGLE] if single else [])])
+    return FigureTable(title, tuple(list(reads)[index] for index in filled), tuple(lines), note)
 
 
 def stage_seconds(row: Measurement, stage: Stage) -> float | None:
-    """The median of a stage within one draw: all calls of the denoiser together."""
+    """Median seconds of a stage in one generation, with all denoiser calls added up; None without samples."""
     if stage == "denoiser":
         return median(sum(draw.denoiser) for draw in row.draws) if row.draws else None
     found = row.summary(stage)

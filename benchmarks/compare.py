@@ -1,32 +1,32 @@
-"""What got worse between two files of results: the rule that a build server can stand on.
+"""Find what got worse between two files of results, by a rule that is strict enough for CI.
 
-Rows are the same where machine (CPU, cores, GPUs), model, subject, setting and threads are; rows of several runs are
-pooled.
+Two rows match if machine (CPU, cores, GPUs), model, subject, setting and threads are equal. Matching rows of several
+runs are pooled.
 
-*Seconds.* One sample a draw: of the denoiser the median of its calls, which aren't independent. Something is slower
-where the 95 % intervals of the two medians don't overlap, free of any distribution (Hoefler and Belli, Scientific
-Benchmarking of Parallel Computing Systems, SC 2015, 4.2), and the medians differ by at least `EFFECT` of the old one,
-1 % of the whole draw and 1 ms. Intervals that don't overlap are a stricter test than 5 % (Schenker and Gentleman, On
-Judging the Significance of Differences by Examining the Overlap Between Confidence Intervals, 2001), which leaves room
-for the many comparisons in one file. The least effect stands for what no draw shows: that a process started again has
-other seconds (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). With fewer than 6 samples on
-each side there is no interval of 95 %, so nothing is said.
+*Seconds.* One sample per repetition: for the denoiser, the median of its calls, which aren't independent. A stage is
+slower if the 95 % intervals of the two medians, which assume no distribution, don't overlap (Hoefler and Belli,
+Scientific Benchmarking of Parallel Computing Systems, SC 2015, 4.2), and the medians differ by at least `EFFECT` of
+the old one, 1 % of the end-to-end time and 1 ms. Intervals that don't overlap are a stricter test than 5 % (Schenker
+and Gentleman, On Judging the Significance of Differences by Examining the Overlap Between Confidence Intervals, 2001),
+which leaves room for the many comparisons in one file. The minimum effect covers what repetitions don't show: a
+restarted process has slightly different times (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM
+2013). With fewer than 6 samples on either side there is no 95 % interval, so times aren't judged.
 
-On a busy machine, or where a time wasn't stable, a difference is the machine's as well as the engine's: of two files
-of one thing the second may well be half as slow again. There it is a note, and neither worse nor better. What counts as
-busy is `reading.disturbance`.
+If the machine was busy or a time wasn't stable, the machine may have caused the difference: two files of the same
+configuration may differ by half. Such a difference is a note, neither worse nor better. `reading.disturbance` defines
+busy.
 
-*Memory.* One sample: the peak, worse where it grew by 5 % and 8 MB; of each GPU its own. What a whole device gained
-isn't held against what its library says of the process: that is a note.
+*Memory.* One sample: the peak, worse if it grew by 5 % and 8 MB; GPUs are compared one by one. A figure of a whole
+device isn't compared with a figure of a process: that is a note.
 
-*Parity.* The same engine gives the same figures, but for the order in which its threads add. Worse is 1 dB (12 % more
-error), or as `LIMITS` has it, in the median or the worst; above `ROUNDING_DB` it is f32's rounding, and within the
-reference's own floor it is noise. A figure that turned NaN or is no longer measured is worse; so is, where the suite
-was drawn before, a fault that is new or a gate missed that was reached. Figures of another version of the suite,
-another number of captions or another CLIP model aren't held against each other.
+*Parity.* The same engine gives the same figures, except for the order in which threads add. Worse means 1 dB (12 %
+more error), or the limit in `LIMITS`, in the median or the worst. Differences above `ROUNDING_DB` are f32 rounding, and
+those within the reference's own floor are noise. A figure that became NaN or is no longer measured is worse. If the
+old file has the suite, so is a new fault or a newly failed gate. Figures of another version of the suite, another
+number of captions or another CLIP model aren't compared.
 
-*Failures.* A row that failed and did not before is worse. Loading, building and the first draw are single samples of
-unknown noise: they are told where they changed by a quarter, and count for nothing.
+*Failures.* A row that newly failed is worse. Loading, building and the first run are single samples of unknown noise:
+they are notes if they changed by a quarter.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from .records import STAGES, Likeness, Measurement, Memory, Metric, Stage
 from .summary import Summary, summarize
 
 EFFECT = 0.05
-"""Least change of seconds that counts, as a share: as far as a stable median may spread."""
+"""Minimum relative change of seconds that counts: the spread that a stable median may have."""
 SHARE_OF_DRAW = 0.01
 LEAST_SECONDS = 0.001
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 8_000_000
@@ -71,12 +71,12 @@ Verdict = Literal["worse", "better", "note"]
 
 @dataclass(frozen=True)
 class Limit:
-    """How much a metric of pictures must change to count."""
+    """How much a metric of images must change to count."""
 
     higher_is_nearer: bool
     least: float
     share: float = 0.0
-    """Of the old figure; the larger of both holds."""
+    """Of the old figure; the larger of the two limits applies."""
 
 
 LIMITS: dict[Metric, Limit] = {
@@ -86,36 +86,36 @@ LIMITS: dict[Metric, Limit] = {
     "mean_absolute_difference": Limit(False, 0.25),
 }
 SCORE, DISTANCE, CLIP, LPIPS = Limit(True, 0.02), Limit(False, 0.0, 0.05), Limit(True, 0.5), Limit(False, 0.005)
-"""Of what pictures mean: by the judge of `scenes`, by CLIP, and to people's eyes."""
+"""Limits of the judge's scores, of Fréchet distances, of the CLIP score and of LPIPS."""
 
 BASES: dict[str, tuple[Callable[[Likeness], str | None], dict[str, Any]]] = {
     "suite": (
-        lambda parity: parity.suite.partition(",")[0] if parity.suite else None,  # whatever drew the reference
+        lambda parity: parity.suite.partition(",")[0] if parity.suite else None,  # whichever library made the reference
         {"suite": None, "forced_psnr_db": {}, "host_psnr_db": None, "pictures": {}, "faults": (), "clip": None}
         | {"lpips": None, "fid": None},
     ),
     "captions": (lambda parity: str(parity.meaning.captions) if parity.meaning else None, {"meaning": None}),
     "CLIP model": (lambda parity: parity.clip.model if parity.clip else None, {"clip": None}),
     "LPIPS network": (lambda parity: parity.lpips.network if parity.lpips else None, {"lpips": None}),
-    "FID": (lambda parity: f"{parity.fid.pictures} pictures" if parity.fid else None, {"fid": None}),
+    "FID": (lambda parity: f"{parity.fid.pictures} images" if parity.fid else None, {"fid": None}),
 }
-"""What figures of parity stand on, and what is left without those that stand on it."""
+"""What groups of parity figures depend on, and the fields to clear if that differs."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that isn't as it was."""
+    """One difference."""
 
     row: str
     what: str
     verdict: Verdict
     told: str
-    """Old and new, in words."""
+    """The old and the new value, as text."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two files say of each other."""
+    """The differences between two files."""
 
     compared: int
     """Rows in both."""
@@ -125,29 +125,29 @@ class Comparison:
 
     @property
     def not_judged(self) -> tuple[Change, ...]:
-        """Changes of seconds that may be the machine's."""
+        """Changes of seconds that the machine may have caused."""
         return tuple(change for change in self.changes if change.what in STAGES and change.verdict == "note")
 
     @property
     def worse(self) -> tuple[Change, ...]:
-        """Those that a build server should stop at."""
+        """Changes for which CI should fail."""
         return tuple(change for change in self.changes if change.verdict == "worse")
 
 
 def compare_files(old: Path, new: Path, effect: float = EFFECT) -> Comparison:
     """Compare two files of results.
 
-    Raises `LatentcError` for a file that is damaged or empty, and where the two have no row in common.
+    Raises `LatentcError` for a file that is damaged or empty, and if the two have no row in common.
     """
     before, after = gather([old]), gather([new])
     found = compare(before, after, effect)
     if not found.compared:
-        raise LatentcError(f"{old} and {new} can't be compared: {apart(before, after)}.")
+        raise LatentcError(f"{old} and {new} cannot be compared: {apart(before, after)}.")
     return found
 
 
 def compare(old: Iterable[Measurement], new: Iterable[Measurement], effect: float = EFFECT) -> Comparison:
-    """Compare rows: see this module's own words for the rule."""
+    """Compare rows by the rule that this module's docstring describes."""
     before, after = _by_key(old), _by_key(new)
     both = [key for key in before if key in after]
     changes = chain.from_iterable(_changes(_label(key, both), before[key], after[key], effect) for key in both)
@@ -160,17 +160,17 @@ def compare(old: Iterable[Measurement], new: Iterable[Measurement], effect: floa
 
 
 Key = tuple[str, str, str]
-"""What distinguishes a row from others: a title, the rest of the setting, and threads."""
+"""The identity of a row: title, rest of the setting, threads."""
 
 
 def _label(key: Key, keys: Sequence[Key]) -> str:
-    """The title, with as much of the rest as distinguishes it from others of the same title."""
+    """The title, with the rest of the key as far as it distinguishes rows of the same title."""
     alike = [other for other in keys if other[0] == key[0]]
     return ", ".join([key[0], *(key[place] for place in (1, 2) if len({other[place] for other in alike}) > 1)])
 
 
 def _by_key(rows: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
-    """Rows that measured the same thing."""
+    """Group rows that measured the same configuration."""
     found: dict[Key, list[Measurement]] = {}
     for row in rows:
         title = f"{row.subject.name}, {row.model.name}, {setting_title(row.request)}, {machine_title(row.machine)}"
@@ -180,7 +180,7 @@ def _by_key(rows: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
 
 
 def _changes(title: str, old: Sequence[Measurement], new: Sequence[Measurement], effect: float) -> list[Change]:
-    """Everything that isn't as it was in one row."""
+    """All differences of one configuration."""
     reasons = [reason for row in new if (reason := failure(row)) is not None]
     old, was_sound = [row for row in old if failure(row) is None], all(failure(row) is None for row in old)
     new = [row for row in new if failure(row) is None]
@@ -196,24 +196,28 @@ def _changes(title: str, old: Sequence[Measurement], new: Sequence[Measurement],
     return changes
 
 
-Told = tuple[str, Verdict, str]
-"""What changed, whether it counts, and the words."""
+Difference = tuple[str, Verdict, str]
+"""What changed, the verdict, and the text."""
 
 
 def _samples(rows: Sequence[Measurement], stage: Stage) -> list[float]:
-    """A sample for each draw."""
+    """One sample per repetition, in seconds."""
     if stage == "denoiser":
         return [median(draw.denoiser) for row in rows for draw in row.draws if draw.denoiser]
     return [seconds for row in rows for seconds in row.samples(stage)]
 
 
-def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: float) -> Iterable[Told]:
+def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: float) -> Iterable[Difference]:
     whole, doubt = median(_samples(old, "total")), _doubt(old, new)
     for stage in STAGES:
         mine, theirs = _samples(old, stage), _samples(new, stage)
         if min(len(mine), len(theirs)) < REPEAT:
             if stage == "total":
-                yield stage, "note", f"{len(mine)} and {len(theirs)} draws: too few to tell; {REPEAT} are needed"
+                yield (
+                    stage,
+                    "note",
+                    f"{len(mine)} and {len(theirs)} repetitions: not judged, at least {REPEAT} are needed",
+                )
             continue
         before, after = summarize(mine), summarize(theirs)
         least = max(effect * before.median, SHARE_OF_DRAW * whole, LEAST_SECONDS)
@@ -227,7 +231,7 @@ def _seconds(old: Sequence[Measurement], new: Sequence[Measurement], effect: flo
 
 
 def _doubt(old: Sequence[Measurement], new: Sequence[Measurement]) -> str | None:
-    """Why a difference of seconds may be the machine's; None where nothing speaks for that."""
+    """Why the machine may have caused a difference of seconds; None without such a reason."""
     for where, rows in (("new", new), ("old", old)):
         if busy := disturbance(rows):
             return f"the machine was busy ({where} file: {busy})"
@@ -240,7 +244,7 @@ def _ratio(before: Summary, after: Summary) -> str:
     return f", {after.median / before.median - 1:+.1%}" if before.median > 0 else ""
 
 
-def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
+def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Difference]:
     sides = [[row.memory for row in rows if row.memory is not None] for rows in (old, new)]
     devices = dict.fromkeys(one.device for side in sides for held in side for one in held.vram)
     figures: dict[str, Callable[[Memory], tuple[int, str] | None]] = {
@@ -255,28 +259,28 @@ def _memory(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
             was, now = (median(value for value, _ in side) for side in (before, after))
             ways = ["/".join(sorted({by for _, by in side})) for side in (before, after)]
             if ways[0] != ways[1]:
-                yield what, "note", f"by {ways[0]} to by {ways[1]}: figures that can't be compared"
+                yield what, "note", f"by {ways[0]} to by {ways[1]}: not comparable"
             elif abs(now - was) >= max(MEMORY_SHARE * was, MEMORY_BYTES):
                 yield what, "worse" if now > was else "better", f"{bytes_shown(was)} to {bytes_shown(now)}"
 
 
 def _vram_peak(device: str, held: Memory) -> tuple[int, str] | None:
-    """Bytes, and whether those are the process's or the whole device's."""
+    """Bytes, and whether they belong to the process or to the whole device."""
     return next(((one.peak_bytes, one.by) for one in held.vram if one.device == device), None)
 
 
-def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
+def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Difference]:
     sides = [[row.parity for row in rows if row.parity is not None] for rows in (old, new)]
     for what, (basis, without) in BASES.items():
         found = [{told for one in side if (told := basis(one)) is not None} for side in sides]
         if all(found) and found[0] != found[1]:
             told = " to ".join(", ".join(sorted(each)) for each in found)
-            yield what, "note", f"{told}: figures that can't be compared"
+            yield what, "note", f"{told}: not comparable"
             sides = [[one.model_copy(update=without) for one in side] for side in sides]
     before, after = map(_figures, sides)
     for name, (was, limit, _) in before.items():
         if name not in after:
-            yield name, "worse", f"{figure(was)}, and no longer measured"
+            yield name, "worse", f"{figure(was)}, no longer measured"
             continue
         now, _, floor = after[name]
         verdict = _judge(was, now, limit, floor)
@@ -287,12 +291,12 @@ def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
     for fault in sorted(faults[1] - faults[0]) if judged else ():
         yield "fault", "worse", fault
     gates = [[said for one in side for said in one.failures] for side in sides]
-    if gates[1]:  # their sentences hold figures, so they can't be distinguished by their words
+    if gates[1]:  # their sentences contain figures, so they can't be compared as text
         yield "gate", "worse" if judged and not gates[0] else "note", gates[1][0]
 
 
 def _figures(rows: Sequence[Likeness]) -> dict[str, tuple[float, Limit, float | None]]:
-    """Every figure of parity with its limit and its floor; of several rows the worst."""
+    """Every parity figure with its limit and floor; the worst value if there are several rows."""
     found: dict[str, tuple[float, Limit, float | None]] = {}
 
     def add(name: str, value: float | None, limit: Limit, floor: float | None = None) -> None:
@@ -313,8 +317,8 @@ def _figures(rows: Sequence[Likeness]) -> dict[str, tuple[float, Limit, float | 
         add("host code, PSNR dB", row.host_psnr_db, decibels, ROUNDING_DB)
         for metric, over in row.pictures.items():
             floor = over.floor if metric != "psnr_db" else min(over.floor or ROUNDING_DB, ROUNDING_DB)
-            add(f"median picture, {metric}", over.median, LIMITS[metric], floor)
-            add(f"worst picture, {metric}", over.worst, LIMITS[metric], floor)
+            add(f"median image, {metric}", over.median, LIMITS[metric], floor)
+            add(f"worst image, {metric}", over.worst, LIMITS[metric], floor)
         if row.meaning is not None:
             add("scene score", row.meaning.scene_score, SCORE)
             add("Fréchet distance", row.meaning.frechet_distance, DISTANCE)
@@ -340,13 +344,17 @@ def _judge(was: float, now: float, limit: Limit, floor: float | None) -> Verdict
     return None if abs(change) < least else "better" if change > 0 else "worse"
 
 
-def _asides(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Told]:
-    """What counts for nothing, and may explain the rest."""
+def _asides(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Difference]:
+    """Changes that aren't judged and may explain the others."""
     if any(row.stable is False for row in new):
-        yield "stability", "note", "not stable" + (" before either" if any(row.stable is False for row in old) else "")
+        yield (
+            "stability",
+            "note",
+            "not stable" + (", as in the old file" if any(row.stable is False for row in old) else ""),
+        )
     for what, field in (("build", "build_seconds"), ("import", "import_seconds"), ("load", "load_seconds")):
         yield from _single(what, *([getattr(row.startup, field) for row in rows] for rows in (old, new)))
-    yield from _single("first draw", *([row.first.total if row.first else None for row in rows] for rows in (old, new)))
+    yield from _single("first run", *([row.first.total if row.first else None for row in rows] for rows in (old, new)))
     before, after = ({name: v for row in rows for name, v in row.subject.versions.items()} for rows in (old, new))
     moved = [
         f"{name} {before.get(name, 'none')} to {version}"
@@ -356,12 +364,12 @@ def _asides(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[
     if moved:
         yield "versions", "note", ", ".join(moved)
     if old[-1].subject.profile != new[-1].subject.profile:
-        yield "profile", "note", "its settings aren't what they were"
+        yield "profile", "note", "its settings changed"
     if old[-1].model.digests != new[-1].model.digests:
-        yield "bundle", "note", "its parts aren't what they were"
+        yield "bundle", "note", "its parts changed"
 
 
-def _single(what: str, old: Sequence[float | None], new: Sequence[float | None]) -> Iterable[Told]:
+def _single(what: str, old: Sequence[float | None], new: Sequence[float | None]) -> Iterable[Difference]:
     before, after = ([value for value in values if value is not None] for values in (old, new))
     if before and after:
         was, now = median(before), median(after)

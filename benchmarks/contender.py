@@ -1,4 +1,4 @@
-"""One subject at one setting, while it is measured."""
+"""A contender: one subject at one setting, while it is measured."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .process import Process
 from .records import THREADS, Draw, Likeness, Memory, Startup, Subject
 
 OWN_COST = "null"
-"""The profile that is always measured: what it takes is the harness's and the pipeline's own cost."""
+"""The profile that is always measured: its time is the overhead of harness and pipeline."""
 
-UNBOUND = f"Threads: this library starts as many as it likes, whatever --threads and {THREADS} say."
+UNBOUND = f"Threads: this library ignores --threads and {THREADS}."
 
 TIMEOUT_SECONDS = 3600.0
-"""At least, for what isn't measured: references, the suite, captions."""
+"""Least limit for work that isn't timed: references, the suite, captions."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Contender:
     leaves_out: tuple[str, ...]
     environment: dict[str, str]
     limit: float
-    """Seconds that one answer may take: to import, build, load or draw."""
+    """Seconds that one answer may take: to import, build, load or generate."""
     process: Process | None = None
     startup: Startup = field(default_factory=Startup)
     parity: Likeness | None = None
@@ -61,12 +61,12 @@ class Contender:
 
     @property
     def long_limit(self) -> float:
-        """Seconds that the suite or captions may take: they are many draws."""
+        """Seconds that the suite or captions may take, as they are many generations."""
         return max(self.limit, TIMEOUT_SECONDS)
 
 
 Awake = Callable[[Contender], AbstractContextManager[None]]
-"""Has the process of a contender there for a block, loaded and warm."""
+"""Runs a block while the process of a contender is loaded and warm."""
 
 
 def contenders_of(
@@ -78,10 +78,10 @@ def contenders_of(
     scratch: Path,
     run: str,
 ) -> list[Contender]:
-    """One for each profile, then each baseline; those whose checkpoint is gone have failed already.
+    """Create one contender for each profile, then each baseline. Those that can't open the checkpoint have failed.
 
-    Their common initial latents are written into `scratch`, where the compile caches of baselines go too. Pictures to
-    keep are named after `run`, so that no later run writes over them.
+    Their common initial latents are written into `scratch`, which also holds the compile caches of baselines. Kept
+    images are named after `run`, so that no later run overwrites them.
     """
     model = bundle.manifest.model
     latents = scratch / "latents.npy"
@@ -129,44 +129,43 @@ def contenders_of(
 
 
 def _checkpoint_folder(bundle: Bundle) -> str:
-    """The folder that the bundle was exported from; raises `CheckpointError` where it was none, or is gone."""
+    """The folder that the bundle was exported from; raises `CheckpointError` if the baseline can't use it."""
     source, others = bundle.manifest.source, bundle.manifest.components
     if source.variant or others:
-        what = f"{', '.join(others)} from elsewhere" if others else f"the variant {source.variant}"
+        what = f"{', '.join(others)} from another source" if others else f"the variant {source.variant}"
         raise CheckpointError(
-            f"The bundle was exported with {what}, and this baseline opens {source.location} as it is. Save such a "
-            "pipeline as a folder with diffusers, and export that."
+            f"The bundle was exported with {what}, but this baseline opens {source.location} unmodified. Save the "
+            "combined pipeline as a folder with diffusers, and export that folder."
         )
     opened = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family)
     named = opened.model_index["_class_name"]
     if dict(opened.scheduler) != bundle.json(SCHEDULER):
         raise CheckpointError(
-            f"The bundle was exported with another scheduler config than that of {source.location}, which this "
-            "baseline draws with. Export without --prediction, --spacing, --zero-snr and --scheduler, or leave the "
-            "baseline out."
+            f"The bundle's scheduler config differs from that of {source.location}, which this baseline uses. Export "
+            "without --prediction, --spacing, --zero-snr and --scheduler, or omit the baseline."
         )
     if opened.folder is None:
         raise CheckpointError(
-            f"{source.location} is a single file, and this baseline opens diffusers folders. Convert it to one, and "
-            "export that."
+            f"{source.location} is a single file, but this baseline needs a diffusers folder. Convert the file to a "
+            "folder, and export that."
         )
     if named not in opened.family.pipelines:
         raise CheckpointError(
-            f"This baseline would draw as {named} does, and the bundle draws as {opened.family.pipeline}. Name that "
-            f"class in {source.location}/model_index.json."
+            f"This baseline would run {named}, but the bundle follows {opened.family.pipeline}. Set _class_name to "
+            f"that class in {source.location}/model_index.json."
         )
     return str(opened.folder)
 
 
 @contextmanager
 def reason(contender: Contender) -> Generator[None]:
-    """What fails in the block is the contender's error, and the end of its process; the others go on."""
+    """Record a failure in the block as the contender's error, and end its process; the others continue."""
     try:
         yield
     except LatentcError as exc:
         contender.error = str(exc)
-    except (TypeError, ValueError) as exc:  # an answer that isn't one
-        contender.error = f"{contender.module} gave an answer that can't be read: {exc}"
+    except (TypeError, ValueError) as exc:  # an invalid answer
+        contender.error = f"{contender.module} gave an invalid answer: {exc}"
     finally:
         if contender.error is not None and contender.process is not None:
             contender.process.close()

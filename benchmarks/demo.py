@@ -1,4 +1,4 @@
-"""The demo: one checkpoint, every runtime that is here, one table."""
+"""The demo: one checkpoint with every installed CPU runtime, as one table and one image."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ CHECKPOINT = "scenes"
 PROMPT = "two red hot-air balloons above a meadow on a clear day"
 SIZE, STEPS, GUIDANCE, SEED = 128, 20, 4.0, 4
 SHOWN = 2
-"""How many times larger the sheet shows the pictures."""
+"""Factor by which the sheet enlarges images."""
 
 AMPLIFIED = 50
-"""How many times the sheet shows the difference from the reference."""
+"""Factor by which the sheet amplifies differences from the reference."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made."""
+    """The outputs of the demo."""
 
     bundle: Path
     sheet: Path
@@ -61,13 +61,13 @@ class Demo:
     """The rows as a file of results, which `latentc report` reads."""
     rows: tuple[Measurement, ...]
     skipped: dict[str, str]
-    """Profiles that can't run here, and why."""
+    """Profiles that can't run on this machine, and why."""
 
 
 def run_demo(folder: Path, on_progress: Progress) -> Demo:
-    """Export, build and draw under every profile that works here; each draws in a process of its own.
+    """Export, build and generate one image with every profile that works, each in a process of its own.
 
-    What an earlier run left in `folder` is used again. Raises what export, build and drawing raise.
+    Results of an earlier run in `folder` are reused. Raises what `export`, `build` and `latentc run` raise.
     """
     bundle = _bundle(folder, on_progress)
     facts, rows = run_facts(), list[Measurement]()
@@ -79,12 +79,12 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
             skipped[name] = reason
             continue
         built = build(bundle, profile, lambda what, share, name=name: on_progress(f"{name}: {what}", share))
-        on_progress(f"{name}: draw", None)
+        on_progress(f"{name}: generate", None)
         record = _draw(bundle, name, folder / f"{name}.png")
         pictures[name] = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
         rows.append(_row(bundle, profile, built, record, pictures, facts))
     if not pictures:
-        raise RuntimeMissing(f"No runtime works here: {' '.join(skipped.values())}")
+        raise RuntimeMissing(f"No runtime works on this machine: {' '.join(skipped.values())}")
     sheet = folder / "sheet.png"
     _sheet(pictures).save(sheet)
     results = folder / "results.jsonl"
@@ -94,7 +94,7 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
-    """The demo's bundle; made again where it is of other weights than are shipped now."""
+    """The demo's bundle, exported again if the shipped weights changed."""
     target, made_from = folder / f"{CHECKPOINT}.bundle", folder / f"{CHECKPOINT}.sha256"
     shipped = sha256_json([sha256(path) for path in sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))])
     if target.exists() and made_from.exists() and made_from.read_text(encoding="utf-8") == shipped:
@@ -129,7 +129,7 @@ def _draw(bundle: Bundle, profile: str, picture: Path) -> dict[str, Any]:
         command += [name, str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LatentcError(f"Drawing with {profile} failed with code {done.returncode}. {done.stderr.strip()}")
+        raise LatentcError(f"Generating with {profile} failed with code {done.returncode}. {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 
@@ -141,7 +141,7 @@ def _row(
     pictures: dict[str, Array],
     facts: dict[str, Any],
 ) -> Measurement:
-    """One draw, as a line of results."""
+    """The record of one generation."""
     seconds, reference = record["seconds"], pictures.get(REFERENCE)
     near = None if reference is None else picture_psnr_db(reference, pictures[profile.name])
     draw = Draw(
@@ -172,12 +172,12 @@ def _row(
             pictures={} if near is None else {"psnr_db": Figure(median=near, worst=near)},
         ),
         pictures=(f"{profile.name}.png",),
-        leaves_out=("It is one draw, the first of its process.",),
+        leaves_out=("Repetitions: this is one run, the first of its process.",),
     )
 
 
 def _sheet(pictures: dict[str, Array]) -> Image.Image:
-    """The pictures side by side, and below each its difference from the reference, amplified."""
+    """The images side by side, and below each its amplified difference from the reference."""
     gap, label, side = 12, 30, SIZE * SHOWN
     font = ImageFont.load_default(size=14)
     sheet = Image.new("RGB", (gap + len(pictures) * (side + gap), 2 * (side + label) + gap), "white")

@@ -1,13 +1,12 @@
-"""Teacher forcing: a reference's drawing, call by call, against another pipeline's host code and engines.
+"""Teacher forcing: compare a pipeline with a recorded reference, call by call.
 
-While it draws, a pipeline calls its parts in turn. Here each call of a recorded drawing is put to another pipeline
-twice: what its host code feeds the part is compared with what the reference fed it, and what its engine makes of the
-reference's own feeds is compared with what the reference's engine made of them. It is then given the reference's
-answer and goes on from there.
+Each call of a recorded generation is compared twice: the inputs that the pipeline's host code computes with those of
+the reference, and the engine's outputs for the reference's inputs with the reference's outputs. The pipeline then
+continues from the reference's outputs.
 
-So errors don't pile up from call to call, and the two sources of error are told apart: host code (prompt, scheduler,
+So errors don't accumulate from call to call, and the two sources of error are separated: host code (prompt, scheduler,
 guidance, scaling) computes in f32 everywhere and must agree to rounding, whatever the precision of the engines. In
-finished pictures a guidance of 7.0 for 7.5 is less than what bf16 does; here it isn't hidden by it.
+finished images, a guidance of 7.0 instead of 7.5 has less effect than bf16; here it can't hide behind it.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from ..pipelines.engines import EngineProvider
 from ..pipelines.pipeline import Pipeline
 
 Tap = Callable[[str, Engine, Mapping[str, Array]], Arrays]
-"""Answers a call in an engine's place: the part's name, the engine, all feeds."""
+"""Called in place of an engine, with the part's name, the engine and all inputs; returns the outputs."""
 
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """One call of a part: what it was fed, and what it answered."""
+    """One call of a part: inputs and outputs by name."""
 
     part: str
     feeds: Arrays
@@ -40,29 +39,29 @@ class RecordedCall:
 
 @dataclass(frozen=True)
 class Recording:
-    """A drawing, call by call."""
+    """All calls of one generation."""
 
     request: Request
     latents: Array
-    """The standard normal values it began with, [count, channels, height / 8, width / 8]."""
+    """The initial standard normal values, [count, channels, height / 8, width / 8]."""
     calls: tuple[RecordedCall, ...]
 
 
 @dataclass(frozen=True)
 class Forced:
-    """How near a pipeline came to a recorded drawing."""
+    """Parity of a pipeline with a recording."""
 
     host_psnr_db: float
-    """Worst PSNR over everything that host code fed a part; -inf where it didn't make the same calls."""
+    """Worst PSNR over all inputs that host code computed; -inf if the calls differ."""
     host_worst: str
-    """Where that was, as `sample of unet, call 3`; for other calls than the reference's, which."""
+    """Where that was, for example `sample of unet, call 3`; or how the calls differ."""
     parts_psnr_db: Mapping[str, tuple[float, ...]]
-    """Of each part, the PSNR of each of its calls: the worst of its outputs. For the denoiser, one per timestep."""
+    """PSNR of each call (the worst of its outputs), by part. For the denoiser, one per timestep."""
 
 
 @dataclass(frozen=True)
 class Tapped:
-    """Engines whose every call goes through a function; fulfils `EngineProvider`."""
+    """An `EngineProvider` whose every call goes through a function."""
 
     engines: EngineProvider
     tap: Tap
@@ -103,7 +102,7 @@ class _TappedEngine:
 
 
 def record(pipeline: Pipeline, request: Request, latents: Array) -> Recording:
-    """Draw a request and keep every call. Raises what drawing raises."""
+    """Generate a request and record every call. Raises what the pipeline raises."""
     calls: list[RecordedCall] = []
 
     def tap(part: str, engine: Engine, feeds: Mapping[str, Array]) -> Arrays:
@@ -116,9 +115,9 @@ def record(pipeline: Pipeline, request: Request, latents: Array) -> Recording:
 
 
 def force(pipeline: Pipeline, recording: Recording) -> Forced:
-    """Draw the recorded request once more, each call from where the reference was.
+    """Generate the recorded request again with teacher forcing.
 
-    Raises what drawing raises; another sequence of calls than the reference's is a figure of -inf.
+    Raises what the pipeline raises. A sequence of calls that differs from the reference's gives a figure of -inf.
     """
     host, worst, made = float("inf"), "nothing", 0
     parts: dict[str, list[float]] = {}
@@ -127,7 +126,7 @@ def force(pipeline: Pipeline, recording: Recording) -> Forced:
         nonlocal host, worst, made
         call = recording.calls[made] if made < len(recording.calls) else None
         if call is None or call.part != part or call.feeds.keys() != feeds.keys():
-            raise _DepartedError(f"call {made + 1} is of {part} with {sorted(feeds)}, {_named(call)} in the reference")
+            raise _DepartedError(f"call {made + 1} is {part} with {sorted(feeds)}; the reference has {_named(call)}")
         made += 1
         figures = parts.setdefault(part, [])
         for name, wanted in call.feeds.items():
@@ -140,18 +139,18 @@ def force(pipeline: Pipeline, recording: Recording) -> Forced:
     try:
         pipeline.through(lambda engines: Tapped(engines, tap))(recording.request, latents=recording.latents)
         if made < len(recording.calls):
-            raise _DepartedError(f"it made {made} calls, {len(recording.calls)} in the reference")
+            raise _DepartedError(f"{made} calls were made; the reference has {len(recording.calls)}")
     except _DepartedError as exc:
         host, worst = float("-inf"), str(exc)
     return Forced(host, worst, {part: tuple(figures) for part, figures in parts.items()})
 
 
 class _DepartedError(ParityError):
-    """The pipeline makes other calls than the reference did."""
+    """The pipeline made other calls than the reference."""
 
 
 def _named(call: RecordedCall | None) -> str:
-    return "there is none" if call is None else f"of {call.part} with {sorted(call.feeds)}"
+    return "no such call" if call is None else f"{call.part} with {sorted(call.feeds)}"
 
 
 def _copied(arrays: Mapping[str, Array]) -> Arrays:

@@ -1,4 +1,4 @@
-"""Pictures that were drawn, side by side: a reference, and beside it each engine with its amplified difference."""
+"""Generated images side by side: a reference, and each other image with its amplified difference."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from .records import Measurement
 
 MAX_PIXELS = MAX_SIDE * MAX_SIDE
 AMPLIFIED = 10
-"""How many times differences from the reference are shown."""
+"""Factor by which differences are amplified."""
 
 
 @dataclass(frozen=True)
 class PictureCell:
-    """One subject's first picture, as PNG in base64."""
+    """The first image of a subject, as PNG in base64."""
 
     name: str
     picture: str
     difference: str | None
-    """None for the reference itself, and where the sizes differ."""
+    """None for the reference itself, and for another size."""
     mean_absolute_difference: float | None
-    """Of the values, 0 to 255."""
+    """Mean over pixel values, 0 to 255."""
     nearest: bool = False
-    """It is known to be the nearest to parity's reference: every row with a picture has parity."""
+    """Whether it is known to be the closest to parity's reference: every row with an image has parity."""
 
 
 def cells(section: Section) -> list[PictureCell]:
-    """The cell that the others are held against, and then theirs; none where fewer than two pictures can be read.
+    """The reference cell and then the others; none if fewer than two images can be read.
 
-    The row that is nearest to the parity's reference stands for it, as the reference's own picture isn't in a record.
-    Where no row has parity that is the fastest.
+    Records don't contain the reference's own image, so the row that is closest to it represents it; the fastest row if
+    none has parity.
     """
     drawn = [(row, picture) for row in section.engines if (picture := _first(row.pictures)) is not None]
     if len(drawn) < 2:
@@ -52,13 +52,13 @@ def cells(section: Section) -> list[PictureCell]:
 
 
 def _nearness(row: Measurement) -> tuple[float, ...]:
-    """For `max`: by the axes of parity, the strictest first; what hasn't a figure is furthest."""
+    """Sort key for `max`: the parity figures in the order of `AXES`; a missing one is the lowest."""
     found = (axis.of(row) for axis in AXES)
     return tuple(value if value is not None and not math.isnan(value) else -math.inf for value in found)
 
 
 def _first(paths: Sequence[str]) -> NDArray[np.uint8] | None:
-    """The first picture; None where there is none that can be read as PNG of at most `MAX_PIXELS`."""
+    """The first image; None if it can't be read as PNG of at most `MAX_PIXELS`."""
     try:
         with regular(paths[0]) as file, Image.open(file, formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB")) if image.width * image.height <= MAX_PIXELS else None

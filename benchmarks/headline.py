@@ -1,8 +1,8 @@
-"""The headline of a section: who is fastest, by how much, and what speaks against believing it.
+"""The headline of a section: which configuration is fastest, by how much, and which reservations apply.
 
-The rule is one for page, Markdown, terminal and `compare`. Two times whose 95 % intervals of the median overlap are a
-tie. A winner is named only where no other interval overlaps its own and its time is stable. What is below the gate of
-parity doesn't win: it draws something else.
+Page, Markdown, terminal and `compare` use the same rule. Two times whose 95 % intervals of the median overlap tie. A
+winner is named only if its time is stable and no other interval overlaps its own. A configuration below the parity gate
+can't win.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .reading import (
     seconds_shown,
     setting_title,
     speedup,
+    spread_shown,
     step_psnr,
     tied,
     title_of,
@@ -27,7 +28,7 @@ from .records import Measurement
 
 
 def headline(section: Section) -> tuple[str, ...]:
-    """Sentences, without markup: the winner or the tie, then each reservation. Empty where nothing was measured."""
+    """Sentences without markup: the winner or the tie, then the reservations. Empty if nothing was measured."""
     if not section.engines:
         return ()
     near = [row for row in section.engines if not at_fault(row)] or list(section.engines)
@@ -37,7 +38,7 @@ def headline(section: Section) -> tuple[str, ...]:
 
 
 def winner(section: Section) -> Measurement | None:
-    """The row that is fastest beyond doubt; None for a tie, a row alone, and a time or pictures in doubt."""
+    """The fastest row; None for a tie, a single row, an unstable time, and rows below the parity gate."""
     near = [row for row in section.engines if not at_fault(row)]
     if not near or len(section.engines) < 2 or not near[0].stable or any(tied(row, near[0]) for row in near[1:]):
         return None
@@ -53,15 +54,15 @@ def _lead(section: Section, leaders: Sequence[Measurement]) -> list[str]:
     psnr_db = step_psnr(first)
     parity = f"; one step agrees with the reference to {figure(psnr_db)} dB" if psnr_db is not None else ""
     if winner(section) is first:
-        gate = "" if section.engines[0] is first else " that reaches the gate of parity"
-        return [f"{drawn}: {name} is the fastest{gate}: it takes {seconds} a draw{parity}."]
+        gate = "" if section.engines[0] is first else " that reaches the parity gate"
+        return [f"{drawn}: {name} is the fastest{gate}: {seconds} per generation{parity}."]
     alone = "" if len(section.engines) == 1 else "no winner, "
-    shaky = "" if first.stable else ", and that time isn't stable"
-    return [f"{drawn}: {alone}{name} takes {seconds} a draw{shaky}{parity}."]
+    shaky = "" if first.stable else ", and this time is not stable"
+    return [f"{drawn}: {alone}{name} takes {seconds} per generation{shaky}{parity}."]
 
 
 def _against(section: Section, near: Sequence[Measurement], leaders: Sequence[Measurement]) -> list[str]:
-    """The fastest profile against the fastest baseline."""
+    """Compare the fastest profile with the fastest baseline."""
     baseline = rival(section)
     own = next((row for row in near if row.subject.kind == "profile"), None)
     ratio = speedup(own, baseline) if own is not None else None
@@ -69,7 +70,7 @@ def _against(section: Section, near: Sequence[Measurement], leaders: Sequence[Me
         return []
     mine, theirs = title_of(own, section), f"{title_of(baseline, section)}, the fastest baseline"
     if tied(own, baseline):
-        return [] if own in leaders and baseline in leaders else [f"{mine} and {theirs}, tie."]
+        return [] if own in leaders and baseline in leaders else [f"{mine} ties with {theirs}."]
     about = "" if own.stable and baseline.stable else "about "
     if ratio >= 1:
         return [f"{mine} is {about}{figure(ratio, 2)} times as fast as {theirs}."]
@@ -81,7 +82,7 @@ def _reservations(section: Section) -> list[str]:
     far = [title_of(row, section) for row in section.engines if at_fault(row)]
     failed = [title_of(row, section) for row in section.rows if failure(row) is not None]
     said = [f"Not stable: {', '.join(shaky)}."] if shaky else []
-    said += [f"Below the gate of parity: {', '.join(far)}."] if far else []
+    said += [f"Below the parity gate: {', '.join(far)}."] if far else []
     said += [f"Failed: {', '.join(failed)}."] if failed else []
     busy = disturbance(section.rows)
     return said + ([f"The machine was busy: {busy}."] if busy else [])
@@ -89,7 +90,7 @@ def _reservations(section: Section) -> list[str]:
 
 def _seconds(row: Measurement) -> str:
     whole = row.summary("total")
-    return f"{seconds_shown(whole.median)} ± {whole.spread:.0%}" if whole else ""
+    return f"{seconds_shown(whole.median)} ± {spread_shown(whole)}" if whole else ""
 
 
 def _listed(names: Sequence[str]) -> str:

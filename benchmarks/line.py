@@ -1,7 +1,7 @@
-"""The line between the harness and a process under measure: one JSON value a line, an order in, an answer out.
+"""The protocol between the harness and a measured process: one JSON value per line, an order in, an answer out.
 
-An order is `{"verb": ..., "what": {...}}`; an answer is `{"ok": {...}}` or `{"error": "..."}`. Only the standard
-library and `core.errors` are imported here: subjects also run where no library of latentc's is installed.
+An order is `{"verb": ..., "what": {...}}`; an answer is `{"ok": {...}}` or `{"error": "..."}`. This module imports only
+the standard library and `core.errors`, because subjects also run in environments without latentc's dependencies.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ sys.modules["latentc"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["latentc"])
 runpy.run_module("latentc." + module, run_name="__main__")
 """
-"""Runs a module of latentc under a Python that latentc isn't installed in."""
+"""Program that runs a module of latentc in an environment in which latentc isn't installed."""
 
 
 def command(python: Path, module: str) -> list[str]:
-    """The command line that runs `latentc.<module>` under some Python of 3.11 or later."""
+    """The command line that runs `latentc.<module>` with a Python of 3.11 or later."""
     return [str(python), "-P", "-c", BOOT, str(Path(__file__).parent.parent), module]
 
 
 @dataclass(frozen=True)
 class Brief:
-    """What a process is to measure: said with `open`, `build` and `load`."""
+    """What a process measures: sent with `open`, `build` and `load`."""
 
     bundle: str
     checkpoint: str
-    """Folder in diffusers' layout, behind the bundle; empty where there is none."""
+    """The diffusers folder that the bundle was exported from; empty for profiles."""
     models: str
-    """Folder for what a baseline exports; it lasts, so that the next run finds it."""
+    """Folder for the exports of a baseline, which later runs reuse."""
     profile: dict[str, Any] | None
     request: Mapping[str, Any]
-    """The fields of the `Request` that will be drawn."""
+    """The fields of the `Request` to generate."""
     ceiling: bool
-    """Also measure how fast matrices are multiplied, when building."""
+    """Whether the build also measures matrix products."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to draw."""
+    """What to generate."""
 
     request: Mapping[str, Any]
-    """The fields of a `Request` with its size and seed."""
+    """The fields of a `Request`, with size and seed."""
     latents: str
-    """`.npy` of the initial latents that the seed means: [batch, channels, height / 8, width / 8] f32."""
+    """`.npy` file of the seed's initial latents: f32 [batch, channels, height / 8, width / 8]."""
     keep: str | None = None
-    """Write the pictures beside this path: PATH-0.png, PATH-1.png ..."""
+    """Prefix of image files to write: PATH-0.png, PATH-1.png ..."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """Its libraries are imported."""
+    """Answer to `open`: libraries are imported."""
 
     seconds: float
     versions: dict[str, str]
@@ -75,35 +75,35 @@ class Imported:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is to be loaded is on disk."""
+    """Answer to `build`: engines or exports are on disk."""
 
     seconds: float | None = None
     reused: bool = False
     bytes: int | None = None
     parts: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
-    """PSNR in dB and cosine of each part against the reference, where the build compares."""
+    """PSNR in dB and cosine of each part against the reference, if the build compares them."""
     step_psnr_db: float | None = None
     reference: str = ""
     ceiling_tflops: dict[str, float] = field(default_factory=dict[str, float])
-    """What a matrix product reached, by the part whose precision it was done in."""
+    """Rate of a matrix product in each part's precision, by part."""
     leaves_out: tuple[str, ...] = ()
-    """What couldn't be found out, in sentences."""
+    """Sentences on figures that are missing."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """It can draw."""
+    """Answer to `load`: ready to generate."""
 
     seconds: float
     engines: dict[str, str]
-    """What runs each part, as `openvino 2026.4.1 CPU bf16`."""
+    """What runs each part, for example `openvino 2026.4.1 CPU bf16`."""
     scheduler: str
-    """Class name, as diffusers has it."""
+    """Class name in diffusers."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """The seconds of one draw."""
+    """Answer to `draw`: the seconds of one generation."""
 
     text_encoder: float
     denoiser: tuple[float, ...]
@@ -114,56 +114,56 @@ class Timed:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the field's measures say of pictures; empty or None where a measure wasn't asked for."""
+    """Scores of images by published measures; empty or None for measures that weren't requested."""
 
     clip: tuple[float, ...] = ()
-    """Of each picture with its prompt: 0 to 100."""
+    """CLIP score of each image with its prompt, 0 to 100."""
     lpips: tuple[float, ...] = ()
-    """Of each picture and the reference's."""
+    """LPIPS of each image and the reference's."""
     fid: float | None = None
-    """Of all and all of the reference's."""
+    """FID of all images and all of the reference's."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Its weights can be loaded."""
+    """The weights of all measures could be loaded."""
 
     lpips: str
-    """Name of LPIPS' network; empty where it wasn't asked for."""
+    """Name of the LPIPS network; empty if it wasn't requested."""
 
 
 class Measurable(Protocol):
-    """What is measured, inside its process. Each method may raise whatever it likes: that is a row with its reason."""
+    """A measured subject inside its process. Whatever a method raises becomes the error of its row."""
 
     def open(self, brief: Brief) -> Imported:
-        """Import what is needed."""
+        """Import the libraries."""
         ...
 
     def build(self, brief: Brief) -> Prepared:
-        """Make what `load` loads, unless it is there. Asked of a process that is closed after."""
+        """Make what `load` loads, unless it exists. The process is closed afterwards."""
         ...
 
     def load(self, brief: Brief) -> Loaded:
-        """Make ready to draw."""
+        """Load the engines."""
         ...
 
     def draw(self, wish: Wish) -> Timed:
-        """Draw once."""
+        """Generate once."""
         ...
 
 
 Verbs = Mapping[str, Callable[[dict[str, Any]], Any]]
-"""What each order calls; it returns a dataclass, a record, or nothing."""
+"""The function of each verb; it returns a dataclass, a record, or None."""
 
 
 def serve_subject(subject: Measurable, others: Verbs | None = None, install: str = "") -> None:
-    """Answer the harness until it hangs up, to `others` too. `install` says how to get the libraries that it opens."""
+    """Serve a subject, and `others`, until the harness disconnects. `install` tells how to install its libraries."""
 
     def opened(what: dict[str, Any]) -> Imported:
         try:
             return subject.open(Brief(**what))
         except ImportError as exc:
-            raise RuntimeMissing(f"A library isn't here ({exc}). {install}") from exc
+            raise RuntimeMissing(f"A library is missing ({exc}). {install}") from exc
 
     verbs: Verbs = {
         "open": opened,
@@ -175,10 +175,10 @@ def serve_subject(subject: Measurable, others: Verbs | None = None, install: str
 
 
 def serve(verbs: Verbs) -> None:
-    """Read orders from standard input and answer each with what its verb's function returns.
+    """Read orders from standard input and answer each with the result of its verb's function.
 
-    Standard output is the line's alone: what libraries print there goes to standard error. When the harness hangs up
-    or dies the process and what it started end at once, even in the middle of an order.
+    Standard output is reserved for answers: what libraries print goes to standard error. When the harness disconnects
+    or dies, the process and its children end at once, even in the middle of an order.
     """
     orders: Queue[str] = Queue()
 
@@ -207,13 +207,13 @@ def _plain(answer: Any) -> dict[str, Any]:
 
 
 def _end() -> None:
-    """End at once, with whatever this process started, where it leads a group of its own."""
+    """End at once, with all children if this process leads its process group."""
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)
 
 
 def reason(exc: BaseException) -> str:
-    """An exception in one line: our own in their words, others with their type."""
+    """An exception as one line; its type is included unless it is a `LatentcError`."""
     words = " ".join(str(exc).split())[:LONGEST]
     return words if isinstance(exc, LatentcError) else f"{type(exc).__name__}: {words}" if words else type(exc).__name__

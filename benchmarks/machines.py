@@ -1,4 +1,4 @@
-"""The same configurations on several machines, a column for each: what each takes, not what got worse."""
+"""The same configurations on several machines, one column per machine. Nothing is judged."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from .records import Measurement
 
 @dataclass(frozen=True)
 class MachineCell:
-    """A subject on one machine: its latest measurement there."""
+    """The latest measurement of a subject on one machine."""
 
     seconds: float | None
-    """Median of the whole draw; None where it failed."""
+    """Median end-to-end time; None if it failed."""
     interval: tuple[float, float] | None
-    """Of the median, with 95 % confidence."""
+    """95 % confidence interval of the median."""
     stable: bool
     busy: bool
-    """Something else was at work."""
+    """Whether other processes loaded the machine."""
     winner: bool
-    """The fastest of its run beyond doubt: its interval overlaps with no other, and its time is stable."""
+    """Whether it is the fastest of its run: its time is stable and its interval overlaps with no other."""
     peak_bytes: int | None
     error: str | None
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """One checkpoint and setting."""
+    """Cells of one checkpoint and setting."""
 
     title: str
     request: str
     machines: tuple[str, ...]
     rows: dict[str, tuple[MachineCell | None, ...]]
-    """By subject: a cell for each machine, None where it wasn't measured there."""
+    """Cells by subject, one per machine; None if it wasn't measured there."""
     notes: tuple[str, ...] = ()
-    """What makes columns differ beside the machine, in sentences."""
+    """Sentences on what else differs between the columns."""
 
 
 def compare_machines(paths: list[Path]) -> list[SideBySide]:
-    """Files of results side by side. Raises `LatentcError` for a damaged or empty one, and for a single machine."""
+    """Arrange files of results by machine. Raises `LatentcError` for a damaged or empty file, and for one machine."""
     rows = gather(paths)
     machines = {machine_title(row.machine) for row in rows}
     if len(machines) < 2:
         raise LatentcError(
-            f"All rows are of one machine, {machines.pop()}. Name a file of another one, or leave --machines out to "
+            f"All rows are from one machine, {machines.pop()}. Add a file from another machine, or omit --machines to "
             "compare an old file with a new one."
         )
     return side_by_side(rows)
 
 
 def side_by_side(rows: Iterable[Measurement]) -> list[SideBySide]:
-    """One for each checkpoint and setting; machines and subjects in the order in which they were measured."""
+    """One table per checkpoint and setting; machines and subjects in the order of measurement."""
     groups: dict[tuple[str, str], list[tuple[Measurement, bool]]] = {}
     for section in sections(rows):
         first = winner(section)
@@ -92,7 +92,7 @@ def _cell(row: Measurement, first: bool) -> MachineCell:
 
 def _notes(rows: list[Measurement]) -> Iterable[str]:
     if len({str(row.model.digests) for row in rows}) > 1:
-        yield "The bundles aren't the same: digests of their parts differ."
+        yield "The bundles differ: the digests of their parts are not equal."
     versions = {" at ".join(filter(None, (row.latentc, row.commit and row.commit[:12]))) for row in rows}
     if len(versions) > 1:
-        yield f"latentc isn't the same: {', '.join(sorted(versions))}."
+        yield f"The versions of latentc differ: {', '.join(sorted(versions))}."

@@ -1,4 +1,4 @@
-"""Measurements as Markdown: a table for a README, and what must stand beside it."""
+"""Measurements as Markdown: a table for a README, with its headline, failures and conditions."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """A table for each section, then what failed, what wasn't stable, and where it was measured."""
+    """For each section: headline, table, machine, failures, unstable times, engines, and what the figures leave out."""
     return "\n\n".join(block for section in sections for block in _section(section)) + "\n"
 
 
 def markdown_table(found: FigureTable) -> str:
-    """The table alone."""
+    """A table without heading and legend."""
     lines = [f"| | {' | '.join(map(plain, found.columns))} |", "|---|" + "--:|" * len(found.columns)]
     for line in found.lines:
         cells = line.cells if line.cells is not None else ("failed", *[""] * (len(found.columns) - 1))
@@ -47,7 +47,7 @@ def _section(section: Section) -> list[str]:
         f"{plain(first.machine.system)}",
         f"latentc {plain(first.latentc)}" + (f" at {plain(first.commit[:12])}" if first.commit else ""),
         plain(first.time),
-        *([f"load {load:.1f} before"] if load is not None else []),
+        *([f"load average {load:.1f} at the start"] if load is not None else []),
         *(["one process at a time"] if first.apart else []),
     ]
     gist = [plain(" ".join(said))] if (said := headline(section)) else []
@@ -56,13 +56,13 @@ def _section(section: Section) -> list[str]:
         f"- {plain(title_of(row, section))} failed: {plain(why)}" for row in section.rows if (why := failure(row))
     ]
     failed += [
-        f"- {plain(title_of(row, section))} is below the gate of parity: {plain(text)}"
+        f"- {plain(title_of(row, section))} is below the parity gate: {plain(text)}"
         for row in section.engines
         if row.parity
         for text in row.parity.failures
     ]
     shaky = [
-        f"- {plain(shown_name(row, section))} wasn't stable: {plain(row.stability or 'not judged')}."
+        f"- {plain(shown_name(row, section))} was not stable: {plain(row.stability or 'not judged')}."
         for row in section.measured
         if not row.stable
     ]
@@ -72,10 +72,10 @@ def _section(section: Section) -> list[str]:
     ran = [f"- {plain(', '.join(names))}: {plain(engine)}" for engine, names in engines]
     omitted = shared(section, [(row, sentence) for row in section.rows for sentence in row.leaves_out])
     out = [f"- {plain(text)}" + (f" ({plain(names)})" if names else "") for text, names in omitted]
-    lists = [failed + shaky, ran and ["What ran:", "", *ran], out and ["What the numbers leave out:", "", *out]]
+    lists = [failed + shaky, ran and ["Engines:", "", *ran], out and ["Not included in the figures:", "", *out]]
     return lines + ["\n".join(items) for items in lists if items]
 
 
 def plain(text: str) -> str:
-    """Text that Markdown takes as it stands, on one line."""
+    """Text on one line, with Markdown and HTML escaped."""
     return SPECIAL.sub(r"\\\1", ENTITY.sub("&amp;", " ".join(text.split())).replace("<", "&lt;").replace(">", "&gt;"))

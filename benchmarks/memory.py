@@ -1,7 +1,7 @@
-"""How much memory processes hold, and have held.
+"""Current and peak resident memory of processes.
 
-psutil lists a process's tree and what each holds. The exact peak of one process is the kernel's own account, which
-psutil doesn't report on Linux: `VmHWM`, that can also be set back there.
+psutil lists the process tree and the memory of each process. The exact peak of one process comes from the kernel:
+`VmHWM` on Linux, which psutil doesn't report and which can be reset.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ PROC = Path("/proc")
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all its descendants that live; empty where it ended."""
+    """A process and all its living descendants; empty if it ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
-    except (psutil.Error, RuntimeError):  # the latter in a sandbox whose /proc lacks what psutil needs
+    except (psutil.Error, RuntimeError):  # RuntimeError in a sandbox whose /proc is incomplete
         return []
 
 
 def resident_bytes(processes: Iterable[psutil.Process]) -> int | None:
-    """What processes hold now, each page counted in every process that has it; None where none of them lives."""
+    """Resident bytes of processes now, with shared pages counted in each; None if none is alive."""
     found: list[int] = []
     for process in processes:
         with suppress(psutil.Error):  # it ended meanwhile
@@ -35,7 +35,7 @@ def resident_bytes(processes: Iterable[psutil.Process]) -> int | None:
 
 
 def peak_bytes(pid: int | None = None) -> int | None:
-    """The most that one process has held since it began, or since `reset_peak`; None where that isn't known.
+    """Peak resident bytes of one process since it started or since `reset_peak`; None if unknown.
 
     `pid` None is this process.
     """
@@ -56,7 +56,7 @@ def peak_bytes(pid: int | None = None) -> int | None:
 
 
 def reset_peak(pid: int) -> bool:
-    """Set the peak of a process back to what it holds now; False where that isn't possible."""
+    """Reset the peak of a process to its current memory; False if that isn't possible."""
     try:
         (PROC / str(pid) / "clear_refs").write_text("5", encoding="ascii")
     except OSError:

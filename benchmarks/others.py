@@ -1,4 +1,4 @@
-"""How much of the cores other processes take while something is measured."""
+"""CPU time that other processes use during a measurement."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import psutil
 from .memory import tree
 
 UNUSED = ("idle", "iowait", "guest", "guest_nice")
-"""Columns of a core's time in which it did nothing, or that others hold too."""
+"""Columns of CPU time in which a core was idle, or that other columns include."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of processor time, at one moment."""
+    """CPU time in seconds, at one moment."""
 
     at: float
     all: float
-    """Of the cores that this process may use, by whatever runs there, since the system started."""
+    """Of all processes on the cores that this process may use, since the system started."""
     own: float
-    """Of this process, of what it started and waited for, and of the trees that were named."""
+    """Of this process, its finished children, and the given process trees."""
 
 
 def taken(pids: Iterable[int] = ()) -> Taken | None:
-    """Processor time up to now; None where the system doesn't report it. `pids` are living children."""
+    """CPU time up to now; None if the system doesn't report it. `pids` are living children."""
     try:
         listed = psutil.cpu_times(percpu=True)
     except (psutil.Error, OSError, RuntimeError, IndexError, ValueError):
@@ -44,14 +44,14 @@ def taken(pids: Iterable[int] = ()) -> Taken | None:
 
 
 def other_cores(before: Taken | None, after: Taken | None) -> float | None:
-    """Cores that others kept busy on average between two moments; None where either isn't known."""
+    """Average number of cores used by other processes between two moments; None if unknown."""
     if before is None or after is None or after.at <= before.at or after.all <= before.all:
         return None
     return max(0.0, (after.all - before.all) - (after.own - before.own)) / (after.at - before.at)
 
 
 def _spent(pid: int) -> float:
-    """Processor seconds of a tree of processes, with those that it waited for."""
+    """CPU seconds of a process tree, including finished children."""
     spent = 0.0
     for process in tree(pid):
         with suppress(psutil.Error):  # it ended meanwhile

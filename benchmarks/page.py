@@ -1,6 +1,6 @@
-"""One HTML page of measurements, whole in itself: no script, no network, pictures and drawings inside.
+"""A self-contained HTML page of measurements: no scripts, no network, images and charts embedded.
 
-`page.html` is its template: whatever it is given is escaped, so that no record can write into a page.
+`page.html` is its template. All values are escaped, so that no record can inject markup.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ STAGE_NAMES: dict[Stage, str] = {
     "vae_decoder": "decoder",
     "host": "host",
 }
-MEMORY_NAMES = {"before": "before loading", "load": "after loading", "run": "drawing"}
+MEMORY_NAMES = {"before": "before loading", "load": "after loading", "run": "generating"}
 
 
 def page(sections: Sequence[Section], title: str | None = None) -> str:
-    """The whole page, as text."""
+    """The page as HTML text."""
     named = (
         *(bytes_shown, counted, failure, figure, headline, idle, machine_title, models_title, setting_title),
         *(table, title_of, shown_name, grids, pareto_of, stage_bars, memory_bars, strips_of, facts, libraries, omitted),
@@ -59,7 +59,7 @@ def page(sections: Sequence[Section], title: str | None = None) -> str:
 
 
 def page_title(sections: Sequence[Section]) -> str:
-    """What was measured, and where."""
+    """The checkpoints that were measured, and the machine."""
     checkpoints = dict.fromkeys(checkpoint_title(model) for section in sections for model in section.models)
     machines = dict.fromkeys(machine_title(section.first.machine) for section in sections)
     where = next(iter(machines)) if len(machines) == 1 else counted(len(machines), "machine")
@@ -90,18 +90,18 @@ def _number(value: float) -> str:
 
 
 def pareto_of(section: Section) -> object:
-    """The picture of seconds against parity with its note; None for a subject alone, which is near to nothing."""
+    """The plot of seconds against parity with its caption; None for a single subject."""
     axis = axis_of(section.engines)
     spots = points(section, axis)
     if len(spots) < 2:
         return None
     best = ", ".join(point.name for point in unbeaten(spots))
-    said = f"The stair is the front by medians. Nothing here is beyond doubt both faster and nearer than: {best}."
+    said = f"The line is the Pareto front of the medians. Nothing is significantly faster and as close as: {best}."
     return pareto(spots, axis.name if axis else ""), said if best else ""
 
 
 def stage_bars(section: Section) -> object:
-    """Time by stage."""
+    """Stacked bars of the median seconds of each stage."""
     return bars([_stage_bar(section, row) for row in section.engines])
 
 
@@ -114,7 +114,7 @@ def _stage_bar(section: Section, row: Measurement) -> Bar:
 
 
 def memory_bars(section: Section) -> object:
-    """Memory, of the rows that have all of it."""
+    """Stacked bars of memory, for rows that have all figures; None if no row has."""
     found = [bar for row in section.engines if (bar := _memory_bar(section, row)) is not None]
     return bars(found) if found else None
 
@@ -129,7 +129,7 @@ def _memory_bar(section: Section, row: Measurement) -> Bar | None:
     pieces = (
         ("s-before", float(first), f"before loading: {bytes_shown(first)}"),
         ("s-load", float(loaded), f"loading added {bytes_shown(loaded)}"),
-        ("s-run", float(run), f"drawing added {bytes_shown(run)}"),
+        ("s-run", float(run), f"generating added {bytes_shown(run)}"),
     )
     peak = held.load_peak_bytes
     marks = ((float(peak), f"peak while loading: {bytes_shown(peak)}"),) if peak is not None else ()
@@ -137,7 +137,7 @@ def _memory_bar(section: Section, row: Measurement) -> Bar | None:
 
 
 def strips_of(section: Section, what: Literal["total", "denoiser"]) -> object:
-    """Every draw, or every call of the denoiser; None where there is none."""
+    """Every repetition, or every denoiser call; None if there are none."""
     each = [
         Strip(
             shown_name(row, section), tuple((draw.total,) if what == "total" else draw.denoiser for draw in row.draws)
@@ -149,16 +149,16 @@ def strips_of(section: Section, what: Literal["total", "denoiser"]) -> object:
 
 
 def grids(section: Section) -> list[tuple[str, list[PictureCell]]]:
-    """Pictures by checkpoint: those of two aren't held against each other."""
+    """Images by checkpoint: those of different checkpoints aren't compared."""
     each = [Section(tuple(row for row in section.rows if row.model == model)) for model in section.models]
     several = len(each) > 1
     return [
-        (f"Pictures, {one.first.model.name}" if several else "Pictures", found) for one in each if (found := cells(one))
+        (f"Images, {one.first.model.name}" if several else "Images", found) for one in each if (found := cells(one))
     ]
 
 
 def facts(section: Section) -> list[tuple[str, str]]:
-    """The machine, the run and the bundles: names and values."""
+    """Names and values that describe the machine, the run and the bundles."""
     first, machine = section.first, section.first.machine
     gpus = ["; ".join(str(value) for value in gpu.model_dump().values() if value is not None) for gpu in machine.gpus]
     found = [
@@ -167,9 +167,9 @@ def facts(section: Section) -> list[tuple[str, str]]:
         *(("GPU", gpu) for gpu in gpus),
         ("memory", f"{bytes_shown(machine.memory_bytes)}, {bytes_shown(machine.available_bytes)} of it free"),
         ("system", ", ".join(filter(None, (machine.system, machine.libc, f"Python {machine.python}")))),
-        ("load before", figure(first.load_average, 2)),
-        ("others' cores", figure(first.other_cores, 2)),
-        ("in memory", "one process at a time, a new one for each draw" if first.apart else ""),
+        ("load average at the start", figure(first.load_average, 2)),
+        ("cores used by others", figure(first.other_cores, 2)),
+        ("processes", "one at a time, a new one for each repetition" if first.apart else ""),
         ("environment", " ".join(f"{name}={value}" for name, value in first.environment.items())),
         ("latentc", " ".join(filter(None, (first.latentc, first.commit)))),
         ("run", f"{first.run}, {first.time}"),
@@ -183,7 +183,7 @@ def facts(section: Section) -> list[tuple[str, str]]:
 
 
 def libraries(section: Section) -> list[tuple[str, str]]:
-    """Every version, and whose it is where not all have it."""
+    """Versions of libraries, with the titles of their rows unless all rows share them."""
     return sorted(
         shared(
             section, [(row, f"{name} {said}") for row in section.rows for name, said in row.subject.versions.items()]
@@ -192,5 +192,5 @@ def libraries(section: Section) -> list[tuple[str, str]]:
 
 
 def omitted(section: Section) -> list[tuple[str, str]]:
-    """What the figures don't hold, each sentence once."""
+    """What the figures don't include, each sentence once."""
     return shared(section, [(row, sentence) for row in section.rows for sentence in row.leaves_out])

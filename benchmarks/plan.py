@@ -1,4 +1,4 @@
-"""What to measure: every profile and baseline, at every size and batch."""
+"""The plan of a benchmark: every profile and baseline, at every size and batch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..sampling.draw import SCHEDULER
 PROMPT = "a lighthouse on a cliff, sunset, long exposure"
 SEED = 7
 REPEAT = 6
-"""Fewest draws whose median has an interval of 95 % confidence."""
+"""Fewest repetitions for which a 95 % confidence interval of the median exists."""
 PATIENCE = 3
-"""So many times what was asked is drawn at most, until every time is stable."""
+"""Times are measured in up to so many rounds of `repeat` repetitions, until all are stable."""
 
 LIMIT_SECONDS = 3600.0
 
@@ -31,54 +31,55 @@ class Plan:
     profiles: tuple[Profile, ...]
     baselines: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
-    """Width and height in pixels; none: the size that the model was made for."""
+    """Width and height in pixels; empty is the model's own size."""
     batches: tuple[int, ...] = (1,)
     steps: int = 20
     repeat: int = REPEAT
-    """Measured draws at least; up to `PATIENCE` times as many until the times are stable."""
+    """Least number of measured repetitions; up to `PATIENCE` times as many until the times are stable."""
     prompt: str = PROMPT
     guidance: float = 7.5
     seed: int = SEED
     limit: float = LIMIT_SECONDS
-    """Longest wait for one answer: what takes longer to import, build, load or draw is a row with that reason.
-    The suite and captions, which are many draws, may take an hour in any case."""
+    """Seconds that importing, building, loading or one generation may take; a row that takes longer fails.
+    The suite and captions may always take an hour."""
     apart: bool = False
-    """One process at a time, a new one for each draw: for what doesn't fit into memory together."""
+    """One process at a time, a new one for each repetition: for models that don't fit into memory together."""
     ceiling: bool = True
-    """Also measure matrix products through each profile's runtime: some seconds each."""
+    """Also measure matrix products through each profile's runtime, which takes a few seconds each."""
     keep: Path | None = None
-    """Folder for the first draw's pictures; None: they aren't kept."""
+    """Folder for the images of the first run; None doesn't keep them."""
     peers: Path | None = None
-    """Folder of the peers' environments; None: `peers_folder()`."""
+    """Folder of the baselines' environments; None is `peers_folder()`."""
     suite: bool = False
-    """After the timed draws, draw the suite too and compare it with PyTorch's."""
+    """Also generate the suite after the timed runs, and compare it with PyTorch's images."""
     clip: Path | None = None
-    """Folder of a CLIP model in transformers' layout, by which the suite's pictures are held against their prompts."""
+    """Folder of a CLIP model in transformers' layout, to score the suite's images against their prompts."""
     lpips: Path | None = None
-    """Folder of LPIPS' published weights, by which the suite's pictures are held against PyTorch's."""
+    """Folder of the published LPIPS weights, to compare the suite's images with PyTorch's."""
     fid: Path | None = None
-    """Folder of FID's published weights, by which all of them are held against all of PyTorch's."""
+    """Folder of the published FID weights, to compare the set of images with PyTorch's."""
     captions: int = 0
-    """After them, draw so many captions of the world of `scenes` and have its judge read the pictures."""
+    """Number of captions of `scenes` to generate and score with its judge; 0 for none."""
     threads: int | None = None
-    """What `profiles` compute in, and baselines as far as they honour OMP_NUM_THREADS; None: as they like, within the
-    container's quota.
-    """
+    """Threads for profiles, and for baselines that follow OMP_NUM_THREADS; None is the libraries' default, within the
+    quota of the container."""
 
     @property
     def measures(self) -> dict[str, Path]:
-        """Folders of the measures that are asked for, by name: of `clip`, `lpips` and `fid`."""
+        """Folders of the requested measures, by name: `clip`, `lpips`, `fid`."""
         every = {"clip": self.clip, "lpips": self.lpips, "fid": self.fid}
         return {name: folder for name, folder in every.items() if folder is not None}
 
 
 def requests_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Request]:
-    """Every size with every batch, the same for all bundles. Raises `RequestError` for what one of them can't draw."""
+    """Every size with every batch, for all bundles. Raises `RequestError` for one that a bundle doesn't support."""
     own = {bundle.manifest.model.own_size for bundle in bundles}
     if len(own) > 1 and not plan.sizes:
         sizes = {bundle.folder.name: "x".join(map(str, bundle.manifest.model.own_size)) for bundle in bundles}
         each = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise RequestError(f"The bundles draw other sizes of their own ({each}). Name one for all, as --size 512.")
+        raise RequestError(
+            f"The bundles have different default sizes ({each}). Choose one for all, for example --size 512."
+        )
     for (width, height), batch in product(plan.sizes or own, plan.batches):
         request = Request(
             prompt=plan.prompt,

@@ -1,4 +1,4 @@
-"""Faults to plant in a bundle's graphs and files, for the power test (`power.py`)."""
+"""Faults that `power.py` plants in the graphs and files of a bundle."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PROMPT = "two small red houses on the left in a meadow at sunset"
 
 @dataclass
 class Graph:
-    """A part's graph and weights, to be changed at will."""
+    """A part's graph and weights, to be modified in place."""
 
     model: Any
     weights: dict[str, Array]
     count: int = 0
 
     def add(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
-        """A node at the end; gives the name of its output."""
+        """Append a node; returns the name of its output."""
         from onnx import helper
 
         self.count += 1
@@ -37,7 +37,7 @@ class Graph:
         return name
 
     def cast(self, value: str, kind: int, to: str = "") -> str:
-        """A value in another type, by ONNX's number of it; gives its name."""
+        """Cast a value to a type, by ONNX's number of the type; returns the name of the result."""
         from onnx import helper
 
         self.count += 1
@@ -46,7 +46,7 @@ class Graph:
         return name
 
     def constant(self, value: Any, kind: str = "float32") -> str:
-        """An initializer; gives its name."""
+        """Add an initializer; returns its name."""
         from onnx import numpy_helper
 
         self.count += 1
@@ -55,7 +55,7 @@ class Graph:
         return name
 
     def output(self, name: str) -> str:
-        """Free the name of an output for another node; gives what the sound value is called now."""
+        """Rename an output, so that another node can have its name; returns the new name of the correct value."""
         hidden = f"{name}.sound"
         for node in self.model.graph.node:
             for names in (node.input, node.output):
@@ -65,7 +65,7 @@ class Graph:
         return hidden
 
     def replace(self, name: str, other: str, *, but: frozenset[str] = frozenset()) -> None:
-        """Feed `other` wherever `name` is fed; not to the nodes that give `but`."""
+        """Replace the input `name` by `other` in all nodes except those that produce `but`."""
         for node in self.model.graph.node:
             if not but & set(node.output):
                 for index, each in enumerate(node.input):
@@ -73,7 +73,7 @@ class Graph:
                         node.input[index] = other
 
     def first(self, *names: str) -> None:
-        """Move the nodes that give these to the beginning: what they feed comes later."""
+        """Move the nodes that produce these values to the beginning, before their consumers."""
         nodes = list(self.model.graph.node)
         moved = [node for node in nodes if set(node.output) & set(names)]
         kept = [node for node in nodes if not set(node.output) & set(names)]
@@ -81,7 +81,7 @@ class Graph:
         self.model.graph.node.extend([*moved, *kept])
 
     def where(self, condition: str, wrong: str, name: str) -> None:
-        """The wrong value of an output where a condition holds, else the sound one."""
+        """Output the wrong value if a condition holds, else the correct one."""
         self.add("Where", condition, wrong, f"{name}.sound", to=name)
 
     def axis(self, name: str, index: int) -> str:
@@ -98,16 +98,16 @@ class Fault:
 
     name: str
     part: str
-    """What is changed: a part's graph, or `host`: the manifest and the files that the host reads."""
+    """The part whose graph is changed, or `host` for the manifest and the files that host code reads."""
     change: Callable[[Any], None]
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the request asks for beside prompt and seed."""
+    """Fields of the request besides prompt and seed."""
     engine: bool = False
-    """Whether it is in the engine alone: the bundle is sound, and the engine's header says that it was proved."""
+    """Whether only the engine has the fault: the bundle is correct, and the engine's header says that it was proved."""
 
 
 def gain(factor: float, name: str) -> Mutation:
-    """An output times a factor."""
+    """Multiply an output by a factor."""
 
     def change(graph: Graph) -> None:
         graph.add("Mul", graph.output(name), graph.constant(factor), to=name)
@@ -116,7 +116,7 @@ def gain(factor: float, name: str) -> Mutation:
 
 
 def only(name: str, condition: Callable[[Graph], str], factor: float = 1.3) -> Mutation:
-    """An output times a factor, where a condition on the inputs holds."""
+    """Multiply an output by a factor if a condition on the inputs holds."""
 
     def change(graph: Graph) -> None:
         sound = graph.output(name)
@@ -126,7 +126,7 @@ def only(name: str, condition: Callable[[Graph], str], factor: float = 1.3) -> M
 
 
 def timestep(low: float, high: float) -> Callable[[Graph], str]:
-    """Whether the timestep lies between two."""
+    """Whether the timestep is between two values."""
 
     def condition(graph: Graph) -> str:
         above = graph.add("Greater", "timestep", graph.constant([low]))
@@ -136,12 +136,12 @@ def timestep(low: float, high: float) -> Callable[[Graph], str]:
 
 
 def larger(name: str, axis: int, size: int) -> Callable[[Graph], str]:
-    """Whether an axis of an input is larger than that."""
+    """Whether an axis of an input is larger than `size`."""
     return lambda graph: graph.add("Greater", graph.axis(name, axis), graph.constant([size], "int64"))
 
 
 def not_larger(name: str, axis: int, size: int) -> Callable[[Graph], str]:
-    """Whether an axis of an input is as large as that at most."""
+    """Whether an axis of an input is at most `size`."""
     return lambda graph: graph.add("Not", larger(name, axis, size)(graph))
 
 
@@ -155,17 +155,17 @@ def unequal(name: str) -> Callable[[Graph], str]:
 
 
 def portrait(name: str) -> Callable[[Graph], str]:
-    """Whether an input is higher than wide."""
+    """Whether an input is taller than wide."""
     return lambda graph: graph.add("Greater", graph.axis(name, 2), graph.axis(name, 3))
 
 
 def other_than(name: str, axis: int, size: int) -> Callable[[Graph], str]:
-    """Whether an axis of an input is of another size."""
+    """Whether an axis of an input differs from `size`."""
     return lambda graph: graph.add("Not", graph.add("Equal", graph.axis(name, axis), graph.constant([size], "int64")))
 
 
 def weight(pattern: str, change: Callable[[Array], Array]) -> Mutation:
-    """The first weights whose name ends so, and that are large enough to be kept beside the graph, changed."""
+    """Change the first external weights whose name ends with `pattern`."""
 
     def planted(graph: Graph) -> None:
         name = next(name for name in graph.weights if name.removesuffix(".f16").removesuffix(".bf16").endswith(pattern))
@@ -175,7 +175,7 @@ def weight(pattern: str, change: Callable[[Array], Array]) -> Mutation:
 
 
 def same_prompt(graph: Graph) -> None:
-    """All rows are given the first row's embedding, so that guidance adds nothing."""
+    """Give all rows the first row's embedding, so that guidance adds nothing."""
     name = "encoder_hidden_states"
     zero, one = graph.constant([0], "int64"), graph.constant([1], "int64")
     first, shape = graph.add("Slice", name, zero, one, zero), graph.add("Shape", name)
@@ -185,7 +185,7 @@ def same_prompt(graph: Graph) -> None:
 
 
 def no_prompt(graph: Graph) -> None:
-    """The prompt's embedding is zeros."""
+    """Replace the prompt's embedding by zeros."""
     name = "encoder_hidden_states"
     zero = graph.add("Mul", name, graph.constant(0.0))
     graph.replace(name, zero, but=frozenset({zero}))
@@ -193,7 +193,7 @@ def no_prompt(graph: Graph) -> None:
 
 
 def first_chunk_only(graph: Graph) -> None:
-    """Only the first 77 tokens of the embedding are read."""
+    """Read only the first 77 tokens of the embedding."""
     name = "encoder_hidden_states"
     cut = graph.add(
         "Slice", name, graph.constant([0], "int64"), graph.constant([77], "int64"), graph.constant([1], "int64")
@@ -203,20 +203,20 @@ def first_chunk_only(graph: Graph) -> None:
 
 
 def without_guidance(graph: Graph) -> None:
-    """The mean over the rows is answered for each: positive less negative is nothing."""
+    """Output the mean of all rows for each row, so that positive minus negative is zero."""
     sound = graph.output("out_sample")
     mean = graph.add("ReduceMean", sound, graph.constant([0], "int64"))
     graph.add("Expand", mean, graph.add("Shape", sound), to="out_sample")
 
 
 def swapped_rows(graph: Graph) -> None:
-    """Rows are answered in reverse order."""
+    """Output the rows in reverse order."""
     backward = [graph.constant([each], "int64") for each in (-1, -(2**31) + 1, 0, -1)]
     graph.add("Slice", graph.output("out_sample"), *backward, to="out_sample")
 
 
 def narrowed(name: str) -> Mutation:
-    """An output is rounded to f16."""
+    """Round an output to f16."""
 
     def change(graph: Graph) -> None:
         half = graph.cast(graph.output(name), 10)
@@ -226,7 +226,7 @@ def narrowed(name: str) -> Mutation:
 
 
 def clipped(low: float, high: float, name: str) -> Mutation:
-    """An output is clipped."""
+    """Clip an output."""
 
     def change(graph: Graph) -> None:
         graph.add("Clip", graph.output(name), graph.constant(low), graph.constant(high), to=name)
@@ -235,7 +235,7 @@ def clipped(low: float, high: float, name: str) -> Mutation:
 
 
 def attribute(op: str, name: str, value: Any, index: int = 0) -> Mutation:
-    """An attribute of the n-th node of its kind."""
+    """Set an attribute of the n-th node of an operator."""
 
     def change(graph: Graph) -> None:
         from onnx import helper
@@ -249,18 +249,18 @@ def attribute(op: str, name: str, value: Any, index: int = 0) -> Mutation:
 
 
 def upside_down(graph: Graph) -> None:
-    """The picture is upside down."""
+    """Turn the image upside down."""
     backward = [graph.constant([each], "int64") for each in (-1, -(2**31) + 1, 2, -1)]
     graph.add("Slice", graph.output("sample"), *backward, to="sample")
 
 
 def swapped_colours(graph: Graph) -> None:
-    """Blue, green, red."""
+    """Swap red and blue."""
     graph.add("Gather", graph.output("sample"), graph.constant([2, 1, 0], "int64"), to="sample", axis=1)
 
 
 def shifted(amount: float, name: str) -> Mutation:
-    """An output plus a number."""
+    """Add a number to an output."""
 
     def change(graph: Graph) -> None:
         graph.add("Add", graph.output(name), graph.constant(amount), to=name)
@@ -269,7 +269,7 @@ def shifted(amount: float, name: str) -> Mutation:
 
 
 def other_id(old: int, new: int) -> Mutation:
-    """One token id is read as another."""
+    """Read one token id as another."""
 
     def change(graph: Graph) -> None:
         one = graph.add("Equal", "input_ids", graph.constant(old, "int64"))
@@ -281,14 +281,14 @@ def other_id(old: int, new: int) -> Mutation:
 
 
 def swapped_words(read: dict[str, Any]) -> None:
-    """Two tokens of a tokenizer change places."""
+    """Swap two tokens of a tokenizer."""
     vocabulary = read["model"]["vocab"]
     first, second = "red</w>", "houses</w>"
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
 
 
 def manifest(*path: str | int, value: Any) -> Callable[[Path], None]:
-    """Another value in the manifest."""
+    """Set a value in the manifest."""
 
     def change(folder: Path) -> None:
         read = read_sealed(folder / MANIFEST)
@@ -302,23 +302,23 @@ def manifest(*path: str | int, value: Any) -> Callable[[Path], None]:
 
 
 def json_file(name: str, old: str, new: str) -> Callable[[Path], None]:
-    """Other words in one of the host's files, its digest made to fit."""
+    """Replace text in one of the files that host code reads."""
 
     def change(folder: Path) -> None:
         text = (folder / name).read_text(encoding="utf-8")
-        assert old in text, f"{name} holds no {old!r}"
+        assert old in text, f"{name} does not contain {old!r}"
         (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
 
     return change
 
 
 def tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """A change of `tokenizer.json`."""
+    """Change `tokenizer.json`."""
     return _json("tokenizer/tokenizer.json", change)
 
 
 def scheduler(**keys: Any) -> Callable[[Path], None]:
-    """Other keys in the scheduler's config."""
+    """Set keys of the scheduler's config."""
     return _json(SCHEDULER, lambda read: read.update(keys))
 
 
@@ -343,17 +343,17 @@ BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 
 
 def lost(values: Array) -> Array:
-    """Zeros."""
+    """Replace weights by zeros."""
     return values * 0
 
 
 def flipped_largest(values: Array) -> Array:
-    """The largest weight with the other sign."""
+    """Change the sign of the largest weight."""
     return np.where(np.abs(values) == np.abs(values).max(), -values, values)
 
 
 def borrowed_row(values: Array) -> Array:
-    """Row 400 is row 401's."""
+    """Replace row 400 by row 401."""
     return np.where(np.arange(len(values))[:, None] == 400, values[401], values)
 
 
@@ -362,18 +362,18 @@ FAULTS = (
     Fault("every row has one prompt, guidance adds nothing", UNET, same_prompt),
     Fault("rows are averaged, guidance adds nothing", UNET, without_guidance),
     Fault("negative and positive rows are swapped", UNET, swapped_rows),
-    Fault("a second chunk of the prompt isn't read", UNET, first_chunk_only, LONG),
+    Fault("the second chunk of the prompt isn't read", UNET, first_chunk_only, LONG),
     Fault("wrong at the first timesteps only", UNET, only(OUT, HIGH)),
     Fault("wrong at the last timesteps only", UNET, only(OUT, LOW)),
-    Fault("wrong between them only", UNET, only(OUT, timestep(400, 650))),
+    Fault("wrong at the timesteps between only", UNET, only(OUT, timestep(400, 650))),
     Fault("wrong between steps of 20", UNET, only(OUT, timestep(840, 910))),
     Fault("wrong just before the last timesteps", UNET, only(OUT, timestep(60, 190))),
     Fault("wrong for one row", UNET, only(OUT, not_larger("sample", 0, 1)), UNGUIDED),
     Fault("wrong for more than two rows", UNET, only(OUT, larger("sample", 0, 2)), {"count": 2}),
     Fault("wrong for more than four rows", UNET, only(OUT, larger("sample", 0, 4)), {"count": 3}),
-    Fault("wrong for portraits", UNET, only(OUT, portrait("sample")), HIGH_PICTURE),
+    Fault("wrong for portrait sizes", UNET, only(OUT, portrait("sample")), HIGH_PICTURE),
     Fault("wrong for three chunks of the prompt", UNET, only(OUT, larger("encoder_hidden_states", 1, 154)), LONGER),
-    Fault("wrong for pictures that aren't square", UNET, only(OUT, unequal("sample")), WIDE),
+    Fault("wrong for images that aren't square", UNET, only(OUT, unequal("sample")), WIDE),
     Fault("wrong at other sizes than its own", UNET, only(OUT, other_than("sample", 3, 16)), WIDE),
     Fault("wrong for long prompts", UNET, only(OUT, larger("encoder_hidden_states", 1, 77)), LONG),
     Fault("1 % too large", UNET, gain(1.01, OUT)),
@@ -383,41 +383,41 @@ FAULTS = (
     Fault("infinite at the first timesteps", UNET, only(OUT, HIGH, float("inf"))),
     Fault("NaN at the last timesteps", UNET, only(OUT, LOW, float("nan"))),
     Fault("keys of one block are 10 % too large", UNET, weight(f"{BLOCK}.attn2.to_k.weight", lambda w: w * 1.1)),
-    Fault("queries of one block are lost", UNET, weight(f"{BLOCK}.attn1.to_q.weight", lost)),
+    Fault("queries of one block are zeros", UNET, weight(f"{BLOCK}.attn1.to_q.weight", lost)),
     Fault("one convolution is transposed", UNET, weight("resnets.0.conv2.weight", lambda w: w.transpose(0, 1, 3, 2))),
-    Fault("one weight has the other sign", UNET, weight("mid_block.resnets.1.conv2.weight", flipped_largest)),
+    Fault("one weight has the wrong sign", UNET, weight("mid_block.resnets.1.conv2.weight", flipped_largest)),
     Fault("one block doesn't read the timestep", UNET, weight("mid_block.resnets.0.time_emb_proj.weight", lost)),
-    Fault("a group norm has another epsilon", UNET, attribute("GroupNormalization", "epsilon", 1e-2)),
+    Fault("a group norm has the wrong epsilon", UNET, attribute("GroupNormalization", "epsilon", 1e-2)),
     Fault("a group norm has half the groups", UNET, attribute("GroupNormalization", "num_groups", 8)),
-    Fault("a layer norm has another epsilon", UNET, attribute("LayerNormalization", "epsilon", 0.1)),
+    Fault("a layer norm has the wrong epsilon", UNET, attribute("LayerNormalization", "epsilon", 0.1)),
     Fault("one attention isn't scaled", UNET, attribute("Attention", "scale", 1.0)),
     Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1)),
     Fault("one token id is read as another", TEXT, other_id(300, 301)),
-    Fault("one embedding is another's", TEXT, weight("token_embedding.weight", borrowed_row)),
+    Fault("one embedding is that of another token", TEXT, weight("token_embedding.weight", borrowed_row)),
     Fault("positions are shifted by one", TEXT, weight("position_embedding.weight", lambda w: np.roll(w, 1, axis=0))),
-    Fault("one layer's output is lost", TEXT, weight("layers.1.mlp.fc2.weight", lost)),
+    Fault("one layer's output is zeros", TEXT, weight("layers.1.mlp.fc2.weight", lost)),
     Fault("wrong for more than two rows", TEXT, only(STATES, larger("input_ids", 0, 2)), LONG),
     Fault("embeddings are 2 % too large", TEXT, gain(1.02, STATES)),
     Fault("blue and red are swapped", DECODER, swapped_colours),
     Fault("upside down", DECODER, upside_down),
     Fault("2 % brighter", DECODER, shifted(0.04, PICTURE)),
     Fault("5 % more contrast", DECODER, gain(1.05, PICTURE)),
-    Fault("wrong for pictures that aren't square", DECODER, only(PICTURE, unequal("latent_sample")), WIDE),
-    Fault("wrong for wider pictures than its own", DECODER, only(PICTURE, larger("latent_sample", 3, 16)), WIDE),
-    Fault("wrong for portraits", DECODER, only(PICTURE, portrait("latent_sample")), HIGH_PICTURE),
+    Fault("wrong for images that aren't square", DECODER, only(PICTURE, unequal("latent_sample")), WIDE),
+    Fault("wrong for images wider than its own", DECODER, only(PICTURE, larger("latent_sample", 3, 16)), WIDE),
+    Fault("wrong for portrait sizes", DECODER, only(PICTURE, portrait("latent_sample")), HIGH_PICTURE),
     Fault("clipped early", DECODER, clipped(-0.8, 0.8, PICTURE)),
-    Fault("a group norm has another epsilon", DECODER, attribute("GroupNormalization", "epsilon", 1e-2)),
+    Fault("a group norm has the wrong epsilon", DECODER, attribute("GroupNormalization", "epsilon", 1e-2)),
     Fault("moments are 1 % too large", ENCODER, gain(1.01, "latent_parameters")),
-    Fault("another scaling factor", HOST, manifest("model", "scaling_factor", value=0.3)),
+    Fault("wrong scaling factor", HOST, manifest("model", "scaling_factor", value=0.3)),
     Fault("latents are half as large", HOST, manifest("model", "downscale", value=16)),
-    Fault("v is taken for noise", HOST, json_file(SCHEDULER, "v_prediction", "epsilon")),
-    Fault("noise levels of another schedule", HOST, json_file(SCHEDULER, "0.02", "0.012")),
-    Fault("steps are spaced otherwise", HOST, json_file(SCHEDULER, "trailing", "leading")),
+    Fault("v is interpreted as noise", HOST, json_file(SCHEDULER, "v_prediction", "epsilon")),
+    Fault("noise levels of a different schedule", HOST, json_file(SCHEDULER, "0.02", "0.012")),
+    Fault("wrong timestep spacing", HOST, json_file(SCHEDULER, "trailing", "leading")),
     Fault("two words of the tokenizer are swapped", HOST, tokenizer(swapped_words)),
-    Fault("a rule of the tokenizer is lost", HOST, tokenizer(lambda read: read["model"]["merges"].pop())),
-    Fault("texts aren't made lower case", HOST, tokenizer(lambda read: read.update(normalizer={"type": "NFC"}))),
+    Fault("a merge rule of the tokenizer is missing", HOST, tokenizer(lambda read: read["model"]["merges"].pop())),
+    Fault("text isn't converted to lower case", HOST, tokenizer(lambda read: read.update(normalizer={"type": "NFC"}))),
     Fault("latents are clipped", HOST, scheduler(clip_sample=True)),
-    Fault("the last noise level is another", HOST, scheduler(set_alpha_to_one=True)),
+    Fault("wrong last noise level", HOST, scheduler(set_alpha_to_one=True)),
     Fault("an empty negative prompt is zeros", HOST, manifest("model", "wires", 1, "empty", value="zeros")),
     Fault("the prompt is zeros", UNET, no_prompt, engine=True),
     Fault("every row has one prompt, guidance adds nothing", UNET, same_prompt, engine=True),
@@ -425,7 +425,7 @@ FAULTS = (
     Fault("wrong at the first timesteps only", UNET, only(OUT, HIGH), engine=True),
     Fault("wrong for more than two rows", UNET, only(OUT, larger("sample", 0, 2)), {"count": 2}, engine=True),
     Fault("wrong for one row", UNET, only(OUT, not_larger("sample", 0, 1)), UNGUIDED, engine=True),
-    Fault("wrong for portraits", UNET, only(OUT, portrait("sample")), HIGH_PICTURE, engine=True),
+    Fault("wrong for portrait sizes", UNET, only(OUT, portrait("sample")), HIGH_PICTURE, engine=True),
     Fault("wrong for three chunks", UNET, only(OUT, larger("encoder_hidden_states", 1, 154)), LONGER, engine=True),
     Fault("5 % too large", UNET, gain(1.05, OUT), engine=True),
     Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1), engine=True),

@@ -1,11 +1,11 @@
-"""The power of the gate: faults planted in a bundle or an engine, what each does to a picture, and what catches it.
+"""Measure which planted faults the checks of a build catch, and how much each fault changes an image.
 
     python -m latentc.benchmarks.power -o docs/power.md
 
-Each fault is planted in a copy of the bundle, all digests and seals made to fit, as a thorough forger would; engines
-are forged with the header of a sound one. Then the profile of each recipe is built, or loaded, and what refuses it is
-noted. A fault's effect is measured apart from the gate: pictures of 20 steps in f32, with and without it, of a request
-that triggers it. What each recipe's own rounding does to the same pictures stands beside it.
+Each fault is planted in a copy of the bundle with all digests updated, as a thorough forger would do; faulty engines
+get the header of a correct one. Then a profile of each precision is built, or loaded, and the check that refuses the
+fault is recorded. The effect of a fault is measured separately, on images of 20 steps in f32 with and without it, for a
+request that triggers it. The rounding of each precision is measured on the same images.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STEPS, GUIDANCE, SEED = 20, 4.0, 7
 
 @contextmanager
 def opened_graph(folder: Path, part: str) -> Generator[Graph]:
-    """A part's graph, to be changed in the block; then its files are written, and every digest and seal made to fit."""
+    """Open a part's graph for changes in the block; then write its files, and update all digests."""
     import onnx
 
     path, data = folder / part / "model.onnx", folder / part / DATA
@@ -73,7 +73,7 @@ def opened_graph(folder: Path, part: str) -> Generator[Graph]:
 
 
 def reseal(folder: Path) -> None:
-    """Make every digest of a bundle fit its files."""
+    """Update all digests of a bundle."""
     read = read_sealed(folder / MANIFEST)
     for name in read["files"]:
         path = folder / name
@@ -95,13 +95,13 @@ def plant(fault: Fault, folder: Path) -> None:
 
 
 def request_of(fault: Fault) -> Request:
-    """What is drawn to see a fault's effect."""
+    """The request that shows a fault's effect."""
     asked = {"prompt": PROMPT, "width": 128, "height": 128, "steps": STEPS, "guidance": GUIDANCE, "seed": SEED}
     return Request.model_validate({**asked, **fault.request})
 
 
 def ungated(bundle: Bundle, profile: Profile, folder: Path, only: str | None = None) -> dict[str, Engine]:
-    """Engines of a bundle's parts, or of one, that nobody proved. What no library may open is left out."""
+    """Compile and load engines of all parts, or of one, without proving them."""
     adapter, engines = wanted(bundle, profile, to_run=True)
     made: dict[str, Engine] = {}
     for want in engines:
@@ -114,7 +114,7 @@ def ungated(bundle: Bundle, profile: Profile, folder: Path, only: str | None = N
 
 
 def picture(bundle: Bundle, engines: Mapping[str, Engine], request: Request) -> Array | None:
-    """What is drawn, uint8 [count, height, width, 3]; None where that is an error."""
+    """Generate images, uint8 [count, height, width, 3]; None if they aren't finite."""
     shape = latent_shape(bundle.manifest.model, request)
     start, noise = initial_noise(SEED, shape), added_noise(SEED, shape)
     try:
@@ -124,7 +124,7 @@ def picture(bundle: Bundle, engines: Mapping[str, Engine], request: Request) -> 
 
 
 def planted_effect(sound: Bundle, engines: Mapping[str, Engine], fault: Fault, profile: Profile, folder: Path) -> float:
-    """PSNR in dB of the pictures with a fault, of those without; -inf where drawing is an error."""
+    """PSNR in dB between the images with and without a fault; -inf if they aren't finite."""
     request = request_of(fault)
     place = folder / "effect"
     shutil.copytree(sound.folder, place, ignore=shutil.ignore_patterns("engines"))
@@ -137,7 +137,7 @@ def planted_effect(sound: Bundle, engines: Mapping[str, Engine], fault: Fault, p
 
 
 def caught(sound: Bundle, fault: Fault, profile: Profile, folder: Path) -> str:
-    """What refuses a fault: the first words of the error; empty where nothing does."""
+    """The error that refuses a fault; empty if nothing does."""
     place = folder / "b"
     shutil.copytree(sound.folder, place, ignore=shutil.ignore_patterns("engines"))
     try:
@@ -153,7 +153,7 @@ def caught(sound: Bundle, fault: Fault, profile: Profile, folder: Path) -> str:
 
 
 def forge(bundle: Bundle, fault: Fault, profile: Profile, folder: Path) -> None:
-    """Put the engine of a faulty graph in the place of a sound one, under its header. No machine here proved either."""
+    """Replace a correct engine by that of a faulty graph, with an updated header. Neither is proved on this machine."""
     with state(folder / "elsewhere"):
         build(bundle, profile)
     faulty = folder / "faulty"
@@ -178,7 +178,7 @@ def forge(bundle: Bundle, fault: Fault, profile: Profile, folder: Path) -> None:
 
 @contextmanager
 def state(folder: Path) -> Generator[None]:
-    """A machine that remembers elsewhere what it proved."""
+    """Use another state folder, which holds the proofs of a machine."""
     before = os.environ.get(STATE)
     os.environ[STATE] = str(folder)
     try:
@@ -194,7 +194,7 @@ RECIPES = ("f32", "bf16", "f16")
 
 
 def recipe(name: str) -> Profile:
-    """What builds a recipe on this machine."""
+    """The profile that builds a precision on this machine."""
     if name == "f32":
         return load_profile("cpu-onnxruntime")
     if name == "bf16":
@@ -205,25 +205,25 @@ def recipe(name: str) -> Profile:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a fault."""
+    """The result for one fault."""
 
     fault: Fault
     effect_db: float
     caught: Mapping[str, str]
-    """By recipe what refused it, in the words of the error; empty where nothing did."""
+    """The error that refused it, by precision; empty if nothing did."""
 
 
-NOT_DRAWN = "not drawn"
-"""In place of an error: the recipe's engines are of one size, and refuse the request that triggers the fault."""
+NOT_DRAWN = "not run"
+"""In place of an error: the engines have one size, and refuse the request that triggers the fault."""
 
 
 def takes(profile: Profile, request: Request) -> bool:
-    """Whether a profile's engines draw what triggers a fault: those of fixed sizes draw one picture of their own."""
+    """Whether a profile's engines accept the request that triggers a fault; engines of fixed sizes accept one."""
     return not profile.shapes.sizes or request == request_of(FAULTS[0])
 
 
 def measure(sound: Bundle, recipes: Mapping[str, Profile], faults: tuple[Fault, ...], folder: Path) -> list[Row]:
-    """Plant each fault, and see what each recipe makes of it."""
+    """Plant each fault, and build it in each precision."""
     plain = load_profile("cpu-onnxruntime")
     engines = ungated(sound, plain, folder)
     rows: list[Row] = []
@@ -232,7 +232,7 @@ def measure(sound: Bundle, recipes: Mapping[str, Profile], faults: tuple[Fault, 
         place.mkdir()
         try:
             effect = planted_effect(sound, engines, fault, plain, place)
-        except BundleError:  # a library may not even open it
+        except BundleError:  # the bundle can't even be opened
             effect = float("nan")
         found: dict[str, str] = {}
         with state(place / "state"):
@@ -248,7 +248,7 @@ def measure(sound: Bundle, recipes: Mapping[str, Profile], faults: tuple[Fault, 
 
 
 def roundings(sound: Bundle, recipes: Mapping[str, Profile], folder: Path) -> dict[str, float]:
-    """By recipe, PSNR in dB of a sound picture, of the one in f32 through another runtime."""
+    """PSNR in dB of a correct image against PyTorch in f32, by precision."""
     request = request_of(FAULTS[0])
     reference = picture(sound, ungated(sound, load_profile("torch-f32"), folder), request)
     assert reference is not None
@@ -267,15 +267,15 @@ GATES = (
     ("of token ids, which no", "graph"),
     ("What the prompt changes", "difference"),
     ("The whole step", "step"),
-    ("A picture drawn", "picture"),
+    ("A picture drawn", "image"),
     ("agrees with the reference to", "engine"),
     ("outputs NaN or infinity", "engine"),
 )
-"""Words of an error, and the gate that it is of."""
+"""Text of an error, and the check that raises it."""
 
 
 def gate(error: str) -> str:
-    """Which gate refused."""
+    """The check that raised an error."""
     if error == NOT_DRAWN:
         return error
     return next((name for words, name in GATES if words in error), "refused") if error else "**no**"
@@ -285,21 +285,21 @@ HEAD = """# What the gate catches
 
 Generated by `python -m latentc.benchmarks.power -o docs/power.md`, on {machine}.
 
-{count} faults, each planted in a copy of `scenes` with every digest and seal made to fit. Those of an *engine* are in a
-compiled engine alone, under the header of a sound one, in a bundle that another machine built. *Effect* is the PSNR of
-the picture with the fault, of the one without, in f32 after {steps} steps at guidance {guidance:g}: lower is worse;
-`error` is a picture that isn't drawn. The columns of the recipes say which gate refused it:
+{count} faults, each planted in a copy of `scenes` with all digests updated. Faults of an *engine* are in a compiled
+engine only, with the header of a correct one, in a bundle that another machine built. *Effect* is the PSNR in dB
+between the images with and without the fault, in f32 after {steps} steps at guidance {guidance:g}: lower is worse.
+`error` means that no image was generated. The columns f32, bf16 and f16 name the check that refused the fault:
 
-- **host**: prompts, wires, guidance, scheduler and scaling against diffusers' pipeline, with no engine;
+- **host**: prompts, wires, guidance, scheduler and scaling against diffusers' pipeline, without an engine;
 - **graph**: the exported graph in f32 against PyTorch, once for each graph and machine;
-- **engine**: the engine against PyTorch's answers, to the floor of its recipe;
-- **step**, **difference**, **picture**: diffusers' steps taken by the engines, what the prompt changes in them, and a
-  picture of five steps;
-- **refused**: it isn't a file that the export writes, or the library refuses it.
+- **engine**: the engine against PyTorch's answers, to the floor of its precision;
+- **step**, **difference**, **image**: diffusers' steps computed by the engines, the effect of the prompt on them,
+  and an image of five steps;
+- **refused**: the export can't have written the file, or the library refuses it.
 
-A sound picture of each recipe comes to {sound}.
-A fault whose effect is above that is hidden by the recipe's own rounding. `not drawn`: the recipe's engines are of one
-size, and refuse the request that triggers the fault.
+An image without faults reaches {sound} against PyTorch.
+A fault with a higher PSNR is hidden by the rounding of the precision. `not run`: the engines have one size, and refuse
+the request that triggers the fault.
 """
 
 
@@ -318,12 +318,12 @@ def page(rows: list[Row], rounding: Mapping[str, float]) -> str:
     drawn = {name: [row.caught[name] for row in rows if row.caught[name] != NOT_DRAWN] for name in names}
     counts = ", ".join(f"{sum(map(bool, found))} of {len(found)} in {name}" for name, found in drawn.items())
     return "\n".join(
-        [*lines, "", f"Caught: {counts}. Above a recipe's rounding and not caught: {missed(rows, rounding)}.", ""]
+        [*lines, "", f"Caught: {counts}. Larger than the rounding and not caught: {missed(rows, rounding)}.", ""]
     )
 
 
 def missed(rows: list[Row], rounding: Mapping[str, float]) -> str:
-    """Faults that change a picture by more than a recipe's rounding, and that the recipe lets pass."""
+    """Faults that change an image by more than the rounding of a precision, and aren't caught in it."""
     found = [
         f"{row.fault.part}: {row.fault.name} ({name})"
         for row in rows
@@ -334,11 +334,13 @@ def missed(rows: list[Row], rounding: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    """Plant everything, and write the table."""
-    parser = argparse.ArgumentParser(description="Plant faults in `scenes`, and write a table of what catches each.")
-    parser.add_argument("-o", "--output", type=Path, help="Markdown file; none: standard output")
+    """Plant all faults, and write the table."""
+    parser = argparse.ArgumentParser(
+        description="Plant faults in `scenes`, and write a table of the checks that catch them."
+    )
+    parser.add_argument("-o", "--output", type=Path, help="Markdown file; default: standard output")
     parser.add_argument("--recipes", default=",".join(RECIPES))
-    parser.add_argument("--only", default="", help="faults whose part and name hold these words")
+    parser.add_argument("--only", default="", help="only faults whose part and name contain this text")
     asked = parser.parse_args()
     chosen = tuple(fault for fault in FAULTS if asked.only in f"{fault.part} {fault.name}")
     recipes = {name: recipe(name) for name in asked.recipes.split(",")}

@@ -1,4 +1,4 @@
-"""A process at the other end of the line, as the harness sees it."""
+"""The harness's end of the protocol in `line.py`: start a process, send orders, read answers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..core.errors import LatentcError
 from .line import command
 
 GRACE_SECONDS = 10.0
-"""How long a process may take to end when it is hung up on."""
+"""How long a process may take to end after its input is closed."""
 
 
 class Process:
-    """A process that answers orders. It ends with the `with` block, whatever happens in it.
+    """A process that answers orders. It ends with the `with` block.
 
-    `environment` is added to what it inherits.
+    `environment` is added to the variables that it inherits.
     """
 
     def __init__(self, python: Path, module: str, environment: Mapping[str, str] | None = None) -> None:
@@ -42,24 +42,24 @@ class Process:
             )
         except OSError as exc:
             self._complaints.close()
-            raise LatentcError(f"{python} can't be run ({exc.strerror}). Is its environment there?") from exc
+            raise LatentcError(f"{python} cannot be run ({exc.strerror}). Check that its environment exists.") from exc
         self._answers: Queue[str] = Queue()
         Thread(target=self._read, daemon=True).start()
 
     @property
     def pid(self) -> int:
-        """Of the system."""
+        """Process id."""
         return self._popen.pid
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone: no order reaches it any more."""
+        """Whether the process has ended."""
         return self._popen.poll() is not None
 
     def ask(self, verb: str, what: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
-        """Give an order and wait for the answer.
+        """Send an order and wait for the answer.
 
-        Raises `LatentcError` with the process's own reason, or saying how it ended or that it took too long.
+        Raises `LatentcError` with the error of the process, or if it ended or took too long.
         """
         assert self._popen.stdin is not None
         try:
@@ -71,20 +71,18 @@ class Process:
         except Empty:
             self._kill()
             raise LatentcError(
-                f"{self._module} didn't answer to {verb!r} in {timeout_seconds:.0f} s, and was stopped. Give it "
-                "longer (--limit), or less to do."
+                f"{self._module} did not answer {verb!r} within {timeout_seconds:.0f} s and was stopped. Increase the "
+                "limit (--limit), or reduce the work."
             ) from None
         if not line:
-            raise LatentcError(
-                f"The process of {self._module} {self._end()} while it was asked to {verb}.{self._last_words()}"
-            )
+            raise LatentcError(f"The process of {self._module} {self._end()} during {verb!r}.{self._last_words()}")
         answer = cast("dict[str, Any]", json.loads(line))
         if "error" in answer:
             raise LatentcError(str(answer["error"]))
         return answer["ok"]
 
     def close(self) -> None:
-        """Hang up, and wait until it has ended; what is left of it then is killed."""
+        """Close its input, wait until it has ended, and kill what is left."""
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):  # it ended before
             self._popen.stdin.close()
@@ -94,7 +92,7 @@ class Process:
         self._complaints.close()
 
     def _kill(self) -> None:
-        """End it and whatever it started."""
+        """Kill the process and its children."""
         if hasattr(os, "killpg"):
             with suppress(ProcessLookupError):  # all ended
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -118,12 +116,12 @@ class Process:
         try:
             code = self._popen.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            return "stopped talking"
+            return "stopped answering"
         if code == -9:
-            return "was killed (signal 9: as a rule because memory ran out)"
+            return "was killed (signal 9: usually because memory ran out)"
         return f"ended with signal {-code}" if code < 0 else f"ended with code {code}"
 
     def _last_words(self) -> str:
         self._complaints.seek(0)
         lines = [line.strip() for line in self._complaints if line.strip()]
-        return f" Its last words: {lines[-1][:400]}" if lines else ""
+        return f" Its last output: {lines[-1][:400]}" if lines else ""

@@ -1,7 +1,7 @@
-"""How far two pictures are apart, and what may be wrong with one.
+"""Image metrics: differences between two images, and faults of one.
 
-Pictures are uint8 arrays in sRGB, [height, width, 3]. None of the metrics has learned weights, so they give the same
-figure on any machine; a library that one of them needs and that isn't here is an error, never a figure left out.
+Images are uint8 arrays in sRGB, [height, width, 3]. None of the metrics has learned weights, so they give the same
+figure on any machine. A missing library of a metric is an error; no figure is silently omitted.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from ..sampling.pixels import is_flat
 
 PEAK = 255
 BLACK = 3
-"""A picture none of whose values is above this is called black: 1 percent of white."""
+"""An image with no value above this is black: 1 percent of white."""
 
 SMALLEST = 11
-"""Side of SSIM's Gaussian window in pixels; a picture can't be smaller."""
+"""Side of SSIM's Gaussian window in pixels: the smallest side of an image."""
 
 HIGHER_IS_NEARER = ("psnr_db", "ssim")
-"""Figures that grow as pictures come nearer; the others shrink."""
+"""Figures for which higher is closer; for the others lower is closer."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How far a picture is from its reference."""
+    """Differences between an image and its reference."""
 
     psnr_db: float
-    """Peak signal-to-noise ratio with 255 as the peak; `PERFECT_DB` for equal pictures."""
+    """Peak signal-to-noise ratio with 255 as the peak; `PERFECT_DB` for equal images."""
     ssim: float
-    """Structural similarity, mean over pixels and channels; 1 for equal pictures."""
+    """Structural similarity, mean over pixels and channels; 1 for equal images."""
     flip: float
-    """LDR-FLIP, mean over pixels: 0 for equal pictures, 1 at most."""
+    """LDR-FLIP, mean over pixels: 0 for equal images, 1 at most."""
     mean_absolute_difference: float
     """Mean absolute difference of the values, 0 to 255."""
 
 
 @dataclass(frozen=True)
 class PictureSummary:
-    """Figures of several pictures, each figure on its own."""
+    """Median and worst of each figure over several images."""
 
     median: Figures
     worst: Figures
@@ -55,9 +55,9 @@ class PictureSummary:
 
 
 def compare(reference: Array, other: Array) -> Figures:
-    """All figures of one picture.
+    """Compute all figures of one image.
 
-    Raises `ParityError` for arrays that aren't pictures of one size, `RuntimeMissing` without a metric's library.
+    Raises `ParityError` for arrays that aren't images of one size, `RuntimeMissing` without a metric's library.
     """
     return Figures(
         psnr_db=picture_psnr_db(reference, other),
@@ -68,10 +68,10 @@ def compare(reference: Array, other: Array) -> Figures:
 
 
 def picture_psnr_db(reference: Array, other: Array) -> float:
-    """20 log10(255 / rmse) over all values, in dB; `PERFECT_DB` for equal pictures.
+    """20 log10(255 / rmse) over all values, in dB; `PERFECT_DB` for equal images.
 
-    `core.tensors.psnr_db` takes the reference's own largest value as the peak: right for tensors, whose range is
-    anyone's guess, while a dark picture would come out worse than a bright one with the same error.
+    `core.tensors.psnr_db` takes the reference's largest value as the peak, which suits tensors of unknown range. For
+    images it would rate a dark one worse than a bright one with the same error.
     """
     wide, mine = _pictures(reference, other)
     rmse = math.sqrt(float(np.mean((wide - mine) ** 2)))
@@ -93,8 +93,8 @@ def ssim(reference: Array, other: Array) -> float:
     _pictures(reference, other)
     if min(reference.shape[:2]) < SMALLEST:
         raise ParityError(
-            f"SSIM needs pictures of {SMALLEST} x {SMALLEST} pixels and more; these are {list(reference.shape)}. "
-            "Compare larger ones."
+            f"SSIM needs images of at least {SMALLEST} x {SMALLEST} pixels; these are {list(reference.shape)}. "
+            "Compare larger images."
         )
     measure: Any = _library("skimage.metrics", "SSIM", "scikit-image").structural_similarity
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -102,10 +102,10 @@ def ssim(reference: Array, other: Array) -> float:
 
 
 def flip(reference: Array, other: Array) -> float:
-    """LDR-FLIP, mean over pixels: what an eye sees flipping between the two, 0 to 1.
+    """LDR-FLIP, mean over pixels: the difference seen when alternating between the two images, 0 to 1.
 
     At 67 pixels per degree, the authors' default: a 0.7 m wide screen of 3840 pixels, seen from 0.7 m. Source:
-    Andersson et al. (2020), "FLIP: A Difference Evaluator for Alternating Images"; it is their own library.
+    Andersson et al. (2020), "FLIP: A Difference Evaluator for Alternating Images", computed by the authors' library.
     """
     _pictures(reference, other)
     evaluate: Any = _library("flip_evaluator", "FLIP", "flip-evaluator").evaluate
@@ -114,15 +114,15 @@ def flip(reference: Array, other: Array) -> float:
 
 
 def faults(array: Array) -> tuple[str, ...]:
-    """What is wrong with a picture by name: `black` (no value above `BLACK`), `flat` (all pixels one colour)."""
+    """Names of faults in an image: `black` (no value above `BLACK`), `flat` (all pixels one colour)."""
     found = {"black": bool((array <= BLACK).all()), "flat": is_flat(array)}
     return tuple(name for name, there in found.items() if there)
 
 
 def summarize(figures: Sequence[Figures]) -> PictureSummary:
-    """Median and worst of each figure; a NaN anywhere makes both NaN. Raises `ParityError` where there are none."""
+    """Median and worst of each figure; NaN if any is NaN. Raises `ParityError` for no figures."""
     if not figures:
-        raise ParityError("No picture was compared, so nothing can be said of them. Give at least one.")
+        raise ParityError("There are no compared images to summarize. Compare at least one.")
     rows = [asdict(each) for each in figures]
     columns: dict[str, NDArray[np.float64]] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return PictureSummary(
@@ -138,16 +138,16 @@ def summarize(figures: Sequence[Figures]) -> PictureSummary:
 
 
 def _pictures(reference: Array, other: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both, wide enough to subtract; raises `ParityError` unless they are pictures of one size."""
+    """Both as f64; raises `ParityError` unless they are images of one size."""
     for array in (reference, other):
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             raise ParityError(
-                f"A picture to compare is {array.dtype} {list(array.shape)}; uint8 [height, width, 3] was expected. "
-                "Compare pictures as the pipeline returns them."
+                f"An image to compare is {array.dtype} {list(array.shape)}; uint8 [height, width, 3] was expected. "
+                "Compare images as the pipeline returns them."
             )
     if reference.shape != other.shape:
         raise ParityError(
-            f"Pictures of {list(reference.shape)} and {list(other.shape)} can't be compared. Draw both at one size."
+            f"Images of {list(reference.shape)} and {list(other.shape)} cannot be compared. Generate both at one size."
         )
     return reference.astype(np.float64), other.astype(np.float64)
 
@@ -155,8 +155,5 @@ def _pictures(reference: Array, other: Array) -> tuple[NDArray[np.float64], NDAr
 def _library(module: str, metric: str, package: str) -> Any:
     try:
         return import_module(module)
-    except Exception as exc:  # a compiled library that doesn't fit raises OSError and more
-        raise RuntimeMissing(
-            f"{metric} is computed by {package}, which can't be loaded here ({exc}). A gate without it would say "
-            f"nothing. {install('bench')}"
-        ) from exc
+    except Exception as exc:  # an incompatible compiled library raises OSError and others
+        raise RuntimeMissing(f"{metric} needs {package}, which cannot be loaded ({exc}). {install('bench')}") from exc

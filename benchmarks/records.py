@@ -1,8 +1,8 @@
-"""One measurement, one JSON line: what was run, on what, every raw sample, and what the number leaves out.
+"""The format of results. One measurement is one JSON line: what ran, on what machine, and every raw sample.
 
-A file of results is lines of `Measurement`, from one run of `latentc bench` or several. Lines of one run share `run`:
-their processes were called in turn, so they may be compared. A configuration that failed is a line with `error`.
-Seconds are wall time, bytes are bytes. What can't be known is absent, never zero.
+A file of results has lines of `Measurement` from one or more runs of `latentc bench`. Lines of one run share `run`:
+they were measured alternately, so they may be compared. A configuration that failed is a line with `error`.
+Seconds are wall-clock time. Unknown values are absent, never zero.
 """
 
 from __future__ import annotations
@@ -30,146 +30,146 @@ from .summary import Summary, summarize
 SCHEMA_VERSION = 3
 
 Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
-"""What a sample times: all text encoders of a draw, one denoiser call, the decoding of all its images, all the rest
-of the draw (tokens, noise, guidance, scheduler, pixels), and the whole draw from request to pixels."""
+"""What a sample times: all text encoders of one generation, one denoiser call, the decoding of all images, the rest of
+the generation (tokens, noise, guidance, scheduler, pixels), and the whole generation from request to pixels."""
 
 DENOISERS = ("unet", "transformer")
-"""Names that parts of this role have in results: diffusers' own."""
+"""Names of denoiser parts in results, as in diffusers."""
 
 STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
-"""How finished pictures are compared with the reference's."""
+"""Metrics that compare generated images with the reference's."""
 
 METRICS: tuple[Metric, ...] = ("psnr_db", "ssim", "flip", "mean_absolute_difference")
 
 THREADS = "OMP_NUM_THREADS"
-"""Variable of the number of threads that OpenMP's libraries, PyTorch among them, compute in."""
+"""Environment variable of the number of threads in libraries that use OpenMP, such as PyTorch."""
 
 RESULTS_BYTES = 1 << 28
-"""Limit of a file of results; a line has about 20 kB."""
+"""Size limit of a file of results; a line has about 20 kB."""
 
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class ResultRecord(Record):
-    """A part of a line. NaN and infinity, which JSON hasn't, are written as strings and read back."""
+    """A part of a line. NaN and infinity, which JSON doesn't have, are written as strings."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
 class Draw(ResultRecord):
-    """The seconds of one draw: from the request to `batch` finished pictures."""
+    """The seconds of one generation, from the request to all of its images."""
 
     text_encoder: Seconds
     denoiser: tuple[Seconds, ...]
-    """Each call, in order. Some schedulers call more often than they have steps."""
+    """Each call, in order. Some schedulers make more calls than steps."""
     vae_decoder: Seconds
     host: float
     """`total` less the other three."""
     total: Seconds
     joules: float | None = None
-    """What the machine's CPU packages took meanwhile, whatever else they did."""
+    """Energy of the machine's CPU packages meanwhile, including other processes."""
 
 
 class Startup(ResultRecord):
-    """What is paid before the first draw, once per machine (`build`) or per process (the rest)."""
+    """Costs before the first generation: once per machine (`build`) or once per process (the rest)."""
 
     build_seconds: Seconds | None = None
-    """Compiling, or the baseline's own export: when it was done, which may have been an earlier run."""
+    """Compilation, or the baseline's export; it may have happened in an earlier run."""
     build_reused: bool = False
-    """The engines were there already."""
+    """Whether the engines already existed."""
     import_seconds: Seconds | None = None
     load_seconds: Seconds | None = None
     engine_bytes: int | None = None
-    """On disk, of all parts."""
+    """Size on disk of all parts."""
 
 
 class Vram(ResultRecord):
-    """What one GPU held for the processes."""
+    """Memory of one GPU that the processes used."""
 
     device: str
-    """As `NVIDIA 0`: the vendor, and the place in its library's list."""
+    """Vendor and index in its library's list, for example `NVIDIA 0`."""
     resting_bytes: int
-    """After the warm-up, when nothing was drawn."""
+    """After the warm-up, while idle."""
     peak_bytes: int
-    """The most that was seen; in the measured draws nobody looks."""
+    """Largest sample. Memory isn't sampled during measured repetitions."""
     by: Literal["process", "device"] = "process"
-    """`device`: the library named none of the processes, as in a container, so that it is all that the device held
-    less what it held before they loaded anything. What others took or gave back meanwhile is in it."""
+    """`device`: the library listed none of the processes, as in a container. The figures are then the use of the whole
+    device minus its use before loading, including changes by other processes."""
 
 
 class Memory(ResultRecord):
     """Resident memory of the process tree. Pages that processes share are counted in each of them."""
 
     before_bytes: int | None = None
-    """After its libraries were imported, before anything was loaded."""
+    """After importing libraries, before loading."""
     load_peak_bytes: int | None = None
-    """The most while loading."""
+    """Peak while loading."""
     loaded_bytes: int | None = None
     """After loading."""
     run_peak_bytes: int | None = None
-    """The most in the first draw and the warm-up; in the measured ones nobody looks."""
+    """Peak in the first run and the warm-up. Memory isn't sampled during measured repetitions."""
     peak_bytes: int
-    """The most of its whole life, imports included."""
+    """Peak of the whole life of the process, including imports."""
     vram: tuple[Vram, ...] = ()
-    """Of each GPU that held something for it."""
+    """One entry per GPU that it used."""
 
 
 class Work(ResultRecord):
-    """How much a stage computes."""
+    """The amount of computation of a stage."""
 
     flops: float
-    """Floating-point operations of what one sample times: a multiplication and an addition are two."""
+    """Floating-point operations of one sample; a multiply-add counts as two."""
     ceiling_tflops: float | None = None
-    """What a large matrix product reached on this machine, in the stage's precision."""
+    """Rate of a large matrix product on this machine in the stage's precision."""
 
 
 class PartParity(ResultRecord):
-    """How near one part comes to the reference, on fixed inputs."""
+    """Parity of one part with the reference on fixed inputs."""
 
     psnr_db: float
     cosine: float
 
 
 class Figure(ResultRecord):
-    """A metric over the pictures of a suite."""
+    """A metric over the images of a suite."""
 
     median: float
     worst: float
     floor: float | None = None
-    """The reference against itself, with another number of threads: differences below it mean nothing."""
+    """The reference against itself with another number of threads; smaller differences mean nothing."""
 
 
 class Meaning(ResultRecord):
-    """What pictures of captions that training never saw show, by the judge of `scenes`."""
+    """Scores of images of unseen captions, by the judge of `scenes`, a classifier of rendered scenes."""
 
     captions: int
     scene_score: float
-    """The share of what the captions say that the pictures show: 0 to 1."""
+    """Share of the captions' attributes that the images show, 0 to 1."""
     held_out_score: float | None = None
-    """Of the captions with a pair that training never showed; absent where there is none."""
+    """The same for captions with a pair that was held out of training; absent if there are none."""
     by_attribute: dict[str, float] = Field(default={})
     frechet_distance: float | None = None
-    """From rendered scenes, on the judge's features; absent of too few pictures to tell."""
+    """Distance from rendered scenes, on the judge's features; absent for too few images."""
 
 
 class ClipScore(ResultRecord):
-    """How well the suite's pictures show their prompts: 100 times the cosine of CLIP's embeddings."""
+    """CLIP score of the suite: 100 times the cosine of the embeddings of image and prompt."""
 
     model: str
     """Name of the CLIP model's folder."""
     median: float
     worst: float
     reference: float
-    """Median of the reference's own pictures."""
+    """Median of the reference's own images."""
     mean: float | None = None
-    """What the field publishes as CLIP score; absent in lines of before."""
+    """Mean over the images, the usual CLIP score; absent in older lines."""
     reference_mean: float | None = None
 
 
 class Lpips(ResultRecord):
-    """How far the suite's pictures are from the reference's, to a network calibrated on people's judgments."""
+    """LPIPS between the suite's images and the reference's."""
 
     network: str
     """`alex` or `vgg`, with the published weights of version 0.1."""
@@ -178,34 +178,34 @@ class Lpips(ResultRecord):
 
 
 class Fid(ResultRecord):
-    """The Fréchet distance of Inception's features, from the weights that pytorch-fid publishes."""
+    """FID: Fréchet distance of Inception features, with the weights published by pytorch-fid."""
 
     distance: float
     pictures: int
-    """On either side. Few pictures give a large distance, so that only distances of as many may be compared."""
+    """Number of images on each side. Few images give a large distance, so compare only equal numbers."""
     against: str
-    """What the pictures are held against."""
+    """Description of the images on the other side."""
 
 
 class Likeness(ResultRecord):
-    """What the speed costs in likeness to the reference, from the engines that were timed."""
+    """Parity of the timed engines with the reference."""
 
     reference: str
-    """Who made the reference, as `PyTorch, at export`."""
+    """What made the reference, for example `PyTorch, at export`."""
     parts: dict[str, PartParity] = Field(default={})
     step_psnr_db: float | None = None
-    """One whole step, from the reference's own latents: the worst of the stored ones."""
+    """One whole step from the reference's own latents: the worst of the recorded steps."""
     forced_psnr_db: dict[str, tuple[float, ...]] = Field(default={})
-    """Each call of each part in one drawing of the suite, fed what the reference's was; the denoiser by timestep."""
+    """Each call of each part in one generation of the suite, with the reference's inputs; the denoiser by timestep."""
     host_psnr_db: float | None = None
-    """What host code fed the parts in that drawing, at worst: it computes in f32 whatever the engines do."""
+    """Worst of the inputs that host code computed in that generation. Host code computes in f32 for all engines."""
     suite: str | None = None
     """Name and version of the prompts and seeds behind `pictures`."""
     pictures: dict[Metric, Figure] = Field(default={})
     faults: tuple[str, ...] = ()
-    """Pictures of NaN, black ones and flat ones, by prompt and seed."""
+    """NaN, black and flat images, by prompt and seed."""
     failures: tuple[str, ...] = ()
-    """What is below the gate of its precision, and what couldn't be drawn or compared, in sentences."""
+    """Sentences on figures below the gate of their precision, and on what couldn't be generated or compared."""
     meaning: Meaning | None = None
     clip: ClipScore | None = None
     lpips: Lpips | None = None
@@ -213,34 +213,34 @@ class Likeness(ResultRecord):
 
 
 class Subject(ResultRecord):
-    """What drew it."""
+    """The profile or baseline that was measured."""
 
     kind: Literal["profile", "baseline"]
     name: str
-    """Of the profile, or of the baseline as `--against` takes it."""
+    """Name of the profile, or of the baseline as in `--against`."""
     engines: dict[str, str] = Field(default={})
-    """What ran each part, as `openvino 2026.4.1 CPU bf16`; empty where it failed before that was known."""
+    """What ran each part, for example `openvino 2026.4.1 CPU bf16`; empty if it failed earlier."""
     scheduler: str | None = None
     versions: dict[str, str] = Field(default={})
-    """Of Python and the libraries in its process."""
+    """Versions of Python and of libraries in its process."""
     profile: Profile | None = None
-    """The whole profile; None for baselines that aren't latentc's."""
+    """The complete profile; None for baselines outside latentc's pipeline."""
 
 
 class MeasuredModel(ResultRecord):
-    """The bundle that was drawn with, or whose checkpoint a baseline drew with."""
+    """The bundle that was measured, or whose checkpoint a baseline ran."""
 
     name: str
-    """Of the bundle's folder."""
+    """Name of the bundle's folder."""
     checkpoint: str | None = None
-    """Name of the checkpoint, without its folder; absent in lines of before."""
+    """Name of the checkpoint, without its folder; absent in older lines."""
     family: str
     random: bool
-    """Its weights are noise: the pictures mean nothing, the seconds do."""
+    """Whether its weights are random: times are valid, images are noise."""
     parameters: dict[str, int]
     digests: dict[str, str]
     latentc: str
-    """The version that exported it."""
+    """Version of latentc that exported it."""
 
 
 class Measurement(ResultRecord):
@@ -248,56 +248,56 @@ class Measurement(ResultRecord):
 
     schema_version: Literal[3] = 3
     run: str
-    """Shared by the rows that were measured in turn."""
+    """Id of the run, shared by the rows that were measured alternately."""
     time: str
     """When the run started: ISO 8601, UTC."""
     latentc: str
     commit: str | None = None
-    """Of latentc's source, where it is a git checkout; with `-dirty` where that was changed."""
+    """Git commit of latentc's source, if it is a checkout; with `-dirty` if it has changes."""
     machine: Machine
     load_average: float | None = None
-    """Processes that wanted a core when the run started: above 0.5 something else was at work."""
+    """Load average when the run started; above 0.5 the machine was busy."""
     other_cores: float | None = None
-    """How many of the cores that it may use other processes kept busy while the draws were measured, on average."""
+    """Average number of its cores that other processes used during the measured repetitions."""
     apart: bool = False
-    """Whether each measured draw was the second of a process of its own, with no other in memory. `startup`, `first`
-    and `memory` but for its peaks are the first process's; `warmup` has the first draws of the others."""
+    """Whether each measured repetition was the second run of a new process, with no other in memory. `startup`, `first`
+    and `memory` (except its peaks) are the first process's; `warmup` has the first runs of the others."""
     environment: dict[str, str] = Field(default={})
-    """Variables that were set and change how many threads libraries start, and where."""
+    """Environment variables that affect the number and placement of threads."""
     model: MeasuredModel
     subject: Subject
     request: Request
-    """What was drawn, with its size and seed."""
+    """The request, with its size and seed."""
     startup: Startup = Startup()
     first: Draw | None = None
-    """The first draw of the process: some libraries compile in it."""
+    """The first generation of the process, in which some libraries compile."""
     warmup: tuple[Draw, ...] = ()
     draws: tuple[Draw, ...] = ()
-    """The measured draws, in order; none where it failed before."""
+    """The measured repetitions, in order; empty if it failed before."""
     stable: bool | None = None
-    """Whether the rule of `stability` holds for `total`; None where nothing was measured."""
+    """Whether `total` is stable by the rule of `stability`; None if nothing was measured."""
     stability: str | None = None
-    """The rule, and what was found."""
+    """The figures of that rule, as text."""
     memory: Memory | None = None
     work: dict[Stage, Work] | None = None
     parity: Likeness | None = None
     pictures: tuple[str, ...] = ()
-    """Files of the first draw's pictures, relative to the file of results."""
+    """Image files of the first run, relative to the file of results."""
     error: str | None = None
-    """Why there is no measurement, or why it broke off; the rest of the row is what was known by then."""
+    """Why it failed; the other fields have what was known by then."""
     leaves_out: tuple[str, ...] = ()
-    """What the figures don't hold, in sentences."""
+    """Sentences on what the figures don't include."""
 
     def samples(self, stage: Stage) -> tuple[float, ...]:
-        """Every measured sample of a stage, in seconds: one for each draw, of the denoiser one for each call."""
+        """Every measured sample of a stage in seconds: one per repetition, for the denoiser one per call."""
         if stage == "denoiser":
             return tuple(seconds for draw in self.draws for seconds in draw.denoiser)
         return tuple(getattr(draw, stage) for draw in self.draws)
 
     def summary(self, stage: Stage) -> Summary | None:
-        """Median, percentiles and spread of a stage; None without samples.
+        """Median, percentiles and spread of a stage in seconds; None without samples.
 
-        Calls of one draw are no independent samples: the denoiser's interval is that of its medians by draw.
+        Calls of one generation aren't independent, so the denoiser's interval is that of its medians per repetition.
         """
         samples = self.samples(stage)
         if not samples:
@@ -310,23 +310,23 @@ class Measurement(ResultRecord):
 
     @property
     def joules(self) -> Summary | None:
-        """Energy of a draw in joules; None where the machine doesn't tell."""
+        """Energy of one generation in joules; None if the machine doesn't report it."""
         samples = [draw.joules for draw in self.draws if draw.joules is not None]
         return summarize(samples) if samples else None
 
     def tflops(self, stage: Stage) -> float | None:
-        """Achieved TFLOP/s of a stage at its median; None where its work wasn't counted."""
+        """Achieved TFLOP/s of a stage at its median; None if its work wasn't counted."""
         work, found = (self.work or {}).get(stage), self.summary(stage)
         return work.flops / found.median / 1e12 if work and found and found.median > 0 else None
 
     def ceiling_share(self, stage: Stage) -> float | None:
-        """Achieved TFLOP/s over what a matrix product reached; None where either is missing."""
+        """Achieved TFLOP/s as a share of the rate of a matrix product; None if either is missing."""
         work, achieved = (self.work or {}).get(stage), self.tflops(stage)
         return achieved / work.ceiling_tflops if work and achieved and work.ceiling_tflops else None
 
 
 def model_of(bundle: Bundle) -> MeasuredModel:
-    """What a row says of a bundle: its folder's name, and nothing else of where it lies."""
+    """Describe a bundle for a row; of its path, only the folder's name."""
     manifest = bundle.manifest
     return MeasuredModel(
         name=bundle.folder.name,
@@ -340,7 +340,10 @@ def model_of(bundle: Bundle) -> MeasuredModel:
 
 
 def append_records(path: Path, rows: Iterable[Measurement]) -> None:
-    """Add lines to a file of results, apart from a torn one. Raises `LatentcError` where it can't be written."""
+    """Append lines to a file of results. An incomplete last line is kept apart.
+
+    Raises `LatentcError` if the file can't be written.
+    """
     text = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -351,21 +354,21 @@ def append_records(path: Path, rows: Iterable[Measurement]) -> None:
                     file.write(b"\n")
             file.write(text.encode())
     except OSError as exc:
-        raise LatentcError(unwritable(path, exc, "Choose a file that can.")) from exc
+        raise LatentcError(unwritable(path, exc, "Choose another file.")) from exc
 
 
 def read_records(path: Path) -> list[Measurement]:
-    """The lines of a file of results. Raises `LatentcError` naming the line that can't be read."""
+    """Read the lines of a file of results. Raises `LatentcError` that names an invalid line."""
     lines = read_small(path, RESULTS_BYTES, LatentcError, "`latentc bench -o FILE` writes one.").split(b"\n")
     return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _of_version_2(value: dict[str, Any]) -> dict[str, Any]:
-    """A line of version 2 as version 3 has it: what was drawn was no `Request`, and called its count `batch`."""
-    said: Any = value.pop("setting", None)
-    if isinstance(said, dict):
-        said = {("count" if name == "batch" else name): one for name, one in cast("dict[str, Any]", said).items()}
-    return {**value, "schema_version": SCHEMA_VERSION, "request": said}
+    """Convert a line of version 2 to version 3: its request was called `setting`, with `batch` for the count."""
+    request: Any = value.pop("setting", None)
+    if isinstance(request, dict):
+        request = {("count" if name == "batch" else name): one for name, one in cast("dict[str, Any]", request).items()}
+    return {**value, "schema_version": SCHEMA_VERSION, "request": request}
 
 
 def _read(path: Path, number: int, line: bytes) -> Measurement:
@@ -373,13 +376,13 @@ def _read(path: Path, number: int, line: bytes) -> Measurement:
         value: Any = parse_json(line)
     except ValueError as exc:
         raise LatentcError(
-            f"{path}:{number} is no JSON ({exc}). Was the run stopped while it wrote? Remove that line."
+            f"{path}:{number} is not valid JSON ({exc}). If the run was stopped while writing, remove that line."
         ) from exc
     version: object = cast("dict[str, object]", value).get("schema_version") if isinstance(value, dict) else None
     if version not in (SCHEMA_VERSION, 2):
         raise LatentcError(
-            f"{path}:{number} has schema version {shown(version)}; this latentc reads {SCHEMA_VERSION} and 2. "
-            "Read it with the latentc that wrote it, or measure again."
+            f"{path}:{number} has schema version {shown(version)}; this version of latentc reads {SCHEMA_VERSION} "
+            "and 2. Read it with the version that wrote it, or measure again."
         )
     try:
         return Measurement.model_validate_json(

@@ -1,4 +1,4 @@
-"""What the engines that were timed make of the suite, held against PyTorch and measured; and of captions."""
+"""Have the timed engines generate the suite and captions, and compare the images with PyTorch's."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ METRICS = ("skimage", "flip_evaluator")
 TORCH = ("torch", "diffusers", "transformers")
 FLOOR = ".floors.json"
 OF_SUITE = ("suite", "forced_psnr_db", "host_psnr_db", "pictures", "faults", "failures")
-"""Fields of `Likeness` that the suite gives; the others are the build's."""
+"""Fields of `Likeness` that come from the suite; the others come from the build."""
 
 
 def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]) -> None:
-    """Raise where the suite, or a measure of its pictures, is asked for and couldn't be had after all the measuring.
+    """Check before measuring that the suite and the requested measures of its images will work.
 
-    `RequestError` for weights that aren't what a measure needs, and for checkpoints of random weights, of whose
-    pictures no measure says anything; `RuntimeMissing` for libraries; `LatentcError` for weights that can't be loaded.
-    Of metrics it is only known that they are installed. PyTorch isn't needed for references that were drawn before.
+    Raises `RequestError` for wrong weights of a measure and for checkpoints with random weights, `RuntimeMissing` for
+    missing libraries, and `LatentcError` for weights that can't be loaded. Metrics are only checked to be installed.
+    PyTorch isn't needed if the references exist.
     """
     if plan.measures:
         _check_weights(bundles, plan)
@@ -66,7 +66,7 @@ def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]
 def _check_weights(bundles: Sequence[Bundle], plan: Plan) -> None:
     names = ", ".join(f"--{name}" for name in plan.measures)
     if not plan.suite:
-        raise RequestError(f"The suite's pictures are measured by {names}: add --suite.")
+        raise RequestError(f"{names} need the images of the suite: add --suite.")
     if plan.clip is not None:
         _check_clip(plan.clip)
     for measure, folder in (("lpips", plan.lpips), ("fid", plan.fid)):
@@ -74,8 +74,8 @@ def _check_weights(bundles: Sequence[Bundle], plan: Plan) -> None:
             find(cast("Measure", measure), folder)
     if noise := [bundle.folder.name for bundle in bundles if bundle.manifest.source.random]:
         raise RequestError(
-            f"{', '.join(noise)}: its weights are random, and its pictures noise, of which {names} would say nothing. "
-            "Measure a trained checkpoint, or leave them out."
+            f"{', '.join(noise)} has random weights, so its images are noise and {names} would mean nothing. Measure a "
+            "trained checkpoint, or omit these options."
         )
 
 
@@ -84,17 +84,19 @@ def _folders(measures: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _check_clip(folder: Path) -> None:
-    name = "--clip takes a folder with a CLIPModel, in transformers' layout."
+    name = "--clip needs a folder with a CLIPModel in transformers' layout."
     kind = read_json(folder / "config.json", CONFIG_BYTES, RequestError, name).get("model_type")
     if odd := next((path for path in folder.iterdir() if not (is_regular(path) or is_folder(path))), None):
-        raise RequestError(f"{odd} is neither a file nor a folder. {name}")  # transformers might wait for a pipe
+        raise RequestError(f"{odd} is neither a file nor a folder. {name}")  # transformers might block on a pipe
     if kind != "clip":
         raise RequestError(f"{folder} holds a model of type {shown(kind)}, not 'clip'. Name a folder with a CLIPModel.")
 
 
 def _require(libraries: Sequence[str], extra: str) -> None:
     if absent := [name for name in libraries if find_spec(name) is None]:
-        raise RuntimeMissing(f"The suite needs {' and '.join(absent)}. Install what is missing with: {pip(extra)}.")
+        raise RuntimeMissing(
+            f"The suite needs {' and '.join(absent)}. Install the missing packages with: {pip(extra)}."
+        )
 
 
 def compare(
@@ -106,7 +108,7 @@ def compare(
     awake: Awake,
     on_progress: Progress,
 ) -> None:
-    """Have the engines draw the suite, hold it against the reference's, and have `measures` see the pictures."""
+    """Have the engines generate the suite, compare it with the reference's, and apply `measures` to the images."""
     drawing = _engines(contenders)
     if not drawing:
         return
@@ -118,12 +120,12 @@ def compare(
             scores = _Scores(stack, measures, path, Path(scratch), drawing[0].long_limit) if measures else None
         except LatentcError as exc:
             for contender in drawing:
-                _fail(contender, f"The suite couldn't be compared: {exc}")
+                _fail(contender, f"The suite could not be compared: {exc}")
             return
         for contender in drawing:
             on_progress(f"{contender.subject.name}: compare", None)
             kept.unlink(missing_ok=True)
-            with _told(contender, "The suite couldn't be compared"):
+            with _parity_only(contender, "The suite could not be compared"):
                 what = {"path": str(path), "keep": str(kept) if scores else None}
                 with awake(contender):
                     found = Likeness(**_ask(contender, "compare", what))
@@ -134,7 +136,7 @@ def compare(
 
 
 class _Scores:
-    """What the measures say of the suite's pictures, in a process of its own; of the reference's it is asked once."""
+    """Scores the suite's images by the measures, in a process of its own; the reference's images only once."""
 
     def __init__(
         self, stack: ExitStack, measures: Mapping[str, Path], references: Path, scratch: Path, limit: float
@@ -144,24 +146,24 @@ class _Scores:
         wanted = load_references(references)
         self._prompts = [request.prompt for request in requests(wanted.suite, wanted.size)]
         engine = next((one for part, one in wanted.engines.items() if part in DENOISERS), "the reference")
-        self._drawn_by = f"{len(wanted.images)} pictures of {engine}"
+        self._drawn_by = f"{len(wanted.images)} images of {engine}"
         self._reference, self._own = scratch / "reference.npz", None
         self._network = ""
         np.savez(self._reference, *wanted.images)
 
     def added(self, parity: Likeness, drawn: Path) -> Likeness:
-        """Parity with the figures; with a failure where they can't be had."""
+        """Add the scores to parity, or a failure if they can't be computed."""
         names = " and ".join(name.upper() for name in self._measures)
         try:
             if self._own is None:
                 checked = self._process.ask("check", {"folders": _folders(self._measures)}, self._limit)
                 self._network = Checked(**checked).lpips
                 self._own = self._ask(self._reference)
-            if not drawn.exists():  # NaN has no picture, and is reported already
+            if not drawn.exists():  # an image of NaN doesn't exist, and is already reported
                 return parity
             found = self._ask(drawn)
-        except LatentcError as exc:  # the likeness stands
-            return parity.model_copy(update={"failures": (*parity.failures, f"{names} can't be had: {exc}")})
+        except LatentcError as exc:  # the rest of parity stays
+            return parity.model_copy(update={"failures": (*parity.failures, f"{names} could not be computed: {exc}")})
         return parity.model_copy(update=self._figures(found, self._own))
 
     def _figures(self, found: Scored, own: Scored) -> dict[str, Any]:
@@ -189,22 +191,22 @@ class _Scores:
 def understand(
     captions: int, request: Request, contenders: Sequence[Contender], awake: Awake, on_progress: Progress
 ) -> None:
-    """Have the engines draw captions of the world of `scenes`, and its judge read the pictures."""
+    """Have the engines generate captions of `scenes`, and score the images with its judge."""
     for contender in _engines(contenders):
         on_progress(f"{contender.subject.name}: {captions} captions", None)
         what = {"captions": captions, "guidance": request.guidance, "steps": request.steps}
-        with _told(contender, "Captions couldn't be drawn and read"):
+        with _parity_only(contender, "Captions could not be generated and scored"):
             with awake(contender):
                 found = Meaning(**_ask(contender, "understand", what))
             contender.parity = _known(contender).model_copy(update={"meaning": found})
 
 
 @contextmanager
-def _told(contender: Contender, what: str) -> Generator[None]:
-    """What fails in the block is a failure of parity and no more: the times stand. A process that is gone is closed."""
+def _parity_only(contender: Contender, what: str) -> Generator[None]:
+    """Record an error in the block as a failure of parity, and keep the times. A process that ended is closed."""
     try:
         yield
-    except (LatentcError, TypeError, ValueError) as exc:  # the latter: an answer that isn't one
+    except (LatentcError, TypeError, ValueError) as exc:  # the last two: an invalid answer
         _fail(contender, f"{what}: {exc}")
         if contender.process is not None and contender.process.ended:
             contender.process.close()
@@ -218,7 +220,7 @@ def _fail(contender: Contender, failure: str) -> None:
 
 def _ask(contender: Contender, verb: str, what: dict[str, Any]) -> dict[str, Any]:
     if contender.process is None:
-        raise LatentcError("Its process ended over the suite.")
+        raise LatentcError("The process ended during the suite.")
     return contender.process.ask(verb, what, contender.long_limit)
 
 
@@ -231,17 +233,17 @@ def _known(contender: Contender) -> Likeness:
 
 
 def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress) -> dict[Metric, float]:
-    """Draw the reference's side of the suite; how far is it from itself with one thread? Both are kept.
+    """Make the references of the suite, and compare them with the same run on one thread. Both results are kept.
 
-    Gives the latter at worst, by metric.
+    Returns the worst figure of that comparison by metric.
     """
-    on_progress("reference: draw the suite", None)
+    on_progress("reference: generate the suite", None)
     if not path.exists():
         size = {side: contender.brief.request[side] for side in ("width", "height")}
         _ask_torch(contender, "refer", {"path": str(path), "suite": suite.name, **size}, {})
     kept = path.with_suffix(FLOOR)
     if not _fresh_floor(path):
-        on_progress("reference: draw the suite with one thread", None)
+        on_progress("reference: generate the suite with one thread", None)
         found = Likeness(**_ask_torch(contender, "compare", {"path": str(path)}, {"OMP_NUM_THREADS": "1"}))
         write_text(kept, json.dumps({metric: figure.worst for metric, figure in found.pictures.items()}))
     try:
@@ -251,13 +253,13 @@ def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress
 
 
 def _fresh_floor(path: Path) -> bool:
-    """Whether what one thread drew of references is kept, and of these."""
+    """Whether the comparison with one thread exists and is newer than the references."""
     kept = path.with_suffix(FLOOR)
     return kept.exists() and kept.stat().st_mtime >= path.stat().st_mtime
 
 
 def _ask_torch(contender: Contender, verb: str, what: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Have PyTorch answer in a contender's place, in a process of its own."""
+    """Send an order to PyTorch instead of the contender, in a process of its own."""
     torch = asdict(replace(contender.brief, profile=EAGER.model_dump(mode="json"), ceiling=False))
     with Process(Path(sys.executable), PROFILE_MODULE, environment) as process:
         for step in ("open", "build", "load"):
@@ -266,7 +268,7 @@ def _ask_torch(contender: Contender, verb: str, what: dict[str, Any], environmen
 
 
 def _with_floor(parity: Likeness, floor: dict[Metric, float]) -> Likeness:
-    """Its figures of pictures beside what the reference has against itself."""
+    """Parity with the reference's own floor added to the figures of images."""
     pictures = {
         metric: figure.model_copy(update={"floor": floor.get(metric)}) for metric, figure in parity.pictures.items()
     }

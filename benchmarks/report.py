@@ -1,4 +1,4 @@
-"""Files of results as a page to read (`index.html`) and as Markdown for a README (`report.md`)."""
+"""Write files of results as an HTML page (`index.html`) and as Markdown for a README (`report.md`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .reading import gather, sections
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and of how much."""
+    """The files of a report, and how many rows and sections they have."""
 
     page: Path
     markdown: Path
@@ -24,9 +24,9 @@ class Report:
 
 
 def report(results: Sequence[Path], folder: Path) -> Report:
-    """Write `index.html` and `report.md` into `folder`, over what an earlier report left there.
+    """Write `index.html` and `report.md` into `folder`, replacing those of an earlier report.
 
-    Raises `LatentcError` for results that are damaged or empty, and where the folder can't be written.
+    Raises `LatentcError` for results that are damaged or empty, and if the folder can't be written.
     """
     rows = gather(results)
     found = sections(rows)

@@ -1,4 +1,4 @@
-"""A contender's measurements as a line of the results."""
+"""Convert a contender's measurements to a line of the results."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .records import THREADS, Measurement, Stage, Work, model_of
 from .stability import stability_of
 
 LEAVES_OUT = (
-    "Starting Python, importing, building and loading: they are under `startup`.",
-    "The first draw and the warm-up: they are apart.",
+    "Starting Python, importing, building and loading: see `startup`.",
+    "The first run and the warm-up: see `first` and `warmup`.",
     "Writing PNG files.",
 )
 CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
-"""Variables of the environment that change what libraries do with the cores."""
-COUNTED = "Of the FLOP: activations, normalization, softmax and whatever else takes a few operations for each number."
+"""Environment variables that affect how libraries use cores."""
+COUNTED = "In FLOP: activations, normalization, softmax and other elementwise operations."
 
 
 STAGE_ROLES: dict[Stage, Role] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "vae_decoder": "decoder"}
-"""The role of the part whose precision a stage is computed in."""
+"""The role of the part whose precision applies to a stage."""
 
 
 def row_of(
@@ -45,7 +45,7 @@ def row_of(
     common: dict[str, Any],
     folder: Path,
 ) -> Measurement:
-    """The line; `common` is what the lines of a run share, and pictures are named as seen from `folder`."""
+    """Make the line. `common` has the fields that the lines of a run share; image paths are relative to `folder`."""
     stable, stability = stability_of(contender.draws) if contender.draws else (None, None)
     leaves_out = [*LEAVES_OUT, *uncounted, *contender.leaves_out]
     first = {part.role: name for name, part in reversed(contender.bundle.manifest.parts.items())}
@@ -53,16 +53,16 @@ def row_of(
     if work is not None:
         work = {stage: one.model_copy(update={"ceiling_tflops": ceilings.get(stage)}) for stage, one in work.items()}
     if contender.draws and contender.draws[0].joules is None:
-        leaves_out.append("Energy: this machine has no counters, or they can't be read.")
+        leaves_out.append("Energy: this machine has no counters, or they are not readable.")
     if contender.draws and contender.memory is None:
-        leaves_out.append("Memory: this system doesn't report it.")
+        leaves_out.append("Memory: this system does not report it.")
     vram = contender.memory.vram if contender.memory else ()
     if common["machine"].gpus and not vram:
-        leaves_out.append("GPU memory: no driver's library reported any of this process (nvidia-ml-py, amdsmi).")
+        leaves_out.append("GPU memory: no driver library (nvidia-ml-py, amdsmi) reported memory of this process.")
     if any(one.by == "device" for one in vram):
         leaves_out.append(
-            "GPU memory: the driver's library names none of its processes, as in a container. What each device held "
-            "more than before loading is given; what others took meanwhile is in it."
+            "GPU memory by process: the driver library does not list these processes, as in a container. Figures are "
+            "the use of the whole device minus its use before loading, including changes by other processes."
         )
     given = {name: value for name, value in contender.environment.items() if name == THREADS}
     return Measurement(
@@ -86,17 +86,17 @@ def row_of(
 
 
 def work_of(bundle: Bundle, request: Request) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
-    """The work of each stage, or None and why it couldn't be counted."""
+    """The work of each stage, or None, and sentences on what isn't counted."""
     try:
         return count_work(bundle, request), (COUNTED,)
     except LatentcError as exc:
-        return None, (f"FLOP: they couldn't be counted. {exc}",)
+        return None, (f"FLOP: they could not be counted. {exc}",)
 
 
 def count_work(bundle: Bundle, request: Request) -> dict[Stage, Work]:
-    """FLOP of the text encoders of one draw, of one denoiser call, and of the decoding of all its images.
+    """Count FLOP of all text encoders of one generation, of one denoiser call, and of the decoding of all images.
 
-    Counted on the bundle's graphs, for a prompt of one chunk and, where guided, a negative one. Raises what
+    Counted on the bundle's graphs, for a prompt of one chunk and, with guidance, a negative prompt. Raises what
     `count_flops` raises.
     """
     model, (width, height, _) = bundle.manifest.model, size_and_seed(request)
@@ -121,7 +121,7 @@ def _count(bundle: Bundle, part: str, drawn: shapes.Setting) -> float:
 
 
 def run_facts(apart: bool = False) -> dict[str, Any]:
-    """What the lines of a run share."""
+    """The fields that the lines of a run share."""
     return {
         "run": uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,7 +136,7 @@ def run_facts(apart: bool = False) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of latentc's source, where that is a git checkout; with `-dirty` where it was changed."""
+    """The commit of latentc's source, with `-dirty` if it has changes; None if it isn't a git checkout."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,7 +1,7 @@
-"""Resident and GPU memory of a tree of processes, sampled by a process that sleeps unless something is watched.
+"""Sample resident and GPU memory of a process tree, in a process that sleeps unless a tree is watched.
 
-On Linux the peak of the first process is the kernel's own, set back when a watch begins, so that no peak between two
-samples is missed; elsewhere, and for its children and the GPU's memory, it is the largest sample.
+On Linux the peak of the first process comes from the kernel and is reset when a watch begins, so that no peak between
+samples is missed. Elsewhere, and for children and GPU memory, the peak is the largest sample.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .vram import MemoryHeld, VramWatch, devices
 
 INTERVAL_SECONDS = 0.02
 LISTED_EVERY = 10
-"""Samples from one listing of the tree to the next: it looks at every process of the system."""
+"""Samples between two listings of the tree, as listing reads all processes of the system."""
 
 
 class MemorySampler:
-    """Watches one process at a time; remembers the peak of each over its life."""
+    """Watches one process at a time, and keeps the peak of each over its life."""
 
     def __init__(self) -> None:
         self._lives: dict[int, int] = {}
@@ -36,7 +36,7 @@ class MemorySampler:
         Thread(target=self._sample, daemon=True).start()
 
     def watch(self, pid: int) -> MemoryHeld:
-        """Begin to watch a process."""
+        """Start watching a process."""
         now = resident_bytes(tree(pid))
         with self._lock:
             self._remember(pid, peak_bytes(pid))
@@ -47,7 +47,7 @@ class MemorySampler:
         return MemoryHeld(now=now, peak=now)
 
     def stop(self) -> MemoryHeld:
-        """End the watch: what is held now, and the most since it began."""
+        """Stop watching; returns the current memory and the peak since the watch began."""
         self._awake.clear()
         with self._lock:
             pid, self._watched = self._watched, None
@@ -62,7 +62,7 @@ class MemorySampler:
             return MemoryHeld(now=now, peak=self._peak, vram=self._vram[pid].held())
 
     def peak(self, pid: int) -> MemoryHeld:
-        """The most that a process held in its life, as far as it was seen."""
+        """Peak memory of a process over its life, as far as it was sampled."""
         processes = tree(pid)
         now = resident_bytes(processes)
         with self._lock:
@@ -79,7 +79,7 @@ class MemorySampler:
         return now
 
     def _watch_of(self, pid: int) -> VramWatch:
-        """The one that began with the process: making another asks the devices for their idle value again."""
+        """The GPU watch of a process, created once because it records the idle value of the devices."""
         if pid not in self._vram:
             self._vram[pid] = VramWatch(self._devices)
         return self._vram[pid]
@@ -102,7 +102,7 @@ class MemorySampler:
 
 
 def main() -> None:
-    """Answer the harness until it hangs up."""
+    """Answer the harness until it disconnects."""
     sampler = MemorySampler()
 
     def stop(_: dict[str, Any]) -> MemoryHeld:

@@ -1,4 +1,4 @@
-"""How well a bundle of `scenes` draws what captions ask for: at several guidances, between a ceiling and a floor."""
+"""Score how well a bundle of `scenes` follows captions, at several guidances, between an upper and a lower bound."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ from .meaning import (
 from .records import Meaning
 
 NEGATIVE, UNWANTED = "a night sky", "night"
-"""A negative prompt, and the sky that it must keep away."""
+"""A negative prompt, and the attribute that it should suppress."""
 
 COLUMNS = 4
 WRAP = 33
-"""Letters to a line below a picture of a sheet."""
+"""Characters per line below an image of a sheet."""
 LINE = 15
-"""Pixels that one takes."""
+"""Height of a line in pixels."""
 
 
 @dataclass(frozen=True)
 class Nights:
-    """How often captions that leave the sky open are drawn at night, as shares of 1."""
+    """Share of images at night, for captions that don't specify the sky, 0 to 1."""
 
     captions: int
     without: float
-    """With no negative prompt."""
+    """Without a negative prompt."""
     unwanted: float
-    """With `NEGATIVE`."""
+    """With the negative prompt `NEGATIVE`."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was drawn, by what, and what it means."""
+    """The scores, the engines and the machine."""
 
     engines: Mapping[str, str]
     machine: Machine
     steps: int
     captions: int
     ceiling: Meaning
-    """Of the renderer's own pictures of the captions."""
+    """Scores of rendered images of the captions: the upper bound."""
     drawn: Mapping[float, Meaning]
-    """By guidance."""
+    """Scores by guidance."""
     floor: Mapping[float, Meaning]
-    """The same pictures held against other captions; they have no distance of their own."""
+    """Scores of the same images against other captions, by guidance: the lower bound. Without distances."""
     nights: Nights | None
-    """With the last guidance."""
+    """At the last guidance."""
 
 
 def score(
@@ -75,12 +75,13 @@ def score(
     nights: int = 0,
     on_progress: Progress = quiet,
 ) -> Scores:
-    """Draw `count` held-out captions with each guidance; `nights` captions more without and with a negative prompt.
+    """Score `count` unseen captions at each guidance, and `nights` more without and with a negative prompt.
 
-    Raises `RequestError` for nothing to draw and another checkpoint than `scenes`, and what drawing raises.
+    Raises `RequestError` for no captions or guidances and for a checkpoint other than `scenes`, and what the pipeline
+    raises.
     """
     if count < 1 or not guidances:
-        raise RequestError("There is nothing to score. Ask for one caption and one guidance at least.")
+        raise RequestError("There is nothing to score. Request at least one caption and one guidance.")
     require_scenes([pipeline.bundle])
     asked = captions(count)
     drawn: dict[float, Meaning] = {}
@@ -110,7 +111,7 @@ def _nights(pipeline: Pipeline, judge: Run, count: int, guidance: float, steps: 
 
 
 def sheet(pictures: Pixels, asked: Sequence[Caption]) -> Image.Image:
-    """Pictures in rows of `COLUMNS`, half as large again, each over its caption."""
+    """Lay out images in `COLUMNS` columns, enlarged by half, each with its caption below."""
     wrapped = ["\n".join(textwrap.wrap(caption.text, WRAP)) for caption in asked]
     side, gap = pictures.shape[1] * 3 // 2, 14
     text = 4 + LINE * max(lines.count("\n") + 1 for lines in wrapped)

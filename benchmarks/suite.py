@@ -1,7 +1,7 @@
-"""The suite: fixed prompts and seeds that every engine draws, and how near it must come to the reference.
+"""The suite: fixed prompts and seeds that every engine generates, and the parity that it must reach.
 
-The reference's side is made once (`make_references`), in a process of its own if need be, and kept in a file; an
-engine's side is measured against it (`measure`), so that never both are in memory.
+The references are made once (`make_references`) and kept in a file. An engine is compared with that file (`measure`),
+so that reference and engine are never in memory together.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults,
 from .records import METRICS, Figure, Likeness, Metric
 
 REFERENCES_BYTES = 1 << 30
-"""Limit of a suite's references: 16 pictures of 1024 x 1024 and one recorded drawing have 200 MB."""
+"""Size limit of a suite's references: 16 images of 1024 x 1024 and one recording take 200 MB."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Prompts and seeds. A change of any of them is another version."""
+    """Prompts, seeds and settings. Any change needs a new version."""
 
     name: str
     version: int
     prompts: tuple[tuple[str, str], ...]
-    """Prompt and negative prompt."""
+    """Pairs of prompt and negative prompt."""
     seeds: tuple[int, ...]
     steps: int = 20
     guidance: float = 7.5
 
     @property
     def title(self) -> str:
-        """Name and version, as `general 1`."""
+        """Name and version, for example `general 1`."""
         return f"{self.name} {self.version}"
 
     @property
     def digest(self) -> str:
-        """Of all that decides the pictures."""
+        """SHA-256 of everything that determines the images."""
         return sha256_json(asdict(self))
 
 
@@ -75,7 +75,7 @@ SUITE = Suite(
     ),
     seeds=(7, 20261122),
 )
-"""Bright and dark, fine and flat, with a negative prompt and without; each within one chunk of tokens."""
+"""Bright and dark, detailed and flat, with and without a negative prompt; each within one chunk of tokens."""
 
 SCENES = Suite(
     name="scenes",
@@ -93,7 +93,7 @@ SCENES = Suite(
     seeds=(7, 20261122),
     guidance=4.0,
 )
-"""The same of the world of `scenes`, for the checkpoint that knows no other."""
+"""The suite for `scenes`, which knows no other subjects."""
 
 
 VOCABULARY = "tokenizer/vocab.json"
@@ -101,82 +101,79 @@ SUITES = {suite.name: suite for suite in (SUITE, SCENES)}
 
 
 def is_scenes(bundle: Bundle) -> bool:
-    """Whether it is `scenes`, or a checkpoint with its vocabulary: one that was trained further, or from the start.
-
-    It knows the words of that world and no other.
-    """
+    """Whether it is `scenes` or a checkpoint with the same vocabulary, such as a fine-tune."""
     vocabulary = bundle.manifest.files.get(VOCABULARY)
     return vocabulary is not None and vocabulary.sha256 == sha256(SHIPPED[SCENES.name] / VOCABULARY)
 
 
 def suite_for(*bundles: Bundle) -> Suite:
-    """The suite that bundles are asked to draw, the same for all."""
+    """The suite for bundles, the same for all."""
     return SCENES if all(map(is_scenes, bundles)) else SUITE
 
 
 @dataclass(frozen=True)
 class SuiteReferences:
-    """What the reference drew, and how."""
+    """The reference's images of a suite, and one recorded generation."""
 
     suite: Suite
     engines: Mapping[str, str]
-    """What ran each part, as `torch 2.13.0 CPU f32`."""
+    """What ran each part, for example `torch 2.13.0 CPU f32`."""
     size: tuple[int, int]
     """Width and height in pixels."""
     recording: Recording
     """The first request of the suite, call by call."""
     images: tuple[NDArray[np.uint8], ...]
-    """Of each request of the suite, [height, width, 3]."""
+    """One image per request of the suite, [height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the suite against the reference's."""
+    """One image of the suite, compared with the reference's."""
 
     prompt: str
     seed: int
     figures: Figures | None
-    """None where there is no picture."""
+    """None if there is no image."""
     faults: tuple[str, ...]
-    """As `quality.faults`; `not finite` where the pipeline refused to draw NaN or infinity; `reference ...`."""
+    """As `quality.faults`; `not finite` if the pipeline raised for NaN or infinity; `reference ...`."""
     image: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     """[height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class SuiteParity:
-    """How near an engine came to the reference over a suite."""
+    """Parity of an engine with the reference over a suite."""
 
     suite: str
     reference: str
     """What ran the reference's denoiser."""
     precisions: Mapping[str, Precision]
-    """What each part was computed in."""
+    """Precision of each part."""
     denoiser: str
-    """The denoiser's name among them."""
+    """The name of the denoiser part."""
     forced: Forced
     pictures: tuple[Picture, ...]
     summary: PictureSummary | None
-    """Over the pictures that there are; None where there is none."""
+    """Over the images that exist; None if there are none."""
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Every fault with its prompt and seed."""
+        """All faults, each with prompt and seed."""
         return tuple(f"{fault}: {each.prompt!r}, seed {each.seed}" for each in self.pictures for fault in each.faults)
 
 
 HOST_PSNR_DB = 100.0
-"""Asked of what host code feeds the parts. It computes in f32 whatever the engines do; this is f32's rounding."""
+"""Required PSNR of the inputs that host code computes, in f32 for all engines; it allows for f32 rounding."""
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _Generation:
     request: Request
     latents: Array = field(repr=False)
 
 
 def requests(suite: Suite, size: tuple[int, int] | None = None) -> tuple[Request, ...]:
-    """The suite's requests: each prompt with each seed. `size` is width and height; None is the model's own."""
+    """The suite's requests: each prompt with each seed. `size` is width and height; None is the model's own size."""
     width, height = size or (None, None)
     return tuple(
         Request(
@@ -198,13 +195,13 @@ def make_references(
     suite: Suite | None = None,
     size: tuple[int, int] | None = None,
 ) -> SuiteReferences:
-    """Draw the suite with the reference, and record its first request call by call. Raises what drawing raises.
+    """Generate the suite with the reference, recording all calls of the first request. Raises what the pipeline raises.
 
-    None is the bundle's own suite, and the model's own size.
+    None is the bundle's suite, and the model's own size.
     """
     suite = suite or suite_for(pipeline.bundle)
     size = size or pipeline.bundle.manifest.model.own_size
-    wishes = _wishes(pipeline.bundle, suite, size)
+    wishes = _generations(pipeline.bundle, suite, size)
     recording = record(pipeline, wishes[0].request, wishes[0].latents)
     images: list[NDArray[np.uint8]] = []
     engines: Mapping[str, str] = {}
@@ -216,15 +213,15 @@ def make_references(
 
 
 def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
-    """Draw the suite with an engine and compare: teacher-forced call by call, and whole pictures.
+    """Generate the suite with an engine and compare: each call with teacher forcing, and the finished images.
 
-    Raises what drawing raises, but for NaN and infinity, which are faults of their picture; `RuntimeMissing`
-    where a metric's library isn't here.
+    Raises what the pipeline raises, except for NaN and infinity, which are faults of the image; `RuntimeMissing` if a
+    metric's library isn't installed.
     """
     profile, suite = pipeline.profile, references.suite
     parts, denoiser = pipeline.bundle.manifest.parts, pipeline.bundle.one("denoiser")
     forced = force(pipeline, references.recording)
-    wishes = _wishes(pipeline.bundle, suite, references.size)
+    wishes = _generations(pipeline.bundle, suite, references.size)
     has = runtime(profile.runtime).precisions(profile.device)
     pictures = [_picture(pipeline, wish, wanted) for wish, wanted in zip(wishes, references.images, strict=True)]
     figures = [each.figures for each in pictures if each.figures is not None]
@@ -240,16 +237,16 @@ def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
 
 
 def failures(parity: SuiteParity) -> tuple[str, ...]:
-    """What is below the gate, a sentence for each; nothing where all is well.
+    """Sentences on what is below the gate; empty if nothing is.
 
-    The gate is that of each part's precision, for the rest of the denoiser's. A NaN is below any.
+    Parts have the gate of their own precision, images that of the denoiser's. NaN is below any gate.
     """
     gate = RECIPES[parity.precisions.get(parity.denoiser, "f32")].gate
     forced, said = parity.forced, list[str]()
     if not forced.host_psnr_db >= HOST_PSNR_DB:
         said.append(
-            f"Host code departs from the reference's: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
-            f"{HOST_PSNR_DB:.0f} dB was expected. Is the request, the scheduler or a scale another one?"
+            f"Host code differs from the reference: {forced.host_psnr_db:.1f} dB at {forced.host_worst}; "
+            f"{HOST_PSNR_DB:.0f} dB is required. Check request, scheduler and scaling."
         )
     for part in (parity.denoiser, *sorted(forced.parts_psnr_db.keys() - {parity.denoiser})):
         precision = parity.precisions.get(part, "f32")
@@ -257,23 +254,23 @@ def failures(parity: SuiteParity) -> tuple[str, ...]:
         worst = min(forced.parts_psnr_db.get(part, ()), default=float("-inf"))
         if not worst >= wanted:
             said.append(
-                f"{part} in {precision}, fed what the reference's was, agrees to {worst:.1f} dB at worst; "
-                f"{wanted:.0f} dB was expected."
+                f"{part} in {precision}, with the reference's inputs, agrees to {worst:.1f} dB at worst; "
+                f"{wanted:.0f} dB is required."
             )
-    said += [f"A picture is at fault: {fault}." for fault in parity.faults]
+    said += [f"An image is faulty: {fault}." for fault in parity.faults]
     if parity.summary is None:
-        said.append("There is no picture to compare.")
+        said.append("No image could be compared.")
         return tuple(said)
     for name, found in asdict(parity.summary.worst).items():
         bound = getattr(gate, name)
         near = found >= bound if name in HIGHER_IS_NEARER else found <= bound
         if not near:
-            said.append(f"The worst picture's {name} is {found:.4g}; {bound:g} was expected.")
+            said.append(f"The worst image's {name} is {found:.4g}; {bound:g} is required.")
     return tuple(said)
 
 
 def parity_of(found: SuiteParity) -> Likeness:
-    """As a line of results has it."""
+    """Convert to the format of results."""
     pictures: dict[Metric, Figure] = {}
     if found.summary is not None:
         median, worst = asdict(found.summary.median), asdict(found.summary.worst)
@@ -290,13 +287,13 @@ def parity_of(found: SuiteParity) -> Likeness:
 
 
 def references_path(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> Path:
-    """Where references of a bundle are kept: another suite, size or weights have another name."""
+    """The path of a bundle's references, with suite, size and weights in its name."""
     key = sha256_json([suite.digest, size, bundle.digest])[:16]
     return bundle.engines / f"suite-{suite.name}-{suite.version}-{size[0]}x{size[1]}-{key}.npz"
 
 
 def save_references(path: Path, references: SuiteReferences) -> None:
-    """Write references to one `.npz` file, sealed with its digest, which appears whole or not at all."""
+    """Write references atomically to one `.npz` file, sealed with its digest."""
     recording = references.recording
     about = {
         "suite": asdict(references.suite),
@@ -315,9 +312,9 @@ def save_references(path: Path, references: SuiteReferences) -> None:
 
 
 def load_references(path: Path) -> SuiteReferences:
-    """Read what `save_references` wrote; raises `BundleError` for a file that isn't there, or isn't that."""
+    """Read what `save_references` wrote; raises `BundleError` for a missing or invalid file."""
     try:
-        arrays = read_sealed_arrays(path, "Remove it, and make them again.", BundleError, REFERENCES_BYTES)
+        arrays = read_sealed_arrays(path, "Remove it, and run bench again.", BundleError, REFERENCES_BYTES)
         about: dict[str, Any] = parse_json(str(arrays["about"]))
         suite: dict[str, Any] = about["suite"]
         calls = tuple(
@@ -336,18 +333,20 @@ def load_references(path: Path) -> SuiteReferences:
         recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls)
         return SuiteReferences(read, about["engines"], (width, height), recording, images)
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as exc:
-        raise BundleError(f"{path} holds no references of a suite ({exc}). Remove it, and make them again.") from exc
+        raise BundleError(
+            f"{path} is not a valid file of suite references ({exc}). Remove it, and run bench again."
+        ) from exc
 
 
-def _wishes(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> list[_Wish]:
-    """Requests with the noise that both sides begin with."""
+def _generations(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> list[_Generation]:
+    """Requests, each with the initial noise that reference and engine share."""
     model = bundle.manifest.model
     width, height = size
     shape = (1, model.latent_channels, height // model.downscale, width // model.downscale)
-    return [_Wish(request, initial_noise(request.seed or 0, shape)) for request in requests(suite, size)]
+    return [_Generation(request, initial_noise(request.seed or 0, shape)) for request in requests(suite, size)]
 
 
-def _picture(pipeline: Pipeline, wish: _Wish, wanted: NDArray[np.uint8]) -> Picture:
+def _picture(pipeline: Pipeline, wish: _Generation, wanted: NDArray[np.uint8]) -> Picture:
     of_reference = tuple(f"reference {fault}" for fault in faults(wanted))
     prompt, seed = wish.request.prompt, wish.request.seed or 0
     try:

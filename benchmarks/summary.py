@@ -1,4 +1,4 @@
-"""What samples come to: median, percentiles, and where the true median lies."""
+"""Summary statistics of samples: median, percentiles, and a confidence interval of the median."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from statistics import median
 
 DOUBT = 20
-"""One in so many intervals misses the true median: 95 % confidence."""
+"""One of this many intervals misses the true median: 95 % confidence."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What samples come to, in their unit."""
+    """Summary statistics in the unit of the samples."""
 
     count: int
     median: float
     p90: float
     p99: float
-    """Near the largest where there are fewer than a hundred samples."""
+    """Close to the largest for fewer than a hundred samples."""
     minimum: float
     maximum: float
     interval: tuple[float, float]
-    """Where the true median lies with 95 % confidence; of fewer than six samples, from the least to the largest."""
+    """95 % confidence interval of the median; minimum and maximum for fewer than six samples."""
 
     @property
     def spread(self) -> float:
-        """Half the interval over the median: 0.02 reads as plus or minus 2 %."""
+        """Half the interval divided by the median: 0.02 means ± 2 %."""
         low, high = self.interval
         return (high - low) / 2 / self.median if self.median > 0 else 0.0
 
@@ -34,8 +34,8 @@ class Summary:
 def summarize(samples: Sequence[float]) -> Summary:
     """Summarize one or more samples.
 
-    Percentiles are interpolated between neighbours. The interval is the order statistics' own, free of any
-    distribution. Source: Hoefler and Belli, Scientific Benchmarking of Parallel Computing Systems, SC 2015, 4.2.2.
+    Percentiles are interpolated between neighbours. The interval uses order statistics and assumes no distribution.
+    Source: Hoefler and Belli, Scientific Benchmarking of Parallel Computing Systems, SC 2015, 4.2.2.
     """
     ordered = sorted(samples)
     low = _interval_rank(len(ordered))
@@ -58,7 +58,7 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def _interval_rank(count: int) -> int:
-    """How many samples lie outside the median's interval on each side: by the binomial of `count` tosses, in wholes."""
+    """Number of samples outside the median's interval on each side, from the binomial distribution in integers."""
     outside, term, tail = 0, 1, 1
     while 2 * tail * DOUBT <= 2**count and outside < (count - 1) // 2:
         outside += 1

@@ -1,10 +1,10 @@
-"""GPU memory, as the vendor's library reports it for each GPU: NVML for NVIDIA, AMD SMI for AMD.
+"""GPU memory, from NVML for NVIDIA and AMD SMI for AMD.
 
-Both are imported when they are asked for. Without a driver both fail, and not with ImportError alone (amdsmi 7.0.2
-raises KeyError), so that any failure means that there is nothing to ask.
+Both are imported on demand. Without a driver both fail, and not only with ImportError (amdsmi 7.0.2 raises KeyError),
+so any exception means that the library is unavailable.
 
-A library that names our processes is believed. In a container it may name them by the host's numbers, or report no
-figure for a process at all; then what a device holds more than before is taken, and marked `device`.
+Figures by process are used if the library lists our processes. In a container it may list them by the host's ids, or
+report no figure for a process; then the increase of the whole device is used, and marked `device`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU. Both questions may raise anything: a driver may go away, or a process end in the middle."""
+    """One GPU. Both functions may raise anything, for example if the driver stops or a process ends."""
 
     name: str
-    """As `NVIDIA 0`."""
+    """Vendor and index, for example `NVIDIA 0`."""
     by_process: Callable[[], Mapping[int, int]]
-    """Bytes of each process that holds some of its memory."""
+    """Bytes by process id."""
     used: Callable[[], int]
-    """Bytes that all processes hold."""
+    """Bytes used by all processes."""
 
 
 @dataclass
 class _Seen:
-    """Of one GPU, since a watch began."""
+    """Samples of one GPU since a watch began."""
 
     idle: int | None
     now: dict[str, int] = field(default_factory=dict[str, int])
@@ -47,24 +47,24 @@ class _Seen:
 
 
 class MemoryHeld(Record):
-    """Bytes that a tree of processes holds; None where the system doesn't report it."""
+    """Bytes that a process tree uses; None if the system doesn't report it."""
 
     now: int | None = None
     peak: int | None = None
-    """Since the watch began; of `peak`, since the process began."""
+    """Since the watch began; in the answer to `peak`, since the process began."""
     vram: tuple[Vram, ...] = ()
-    """Of each GPU that held something since the first watch of the process."""
+    """GPUs used since the first watch of the process."""
 
 
 class VramWatch:
-    """The GPU memory of one tree of processes. What devices hold when it is made is their idle value."""
+    """GPU memory of one process tree. The use of each device at construction is its idle value."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices
         self._seen = {device.name: _Seen(_asked(device.used)) for device in devices}
 
     def see(self, pids: Collection[int], alone: bool = True) -> None:
-        """Look once. `alone` is False where others may have loaded since: then processes are asked for only."""
+        """Take one sample. `alone` False skips figures of whole devices, as other subjects may have loaded since."""
         for device in self._devices:
             seen, reported = self._seen[device.name], _asked(device.by_process) or {}
             if ours := [reported[pid] for pid in pids if pid in reported]:
@@ -76,7 +76,7 @@ class VramWatch:
                 seen.add("device", max(0, used - seen.idle))
 
     def held(self) -> tuple[Vram, ...]:
-        """What was seen on each GPU that held something; by process where any was named on a GPU of the vendor."""
+        """Figures of each GPU that was used; by process if the vendor's library listed any of our processes."""
         named = {_vendor(name) for name, seen in self._seen.items() if "process" in seen.peak}
         found: list[Vram] = []
         for name, seen in self._seen.items():
@@ -87,12 +87,12 @@ class VramWatch:
 
 
 def devices() -> list[Device]:
-    """Every GPU of each library that works here; none without a GPU."""
+    """All GPUs of the libraries that work on this machine; empty without a GPU."""
     found: list[Device] = []
     for begin in (_nvml, _amdsmi):
         try:
             listed = begin()
-        except Exception:  # whatever it is, this library has nothing to report
+        except Exception:  # the library is unavailable
             continue
         found += [one for one in listed if _asked(one.used) is not None or _asked(one.by_process) is not None]
     return found
@@ -101,7 +101,7 @@ def devices() -> list[Device]:
 def _asked(question: Callable[[], Answer]) -> Answer | None:
     try:
         return question()
-    except Exception:  # not supported here, in each library's own class of errors: the figure is not reported
+    except Exception:  # each library has its own errors for unsupported queries
         return None
 
 
@@ -120,8 +120,8 @@ def _nvml() -> list[Device]:
             listed = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
             answers = [reported for one in listed if (reported := _asked(partial(one, handle))) is not None]
             if not answers:
-                raise LookupError("neither list of processes can be had")
-            # A process that computes and draws is in both lists, with the same figure.
+                raise LookupError("neither list of processes is available")
+            # A process that uses compute and graphics is in both lists, with the same figure.
             return {
                 each.pid: each.usedGpuMemory
                 for reported in answers

@@ -1,6 +1,6 @@
-"""Published weights of measures, in a folder that the user names: known by their digests, whatever they are called.
+"""Find published weights of measures in a folder of the user, by digest, whatever the file names.
 
-Random or other weights give figures that look like quality and aren't, so that nothing else is taken.
+Other weights are refused, as their figures would look valid and mean nothing.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PUBLISHED: dict[Measure, dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "fid": {"inception": {"inception": ("6726825d",)}},
 }
-"""How the SHA-256 of each file begins, by measure, network and part. PyTorch's own files have that in their names;
-those of the linear layers are of the lpips package 0.1.4."""
+"""Prefixes of the SHA-256 of each file, by measure, network and part. PyTorch's files have them in their names; the
+linear layers are from the lpips package 0.1.4."""
 
-WANTED: dict[Measure, str] = {
+REQUIRED: dict[Measure, str] = {
     "lpips": (
-        "--lpips takes a folder with torchvision's alexnet-owt-7be5be79.pth (or vgg16-397923af.pth), and with alex.pth "
-        "(or vgg.pth) of the lpips package: lpips/weights/v0.1."
+        "--lpips needs a folder with torchvision's alexnet-owt-7be5be79.pth (or vgg16-397923af.pth), and alex.pth "
+        "(or vgg.pth) of the lpips package, from lpips/weights/v0.1."
     ),
-    "fid": "--fid takes a folder with pytorch-fid's pt_inception-2015-12-05-6726825d.pth.",
+    "fid": "--fid needs a folder with pytorch-fid's pt_inception-2015-12-05-6726825d.pth.",
 }
 
 
@@ -47,16 +47,16 @@ class FoundWeights:
 
     net: str
     files: Mapping[str, Path]
-    """By part."""
+    """Paths by part."""
 
 
 def find(measure: Measure, folder: Path) -> FoundWeights:
-    """The published files of a measure in a folder, the first network that is whole: for LPIPS AlexNet before VGG.
+    """Find the published files of a measure in a folder; of two networks the first complete one (AlexNet, then VGG).
 
-    Raises `RequestError` where none is: saying which file is missing, and which isn't what its name says.
+    Raises `RequestError` if none is complete, naming the required files and the unknown ones in the folder.
     """
     if not folder.is_dir():
-        raise RequestError(f"There is no folder {folder}. {WANTED[measure]}")
+        raise RequestError(f"{folder} is not a folder. {REQUIRED[measure]}")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".pth", ".pt") and is_regular(path)]
     digests = {path: sha256(path) for path in files}
     for net, parts in PUBLISHED[measure].items():
@@ -71,5 +71,7 @@ def find(measure: Measure, folder: Path) -> FoundWeights:
     parts = [each for nets in PUBLISHED.values() for parts in nets.values() for each in parts.values()]
     known = tuple(begin for each in parts for begin in each)
     odd = [path.name for path, digest in digests.items() if not digest.startswith(known)]
-    said = f" Not published as they are: {', '.join(odd)}." if odd else ""
-    raise RequestError(f"{folder} hasn't the published weights of {measure.upper()}.{said} {WANTED[measure]}")
+    unknown = f" These files differ from the published ones: {', '.join(odd)}." if odd else ""
+    raise RequestError(
+        f"{folder} does not have the published weights of {measure.upper()}.{unknown} {REQUIRED[measure]}"
+    )

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from latentc.benchmarks.columns import NOTES, table
+from latentc.benchmarks.columns import table
 from latentc.benchmarks.markdown import markdown_table
 from latentc.benchmarks.reading import Section, machine_title, sections, setting_title
 from latentc.benchmarks.records import read_records
@@ -21,13 +21,13 @@ BLOCK = re.compile(r"(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def files() -> list[Path]:
-    """Pages that have such tables."""
+    """The pages that contain such tables."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [page for page in pages if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
 def written(text: str) -> str:
-    """A page with its tables as the code gives them now."""
+    """The text of a page with its tables regenerated."""
     return BLOCK.sub(lambda found: f"{found[1]}{block(*found[2].split())}\n{found[4]}", text)
 
 
@@ -38,8 +38,8 @@ def block(what: str, file: str = "") -> str:
     (section,) = sections(rows)
     found = table(what, section, rows if what == "Demo" else None)
     assert found is not None
-    said = textwrap.fill(f"{where(section)} {NOTES[what]}", 120, break_on_hyphens=False, break_long_words=False)
-    return f"{markdown_table(found)}\n\n{said}"
+    legend = textwrap.fill(f"{where(section)} {found.note}", 120, break_on_hyphens=False, break_long_words=False)
+    return f"{markdown_table(found)}\n\n{legend}"
 
 
 def where(section: Section) -> str:
@@ -51,7 +51,7 @@ def where(section: Section) -> str:
 
 
 def targets() -> str:
-    """Profiles by how they were tried."""
+    """A table of the profiles by how they were tested."""
     found: dict[str, list[str]] = {}
     for name in profile_names():
         found.setdefault(load_profile(name).proof, []).append(name)
@@ -63,14 +63,14 @@ ORDER = ("run", "software", "built", "written")
 
 
 def profiles() -> str:
-    """Every profile that ships, those that ran first."""
+    """A table of all profiles, ordered by how they were tested."""
     every = sorted(map(load_profile, profile_names()), key=lambda one: (ORDER.index(one.proof), one.name))
     lines = ["| profile | what for | computes in | proof |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| `{one.name}` | {one.title} | {precisions(one)} | {one.proof} |" for one in every)])
 
 
 def precisions(profile: Profile) -> str:
-    """As `f16; text_encoder, decoder in f32`; of several, the first that the device has."""
+    """The precisions of a profile, for example `f16; text_encoder, decoder in f32`."""
     by_type: dict[str, list[str]] = {}
     for name, wishes in profile.precision.items():
         by_type.setdefault(" or ".join(wishes), []).append(name)

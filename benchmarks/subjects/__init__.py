@@ -1,1 +1,1 @@
-"""What is measured, one file each: programs for `line.py`, run in processes of their own and imported by nobody."""
+"""Measured subjects, one per file: programs that speak the protocol of `line.py` in processes of their own."""

@@ -1,4 +1,4 @@
-"""How well pictures show their prompts, by a CLIP model that is at hand: nothing is downloaded."""
+"""CLIP score of images and prompts, with a local CLIP model. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ...core.errors import LatentcError
 from ..line import Scored
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training pictures, by channel: what its own preprocessing takes where the folder doesn't say."""
+"""Mean and deviation of CLIP's training images by channel: the default of its preprocessing."""
 
 UNTOUCHED = 1e-6
-"""As far as rounding takes a value that no training has changed."""
+"""Largest rounding error of a value that training hasn't changed."""
 
 
 class Clip:
@@ -29,10 +29,10 @@ class Clip:
         path = Path(folder)
         self._model: Any = transformers.CLIPModel.from_pretrained(path, local_files_only=True).eval()
         begun = float(self._model.config.logit_scale_init_value)
-        if abs(self._model.logit_scale.item() - begun) < UNTOUCHED:  # training moves it from the first step
+        if abs(self._model.logit_scale.item() - begun) < UNTOUCHED:  # training changes it from the first step
             raise LatentcError(
-                f"The CLIP model in {path.name} has random weights: its temperature is where training begins. "
-                "Its scores would mean nothing. Name a folder with a trained one."
+                f"The CLIP model in {path.name} has random weights: its temperature has the initial value. Its scores "
+                "would mean nothing. Choose a folder with a trained model."
             )
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         said = path / "preprocessor_config.json"
@@ -58,11 +58,11 @@ class Clip:
         return Scored(clip=tuple(found))
 
     def _prepared(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """As CLIP sees a picture: the shorter side scaled to the model's, the middle cut out, normalized; [3, n, n]."""
+        """CLIP's preprocessing: scale the shorter side to the model's, crop the centre, normalize; f32 [3, n, n]."""
         side = int(self._model.config.vision_config.image_size)
         height, width = image.shape[:2]
         scale = side / min(height, width)
-        size = max(side, int(width * scale)), max(side, int(height * scale))  # as CLIP's own code: not rounded
+        size = max(side, int(width * scale)), max(side, int(height * scale))  # not rounded, as in CLIP's code
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
         cut = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255

@@ -1,4 +1,4 @@
-"""Times the stages of somebody else's pipeline, by standing before the methods that it calls."""
+"""Time the stages of another library's pipeline by wrapping the methods that it calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Clock:
-    """Seconds of each call, by stage. The work must be over when the method returns, as it is on a CPU."""
+    """Seconds of each call, by stage. Work must be complete when the method returns, as on a CPU."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -27,11 +27,11 @@ class Clock:
         setattr(owner, method, timed)
 
     def clear(self) -> None:
-        """Start again."""
+        """Discard all samples."""
         self.seconds.clear()
 
     def calls(self, stage: str) -> tuple[float, ...]:
-        """Each call of a stage. Raises `ValueError` for none: the figures would be of something else."""
+        """Seconds of each call of a stage. Raises `ValueError` for no calls, as the figures would be wrong."""
         if not self.seconds.get(stage):
-            raise ValueError(f"{stage} was never called: this version of the library draws in another way.")
+            raise ValueError(f"{stage} was never called: this version of the library works differently.")
         return tuple(self.seconds[stage])

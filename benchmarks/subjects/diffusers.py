@@ -18,10 +18,10 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
 class Diffusers:
-    """A pipeline of diffusers'."""
+    """A diffusers pipeline."""
 
     def open(self, brief: Brief) -> Imported:
-        """Import diffusers and PyTorch, and no pipeline class: diffusers imports those when they are asked for."""
+        """Import diffusers and PyTorch, but no pipeline class, which diffusers imports on demand."""
         del brief
         start = perf_counter()
         import diffusers
@@ -33,7 +33,7 @@ class Diffusers:
         return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Prepared:
-        """Nothing: the checkpoint is what it loads."""
+        """Nothing to do: it loads the checkpoint."""
         del brief
         return Prepared()
 

@@ -1,4 +1,4 @@
-"""One draw through a pipeline with diffusers' way of being called: diffusers' own, and those made after it."""
+"""Run a pipeline with the interface of diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .clock import Clock
 
 
 def draw_pipeline(pipeline: Any, clock: Clock, wish: Wish) -> Timed:
-    """Draw a wish to 8-bit pictures; the initial latents are given, so that all draw the same."""
+    """Generate 8-bit images from the given initial latents, which all subjects share."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""What a baseline of another environment exported from a checkpoint, kept for the next run, with how long that took."""
+"""Keep the exports of baselines for the next run, with the time that they took."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 from ..line import Prepared
 
 STAMP = "latentc-baseline.json"
-MAKE = "Make its environment, or finish it, with: make peers."
+MAKE = "Create or complete its environment with: make peers."
 
 
 def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Prepared:
-    """What `export` writes into a folder: as it is there, if these versions wrote it, else written again.
+    """Run `export` into a folder, unless the same versions have already done so.
 
-    `folder` is the checkpoint's alone. It appears whole or not at all.
+    `folder` belongs to one checkpoint and is written atomically.
     """
     versions = {name: metadata.version(name) for name in libraries}
     stamp: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # there is none, or it is damaged
+    with suppress(OSError, ValueError):  # missing or damaged
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
     if stamp.get("versions") == versions:
         return Prepared(stamp["seconds"], reused=True, bytes=_bytes(folder))

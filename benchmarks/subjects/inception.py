@@ -1,8 +1,8 @@
 """The features behind FID: Inception v3 as it was published with TensorFlow in 2015.
 
-The packages that have it need torchvision; so its graph is written down here, over the weights that pytorch-fid and
-torch-fidelity publish. It differs from torchvision's Inception: averages leave the padding out, and the last block
-pools by maximum. Sources: Szegedy et al. (2016), arXiv:1512.00567; Heusel et al. (2017), arXiv:1706.08500.
+The packages that provide it need torchvision, so its graph is implemented here, for the weights of pytorch-fid and
+torch-fidelity. It differs from torchvision's Inception: averages leave the padding out, and the last block pools by
+maximum. Sources: Szegedy et al. (2016), arXiv:1512.00567; Heusel et al. (2017), arXiv:1706.08500.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from importlib import import_module
 from typing import Any
 
 State = Mapping[str, Any]
-"""Published weights by their published names."""
+"""Published weights by name."""
 SIDE = 299
 EPSILON = 1e-3
 
 
 def features(state: State, pictures: Any) -> Any:
-    """The 2048 features of pictures, uint8 [n, 3, h, w], scaled to 299 x 299 as pytorch-fid does: f32 [n, 2048]."""
+    """The 2048 features of images, uint8 [n, 3, h, w], scaled to 299 x 299 as pytorch-fid does: f32 [n, 2048]."""
     with _torch().inference_mode():
         values = _nn().interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         return _network(state, 2 * values - 1)
 
 
 def _torch() -> Any:
-    """Imported when it is asked for: nothing else of latentc's needs it."""
+    """PyTorch, imported on demand."""
     return import_module("torch")
 
 

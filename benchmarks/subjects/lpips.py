@@ -1,6 +1,6 @@
-"""LPIPS: how far two pictures are apart to a network that was calibrated on people's judgments.
+"""LPIPS: a perceptual distance of two images, by a network calibrated on human judgments.
 
-Its own package needs torchvision for two plain networks; so they are written down here, over the published weights.
+The lpips package needs torchvision for two plain networks, so they are implemented here, for the published weights.
 Source: Zhang, Isola, Efros, Shechtman and Wang (2018), "The Unreasonable Effectiveness of Deep Features as a
 Perceptual Metric", arXiv:1801.03924, version 0.1.
 """
@@ -19,7 +19,7 @@ EPSILON = 1e-10
 Pool = tuple[int, int]
 """Kernel and stride."""
 Layer = tuple[int, int, int]
-"""Place in the published sequence, stride, padding."""
+"""Index in the published sequence, stride, padding."""
 
 STAGES: dict[str, tuple[tuple[Pool | None, tuple[Layer, ...]], ...]] = {
     "alex": (
@@ -37,13 +37,13 @@ STAGES: dict[str, tuple[tuple[Pool | None, tuple[Layer, ...]], ...]] = {
         ((2, 2), ((24, 1, 1), (26, 1, 1), (28, 1, 1))),
     ),
 }
-"""Of AlexNet and VGG16: what is pooled before each stage, and its convolutions, each behind it a ReLU."""
+"""Stages of AlexNet and VGG16: pooling before the stage, and its convolutions, each followed by a ReLU."""
 
 
 def distances(net: str, trunk: State, linear: State, reference: Any, other: Any) -> list[float]:
-    """LPIPS of each pair of pictures, both uint8 [n, 3, h, w]: 0 for equal ones.
+    """LPIPS of each pair of images, both uint8 [n, 3, h, w]; 0 for equal images.
 
-    `trunk` is the state of torchvision's `alexnet` or `vgg16`, `linear` what the lpips package ships for it.
+    `trunk` is the state of torchvision's `alexnet` or `vgg16`, `linear` that of the lpips package for it.
     """
     torch: Any = import_module("torch")
     nn: Any = import_module("torch.nn.functional")
@@ -57,7 +57,7 @@ def distances(net: str, trunk: State, linear: State, reference: Any, other: Any)
 
 
 def _features(net: str, trunk: State, pictures: Any) -> Sequence[Any]:
-    """What comes out of each stage."""
+    """The outputs of each stage."""
     torch: Any = import_module("torch")
     nn: Any = import_module("torch.nn.functional")
     values: Any = pictures.float() / 127.5 - 1
@@ -73,5 +73,5 @@ def _features(net: str, trunk: State, pictures: Any) -> Sequence[Any]:
 
 
 def _unit(features: Any) -> Any:
-    """Each place's features, one long."""
+    """Features of each position, normalized to length 1."""
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + EPSILON)

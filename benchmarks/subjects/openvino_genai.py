@@ -1,4 +1,4 @@
-"""OpenVINO GenAI: the checkpoint as optimum-intel exports it in f16, static at the size that is drawn, no PyTorch."""
+"""OpenVINO GenAI: the checkpoint as optimum-intel exports it in f16, static at the requested size, without PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 
 
 class OpenVINOGenAI:
-    """`Text2ImagePipeline`, with the settings that it comes with."""
+    """`Text2ImagePipeline`, with default settings."""
 
     def open(self, brief: Brief) -> Imported:
         """Import the library."""
@@ -34,7 +34,7 @@ class OpenVINOGenAI:
         return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Prepared:
-        """Export with optimum-intel's command, as the library's own documentation says, unless that was done."""
+        """Export with optimum-intel's command, as the library's documentation says, unless it was already done."""
 
         def export(folder: Path) -> None:
             order = ("--model", brief.checkpoint, "--task", "text-to-image", "--weight-format", "fp16", str(folder))
@@ -61,7 +61,7 @@ class OpenVINOGenAI:
         return Loaded(seconds, engines, scheduler["_class_name"])
 
     def draw(self, wish: Wish) -> Timed:
-        """One call of the pipeline; the stages' seconds are the library's own count."""
+        """One call of the pipeline; the library reports the seconds of the stages."""
         request, noise = wish.request, _given_noise(self._library, wish.latents)
         start = perf_counter()
         images: Any = self._pipeline.generate(
@@ -75,7 +75,7 @@ class OpenVINOGenAI:
             generator=noise,
         ).data
         total = perf_counter() - start
-        told: Any = self._pipeline.get_performance_metrics()
+        metrics: Any = self._pipeline.get_performance_metrics()
         pictures: tuple[str, ...] = ()
         if wish.keep is not None:
             from PIL import Image
@@ -84,16 +84,16 @@ class OpenVINOGenAI:
             for image, path in zip(images, pictures, strict=True):
                 Image.fromarray(image).save(path)
         return Timed(
-            text_encoder=sum(told.get_text_encoder_infer_duration().values()) / 1e3,
-            denoiser=tuple(duration / 1e6 for duration in told.raw_metrics.unet_inference_durations),
-            vae_decoder=told.get_vae_decoder_infer_duration() / 1e3,
+            text_encoder=sum(metrics.get_text_encoder_infer_duration().values()) / 1e3,
+            denoiser=tuple(duration / 1e6 for duration in metrics.raw_metrics.unet_inference_durations),
+            vae_decoder=metrics.get_vae_decoder_infer_duration() / 1e3,
             total=total,
             pictures=pictures,
         )
 
 
 def _given_noise(library: Any, path: str) -> Any:
-    """A generator that gives the initial latents of a file, whole or image by image, and nothing after them."""
+    """A generator that returns the initial latents of a file, at once or image by image, and nothing more."""
     import numpy as np
     import openvino  # pyright: ignore
 

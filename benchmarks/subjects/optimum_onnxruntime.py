@@ -34,7 +34,7 @@ class OptimumONNXRuntime:
         return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Prepared:
-        """Export the checkpoint, unless that was done by these versions."""
+        """Export the checkpoint, unless these versions already did."""
 
         def export(folder: Path) -> None:
             self._export(brief.checkpoint, folder, task="text-to-image", device="cpu")
@@ -42,7 +42,7 @@ class OptimumONNXRuntime:
         return exported(Path(brief.models), LIBRARIES, export)
 
     def load(self, brief: Brief) -> Loaded:
-        """Open what was exported."""
+        """Load the export."""
         start = perf_counter()
         pipeline = self._class.from_pretrained(brief.models, provider=PROVIDER, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""optimum-intel: its own export to OpenVINO's format, static at the size that is drawn, its own pipeline."""
+"""optimum-intel: its own export to OpenVINO's format, static at the requested size, and its own pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class OptimumOpenVINO:
-    """`OVDiffusionPipeline`, with the settings that it comes with."""
+    """`OVDiffusionPipeline`, with default settings."""
 
     def open(self, brief: Brief) -> Imported:
         """Import optimum-intel, and with it PyTorch."""
@@ -31,7 +31,7 @@ class OptimumOpenVINO:
         return Imported(perf_counter() - start, versions)
 
     def build(self, brief: Brief) -> Prepared:
-        """Export the checkpoint, unless that was done by these versions. Weights keep their precision."""
+        """Export the checkpoint, unless these versions already did. Weights keep their precision."""
 
         def export(folder: Path) -> None:
             model = self._class.from_pretrained(brief.checkpoint, export=True, load_in_8bit=False, compile=False)
@@ -40,7 +40,7 @@ class OptimumOpenVINO:
         return exported(Path(brief.models), LIBRARIES, export)
 
     def load(self, brief: Brief) -> Loaded:
-        """Read, reshape to the one size (where guided, as it reshapes for guidance alone) and compile."""
+        """Read, reshape to the one size (only with guidance, as its reshape assumes it) and compile."""
         start = perf_counter()
         pipeline = self._class.from_pretrained(brief.models, compile=False, local_files_only=True)
         request = brief.request
@@ -65,7 +65,7 @@ class OptimumOpenVINO:
 
 
 def _computes(part: Any) -> str:
-    """Device and precision of a compiled part, as OpenVINO itself reports them."""
+    """Device and precision of a compiled part, as reported by OpenVINO."""
     devices: Any = part.request.get_property("EXECUTION_DEVICES")
     precision: Any = part.request.get_property("INFERENCE_PRECISION_HINT")
     return f"{' '.join(devices)} {precision.get_type_name()}"

@@ -1,4 +1,4 @@
-"""The field's own measures of pictures, from weights that are at hand: nothing is downloaded."""
+"""CLIP score, LPIPS and FID, from local weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ AT_ONCE = 8
 
 
 class Measures:
-    """Whatever of CLIP, LPIPS and FID was asked for."""
+    """The requested measures among CLIP score, LPIPS and FID."""
 
     def check(self, folders: Mapping[str, str]) -> Checked:
-        """Load everything. Raises what loading raises, and `LatentcError` for a CLIP model that was never trained."""
+        """Load all weights. Raises what loading raises, and `LatentcError` for an untrained CLIP model."""
         self._clip = Clip() if "clip" in folders else None
         if self._clip is not None:
             self._clip.load(folders["clip"])
@@ -32,7 +32,7 @@ class Measures:
         return Checked(self._lpips[0] if self._lpips else "")
 
     def score(self, pictures: str, reference: str, prompts: list[str]) -> Scored:
-        """What every measure says of pictures, beside the reference's: both `.npz` of uint8 [h, w, 3], as prompts."""
+        """Score images, also against the reference's: both `.npz` of uint8 [h, w, 3], in the order of prompts."""
         mine, theirs = _pictures(pictures), _pictures(reference)
         return Scored(
             clip=self._clip.score(pictures, prompts).clip if self._clip else (),
@@ -54,7 +54,7 @@ class Measures:
 
 
 def _loaded(found: FoundWeights) -> tuple[str, dict[str, dict[str, Any]]]:
-    """States by part. The files are the published ones by their digests, and nothing but tensors is unpickled."""
+    """State dicts by part. The files are verified by digest, and only tensors are unpickled."""
     torch: Any = import_module("torch")
     states = {part: torch.load(path, map_location="cpu", weights_only=True) for part, path in found.files.items()}
     return found.net, {part: {name: value.float() for name, value in state.items()} for part, state in states.items()}

@@ -1,4 +1,4 @@
-"""A profile of latentc's. The PyTorch baselines run through it too, as profiles of the torch runtime."""
+"""Measure a latentc profile. The baselines torch-eager and torch-compile are profiles of the torch runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProfileSubject:
-    """Opens, builds and draws through `Pipeline`."""
+    """Opens, builds and generates with `Pipeline`."""
 
     def open(self, brief: Brief) -> Imported:
         """Import the pipeline, the runtime and its library."""
@@ -38,14 +38,14 @@ class ProfileSubject:
         return Imported(seconds, own if missing else own | adapter.versions())
 
     def build(self, brief: Brief) -> Prepared:
-        """As `latentc build`; the seconds are those of the build that made the engines."""
+        """Run `latentc build`; the seconds are those of the build that compiled the engines."""
         from ...compiler.build import build
         from ...core.bundle import open_bundle
         from ...core.errors import RuntimeMissing
         from ...runtimes import runtime
 
         if reason := runtime(self._profile.runtime).missing(self._profile.device):
-            raise RuntimeMissing(f"Profile {self._profile.name} can't be used here: {reason}")
+            raise RuntimeMissing(f"Profile {self._profile.name} cannot be used on this machine: {reason}")
         made = build(open_bundle(brief.bundle), self._profile)
         artifacts = [one.artifact for one in made.engines]
         precisions: dict[str, Precision] = {artifact.part: artifact.fields.precision for artifact in artifacts}
@@ -62,9 +62,9 @@ class ProfileSubject:
         )
 
     def _ceilings(self, precisions: Mapping[str, Precision]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """What a matrix product reaches in each part's precision, and why there is none in some.
+        """Rate of a matrix product in each part's precision, and sentences on those that failed.
 
-        Runtimes that compile no graphs have none, and say nothing.
+        Runtimes that compile no graphs have none.
         """
         from ...core.errors import LatentcError
         from ..ceiling import measure_ceiling
@@ -74,13 +74,13 @@ class ProfileSubject:
         for kind in dict.fromkeys(precisions.values()):
             try:
                 reached[kind] = measure_ceiling(self._profile, kind)
-            except (LatentcError, MemoryError) as exc:  # a yardstick: what is measured is measured without it
-                leaves_out.append(f"What a matrix product reaches in {kind}: {reason(exc)}")
+            except (LatentcError, MemoryError) as exc:  # only a yardstick: the times are valid without it
+                leaves_out.append(f"Rate of a matrix product in {kind}: {reason(exc)}")
         found = {part: reached.get(kind) for part, kind in precisions.items()}
         return {part: tflops for part, tflops in found.items() if tflops is not None}, tuple(leaves_out)
 
     def load(self, brief: Brief) -> Loaded:
-        """Open the pipeline with the engines that it draws with."""
+        """Open the pipeline, with all engines."""
         from ...sampling.draw import SCHEDULER
 
         start = perf_counter()
@@ -90,7 +90,7 @@ class ProfileSubject:
         return Loaded(seconds, self._pipeline.describe(), str(bundle.json(SCHEDULER).get("_class_name")))
 
     def draw(self, wish: Wish) -> Timed:
-        """As `latentc run`, up to the pixels; the noise comes from the seed."""
+        """Generate as `latentc run`, up to the pixels; the noise comes from the seed."""
         from ...core.request import Request
 
         result = self._pipeline(Request(**wish.request))
@@ -105,13 +105,13 @@ class ProfileSubject:
         return Timed(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
 
     def refer(self, path: str, suite: str, size: tuple[int, int]) -> None:
-        """Draw the suite of this name as the reference, into a file that others are compared with."""
+        """Generate the suite of this name as the reference, and save it to a file."""
         from ..suite import SUITES, make_references, save_references
 
         save_references(Path(path), make_references(self._pipeline, SUITES[suite], size))
 
     def compare(self, path: str, keep: str | None) -> Likeness:
-        """Draw the suite, and compare it with the reference's in that file; `keep` its pictures in an `.npz`."""
+        """Generate the suite and compare it with the references in a file; `keep` is an `.npz` for the images."""
         import numpy as np
 
         from ..suite import load_references, measure, parity_of
@@ -122,7 +122,7 @@ class ProfileSubject:
         return parity_of(found)
 
     def understand(self, captions: int, guidance: float, steps: int) -> Meaning:
-        """Draw captions that training never saw, and have the judge of `scenes` read the pictures."""
+        """Generate unseen captions, and score the images with the judge of `scenes`."""
         from ..meaning import captions as chosen
         from ..meaning import draw_captions, meaning_of, open_judge, read, reference_features
 

@@ -98,6 +98,6 @@ def test_runtimes_without_graphs_have_none_and_missing_ones_say_so(monkeypatch):
     assert measure_ceiling(load_profile("null"), "f32") is None
     with pytest.raises(ProfileError):
         measure_ceiling(load_profile("cpu-onnxruntime").model_copy(update={"options": {"no_such": True}}), "f32")
-    with pytest.raises(RuntimeMissing, match="can't be measured here"):
+    with pytest.raises(RuntimeMissing, match="cannot be measured on this machine"):
         measure_ceiling(load_profile("cpu-openvino").model_copy(update={"device": "GPU.7"}), "f32")
     assert set(RUNTIMES) >= {"openvino", "onnxruntime", "null"}

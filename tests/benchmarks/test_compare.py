@@ -103,7 +103,7 @@ def test_pictures_have_their_own_limits_and_floor(measured):
         pictures = {"flip": Figure(median=flip, worst=flip, floor=floor)}
         return measured("a", OLD, parity=Likeness(reference="r", suite="s 1", pictures=pictures, faults=faults))
 
-    assert verdicts(row(0.01), row(0.03)) == {"median picture, flip": "worse", "worst picture, flip": "worse"}
+    assert verdicts(row(0.01), row(0.03)) == {"median image, flip": "worse", "worst image, flip": "worse"}
     assert verdicts(row(0.01), row(0.012)) == {}
     assert verdicts(row(0.01, 0.05), row(0.03, 0.05)) == {}, "the reference itself is no nearer"
     assert verdicts(row(0.01), row(0.01, faults=("black: 'x', seed 1",))) == {"fault": "worse"}
@@ -141,14 +141,14 @@ def test_figures_that_stand_on_something_else_arent_compared(measured):
         )
         return measured("a", OLD, parity=parity)
 
-    pictures = {"median picture, psnr_db": "worse", "worst picture, psnr_db": "worse"}
+    pictures = {"median image, psnr_db": "worse", "worst image, psnr_db": "worse"}
     scene, clip = {"scene score": "worse"}, {"CLIP score": "worse"}
     assert verdicts(row(), row(psnr_db=40.0)) == pictures | scene | clip
     assert verdicts(row(), row("s 2", 40.0, failures=("x",))) == {"suite": "note", "gate": "note"} | scene
     assert verdicts(row(), row("s 1", 40.0, captions=8)) == {"captions": "note"} | pictures | clip
     assert verdicts(row(), row("s 1", 40.0, clip="base")) == {"CLIP model": "note"} | pictures | scene
     (change,) = compare([row()], [row(clip="base")]).changes
-    assert change.told == "large to base: figures that can't be compared"
+    assert change.told == "large to base: not comparable"
 
 
 def test_parity_that_is_no_longer_measured_is_worse(measured):
@@ -190,8 +190,8 @@ def test_prompts_are_told_apart(measured):
 def test_nothing_in_common_is_an_error(measured, tmp_path):
     for name in ("old", "new"):
         append_records(tmp_path / f"{name}.jsonl", [measured(name, OLD)])
-    says = r"new\.jsonl can't be compared: another profile or baseline \(old against new\); measure the same ones\.$"
-    with pytest.raises(LatentcError, match=says):
+    says = r"new\.jsonl cannot be compared: different profile or baseline \(old and new\); "
+    with pytest.raises(LatentcError, match=rf"{says}measure the same profile or baseline\.$"):
         compare_files(tmp_path / "old.jsonl", tmp_path / "new.jsonl")
 
 
@@ -205,27 +205,27 @@ def test_what_makes_files_incomparable_is_one_line(measured):
     for other, says in (
         (
             row.model_copy(update={"machine": machine}),
-            "another machine (Handmade CPU @ 2.5GHz, 2 cores against Other CPU",
+            "different machine (Handmade CPU @ 2.5GHz, 2 cores and Other CPU",
         ),
-        (changed(row, steps=4), "another setting (512x512, 2 steps against 512x512, 4 steps); give the same --size"),
-        (changed(row, guidance=1.0), "another request ('a lighthouse', guidance 7.5, seed 7 against"),
+        (changed(row, steps=4), "different setting (512x512, 2 steps and 512x512, 4 steps); use the same --size"),
+        (changed(row, guidance=1.0), "different request ('a lighthouse', guidance 7.5, seed 7 and"),
         (
             row.model_copy(update={"model": row.model.model_copy(update={"name": "b"})}),
-            "another checkpoint (sd15.bundle",
+            "different checkpoint (sd15.bundle",
         ),
         (
             row.model_copy(update={"environment": {"OMP_NUM_THREADS": "1"}}),
-            "another threads (OMP_NUM_THREADS=2 against OMP_NUM_THREADS=1); give the same --threads",
+            "different threads (OMP_NUM_THREADS=2 and OMP_NUM_THREADS=1); use the same --threads",
         ),
-        (row.model_copy(update={"apart": True}), "another processes (all in memory against one at a time)"),
+        (row.model_copy(update={"apart": True}), "different processes (all in memory and one at a time)"),
     ):
         assert compare([row], [other]).compared == 0
         said = apart([row], [other])
         assert said.startswith(says)
-        assert said.count("another") == 1
+        assert said.count("different") == 1
         assert "\n" not in said
     crossed = apart([row, changed(measured("b", OLD), steps=4)], [changed(row, steps=4), measured("b", OLD)])
-    assert crossed == ("no row of one has the setting of a row of the other; give the same --size, --batch and --steps")
+    assert crossed == "no two rows have the same setting; use the same --size, --batch and --steps"
 
 
 BUSY = ({"load_average": 3.0}, {"other_cores": 1.2}, {"stable": False})
@@ -283,10 +283,10 @@ def test_the_command_shows_machines_side_by_side(measured, tmp_path):
     assert found["rows"]["a"][1]["seconds"] == pytest.approx(9.0)
     assert found["rows"]["b"][1] is None
     alone = CliRunner().invoke(app, ["compare", files[0], "--machines"])
-    assert "All rows are of one machine" in str(alone.exception)
+    assert "All rows are from one machine" in str(alone.exception)
     assert CliRunner().invoke(app, ["compare", files[0]]).exit_code == 2
     (apart_,) = [CliRunner().invoke(app, ["compare", *files])]
-    assert "can't be compared: another machine" in str(apart_.exception)
+    assert "cannot be compared: different machine" in str(apart_.exception)
 
 
 def test_the_command_says_what_it_didnt_judge(measured, tmp_path):

@@ -52,7 +52,7 @@ def test_it_opens_the_folder(of_folder, checkpoint):
 
 @pytest.mark.parametrize("changes", [{"timestep_spacing": "trailing"}, {"_class_name": "EulerDiscreteScheduler"}])
 def test_another_scheduler_is_no_comparison(changes, of_folder):
-    with pytest.raises(CheckpointError, match="another scheduler config than"):
+    with pytest.raises(CheckpointError, match="scheduler config differs from that of"):
         _checkpoint_folder(of_folder(**changes))
 
 

@@ -28,7 +28,7 @@ def test_the_winner_is_named_with_steps_and_the_best_baseline(measured):
     )
     assert winner(section).subject.name == "mine"
     first, second = headline(section)
-    assert first.startswith("512x512, 2 steps: mine is the fastest: it takes 2.01 s ± 0% a draw; one step agrees")
+    assert first.startswith("512x512, 2 steps: mine is the fastest: 2.01 s ± 0% per generation; one step agrees")
     assert first.endswith(" with the reference to 155 dB.")
     assert second == "mine is 2.0 times as fast as best, the fastest baseline."
 
@@ -59,7 +59,7 @@ def test_what_isnt_stable_wins_nothing(measured):
     section = only(measured("a", CALM, stable=False), measured("b", SLOWER))
     assert winner(section) is None
     said = headline(section)
-    assert said[0] == "512x512, 2 steps: no winner, a takes 2.01 s ± 0% a draw, and that time isn't stable."
+    assert said[0] == "512x512, 2 steps: no winner, a takes 2.01 s ± 0% per generation, and this time is not stable."
     assert said[-1] == "Not stable: a."
     against = only(measured("a", CALM), measured("b", SLOWER, kind="baseline", stable=False))
     assert "a is about 1.2 times as fast as b, the fastest baseline." in headline(against)
@@ -70,11 +70,11 @@ def test_what_is_below_the_gate_wins_nothing(measured):
     section = only(measured("fast", CALM, parity=far), measured("near", SLOWER))
     assert winner(section).subject.name == "near"
     said = headline(section)
-    assert "near is the fastest that reaches the gate of parity: it takes" in said[0]
-    assert "Below the gate of parity: fast." in said
+    assert "near is the fastest that reaches the parity gate: 2.41 s" in said[0]
+    assert "Below the parity gate: fast." in said
     alone = only(measured("fast", CALM, parity=far))
     assert winner(alone) is None
-    assert headline(alone)[0] == "512x512, 2 steps: fast takes 2.01 s ± 0% a draw."
+    assert headline(alone)[0] == "512x512, 2 steps: fast takes 2.01 s ± 0% per generation."
 
 
 def test_a_baseline_that_is_faster_is_said(measured):
@@ -86,8 +86,8 @@ def test_a_baseline_that_is_faster_is_said(measured):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"load_average": 1.7}, "The machine was busy: 1.7 processes wanted a core when it began."),
-        ({"other_cores": 0.8}, "The machine was busy: other processes took 0.8 cores while it ran."),
+        ({"load_average": 1.7}, "The machine was busy: load average 1.7 when the run started."),
+        ({"other_cores": 0.8}, "The machine was busy: other processes used 0.8 cores during the run."),
         ({"load_average": 0.4, "other_cores": 0.1}, None),
     ],
 )

@@ -113,7 +113,7 @@ def test_any_runtime_reads_the_same(judge_file, runtime):
 def test_without_a_judge_or_a_runtime_that_is_said(judge_file, tmp_path):
     with pytest.raises(LatentcError, match="Train it"), open_judge(tmp_path / "judge.onnx"):
         pass
-    with pytest.raises(RuntimeMissing, match="The judge needs one of"), open_judge(judge_file, ()):
+    with pytest.raises(RuntimeMissing, match="Scoring captions needs one of"), open_judge(judge_file, ()):
         pass
 
 
@@ -155,7 +155,10 @@ def test_the_command_refuses_before_it_draws(bundle, tmp_path):
     assert "must end in one of: .png" in latentc("--sheet", tmp_path / "sheet.gif").stderr
     refused = latentc("--profile", "null", "--json")
     assert refused.returncode == 1
-    assert "a judge of the world of scenes, which reads no other pictures" in refused.stderr + refused.stdout
+    assert (
+        "a classifier that recognizes only images of scenes, which reads no other pictures"
+        in refused.stderr + refused.stdout
+    )
 
 
 def test_scenes_is_known_by_its_words(bundle, tmp_path):

@@ -124,9 +124,11 @@ def test_other_weights_are_never_taken(folder):
     for name in ("alexnet-x.pth", "vgg16-x.pth", "pt_inception-x.pth"):
         (folder / name).write_bytes(b"random")
     for measure, says in (("lpips", r"torchvision's alexnet-owt-7be5be79\.pth"), ("fid", "pt_inception-2015-12-05")):
-        with pytest.raises(RequestError, match=rf"weights of {measure.upper()}\. Not published as they are: .*{says}"):
+        with pytest.raises(
+            RequestError, match=rf"weights of {measure.upper()}\. These files differ from the published ones: .*{says}"
+        ):
             find(measure, folder)
-    with pytest.raises(RequestError, match="There is no folder"):
+    with pytest.raises(RequestError, match="gone is not a folder"):
         find("fid", folder / "gone")
 
 
@@ -184,4 +186,4 @@ def test_quality_is_in_every_table_but_never_of_random_weights(measured, tmp_pat
         assert (said in shown) is not random
         assert (said in text) is not random
     assert ("alex 0.123 (0.400)" in text) is not random
-    assert ("45.6 (16 pictures)" in text) is not random
+    assert ("45.6 (16 images)" in text) is not random

@@ -103,7 +103,7 @@ def test_a_torn_line_takes_no_other_with_it(measurement, tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"schema_version": 2, "run')
     append_records(path, [measurement])
-    with pytest.raises(LatentcError, match=r"jsonl:1 is no JSON .* Remove that line\.$"):
+    with pytest.raises(LatentcError, match=r"jsonl:1 is not valid JSON .* remove that line\.$"):
         read_records(path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     append_records(path, [measurement])
@@ -114,8 +114,8 @@ def test_a_torn_line_takes_no_other_with_it(measurement, tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "results.jsonl:1 is no JSON"),
-        ('{"schema_version": 1}', "has schema version 1; this latentc reads 3 and 2"),
+        ("{", "results.jsonl:1 is not valid JSON"),
+        ('{"schema_version": 1}', "has schema version 1; this version of latentc reads 3 and 2"),
         ("[]", "has schema version None"),
         ('{"schema_version": 3, "run": "r", "tme": "x"}', "unknown key 'tme': did you mean 'time'"),
         ('{"schema_version": 3, "request": {"prompt": "x", "steps": 0}}', "1: Invalid request: steps: 0 should be"),
@@ -125,7 +125,7 @@ def test_a_torn_line_takes_no_other_with_it(measurement, tmp_path):
 def test_a_line_that_cant_be_read_is_named(tmp_path, line, says):
     path = tmp_path / "results.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(LatentcError, match="measure again|Measure again|Was the run") as caught:
+    with pytest.raises(LatentcError, match="measure again|Measure again|If the run was stopped") as caught:
         read_records(path)
     assert says in str(caught.value)
 

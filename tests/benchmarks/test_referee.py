@@ -100,7 +100,7 @@ def test_the_suite_may_take_an_hour_or_as_long_as_was_said(stage, limit, waits):
     assert (parity.lpips.network, parity.lpips.mean, parity.lpips.worst) == ("alex", 0.2, 0.3)
     assert parity.fid.distance == 2.5
     assert parity.fid.pictures == len(SUITE.prompts) * len(SUITE.seeds)
-    assert parity.fid.against == "2 pictures of torch 2 CPU f32"
+    assert parity.fid.against == "2 images of torch 2 CPU f32"
     assert parity.meaning.scene_score == 0.5
     assert parity.failures == ()
     assert [len(process.waits) for process in (engine, torch, clip)] == [2, 2 * (3 + 1), 3]
@@ -115,14 +115,14 @@ def test_what_fails_over_the_suite_leaves_the_times(stage):
     assert [contender.error for contender in found] == [None] * 4
     assert [parity.suite is None for parity in parities] == [True, True, True, False]
     assert parities[0].failures == (
-        "The suite couldn't be compared: It broke.",
-        "Captions couldn't be drawn and read: Its process ended over the suite.",
+        "The suite could not be compared: It broke.",
+        "Captions could not be generated and scored: The process ended during the suite.",
     )
     assert dead.closed
     assert len(dead.waits) == 1, "it can't be asked for captions"
-    assert parities[1].failures == ("The suite couldn't be compared: It broke.",)
+    assert parities[1].failures == ("The suite could not be compared: It broke.",)
     assert parities[1].meaning.captions == 4, "it lives, and draws captions"
-    assert parities[2].failures[0].startswith("The suite couldn't be compared: ")
+    assert parities[2].failures[0].startswith("The suite could not be compared: ")
     assert parities[3].failures == ()
 
 
@@ -130,14 +130,14 @@ def test_captions_that_fail_leave_the_likeness(stage):
     _, both = stage([Answering(understand=LatentcError("It broke."))])
     (parity,) = both(captions=4)
     assert parity.suite is not None
-    assert parity.failures == ("Captions couldn't be drawn and read: It broke.",)
+    assert parity.failures == ("Captions could not be generated and scored: It broke.",)
     assert parity.meaning is None
 
 
 def test_without_a_reference_there_is_no_likeness(stage):
     found, both = stage([Answering(), Answering()], Answering(refer=LatentcError("No checkpoint.")))
     for parity in both():
-        assert parity.failures == ("The suite couldn't be compared: No checkpoint.",)
+        assert parity.failures == ("The suite could not be compared: No checkpoint.",)
         assert parity.suite is None
     assert [contender.error for contender in found] == [None, None]
     assert found[0].process.waits == []
@@ -151,13 +151,13 @@ def test_references_that_cant_be_read_leave_the_times(stage, monkeypatch):
 
     monkeypatch.setattr(referee, "load_references", damaged)
     for parity in both():
-        assert parity.failures == ("The suite couldn't be compared: It is damaged.",)
+        assert parity.failures == ("The suite could not be compared: It is damaged.",)
     assert [contender.error for contender in found] == [None, None]
 
 
 def test_clip_that_fails_leaves_the_likeness(stage):
     (parity,) = stage([Answering()], clip=Answering(score=LatentcError("It broke.")))[1]()
-    assert parity.failures == ("CLIP and LPIPS and FID can't be had: It broke.",)
+    assert parity.failures == ("CLIP and LPIPS and FID could not be computed: It broke.",)
     assert parity.pictures["psnr_db"].worst == 45.0
     assert parity.clip is parity.lpips is parity.fid is None
 

@@ -76,9 +76,23 @@ def test_a_page_holds_everything_and_loads_nothing(measured, tmp_path):
     assert "| cpu-openvino | 2.01 ± 0% | 4.0 |" in text
     assert "| diffusers | failed |" in text
     assert "- diffusers failed: It has no weights." in text
-    assert "- cpu-shaky ≈ wasn't stable: 2 draws." in text
+    assert "- cpu-shaky ≈ was not stable: 2 draws." in text
     assert "| cpu-shaky ≈ | 5.50 ± 9% | 1.5 ≈ |" in text, "a ratio of what isn't stable is marked too"
     assert ">1.5 ≈<" in page
+
+
+def test_one_repetition_has_no_interval_and_no_percentiles(measured, tmp_path):
+    page, text, _ = told(tmp_path, measured("alone", (2.0,), stable=False), measured("pair", (3.0, 3.1), stable=False))
+    assert "| alone ≈ | 2.00 ± — |" in text
+    assert "no winner, alone takes 2.00 s ± — per generation" in text
+    assert "<td>2.00 ± —</td><td>—</td><td>—</td>" in page
+    assert "± 0%" not in text + page
+    assert "a single repetition has no interval" in page
+    for said in (text, page):
+        assert "—: a single repetition has no interval and no percentiles." in said
+    (tmp_path / "results.jsonl").unlink()
+    page, text, _ = told(tmp_path, measured("pair", (3.0, 3.1), stable=False))
+    assert "—" not in text + page
 
 
 def test_what_records_say_is_never_markup(measured, tmp_path):
@@ -121,7 +135,7 @@ def test_parity_that_is_no_number_is_not_known(measured):
     assert [spot.psnr_db for spot in points(sections([broken, fine])[0], axis)] == [None, 60.0]
     assert axis_of([broken]) is None
     pictures = Likeness(reference="r", step_psnr_db=30.0, pictures={"psnr_db": Figure(median=25, worst=20)})
-    assert axis_of([measured("p", CALM, parity=pictures)]).name.startswith("worst picture")
+    assert axis_of([measured("p", CALM, parity=pictures)]).name.startswith("worst image")
 
 
 @pytest.mark.parametrize("values", [[(0.0, None)], [(1.0, 30.0)], [(1e-3, 30.0), (50.0, 200.0)], [(1.0, 5.0)] * 2])
@@ -215,7 +229,7 @@ def test_pictures_are_beside_their_difference(measured, tmp_path):
     assert len(nesting.sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in nesting.sources)
     assert "torch-eager</b>: reference" in page
-    assert "torch-eager is nearest to the reference and stands for it. Differences from torch-eager are" in page
+    assert "torch-eager is the closest to the reference and represents it. Differences from torch-eager are" in page
     assert "differs by 3.0 of 255" in page
 
 
@@ -227,15 +241,15 @@ def test_what_is_nearest_isnt_known_where_a_picture_has_no_parity(measured, tmp_
         measured("mine", CALM, 30.0, pictures=("one.png",)),
         measured("diffusers", (9.0,), kind="baseline", pictures=("other.png",)),
     )
-    assert "Differences from mine are shown" in page
-    assert "mine</b>: the others are held against it" in page
-    assert "nearest to the reference" not in page
+    assert "Differences from mine are amplified" in page
+    assert "mine</b>: the other images are compared with it" in page
+    assert "closest to the reference" not in page
 
 
 def test_what_is_below_the_gate_is_told(measured, tmp_path):
     parity = Likeness(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
     for text in told(tmp_path, measured("far", CALM, parity=parity))[:2]:
-        assert "elow the gate of parity" in text
+        assert "elow the parity gate" in text
         assert "The denoiser agrees to 9 dB." in text
 
 
@@ -250,7 +264,7 @@ def test_what_is_not_known_is_left_out(measured, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("", "holds no measurement"), ("{", "is no JSON"), ("{}", "schema version")]
+    ("text", "says"), [("", "has no measurements"), ("{", "is not valid JSON"), ("{}", "schema version")]
 )
 def test_a_file_without_measurements_is_said(tmp_path, text, says):
     path = tmp_path / "results.jsonl"

@@ -131,7 +131,7 @@ def test_swapped_halves_fail(engine, references):
 
     _, said = verdict(engine.through(lambda engines: Tapped(engines, swapped)), references("sd1"))
     assert "unet in" in said
-    assert "worst picture's psnr_db" in said
+    assert "worst image's psnr_db" in said
 
 
 class LessGuided(Pipeline):
@@ -144,7 +144,7 @@ class LessGuided(Pipeline):
 def test_guidance_of_7_0_for_7_5_fails(engine, references):
     mistaken = LessGuided(engine.bundle, engine._engines, engine.profile)
     _, said = verdict(mistaken, references("sd1"))
-    assert "Host code departs" in said
+    assert "Host code differs from the reference" in said
     assert "sample of unet" in said
 
 
@@ -153,7 +153,7 @@ def test_a_scheduler_off_by_one_fails(engine, references, change):
     assert engine._host.scheduler["steps_offset"] == 1
     engine._host = replace(engine._host, scheduler=engine._host.scheduler | change)
     _, said = verdict(engine, references("sd1"))
-    assert "Host code departs" in said
+    assert "Host code differs from the reference" in said
     assert "of unet" in said
 
 
@@ -166,7 +166,7 @@ def test_one_step_more_or_less_fails(engine, references, difference):
 
     forced = force(Miscounted(engine.bundle, engine._engines, engine.profile), references("sd1").recording)
     assert forced.host_psnr_db == -np.inf
-    assert "in the reference" in forced.host_worst
+    assert "the reference has" in forced.host_worst
 
 
 def test_a_wrong_vae_scale_fails(engine, references):
@@ -220,18 +220,18 @@ def test_pictures_of_nan_black_and_flat_ones_are_named(bundle, references):
         for values, wanted in ((np.nan, {"not finite"}), (-1.0, {"black", "flat"}), (0.5, {"flat"})):
             parity, said = verdict(pipeline.through(painted(values)), references("sd1"))
             assert {fault.split(":")[0] for fault in parity.faults} == wanted
-            assert all(f"A picture is at fault: {name}: 'a lighthouse" in said for name in wanted)
+            assert all(f"An image is faulty: {name}: 'a lighthouse" in said for name in wanted)
         assert parity.summary is not None
         parity = measure(pipeline.through(painted(np.inf)), references("sd1"))
     assert parity.summary is None
-    assert "There is no picture to compare." in failures(parity)
+    assert "No image could be compared." in failures(parity)
 
 
 def test_a_flat_reference_shows_nothing_and_fails(bundle, references):
     flat = tuple(np.full_like(image, 90) for image in references("sd1").images)
     with opened(bundle("sd1"), "cpu-onnxruntime") as pipeline:
         _, said = verdict(pipeline, replace(references("sd1"), images=flat))
-    assert "A picture is at fault: reference flat" in said
+    assert "An image is faulty: reference flat" in said
 
 
 # The gate, by itself.
@@ -310,14 +310,14 @@ def test_references_come_back_as_they_were(references, tmp_path):
 
 def test_damaged_references_are_refused(references, tmp_path):
     path = tmp_path / "suite.npz"
-    with pytest.raises(BundleError, match="make them again"):
+    with pytest.raises(BundleError, match="run bench again"):
         load_references(path)
     save_references(path, references("sd1"))
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(BundleError, match="make them again"):
+    with pytest.raises(BundleError, match="run bench again"):
         load_references(path)
     np.savez(path, about=np.array("{}"))
-    with pytest.raises(BundleError, match="make them again"):
+    with pytest.raises(BundleError, match="run bench again"):
         load_references(path)
 
 

@@ -60,7 +60,7 @@ def test_bench_exits_with_what_it_found(monkeypatch, row, more, code, as_json):
     if as_json:
         assert [Measurement.model_validate(one) for one in json.loads(done.stdout)] == rows
     elif code:
-        assert "It broke." in done.stdout or "Below the gate of parity: mine." in done.stdout
+        assert "It broke." in done.stdout or "Below the parity gate: mine." in done.stdout
 
 
 def test_several_checkpoints_are_one_table(monkeypatch, row):
