@@ -158,15 +158,15 @@ def test_unknown_arguments_are_refused(arguments, match, tmp_path):
 def test_a_folder_in_use_is_refused_and_an_empty_one_is_taken(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").touch()
-    with pytest.raises(CheckpointError, match="isn't empty"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         new_checkpoint("sd1", "tiny", 0, tmp_path / "new")
     (tmp_path / "new" / "mine").unlink()
     new_checkpoint("sd1", "tiny", 0, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="isn't empty"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         new_checkpoint("sd1", "tiny", 0, tmp_path / "file")
-    with pytest.raises(CheckpointError, match="can't be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         new_checkpoint("sd1", "tiny", 0, tmp_path / "file" / "new")
 
 
@@ -183,6 +183,6 @@ def test_nothing_is_left_of_one_that_fails(error, tmp_path):
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20, "total": 1 << 30}))
-    with pytest.raises(CheckpointError, match="are free there"):
+    with pytest.raises(CheckpointError, match="are free"):
         new_checkpoint("sd1", "full", 0, tmp_path / "new")
     assert not list(tmp_path.iterdir())

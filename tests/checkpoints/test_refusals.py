@@ -89,7 +89,7 @@ def test_other_files_are_told(content, match, tmp_path):
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "tensor 'a' has no dtype, shape and data_offsets"),
         ({"a": 5}, 8, "tensor 'a' has no dtype, shape and data_offsets"),
         ([1, 2], 8, "not a JSON object"),
-        (b'{"a": 1, "a": 2}', 8, "a name occurs twice"),
+        (b'{"a": 1, "a": 2}', 8, "duplicate name"),
         (b"{" * 100_000, 8, "not valid JSON"),
         (b'{"\xff": 1}', 8, "not valid JSON"),
     ],
@@ -202,7 +202,7 @@ def test_folders_that_lack_a_file_are_refused(file, own):
 def test_configs_that_are_no_json_are_refused(content, own):
     folder = own()
     (folder / "vae" / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    refused(folder, "not valid JSON|a JSON object was expected")
+    refused(folder, "not valid JSON|expected a JSON object")
 
 
 def test_a_folder_of_pickles_is_refused_by_name(own):
@@ -297,14 +297,14 @@ def test_a_file_that_changes_after_opening_is_told(own):
     folder = own()
     opened = open_checkpoint(str(folder))
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"gone")
-    with pytest.raises(CheckpointError, match="can't be read|not a sound"):
+    with pytest.raises(CheckpointError, match="can(not|'t) be read|not a sound"):
         opened.module("vae")
     with pytest.raises(CheckpointError, match="ended inside tensor"):
         opened.digest("vae")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="can't be read"):
+    with pytest.raises(CheckpointError, match="can(not|'t) be read"):
         opened.module("vae")
-    with pytest.raises(CheckpointError, match="can't be read"):
+    with pytest.raises(CheckpointError, match="can(not|'t) be read"):
         opened.digest("vae")
 
 
@@ -327,6 +327,6 @@ def test_git_lfs_pointers_are_named_wherever_they_stand(checkpoint, tmp_path):
     for name in read:
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n")
-        with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer.*Run 'git lfs pull'"):
+        with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer.*Run `git lfs pull`"):
             open_checkpoint(str(folder)).tokenizer_files("tokenizer")
         (folder / name).write_bytes(kept)

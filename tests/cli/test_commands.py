@@ -297,7 +297,7 @@ def test_new_checkpoint_and_export(tmp_path):
         (["run", "BUNDLE", "x", "--output", ""], 1, "Name it NAME.png"),
         (["run", "BUNDLE", "x", "--output", "x.gif"], 1, "Name it NAME.png"),
         (["run", "BUNDLE"], 2, "Missing PROMPT"),
-        (["show", "nowhere.png"], 1, "can't be read"),
+        (["show", "nowhere.png"], 1, "cannot be read"),
         (["new-checkpoint", "out", "--family", "sd9"], 1, "no family"),
         (["frobnicate"], 2, "No such command"),
     ],

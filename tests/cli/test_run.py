@@ -125,7 +125,7 @@ def test_when_one_cant_be_written_the_prompts_behind_it_are_drawn(run, monkeypat
     code, out, err = run("a cat", "a dog", "-o", "x.png", "--count", 2)
     assert (code, files()) == (1, ["x-2.png", "x-3.png", "x.png"])
     assert "x-1.png (No space left on device: " in err
-    assert "are free there) can't be written" in err
+    assert " free) can't be written" in err
     assert "Written: x.png, x-2.png, x-3.png." in err
     assert out.splitlines()[0].startswith("x.png   null")
 
@@ -148,7 +148,7 @@ def test_a_file_of_prompts(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("none.txt", None, "can't be read"),
+        ("none.txt", None, "cannot be read"),
         ("empty.txt", b"\n \n", "contains no prompt"),
         ("bytes.txt", b"\xff\xfe", "is not UTF-8 text"),
         ("list.jsonl", b"[1]", "line 1, is [1]; a JSON object was expected"),

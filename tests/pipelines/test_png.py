@@ -170,7 +170,7 @@ def test_a_picture_says_where_another_bundle_would_draw_it_otherwise(sd_bundle, 
     (path,) = save(_result(origin(sd_bundle), count=1), tmp_path / "out.png")
     changed = replace(sd_bundle, manifest=change(sd_bundle.manifest))
     said = differences(path, read(path), changed)
-    assert ["was drawn by another bundle" in sentence for sentence in said] == [True] * other
+    assert ["was generated from another bundle" in sentence for sentence in said] == [True] * other
 
 
 def test_a_latentc_chunk_of_another_version_leaves_the_text(tmp_path):
@@ -280,9 +280,9 @@ def test_what_holds_no_request_is_refused(tmp_path):
         read(_png(tmp_path / "comfy.png", {"prompt": "{}", "Software": "x"}))
     with pytest.raises(RequestError, match=r"has no parameters.*texts: none"):
         read(_png(tmp_path / "plain.png", {}))
-    with pytest.raises(RequestError, match="can't be read"):
+    with pytest.raises(RequestError, match="cannot be read"):
         read(tmp_path / "missing.png")
-    with pytest.raises(RequestError, match="can't be read"):
+    with pytest.raises(RequestError, match="cannot be read"):
         read(tmp_path)
     jpeg = tmp_path / "photo.png"
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")

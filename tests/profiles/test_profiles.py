@@ -49,9 +49,15 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         (HEAD + "[shapes]\nsize = ['512x512']\n", "did you mean 'sizes'"),
         (HEAD + "[shapes]\nsizes = ['512x500']\n", "multiple of 8"),
         (HEAD + "[shapes]\nsizes = ['512']\n", "shapes.sizes.0"),
-        (HEAD + "precision = 'fp16'\n", "default.0: 'fp16' is no precision. Did you mean 'f16'. Known: bf16, f16, f32"),
-        (HEAD + "[precision]\nunet = ['bf16', 'float32']\n", "unet.1: 'float32' is no precision. Did you mean 'f32'"),
-        (HEAD + "[parity_db]\nbfloat16 = 30\n", "'bfloat16' is no precision. Did you mean 'bf16'"),
+        (
+            HEAD + "precision = 'fp16'\n",
+            "default.0: 'fp16' is not a known precision. Did you mean 'f16'. Known: bf16, f16, f32",
+        ),
+        (
+            HEAD + "[precision]\nunet = ['bf16', 'float32']\n",
+            "unet.1: 'float32' is not a known precision. Did you mean 'f32'",
+        ),
+        (HEAD + "[parity_db]\nbfloat16 = 30\n", "'bfloat16' is not a known precision. Did you mean 'bf16'"),
         (HEAD + "[precision]\nunet = [16]\n", "'f32', 'bf16' or 'f16'"),
         (HEAD + "opset = 17\n", "opset"),
         (HEAD + "precision = []\n", "at least 1 item"),
@@ -66,7 +72,7 @@ def test_a_bad_profile_says_what_is_wrong(tmp_path, text, says):
 
 
 def test_a_wrong_entry_of_a_list_is_not_reported_as_a_short_list_too(tmp_path):
-    with pytest.raises(ProfileError, match=r"'fp16' is no precision\. .*f32\.?$"):
+    with pytest.raises(ProfileError, match=r"'fp16' is not a known precision\. .*f32\.?$"):
         own(tmp_path, HEAD + "precision = 'fp16'\n")
 
 
