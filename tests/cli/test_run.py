@@ -181,7 +181,7 @@ def test_a_variant_that_isnt_there_is_refused_before_anything_is_loaded(run, mon
     Path("prompts.jsonl").write_text('{"prompt": "a cat", "variant": "shallow"}\n')
     code, _, error = run("--prompts", "prompts.jsonl")
     assert code == 1
-    assert "no variant 'shallow' of its denoiser; it has: none. Leave it out." in error
+    assert "no denoiser variant 'shallow'. It has none; leave it out." in error
 
 
 @pytest.mark.parametrize("end", ["png", "jpg", "webp"])
@@ -240,4 +240,4 @@ def test_notices_of_a_prompt_reach_the_terminal(run):
         "prompt has weights: (cat:1.2)",
         "negative prompt has weights: [dog]",
     ):
-        assert f"note: The {said}. Other tools honour that" in out
+        assert f"note: The {said}. Other tools support that syntax" in out
