@@ -258,11 +258,11 @@ def test_new_checkpoint_and_export(tmp_path):
         (["run", "BUNDLE", "x", "--profile", "cpu-openvin"], 1, "Did you mean 'cpu-openvino'"),
         (["run", "BUNDLE", "x", "--profile", "./mine.toml"], 1, "./mine.toml was not found"),
         (["run", "BUNDLE", "x", "--profile", "null,h100"], 1, "'null,h100' is not a known profile"),
-        (["run", "BUNDLE", "x", "--output", ""], 1, "Name it NAME.png"),
-        (["run", "BUNDLE", "x", "--output", "x.gif"], 1, "Name it NAME.png"),
+        (["run", "BUNDLE", "x", "--output", ""], 1, "use NAME.png"),
+        (["run", "BUNDLE", "x", "--output", "x.gif"], 1, "use NAME.png"),
         (["run", "BUNDLE"], 2, "Missing PROMPT"),
         (["show", "nowhere.png"], 1, "can't be read"),
-        (["new-checkpoint", "out", "--family", "sd9"], 1, "no family"),
+        (["new-checkpoint", "out", "--family", "sd9"], 1, "is not a known family"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -297,7 +297,7 @@ def test_where_no_picture_can_be_saved_none_is_drawn(own_bundle, tmp_path, monke
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
-    with pytest.raises(RequestError, match="can't be written"):
+    with pytest.raises(RequestError, match="cannot be written"):
         draw(own_bundle().folder, load_profile("null"), [Request(prompt="x", steps=1)], tmp_path / name, quiet=True)
     assert not (tmp_path / "deep").exists(), "nothing is made for what can't be drawn"
 
