@@ -160,7 +160,7 @@ def refuse_pipeline(where: object, model_index: Config) -> None:
     if any(name in family.pipelines for family in FAMILIES):
         return
     if isinstance(found, list):
-        raise _unsupported(where, f"a pipeline with custom code ({name}), which latentc never runs")
+        raise _unsupported(where, f"a pipeline with custom code ({name}; latentc never runs code from checkpoints)")
     own = {part.name for family in FAMILIES for part in (*family.components, *family.tokenizers)}
     more = [
         key

@@ -86,7 +86,7 @@ def origin(bundle: Bundle) -> Origin:
 def drawings(result: Result) -> Iterator[Drawing]:
     """The record of each image of a result; raises `RequestError` for frames, and for a result without `origin`."""
     if (made := result.origin) is None:
-        raise RequestError("This result cannot be saved, as no pipeline made it. Generate it with a Pipeline.")
+        raise RequestError("No pipeline made this result, so it cannot be saved. Generate it with a Pipeline.")
     if result.images.ndim > 4:
         raise RequestError(FRAMES)
     _, _, seed = size_and_seed(result.request)

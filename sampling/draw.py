@@ -51,10 +51,9 @@ class Host:
 def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
     """The denoiser part for a request's variant; raises `RequestError` if the variant doesn't exist."""
     if request.variant not in denoisers:
-        known = ", ".join(name for name in denoisers if name) or "none"
-        raise RequestError(
-            f"This bundle has no denoiser variant {request.variant!r}. Use one that it has ({known}), or leave it out."
-        )
+        known = ", ".join(name for name in denoisers if name)
+        advice = f"Use one that it has ({known}), or leave it out" if known else "It has none; leave it out"
+        raise RequestError(f"This bundle has no denoiser variant {request.variant!r}. {advice}.")
     return denoisers[request.variant]
 
 

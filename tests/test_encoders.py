@@ -102,7 +102,7 @@ def test_the_bundle_says_all_of_it(odd, command):
     assert code == 0
     assert "licence: creativeml-openrail-m; files: LICENSE, README.md" in words
     assert "note: safety_checker (StableDiffusionSafetyChecker) is left out" in words
-    assert "note: text_encoder/config.json asks for 1 layers, and 2 are stored" in words
+    assert "note: text_encoder/config.json has 1 layers, but 2 are stored" in words
     code, said, _ = command("inspect", opened.folder, "--json")
     assert json.loads(said)["license"]["declared"] == "creativeml-openrail-m"
     assert len(json.loads(said)["notices"]) == len(manifest.notices) >= 2

@@ -59,5 +59,5 @@ def test_doubts_are_answered(single_file, tmp_path):
 )
 def test_other_files_are_refused(more, named, checkpoint):
     opened = open_checkpoint(str(checkpoint("sd1")))
-    with pytest.raises(CheckpointError, match=f"is open already, and {named} change which files are read"):
+    with pytest.raises(CheckpointError, match=f"is already open, and {named} change which files are read"):
         open_checkpoint(opened, **more)

@@ -63,7 +63,7 @@ def test_published_fields_pass(own):
     [
         ("unet", {"use_rope": True}, r"unet/config.json has a field 'use_rope' = True"),
         ("unet", {"cross_attention_dimm": 3}, "Did you mean 'cross_attention_dim'"),
-        ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which isn't supported"),
+        ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which is not supported"),
         ("unet", {"encoder_hid_dim": 64}, "encoder_hid_dim = 64"),
         ("unet", {"dual_cross_attention": True}, "dual_cross_attention = True"),
         ("unet", {"out_channels": 8}, "8 output channels"),
@@ -72,8 +72,8 @@ def test_published_fields_pass(own):
         ("vae", {"use_wavelets": 1}, "vae/config.json has a field 'use_wavelets'"),
         ("text_encoder", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ("text_encoder", {"rope_theta": 10000.0}, "text_encoder/config.json has a field 'rope_theta'"),
-        ("text_encoder", {"quantization_config": {"bits": 4}}, r"quantized .*Get the F16, BF16 or F32 form"),
-        ("unet", {"quantization_config": "nf4"}, r"quantized .*Get the F16, BF16 or F32 form"),
+        ("text_encoder", {"quantization_config": {"bits": 4}}, r"quantized .*Download the F16, BF16 or F32 form"),
+        ("unet", {"quantization_config": "nf4"}, r"quantized .*Download the F16, BF16 or F32 form"),
     ],
 )
 def test_fields_that_nothing_reads_are_refused_by_name(component, changes, match, own):
@@ -84,26 +84,30 @@ def test_fields_that_nothing_reads_are_refused_by_name(component, changes, match
 @pytest.mark.parametrize(
     ("component", "change", "match"),
     [
-        ("vae", {"use_quant_conv": False}, "which AutoencoderKL with this config doesn't have"),
-        ("unet", {"act_fn": "zz"}, "UNet2DConditionModel doesn't accept the config of unet"),
-        ("unet", {"conv_in_kernel": 5}, "and its config asks for"),
-        ("text_encoder", {"num_hidden_layers": 5}, "text_encoder lacks tensor"),
-        ("unet", {"norm_eps": "x"}, "config of unet says norm_eps = 'x'; a number was expected"),
-        ("unet", {"freq_shift": "z"}, "config of unet says freq_shift = 'z'; a whole number was expected"),
-        ("unet", {"norm_eps": float("inf")}, "config of unet says norm_eps = inf; a number was expected"),
-        ("unet", {"norm_eps": []}, r"config of unet says norm_eps = \[\]; a number was expected"),
-        ("unet", {"act_fn": ["silu"]}, "config of unet says act_fn = .*; a text was expected"),
+        ("vae", {"use_quant_conv": False}, "which AutoencoderKL with this config does not have"),
+        ("unet", {"act_fn": "zz"}, "UNet2DConditionModel does not accept the config of unet"),
+        ("unet", {"conv_in_kernel": 5}, "but its config requires"),
+        ("text_encoder", {"num_hidden_layers": 5}, "text_encoder has no tensor"),
+        ("unet", {"norm_eps": "x"}, "config of unet has norm_eps = 'x'; a number was expected"),
+        ("unet", {"freq_shift": "z"}, "config of unet has freq_shift = 'z'; an integer was expected"),
+        ("unet", {"norm_eps": float("inf")}, "config of unet has norm_eps = inf; a number was expected"),
+        ("unet", {"norm_eps": []}, r"config of unet has norm_eps = \[\]; a number was expected"),
+        ("unet", {"act_fn": ["silu"]}, "config of unet has act_fn = .*; a string was expected"),
         (
             "unet",
             {"down_block_types": "x"},
-            "down_block_types = 'x', and a list of 1 to 8 levels was expected",
+            "down_block_types = 'x', but a list of 1 to 8 levels was expected",
         ),
-        ("unet", {"act_fn": None}, "config of unet says act_fn = None; a text was expected"),
+        ("unet", {"act_fn": None}, "config of unet has act_fn = None; a string was expected"),
         ("unet", {"only_cross_attention": ["no"]}, "only_cross_attention = .*; true or false was expected"),
-        ("unet", {"down_block_types": [1, 2]}, "down_block_types = .*; a list of which each is a text was expected"),
-        ("vae", {"act_fn": 3}, "config of vae says act_fn = 3; a text was expected"),
+        (
+            "unet",
+            {"down_block_types": [1, 2]},
+            "down_block_types = .*; a list whose items are each a string was expected",
+        ),
+        ("vae", {"act_fn": 3}, "config of vae has act_fn = 3; a string was expected"),
         ("vae", {"mid_block_add_attention": "yes"}, "mid_block_add_attention = 'yes'; true or false was expected"),
-        ("text_encoder", {"layer_norm_eps": "x"}, "CLIPTextModel doesn't accept the config of text_encoder"),
+        ("text_encoder", {"layer_norm_eps": "x"}, "CLIPTextModel does not accept the config of text_encoder"),
     ],
 )
 def test_a_config_that_doesnt_fit_its_weights_is_refused_before_work(component, change, match, own, monkeypatch):
@@ -118,5 +122,5 @@ def test_a_config_that_doesnt_fit_its_weights_is_refused_before_work(component, 
 def test_what_pytorch_cant_compute_is_no_traceback(own, monkeypatch):
     """A config whose every field is of the right type, and which fails in the first call."""
     monkeypatch.setattr("latentc.export.reference.References.read_prompts", lambda _: "a" + 1)
-    with pytest.raises(CheckpointError, match="PyTorch can't compute the text encoders of this checkpoint: "):
+    with pytest.raises(CheckpointError, match="PyTorch failed to run the text encoders of this checkpoint: "):
         export(str(own()), own("sd2") / "out")

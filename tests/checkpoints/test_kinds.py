@@ -51,7 +51,7 @@ def test_pipelines_of_the_same_components_open(family, name, own):
         ),
         ({"_class_name": "StableDiffusion3Pipeline"}, "Stable Diffusion 3"),
         ({"_class_name": "OnnxStableDiffusionPipeline"}, "export to ONNX"),
-        ({"_class_name": ["pipeline", "MyPipeline"]}, "drawn by code of its own"),
+        ({"_class_name": ["pipeline", "MyPipeline"]}, "a pipeline with custom code"),
     ],
 )
 def test_pipelines_that_need_more_are_refused_by_what_they_need(changes, match, own):
@@ -109,10 +109,10 @@ def test_a_controlnet_with_its_checkpoint_is_one(single_file, tmp_path):
         (["controlnet_down_blocks.0.weight", "down_blocks.0.resnets.0.conv1.weight"], "a ControlNet"),
         (["adapter.body.0.in_conv.weight"], "a T2I-Adapter"),
         ([f"{UNET}input_blocks.1.0.time_stack.x", "conditioner.embedders.0.open_clip.x"], "a video model"),
-        (["model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"], "an upscaler of pixels"),
+        (["model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"], "a pixel-space upscaler"),
         (["decoder.layers.0.weight"], "tiny autoencoder"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "text encoder"),
-        (["down_blocks.0.resnets.0.conv1.weight"], r"the UNet alone .* --unet FILE"),
+        (["down_blocks.0.resnets.0.conv1.weight"], r"a UNet alone .* --unet FILE"),
         (["decoder.conv_in.weight", "encoder.conv_in.weight"], r"a VAE alone.* --vae FILE"),
         ([f"{UNET}input_blocks.0.0.weight"], r"no text encoder .* --unet FILE"),
     ],
@@ -167,8 +167,8 @@ def test_plain_fp8_is_widened(dtype, single_file, tmp_path):
     [
         ({"to_q.absmax": torch.ones(2), "to_q.quant_map": torch.ones(16)}, "quantized by bitsandbytes"),
         ({"to_q.weight.quant_state.bitsandbytes__nf4": torch.ones(4, dtype=torch.uint8)}, "quantized by bitsandbytes"),
-        ({"to_q.scale_weight": torch.ones(())}, "an fp8 weight was expected: no such tensor"),
-        ({"input_blocks.0.0.scale_weight": torch.ones(())}, "an fp8 weight was expected: it is F32"),
+        ({"to_q.scale_weight": torch.ones(())}, "no fp8 weight of that name: no such tensor"),
+        ({"input_blocks.0.0.scale_weight": torch.ones(())}, "no fp8 weight of that name: it is F32"),
         ({"input_blocks.0.0.weight": torch.ones(32, 4, 3, 3, dtype=torch.uint8)}, "is U8: quantized"),
     ],
 )
@@ -191,10 +191,10 @@ def test_quantized_folders_are_refused_when_they_are_opened(own):
         ("sdxl", {"latents_mean": [1.0, 2, 3]}, "4 numbers, one for each channel"),
         ("sdxl", {"latents_mean": [1.0, 2, 3, 4]}, "latents_std = None"),
         ("sdxl", {"latents_mean": [0.0] * 4, "latents_std": [1, 1, 1, 0]}, "4 positive numbers"),
-        ("sd1", {"latents_mean": [1.0] * 4, "latents_std": [2.0] * 4}, "StableDiffusionPipeline doesn't apply"),
+        ("sd1", {"latents_mean": [1.0] * 4, "latents_std": [2.0] * 4}, "StableDiffusionPipeline does not apply"),
         ("sd1", {"shift_factor": 0.1}, "shift_factor = 0.1"),
         ("sdxl", {"shift_factor": 0.1}, "shift_factor = 0.1"),
-        ("sd1", {"out_channels": 6}, "writes 6, and 3 were expected"),
+        ("sd1", {"out_channels": 6}, "writes 6, but 3 were expected"),
         ("sd1", {"latent_channels": 16}, "4 channels .* VAE decodes 16"),
     ],
 )
@@ -251,19 +251,19 @@ def test_the_decoder_is_given_what_diffusers_gives_it(own):
 )
 def test_an_index_that_names_another_class_is_refused(component, entry, own):
     folder = edit(own(), "model_index.json", **{component: entry})
-    with pytest.raises(CheckpointError, match=f"says {component} = .*was expected: another class isn't supported"):
+    with pytest.raises(CheckpointError, match=f"has {component} = .*is not supported yet; .* was expected"):
         open_checkpoint(str(folder))
 
 
 @pytest.mark.parametrize("entry", [None, [None, None]])
 def test_a_scheduler_that_the_index_leaves_out_is_noticed(entry, own):
     opened = open_checkpoint(str(edit(own(), "model_index.json", scheduler=entry)))
-    assert any("names no scheduler: 'PNDMScheduler' of scheduler_config.json is taken" in one for one in opened.notices)
+    assert any("names no scheduler: 'PNDMScheduler' of scheduler_config.json is used" in one for one in opened.notices)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [(None, "names no pipeline"), (["module", "Own"], r"code of its own \(.*\), and latentc runs none,")],
+    [(None, "names no pipeline"), (["module", "Own"], r"custom code \(.*never runs code from checkpoints\),")],
 )
 def test_an_index_without_a_pipeline_of_diffusers_is_refused(name, says, own):
     with pytest.raises(CheckpointError, match=says) as caught:

@@ -45,7 +45,7 @@ def test_a_baked_in_clip_skip_reads_the_first_layers(family, encoder, cls, own):
     found = states(opened.module(encoder), IDS)
     assert all(torch.equal(a, b) for a, b in zip(found, states(theirs, IDS), strict=True))
     assert not torch.equal(found[0], states(whole, IDS)[0])
-    assert [one for one in opened.notices if "asks for 1 layers, and 2 are stored" in one]
+    assert [one for one in opened.notices if "has 1 layers, but 2 are stored" in one]
 
 
 def test_what_else_encoders_hold_is_left_alone(own):
@@ -99,9 +99,9 @@ def test_components_that_are_left_out_are_named(own):
         guide=["diffusers", "Guide"],
     )
     features, unknown, safety = sorted(open_checkpoint(str(folder)).notices)
-    assert safety.startswith("safety_checker (StableDiffusionSafetyChecker) is left out: latentc doesn't look at")
+    assert safety.startswith("safety_checker (StableDiffusionSafetyChecker) is left out: latentc does not check")
     assert features.startswith("feature_extractor (CLIPImageProcessor) is left out")
-    assert unknown.startswith("guide (Guide) is left out: latentc doesn't know what it is for")
+    assert unknown.startswith("guide (Guide) is left out: latentc does not know this component")
 
 
 CARDS = {

@@ -106,7 +106,7 @@ def test_a_folders_config_is_read_and_a_change_of_scale_is_said(other, checkpoin
     for form in (folder, folder / WEIGHTS["vae"]):
         opened = open_checkpoint(str(checkpoint("sdxl")), components={"vae": str(form)})
         assert opened.configs["vae"]["scaling_factor"] == 0.5
-        assert "has scaling_factor 0.5, and the checkpoint's own VAE 0.13025" in opened.notices[0]
+        assert "has scaling_factor 0.5, but the checkpoint's own VAE has 0.13025" in opened.notices[0]
 
 
 @pytest.mark.parametrize("silent", ["own", "other", "both"])
@@ -127,7 +127,7 @@ def test_a_scale_that_a_config_leaves_out_is_the_classes(base, silent, other, ow
     opened = open_checkpoint(str(checkpoint), components={"vae": str(folder)})
     assert model_facts(opened).scaling_factor == theirs
     kept = 0.13025 if silent == "other" else 0.18215
-    said = [f"has scaling_factor {theirs}, and the checkpoint's own VAE {kept}: {theirs} is used"]
+    said = [f"has scaling_factor {theirs}, but the checkpoint's own VAE has {kept}: {theirs} is used"]
     assert [one in notice for one, notice in zip(said, opened.notices, strict=False)] == [True] * (silent != "both")
 
 
@@ -150,12 +150,12 @@ def test_a_config_beside_a_file_is_read_if_it_is_the_components(form, other, che
 @pytest.mark.parametrize(
     ("component", "changes", "match"),
     [
-        ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which isn't supported"),
+        ("unet", {"attention_type": "gated"}, "attention_type = 'gated', which is not supported"),
         ("unet", {"use_rope": True}, "has a field 'use_rope'"),
         ("vae", {"use_wavelets": 1}, "has a field 'use_wavelets'"),
-        ("vae", {"shift_factor": 0.1}, "shift_factor = 0.1, and none"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor = 0.1, but none"),
         ("vae", {"layers_per_block": 100}, "100 layers at each of"),
-        ("unet", {"sample_size": 8000}, "sample_size = 8000, and 8 to"),
+        ("unet", {"sample_size": 8000}, "sample_size = 8000, but 8 to"),
     ],
 )
 def test_fields_of_other_components_are_refused_by_their_own_file(
@@ -189,10 +189,10 @@ def test_a_component_of_another_class_can_be_replaced(form, other, own, checkpoi
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.5}))
     if form:
-        with pytest.raises(CheckpointError, match=r"doesn't say how it scales latents.*'scaling_factor': 0\.5"):
+        with pytest.raises(CheckpointError, match=r"does not state how it scales latents.*'scaling_factor': 0\.5"):
             open_checkpoint(str(folder), components={"vae": str(other("sd1")[form])})
     else:
-        assert "own VAE 0.5" in open_checkpoint(str(folder), components={"vae": str(other("sd1")[0])}).notices[0]
+        assert "own VAE has 0.5" in open_checkpoint(str(folder), components={"vae": str(other("sd1")[0])}).notices[0]
 
 
 def test_a_vae_of_unknown_scale_is_refused(other, own):
@@ -200,7 +200,7 @@ def test_a_vae_of_unknown_scale_is_refused(other, own):
     folder = own("sdxl")
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.5}))
-    with pytest.raises(CheckpointError, match=r"doesn't say how it scales latents.*'scaling_factor': 0\.5"):
+    with pytest.raises(CheckpointError, match=r"does not state how it scales latents.*'scaling_factor': 0\.5"):
         open_checkpoint(str(folder), components={"vae": str(other("sdxl")[1])})
     assert not open_checkpoint(str(folder), components={"unet": str(other("sdxl")[1])}).notices
 
@@ -208,15 +208,15 @@ def test_a_vae_of_unknown_scale_is_refused(other, own):
 @pytest.mark.parametrize(
     ("component", "make", "match"),
     [
-        ("unet", lambda other: other("sdxl")[0], "is a UNet of Stable Diffusion XL, and the checkpoint is of"),
-        ("unet", lambda other: other("sdxl")[1], "is a UNet of Stable Diffusion XL, and the checkpoint is of"),
-        ("unet", lambda other: other("sd2")[0], "is a UNet of Stable Diffusion 2, and the checkpoint is of"),
+        ("unet", lambda other: other("sdxl")[0], "is a UNet of Stable Diffusion XL, but the checkpoint is"),
+        ("unet", lambda other: other("sdxl")[1], "is a UNet of Stable Diffusion XL, but the checkpoint is"),
+        ("unet", lambda other: other("sd2")[0], "is a UNet of Stable Diffusion 2, but the checkpoint is"),
         ("unet", lambda other: other("sd1")[0] / "vae" / WEIGHTS["vae"], "is a VAE alone"),
-        ("vae", lambda other: other("sd1")[0] / "unet" / WEIGHTS["unet"], "is the UNet alone"),
+        ("vae", lambda other: other("sd1")[0] / "unet" / WEIGHTS["unet"], "is a UNet alone"),
         ("vae", lambda other: other("sd1")[0] / "unet", "holds a UNet2DConditionModel"),
         ("vae", lambda other: other("sd1")[0] / "tokenizer", "no config.json"),
-        ("vae", lambda _: "no/such-thing/here", "no vae 'no/such-thing/here'"),
-        ("text_encoder", lambda other: other("sd1")[0], "text_encoder can't be taken from elsewhere; unet and vae can"),
+        ("vae", lambda _: "no/such-thing/here", "vae 'no/such-thing/here' was not found"),
+        ("text_encoder", lambda other: other("sd1")[0], "text_encoder cannot be replaced; only unet and vae can"),
     ],
 )
 def test_other_components_are_refused_when_they_are_opened(component, make, match, other, checkpoint):
@@ -229,7 +229,7 @@ def test_other_components_are_refused_when_they_are_opened(component, make, matc
     [
         ("unet", "conv_in.weight", (32, 9, 3, 3), "an inpainting checkpoint"),
         ("vae", "decoder.conv_in.weight", (32, 16, 3, 3), "VAE decodes 16"),
-        ("unet", "attn2.to_k.weight", (32, 48), "reads prompts 48 wide .* are 32 wide"),
+        ("unet", "attn2.to_k.weight", (32, 48), "reads prompt embeddings of width 48 .* have width 32"),
     ],
 )
 def test_other_shapes_are_refused_when_they_are_opened(component, name, shape, match, other, checkpoint, tmp_path):

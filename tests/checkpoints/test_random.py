@@ -141,8 +141,8 @@ def test_progress_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("sd9", "tiny", 0), "no family called 'sd9'"),
-        (("sd1", "huge", 0), "no size 'huge'"),
+        (("sd9", "tiny", 0), "'sd9' is not a known family"),
+        (("sd1", "huge", 0), "'huge' is not a valid size"),
         (("sd1", "tiny", -1), "seed -1 is out of range"),
         (("sd1", "tiny", 1 << 63), "out of range"),
     ],
@@ -151,7 +151,7 @@ def test_unknown_arguments_are_refused(arguments, match, tmp_path):
     with pytest.raises(CheckpointError, match=match):
         new_checkpoint(*arguments, tmp_path / "new")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(CheckpointError, match="no dtype 'f8'"):
+    with pytest.raises(CheckpointError, match="'f8' is not a supported dtype"):
         new_checkpoint("sd1", "tiny", 0, tmp_path / "new", dtype="f8")
 
 

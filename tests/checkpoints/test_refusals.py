@@ -56,8 +56,8 @@ def test_renamed_pickles_are_refused_unopened(tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "it is 0 bytes long"),
-        (b"12345678", "it is 8 bytes long"),
+        (b"", "it has only 0 bytes"),
+        (b"12345678", "it has only 8 bytes"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer.*git lfs pull"),
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
         (b"GGUF" + b"\0" * 64, "a GGUF file"),
@@ -79,10 +79,10 @@ def test_other_files_are_told(content, match, tmp_path):
         ({"a": entry(0, 400)}, 8, "tensor 'a' ends at byte"),
         ({"a": entry(0, 8), "b": entry(12, 20)}, 20, "a gap before tensor 'b'"),
         ({"a": entry(0, 8)}, 20, "12 bytes follow"),
-        ({"a": entry(0, 8, shape=[3])}, 8, "tensor 'a' of F32 .* can't take 8 bytes"),
+        ({"a": entry(0, 8, shape=[3])}, 8, "tensor 'a' of F32 .* does not have 8 bytes"),
         ({"a": entry(0, 8, shape=[-2])}, 8, "tensor 'a' has an impossible shape"),
         ({"a": entry(0, 8, shape=[True, 2])}, 8, "tensor 'a' has an impossible shape"),
-        ({"a": entry(0, 8, shape=[2**70])}, 8, "can't take 8 bytes"),
+        ({"a": entry(0, 8, shape=[2**70])}, 8, "does not have 8 bytes"),
         ({"a": entry(8, 0, shape=[2])}, 8, "impossible shape or offset"),
         ({"a": entry(0, 8, dtype="Q4")}, 8, "tensor 'a' of dtype 'Q4'"),
         ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, 8, "tensor 'a' of dtype"),
@@ -100,7 +100,7 @@ def test_damaged_headers_are_refused_with_the_tensors_name(header, data, match, 
 
 def test_huge_headers_are_refused_unread(tmp_path):
     path = with_header(tmp_path / "model.safetensors", b"{}", length=2**40)
-    refused(path, "claims 1099511627776 bytes, and 100000000 is the limit")
+    refused(path, "claims 1099511627776 bytes, but the limit is 100000000")
 
 
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
@@ -108,7 +108,7 @@ def test_truncated_files_are_refused(part, single_file, tmp_path):
     content = single_file("sd1").read_bytes()
     path = tmp_path / "cut.safetensors"
     path.write_bytes(content[: int(part * len(content))])
-    refused(path, "it is cut short")
+    refused(path, "it is truncated")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_truncated_files_are_refused(part, single_file, tmp_path):
         (["emb_params"], "textual inversion"),
         (["first_stage_model.decoder.conv_in.weight"], "is a VAE alone"),
         (["decoder.conv_in.weight", "encoder.conv_in.weight"], "is a VAE alone"),
-        (["down_blocks.0.resnets.0.conv1.weight"], "one component in diffusers' layout"),
+        (["down_blocks.0.resnets.0.conv1.weight"], "a UNet alone .with diffusers' names., not a whole checkpoint"),
         (["text_model.final_layer_norm.weight"], "text encoder"),
         (["model.diffusion_model.input_blocks.0.0.weight"], "holds no text encoder"),
         (["cond_stage_model.transformer.x", "first_stage_model.decoder.conv_in.weight"], "no UNet|VAE alone"),
@@ -140,7 +140,7 @@ def test_other_kinds_of_files_are_told(names, match, tmp_path):
 
 def test_an_empty_file_of_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "model.safetensors")
-    refused(tmp_path / "model.safetensors", "holds no tensors")
+    refused(tmp_path / "model.safetensors", "contains no tensors")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_other_unets_are_told_in_a_file(channels, match, single_file, tmp_path):
     [
         ("unet/config.json", {"in_channels": 9}, "an inpainting checkpoint"),
         ("unet/config.json", {"class_embed_type": "projection"}, "unknown kind .*class_embed_type"),
-        ("unet/config.json", {"addition_embed_type": "image"}, "of no known family"),
+        ("unet/config.json", {"addition_embed_type": "image"}, "matches no known family"),
         ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "holds a UNet3DConditionModel"),
         ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "holds a AutoencoderTiny"),
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "holds a T5EncoderModel"),
@@ -167,7 +167,7 @@ def test_other_unets_are_told_in_a_file(channels, match, single_file, tmp_path):
         (
             "unet/config.json",
             {"cross_attention_dim": [32, 32]},
-            "cross_attention_dim = .*; a whole number was expected",
+            "cross_attention_dim = .*; an integer was expected",
         ),
         ("vae/config.json", {"block_out_channels": 3}, "block_out_channels = 3; a list was expected"),
         ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "a Stable Diffusion 3 checkpoint"),
@@ -226,7 +226,7 @@ def test_shards_elsewhere_are_refused(shard, own):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}))
-    with pytest.raises(CheckpointError, match="no .safetensors file beside it"):
+    with pytest.raises(CheckpointError, match="not a .safetensors file in the same folder"):
         open_checkpoint(str(folder))
 
 
@@ -236,7 +236,7 @@ def test_shards_that_lack_a_tensor_are_refused(own):
     file = file.rename(file.with_name("part.safetensors"))
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     for weights, match in (
-        ({"nothing.weight": "part.safetensors"}, "'nothing.weight', and it doesn't"),
+        ({"nothing.weight": "part.safetensors"}, "'nothing.weight' in part.safetensors, which does not hold it"),
         ({}, "no weight_map"),
     ):
         index.write_text(json.dumps({"weight_map": weights}))
@@ -272,9 +272,9 @@ def test_large_but_finite_weights_pass(own):
 
 def test_tensors_that_dont_fit_the_config_are_named(own):
     folder = own()
-    with pytest.raises(CheckpointError, match=r"lacks tensor 'conv_in.bias' \(1 are missing"):
+    with pytest.raises(CheckpointError, match=r"has no tensor 'conv_in.bias' \(1 missing"):
         change(folder, "unet", lambda tensors: tensors.pop("conv_in.bias")).module("unet")
-    with pytest.raises(CheckpointError, match=r"shape \[7\], and its config asks for \[32\]"):
+    with pytest.raises(CheckpointError, match=r"shape \[7\], but its config requires \[32\]"):
         change(folder, "unet", lambda tensors: tensors.update({"conv_in.bias": torch.ones(7)})).module("unet")
     whole = torch.ones(32, dtype=torch.int8)
     with pytest.raises(CheckpointError, match="is I8: quantized"):
@@ -289,7 +289,7 @@ def test_a_config_that_its_library_refuses_is_told(own):
     folder = own()
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"down_block_types": ["NoBlock"]}))
-    with pytest.raises(CheckpointError, match="doesn't accept the config of unet"):
+    with pytest.raises(CheckpointError, match="does not accept the config of unet"):
         open_checkpoint(str(folder)).module("unet")
 
 
@@ -297,14 +297,14 @@ def test_a_file_that_changes_after_opening_is_told(own):
     folder = own()
     opened = open_checkpoint(str(folder))
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"gone")
-    with pytest.raises(CheckpointError, match="can(not|'t) be read|not a sound"):
+    with pytest.raises(CheckpointError, match="cannot be read|not a valid"):
         opened.module("vae")
     with pytest.raises(CheckpointError, match="ended inside tensor"):
         opened.digest("vae")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="can(not|'t) be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         opened.module("vae")
-    with pytest.raises(CheckpointError, match="can(not|'t) be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         opened.digest("vae")
 
 
@@ -312,7 +312,7 @@ def test_a_file_that_changes_after_opening_is_told(own):
     "name", ["nothing-here", "./no/such", "/no/such/folder", "no/such.safetensors", "x/y.ckpt", ""]
 )
 def test_names_of_nothing_are_refused(name):
-    with pytest.raises(CheckpointError, match="no checkpoint|no model_index.json"):
+    with pytest.raises(CheckpointError, match="was not found|no model_index.json"):
         open_checkpoint(name)
 
 

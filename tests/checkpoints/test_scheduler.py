@@ -103,8 +103,8 @@ def test_pipelines_that_dont_repair_are_known(cls):
 def test_what_is_repaired_is_noticed(own):
     notices = open_checkpoint(str(write(own(), "DDIMScheduler", OF_2022))).notices
     assert [notice.split(",")[0] for notice in notices] == [
-        "scheduler_config.json leaves out steps_offset",
-        "scheduler_config.json leaves out clip_sample",
+        "scheduler_config.json has no steps_offset",
+        "scheduler_config.json has no clip_sample",
     ]
     assert not open_checkpoint(str(own("sd2"))).notices
 
@@ -133,9 +133,9 @@ def test_another_scheduler_clips_as_diffusers_makes_it(name, family, own):
     ("cls", "config", "words", "choices", "name"),
     [
         ("DDIMScheduler", {"predict_epsilon": False}, "predict_epsilon", {"prediction": "v_prediction"}, None),
-        ("PNDMScheduler", {"_class_name": "DDIMScheduler"}, "the first is taken", {}, "euler"),
-        ("DDIMScheduler", {"clip_sample": True}, "says clip_sample", {}, "euler"),
-        ("PNDMScheduler", {"steps_offset": 0}, "says steps_offset", {}, "lcm"),
+        ("PNDMScheduler", {"_class_name": "DDIMScheduler"}, "the former is used", {}, "euler"),
+        ("DDIMScheduler", {"clip_sample": True}, "has clip_sample", {}, "euler"),
+        ("PNDMScheduler", {"steps_offset": 0}, "has steps_offset", {}, "lcm"),
     ],
 )
 def test_a_notice_goes_with_what_it_is_about(cls, config, words, choices, name, own):
@@ -148,7 +148,7 @@ def test_an_old_size_is_noticed_where_it_is_taken(own):
     folder = own()
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 32, "_diffusers_version": "0.6.0"}))
-    assert any("64 is taken" in notice for notice in open_checkpoint(str(folder)).notices)
+    assert any("64 is used" in notice for notice in open_checkpoint(str(folder)).notices)
     told = open_checkpoint(str(folder), size=256)
     assert (told.pixels, told.notices) == (256, ())
 
@@ -209,7 +209,9 @@ def test_an_entry_that_isnt_a_class_of_diffusers_is_refused(entry, own):
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": entry}))
     opened = open_checkpoint(str(folder))
-    with pytest.raises(CheckpointError, match="names the scheduler .*, which isn't here.*export with --scheduler"):
+    with pytest.raises(
+        CheckpointError, match="names the scheduler .*, which is not supported.*export with --scheduler"
+    ):
         settle(opened, None)
     assert settle(opened, "ddim").scheduler["_class_name"] == "DDIMScheduler"
 

@@ -115,9 +115,9 @@ def test_added_tokens_are_kept(own):
     ("file", "content", "match"),
     [
         ("vocab.json", None, "neither vocab.json and merges.txt nor tokenizer.json"),
-        ("vocab.json", b"{", "don't make a CLIP tokenizer"),
-        ("merges.txt", b"\xff\xfe\x00", "don't make a CLIP tokenizer"),
-        ("tokenizer_config.json", b"[]", "don't make a CLIP tokenizer"),
+        ("vocab.json", b"{", "are not a CLIP tokenizer"),
+        ("merges.txt", b"\xff\xfe\x00", "are not a CLIP tokenizer"),
+        ("tokenizer_config.json", b"[]", "are not a CLIP tokenizer"),
     ],
 )
 def test_damaged_tokenizers_are_refused(file, content, match, own):

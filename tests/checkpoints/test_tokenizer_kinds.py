@@ -225,13 +225,13 @@ def no_length(folder):
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        (left, "Its padding side is 'left'"),
+        (left, "its padding side is 'left'"),
         (split, r"transformers reads 'a <\|startoftext\|> in"),
-        (no_row, f"has id {SIZE:,} for its padding, and text_encoder knows ids up to {SIZE - 1:,}"),
-        (unigram, "tokenizer.json isn't one .model.type is 'Unigram'"),
-        (sentence_piece, "tokenizer is a 'T5Tokenizer' of 'transformers', which isn't supported"),
-        (foreign, "'CLIPTokenizer' of 'japanese_stable_diffusion', which isn't supported"),
-        (no_length, "model_max_length = 2, and a number of token ids, 3 or more, was expected"),
+        (no_row, f"has id {SIZE:,} for its padding, but text_encoder only knows ids up to {SIZE - 1:,}"),
+        (unigram, "tokenizer.json is not valid .model.type is 'Unigram'"),
+        (sentence_piece, "names 'T5Tokenizer' of 'transformers' for tokenizer, which is not supported"),
+        (foreign, "'CLIPTokenizer' of 'japanese_stable_diffusion' for tokenizer, which is not supported"),
+        (no_length, "model_max_length = 2, but a number of token ids, 3 or more, was expected"),
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
@@ -264,7 +264,7 @@ def test_tokens_of_several_vectors_mean_all_of_them(small, vocabulary_of):
     ids = tokenize(vocabulary, ("<toy>",)).rows[0][0, 0].tolist()
     assert ids[:5] == [SIZE - 2, SIZE, SIZE + 1, SIZE + 2, SIZE - 1]
     assert tokenize(vocabulary, ("<toy>",)).counts == (3,)
-    with pytest.raises(RequestError, match="tokens; 1,500 at most are drawn"):
+    with pytest.raises(RequestError, match="tokens, but the limit is 1,500"):
         tokenize(vocabulary, ("<toy> " * 501,))
     with pytest.raises(RequestError, match="with every vector of '<toy>' written out"):
         tokenize(vocabulary, ("<toy>" + " " * 99_993,))
@@ -275,7 +275,9 @@ def test_a_token_without_a_vector_is_refused_where_it_is_asked_for(small, vocabu
     added(folder)
     vocabulary = vocabulary_of(folder)
     assert tokenize(vocabulary, ("a house",)).counts == (2,)
-    with pytest.raises(RequestError, match=rf"has '<toy>', .* \(id {SIZE:,}\) that its text encoder has no vector for"):
+    with pytest.raises(
+        RequestError, match=rf"has '<toy>', .* \(id {SIZE:,}\) for which its text encoder has no embedding"
+    ):
         tokenize(vocabulary, ("a <toy>",))
 
 
@@ -301,7 +303,7 @@ def test_rows_are_as_long_as_diffusers_makes_them(said, positions, length, notic
     edit(folder / "text_encoder" / "config.json", max_position_embeddings=positions)
     opened = open_checkpoint(str(folder))
     assert (opened.length, model_facts(opened).length) == (length, length)
-    assert any("prompts are filled up to" in one for one in opened.notices) == notice
+    assert any("prompts are padded to" in one for one in opened.notices) == notice
     vocabulary = vocabulary_of(folder)
     assert vocabulary[0].room == length - 2
     same_ids(vocabulary, folder)
@@ -310,5 +312,5 @@ def test_rows_are_as_long_as_diffusers_makes_them(said, positions, length, notic
 def test_encoders_of_two_lengths_are_refused(small):
     folder = small("sdxl")
     edit(folder / "tokenizer_2" / "tokenizer_config.json", model_max_length=40)
-    with pytest.raises(CheckpointError, match="up to 77 of tokenizer and 40 of tokenizer_2"):
+    with pytest.raises(CheckpointError, match="to 77 tokens for tokenizer and 40 tokens for tokenizer_2"):
         open_checkpoint(str(folder))

@@ -148,8 +148,8 @@ def test_a_name_is_a_hint_and_no_statement(name, flag, file):
     ("metadata", "tensors", "beside", "match"),
     [
         ({"modelspec.prediction_type": "epsilon"}, {"v_pred": torch.tensor([])}, {}, "two values of prediction_type"),
-        ({"modelspec.prediction_type": "epsilon"}, {}, {".yaml": VELOCITY_YAML}, "and 'v_prediction' by model.yaml"),
-        ({"modelspec.prediction_type": "quantum"}, {}, {}, "= 'quantum', which isn't understood"),
+        ({"modelspec.prediction_type": "epsilon"}, {}, {".yaml": VELOCITY_YAML}, "and 'v_prediction' from model.yaml"),
+        ({"modelspec.prediction_type": "quantum"}, {}, {}, "= 'quantum', which is not understood"),
     ],
 )
 def test_statements_that_differ_are_a_question(metadata, tensors, beside, match, file):
@@ -164,9 +164,9 @@ def test_statements_that_differ_are_a_question(metadata, tensors, beside, match,
 @pytest.mark.parametrize(
     ("metadata", "beside", "match"),
     [
-        ({"modelspec.prediction_type": "edm"}, {}, "aren't sampled yet"),
-        ({"modelspec.noise_process": "flow"}, {}, "flow matching isn't sampled yet"),
-        ({}, {".yaml": SGM_YAML.format("EDMScaling")}, "EDM scaling isn't sampled yet"),
+        ({"modelspec.prediction_type": "edm"}, {}, "are not supported yet"),
+        ({"modelspec.noise_process": "flow"}, {}, "flow matching is not supported yet"),
+        ({}, {".yaml": SGM_YAML.format("EDMScaling")}, "EDM scaling is not supported yet"),
     ],
 )
 def test_other_kinds_of_models_are_refused(metadata, beside, match, file):
@@ -182,23 +182,23 @@ def test_tensors_of_edm_are_refused(name, file):
 
 def test_files_beside_that_cant_be_read_are_named(file):
     opened = file("sd1", beside={".json": "[1, 2", ".yaml": "\x00{"})
-    assert any(notice.startswith("model.json, beside the file, isn't read") for notice in opened.notices)
+    assert any(notice.startswith("model.json, next to the file, was ignored") for notice in opened.notices)
     assert opened.scheduler.get("prediction_type", "epsilon") == "epsilon"
 
 
 def test_a_size_that_isnt_understood_is_noticed(file):
     opened = file("sd1", {"modelspec.resolution": "large"})
-    assert any("modelspec.resolution = 'large', which isn't understood" in notice for notice in opened.notices)
+    assert any("modelspec.resolution = 'large', which is not understood" in notice for notice in opened.notices)
     assert opened.pixels == 512
 
 
 @pytest.mark.parametrize(
     ("choice", "match"),
     [
-        ({"prediction": "x0"}, "no prediction 'x0'. It is one of: epsilon, v_prediction, sample"),
-        ({"spacing": "even"}, "no spacing 'even'"),
-        ({"size": 100}, "100 pixels aren't supported as a size. Use a multiple of 8"),
-        ({"size": 1 << 20}, "1048576 pixels aren't supported"),
+        ({"prediction": "x0"}, "'x0' is not a valid prediction. Use one of: epsilon, v_prediction, sample"),
+        ({"spacing": "even"}, "'even' is not a valid spacing"),
+        ({"size": 100}, "100 pixels is not a supported size. Use a multiple of 8"),
+        ({"size": 1 << 20}, "1048576 pixels is not a supported"),
     ],
 )
 def test_choices_that_cant_be_are_refused(choice, match, file):
@@ -225,5 +225,5 @@ def test_a_model_that_predicts_the_original_is_sampled_as_diffusers_does(file):
 def test_a_scheduler_that_can_is_taken_where_the_familys_cant(choices, file):
     opened = file("sd1", **choices)
     assert opened.scheduler["_class_name"] == opened.model_index["scheduler"][1] == "DDIMScheduler"
-    assert any("DDIM is its scheduler" in notice for notice in opened.notices)
+    assert any("DDIM is used instead" in notice for notice in opened.notices)
     schedule(opened.scheduler, 20)

@@ -53,22 +53,22 @@ def test_no_value_of_a_config_takes_minutes_or_a_trace(component, family, own):
 @pytest.mark.parametrize(
     ("file", "key", "value", "match"),
     [
-        ("unet/config.json", "layers_per_block", 10**9, "layers_per_block = 1000000000, and a whole number from 0 to"),
+        ("unet/config.json", "layers_per_block", 10**9, "layers_per_block = 1000000000, but an integer from 0 to"),
         (
             "unet/config.json",
             "layers_per_block",
             100,
-            "100 layers at each of 2 levels, 1 transformers deep, and .* stored",
+            "100 layers at each of 2 levels, 1 transformers deep, but .* stored",
         ),
         ("unet/config.json", "transformer_layers_per_block", [[10**9]], "transformer_layers_per_block = "),
         ("unet/config.json", "block_out_channels", [32] * 10**5, "block_out_channels = .*a list of 1 to 8 levels"),
-        ("unet/config.json", "block_out_channels", [32.0, 64], "block_out_channels = .*a whole number from 1"),
+        ("unet/config.json", "block_out_channels", [32.0, 64], "block_out_channels = .*an integer from 1"),
         ("unet/config.json", "in_channels", "4", "its UNet has '4' input channels"),
-        ("unet/config.json", "sample_size", 10**9, "sample_size = 1000000000, and a whole number from 1 to 8,192"),
-        ("unet/config.json", "sample_size", 8000, "sample_size = 8000, and 8 to 8192 pixels"),
-        ("vae/config.json", "latent_channels", -4, "latent_channels = -4, and a whole number from 1 to 1,024"),
-        ("vae/config.json", "scaling_factor", "0.18", "scaling_factor = '0.18', and a positive number"),
-        ("vae/config.json", "scaling_factor", 0, "scaling_factor = 0, and a positive number"),
+        ("unet/config.json", "sample_size", 10**9, "sample_size = 1000000000, but an integer from 1 to 8,192"),
+        ("unet/config.json", "sample_size", 8000, "sample_size = 8000, but 8 to 8192 pixels"),
+        ("vae/config.json", "latent_channels", -4, "latent_channels = -4, but an integer from 1 to 1,024"),
+        ("vae/config.json", "scaling_factor", "0.18", "scaling_factor = '0.18', but a positive number"),
+        ("vae/config.json", "scaling_factor", 0, "scaling_factor = 0, but a positive number"),
         ("text_encoder/config.json", "num_hidden_layers", 10**9, "num_hidden_layers = 1000000000"),
         ("text_encoder/config.json", "hidden_size", 10**9, "hidden_size = 1000000000"),
         ("text_encoder/config.json", "max_position_embeddings", 10**9, "max_position_embeddings = 1000000000"),
@@ -83,7 +83,7 @@ def test_no_value_of_a_config_takes_minutes_or_a_trace(component, family, own):
             ["linear"],
             "beta_schedule = .*one of linear, scaled_linear",
         ),
-        ("scheduler/scheduler_config.json", "prediction_type", 5, "prediction_type = 5, and one of epsilon,"),
+        ("scheduler/scheduler_config.json", "prediction_type", 5, "prediction_type = 5, but one of epsilon,"),
     ],
 )
 def test_values_that_no_model_has(file, key, value, match, own):
@@ -174,7 +174,7 @@ def test_layers_with_absurd_numbers(single_file, tmp_path):
 def test_files_of_a_tokenizer(file, kind, own, place):
     folder = own()
     place(folder / "tokenizer" / file, kind)
-    with pytest.raises(CheckpointError, match="cannot be read|don't make a CLIP tokenizer"):
+    with pytest.raises(CheckpointError, match="cannot be read|are not a CLIP tokenizer"):
         open_checkpoint(str(folder)).tokenizer_files("tokenizer")
 
 
@@ -195,7 +195,7 @@ def test_files_of_a_tokenizer(file, kind, own, place):
 def test_absurd_vocabularies(file, content, match, own):
     folder = own()
     (folder / "tokenizer" / file).write_text(content)
-    with pytest.raises(CheckpointError, match=f"don't make a CLIP tokenizer.*{match}"):
+    with pytest.raises(CheckpointError, match=f"are not a CLIP tokenizer.*{match}"):
         open_checkpoint(str(folder)).tokenizer_files("tokenizer")
 
 

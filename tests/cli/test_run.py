@@ -55,10 +55,10 @@ def test_a_name_that_is_there_is_refused_before_anything_is_loaded(run, monkeypa
         patched.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
         code, _, err = run("a dog", "-o", "x.png")
         assert (code, err.count("\n")) == (1, 1)
-        assert "x.png is there already" in err
+        assert "x.png already exists" in err
         assert "--overwrite" in err
         Path("x.png").rename("y-2.png")
-        assert "y-2.png is there already" in run("a dog", "-o", "y.png", "--count", 3)[2], "a numbered neighbour"
+        assert "y-2.png already exists" in run("a dog", "-o", "y.png", "--count", 3)[2], "a numbered neighbour"
     assert files() == ["y-2.png"]
     assert read("y-2.png").request == before
     assert run("a dog", "-o", "y.png", "--count", 3, "--overwrite")[0] == 0
@@ -125,7 +125,7 @@ def test_when_one_cant_be_written_the_prompts_behind_it_are_drawn(run, monkeypat
     code, out, err = run("a cat", "a dog", "-o", "x.png", "--count", 2)
     assert (code, files()) == (1, ["x-2.png", "x-3.png", "x.png"])
     assert "x-1.png (No space left on device: " in err
-    assert " free) can't be written" in err
+    assert " free) cannot be written" in err
     assert "Written: x.png, x-2.png, x-3.png." in err
     assert out.splitlines()[0].startswith("x.png   null")
 
@@ -181,7 +181,7 @@ def test_a_variant_that_isnt_there_is_refused_before_anything_is_loaded(run, mon
     Path("prompts.jsonl").write_text('{"prompt": "a cat", "variant": "shallow"}\n')
     code, _, error = run("--prompts", "prompts.jsonl")
     assert code == 1
-    assert "no variant 'shallow' of its denoiser; it has: none. Leave it out." in error
+    assert "no denoiser variant 'shallow'. It has none; leave it out." in error
 
 
 @pytest.mark.parametrize("end", ["png", "jpg", "webp"])
@@ -240,4 +240,4 @@ def test_notices_of_a_prompt_reach_the_terminal(run):
         "prompt has weights: (cat:1.2)",
         "negative prompt has weights: [dog]",
     ):
-        assert f"note: The {said}. Other tools honour that" in out
+        assert f"note: The {said}. Other tools support that syntax" in out

@@ -134,7 +134,7 @@ def test_a_header_of_safetensors(header, place, refused, tmp_path):
     raw = (tmp_path / "header").read_bytes()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(raw).to_bytes(8, "little") + raw)
-    assert "is not a sound .safetensors file" in refused("export", path, "-o", tmp_path / "out", "--quiet")
+    assert "is not a valid .safetensors file" in refused("export", path, "-o", tmp_path / "out", "--quiet")
 
 
 @pytest.mark.parametrize("kind", [*PLACES, "no UTF-8"])

@@ -1,6 +1,7 @@
 """What an export leaves, and what it refuses."""
 
 import json
+import logging
 
 import numpy as np
 import onnx_ir as ir
@@ -107,9 +108,10 @@ def test_each_file_is_hashed_once_and_parts_are_asked_for_once(checkpoint, tmp_p
 
 
 @pytest.mark.slow
-def test_half_weights_stay_half_and_compute_in_f32(checkpoint, tmp_path):
+def test_half_weights_stay_half_and_compute_in_f32(tmp_path, caplog):
     new_checkpoint("sd1", "tiny", 1, tmp_path / "half", dtype="f16")
     stages = []
+    caplog.set_level(logging.INFO, "latentc.export")
     opened = run_export(str(tmp_path / "half"), tmp_path / "out", on_progress=lambda what, share: stages.append(what))
     assert {part.weights for part in opened.manifest.parts.values()} == {"f16"}
     assert all(part.psnr_db > 100 for part in opened.manifest.parts.values())
@@ -121,6 +123,7 @@ def test_half_weights_stay_half_and_compute_in_f32(checkpoint, tmp_path):
     assert {value.dtype.name for value in unet.graph.inputs} == {"FLOAT"}
     assert stages[:2] == ["prompts: reference", "text_encoder: read"]
     assert "unet: check" in stages
+    assert [record.getMessage() for record in caplog.records if record.name == "latentc.export"] == stages
 
 
 @pytest.mark.slow

@@ -92,8 +92,8 @@ def test_what_isnt_understood_stays_visible_and_is_never_half_applied(pairs):
 
 def test_what_is_assumed_is_said():
     (notice,) = read("Sampler: DPM++ 2M").notices
-    assert "names no schedule for DPM++ 2M" in notice
-    assert "dpm++2m-karras since version 1.9" in notice
+    assert "names neither a schedule for DPM++ 2M" in notice
+    assert "since version 1.9, it means dpm++2m-karras" in notice
     assert read("Sampler: DPM++ 2M, Version: v1.6.0").notices == read("Sampler: Euler").notices == ()
 
 

@@ -74,15 +74,15 @@ def test_text_is_found_wherever_it_lies(chunks, tmp_path):
         (png(chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(b"a" * 50_000_000))), "a text has more than"),
         (png(chunk(b"tEXt", b"parameters\0" + b"a" * 9_000_000)), "a text has more than"),
         (png(*[chunk(b"tEXt", b"parameters\0" + b"a" * 8_400_000, check=5)] * 4), "checksum of a tEXt chunk is wrong"),
-        (png(chunk(b"zTXt", b"parameters\0\0nothing packed")), "doesn't unpack"),
-        (png(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 100)[:-6])), "cut short"),
-        (png(chunk(b"zTXt", b"parameters\0\7" + zlib.compress(b"a"))), "unknown way"),
-        (png(chunk(b"iTXt", b"parameters\0\0\0\0\0\xff")), "no UTF-8"),
-        (png(b"\x7f\xff\xff\xffIDAT"), "it is cut short"),
-        (png(b"\0\0\0\1\0\0\0\0a"), "a chunk is of kind"),
-        (png(end=False), "it is cut short"),
-        (SIGNATURE + chunk(b"tEXt", b"parameters\0x"), "its header isn't whole"),
-        (png(width=0), "its header isn't whole"),
+        (png(chunk(b"zTXt", b"parameters\0\0nothing packed")), "cannot be decompressed"),
+        (png(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 100)[:-6])), "truncated"),
+        (png(chunk(b"zTXt", b"parameters\0\7" + zlib.compress(b"a"))), "unknown compression method"),
+        (png(chunk(b"iTXt", b"parameters\0\0\0\0\0\xff")), "not UTF-8"),
+        (png(b"\x7f\xff\xff\xffIDAT"), "it is truncated"),
+        (png(b"\0\0\0\1\0\0\0\0a"), "a chunk has the invalid type"),
+        (png(end=False), "it is truncated"),
+        (SIGNATURE + chunk(b"tEXt", b"parameters\0x"), "its header is incomplete or corrupt"),
+        (png(width=0), "its header is incomplete or corrupt"),
         (png(*[chunk(b"abCd", b"")] * 500_000), "more than 500,000 chunks"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_sparse_picture_is_passed_over(tmp_path):
     assert read(tmp_path / "a.png").request.prompt == "cat"
     with (tmp_path / "a.png").open("ab") as file:
         file.truncate(2 << 30)
-    with pytest.raises(RequestError, match="are the most"):
+    with pytest.raises(RequestError, match="but the limit is"):
         read(tmp_path / "a.png")
 
 
@@ -110,7 +110,7 @@ def test_a_picture_that_is_cut_short_is_read_with_a_notice(tmp_path):
     (tmp_path / "a.png").write_bytes(png(WORDS, PIXELS, end=False)[:-7])
     shown = read(tmp_path / "a.png")
     assert shown.request.prompt == "cat"
-    assert shown.notices == ("The file is cut short: not all of its pixels are there.",)
+    assert shown.notices == ("The file is truncated: some of its pixels are missing.",)
 
 
 def drawing(**changes):
@@ -188,14 +188,14 @@ def test_a_record_that_cant_be_read_is_said(ours, tmp_path):
     shown = records(tmp_path / "a.png", ours, TEXT)
     assert shown.drawing is None
     assert shown.request.prompt == "cat"
-    assert shown.notices[0].startswith("Its latentc record can't be read (")
+    assert shown.notices[0].startswith("The file's latentc record cannot be read (")
 
 
 def test_two_texts_of_one_name(tmp_path):
     (tmp_path / "a.png").write_bytes(png(WORDS, chunk(b"tEXt", b"parameters\0dog\nSteps: 4, Seed: 1")))
     shown = read(tmp_path / "a.png")
     assert shown.request.prompt == "cat"
-    assert shown.notices == ("It has several texts 'parameters' that differ: the first is read.",)
+    assert shown.notices == ("The file has several different texts 'parameters': the first is used.",)
     (tmp_path / "a.png").write_bytes(png(WORDS, WORDS))
     assert read(tmp_path / "a.png").notices == ()
 
@@ -207,8 +207,8 @@ def test_two_records_of_latentc_that_disagree(tmp_path, command):
     (tmp_path / "a.png").write_bytes(png(*two, words))
     shown = read(tmp_path / "a.png")
     assert shown.request.seed == 5
-    assert shown.notices == ("It has several texts 'latentc' that differ: the first is read.",)
-    assert "note: It has several texts 'latentc' that differ" in command("show", tmp_path / "a.png")[1]
+    assert shown.notices == ("The file has several different texts 'latentc': the first is used.",)
+    assert "note: The file has several different texts 'latentc'" in command("show", tmp_path / "a.png")[1]
     (tmp_path / "a.png").write_bytes(png(two[0], words, two[0]))
     assert read(tmp_path / "a.png").notices == ()
 
@@ -225,7 +225,7 @@ def test_the_command_names_what_differs(command, tmp_path):
     records(tmp_path / "a.png", drawing().model_dump_json(), written(drawing(seed=6)))
     code, out, _ = command("show", tmp_path / "a.png")
     assert code == 0
-    assert "note: Its two records disagree about seed" in out
+    assert "note: The file's two records disagree about seed" in out
     code, out, _ = command("show", tmp_path / "a.png", "--json")
     assert json.loads(out)["differ"] == ["seed"]
     assert json.loads(out)["request"]["seed"] == 5

@@ -180,7 +180,7 @@ def test_latents_passed_in_start_the_walk(pipeline):
         assert any("latents were passed in" in notice for notice in given.notices)
     assert (latents == before).all()
     assert (pipeline(REQUEST, latents=latents * 0.5).latents != given.latents).any()
-    with pytest.raises(RequestError, match="this request starts from float32"):
+    with pytest.raises(RequestError, match="this request needs float32"):
         pipeline(REQUEST, latents=np.zeros((1, 4, 16, 16), np.float32))
 
 
@@ -205,7 +205,7 @@ def test_a_request_without_seed_says_which_was_drawn(pipeline):
 
 
 def test_seeds_end(pipeline):
-    with pytest.raises(RequestError, match="leaves no seeds for 2 images"):
+    with pytest.raises(RequestError, match="is too large for 2 images"):
         pipeline(REQUEST.model_copy(update={"seed": 2**63 - 1, "count": 2}))
 
 
@@ -254,7 +254,7 @@ def test_a_decoder_that_overflows_is_an_error_naming_the_image(pipeline, engines
 
 def test_a_flat_picture_is_told(pipeline, engines):
     engines.functions["vae_decoder"] = lambda feeds: {"sample": np.zeros((1, 3, 64, 64), np.float32)}
-    assert pipeline(REQUEST).notices == ("Image 0 is one flat colour.",)
+    assert pipeline(REQUEST).notices == ("Image 0 has a single flat colour.",)
 
 
 def test_a_size_that_the_decoder_is_not_built_for_is_told_before_the_walk(pipeline, engines):
@@ -269,7 +269,7 @@ def test_a_size_that_the_decoder_is_not_built_for_is_told_before_the_walk(pipeli
 def test_an_odd_size_is_told(pipeline):
     assert pipeline(REQUEST.model_copy(update={"width": 128})).notices == ()
     (notice,) = pipeline(REQUEST.model_copy(update={"width": 128, "height": 128})).notices
-    assert "128x128 is far from 64x64" in notice
+    assert "128x128 is far from the model's native size, 64x64" in notice
 
 
 def test_sides_are_whole_latents(sd_bundle, engines):
@@ -286,7 +286,7 @@ def test_random_weights_are_told(sd_bundle, engines):
 
 
 def test_an_unknown_scheduler_is_refused_before_any_work(pipeline, engines):
-    with pytest.raises(RequestError, match="no scheduler 'eular'"):
+    with pytest.raises(RequestError, match="'eular' is not a known scheduler"):
         pipeline(REQUEST.model_copy(update={"scheduler": "eular"}))
     assert engines.feeds == {}
 

@@ -276,9 +276,9 @@ def test_text_behind_the_pixels_is_read(tmp_path):
 
 
 def test_what_holds_no_request_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"has no parameters.*texts: Software, prompt"):
+    with pytest.raises(RequestError, match=r"has no generation parameters.*texts: Software, prompt"):
         read(_png(tmp_path / "comfy.png", {"prompt": "{}", "Software": "x"}))
-    with pytest.raises(RequestError, match=r"has no parameters.*texts: none"):
+    with pytest.raises(RequestError, match=r"has no generation parameters.*texts: none"):
         read(_png(tmp_path / "plain.png", {}))
     with pytest.raises(RequestError, match="cannot be read"):
         read(tmp_path / "missing.png")
@@ -286,7 +286,7 @@ def test_what_holds_no_request_is_refused(tmp_path):
         read(tmp_path)
     jpeg = tmp_path / "photo.png"
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
-    with pytest.raises(RequestError, match=r"has no parameters.*texts: none"):
+    with pytest.raises(RequestError, match=r"has no generation parameters.*texts: none"):
         read(jpeg)
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(RequestError, match="is not a PNG"):
@@ -327,20 +327,20 @@ def test_bombs_are_refused(tmp_path):
 
 def test_only_names_of_pictures_are_saved_to(tmp_path):
     for name in ("out.gif", "out", ".png", "", "out.png.txt"):
-        with pytest.raises(RequestError, match="is no name for a picture"):
+        with pytest.raises(RequestError, match="is not a valid name for an image"):
             save(_result(), tmp_path / name)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="can't be written"):
+    with pytest.raises(RequestError, match="cannot be written"):
         save(_result(), tmp_path / "file" / "out.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(RequestError, match="can't be written"):
+    with pytest.raises(RequestError, match="cannot be written"):
         save(_result(), tmp_path / "folder.png", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
 def test_an_older_file_is_replaced_only_if_that_is_said(tmp_path):
     save(_result(prompt="old", count=1), tmp_path / "out.png")
-    with pytest.raises(RequestError, match="is there already"):
+    with pytest.raises(RequestError, match="already exists"):
         save(_result(prompt="new", count=1), tmp_path / "out.png")
     assert read(tmp_path / "out.png").request.prompt == "old"
     save(_result(prompt="new", count=1), tmp_path / "out.png", overwrite=True)

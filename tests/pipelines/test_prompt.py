@@ -81,14 +81,14 @@ def test_prompts_are_brought_to_the_same_length_with_empty_chunks(vocabularies):
 def test_too_long_a_prompt_is_refused_with_its_count(vocabularies):
     most = 75 * MAX_CHUNKS
     assert tokenize(vocabularies, ("word " * most,)).chunks == MAX_CHUNKS
-    with pytest.raises(RequestError, match=f"{most + 1:,} tokens; {most:,} at most"):
+    with pytest.raises(RequestError, match=f"{most + 1:,} tokens, but the limit is {most:,}"):
         tokenize(vocabularies, ("word " * (most + 1),))
     with pytest.raises(RequestError, match="10,000,000 characters"):
         tokenize(vocabularies, ("x" * 10_000_000,))
 
 
 def test_half_a_surrogate_pair_is_refused(vocabularies):
-    with pytest.raises(RequestError, match="isn't Unicode text"):
+    with pytest.raises(RequestError, match="is not valid Unicode text"):
         tokenize(vocabularies, ("a \ud83c b",))
 
 
@@ -140,5 +140,5 @@ def test_a_bundle_without_its_tokenizer_is_refused(sd_bundle: Bundle, tmp_path):
     assert vocabulary.pad == 49407, "tokenizer.json says all of it"
     fast = tmp_path / "copy" / "tokenizer" / "tokenizer.json"
     fast.write_text(json.dumps({**json.loads(fast.read_text()), "padding": None}))
-    with pytest.raises(BundleError, match=r"no id for padding \(pad_id is None\)"):
+    with pytest.raises(BundleError, match=r"no valid padding id \(pad_id is None\)"):
         load_vocabularies(replace(sd_bundle, folder=tmp_path / "copy"))

@@ -96,7 +96,7 @@ def test_damage_is_said(end, tmp_path):
     for cut in (13, 30, 200, 700, len(content) - 20):
         path.write_bytes(content[:cut])
         try:
-            assert read(path).notices == ("The file is cut short: not all of its pixels are there.",)
+            assert read(path).notices == ("The file is truncated: some of its pixels are missing.",)
         except RequestError as exc:
             assert "damaged" in str(exc)  # noqa: PT017 - either is right
     rng = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_a_request_that_a_jpeg_has_no_room_for_is_refused_before_it_is_drawn(tmp
 
 def test_no_neighbour_is_overwritten(tmp_path):
     (tmp_path / "out-1.png").write_text("somebody's")
-    with pytest.raises(RequestError, match=r"out-1\.png is there already"):
+    with pytest.raises(RequestError, match=r"out-1\.png already exists"):
         save(made(3), tmp_path / "out.png")
     assert [path.name for path in tmp_path.iterdir()] == ["out-1.png"], "none is written"
     save(made(3), tmp_path / "out.png", overwrite=True)
@@ -136,7 +136,7 @@ def test_no_neighbour_is_overwritten(tmp_path):
 def test_every_name_is_checked_for_its_length(tmp_path):
     """The first fits; with -1 it doesn't."""
     assert check_names(tmp_path / ("x" * 251 + ".png"), 1)
-    with pytest.raises(RequestError, match="can't be written"):
+    with pytest.raises(RequestError, match="cannot be written"):
         check_names(tmp_path / ("x" * 251 + ".png"), 2)
 
 
@@ -150,7 +150,7 @@ def test_when_one_cant_be_written_the_others_are(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saving, "write_bytes", full)
     with pytest.raises(
-        RequestError, match=r"out-1\.png \(No space left on device: .*\) can't .*Written: .*out\.png, .*out-2"
+        RequestError, match=r"out-1\.png \(No space left on device: .*\) cannot .*Written: .*out\.png, .*out-2"
     ):
         save(made(3), tmp_path / "out.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.png", "out.png"]

@@ -36,7 +36,7 @@ def test_a_request_says_where_its_steps_fall(spacing, steps):
 
 
 def test_a_scheduler_without_spacings_says_so():
-    with pytest.raises(RequestError, match=r"LCMScheduler takes the timesteps .* no timestep_spacing"):
+    with pytest.raises(RequestError, match=r"LCMScheduler uses the timesteps .* no timestep_spacing"):
         schedule(LEADING, 4, "lcm", spacing="trailing")
 
 
@@ -63,7 +63,7 @@ def test_a_few_leading_steps_earn_a_notice(steps, name, spacing, noticed):
     assert bool(notice) == noticed
     if notice:
         assert "trailing" in notice
-        assert f"begin at timestep {schedule(LEADING, steps, name).timesteps[0]:g} of 1000" in notice
+        assert f"start at timestep {schedule(LEADING, steps, name).timesteps[0]:g} of 1000" in notice
 
 
 def test_the_result_has_the_spacing_and_the_notice(sd_bundle, engines):

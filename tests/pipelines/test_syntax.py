@@ -27,7 +27,7 @@ FOREIGN = [
     ("a {2$$red|blue|green} car", "variants", "{2$$red|blue|green}"),
     ("embedding:EasyNegative", "embeddings", "embedding:EasyNegative"),
     ("<embed:bad_hands>", "embeddings", "<embed:bad_hands>"),
-    ("<cat-toy> on a table", "embeddings that this checkpoint doesn't have", "<cat-toy>"),
+    ("<cat-toy> on a table", "embeddings that this checkpoint does not have", "<cat-toy>"),
     ("a [cat:dog:0.5] there", "prompt editing", "[cat:dog:0.5]"),
     ("a [fantasy:8] place", "prompt editing", "[fantasy:8]"),
     ("a [fantasy::0.3] place", "prompt editing", "[fantasy::0.3]"),
@@ -71,7 +71,7 @@ def test_both_prompts_are_looked_at(pipeline):
         "The negative prompt has wildcards: __junk__",
         "The negative prompt has weights: [blurry]",
     ]
-    assert all(notice.endswith("latentc doesn't yet, and reads it as plain text.") for notice in notices)
+    assert all(notice.endswith("latentc reads it as plain text.") for notice in notices)
     plain = pipeline(request.model_copy(update={"prompt": "a cat", "guidance": 1.0})).notices
     assert not any("has w" in notice for notice in plain), "the negative prompt isn't used"
 

@@ -78,12 +78,12 @@ def test_a_wrong_entry_of_a_list_is_not_reported_as_a_short_list_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["tensorflow", "../cpu-openvino", ""])
 def test_an_unknown_profile_is_refused(name):
-    with pytest.raises(ProfileError, match="There is no profile .*`latentc profiles` lists them"):
+    with pytest.raises(ProfileError, match="is not a known profile.*`latentc profiles` lists all of them"):
         load_profile(name)
 
 
 def test_a_file_that_is_not_there_is_no_unknown_name():
-    with pytest.raises(ProfileError, match="There is no file ./mine.toml. Check the path"):
+    with pytest.raises(ProfileError, match="./mine.toml was not found. Check the path"):
         load_profile("./mine.toml")
 
 

@@ -51,11 +51,11 @@ def test_what_is_passed_in_is_checked():
     good = np.zeros(SHAPE, np.float32)
     assert checked_latents(good, SHAPE) is good
     assert checked_noise(lambda: good, SHAPE)() is good
-    with pytest.raises(RequestError, match=r"float64 \[3, 4, 16, 16\]; this request starts from float32"):
+    with pytest.raises(RequestError, match=r"float64 \[3, 4, 16, 16\]; this request needs float32"):
         checked_latents(good.astype(np.float64), SHAPE)
     with pytest.raises(RequestError, match=r"float32 \[1, 4, 16, 16\]; this request"):
         checked_latents(good[:1], SHAPE)
     with pytest.raises(RequestError, match="NaN or infinity"):
         checked_latents(np.full(SHAPE, np.inf, np.float32), SHAPE)
-    with pytest.raises(RequestError, match=r"gave float32 \[1, 4, 16, 16\]"):
+    with pytest.raises(RequestError, match=r"returned float32 \[1, 4, 16, 16\]"):
         checked_noise(lambda: good[:1], SHAPE)()
