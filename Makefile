@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or later and nothing else.
+# `make demo` and `make test` need only Python 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,8 +17,8 @@ test: $(READY) $(BINDINGS)
 all-tests: $(READY)
 	$(BIN)/pytest $(WORKERS)
 
-# For every edit: lint, types, and all tests but those that are marked as slow (about half a
-# second of one core, or more) or need an export of another family than `sd1`. Types are checked beside the tests.
+# For every edit: lint, types, and all tests except those marked as slow (about half a second of one core, or more)
+# and those that need an export of a family other than `sd1`. Types are checked in parallel with the tests.
 quick: $(READY) $(BINDINGS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,33 +36,33 @@ check: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
-# The tables of README.md and docs/, from result files and profiles.
+# Generate the tables of README.md and docs/ from result files and profiles.
 readme: $(READY)
 	$(BIN)/python tests/readme.py
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; say PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; use: make PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
 	@echo "Installing into $(VENV): about 2.9 GB, a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@mkdir -p $(VENV)/links && ln -sfn ../.. $(VENV)/links/latentc
 	@touch $@
 
-# Bindings of the two TensorRTs that the adapter is driven over, without the library: 9 MB.
+# Python bindings of two versions of TensorRT, without the library, to test the adapter: 9 MB.
 $(BINDINGS): $(READY)
 	@for bindings in 11:cu13-bindings==11.4.0.106 10:cu12-bindings==10.16.1.11; do \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --upgrade \
 			--target $(VENV)/bindings/tensorrt-$${bindings%%:*} tensorrt-$${bindings#*:} || \
-		echo "TensorRT's bindings aren't there for this machine: the test of them will be skipped."; done
+		echo "TensorRT's bindings are not available for this machine: their tests will be skipped."; done
 	@mkdir -p $(@D) && touch $@
 
-# Environments of their own for what `latentc bench --against` compares with: about 3 GB.
+# Separate environments for the baselines of `latentc bench --against`: about 3 GB.
 PEERS := $(VENV)/peers
 INTEL := openvino==2026.4.1 nncf==3.4.0 huggingface_hub==1.21.0 torch==2.13.0 transformers==5.5.4
 
 peers: $(PEERS)/intel/.ready $(PEERS)/onnx/.ready
 
-# optimum-intel asks for torchvision, which it doesn't need here and which breaks with CPU builds of torch: hence no deps.
+# optimum-intel requires torchvision, which isn't needed here and breaks with CPU builds of torch: hence --no-deps.
 $(PEERS)/intel/.ready: $(READY)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --no-deps $(INTEL) optimum-intel==2.2.0 optimum==2.3.0 diffusers==0.39.0 \
@@ -79,7 +79,7 @@ $(PEERS)/onnx/.ready: $(READY)
 		diffusers==0.39.0 huggingface_hub==0.36.2 onnx==1.23.2 onnxruntime==1.31.1 accelerate
 	@touch $@
 
-# A GPU in software, SwiftShader from Debian's chromium-common, and WebGPU's own environment: about 0.5 GB.
+# A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.
 SOFTWARE := $(VENV)/software-gpu
 
 software-gpu: $(SOFTWARE)/.ready
@@ -87,7 +87,7 @@ software-gpu: $(SOFTWARE)/.ready
 
 $(SOFTWARE)/.ready: $(READY)
 	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || \
-		{ echo "SwiftShader is taken from Debian's package chromium-common: that takes apt-get and dpkg."; exit 1; }
+		{ echo "SwiftShader comes from Debian's package chromium-common, which needs apt-get and dpkg."; exit 1; }
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[onnxruntime-webgpu]' pytest pytest-xdist
