@@ -21,7 +21,7 @@ def _known(name: Any) -> Any:
     raise PydanticCustomError("recipe", "{message}", {"message": message})
 
 
-Precision = Annotated[Literal["f32", "bf16", "f16"], BeforeValidator(_known)]
+Precision = Annotated[Literal["f32", "tf32", "bf16", "f16"], BeforeValidator(_known)]
 """Name of a recipe, as in a profile's [precision]."""
 
 
@@ -56,6 +56,10 @@ class Recipe:
     rounding: float
     """If the prompt changes a smaller share than this of a denoiser's output, rounding in this type hides it."""
     gate: Gate
+    graph: Precision | None = None
+    """Types of the lowered graph, if they are another recipe's. TF32 is such a recipe: the graph is in f32, and NVIDIA's
+    matrix units round what they multiply to 10 bits of mantissa, as many as f16 has.
+    """
     module_margin_db: float | None = None
     """How far an engine may be below the PSNR of PyTorch's own modules in this type, if the profile sets no floor; the
     floor is never lower than `floor_db`. None: the export does not measure those modules.
@@ -74,6 +78,17 @@ RECIPES: dict[Precision, Recipe] = {
             floor_db=90.0,
             rounding=1e-5,
             gate=Gate(part_psnr_db=90.0, psnr_db=45.0, ssim=0.99, flip=0.05, mean_absolute_difference=1.0),
+        ),
+        Recipe(
+            name="tf32",
+            graph="f32",
+            weight_bytes=4,
+            activation_bytes=4,
+            dtype="float32",
+            passes=("stage",),
+            floor_db=50.0,
+            rounding=0.0025,
+            gate=Gate(part_psnr_db=35.0, psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0),
         ),
         Recipe(
             name="bf16",
