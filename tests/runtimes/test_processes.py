@@ -47,7 +47,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("draw", r"RuntimeMissing: This pipeline was opened in process \d+, and this is process \d+, a fork.*spawn.*"),
+        ("draw", r"RuntimeMissing: This pipeline was opened in process \d+, but this is process \d+, a fork.*spawn.*"),
         ("nothing", ""),
         ("close", ""),
         ("describe", r"RuntimeMissing: These engines were opened in process .*"),
