@@ -1,4 +1,4 @@
-"""What each sky does to colours: its own gradient, the light it sheds, the haze it lays on what is far."""
+"""The colours of each sky: its gradient, its light on the land, and its haze over distant things."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .world import Sky
 
 Floats = NDArray[np.floating[Any]]
-"""f32 on the canvas; what is laid on it may be wider."""
+"""f32 on the canvas; intermediate values may be f64."""
 RGB = tuple[float, float, float]
 
 
@@ -23,16 +23,16 @@ class Air:
     middle: RGB
     horizon: RGB
     haze: RGB
-    """What distance fades into."""
+    """The colour into which distant things fade."""
     light: RGB
     """The colour of its sun or moon."""
     tint: RGB
-    """What the land's daylight colours are multiplied by."""
+    """Factors for the land's daylight colours."""
     clouds: tuple[RGB, RGB]
     """Bright side, shaded side."""
     haze_strength: float = 0.8
     dark: bool = False
-    """Windows are lit, stars show."""
+    """Whether windows are lit and stars are visible."""
     frost: float = 0.0
     """How much fresh snow lies on the land."""
 
@@ -121,7 +121,7 @@ def land_colour(air: Air, colour: RGB, far: float = 0.0) -> Floats:
 
 
 def thing_colour(air: Air, colour: RGB) -> RGB:
-    """A thing's colour under this sky: tinted less than the land, so that it can still be named."""
+    """A thing's colour under this sky: tinted less than the land, so that it stays recognizable."""
     red, green, blue = (value * (0.58 + 0.42 * tint) for value, tint in zip(colour, air.tint, strict=True))
     return red, green, blue
 

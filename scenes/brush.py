@@ -1,4 +1,4 @@
-"""Hard edges: shapes drawn large by pillow, shrunk, and laid on the canvas."""
+"""Hard edges: shapes drawn at a larger size with Pillow, scaled down, and composited onto the canvas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Brush:
-    """Draws into a box of the canvas, in coordinates of its own: origin, scale, and which way y runs."""
+    """Draws into a box of the canvas, in its own coordinate system: origin, scale and directions."""
 
     image: Image.Image
     draw: ImageDraw.ImageDraw
@@ -100,26 +100,26 @@ def open_brush(
 
 
 def oversampling(canvas: Canvas) -> int:
-    """How much larger shapes are drawn than they will be, along each side."""
+    """The factor by which shapes are drawn larger than their final size, along each side."""
     return 4 if canvas.unit <= 192 else 3 if canvas.unit <= 384 else 2
 
 
 def shrunk(brush: Brush) -> Floats:
-    """What was drawn, at the canvas's size: [height, width, 4], colours already multiplied by alpha, 0 to 255."""
-    # Shapes are opaque and the rest is 0, so averaging each channel alone is what premultiplied alpha asks for.
+    """The drawing at the canvas's scale: [height, width, 4], colours premultiplied by alpha, 0 to 255."""
+    # Shapes are opaque and the rest is 0, so averaging each channel separately gives premultiplied alpha.
     channels = brush.image.split()
     return np.stack([np.asarray(channel.reduce(brush.over), np.float32) for channel in channels], axis=-1)
 
 
 def stamp(canvas: Canvas, brush: Brush, opacity: float = 1.0) -> Floats:
-    """Lay what was drawn on the canvas; returns it, as `shrunk` does."""
+    """Composite the drawing onto the canvas; returns the same as `shrunk`."""
     drawn = shrunk(brush)
     press(canvas, drawn, brush.corner, opacity)
     return drawn
 
 
 def press(canvas: Canvas, drawn: Floats, corner: tuple[int, int], opacity: float | Floats = 1.0) -> None:
-    """Lay premultiplied colours on the canvas, their left top corner at a pixel of it."""
+    """Composite premultiplied colours onto the canvas, with their top left corner at a pixel of it."""
     left, top = corner
     part = canvas.pixels[top : top + drawn.shape[0], left : left + drawn.shape[1]]
     part += opacity * (drawn[..., :3] - part * (drawn[..., 3:] / 255.0))

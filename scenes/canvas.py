@@ -1,7 +1,7 @@
-"""The picture while it is painted, and the soft things that any place or sky is painted with.
+"""The image while it is painted, and soft shapes that all places and skies use.
 
-Lengths are in units of the picture's shorter side, so that a picture is the same at every size:
-x runs from -width / 2 to width / 2, y from 0 at the top down. Chance never depends on the size.
+Lengths are in units of the image's shorter side, so that an image is the same at every size:
+x runs from -width / 2 to width / 2, y from 0 at the top downwards. Random values never depend on the size.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class Canvas:
         return self.pixels.shape[0] / self.unit
 
     def rng(self, name: str) -> np.random.Generator:
-        """Chance of its own for each part of the picture, so that no part shifts another's."""
+        """A random generator for one part of the image, so that parts don't affect each other."""
         return np.random.default_rng((self.seed, crc32(name.encode())))
 
     def rows(self, top: float, bottom: float | None = None) -> slice:
-        """The rows of pixels between two heights, and one more at each end."""
+        """The rows of pixels between two heights, plus one at each end."""
         last = self.pixels.shape[0]
         first = min(max(int(top * self.unit) - 1, 0), last)
         return slice(first, last if bottom is None else min(max(int(bottom * self.unit) + 2, first), last))
 
 
 def open_canvas(width: int, height: int, seed: int, air: Air) -> Canvas:
-    """A black canvas of this many pixels."""
+    """A black canvas of this size in pixels."""
     unit = min(width, height)
     x = ((np.arange(width) + 0.5 - width / 2) / unit).astype(np.float32)
     y = ((np.arange(height) + 0.5) / unit).astype(np.float32)[:, None]
@@ -61,19 +61,19 @@ def open_canvas(width: int, height: int, seed: int, air: Air) -> Canvas:
 
 
 def lay(canvas: Canvas, colour: Floats, alpha: Floats, rows: slice = EVERYWHERE) -> None:
-    """Lay a colour (broadcast to [rows, width, 3]) over these rows, as thick as `alpha` [rows, width]."""
+    """Blend a colour (broadcast to [rows, width, 3]) over these rows with opacity `alpha` [rows, width]."""
     part = canvas.pixels[rows]
     part += (colour - part) * alpha[..., None]
 
 
 def shine(canvas: Canvas, colour: tuple[float, float, float], strength: Floats, rows: slice = EVERYWHERE) -> None:
-    """Add light as a screen does: bright stays below white."""
+    """Add light in the screen blend mode, so that bright colours stay below white."""
     part = canvas.pixels[rows]
     part += (255.0 - part) * (strength[..., None] * (np.array(colour, np.float32) / 255.0))
 
 
 def ramp(value: Floats, low: float, high: float) -> Floats:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """0 below `low`, 1 above `high`, smooth in between."""
     share = np.clip((value - low) / (high - low), 0.0, 1.0)
     return share * share * (3.0 - 2.0 * share)
 
@@ -86,7 +86,7 @@ def blend(stops: list[tuple[float, Floats]], value: Floats) -> Floats:
 
 
 def noise(canvas: Canvas, name: str, rows: int, columns: int, octaves: int = 1) -> Floats:
-    """Smooth noise [height, width] around 0, about -1 to 1, with so many grains down and across."""
+    """Smooth noise [height, width] around 0, about -1 to 1, with this many grains down and across."""
     rng = canvas.rng(name)
     height, width = canvas.pixels.shape[:2]
     total = np.zeros((height, width), np.float32)
@@ -107,7 +107,7 @@ def waves(rng: np.random.Generator, x: Floats, pitch: float, octaves: int = 4) -
 
 
 CRAGS = np.linspace(-2.0, 2.0, 257, dtype=np.float32)
-"""Where a crag's line is known; between them it runs straight."""
+"""Positions at which a jagged line is sampled; it is straight between them."""
 
 
 def crags(rng: np.random.Generator, pitch: float, rough: float = 0.5) -> Floats:
@@ -124,13 +124,13 @@ def crags(rng: np.random.Generator, pitch: float, rough: float = 0.5) -> Floats:
 
 
 def below(canvas: Canvas, line: Floats) -> tuple[slice, Floats]:
-    """Rows from the highest point of a line over x down, and how much of each pixel lies below it."""
+    """The rows from the highest point of a line over x downwards, and the share of each pixel below the line."""
     rows = canvas.rows(float(line.min()))
     return rows, np.clip((canvas.y[rows] - line) * canvas.unit + 0.5, 0.0, 1.0)
 
 
 def land(canvas: Canvas, line: Floats, crest: Floats, foot: Floats, depth: float) -> None:
-    """Fill all below a line: `crest` at the line, `foot` from `depth` beneath it on."""
+    """Fill everything below a line: colour `crest` at the line, `foot` from `depth` below it on."""
     rows, alpha = below(canvas, line)
     share = ramp(canvas.y[rows] - line, 0.0, depth)[..., None]
     lay(canvas, crest + (foot - crest) * share, alpha, rows)

@@ -1,4 +1,4 @@
-"""What a scene is called: captions in plain English, and which of its attributes they tell."""
+"""Captions of scenes in plain English, and which attributes of the scene they name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOUNS: dict[Kind, tuple[tuple[str, str], ...]] = {
     "whale": (("whale", "whales"),),
     "mushroom": (("mushroom", "mushrooms"), ("mushroom", "mushrooms"), ("toadstool", "toadstools")),
 }
-"""One and several; the first is the plain name."""
+"""Names in singular and plural; the first pair is the plainest."""
 
 SIZES: dict[Size, tuple[str, ...]] = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
 
@@ -65,7 +65,7 @@ PLACES: dict[Place, tuple[tuple[str, str], ...]] = {
     ),
     "beach": (("a beach", "on a beach"), ("a sandy beach", "on a sandy beach"), ("a beach", "at the beach")),
 }
-"""As a noun, and as where something is; the first is the plain one."""
+"""Each place as a noun and as a location; the first pair is the plainest."""
 
 SKIES: dict[Sky, tuple[str, ...]] = {
     "day": ("by day", "on a clear day", "under a blue sky", "in daylight"),
@@ -118,7 +118,7 @@ EACH: dict[str, tuple[str, ...]] = {
 
 
 def attributes(scene: Scene) -> dict[str, str]:
-    """All that a scene means, by key: `place`, `sky`, `light`, and for each kind there, as `house`:
+    """All attributes of a scene by key: `place`, `sky`, `light`, and for each kind of thing in it, such as `house`:
     `house.count`, `house.colour`, `house.size`, `house.position`.
     """
     found: dict[str, str] = {"place": scene.place, "sky": scene.sky, "light": scene.light}
@@ -133,7 +133,7 @@ def attributes(scene: Scene) -> dict[str, str]:
 
 
 def caption(scene: Scene, seed: int | np.random.Generator) -> str:
-    """A caption of the scene; another seed words it otherwise and leaves other things unsaid."""
+    """A caption of the scene; the seed decides its wording, and which attributes it leaves out."""
     return describe(scene, seed).text
 
 
@@ -149,11 +149,11 @@ CHANCE: Mapping[str, float] = {
 """How often a caption names each attribute."""
 
 UNREMARKABLE: frozenset[str] = frozenset({"none"})
-"""Values named a tenth as often: nobody says what isn't there."""
+"""Values that are named a tenth as often, as captions rarely mention what is absent."""
 
 
 def describe(scene: Scene, seed: int | np.random.Generator, chance: Mapping[str, float] = CHANCE) -> Described:
-    """A caption, and which attributes it names. Every thing is named with its count; the rest is by chance."""
+    """A caption, and which attributes it names. Every thing is named with its count; the rest is random."""
     rng = np.random.default_rng(seed)
     said = {
         key
@@ -173,7 +173,7 @@ def full_caption(scene: Scene) -> str:
 
 Form = Literal["plain", "landscape", "picture", "there", "tags", "sentence"]
 FORMS: tuple[Form, ...] = ("plain", "plain", "plain", "landscape", "landscape", "picture", "there", "tags", "sentence")
-"""Shapes of captions, the common ones several times."""
+"""Forms of captions; common ones are listed several times."""
 
 
 def _written(scene: Scene, said: set[str], form: Form, rng: np.random.Generator | None) -> str:
@@ -210,7 +210,7 @@ def _opening(form: Form, count: Count) -> str:
 
 
 def _thing(thing: Thing, said: set[str], rng: np.random.Generator | None, article: bool) -> str:
-    """A thing in words, as `two small red houses on the left`."""
+    """A thing in words, such as `two small red houses on the left`."""
     size = _pick(rng, SIZES[thing.size]) if f"{thing.kind}.size" in said else ""
     colour = thing.colour if f"{thing.kind}.colour" in said else ""
     one, several = _pick(rng, NOUNS[thing.kind])
@@ -236,5 +236,5 @@ def _tidy(text: str, form: Form) -> str:
 
 
 def _pick(rng: np.random.Generator | None, values: tuple[T, ...]) -> T:
-    """One by chance, or the first, which is the plain one."""
+    """A random one, or the first, which is the plainest."""
     return values[int(rng.integers(len(values)))] if rng is not None else values[0]

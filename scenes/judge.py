@@ -1,9 +1,9 @@
-"""What a picture of the world shows, read by a small classifier, and two measures from that.
+"""The judge: a small classifier that recognizes what an image shows, and two scores computed from its answers.
 
-The classifier is `judge.onnx`, trained on the renderer's pictures alone by `scenes/train/judge.py`: 3000 steps of 32.
-Whoever has a runtime runs it: `image` float32 [n, 3, 128, 128] within 0 and 1 to logits by attribute, and to
-`features`. Of 1024 renders that it wasn't trained on it reads 100 % of places, skies, lights and colours, 99.8 % of
-counts, 99.4 % of sizes, and 95.6 % of sides (left, middle, right: a thing near the line between two is either).
+The classifier is `judge.onnx`, trained on rendered images only by `scenes/train/judge.py`: 3000 steps of 32 images.
+It runs in any ONNX runtime: from `image` float32 [n, 3, 128, 128] in [0, 1] to logits by attribute and `features`. On
+1024 renders that it wasn't trained on, it recognizes 100 % of places, skies, lights and colours, 99.8 % of counts,
+99.4 % of sizes and 95.6 % of sides (left, middle, right; a thing near the border of two counts as either).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .world import KINDS
 JUDGE = Path(__file__).parent / "judge.onnx"
 SIDE = 128
 ABSENT = 0
-"""The class of `count` for a kind that isn't there; others are how many."""
+"""The class of `count` for a kind that is absent; the other classes are the counts."""
 
 Pixels = NDArray[np.uint8]
 Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]
@@ -29,7 +29,7 @@ Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]
 
 
 def prepare(images: Pixels) -> NDArray[np.float32]:
-    """From pictures uint8 [n, h, w, 3] to `image`: scaled to 128 pixels (box filter down, bicubic up)."""
+    """From images uint8 [n, h, w, 3] to the input `image`, scaled to 128 pixels (box filter down, bicubic up)."""
     small = [picture if picture.shape[:2] == (SIDE, SIDE) else _resized(picture) for picture in images]
     return np.stack(small).astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255)
 
@@ -40,7 +40,7 @@ def _resized(picture: Pixels) -> Pixels:
 
 
 def attributes_of(outputs: Mapping[str, NDArray[np.float32]]) -> list[dict[str, str]]:
-    """What each picture shows, in the words of `caption.attributes`."""
+    """The attributes of each image, with the keys and values of `caption.attributes`."""
     found: list[dict[str, str]] = []
     for i in range(len(outputs["place"])):
         read = {name: values[int(outputs[name][i].argmax())] for name, values in WHOLE.items()}
@@ -56,10 +56,10 @@ def attributes_of(outputs: Mapping[str, NDArray[np.float32]]) -> list[dict[str, 
 
 
 def scene_score(read: Sequence[Mapping[str, str]], said: Sequence[Mapping[str, str]]) -> float:
-    """The share of what captions say that their pictures show, over all pictures: 0 to 1.
+    """The share of the captions' attributes that their images show, over all images: 0 to 1.
 
-    `said` are the attributes that each caption tells, of those that the judge reads reliably.
-    A stand-in for a CLIP score.
+    `read` are the attributes that the judge found in each image, `said` those that each caption names.
+    It takes the place of a CLIP score.
     """
     hits = [picture.get(key) == value for picture, told in zip(read, said, strict=True) for key, value in told.items()]
     return sum(hits) / max(1, len(hits))
@@ -68,7 +68,7 @@ def scene_score(read: Sequence[Mapping[str, str]], said: Sequence[Mapping[str, s
 def scores_by_attribute(
     read: Sequence[Mapping[str, str]], said: Sequence[Mapping[str, str]], names: Collection[str] = (*WHOLE, *EACH)
 ) -> dict[str, float]:
-    """`scene_score` of each attribute by itself, `count` of all kinds together and so on; without what nobody said."""
+    """`scene_score` of each attribute separately, over all kinds of things; only those that a caption names."""
     scores: dict[str, float] = {}
     for name in names:
         told = [{key: value for key, value in one.items() if key.split(".")[-1] == name} for one in said]

@@ -1,4 +1,4 @@
-"""The land: each place's lie and what is painted below the sky, from far to near."""
+"""The land: the layout of each place, and what is painted below the sky, from far to near."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .world import Place
 
 
 class Lie(NamedTuple):
-    """Where things may stand: heights from far to near, in shares of the picture's height."""
+    """Where things may stand: heights from far to near, as shares of the image's height."""
 
     horizon: float
     crest: float
-    """How high the land's silhouette rises; a low sun stands above it."""
+    """Height of the land's silhouette; a low sun stands above it."""
     ground: tuple[float, float]
     water: tuple[float, float] | None = None
     shore: float = 1.0
@@ -29,7 +29,7 @@ class Lie(NamedTuple):
     bank: float = 0.0
     """Where the water begins, if what stands on the ground is mirrored in it."""
     islets: bool = False
-    """The ground is water: what stands on the ground brings an islet."""
+    """Whether the ground is water, so that things on the ground get an islet."""
 
 
 LIES: dict[Place, Lie] = {
@@ -61,7 +61,7 @@ def hills(canvas: Canvas, name: str, top: float, swell: float, pitch: float, col
 
 
 def floor(canvas: Canvas, name: str, top: float, swell: float, far: RGB, near: RGB, grain: float = 0.05) -> None:
-    """The ground one stands on: from its far colour to its near one, with soft patches."""
+    """The ground: from its far colour to its near one, with soft patches."""
     line = top - swell * waves(canvas.rng(name), canvas.x, 0.5, 3)
     land(canvas, line, land_colour(canvas.air, far, 0.18), land_colour(canvas.air, near), canvas.height - top)
     rows, alpha = below(canvas, line)

@@ -1,4 +1,4 @@
-"""From a scene to its picture."""
+"""From a scene to its image."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Extent = int | tuple[int, int]
 
 
 def render(scene: Scene, size: Extent, seed: int) -> NDArray[np.uint8]:
-    """The scene's picture, sRGB [height, width, 3].
+    """Render the scene's image, sRGB [height, width, 3].
 
-    The seed draws what the scene leaves open: the run of the hills, the clouds, where exactly a thing
-    stands. Another size gives the same picture, another scene of the same place the same land.
+    The seed determines what the scene leaves open: the shape of the hills, the clouds, the exact position of
+    things. Another size gives the same image; another scene of the same place has the same land.
     """
     return _paint(scene, size, seed)[0]
 
 
 def masks(scene: Scene, size: Extent, seed: int) -> dict[Kind, Floats]:
-    """Where each kind of thing is seen in that picture: the share of each pixel, [height, width]."""
+    """Where each kind of thing is visible in that image: its share of each pixel, [height, width]."""
     return _paint(scene, size, seed)[1]
 
 
@@ -48,7 +48,7 @@ def _paint(scene: Scene, size: Extent, seed: int) -> tuple[NDArray[np.uint8], di
 
 
 def _perform(canvas: Canvas, scene: Scene, actor: Actor, shining: Point | None, seen: dict[Kind, Floats]) -> None:
-    """Paint one thing: its shadow or its image in the water, itself, its lamps."""
+    """Paint one thing: its shadow or reflection, the thing itself, and its lamps."""
     lie, stands = LIES[scene.place], HABITS[actor.kind].stands
     islet = lie.islets and stands == "ground"
     side = -1 if shining and shining[0] > actor.x else 1
@@ -109,7 +109,7 @@ def _shadow(canvas: Canvas, actor: Actor, shining: Point | None) -> None:
 
 
 def _mirror(canvas: Canvas, drawn: Floats, corner: tuple[int, int], line: float, end: float) -> None:
-    """Lay a thing's image upside down on the water between a line and the water's near end."""
+    """Paint a thing's reflection on the water between a line and the water's near end."""
     left, top = corner
     first = round(line * canvas.unit)
     last: int = min(canvas.pixels.shape[0], 2 * first - top, round(end * canvas.unit))
@@ -130,7 +130,7 @@ def _mirror(canvas: Canvas, drawn: Floats, corner: tuple[int, int], line: float,
 
 
 def _light_up(canvas: Canvas, actor: Actor, brush: Brush) -> None:
-    """What lamps shed around them at night, and a lighthouse's beam."""
+    """The light around lamps at night, and a lighthouse's beam."""
     for x, y, radius in brush.lamps:
         place = actor.x + brush.side * x * actor.tall, actor.y - y * actor.tall
         glow(canvas, *place, max(0.03, 0.5 * radius * actor.tall), (255, 196, 110), 0.5)

@@ -1,4 +1,4 @@
-"""The sky: its gradient, clouds and stars, what shines in it, and what falls from it."""
+"""The sky: its gradient, clouds, stars, sun or moon, and rain or snow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .world import Light, Sky
 
 
 def paint_sky(canvas: Canvas, sky: Sky, light: Light, spot: Point, horizon: float) -> None:
-    """Paint all above the horizon; `spot` is where the light is."""
+    """Paint everything above the horizon; `spot` is the position of the light."""
     air = canvas.air
     stops = [
         (0.0, np.array(air.zenith, np.float32)),
@@ -31,7 +31,7 @@ def paint_sky(canvas: Canvas, sky: Sky, light: Light, spot: Point, horizon: floa
 
 
 def paint_weather(canvas: Canvas, sky: Sky) -> None:
-    """Paint what falls in front of everything."""
+    """Paint rain or snow in front of everything."""
     WEATHER.get(sky, _no_weather)(canvas)
 
 
@@ -39,7 +39,7 @@ def _no_weather(_canvas: Canvas) -> None:
     pass
 
 
-# What shines
+# Sun, moon and other lights
 
 SUN_RADIUS = 0.062
 MOON_RADIUS = 0.068
@@ -233,7 +233,7 @@ CLOUDS: dict[Sky, Callable[[Canvas, Point, float], None]] = {
 }
 
 
-# What falls
+# Rain and snow
 
 
 def _rain(canvas: Canvas) -> None:

@@ -1,4 +1,4 @@
-"""Where everything in a scene stands: things side by side, the light where it can be seen."""
+"""Positions in a scene: things next to each other, and the light where it is visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .world import HABITS, Colour, Kind, Light, Scene, Sky, Thing
 
 MARGIN = 0.03
 ROOM = {"left": 0.70, "centre": 0.94, "right": 0.70}
-"""How wide a group may be there, of the picture's width."""
+"""Largest width of a group, as a share of the image's width."""
 
 FROM_CENTRE = {"left": -0.29, "centre": 0.0, "right": 0.29}
 
@@ -78,7 +78,7 @@ def _group(canvas: Canvas, rng: np.random.Generator, thing: Thing, lie: Lie) -> 
 
 
 def _fitted(group: list[Actor], room: float) -> list[Actor]:
-    """The group, shrunk where it is wider than there is room."""
+    """The group, scaled down if it is too wide."""
     fit = min(1.0, room / _need(group))
     return [replace(actor, x=actor.x * fit, tall=actor.tall * fit) for actor in group]
 
@@ -88,7 +88,7 @@ def _need(group: list[Actor]) -> float:
 
 
 def _apart(canvas: Canvas, needs: list[float], positions: list[str], rng: np.random.Generator) -> list[float]:
-    """The middles of groups this wide, near their positions, not over each other nor out of the picture."""
+    """The centres of groups of these widths, near their positions, without overlaps and inside the image."""
     middles = [FROM_CENTRE[name] * canvas.width + rng.uniform(-0.035, 0.035) for name in positions]
     left = -canvas.width / 2 + MARGIN
     for i, need in enumerate(needs):
@@ -102,13 +102,13 @@ def _apart(canvas: Canvas, needs: list[float], positions: list[str], rng: np.ran
 
 
 LOW_SUN: dict[Sky, float] = {"sunset": 0.035, "dawn": 0.10}
-"""How far above the land's crest a low sun stands."""
+"""Height of a low sun above the land's crest."""
 
 SHINING: frozenset[Light] = frozenset({"sun", "full moon", "crescent moon"})
 
 
 def spot(canvas: Canvas, scene: Scene, actors: tuple[Actor, ...]) -> Point:
-    """Where the light is: as free of things as chance offers."""
+    """The position of the light: a random one that is clear of things, or else the clearest of several."""
     rng = canvas.rng("light")
     height = LIES[scene.place].crest * canvas.height - LOW_SUN[scene.sky] if scene.sky in LOW_SUN else None
     tries: list[tuple[float, Point]] = []
@@ -122,7 +122,7 @@ def spot(canvas: Canvas, scene: Scene, actors: tuple[Actor, ...]) -> Point:
 
 
 def _gap(actor: Actor, x: float, y: float) -> float:
-    """How far a point is from a thing's box; negative inside."""
+    """Distance of a point from a thing's box; negative inside."""
     aside = abs(x - actor.x) - actor.half
     above = max(actor.y - actor.tall - y, y - actor.y)
     return max(aside, above)

@@ -1,4 +1,4 @@
-"""Things: each kind's shape, drawn with its foot at (0, 0), up to a height of 1, y upward."""
+"""Things: the shape of each kind, with its foot at (0, 0), a height of 1 and y pointing up."""
 
 from __future__ import annotations
 
@@ -254,15 +254,15 @@ def _mushroom(brush: Brush, ink: Inks) -> None:
 
 
 class Shape(NamedTuple):
-    """How a kind of thing is drawn."""
+    """How to draw a kind of thing."""
 
     draw: Callable[[Brush, Inks], None]
     half: float
-    """Half its width, of its height."""
+    """Half its width, as a share of its height."""
     tall: float
     """Height of a large one, in units of the canvas."""
     sink: float = 0.0
-    """How far it reaches below its foot."""
+    """Extent below its foot."""
 
 
 SHAPES: dict[Kind, Shape] = {
@@ -283,4 +283,4 @@ SHAPES: dict[Kind, Shape] = {
 }
 
 SMALL = 0.6
-"""A small one's height, of a large one's."""
+"""Height of a small thing, as a share of a large one's."""

@@ -1,4 +1,4 @@
-"""Water: it mirrors what is above it, ripples more the nearer it is, and carries a path of light."""
+"""Water: it reflects what is above it, has larger ripples near the front, and shows a path of light."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def paint_water(
 
 
 def reflection(canvas: Canvas, top: float, rows: slice, sway: Floats) -> Floats:
-    """What stands above `top`, upside down, for these rows; `sway` moves it, in units."""
+    """The image above `top`, upside down, for these rows; `sway` shifts it, in units."""
     height, width = canvas.pixels.shape[:2]
     mirrored = np.rint((2 * top - canvas.y[rows] + 0.8 * sway) * canvas.unit - 0.5)
     lines = np.clip(mirrored, 0, min(height - 1, max(0, int(top * canvas.unit) - 1))).astype(np.int64)

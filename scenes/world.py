@@ -1,7 +1,7 @@
-"""The world of `scenes`: what there is, what goes with what, and pictures drawn from it by lot.
+"""The world of `scenes`: its vocabulary, which things go together, and random scenes.
 
-A `Scene` says all that a picture means. What it leaves open (the run of the hills, where each cloud
-is) the renderer draws from its own seed.
+A `Scene` is the full description of an image. Details that it leaves open, such as the shape of the hills and the
+clouds, come from the renderer's seed.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ COLOURS: dict[Colour, tuple[int, int, int]] = {
     "purple": (136, 62, 176),
     "white": (246, 246, 242),
 }
-"""What each colour is called in daylight, sRGB."""
+"""The daylight sRGB value of each colour."""
 
 NAMES: tuple[Colour, ...] = get_args(Colour)
 SIZES: tuple[Size, ...] = ("small", "large")
 POSITIONS: tuple[Position, ...] = ("left", "centre", "right")
 COUNTS: tuple[Count, ...] = (1, 2, 3)
 CROWD = 6
-"""How much fits in one picture: a small thing counts one, a large thing two."""
+"""Capacity of one image: a small thing counts one, a large thing two."""
 
 
 class Habit(NamedTuple):
@@ -145,7 +145,7 @@ HELD_OUT_PLACES: frozenset[tuple[Kind, Place]] = frozenset(
 
 
 class Thing(Record):
-    """One kind of thing in a picture: so many of them, alike, side by side."""
+    """One kind of thing in an image: `count` identical ones, side by side."""
 
     kind: Kind
     colour: Colour
@@ -155,7 +155,7 @@ class Thing(Record):
 
 
 class Scene(Record):
-    """What a picture shows. `things` run from left to right; no kind and no position is there twice."""
+    """The content of an image. `things` are ordered from left to right; no kind and no position occurs twice."""
 
     place: Place
     sky: Sky
@@ -165,17 +165,17 @@ class Scene(Record):
     @model_validator(mode="after")
     def _fits(self) -> Scene:
         if self.light not in LIGHTS[self.sky]:
-            raise ValueError(f"no {self.light} in a {self.sky} sky; it may show {', '.join(LIGHTS[self.sky])}")
+            raise ValueError(f"a {self.sky} sky cannot show {self.light!r}; use one of: {', '.join(LIGHTS[self.sky])}")
         order = [POSITIONS.index(thing.position) for thing in self.things]
         if order != sorted(set(order)):
-            raise ValueError("things must run from left to right, one kind at each position")
+            raise ValueError("things must be ordered from left to right, with one kind at each position")
         if len({thing.kind for thing in self.things}) < len(self.things):
-            raise ValueError("a kind of thing may be there once; use its count")
+            raise ValueError("each kind of thing may occur only once; use its count for more")
         for thing in self.things:
             if self.place not in HABITS[thing.kind].places:
-                raise ValueError(f"no {thing.kind} belongs to the {self.place}")
+                raise ValueError(f"the {self.place} cannot have a {thing.kind}; use another kind of thing")
         if crowd((thing.count, thing.size) for thing in self.things) > CROWD:
-            raise ValueError(f"too much for one picture; counts (large twice) may add up to {CROWD}")
+            raise ValueError(f"too many things for one image; counts, large ones twice, may add up to {CROWD}")
         return self
 
 
@@ -190,7 +190,7 @@ def kinds_of(place: Place) -> tuple[Kind, ...]:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene has a pair that `train` never shows."""
+    """Whether the scene has a pair that is held out of `train`."""
     return any(
         (thing.colour, thing.kind) in HELD_OUT_COLOURS or (thing.kind, scene.place) in HELD_OUT_PLACES
         for thing in scene.things
@@ -198,7 +198,7 @@ def held_out(scene: Scene) -> bool:
 
 
 def sample(seed: int | np.random.Generator, split: Split = "train") -> Scene:
-    """Draw a scene: `train` never has a held-out pair, `held-out` always has one, `any` may."""
+    """A random scene: `train` never has a held-out pair, `held-out` always has one, `any` may have one."""
     rng = np.random.default_rng(seed)
     while True:
         scene = _draw(rng)
@@ -207,10 +207,10 @@ def sample(seed: int | np.random.Generator, split: Split = "train") -> Scene:
 
 
 EXAMINED = 1 << 40
-"""Where the seeds of scenes kept for examination begin; training stays far below."""
+"""First seed of scenes for evaluation; training uses much smaller seeds."""
 
 NUMBER_OF_KINDS = (0.06, 0.38, 0.36, 0.20)
-"""How often a picture has no thing, one kind, two, three."""
+"""Probabilities of no thing, one kind, two kinds and three kinds in an image."""
 
 COUNT_WEIGHTS = (0.54, 0.26, 0.20)
 
@@ -244,7 +244,7 @@ def _one(rng: np.random.Generator, values: tuple[T, ...]) -> T:
 
 @cache
 def distinct_scenes() -> int:
-    """How many scenes there are, before the renderer's own seed: counted, not estimated."""
+    """The exact number of scenes, not counting the renderer's seed."""
     skies = sum(len(lights) for lights in LIGHTS.values())
     total = 0
     for place in PLACES:

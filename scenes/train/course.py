@@ -1,7 +1,7 @@
-"""A course of training: seeded, logged, and resumable to the step.
+"""A training run (course): seeded, logged, and resumable at any saved step.
 
-What a step learns from depends on the seed and the step's number alone, so a course that was broken
-off and taken up again sees the same batches in the same order.
+The batch of a step depends only on the seed and the step's number, so a run that was interrupted and
+resumed sees the same batches in the same order.
 """
 
 # torch's own hints are partly unknown:
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 log = logging.getLogger("latentc.scenes.train")
 
 Loss = Callable[[Any, int], tuple[Tensor, Mapping[str, float]]]
-"""From the model and the step's number to what is minimized, and figures for the log."""
+"""From the model and the step's number to the loss, and figures for the log."""
 
 
 @dataclass(frozen=True)
 class Course:
     """How one model is trained: matrices and kernels by Muon, the rest by AdamW.
 
-    Rates are reached after `warm_up` steps, kept, and let down to zero over the last `cool_down` steps.
+    Rates rise over `warm_up` steps, stay constant, and fall to zero over the last `cool_down` steps.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Course:
     warm_up: int
     cool_down: int
     ema: float
-    """How much of the averaged weights is kept at each step, once there were enough steps."""
+    """Decay of the averaged weights at each step, after enough steps."""
     save_every: int
     weight_decay: float = 0.0
-    """Of matrices and kernels, times their rate. Before a norm nothing else keeps them from growing, and where the
-    stream beside a residual branch grows, the branch falls silent."""
+    """For matrices and kernels, multiplied by their rate. Nothing else keeps weights before a norm from growing, and if
+    the residual stream grows, a branch loses its effect."""
 
 
 class Muon(torch.optim.Optimizer):
     """Steps whose matrices have all singular values near one (Jordan, 2024, kellerjordan.github.io/posts/muon).
 
-    As torch.optim.Muon, which multiplies in bf16: that took a quarter of a step on a CPU without AMX, f32 takes half of
+    As torch.optim.Muon, but in f32: its bf16 products took a quarter of a step on a CPU without AMX, f32 takes half of
     that. Steps are scaled to the size of AdamW's (Liu et al., 2025, arXiv:2502.16982).
     """
 
@@ -86,10 +86,10 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """Muon for what multiplies, AdamW for embeddings, biases and norms.
+    """Muon for matrices and kernels, AdamW for embeddings, biases and norms.
 
-    A kernel is a matrix with a row for each output channel. On the autoencoder this came in 250 steps to where AdamW
-    alone was after 1000.
+    A kernel is a matrix with a row for each output channel. On the autoencoder this reached in 250 steps what AdamW
+    alone reached in 1000.
     """
 
     def __init__(self, model: nn.Module, course: Course) -> None:
@@ -103,7 +103,7 @@ class Optimizer:
         self._course, self._parts = course, {"muon": muon, "adam": adam}
 
     def step(self, share: float) -> None:
-        """One step at this share of the rates; the gradients are used up."""
+        """Take one step at this share of the rates, and clear the gradients."""
         rates = {"muon": self._course.matrix_rate, "adam": self._course.other_rate}
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
@@ -116,11 +116,11 @@ class Optimizer:
             kernel.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on with the next step."""
+        """The state to resume from."""
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, with the rates and the decay of the course that is on now."""
+        """Resume from this state, with the rates and the decay of the current course."""
         for name, part in self._parts.items():
             decays = [group["weight_decay"] for group in part.param_groups]
             part.load_state_dict(state[name])
@@ -136,7 +136,7 @@ def share_at(course: Course, step: int) -> float:
 def run_course(
     course: Course, model: nn.Module, loss: Loss, folder: Path, show: Callable[[Any, int], Mapping[str, float]]
 ) -> nn.Module:
-    """Train `model` up to `course.steps`, going on from what `folder` holds; returns it with averaged weights.
+    """Train `model` up to `course.steps`, resuming from the state in `folder`; returns it with averaged weights.
 
     `show` is called with the averaged model at each save, and its figures are logged; it may write
     sample sheets into the folder. The log is `log.jsonl`: step, seconds of training so far, loss.
@@ -165,18 +165,20 @@ def run_course(
             seconds += now - since
             line = {key: round(total / (step - counted), 6) for key, total in totals.items()}
             speed = (step - counted) / (now - since)
-            _tell(folder, {"step": step, "seconds": round(seconds, 1), "steps_per_second": round(speed, 3), **line})
+            _write_log(
+                folder, {"step": step, "seconds": round(seconds, 1), "steps_per_second": round(speed, 3), **line}
+            )
             totals, since, counted = {}, now, step
         if step % course.save_every == 0 or step == course.steps:
             paused = time.perf_counter()
             _save(folder, model, averaged, optimizer, step, seconds + paused - since)
-            _tell(folder, {"step": step, **show(averaged.module, step)})
+            _write_log(folder, {"step": step, **show(averaged.module, step)})
             since += time.perf_counter() - paused
     return averaged.module
 
 
 def _warm_ema(keep: float) -> Callable[[Any, Any, Any], None]:
-    """An average that forgets its beginnings: keeps at most (1 + n) / (10 + n) after n steps."""
+    """An average with a warm-up: its decay is at most (1 + n) / (10 + n) after n steps."""
 
     def update(averaged: Any, current: Any, count: Any) -> None:
         n = int(count)
@@ -187,7 +189,7 @@ def _warm_ema(keep: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def _tell(folder: Path, line: Mapping[str, float]) -> None:
+def _write_log(folder: Path, line: Mapping[str, float]) -> None:
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     log.info("%s %s", folder.name, ", ".join(f"{key} {value:g}" for key, value in line.items()))

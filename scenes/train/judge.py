@@ -1,4 +1,4 @@
-"""The judge: a classifier that reads a picture's attributes, trained on rendered pictures alone."""
+"""The judge: a classifier that recognizes an image's attributes, trained on rendered images only."""
 
 # torch's own hints are partly unknown:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -28,11 +28,11 @@ BATCH = 32
 WIDTHS = (24, 48, 80, 112)
 GRID = SIDE // 8
 NOWHERE = -100
-"""What a thing's attributes are where it isn't there; cross entropy passes over it."""
+"""The class of the attributes of an absent thing, which cross entropy ignores."""
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ def _down(narrow: int, wide: int) -> nn.Sequential:
 
 
 class Judge(nn.Module):
-    """From `image` [n, 3, 128, 128] within 0 and 1 to logits by attribute, `features`, and where things are.
+    """From `image` [n, 3, 128, 128] in [0, 1] to logits by attribute, `features`, and the positions of things.
 
-    Things are found on a grid of 16 x 16: a map for each kind, whose sum is how many there are, and
-    what is there is read from the features under the map.
+    Things are located on a 16 x 16 grid: each kind has a map, whose sum is the count, and the thing's attributes are
+    read from the features under the map.
     """
 
     places: Tensor
@@ -98,7 +98,7 @@ class Judge(nn.Module):
 
 
 def labels(number: int, mirrored: bool) -> tuple[dict[str, Any], Tensor]:
-    """The classes of a picture's attributes, and how many things of each kind stand in each cell [kinds, 16, 16]."""
+    """The classes of an image's attributes, and how many things of each kind are in each cell [kinds, 16, 16]."""
     scene = scene_of(number, "any")
     truth = attributes(scene)
     if mirrored:
@@ -118,7 +118,7 @@ def labels(number: int, mirrored: bool) -> tuple[dict[str, Any], Tensor]:
 
 
 def _drop(grid: Tensor, x: float, y: float) -> None:
-    """Add one, shared among the four cells around a point."""
+    """Add one, distributed over the four cells around a point."""
     x, y = min(max(x, 0.0), GRID - 1.001), min(max(y, 0.0), GRID - 1.001)
     left, top = int(x), int(y)
     for row, part in ((top, 1 - (y - top)), (top + 1, y - top)):
@@ -127,7 +127,7 @@ def _drop(grid: Tensor, x: float, y: float) -> None:
 
 
 def course(steps: int) -> Course:
-    """Its course: 2.5 steps a second on two cores of 2023."""
+    """The judge's course: 2.5 steps per second on two CPU cores of 2023."""
     return Course(
         "judge", steps, matrix_rate=4e-3, other_rate=2e-3, warm_up=100, cool_down=steps // 2, ema=0.998, save_every=500,
         weight_decay=0.01,
@@ -166,7 +166,7 @@ def load(folder: Path) -> Any:
 
 
 def accuracy(outputs: Mapping[str, Tensor], numbers: list[int]) -> dict[str, float]:
-    """The share of pictures whose attribute is read rightly; of things, the share of those that are there."""
+    """The share of images whose attribute is recognized correctly; for things, the share of those present."""
     wanted = _stacked([labels(number, False)[0] for number in numbers])
     there = wanted["count"] != ABSENT
     right = {name: (outputs[name].argmax(-1) == wanted[name]).float() for name in wanted}
@@ -200,7 +200,7 @@ def _image(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
 
 
 def _worn(images: Tensor) -> Tensor:
-    """The pictures a little blurred, noisy, dim or bright, as a decoder's may be."""
+    """The images, slightly blurred, noisy, darker or brighter, as a decoder's may be."""
     if torch.rand(()) < 0.5:
         sigma = float(torch.rand(())) + 0.3
         reach = torch.arange(-3, 4).float()

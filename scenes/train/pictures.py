@@ -1,4 +1,4 @@
-"""Pictures to learn from: rendered once, kept on disk in shards, drawn in any order."""
+"""Training images: rendered once, kept on disk in shards, read in any order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SHARD = 2048
 
 
 def scene_of(number: int, split: Split = "train") -> Scene:
-    """The scene of that number; the same number seeds its picture and its captions."""
+    """The scene with this number, which also seeds its image and its captions."""
     return sample(number, split)
 
 
 def picture_of(number: int, side: int, split: Split = "train") -> NDArray[np.uint8]:
-    """The picture of that number, [side, side, 3]."""
+    """The image with this number, [side, side, 3]."""
     return render(scene_of(number, split), side, number)
 
 
@@ -34,10 +34,10 @@ def _write_shard(folder: Path, side: int, split: Split, shard: int) -> None:
 
 
 class Pictures:
-    """The pictures 0 to `count` of a split, uint8 [side, side, 3] each, held in memory."""
+    """The first `count` images of a split, uint8 [side, side, 3] each, held in memory."""
 
     def __init__(self, folder: Path, side: int, count: int, split: Split = "train") -> None:
-        """Renders what `folder` lacks, on all cores; about 5 ms for a picture of 128 pixels."""
+        """Render images that are missing in `folder`, on all cores; about 5 ms for an image of 128 pixels."""
         self.side, self.count = side, -(-count // SHARD) * SHARD
         folder = folder / f"pictures-{side}-{split}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,5 +50,5 @@ class Pictures:
         self._shards = [np.load(folder / f"{shard:05}.npy") for shard in shards]
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        """One picture."""
+        """One image."""
         return self._shards[number // SHARD][number % SHARD]

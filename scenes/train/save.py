@@ -34,7 +34,7 @@ INDEX: dict[str, Any] = {
 
 
 def save(state: Path, folder: Path) -> None:
-    """Write the checkpoint as trained so far; the model card beside it is left as it is."""
+    """Write the checkpoint as trained so far; its model card is left unchanged."""
     decoder = vae.load(state)
     stated_vae = {key: decoder.config[key] for key in vae.CONFIG}
     words = Words(state / "tokenizer")
@@ -69,12 +69,12 @@ def save_judge(state: Path, path: Path) -> None:
 
     batch = torch.export.Dim("batch", min=1, max=1024)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch.export says of itself
+        warnings.simplefilter("ignore")  # torch.export warns about its own internals
         program: Any = torch.onnx.export(
             Told().eval(), (torch.rand(2, 3, judge.SIDE, judge.SIDE),), input_names=["image"], output_names=names,
             dynamo=True, dynamic_shapes={"image": {0: batch}}, opset_version=18, optimize=True, verbose=False,
         )  # fmt: skip
-    proto = program.model_proto  # made again each time it is asked for
+    proto = program.model_proto  # rebuilt on each access
     graph = proto.graph
     for tensor in list(graph.initializer):
         if tensor.data_type == TensorProto.FLOAT and tensor.dims and len(tensor.dims) > 1:
@@ -97,7 +97,7 @@ def _write(folder: Path, stem: str, config: dict[str, Any], tensors: dict[str, t
 
 
 def write_tokenizer(folder: Path, trained: Path) -> None:
-    """Write the tokenizer's files as transformers reads them."""
+    """Write the tokenizer's files in the form that transformers reads."""
     config = {
         "bos_token": START,
         "eos_token": END,

@@ -1,6 +1,6 @@
-"""The text encoder's first course: to tell what a caption says, before it has seen a picture.
+"""The text encoder's pretraining: to recognize what a caption says, before any images are used.
 
-The denoiser then learns from encodings that mean something from its first step on.
+So the denoiser learns from meaningful encodings from its first step on.
 """
 
 # torch's own hints are partly unknown:
@@ -48,9 +48,9 @@ def new_encoder(words: Words) -> Any:
 
 
 class CaptionReader(nn.Module):
-    """A text encoder and questions to it: one for the whole scene, one for each kind of thing.
+    """A text encoder with queries: one for the whole scene, and one for each kind of thing.
 
-    Questions attend to all tokens, as a denoiser does.
+    Queries attend to all tokens, as in a denoiser.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -72,7 +72,7 @@ class CaptionReader(nn.Module):
 
 
 def told(numbers: list[int], captions: list[Described]) -> dict[str, Tensor]:
-    """What the captions say: by name, 0 for unsaid (or absent), else 1 + the value's place in its table.
+    """The captions' classes by attribute: 0 for not mentioned (or absent), else 1 + the value's index in its table.
 
     [batch] for the whole scene, [batch, kinds] for things.
     """
@@ -88,7 +88,7 @@ def told(numbers: list[int], captions: list[Described]) -> dict[str, Tensor]:
 
 
 def reading_loss(answers: Mapping[str, Tensor], said: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropy summed over names, and the share of what was said that was read rightly."""
+    """Cross entropy summed over attributes, and the share of mentioned attributes that are recognized correctly."""
     total = torch.zeros(())
     right = asked = 0
     for name, logits in answers.items():
@@ -101,14 +101,14 @@ def reading_loss(answers: Mapping[str, Tensor], said: Mapping[str, Tensor]) -> t
 
 
 def course(steps: int) -> Course:
-    """Its course: 2000 steps are enough."""
+    """The course of the text encoder: 2000 steps are enough."""
     return Course(
         "text", steps, matrix_rate=2e-3, other_rate=2e-3, warm_up=100, cool_down=steps // 3, ema=0.995, save_every=500
     )
 
 
 def train(folder: Path, steps: int) -> nn.Module:
-    """Train the reader and return it."""
+    """Train the text encoder with its queries and return it."""
     words = Words(folder / "tokenizer")
     torch.manual_seed(0)
     model = CaptionReader(new_encoder(words))
@@ -124,7 +124,7 @@ def train(folder: Path, steps: int) -> nn.Module:
 
 
 def load(folder: Path, words: Words) -> Any:
-    """The text encoder as read so far."""
+    """The text encoder as trained so far."""
     return trained(CaptionReader(new_encoder(words)), folder / "text").encoder
 
 

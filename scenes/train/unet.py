@@ -45,18 +45,18 @@ SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-"""SD's schedule with more noise at its end, where little of a dark or a bright picture may be left to see."""
+"""Stable Diffusion's schedule with more noise at its end, so that little of a dark or bright image remains visible."""
 
 BATCH = 32
 UNCONDITIONAL = 0.1
 """How often a caption is left out, for guidance."""
 
 TOLD_WHOLE = 0.5
-"""How often a caption names everything. By chance alone it names a size or a side two times in five, which is little to
-learn them from."""
+"""How often a caption names everything. Random captions name a size or a side only two times in five, which is too rare
+to learn them well."""
 
 SNR_LIMIT = 5.0
-"""Where there is little noise, errors of v count as in min-SNR weighting (Hang et al., 2023, arXiv:2303.09556).
+"""At low noise, errors of v are weighted as in min-SNR weighting (Hang et al., 2023, arXiv:2303.09556).
 
 Elsewhere all count alike, where in min-SNR weighting a step with a signal of a fifth of the noise counts a sixth. With
 the weights that were trained so for 13,500 steps, another count, size or side in the caption changed the squared error
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
 def latents_of(folder: Path) -> tuple[Tensor, float]:
     """The training pictures' latents, scaled to a deviation of one, [count, 4, h, w] f16; and the scale.
 
-    Made once with the autoencoder of that time and kept.
+    Computed once with the current autoencoder and kept.
     """
     kept = folder / "latents.pt"
     if not kept.exists():
@@ -103,7 +103,7 @@ def latents_of(folder: Path) -> tuple[Tensor, float]:
 
 
 def course(steps: int) -> Course:
-    """Its course: 2 steps a second on two cores of 2023."""
+    """The denoiser's course: 2 steps per second on two CPU cores of 2023."""
     return Course(
         "unet",
         steps,
@@ -147,7 +147,7 @@ def load(folder: Path, words: Words) -> Denoiser:
 def draw(
     model: Any, decoder: Any, words: Words, captions: list[str], scale: float, steps: int = 20
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of the captions by DPM++ 2M with guidance."""
+    """Images for the captions, by DPM++ 2M with guidance."""
     scheduler: Any = DPMSolverMultistepScheduler(**SCHEDULER)
     scheduler.set_timesteps(steps)
     ids = torch.tensor(words.ids([""] * len(captions) + captions))
@@ -167,7 +167,7 @@ def _kept() -> Tensor:
 
 
 def _quiet(unet: Any) -> Any:
-    """The new UNet with an output of zero, from which it learns fastest."""
+    """A new UNet with zero output, from which it learns fastest."""
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return unet

@@ -1,4 +1,4 @@
-"""The autoencoder: pictures to latents an eighth as wide, and back."""
+"""The autoencoder: images to latents of an eighth of the width, and back."""
 
 # torch's own hints are partly unknown:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,19 +34,19 @@ CONFIG: dict[str, Any] = {
     "sample_size": SIDE,
 }
 WIDE: dict[str, Any] = {**CONFIG, "block_out_channels": [48, 32, 64, 96]}
-"""Of `wider.py`."""
+"""The config of the wider autoencoder of `wider.py`."""
 
 DONE = "done"
 COUNT = 40960
 KL_WEIGHT = 2e-4
-"""How much latents that say less count; a hundredth of it while colours are still being learned."""
+"""Weight of the KL loss; a hundredth of it while colours are still being learned."""
 
 FREE = 1000
-"""For so many steps."""
+"""Steps with that lower weight."""
 
 
 def course(steps: int) -> Course:
-    """Its course: 3.5 steps a second on two cores of 2023."""
+    """The autoencoder's course: 3.5 steps per second on two CPU cores of 2023."""
     return Course(
         "vae", steps, matrix_rate=2e-3, other_rate=1e-3, warm_up=50, cool_down=steps // 3, ema=0.998, save_every=250,
         weight_decay=0.3,
@@ -70,12 +70,12 @@ def train(folder: Path, steps: int) -> nn.Module:
 
 
 def unseen() -> Tensor:
-    """64 pictures that training never sees, [64, 3, h, w]."""
+    """64 images that are not used for training, [64, 3, h, w]."""
     return torch.stack([to_tensor(picture_of(EXAMINED + i, SIDE, "any")) for i in range(64)])
 
 
 def show(model: Any, seen: Tensor, sheet: Path) -> Mapping[str, float]:
-    """Draw pictures again, some of them onto a sheet, and say how near they came."""
+    """Reconstruct images, write some of them to a sheet, and return how close they are."""
     with torch.no_grad():
         found = model.decode(model.encode(seen).latent_dist.mode()).sample
     _sheet(sheet, seen[:16], found[:16])
@@ -83,7 +83,7 @@ def show(model: Any, seen: Tensor, sheet: Path) -> Mapping[str, float]:
 
 
 def _begun(model: Any) -> Any:
-    """The new model with latents that are strong and hardly noisy: colours are learned three times sooner."""
+    """A new model whose latents are strong and have little noise, so that colours are learned three times faster."""
     with torch.no_grad():
         half = model.quant_conv.out_channels // 2
         model.quant_conv.weight[:half] *= 3
@@ -93,7 +93,7 @@ def _begun(model: Any) -> Any:
 
 
 def load(folder: Path) -> Any:
-    """The autoencoder as trained so far: the wider one, once its course was done."""
+    """The autoencoder as trained so far: the wider one, once it has been trained."""
     if (folder / "wider" / DONE).exists():
         return trained(AutoencoderKL(**WIDE), folder / "wider")
     return load_narrow(folder)
@@ -105,23 +105,23 @@ def load_narrow(folder: Path) -> Any:
 
 
 def to_tensor(picture: NDArray[np.uint8]) -> Tensor:
-    """From uint8 [h, w, 3] to [3, h, w] within -1 and 1."""
+    """From uint8 [h, w, 3] to [3, h, w] in [-1, 1]."""
     return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def to_picture(image: Tensor) -> NDArray[np.uint8]:
-    """From [3, h, w] within -1 and 1 to uint8 [h, w, 3]."""
+    """From [3, h, w] in [-1, 1] to uint8 [h, w, 3]."""
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def psnr(wanted: Tensor, found: Tensor) -> float:
-    """The median over pictures of 10 log10(2^2 / MSE), values within -1 and 1, in dB."""
+    """The median over images of 10 log10(2^2 / MSE) in dB, for values in [-1, 1]."""
     errors = (found.clamp(-1, 1) - wanted).square().mean(dim=(1, 2, 3))
     return (10 * torch.log10(4 / errors)).median().item()
 
 
 def _batch(pictures: Pictures, step: int) -> Tensor:
-    """Whole pictures every fourth step, crops otherwise; mirrored by chance."""
+    """Whole images every fourth step, crops otherwise; mirrored at random."""
     rng = np.random.default_rng((1, step))
     side, count = (SIDE, 4) if step % 4 == 0 else (CROP, 16)
     found: list[NDArray[np.uint8]] = []

@@ -1,7 +1,7 @@
-"""The autoencoder's decoder once more, wider where pictures are largest, for the latents that there are.
+"""A wider decoder for the autoencoder, with more channels at the largest resolutions, for the existing latents.
 
-The denoiser learned latents of the narrow autoencoder. So its encoder stays as it is, in more channels, and the decoder
-learns to draw better from what that gives.
+The denoiser was trained on latents of the narrow autoencoder. So the encoder's function stays the same, in more
+channels, and the decoder learns to reconstruct better from its latents.
 """
 
 # torch's own hints are partly unknown:
@@ -23,10 +23,10 @@ from .pictures import Pictures
 
 BATCH = 8
 ENCODER = ("encoder", "quant_conv")
-"""What gives latents."""
+"""Modules of the encoder side, which stay frozen."""
 
 APART = 0.1
-"""How far copies of a channel are distinguished by what they count for, against the weights' own deviation."""
+"""How differently copies of a channel are weighted, relative to the weights' standard deviation."""
 
 
 def course(steps: int) -> Course:
@@ -64,10 +64,10 @@ def train(folder: Path, steps: int) -> nn.Module:
 
 
 def widened(narrow: Any, wide: Any) -> Any:
-    """The wide one, computing what the narrow one does: each channel is there several times, side by side.
+    """The wide autoencoder, with the same function as the narrow one: each channel is repeated several times.
 
-    So the groups of norms keep their means and deviations (Net2WiderNet: Chen et al., 2016, arXiv:1511.05641). What
-    reads copies of a channel weighs them unequally, so that they learn different things.
+    So the groups of norms keep their means and deviations (Net2WiderNet: Chen et al., 2016, arXiv:1511.05641). Copies
+    of a channel get unequal weights in the next layer, so that they learn different things.
     """
     given = narrow.state_dict()
     wide.load_state_dict({name: _copied(given[name], like) for name, like in wide.state_dict().items()})

@@ -1,4 +1,4 @@
-"""Words: the tokenizer, made from the captions' own words, and captions to learn from."""
+"""The tokenizer, made from the captions' words, and captions for training."""
 
 # tokenizers' own hints are partly unknown:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -19,10 +19,10 @@ from .pictures import scene_of
 LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-"""How CLIP cuts a prompt into words (Radford et al., 2021)."""
+"""How CLIP splits a prompt into words (Radford et al., 2021)."""
 
 STRANGERS = 0.15
-"""How often a caption to learn from has words strewn in that mean nothing here."""
+"""How often a training caption has meaningless words inserted."""
 
 PHRASES = (
     "beautiful", "highly detailed", "masterpiece", "best quality", "4k", "8k", "award-winning", "digital art",
@@ -34,7 +34,7 @@ PHRASES = (
 def make_tokenizer(captions: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Vocabulary and merges of a byte-pair encoding, in CLIP's form, in which these captions' words are one token each.
 
-    All bytes are there, alone and at the end of a word, so that any text has tokens of its own.
+    All bytes are included, alone and at the end of a word, so that any text can be tokenized.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = _normalizer()
@@ -51,10 +51,10 @@ def make_tokenizer(captions: Sequence[str]) -> tuple[dict[str, int], list[str]]:
 
 
 class Words:
-    """Prompts to ids, as CLIP's tokenizer: begun, ended, filled up with the end to 77."""
+    """From prompts to ids, as in CLIP's tokenizer: with start and end, padded with the end to 77."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads `vocab.json` and `merges.txt` from the folder; makes them where they aren't."""
+        """Read `vocab.json` and `merges.txt` from the folder; create them if they don't exist."""
         if not (folder / "merges.txt").exists():
             folder.mkdir(parents=True, exist_ok=True)
             vocabulary, merges = make_tokenizer([described(number, 0).text for number in range(20000)])
@@ -86,9 +86,9 @@ CERTAIN = dict.fromkeys(CHANCE, 1.0)
 
 
 def described(number: int, step: int, whole: bool = False) -> Described:
-    """A caption of the training scene of that number; another step words it otherwise.
+    """A caption of the training scene with this number; its wording depends on the step.
 
-    `whole` tells every attribute, but that there is no sun or moon no oftener than else.
+    `whole` names every attribute, except that a missing sun or moon is mentioned as rarely as otherwise.
     """
     rng = np.random.default_rng((2, number, step))
     told = describe(_scene(number), rng, CERTAIN if whole else CHANCE)
@@ -99,7 +99,7 @@ _scene = cache(scene_of)
 
 
 def _strewn(text: str, rng: np.random.Generator) -> str:
-    """The caption with a phrase that the world doesn't know, or an invented word, somewhere in it."""
+    """The caption with an unknown phrase or an invented word inserted somewhere."""
     words = text.split(" ")
     for _ in range(int(rng.integers(1, 4))):
         invented = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=int(rng.integers(3, 9))))

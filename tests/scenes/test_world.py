@@ -85,10 +85,10 @@ def test_the_count_of_scenes_is_right_for_one_kind():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"light": "full moon"}, "no full moon in a day sky"),
-        ({"place": "city"}, "no house belongs to the city"),
+        ({"light": "full moon"}, "a day sky cannot show .full moon."),
+        ({"place": "city"}, "the city cannot have a house"),
         ({"things": (HOUSE, HOUSE)}, "one kind at each position"),
-        ({"things": (HOUSE, HOUSE.model_copy(update={"position": "right"}))}, "a kind of thing may be there once"),
+        ({"things": (HOUSE, HOUSE.model_copy(update={"position": "right"}))}, "each kind of thing may occur only once"),
         (
             {
                 "things": (
@@ -96,7 +96,7 @@ def test_the_count_of_scenes_is_right_for_one_kind():
                     Thing(kind="tree", colour="red", size="small", count=1, position="right"),
                 )
             },
-            "too much for one picture",
+            "too many things for one image",
         ),
         ({"planet": "Mars"}, "planet"),
     ],
