@@ -1,4 +1,4 @@
-"""Engines that this machine didn't build, measured in a process of their own: loading a stranger's file may kill it."""
+"""Measurement of engines from other machines in a separate process: loading an untrusted file may crash it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .parity import LIMIT_SECONDS
 from .proof import Steps, floor_db, prove_engine, prove_steps
 from .targets import wanted
 
-ADVICE = "The engine may not be what latentc built. Remove it, and build again."
+ADVICE = "The engine may not be the one that latentc built. Remove it, and build again."
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What engines came to."""
+    """Figures of a set of engines."""
 
     parities: Mapping[str, Parity]
-    """By key of the artifact; they end with the first that is below its floor."""
+    """Keyed by artifact key; measuring stops at the first engine below its floor."""
     steps: Steps | None
-    """None where it wasn't asked for, or an engine is below its floor."""
+    """None where they were not requested, or an engine is below its floor."""
 
 
 def measured_apart(
     bundle: Bundle, profile: Profile, artifacts: Sequence[Artifact], *, steps: bool, on_progress: Progress
 ) -> Measured:
-    """Measure engines, and the steps that all of the profile's take together, in a process of its own.
+    """Measure engines, and with `steps` the whole steps of all the profile's engines, in a separate process.
 
-    Raises what measuring raises, and `CompileError` where that process dies, or doesn't end.
+    Raises the errors of measuring, and `CompileError` where the process crashes or doesn't end.
     """
     answer = quarantined(
         f"{__name__}:measure_all",
@@ -56,21 +56,21 @@ def measured_apart(
 def measure_all(
     bundle: str, profile: Mapping[str, Any], keys: list[str], steps: bool, on_progress: Progress
 ) -> dict[str, Any]:
-    """In a process of its own: the figures of `Measured` as JSON."""
+    """Run in the separate process; returns the figures of `Measured` as JSON."""
     from .engines import Engines
 
     opened, chosen = open_bundle(bundle), Profile.model_validate(profile)
     adapter, engines = wanted(opened, chosen, to_run=True)
     parities: dict[str, Any] = {}
     if unknown := sorted(set(keys) - {want.key for want in engines}):
-        raise BundleError(f"The engines {', '.join(unknown)} aren't those of this profile any more. Build them again.")
+        raise BundleError(f"The engines {', '.join(unknown)} no longer belong to this profile. Build them again.")
     for want in engines:
         if want.key not in keys:
             continue
         on_progress(f"{want.part}: compare", None)
         artifact = find(opened, want.part, want.key)
         if artifact is None:
-            raise BundleError(f"{opened.engines} has no engine of {want.part} any more. Build it again.")
+            raise BundleError(f"The engine of {want.part} was removed from {opened.engines}. Build it again.")
         engine = load_engine(opened, artifact, adapter, want)
         try:
             found = prove_engine(opened, adapter, want, engine)

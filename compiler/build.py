@@ -1,4 +1,4 @@
-"""Bundle and profile to verified engines: look at what is there, then compile what is missing, prove it, keep it."""
+"""From bundle and profile to verified engines: look up existing ones, compile missing ones, prove and store them."""
 
 from __future__ import annotations
 
@@ -62,33 +62,33 @@ class Built:
 
     artifact: Artifact
     how: How
-    """It was there already, taken from another bundle, another's with these weights, or compiled."""
+    """Whether it already existed, was taken from another bundle, refitted from another bundle's engine, or compiled."""
     note: str | None = None
-    """What else to know: why another's wasn't given these weights, or that a damaged one was replaced."""
+    """A message to the user: why refitting failed, or that a damaged engine was replaced."""
 
     @property
     def hit(self) -> bool:
-        """It was there already."""
+        """Whether it already existed."""
         return self.how == "there"
 
 
 @dataclass(frozen=True)
 class Build:
-    """What a build found and made."""
+    """The result of a build."""
 
     profile: str
     engines: tuple[Built, ...]
     host_psnr_db: float
-    """What latentc computes around the engines, against diffusers' pipeline."""
+    """PSNR of what latentc computes outside the engines, against diffusers' pipeline."""
     steps: Steps | None
-    """The whole step, what the prompt changes in it, and a picture; None where the device isn't here."""
+    """Figures of the whole step, of what the prompt changes in it, and of an image; None without the device."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """What wasn't proved."""
+    """Messages on what was not proved."""
 
     @property
     def step_psnr_db(self) -> float | None:
-        """The whole step, each from diffusers' own latents; None where the device isn't here."""
+        """PSNR of the whole step, each started from diffusers' own latents; None without the device."""
         return self.steps.step_db if self.steps else None
 
 
@@ -100,29 +100,28 @@ def build(
     force: bool = False,
     like: Bundle | Path | str | None = None,
 ) -> Build:
-    """Compile each part for a profile, unless its artifact is there; compare it with the reference; keep it.
+    """Compile each part for a profile unless its artifact exists, compare it with the reference, and store it.
 
-    Bundles and the profile are taken by their names or paths, or as they are; without a profile it is the one that
-    `latentc doctor` advises on this machine.
+    Bundles and the profile are given as objects, names or paths; the default profile is the one that `latentc doctor`
+    recommends on this machine.
 
-    Where the device isn't here and the compiler can do without, the graph is compared instead, run on the CPU.
-    The same build on the device then compares the engines, without compiling them again.
+    Where the device is absent and the compiler works without it, the graph is compared instead, run on the CPU.
+    The same build on a machine with the device then compares the engines without compiling them again.
 
-    `like` is another bundle, as of the checkpoint that this one was tuned from: its engines of parts that are the same
-    are taken, with what they were found to agree to; those of parts that differ by their weights alone are given these,
-    where runtime and options can do that, and compared as any other.
+    `like` is another bundle, for example of the checkpoint that this one was fine-tuned from. Its engines of equal
+    parts are taken over. Its engines of parts that differ by their weights alone are refitted with the new weights,
+    where runtime and options support that, and compared as any other.
 
-    Raises `CompileError` where engines that aren't there yet won't fit by plan, unless `force`d; `ParityError` naming
-    part and figure where an engine is below the profile's floor: nothing of it is kept, but for one that was built
-    elsewhere, whose own figure then stands in place of its graph's. Also `RuntimeMissing`,
-    `ProfileError`, and `BundleError` for a damaged bundle.
+    Raises `CompileError` where missing engines are predicted not to fit, unless `force` is set; `ParityError` naming
+    part and figure where an engine is below the profile's floor. Such an engine is not stored, unless it was built on
+    another machine. Also raises `RuntimeMissing`, `ProfileError`, and `BundleError` for a damaged bundle.
     """
     start = time.perf_counter()
     bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
     profile = advised() if profile is None else load_profile(profile)
     site = _site(bundle, profile, like, on_progress)
     check_sizes(bundle)
-    # Graphs and weights are compared where one is compiled.
+    # Graphs and weights are verified when a part is compiled.
     verify_files(bundle, [name for name in bundle.manifest.files if not GRAPHS.search(name)])
     sweep(bundle)
     built: dict[str, Built] = {}
@@ -139,7 +138,7 @@ def build(
                 built[key] = _done(site, found[key])
     built = {key: _claimed(site, one) for key, one in built.items()}
     engines: list[Built] = []
-    for want in site.engines:  # of two sizes that are the same, the second finds the first's
+    for want in site.engines:  # two equal sizes share one engine: the second reports it as existing
         again = any(one.artifact.key == want.key for one in engines)
         engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
     steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
@@ -147,7 +146,7 @@ def build(
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
-    """Raise what `build` would before a minute is spent on what isn't there yet; of engines, headers are read."""
+    """Raise the errors that `build` would raise before it compiles anything; only headers of engines are read."""
     site = _site(bundle, profile, like, quiet)
     there = {want.key: find(bundle, want.part, want.key) for want in site.engines}
     lacking = [want for want in site.engines if there[want.key] is None]
@@ -163,28 +162,28 @@ def _site(bundle: Bundle, profile: Profile, like: Bundle | None, on_progress: Pr
 
 
 def _check_fit(site: Site, there: Mapping[str, Artifact | None]) -> None:
-    """Raise `CompileError` where by plan what isn't there, by key, doesn't fit."""
+    """Raise `CompileError` where the missing engines are predicted not to fit; `there` is keyed by engine key."""
     asked = [(want.part, want.target, there.get(want.key)) for want in site.engines]
     bundle, profile = site.bundle, site.profile
     try:
         complaints = planned(bundle, profile, site.adapter, asked).complaints
-    except (BundleError, ShapeError):  # a graph that can't be planned is no reason not to build it
+    except (BundleError, ShapeError):  # without a prediction the build goes on
         return
     if complaints:
         raise CompileError(
-            f"By plan, profile {profile.name} doesn't fit. {'. '.join(complaints)}. `latentc plan` shows the figures. "
-            f"To try all the same: latentc build {bundle.argument} --profile {profile.argument} --force"
+            f"Profile {profile.name} is predicted not to fit. {'. '.join(complaints)}. `latentc plan` shows the "
+            f"figures. To build anyway: latentc build {bundle.argument} --profile {profile.argument} --force"
         )
 
 
 def _done(site: Site, found: Found) -> Built:
-    """An engine, once what its state asks for is done; its lock is held, unless it is there and proved."""
+    """Do what the state of an engine requires; its lock is held, unless it exists and is proved."""
     bundle, want, note = site.bundle, found.want, None
     if found.is_there:
         return Built(_kept(site, found), "there")
     if found.damaged:
         _clear(bundle, want.name)
-        note = f"{bundle.engines / want.name} was damaged, or an engine of another version of latentc. It was replaced."
+        note = f"{bundle.engines / want.name} was damaged, or built by another version of latentc. It was replaced."
     if found.state == "take":
         return Built(_taken(site, found), "taken", note)
     site.on_progress(f"{want.part}: read", None)
@@ -193,21 +192,21 @@ def _done(site: Site, found: Found) -> Built:
         try:
             return Built(_refitted(site, found), "refitted", note)
         except (CompileError, ParityError) as exc:
-            note = " ".join(filter(None, (note, f"It was compiled, not refitted: {exc}")))
+            note = " ".join(filter(None, (note, f"The engine was compiled, because refitting failed: {exc}")))
     return Built(_made(site, want), "compiled", note)
 
 
 def _kept(site: Site, found: Found) -> Artifact:
-    """An engine that is there, proved if it wasn't."""
+    """An existing engine, proved first if it wasn't."""
     assert found.artifact is not None
     check_floor(site.bundle, site.profile, found.want, found.parity or _prove(site, found.artifact))
     return found.artifact
 
 
 def _claimed(site: Site, built: Built) -> Built:
-    """An engine noted as this profile's too; in a bundle that can't be written it goes unnoted.
+    """Record that an engine belongs to this profile too; does nothing in a bundle that can't be written.
 
-    No other lock is held: two builds that wait for each other's would never end.
+    No other lock may be held here: two builds could wait for each other forever.
     """
     name = site.profile.name
     if name not in built.artifact.profiles:
@@ -217,7 +216,7 @@ def _claimed(site: Site, built: Built) -> Built:
 
 
 def _taken(site: Site, found: Found) -> Artifact:
-    """The other bundle's engine, proved as if it had been there; what isn't sound goes again."""
+    """Take the other bundle's engine and prove it; it is removed again if it is below the floor."""
     assert site.like is not None
     assert found.artifact is not None
     check_floor(site.bundle, site.profile, found.want, found.artifact.parity)
@@ -233,18 +232,18 @@ def _taken(site: Site, found: Found) -> Artifact:
 
 
 def _refitted(site: Site, found: Found) -> Artifact:
-    """An engine of another's plan and this part's weights, held to the floor as any other."""
+    """The other bundle's engine refitted with this part's weights, and compared as any other."""
     assert site.like is not None
     assert found.artifact is not None
     try:
         theirs = loadable(site.like, found.artifact)
-    except BundleError as exc:  # no reason not to compile
+    except BundleError as exc:  # the caller then compiles
         raise CompileError(str(exc)) from exc
     return _made(site, found.want, theirs, found.artifact.key)
 
 
 def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from: str | None = None) -> Artifact:
-    """An engine that was compiled, or another's with this part's weights; compared before it takes its place."""
+    """Compile an engine, or refit another one; it is compared before it is stored."""
     bundle, profile = site.bundle, site.profile
     with fresh_folder(bundle.engines / want.name, BundleError) as fresh:
         made = make(bundle, profile, site.adapter, want, fresh, site.on_progress, here=site.here, refitted=refitted)
@@ -264,7 +263,7 @@ def _prove(site: Site, artifact: Artifact) -> Parity:
 
 
 def _clear(bundle: Bundle, name: str) -> None:
-    """Remove what stands where an artifact belongs and isn't one."""
+    """Remove a damaged artifact."""
     path = bundle.engines / name
     try:
         if path.is_dir() and not path.is_symlink():
@@ -272,11 +271,11 @@ def _clear(bundle: Bundle, name: str) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as exc:
-        raise BundleError(f"{path} is damaged and can't be removed ({exc.strerror}). Remove it by hand.") from exc
+        raise BundleError(f"{path} is damaged and cannot be removed ({exc.strerror}). Remove it manually.") from exc
 
 
 def _prove_steps(site: Site, built: Mapping[str, Artifact]) -> Steps:
-    """Take diffusers' steps with the engines, once for each set of them."""
+    """Compare whole steps of the engines with diffusers', once per set of engines."""
     bundle, profile, adapter, wants = site.bundle, site.profile, site.adapter, site.engines
     key = steps_key(bundle, adapter, [built[want.key] for want in wants], guided=profile.shapes.guided)
     steps = recall(key, Steps)
@@ -289,7 +288,7 @@ def _prove_steps(site: Site, built: Mapping[str, Artifact]) -> Steps:
 
 
 def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:
-    """For each engine that a profile asks for: the artifact, or what keeps the nearest one from being it."""
+    """For each engine that a profile requires: the artifact, or how the nearest one differs from it."""
     _, engines = wanted(bundle, profile, to_run=False)
     there = artifacts(bundle)
     built = {artifact.key: artifact for artifact in there}

@@ -1,9 +1,9 @@
-"""Artifacts on disk: what they are keyed by, how they are found, and why one isn't.
+"""Artifacts on disk: how they are stored, how they are found, and why one is missing.
 
-<bundle>/engines/<part>-<key>/key.json    the header: what is behind the key, the files' digests, parity figures
-<bundle>/engines/<part>-<key>/...         what the runtime wrote; what two wrote alike is one file, linked, as
-                                         is what was taken from another bundle
-<bundle>/engines/.<name>.build.lock       while it is built; the system frees a dead owner's
+<bundle>/engines/<part>-<key>/key.json    the header: the fields of the key, the files' digests, parity figures
+<bundle>/engines/<part>-<key>/...         files of the runtime; large files that are equal, or were taken from another
+                                         bundle, are hard links
+<bundle>/engines/.<name>.build.lock       held during a build; the system releases the lock of a dead process
 """
 
 from __future__ import annotations
@@ -39,51 +39,51 @@ if TYPE_CHECKING:
 
 HEADER = "key.json"
 SHARED_BYTES = 1 << 20
-"""Smaller files are copied: looking whether another artifact has them takes longer."""
+"""Smaller files are copied: searching for another artifact with the same file takes longer."""
 
 LOCK = ".build.lock"
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
-"""What `core.files` writes before it takes its place."""
+"""Temporary files of `core.files`, before they are renamed."""
 WRITING_SECONDS = 60.0
-"""A file that is being written is never older."""
+"""A file that is still being written is never older than this."""
 
-KEPT = "Engines are kept in the bundle: let it be written, or copy it to a folder that can be."
+KEPT = "Engines are stored in the bundle: make it writable, or copy it to a writable folder."
 
 
 class Parity(Record):
-    """How near an engine came to the reference on fixed inputs: worst over its outputs."""
+    """Agreement of an engine with the reference on fixed inputs: the worst figures over its outputs."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     psnr_db: float
     cosine: float
     reference: str
-    """Who made the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
+    """What computed the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
     worst: str = ""
-    """Output and reference of the PSNR, as `out_sample of whole.0`."""
+    """Output and reference with the lowest PSNR, such as `out_sample of whole.0`."""
     graph_run_by: str | None = None
-    """The engine's device wasn't here: this is the parity of its graph, run on the CPU by this runtime."""
+    """Set where the engine's device was absent: the figures are those of its graph, run on the CPU by this runtime."""
     compared_on: str | None = None
-    """Of the devices that the engine is for, the one that ran it; None where it is for one."""
+    """For an engine of several devices, the one that ran it; None where it is for one device."""
     text_db: float | None = None
-    """Of a denoiser: SNR of what the text changes in its answer, over calls that differ by their text alone."""
+    """For a denoiser: SNR of what the text changes in its output, over calls that differ by their text alone."""
     text_share: float = 0.0
-    """RMS of that change in the reference, as a share of the answer's."""
+    """RMS of that change in the reference, relative to the RMS of the output."""
 
 
 class Artifact(Record):
-    """`key.json`: one compiled part."""
+    """One compiled part, stored as `key.json`."""
 
     part: str
     key: str
     fields: Key
     files: dict[str, FileInfo]
     parity: Parity
-    """What it came to where it was built. Each machine proves it by itself before it draws."""
+    """Its figures on the machine that built it. Every machine proves it again before it generates images."""
     seconds: float
-    """How long compiling or refitting took, the comparison left out."""
+    """Time to compile or refit it, without the comparison."""
     refitted_from: str | None = None
-    """Key of the engine that was given these weights; None for one that was compiled."""
+    """Key of the engine whose weights were replaced; None for an engine that was compiled."""
     profiles: tuple[str, ...] = ()
     """Names of the profiles that it was built for."""
 
@@ -98,7 +98,7 @@ class Artifact(Record):
 
     @property
     def name(self) -> str:
-        """Folder under `engines/`."""
+        """Name of its folder under `engines/`."""
         return folder_name(self.part, self.key)
 
 
@@ -108,15 +108,15 @@ def folder_name(part: str, key: str) -> str:
 
 
 def find(bundle: Bundle, part: str, key: str) -> Artifact | None:
-    """The artifact of this key, if it is whole; file sizes are compared, contents when it is loaded."""
+    """The artifact of this key if it is complete: file sizes are checked here, contents when it is loaded."""
     try:
         return _read(bundle, part, key)
-    except OSError:  # `intact` says it
+    except OSError:  # `intact` reports it
         return None
 
 
 def _read(bundle: Bundle, part: str, key: str) -> Artifact | None:
-    """As `find`; raises `OSError` for what is there and can't be read."""
+    """`find` that raises `OSError` for a file that exists and can't be read."""
     folder = bundle.engines / folder_name(part, key)
     try:
         artifact = Artifact.model_validate(read_sealed(folder / HEADER))
@@ -131,7 +131,7 @@ def _read(bundle: Bundle, part: str, key: str) -> Artifact | None:
 
 
 def intact(bundle: Bundle, part: str, key: str) -> Artifact | None:
-    """The artifact of this key, if it is as it was built, every byte; raises `BundleError` where it can't be read."""
+    """The artifact of this key if every byte is as it was built; raises `BundleError` where it can't be read."""
     try:
         artifact = _read(bundle, part, key)
     except OSError as exc:
@@ -140,12 +140,12 @@ def intact(bundle: Bundle, part: str, key: str) -> Artifact | None:
 
 
 def is_intact(bundle: Bundle, artifact: Artifact) -> bool:
-    """Whether an artifact's files are what was built, every byte; raises `BundleError` for one that can't be read."""
+    """Whether every byte of an artifact's files is as it was built; raises `BundleError` for an unreadable file."""
     return _damaged(bundle, artifact) is None
 
 
 def artifacts(bundle: Bundle) -> list[Artifact]:
-    """Every whole artifact of a bundle; anything else in the folder is passed over."""
+    """All complete artifacts of a bundle; anything else in the folder is ignored."""
     found: list[Artifact] = []
     for path in sorted(bundle.engines.glob(f"*/{HEADER}")):
         part, _, key = path.parent.name.rpartition("-")
@@ -156,7 +156,7 @@ def artifacts(bundle: Bundle) -> list[Artifact]:
 
 
 def verify(bundle: Bundle, artifact: Artifact) -> Path:
-    """The artifact's folder, once every file has its digest; raises `BundleError` naming the one that hasn't."""
+    """The artifact's folder, after the digest of every file is checked; raises `BundleError` naming a damaged file."""
     path = _damaged(bundle, artifact)
     if path:
         try:
@@ -164,31 +164,31 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
         except PointerError as exc:
             raise BundleError(str(exc)) from exc
         known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
-        raise BundleError(f"{path} is damaged: it isn't what was built. Run `latentc build`{known} again.")
+        raise BundleError(f"{path} is damaged: it is not the file that was built. Run `latentc build`{known} again.")
     return bundle.engines / artifact.name
 
 
 def loadable(bundle: Bundle, artifact: Artifact) -> Path:
-    """As `verify`, for an adapter to load from: in a bundle of links, the folder of plain files instead."""
+    """`verify`, and return the folder that an adapter can load from: in a bundle of links, a folder of plain files."""
     folder = verify(bundle, artifact)
     return plain_files(bundle, artifact.name, {name: folder / name for name in artifact.files})
 
 
 def load_engine(bundle: Bundle, artifact: Artifact, adapter: Runtime, want: Wanted) -> Engine:
-    """Load an artifact once every file has its digest; raises `BundleError` where it isn't what is wanted, or damaged.
+    """Load an artifact after checking its key and its files; raises `BundleError` where it doesn't match or is damaged.
 
-    Libraries notice less than one would think: OpenVINO loads a graph that was compiled in f16 and calls it f32, ONNX
-    Runtime takes one whose layouts were chosen for another CPU.
+    Libraries don't detect every mismatch: OpenVINO loads a graph that was compiled in f16 and reports it as f32, ONNX
+    Runtime loads one whose layouts were chosen for another CPU.
     """
     if differs := artifact.fields.differences(want.fields):
-        what = "; ".join(f"{name}: it has {has!r}, wanted is {wants!r}" for name, (has, wants) in differs.items())
-        raise BundleError(f"{bundle.engines / artifact.name} isn't what is wanted ({what}). Run `latentc build`.")
+        what = "; ".join(f"{name} is {has!r}, required is {wants!r}" for name, (has, wants) in differs.items())
+        raise BundleError(f"{bundle.engines / artifact.name} does not match the profile ({what}). Run `latentc build`.")
     sizes = {name: info.bytes for name, info in artifact.files.items()}
     return adapter.load(loadable(bundle, artifact), want.target, sizes)
 
 
 def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
-    """The first file of an artifact that isn't what was built; raises `BundleError` for one that can't be read."""
+    """The first damaged file of an artifact; raises `BundleError` for a file that can't be read."""
     for name, info in artifact.files.items():
         path = bundle.engines / artifact.name / name
         try:
@@ -197,7 +197,7 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
                 return path
         except (BundleError, PointerError):
             return path
-        except FileNotFoundError:  # another process removes it
+        except FileNotFoundError:  # another process removed it
             return path
         except OSError as exc:
             raise _unreadable(path, exc) from exc
@@ -205,22 +205,22 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
 
 
 def is_whole(path: Path, info: FileInfo) -> bool:
-    """Whether a file is what was built; raises `OSError`, and `ValueError` for what is no file."""
+    """Whether a file is as it was built; raises `OSError`, and `ValueError` for anything but a regular file."""
     return path.is_file() and path.stat().st_size == info.bytes and sha256(path) == info.sha256
 
 
 def damage(path: Path) -> str:
-    """What is wrong with what stands where an engine should be, in a sentence."""
+    """A sentence on what is wrong with a path where an engine should be."""
     for file in sorted(path.glob("*")):
         try:
             refuse_pointer(file)
         except PointerError as exc:
             return str(exc)
-    return f"{path} is damaged, or an engine of another version of latentc."
+    return f"{path} is damaged, or was built by another version of latentc."
 
 
 def _unreadable(path: Path, exc: OSError) -> BundleError:
-    return BundleError(f"{path} can't be read ({exc.strerror}). Check the disk, and who may read it.")
+    return BundleError(f"{path} cannot be read ({exc.strerror}). Check the disk and the file's permissions.")
 
 
 def seal(
@@ -248,7 +248,7 @@ def seal(
 
 
 def keep(path: Path, record: Record) -> None:
-    """Write what is remembered beside the engines; raises `BundleError` where it can't be."""
+    """Write a record beside the engines; raises `BundleError` where it can't be written."""
     try:
         write_sealed(path, record.model_dump(mode="json"))
     except OSError as exc:
@@ -256,9 +256,9 @@ def keep(path: Path, record: Record) -> None:
 
 
 def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
-    """Keep large files that another artifact has too, as the same weights for two GPUs, once on disk.
+    """Replace large files that another artifact has too, such as the same weights for two GPUs, by hard links.
 
-    Where the file system has no hard links, they stay as they are.
+    Does nothing where the file system has no hard links.
     """
     if not any(info.bytes >= SHARED_BYTES for info in files.values()):
         return
@@ -280,12 +280,12 @@ def share(bundle: Bundle, folder: Path, files: Mapping[str, FileInfo]) -> None:
 
 
 def _is_cache(name: str) -> bool:
-    """Whether a file of an artifact is in a library's cache, which it may write to."""
+    """Whether a file of an artifact is in a library's cache, to which the library may write."""
     return Path(name).parent != Path()
 
 
 def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> Artifact:
-    """Bring in an artifact from another bundle, linked where that is on the same disk."""
+    """Add an artifact from another bundle, as hard links where both are on the same disk."""
     folder, taken = verify(other, artifact), artifact.model_copy(update={"profiles": ()})
     with fresh_folder(bundle.engines / artifact.name, BundleError) as fresh:
         keep(fresh / HEADER, taken)
@@ -302,7 +302,7 @@ def take(bundle: Bundle, other: Bundle, artifact: Artifact) -> Artifact:
 
 
 def claim(bundle: Bundle, artifact: Artifact, profile: str) -> Artifact:
-    """Note in an artifact's header that it is a profile's too; by the holder of its lock."""
+    """Add a profile to an artifact's header; the caller holds its lock."""
     stored = find(bundle, artifact.part, artifact.key) or artifact
     if profile not in stored.profiles:
         stored = stored.model_copy(update={"profiles": (*stored.profiles, profile)})
@@ -311,15 +311,16 @@ def claim(bundle: Bundle, artifact: Artifact, profile: str) -> Artifact:
 
 
 def built_profiles(bundle: Bundle) -> tuple[str, ...]:
-    """Names of the profiles that something is built for."""
+    """Names of the profiles that engines were built for."""
     return tuple(dict.fromkeys(name for artifact in artifacts(bundle) for name in artifact.profiles))
 
 
 @contextmanager
 def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generator[None]:
-    """Hold the lock of one artifact, and say at once if that means waiting.
+    """Hold the lock of one artifact; waiting for it is reported through `on_progress`.
 
-    Raises `BundleError` where the bundle can't be written, and where another process holds it for `WAIT_SECONDS`.
+    Raises `BundleError` where the bundle can't be written, and where another process holds the lock for longer than
+    `WAIT_SECONDS`.
     """
     path = bundle.engines / f".{name}{LOCK}"
     with ExitStack() as stack:
@@ -328,7 +329,7 @@ def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generato
             stack.enter_context(held(path, WAIT_SECONDS, lambda: on_progress(f"{name}: {WAITING}", None)))
         except LockedError as exc:
             raise BundleError(
-                f"{exc}. Wait until that is done; if nothing is built there any more, remove the file."
+                f"{exc}. Wait until the other build has finished. If no build is running, remove the lock file."
             ) from None
         except OSError as exc:
             raise BundleError(unwritable(bundle.engines, exc, KEPT)) from exc
@@ -336,7 +337,7 @@ def locked(bundle: Bundle, name: str, on_progress: Progress = quiet) -> Generato
 
 
 def check_place(bundle: Bundle) -> None:
-    """Raise `BundleError` where no engine can be kept in the bundle, before one is built."""
+    """Raise `BundleError` where engines can't be stored in the bundle, before one is built."""
     try:
         bundle.engines.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=bundle.engines):
@@ -346,12 +347,12 @@ def check_place(bundle: Bundle) -> None:
 
 
 def is_old(path: Path) -> bool:
-    """Whether a file is older than one that is being written, or locked, can be."""
+    """Whether a file is older than any that is still being written or was just locked."""
     return time.time() - path.stat().st_mtime > WRITING_SECONDS
 
 
 def sweep(bundle: Bundle) -> None:
-    """Remove what killed builds left among the engines: files that were being written, and locks that nobody holds."""
+    """Remove leftovers of killed builds from `engines/`: partly written files, and locks that no process holds."""
     for path in bundle.engines.glob(".*"):
         with suppress(OSError):
             if TEMPORARY.fullmatch(path.name) and is_old(path):
@@ -363,15 +364,15 @@ def sweep(bundle: Bundle) -> None:
 
 @dataclass(frozen=True)
 class Miss:
-    """Why there is no artifact: the nearest one, and each field in which it differs as (has, wanted)."""
+    """Why an artifact is missing: the nearest one, and each field in which it differs, as (actual, required)."""
 
     nearest: str | None
-    """Itself, where it is there and damaged."""
+    """The artifact itself where it exists and is damaged; None where the runtime has none of the part."""
     differences: Mapping[str, tuple[object, object]]
 
 
 def explain(bundle: Bundle, wanted: Key, among: Sequence[Artifact]) -> Miss:
-    """Compare a key with those of the artifacts that its runtime has of the part; the nearest one is reported.
+    """Compare a key with those of the artifacts of the same part and runtime, and report the nearest one.
 
     `among` are the bundle's artifacts.
     """

@@ -1,4 +1,8 @@
-"""The references of a bundle as an engine can take them: in its own rows, size and length."""
+"""The references of a bundle, adapted to the rows, size and length of an engine.
+
+A *referee* is a runtime that runs the exported graph on the CPU without optimization, to compute references for shapes
+that PyTorch did not compute at export.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ..core.bundle import AGAIN, Bundle, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
-from ..core.install import pip
+from ..core.install import install
 from ..core.manifest import Part, TensorInfo
 from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
@@ -33,19 +37,19 @@ from .targets import job_of
 
 AT_EXPORT = "PyTorch, at export"
 ORIGIN = "made by"
-"""Beside the outputs of a remembered reference: no output has such a name."""
+"""Key of the origin beside the outputs of a stored reference: no output has this name."""
 
 REFEREES: dict[str, dict[str, bool | int | float | str]] = {
     "onnxruntime": {"graph_optimization_level": "off"},
     "openvino": {},
 }
-"""Runtimes that may run the exported graph in f32 as it stands, and their options."""
+"""Runtimes that may run the exported graph in f32 without changing it, and their options."""
 
 FIRSTS = ("whole", "single")
-"""Drawings whose first calls are put to engines of sizes that no drawing has."""
+"""Drawings whose first calls are resized for engines of sizes that no drawing has."""
 
 TIMESTEPS = 3
-"""A denoiser is compared at so many timesteps at least."""
+"""A denoiser is compared at this many timesteps at least."""
 
 Arrays = dict[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,36 +57,38 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Fixed:
-    """References that fit an engine, and who made them."""
+    """References that fit an engine, and what computed them."""
 
     origin: str
     cases: tuple[Case, ...]
 
 
 def read_stored(bundle: Bundle, part: str) -> Arrays:
-    """The arrays of a part's references. The file's digest is checked before (`verify_files`)."""
+    """Read the arrays of a part's references. The caller checks the file's digest first (`verify_files`)."""
     return _arrays(bundle, stored_at(part))
 
 
 def stored_cases(bundle: Bundle, part: str) -> tuple[Case, ...]:
-    """What PyTorch computed of a part at export."""
+    """The inputs and outputs of a part that PyTorch computed at export."""
     cases = unpack(read_stored(bundle, part))
     _check_complete(bundle, part, cases)
     return cases
 
 
 def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
-    """Raise `BundleError` where references lack what a proof rests on."""
+    """Raise `BundleError` where references lack what a proof requires."""
     info, model = bundle.part(part), bundle.manifest.model
     outputs = set(model.read_of(part)) or {tensor.name for tensor in info.outputs}
     inputs = {tensor.name for tensor in info.inputs}
     whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
     if not whole or (info.takes("timestep") and (_lacks(cases) or not text_pairs(cases, model.latents_input))):
-        raise BundleError(f"{bundle.folder / stored_at(part)} lacks references of {part}: it can't be proved. {AGAIN}")
+        raise BundleError(
+            f"{bundle.folder / stored_at(part)} lacks references of {part}, so it cannot be proved. {AGAIN}"
+        )
 
 
 def stored_drawings(bundle: Bundle) -> tuple[Drawings, Arrays]:
-    """What diffusers' pipeline drew at export, and its arrays."""
+    """The drawings that diffusers' pipeline made at export, and their arrays."""
     return _drawings(bundle), _arrays(bundle, DRAWN)
 
 
@@ -94,21 +100,21 @@ def _drawings(bundle: Bundle) -> Drawings:
 
 
 def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
-    """The inputs' shapes of the first reference."""
+    """Input shapes of the first reference, keyed by name."""
     return shapes_of(stored_cases(bundle, part)[0].feeds)
 
 
 def shapes_of(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Shapes of arrays by name."""
+    """Shapes of arrays, keyed by name."""
     return {name: array.shape for name, array in feeds.items()}
 
 
 def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Progress = quiet) -> Fixed:
     """The references of a part that fit a shape (None: of every shape).
 
-    A shape's rows are taken from PyTorch's answers row by row. For a size that PyTorch wasn't asked for, and where too
-    few timesteps are left, a runtime's f32 run of the exported graph, which is proved against PyTorch by itself, gives
-    more. Raises `RuntimeMissing` where there is none of either.
+    PyTorch's outputs are cut or repeated to the shape's rows. For a size that PyTorch didn't compute, and where too few
+    timesteps are left, a referee runs the exported graph in f32; the graph itself is proved against PyTorch. Raises
+    `RuntimeMissing` where neither is available.
     """
     cases = stored_cases(bundle, part)
     if shape is None:
@@ -124,13 +130,13 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Prog
 
 
 def made_reference(bundle: Bundle, part: str, shape: Shapes | None) -> str | None:
-    """SHA-256 of a referee's answers for a shape, where the bundle has some."""
+    """SHA-256 of the references that a referee computed for a shape; None where the bundle has none."""
     path = _reference_kept(bundle, part, shape) if shape is not None else None
     return sha256(path) if path is not None and path.is_file() else None
 
 
 def needs_referee(bundle: Bundle, part: str, shape: Shapes) -> bool:
-    """Whether `reference` would have a graph run for a shape."""
+    """Whether `reference` would run a referee for a shape."""
     fitting = _fitting(bundle.part(part), stored_cases(bundle, part), shape)
     return _lacks(fitting) and not _reference_kept(bundle, part, shape).is_file()
 
@@ -140,14 +146,14 @@ def _fitting(info: Part, cases: tuple[Case, ...], shape: Shapes) -> tuple[Case, 
 
 
 def _lacks(fitting: tuple[Case, ...]) -> bool:
-    """Whether these cases are none, or a denoiser's at too few timesteps."""
+    """Whether there are no cases, or, for a denoiser, too few timesteps."""
     timesteps = {float(case.feeds["timestep"][0]) for case in fitting if "timestep" in case.feeds}
     return not fitting or 0 < len(timesteps) < TIMESTEPS
 
 
 def _ends(cases: tuple[Case, ...], latents: str) -> list[Case]:
-    """The first case; of a denoiser the first calls of a guided and an unguided drawing, three calls at the ends, and
-    two that differ by their text alone.
+    """The first case; for a denoiser also the first calls of a guided and an unguided drawing, three calls from the
+    first to the last timestep, and two that differ by their text alone.
     """
     firsts = {
         case.drawing: case for case in reversed(cases) if case.drawing.partition("@")[0] in FIRSTS or case is cases[0]
@@ -165,14 +171,14 @@ def has_rows(tensor: TensorInfo) -> bool:
 
 
 def in_rows(array: Array, first: int, rows: int) -> Array:
-    """Rows of an array: so many from the first on; of one that has fewer each several times, in order."""
+    """`rows` rows of an array, starting at `first`; where the array has fewer, each is repeated, in order."""
     has = len(array)
     index = np.arange(rows) * has // rows if rows > has else np.arange(first, first + rows) % has
     return array.take(index, axis=0)
 
 
 def _in_rows(info: Part, case: Case, shape: Shapes) -> Iterable[Case]:
-    """The case, cut or repeated to an engine's rows; nothing where another axis differs."""
+    """The case, cut or repeated to an engine's rows; empty where another axis differs."""
     rowed = {tensor.name: has_rows(tensor) for tensor in (*info.inputs, *info.outputs)}
     found = shapes_of(case.feeds)
     if any(found[name][int(rowed[name]) :] != tuple(wanted)[int(rowed[name]) :] for name, wanted in shape.items()):
@@ -188,7 +194,7 @@ def _in_rows(info: Part, case: Case, shape: Shapes) -> Iterable[Case]:
 
 
 def stretched(array: Array, shape: tuple[int, ...]) -> Array:
-    """An array of another shape: rows as `in_rows` takes them, the rest repeated and cut along each axis."""
+    """Resize an array: rows as in `in_rows`, the other axes by repeating and cutting."""
     array = in_rows(array, 0, shape[0])
     for axis, size in enumerate(shape):
         array = array.take(np.arange(size) % array.shape[axis], axis=axis)
@@ -196,13 +202,13 @@ def stretched(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> list[Case]:
-    """The inputs of cases in another shape. The first is of a drawing, whose request those without one have too."""
+    """The inputs of cases in another shape. The first case belongs to a drawing; cases without one use its request."""
     manifest = bundle.manifest
     fed = [{name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()} for case in cases]
     if manifest.parts[part].role == "denoiser":
         requests = {drawing.name: drawing.request for drawing in _drawings(bundle).drawings}
         if (first := requests.get(cases[0].drawing)) is None:
-            raise BundleError(f"{bundle.folder / DRAWINGS} lacks the drawing {cases[0].drawing}. {AGAIN}")
+            raise BundleError(f"{bundle.folder / DRAWINGS} lacks the reference image {cases[0].drawing}. {AGAIN}")
         height, width = (side * manifest.model.downscale for side in shape[manifest.model.latents_input][-2:])
         for case, feeds in zip(cases, fed, strict=True):
             sized = requests.get(case.drawing, first).model_copy(update={"height": height, "width": width})
@@ -213,10 +219,9 @@ def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> l
 def _refereed(
     bundle: Bundle, part: str, cases: list[Case], shape: Shapes, on_progress: Progress
 ) -> tuple[str, list[Case]]:
-    """Who answered, and what a referee's f32 run of the graph answered to these inputs.
+    """The origin of the outputs, and the cases with the outputs that a referee computed from the graph in f32.
 
-    It is kept in the bundle, which takes it along to machines that have no referee. A machine that has one makes its
-    own, once.
+    They are stored in the bundle, for machines that have no referee. A machine that has one computes its own, once.
     """
     path = _reference_kept(bundle, part, shape)
     made_here = record_key("reference", {"name": path.name})
@@ -230,12 +235,12 @@ def _refereed(
     origin = str(made.pop(ORIGIN))
     outputs = {case.name: case.outputs for case in unpack(made)}
     if outputs.keys() != {case.name for case in cases}:
-        raise BundleError(f"{path} doesn't belong to these references. Remove it, and build again.")
+        raise BundleError(f"{path} does not belong to these references. Remove it, and build again.")
     return origin, [replace(case, outputs=outputs[case.name]) for case in cases]
 
 
 class _Made(Record):
-    """A referee's answers that this machine made."""
+    """Digest of the outputs that a referee computed on this machine."""
 
     sha256: str
 
@@ -247,7 +252,7 @@ def _reference_kept(bundle: Bundle, part: str, shape: Shapes) -> Path:
 
 
 def shape_referee() -> str | None:
-    """The runtime that runs exported graphs in f32 as they stand; None where none is here."""
+    """The runtime that acts as referee for other shapes; None where none is installed."""
     return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
 
 
@@ -255,8 +260,8 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
     name = shape_referee()
     if name is None:
         raise RuntimeMissing(
-            f"{part} at {shapes_of(cases[0].feeds)} has no stored reference, and neither {' nor '.join(REFEREES)} is "
-            f"here to make one. {pip('onnxruntime')}."
+            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and neither "
+            f"{' nor '.join(REFEREES)} is installed to compute one. {install('onnxruntime')}"
         )
     with refereed(bundle, part, name) as (origin, engine):
         arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}
@@ -268,7 +273,7 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
 
 @contextmanager
 def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engine]]:
-    """A referee over the exported graph of a part: what to call it, and its engine."""
+    """Yield the description and the engine of a referee for the exported graph of a part."""
     adapter, info = runtime(name), bundle.part(part)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
     graph, passes = checked_graph(bundle, part), needed_passes(adapter, target, info.weights)
@@ -286,5 +291,5 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
 
 def _arrays(bundle: Bundle, name: str) -> Arrays:
     if name not in bundle.manifest.files:
-        raise BundleError(f"{bundle.folder} has no {name}: engines can't be proved. Export the checkpoint again.")
+        raise BundleError(f"{bundle.folder / name} was not found, so engines cannot be proved. {AGAIN}")
     return read_arrays(bundle.folder / name, ARRAYS_BYTES, BundleError, AGAIN)

@@ -1,4 +1,4 @@
-"""A profile's verified engines of a bundle: found, checked, and loaded when they are asked for."""
+"""A bundle's verified engines for one profile: found, checked, and loaded on first use."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
+from ..core.units import counted
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
@@ -34,25 +35,25 @@ _Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
 
 @dataclass
 class Engines:
-    """The engines of a bundle for one profile, each loaded when it is first asked for. Safe for several threads."""
+    """The engines of a bundle for one profile, each loaded on first use. Thread-safe."""
 
     bundle: Bundle
     profile: Profile
     asked: tuple[Runtime, tuple[Wanted, ...]] | None = field(default=None, repr=False)
-    """What `wanted` gives for these, where that is known."""
+    """The result of `wanted` for this bundle and profile, where it is known."""
     built: Mapping[str, Artifact] = field(default_factory=dict[str, Artifact], repr=False)
-    """By key, those that are known; others are looked for."""
+    """Known artifacts, keyed by `Artifact.key`; others are looked up."""
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
     _files: dict[str, tuple[Artifact, _Marks]] = field(default_factory=dict[str, Any], init=False, repr=False)
-    """Of engines that are loaded, by key: what their files were like."""
+    """State of the files of each loaded engine, keyed by engine key."""
     _described: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
     notices: tuple[str, ...] = field(default=(), init=False)
-    """What a user should know of how they were proved."""
+    """Messages to the user about the proof of the engines."""
     _proved: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
-    """Of engines that were proved, by key, what their figures are remembered under."""
+    """`engine_key` of each proved engine, keyed by engine key."""
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
     _process: int = field(default_factory=os.getpid, init=False, repr=False)
 
@@ -63,7 +64,7 @@ class Engines:
         """The engine built for exactly these input shapes, or the one for every shape.
 
         Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
-        built for other sizes, `RequestError` where by plan what is drawn at this size won't fit into memory.
+        built for other sizes, `RequestError` where an image of this size is predicted not to fit in memory.
         """
         check_process(self._process, "These engines were")
         candidates = [want for want in self._wanted if want.part == part]
@@ -74,10 +75,10 @@ class Engines:
             own, images = "x".join(map(str, self.bundle.manifest.model.own_size)), profile.shapes.images
             sizes = ", ".join(own if size == OWN else size for size in profile.shapes.sizes)
             raise ShapeError(
-                f"{part} was asked for {_shown(shapes)}. Profile {profile.name} builds {sizes}, for {images} at once, "
-                f"{'with' if profile.shapes.guided else 'without'} guidance, and prompts of one chunk (75 tokens). "
-                "Ask for that (--size, --count, --guidance), or build with a profile of your own that says otherwise "
-                "under [shapes]."
+                f"No engine of {part} accepts {_shown(shapes)}. Profile {profile.name} is built for size {sizes}, "
+                f"{counted(images, 'image')} at once, {'with' if profile.shapes.guided else 'without'} guidance, and "
+                "prompts of one chunk (75 tokens). Request that (--size, --count, --guidance), or build with your own "
+                "profile that sets other [shapes]."
             )
         chosen = max(fitting, key=lambda want: want.target.shape is not None)
         if chosen.target.shape is None and self.bundle.part(part).role == "denoiser":
@@ -85,7 +86,7 @@ class Engines:
         return self._load(chosen)
 
     def check(self, on_progress: Progress = quiet) -> None:
-        """Prove what this machine hasn't proved yet, and hold all of it to the profile's floors.
+        """Prove the engines that this machine hasn't proved yet, and compare all of them with the profile's floors.
 
         Raises `BundleError` where an engine isn't built, and `ParityError` where one, or the whole step, is below.
         """
@@ -103,22 +104,22 @@ class Engines:
             steps = steps or measured.steps
             self._remember(artifacts, measured, time.perf_counter() - start)
         for want, artifact in pairs:
-            if artifact.key in known:  # measuring ends with the first that is below its floor
+            if artifact.key in known:  # measuring stops at the first that is below its floor
                 check_floor(self.bundle, self.profile, want, known[artifact.key])
         assert steps is not None
         self._proved = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
         check_steps(self.bundle, self.profile, self._wanted, steps)
 
     def unproved(self) -> str | None:
-        """What `check` would have to prove first; None where this machine proved all of it."""
+        """A sentence on what `check` would have to prove first; None where this machine proved everything."""
         artifacts = [artifact for _, artifact in self._pairs()]
         lacking = [one.part for one in artifacts if not proved_here(self.bundle, self._adapter, one)]
         key = steps_key(self.bundle, self._adapter, artifacts, guided=self.profile.shapes.guided)
         if not lacking and recall(key, Steps):
             return None
         return (
-            f"The engines for profile {self.profile.name} weren't proved on this machine yet "
-            f"({', '.join(dict.fromkeys(lacking)) or 'the whole step'}): the first `latentc run` or `latentc build` "
+            f"The engines for profile {self.profile.name} are not proved on this machine yet "
+            f"({', '.join(dict.fromkeys(lacking)) or 'the whole step'}). The first `latentc run` or `latentc build` "
             "compares them with the references, once."
         )
 
@@ -133,8 +134,8 @@ class Engines:
             kept.append(remember(key, measured.steps))
         if not all(kept):
             notice = (
-                f"The engines were proved before drawing, which took {seconds:.1f} s. It is done at every start, "
-                f"because {state_folder()} can't be written; set {STATE} to a folder that can."
+                f"The engines were proved before generation, which took {seconds:.1f} s. This is repeated at every "
+                f"start, because {state_folder()} is not writable. Set {STATE} to a writable folder."
             )
             self.notices = (notice,)
 
@@ -146,13 +147,13 @@ class Engines:
         if (path := self.bundle.engines / want.name) in broken(self.bundle):
             raise BundleError(f"{damage(path)} Run: latentc build {run}")
         if name in built:
-            hint = f"`latentc why {run}` says what changed since it was."
+            hint = f"`latentc why {run}` shows what changed since it was built."
         else:
-            hint = f"Built in it: {', '.join(built)}." if built else "`latentc inspect` lists what is built."
-        raise BundleError(f"{want.part} isn't built for profile {name}. Run: latentc build {run}   ({hint})")
+            hint = f"Built profiles: {', '.join(built)}." if built else "`latentc inspect` lists built engines."
+        raise BundleError(f"{want.part} is not built for profile {name}. Run: latentc build {run}   ({hint})")
 
     def preload(self, parts: Collection[str]) -> None:
-        """Load parts now rather than when they are first asked for; those of several sizes still wait."""
+        """Load parts now instead of on first use, except those that have engines of several sizes."""
         for part in parts:
             candidates = [want for want in self._wanted if want.part == part]
             if len(candidates) == 1:
@@ -161,7 +162,7 @@ class Engines:
     def _load(self, want: Wanted) -> Engine:
         with self._lock:
             if self._closed:
-                raise RuntimeMissing("These engines were closed, and their memory given back. Open the bundle again.")
+                raise RuntimeMissing("These engines are closed and their memory is freed. Open the bundle again.")
             if want.key not in self._loaded:
                 artifact = self._artifact(want)
                 proved = self._proved.get(want.key)
@@ -175,7 +176,7 @@ class Engines:
             return self._loaded[want.key]
 
     def _check_files(self, key: str) -> None:
-        """Raise `BundleError` where a loaded file was written to; one that another took the place of is still whole."""
+        """Raise `BundleError` where a loaded file was written to; a file that was replaced by rename is unchanged."""
         artifact, marks = self._files[key]
         if (now := _marks(self.bundle, artifact)) == marks:
             return
@@ -184,13 +185,13 @@ class Engines:
             path = self.bundle.engines / artifact.name / name
             if node == before and state != was and _differs(path, artifact.files[name]):
                 raise BundleError(
-                    f"{path} was written to while its engine was loaded, which may compute anything now. Open the "
-                    "bundle again. Replace engines by rename: copy to another name on the same disk, and move that."
+                    f"{path} was written to while its engine was loaded, so results of the engine cannot be trusted. "
+                    "Open the bundle again. To replace an engine, copy it under another name, then rename the copy."
                 )
         self._files[key] = artifact, now
 
     def describe(self) -> dict[str, str]:
-        """What runs each part, as `openvino 2026.4.1 CPU bf16`, and how many nodes where, for what has providers."""
+        """What runs each part, such as `openvino 2026.4.1 CPU bf16`, with nodes per provider where there are any."""
         check_process(self._process, "These engines were")
         with self._lock:
             if not self._described:
@@ -200,14 +201,14 @@ class Engines:
     def _describe(self) -> dict[str, str]:
         versions = self._adapter.versions()
         version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
-        told: dict[str, dict[str, None]] = {}
+        found: dict[str, dict[str, None]] = {}
         for want in self._wanted:
             facts = (want.target.runtime, version, want.target.device, want.target.precision)
-            told.setdefault(want.part, {})[" ".join(filter(None, facts)) + _placed(self.bundle, want)] = None
-        return {part: "; or ".join(each) for part, each in told.items()}
+            found.setdefault(want.part, {})[" ".join(filter(None, facts)) + _placed(self.bundle, want)] = None
+        return {part: "; or ".join(each) for part, each in found.items()}
 
     def close(self) -> None:
-        """Give back the engines' memory; in a fork, none of it."""
+        """Free the engines' memory; does nothing in a forked process."""
         if os.getpid() != self._process:
             return
         with self._lock:
@@ -224,11 +225,11 @@ class Engines:
 
 
 def load(bundle: Bundle, profile: Profile, parts: Collection[str] = (), on_progress: Progress = quiet) -> Engines:
-    """The engines that a profile has in a bundle, those of `parts` loaded now rather than when first asked for.
+    """Open a bundle's engines for a profile; those of `parts` are loaded now instead of on first use.
 
-    Engines that this machine didn't prove yet, as those of a bundle that was copied here, are proved first.
-    Raises as `wanted` does, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one isn't
-    what PyTorch computed, to the profile's floors.
+    Engines that this machine didn't prove yet, such as those of a copied bundle, are proved first.
+    Raises the errors of `wanted`, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one
+    is below the profile's floors.
     """
     engines = Engines(bundle, profile)
     engines.check(on_progress)
@@ -248,7 +249,7 @@ def _differs(path: Path, info: FileInfo) -> bool:
 
 
 def _marks(bundle: Bundle, artifact: Artifact) -> _Marks:
-    """By file that is there: which it is, and what changes when it is written to."""
+    """For each existing file: its device and inode, and its size and times, which change when it is written to."""
     found: _Marks = {}
     for name in artifact.files:
         with suppress(OSError):
@@ -258,12 +259,12 @@ def _marks(bundle: Bundle, artifact: Artifact) -> _Marks:
 
 
 def _placed(bundle: Bundle, want: Wanted) -> str:
-    """Nodes by provider, as they were placed when the engine was built; empty where the runtime has one place only."""
+    """Nodes by provider, as placed when the engine was built; empty where the runtime has only one provider."""
     path = bundle.engines / want.name / PLACEMENT
     try:
         nodes = read_plain(path, dict[str, dict[str, int]])
         return f", nodes: {', '.join(f'{sum(kinds.values())} {provider}' for provider, kinds in nodes.items())}"
-    except (OSError, ValueError, AttributeError):  # there is none, or it is damaged, which loading the engine says
+    except (OSError, ValueError, AttributeError):  # none, or damaged: loading the engine reports that
         return ""
 
 

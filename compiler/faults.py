@@ -1,4 +1,4 @@
-"""What of a bundle and its engines isn't as it was written."""
+"""Files of a bundle and its engines that are damaged or were changed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .key import KEY_LENGTH
 
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 AGAIN = "Remove it, or build its profile again."
-"""What to do with an engine that isn't as it was built: no profile may want it any more."""
+"""What to do with a damaged engine. It may belong to no current profile."""
 
 
 def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
-    """What of a bundle and its engines isn't as it was written, every file read; in sentences."""
+    """Read every file of a bundle and its engines; returns one sentence for each that isn't as it was written."""
     found: list[str] = []
     for index, name in enumerate(bundle.manifest.files):
         on_progress("files", index / len(bundle.manifest.files))
@@ -35,7 +35,7 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
         except BundleError as exc:
             found.append(str(exc))
     lost = [path for path in bundle.engines.glob("reference-*.npz") if not unpacks(path)]
-    return found + [f"{path} isn't what was written. Remove it, and build again." for path in sorted(lost)]
+    return found + [f"{path} is damaged. Remove it, and build again." for path in sorted(lost)]
 
 
 def _fault(bundle: Bundle, path: Path) -> str:
@@ -48,7 +48,7 @@ def _fault(bundle: Bundle, path: Path) -> str:
 
 
 def unpacks(path: Path) -> bool:
-    """Whether a referee's answers are what was written."""
+    """Whether the outputs of a referee (see `cases`) are intact."""
     try:
         read_sealed_arrays(path, "")
     except BundleError:
@@ -57,7 +57,7 @@ def unpacks(path: Path) -> bool:
 
 
 def broken(bundle: Bundle) -> list[Path]:
-    """What is where an artifact should be, and isn't one that is whole by its header and sizes."""
+    """Paths where an artifact should be, and whose header or file sizes are wrong."""
     named = ((path, *path.name.rpartition("-")[::2]) for path in sorted(bundle.engines.glob("*-*")))
     engines = [(path, part, key) for path, part, key in named if part in bundle.manifest.parts and KEY.fullmatch(key)]
     return [path for path, part, key in engines if find(bundle, part, key) is None and os.path.lexists(path)]

@@ -1,11 +1,11 @@
-"""How much arithmetic a part's ONNX graph asks for at given shapes.
+"""The arithmetic of a part's ONNX graph at given shapes.
 
 Counted: Conv, ConvTranspose, MatMul, Gemm, Attention and Einsum, at 2 FLOP for each multiply-add; that is the
 convention of the published figures (SD1.5's UNet: 803 GFLOP a forward at 512x512). Attention is its two matrix
 products, masked entries included.
 
-Left out, as there: everything that takes a few operations for each number (bias, activations, normalization, softmax,
-resizing), and moving memory. Of a UNet that is about one percent of the arithmetic, though not of the time.
+Not counted, as in those figures: operators that take a few operations per number (bias, activations, normalization,
+softmax, resizing), and memory traffic. In a UNet that is about one percent of the arithmetic, though not of the time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..core.errors import BundleError, ShapeError
 from .sizes import Shape, attribute, infer_shapes, read_graph
 
 REFUSED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "DFT", "STFT", "DeformConv", "QLinearConv", "QLinearMatMul")
-"""Operators that do arithmetic which isn't counted here: a graph that has one is refused, not counted too low."""
+"""Operators whose arithmetic isn't counted here: a graph that has one is refused, as its count would be too low."""
 
 
 def count_flops(graph: Path, shapes: Mapping[str, Shape]) -> int:
-    """FLOP of one call at the shapes of a graph's inputs, by name. Only the graph is read, not its weights.
+    """FLOP of one call at the inputs' `shapes`, keyed by name. Only the graph is read, not its weights.
 
     Raises `ShapeError` where an input's shape is missing, unknown or doesn't fit, or where the shape of a counted
     operator doesn't follow from them; `BundleError` for a file that isn't a graph, or has operators that do
@@ -45,16 +45,16 @@ def _refuse(model: Any, graph: Path) -> None:
         if node.op_type in REFUSED or node.op_type in functions or node.domain not in ("", "ai.onnx"):
             name = ".".join(filter(None, (node.domain, node.op_type)))
             raise BundleError(
-                f"The arithmetic of {name} ({node.name!r} in {graph}) can't be counted. "
-                "Count the graph as it was exported, not one that a runtime or a quantizer rewrote."
+                f"The arithmetic of {name} ({node.name!r} in {graph}) cannot be counted. "
+                "Use the graph that was exported, not one that a runtime or a quantizer rewrote."
             )
 
 
 def _shape(known: Mapping[str, Shape], name: str, node: Any) -> Shape:
     if name not in known:
         raise ShapeError(
-            f"The shape of {name!r} at {node.op_type} {node.name!r} doesn't follow from the shapes of the inputs, so "
-            "the graph can't be counted. Count it as it was exported."
+            f"The shape of {name!r} at {node.op_type} {node.name!r} does not follow from the shapes of the inputs, so "
+            "the arithmetic of the graph cannot be counted. Use the graph that was exported."
         )
     return known[name]
 

@@ -1,9 +1,9 @@
-"""From f32 to f16, in the graph itself: for runtimes that compute in the types they are given.
+"""Conversion of a graph from f32 to f16, for runtimes that compute in the types of the graph.
 
-What loses more than rounding stays in f32: sums of many terms (norms, softmax), powers and exponentials, and whatever
-leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the fast ones). A fused
-Attention keeps its softmax to itself: `softmax_precision`, which would say how, is refused by TensorRT. Inputs and
-outputs keep their f32. Where the checkpoint's weights are f16 they are used as they lie in the bundle's file.
+Operations that would lose more than rounding stay in f32: sums of many terms (norms, softmax), powers and exponentials,
+and everything that leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the high
+frequencies). The softmax inside a fused Attention can't be controlled: TensorRT refuses `softmax_precision`. Inputs and
+outputs stay f32. Where the checkpoint's weights are f16, they are used from the bundle's file without a copy.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ NARROW = frozenset(
         *("GroupNorm", "MultiHeadAttention"),  # Microsoft's
     }
 )
-"""Operators computed in f16. The two norms take f16 and sum in f32 by themselves (`stash_type`); all others, as Softmax
-or the sums of a norm that is written out, stay in f32."""
+"""Operators computed in f16. The two norms take f16 and sum in f32 internally (`stash_type`). All other operators, such
+as Softmax or the sums of an expanded norm, stay in f32."""
 
 WIDE = "latentc.precision"
-"""Metadata of a node that a pass wrote and that stays in f32."""
+"""Metadata key of nodes that a pass inserted and that stay in f32."""
 
 PHASES = frozenset({"Sin", "Cos"})
 SCALES = {"Resize": (0,), "Pad": (0, 2), "GroupNorm": (0,)}
-"""Operators that have f32 inputs which aren't of the picture: the inputs that are."""
+"""Operators with f32 inputs that are parameters, such as scales: the indices of the inputs that are data."""
 
 LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_half(model: ir.Model) -> ir.Model:
-    """Compute in f16 what keeps its accuracy there; the graph's inputs and outputs stay as they are.
+    """Convert operators that keep their accuracy to f16; the graph's inputs and outputs don't change.
 
-    Raises `CompileError` for a weight that f16 can't hold, and where the graph doesn't state its types.
+    Raises `CompileError` for a weight that is out of range of f16, and where the graph doesn't state its types.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -53,14 +53,14 @@ def to_half(model: ir.Model) -> ir.Model:
 
 
 class _Narrowing:
-    """One walk over a graph, in order: every value has its f16 twin, its f32 twin, or both."""
+    """One pass over a graph, in order: every value has an f16 twin, an f32 twin, or both."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.narrow: dict[ir.Value, ir.Value] = {}
         self.wide: dict[ir.Value, ir.Value] = {}
         self.changed: set[ir.Value] = set()
-        """Values that are f16 now and were f32."""
+        """Values that were f32 and are now f16."""
 
     def run(self) -> None:
         kept = self._kept()
@@ -69,8 +69,8 @@ class _Narrowing:
                 self.narrow[node.outputs[0]] = cast("Any", node.inputs[0])
             elif node.op_type in NARROW and node.outputs[0].dtype is None:
                 raise CompileError(
-                    f"{node.op_type} {node.name!r} answers in a type that the graph doesn't state, so it can't be "
-                    "lowered to f16. Export the checkpoint again."
+                    f"The graph does not state the output type of {node.op_type} {node.name!r}, so it cannot be "
+                    "converted to f16. Export the checkpoint again."
                 )
             elif node.op_type in NARROW and node not in kept and _is_f32(node.outputs[0]):
                 self._narrow(node)
@@ -81,7 +81,7 @@ class _Narrowing:
                 self._restore(index, value)
 
     def _kept(self) -> set[ir.Node]:
-        """What a sine or cosine is computed from, and what is to stay in f32 in any case."""
+        """Nodes from which a sine or cosine is computed, and nodes marked to stay in f32."""
         found = {node for node in self.graph if WIDE in node.metadata_props}
         waiting = [node for node in self.graph if node.op_type in PHASES]
         while waiting:
@@ -131,8 +131,8 @@ class _Narrowing:
 
         if np.isfinite(values).all() and np.abs(values).max(initial=0.0) > LARGEST:
             raise CompileError(
-                f"The weight {value.name} holds {np.abs(values).max():.3g}, and f16 ends at {LARGEST:.0f}. Ask for "
-                "f32 for this part under [precision]."
+                f"The weight {value.name} contains {np.abs(values).max():.3g}, but the largest f16 is {LARGEST:.0f}. "
+                "Set f32 for this part under [precision]."
             )
         tensor = ir.tensor(values.astype(np.float16), name=f"{value.name}.f16")
         twin = ir.Value(
@@ -150,7 +150,7 @@ class _Narrowing:
         return self.wide[value]
 
     def _cast(self, value: ir.Value, kind: ir.DataType, before: ir.Node, after: ir.Node | None) -> ir.Value:
-        """A cast behind the value's producer, or, of an input of the graph, before its first use."""
+        """Insert a cast behind the value's producer, or, for an input of the graph, before its first use."""
         import onnx_ir as ir
 
         node = ir.node("Cast", [value], {"to": int(kind)}, name=f"{value.name}.{kind.name.lower()}")
@@ -163,7 +163,7 @@ class _Narrowing:
         return node.outputs[0]
 
     def _restore(self, index: int, value: ir.Value) -> None:
-        """Give an output of the graph its f32 and its name again."""
+        """Give an output of the graph its f32 type and its name back."""
         wide = self._f32(value)
         wide.name, value.name = value.name, f"{value.name}.f16"
         self.graph.outputs[index] = wide

@@ -1,10 +1,10 @@
-"""Operators that a device has no kernel for, or a wrong one, in those that it has.
+"""Replacement of operators for which a device has no kernel, or an inaccurate one.
 
 ONNX Runtime's CUDA provider (1.31.1) has no kernel for GroupNormalization, which it expands into some twenty operators,
 and none for ArgMax of integers, which it computes on the CPU, between two copies, so that the call can't be recorded as
-a graph. Its Attention in f16 came to 19 dB of PyTorch in a UNet of Stable Diffusion 1.5 on an H200, where opset 18's
-small operators come to 62 dB (benchmarks/results/2026-11-26-h200.md). It has Microsoft's GroupNorm, of samples whose
-channels come last, with or without SiLU behind the norm, and Microsoft's MultiHeadAttention.
+a graph. Its Attention in f16 agreed with PyTorch to only 19 dB in a UNet of Stable Diffusion 1.5 on an H200, where
+opset 18's small operators reach 62 dB (benchmarks/results/2026-11-26-h200.md). It does have Microsoft's GroupNorm, for
+channels-last samples, with or without SiLU behind the norm, and Microsoft's MultiHeadAttention.
 Source: OperatorKernels.md and ContribOperators.md of the ONNX Runtime repository.
 """
 
@@ -29,17 +29,17 @@ SILU = 1
 
 
 def rewrite(model: ir.Model, lacks: Collection[str]) -> ir.Model:
-    """Replace the operators of these names by ones that compute the same.
+    """Replace the operators of these names by equivalent ones.
 
-    The model is changed in place and returned. Left as they are: norms of samples of another rank than three or four,
-    and attention with a mask, a cache, a causal flag or an unknown number of heads.
+    The model is changed in place and returned. Norms of samples of another rank than three or four, and attention with
+    a mask, a cache, a causal flag or an unknown number of heads, are not replaced.
 
-    Raises `CompileError` for an operator that there is no other way to write.
+    Raises `CompileError` for an operator that has no replacement here.
     """
     if unknown := sorted(set(lacks) - REWRITES.keys()):
         raise CompileError(
-            f"The runtime says that it lacks {', '.join(unknown)}, which latentc can't write otherwise. It can: "
-            f"{', '.join(REWRITES)}. Correct `Facts.lacks` of the runtime."
+            f"The runtime lists {', '.join(unknown)} under `Facts.lacks`, and latentc has no replacement for it. "
+            f"Replaceable operators: {', '.join(REWRITES)}. Correct `Facts.lacks` of the runtime."
         )
     for node in list(model.graph):
         if node.op_type in lacks and node.domain in ("", "ai.onnx") and node.graph is not None:
@@ -48,7 +48,7 @@ def rewrite(model: ir.Model, lacks: Collection[str]) -> ir.Model:
 
 
 def _argmax(model: ir.Model, node: ir.Node) -> None:
-    """Of integers below 2^24, such as token ids, as of floats, which hold each of them exactly."""
+    """ArgMax over floats instead of integers: f32 holds integers below 2^24, such as token ids, exactly."""
     import onnx_ir as ir
 
     value = node.inputs[0]
@@ -62,7 +62,7 @@ def _argmax(model: ir.Model, node: ir.Node) -> None:
 
 
 class _Before:
-    """Writes nodes that take the place of another one."""
+    """Creates nodes that replace another one."""
 
     def __init__(self, model: ir.Model, node: ir.Node, old: ir.Value) -> None:
         self._model, self._node, self._old = model, node, old
@@ -86,7 +86,7 @@ class _Before:
         return made
 
     def take_place(self, value: Any, gone: Collection[ir.Node]) -> None:
-        """Give `value` the old one's name, shape and users, and remove the nodes that made the old one."""
+        """Give `value` the old value's name, shape and users, and remove the nodes in `gone`, which computed it."""
         import onnx_ir as ir
 
         value.shape = self._old.shape
@@ -173,4 +173,4 @@ REWRITES: Mapping[str, Callable[[Any, Any], None]] = {
     "Attention": _attention,
     "GroupNormalization": _group_norm,
 }
-"""By operator."""
+"""The replacement of each operator."""

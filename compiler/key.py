@@ -1,4 +1,4 @@
-"""What an artifact is keyed by, and in what two keys differ."""
+"""The key of an artifact, and the differences between two keys."""
 
 from __future__ import annotations
 
@@ -17,61 +17,61 @@ DIGEST = "part digest"
 
 
 class Key(Record):
-    """All that shapes an artifact. Fields of a later version of latentc are kept, and compared as any other."""
+    """Everything that an artifact depends on. Fields of a later version of latentc are kept, and compared as others."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     part: str
     part_digest: str = Field(validation_alias=DIGEST, serialization_alias=DIGEST)
-    """Of the part's graph and weights."""
+    """Digest of the part's graph and weights."""
     runtime: str
     adapter: int
     """The adapter's revision."""
     versions: dict[str, str]
     device: dict[str, str]
-    """Its `name`, and what of it shapes the artifact."""
+    """The device's `name`, and those of its properties that the artifact depends on."""
     precision: Precision
     shape: Literal["free"] | dict[str, tuple[int, ...]]
     options: dict[str, Option]
     opset: int | None = None
-    """As `lowering`, of a runtime that compiles graphs."""
+    """Set, as `lowering` is, for a runtime that compiles graphs."""
     lowering: int | None = None
     length: int | None = None
-    """Token ids in a row, of an engine for every size, where they aren't CLIP's 77."""
+    """Token ids per row, for an engine of every size where it isn't CLIP's 77."""
 
     @field_validator("device")
     @classmethod
     def _named(cls, device: dict[str, str]) -> dict[str, str]:
         if "name" not in device:
-            raise ValueError("a device has a name")
+            raise ValueError("the device has no name")
         return device
 
     @property
     def device_name(self) -> str:
-        """As profiles have it."""
+        """The device's name in profiles."""
         return self.device["name"]
 
     @property
     def fixed(self) -> dict[str, tuple[int, ...]] | None:
-        """Every input's shape; None of an engine for every size."""
+        """Shape of each input, keyed by name; None for an engine of every size."""
         return None if self.shape == "free" else self.shape
 
     @property
     def plain(self) -> dict[str, Any]:
-        """As JSON; what doesn't apply is left out."""
+        """The key as JSON, without fields that don't apply."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     @property
     def digest(self) -> str:
-        """What artifacts are named by."""
+        """The digest that artifacts are named after."""
         return sha256_json(self.plain)[:KEY_LENGTH]
 
     def is_kin(self, other: Key) -> bool:
-        """Whether the two differ by the part's digest at most."""
+        """Whether the two keys are equal but for the part's digest."""
         return {**self.plain, DIGEST: other.part_digest} == other.plain
 
     def differences(self, wanted: Key) -> dict[str, tuple[object, object]]:
-        """By field, as `versions.openvino`: what this one has, and what the other wants."""
+        """Fields that differ, such as `versions.openvino`, each with this key's value and the one in `wanted`."""
         has, wants = _flat(self.plain), _flat(wanted.plain)
         names = sorted(has.keys() | wants.keys())
         return {name: (has.get(name), wants.get(name)) for name in names if has.get(name) != wants.get(name)}

@@ -1,7 +1,7 @@
-"""Lowering: from the bundle's portable graph to the one a runtime is given.
+"""Lowering: from the bundle's portable graph to the graph that a runtime compiles.
 
 Passes take a model, change it in place, and return it. The lowered graph is written to a scratch folder of its own,
-never into the part's. Its weights stay in the part's data file, which the scratch folder links to; where a pass makes
+never into the part's. Its weights stay in the part's data file, which the scratch folder links to; where a pass creates
 many new weights, all of them are written to a file in the scratch folder.
 """
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LOWERING_VERSION = 4
-"""Part of every key: raise it when a pass changes what it makes."""
+"""Part of every key: increase it when a pass changes its output."""
 
 INLINE_BYTES = 512 * 2**20
-"""New weights above this are written to a file of their own: a graph ends at 2 GB."""
+"""New weights above this size are written to a separate file: a graph file is limited to 2 GB."""
 
 
 def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tuple[Pass, ...]:
-    """What a target's graph needs: its recipe's passes, less what the runtime does by itself, and the runtime's own.
+    """The passes that a target's graph needs: those of its recipe that the runtime doesn't do, and the runtime's own.
 
-    `weights` is the type that the part's are kept in.
+    `weights` is the type in which the part's weights are stored.
     """
     recipe: dict[Pass, bool] = {"half": adapter.facts.typed, "stage": target.device in adapter.facts.sums_in_a_row}
     own: dict[Pass, bool] = {
@@ -62,15 +62,15 @@ def lowered(
     lacks: Collection[str] = (),
     scratch: Path | None = None,
 ) -> Generator[Path]:
-    """Give the path of the lowered graph; the part's own where nothing needs lowering.
+    """Yield the path of the lowered graph, or of the part's own graph where nothing needs lowering.
 
-    Of the passes, `half` computes in f16 what keeps its accuracy there; `fold` works out what follows from the shape;
-    `widen` gives weights that are kept in bf16 as f32, for libraries that don't read bf16; `stage` writes group norms
-    out for those that sum in a row (`core.norms`). Operators that the device `lacks` kernels for are written in others.
-    The graph is called `name`, in a folder of this call's own inside `scratch`, or inside the system's temporary folder
-    where that isn't given or can't be written. It is removed after the block. `weights_of` finds the weights.
+    The passes: `half` computes in f16 where accuracy allows; `fold` evaluates everything that follows from the shape;
+    `widen` converts weights stored in bf16 to f32, for libraries that don't read bf16; `stage` expands group norms for
+    runtimes that sum sequentially (`core.norms`). Operators that the device `lacks` kernels for are replaced by others.
+    The graph is named `name`, in a new folder inside `scratch`, or inside the system's temporary folder where `scratch`
+    is None or can't be written. It is removed after the block. `weights_of` finds the weights.
 
-    Raises `CompileError` for an operator that opset 18 can't say, or a weight that f16 can't hold.
+    Raises `CompileError` for an operator that opset 18 can't express, or a weight out of range of f16.
     """
     if opset >= 23 and shape is None and not ({"half", "widen", "stage"} & set(passes) or lacks):
         yield graph
@@ -78,7 +78,7 @@ def lowered(
     try:
         import onnx_ir as ir
     except ImportError as exc:
-        raise RuntimeMissing(f"Building needs onnx-ir ({exc}). {install('build')}") from exc
+        raise RuntimeMissing(f"Building requires onnx-ir ({exc}). {install('build')}") from exc
     model: ir.Model = cast("Any", ir).load(graph)
     if "half" in passes or "widen" in passes:
         widen_bf16(model)
@@ -132,7 +132,7 @@ def _link(folder: Path, weights: Path, names: set[str]) -> None:
 
 
 def widen_bf16(model: ir.Model) -> ir.Model:
-    """Give weights that are kept in bf16 as f32, without the casts behind them: nothing is lost."""
+    """Convert weights stored in bf16 to f32 and remove the casts behind them; the conversion is exact."""
     import onnx_ir as ir
 
     for weight in list(model.graph.initializers.values()):
@@ -141,7 +141,9 @@ def widen_bf16(model: ir.Model) -> ir.Model:
             continue
         casts = [use.node for use in weight.uses()]
         if not all(cast_.op_type == "Cast" and cast_.outputs[0].dtype == ir.DataType.FLOAT for cast_ in casts):
-            raise CompileError(f"{weight.name} is kept in bf16 and used as it is. Export the checkpoint again.")
+            raise CompileError(
+                f"{weight.name} is stored in bf16 and used without a cast to f32. Export the checkpoint again."
+            )
         weight.const_value, weight.type = _as_f32(tensor), ir.TensorType(ir.DataType.FLOAT)
         for node in casts:
             cast("Any", ir.convenience).replace_all_uses_with(node.outputs[0], weight)
@@ -160,7 +162,7 @@ def _as_f32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Model:
-    """Give every input one shape; what follows from it is left to the runtime to infer."""
+    """Give every input a fixed shape; the runtime infers all other shapes."""
     import onnx_ir as ir
 
     for value in model.graph.inputs:
@@ -171,20 +173,20 @@ def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Mode
 
 
 def fold(model: ir.Model) -> ir.Model:
-    """Work out what follows from fixed shapes, and write down the shape of every value.
+    """Evaluate everything that follows from fixed shapes, and store the shape of every value in the graph.
 
     Raises `RuntimeMissing` without onnxscript.
     """
     try:
         from onnxscript import optimizer
     except ImportError as exc:
-        raise RuntimeMissing(f"Building for this runtime needs onnxscript ({exc}). {install('iree')}") from exc
+        raise RuntimeMissing(f"Building for this runtime requires onnxscript ({exc}). {install('iree')}") from exc
     cast("Any", optimizer).optimize(model)
     return model
 
 
 def lower_opset(model: ir.Model) -> ir.Model:
-    """From opset 23 to 18: Attention, GroupNormalization and Gelu in smaller operators."""
+    """Convert from opset 23 to 18: Attention, GroupNormalization and Gelu are expanded into smaller operators."""
     expansions: dict[str, Callable[[Tape, ir.Node], ir.Value]] = {
         "Attention": _attention,
         "GroupNormalization": _group_norm,
@@ -201,16 +203,16 @@ def lower_opset(model: ir.Model) -> ir.Model:
 
 
 class Tape:
-    """Writes nodes before the one that they stand in for."""
+    """Inserts nodes before the node that they replace."""
 
     def __init__(self, node: ir.Node) -> None:
         self.node = node
         self.count = 0
         self.wide = False
-        """Whether what is written now is to stay in f32."""
+        """Whether nodes that are inserted now stay in f32."""
 
     def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Add an operator; gives its output."""
+        """Insert an operator; returns its output."""
         import onnx_ir as ir
 
         graph = cast("ir.Graph", self.node.graph)
@@ -233,7 +235,7 @@ class Tape:
 
 
 def _type_of(op: str, inputs: tuple[ir.Value | None, ...], attributes: dict[str, Any]) -> ir.TypeProtocol | None:
-    """The type of an operator's output, of the operators used here: that of what it computes with."""
+    """The type of the output of an operator that is used here: that of its data input."""
     import onnx_ir as ir
 
     if op == "Shape":
@@ -261,12 +263,12 @@ def _attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 def _refuse(node: ir.Node, what: str) -> CompileError:
     return CompileError(
-        f"{node.op_type} {node.name!r} {what}, which opset 18 can't say here. Use opset = 23 in the profile."
+        f"{node.op_type} {node.name!r} {what}, so it cannot be converted to opset 18. Use opset = 23 in the profile."
     )
 
 
 def _attention(tape: Tape, node: ir.Node) -> ir.Value:
-    """softmax(q k^T scale + mask) v; q and k are scaled before they meet, as the operator is defined."""
+    """softmax(q k^T scale + mask) v; q and k are scaled before they are multiplied, as the operator is defined."""
     query, key, value, mask, *rest = (*node.inputs, None, None)[:7]
     plain = (
         len(node.outputs) == 1
@@ -278,7 +280,7 @@ def _attention(tape: Tape, node: ir.Node) -> ir.Value:
         and len(query.shape) == 4
     )
     if not plain:
-        raise _refuse(node, "has a cache, a causal flag or three axes")
+        raise _refuse(node, "has a cache, a causal flag, a softcap or inputs of three axes")
     width = cast("Any", query).shape[3]
     scale = _attribute(node, "scale", None) or (1 / math.sqrt(width) if isinstance(width, int) else None)
     if scale is None:
@@ -293,9 +295,9 @@ def _attention(tape: Tape, node: ir.Node) -> ir.Value:
 
 
 def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
-    """Each group less its mean, over its deviation, then scaled and shifted by channel; in f32 whatever the rest is.
+    """Each group less its mean, over its deviation, then scaled and shifted by channel; always in f32.
 
-    InstanceNormalization would say the same in one operator, and IREE 3.13 gives NaN for it where sizes are free.
+    InstanceNormalization would do the same in one operator, but IREE 3.13 gives NaN for it where sizes are free.
     """
     sample, scale, bias = node.inputs
     groups = int(_attribute(node, "num_groups", 0))
@@ -317,7 +319,7 @@ def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
 def _gelu(tape: Tape, node: ir.Node) -> ir.Value:
     """Half of x (1 + erf(x / sqrt 2)). Source: arXiv 1606.08415."""
     if _attribute(node, "approximate", "none") != "none":
-        raise _refuse(node, "is approximate")
+        raise _refuse(node, "uses an approximation")
     value = node.inputs[0]
     error = tape("Erf", tape("Mul", value, tape.constant(math.sqrt(0.5))))
     return tape("Mul", tape("Mul", value, tape.constant(0.5)), tape("Add", error, tape.constant(1.0)))

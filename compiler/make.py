@@ -1,7 +1,7 @@
-"""One engine of a build: compiled, or refitted, and compared.
+"""One engine of a build: compiled or refitted, then compared with its reference.
 
-A library that compiles or runs a graph from somewhere else may crash, never end, or take all memory. Where this machine
-didn't export the graph, all of it happens in a process of its own.
+A library that compiles or runs a graph from an unknown source may crash, hang, or use all memory. Where this machine
+didn't export the graph, this work runs in a separate process.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .targets import Wanted, job_of, wanted
 
 
 class Made(Record):
-    """What is known of an engine once it is made."""
+    """Figures of a new engine."""
 
     parity: Parity
     seconds: float
-    """Of compiling or refitting, with the lowering of the graph."""
+    """Time to lower the graph and to compile or refit it."""
 
 
 def make(
@@ -47,9 +47,9 @@ def make(
     here: bool,
     refitted: Path | None = None,
 ) -> Made:
-    """Compile an engine into an empty folder, or give its weights to the plan in folder `refitted`; compare it.
+    """Compile an engine into an empty folder, or refit the one in folder `refitted` with its weights, and compare it.
 
-    Where the device isn't `here`, what is compared is the graph in the engine's own types, before it is compiled.
+    Without the device (`here` is False) the graph is compared in the engine's own types before it is compiled.
     Raises `ParityError` below the profile's floor, and `CompileError`.
     """
     if not adapter.facts.reads_onnx or is_exported_here(bundle, want.part):
@@ -73,12 +73,14 @@ def make(
 def make_apart(
     bundle: str, profile: Mapping[str, Any], key: str, folder: str, refitted: str | None, on_progress: Progress
 ) -> dict[str, Any]:
-    """In a process of its own: `Made` as JSON."""
+    """Run `make` in a separate process; returns `Made` as JSON."""
     opened, chosen = open_bundle(bundle), Profile.model_validate(profile)
     adapter, engines = wanted(opened, chosen, to_run=False)
     want = next((one for one in engines if one.key == key), None)
     if want is None:
-        raise CompileError(f"What builds {folder} has changed since this build began. Build again.")
+        raise CompileError(
+            f"The bundle, the profile or the runtime of {folder} changed after this build started. Build again."
+        )
     plan = Path(refitted) if refitted else None
     here = adapter.missing(chosen.device) is None
     return _make(opened, chosen, adapter, want, Path(folder), plan, on_progress, here=here).model_dump(mode="json")
@@ -96,7 +98,7 @@ def _make(
     here: bool,
 ) -> Made:
     parity = None
-    if not here:  # compared before it is compiled, which takes longer
+    if not here:  # compared first, because compiling takes longer
         on_progress(f"{want.part}: compare its graph", None)
         parity = measure_typed(bundle, want.part, want.target)
         check_floor(bundle, profile, want, parity)
@@ -127,7 +129,7 @@ def compile_into(
     *,
     refitted: Path | None = None,
 ) -> None:
-    """Lower a part's graph and have the runtime compile it into a folder; nothing is compared."""
+    """Lower a part's graph and compile it into a folder; nothing is compared."""
     graph, target = checked_graph(bundle, want.part), want.target
     if not adapter.facts.reads_onnx:
         adapter.compile(job_of(bundle, want.part, graph, target), folder, on_progress)

@@ -1,8 +1,8 @@
-"""How much memory the values of a graph take at once, at given shapes, beside its weights.
+"""Peak memory of the values of a graph at given shapes, without its weights.
 
-A value is held from the node that makes it to the last that reads it. Nodes that rearrange nothing (reshape, split,
-slice) give views; chains of operators that go number by number are computed in one piece, in the place of an input that
-is not needed after, as compilers do. What a runtime holds beside that is a factor of its own (`Costs.per_value`).
+A value is held from the node that computes it to the last node that reads it. Nodes that move no data (reshape, split,
+slice) give views. Chains of pointwise operators are fused and computed in place of an input that isn't needed
+afterwards, as compilers do. Memory that a runtime adds to that is a factor of its own (`Costs.per_value`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POINTWISE = frozenset(
 
 @dataclass(frozen=True)
 class Lifetime:
-    """Numbers that are held; a node reads at twice its index, and computes right after."""
+    """Interval in which so many numbers are held. Node `i` reads at time `2 * i` and computes at `2 * i + 1`."""
 
     first: int
     last: int
@@ -37,10 +37,10 @@ class Lifetime:
 def activation_bytes(
     graph: Path, shapes: Mapping[str, Shape], width: int, *, per_value: float = 1.0, scores: int = 0
 ) -> int:
-    """The most bytes that values take at once, at `width` bytes a number, each `per_value` times.
+    """Peak bytes of all values, at `width` bytes per number, scaled by `per_value`.
 
-    `scores` is how many copies of attention's scores are held beside them, 0 where the operator is fused. Raises what
-    `infer_shapes` raises.
+    `scores` is the number of copies of the attention scores that are held beside them, 0 where attention is fused.
+    Raises the errors of `infer_shapes`.
     """
     model = read_graph(graph)
     known = infer_shapes(model, graph, shapes)
@@ -49,7 +49,7 @@ def activation_bytes(
 
 
 def looked_up(graph: Path) -> int:
-    """Numbers in weights that are only looked up in, as a text encoder's table of tokens."""
+    """Count the numbers in weights that are only used for look-ups, such as a text encoder's token embeddings."""
     model = read_graph(graph)
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
@@ -68,7 +68,7 @@ def looked_up(graph: Path) -> int:
 
 
 def _values(model: Any, known: Mapping[str, Shape]) -> Iterable[Lifetime]:
-    """Each value, from where it is made to where it is read last."""
+    """The lifetime of each value, from the node that computes it to the last that reads it."""
     nodes, graph = list(model.graph.node), model.graph
     weights = {tensor.name for tensor in graph.initializer}
     ends = {value.name for value in graph.output}
@@ -77,9 +77,9 @@ def _values(model: Any, known: Mapping[str, Shape]) -> Iterable[Lifetime]:
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
     made = {value.name: -1 for value in graph.input if value.name not in weights}
-    """By value held: the index of the node that makes it."""
+    """For each value in memory: the index of the node that computes it."""
     roots: dict[str, set[str]] = {name: {name} for name in made}
-    """By value: those held in memory that it is read from. What follows from weights alone has none."""
+    """For each value: the values in memory from which it is read; none where it follows from weights alone."""
     for index, node in enumerate(nodes):
         sources = {root for name in node.input for root in roots.get(name, ())}
         for name in node.output:
@@ -101,7 +101,7 @@ def _values(model: Any, known: Mapping[str, Shape]) -> Iterable[Lifetime]:
 
 
 def _at_once(held: list[Lifetime]) -> float:
-    """The most numbers at one time."""
+    """The largest count of numbers held at one time."""
     changes: dict[int, float] = {}
     for one in held:
         changes[one.first] = changes.get(one.first, 0) + one.numbers
@@ -114,12 +114,15 @@ def _at_once(held: list[Lifetime]) -> float:
 
 
 def _scores(model: Any, known: Mapping[str, Shape], copies: int) -> Iterable[Lifetime]:
-    """What attention holds while it computes: queries times keys."""
+    """The attention scores (queries times keys) that are held while attention computes."""
     for index, node in enumerate(model.graph.node):
         if node.op_type != "Attention" or not copies:
             continue
         if not all(name in known for name in node.input[:2]):
-            raise ShapeError(f"The shapes of attention {node.name!r} don't follow from those of the inputs.")
+            raise ShapeError(
+                f"The shapes of attention {node.name!r} do not follow from those of the inputs, so its memory cannot "
+                "be predicted. Use the graph that was exported."
+            )
         query, key = known[node.input[0]], known[node.input[1]]
         if len(query) == 4:
             yield Lifetime(2 * index + 1, 2 * index + 1, copies * math.prod(query[:3]) * key[2])

@@ -1,4 +1,4 @@
-"""How near an engine, or a graph, comes to what PyTorch computed at export."""
+"""Comparison of engines and graphs with what PyTorch computed at export."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..core.bundle import Bundle, checked_graph, open_bundle, proof_digest, verify_files
+from ..core.bundle import AGAIN, Bundle, checked_graph, open_bundle, proof_digest, verify_files
 from ..core.engine import Engine
 from ..core.errors import BundleError, ParityError, RuntimeMissing
 from ..core.external import values_of
-from ..core.install import pip
+from ..core.install import install
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.recipes import Precision
@@ -42,30 +42,32 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LIMIT_SECONDS = 3600.0
-"""How long the first run of a bundle's graphs, or of its engines, may take: an endless one is ended."""
+"""Time limit of the first run of a bundle's graphs or engines, which might hang."""
 
 GRAPH_REFEREES: dict[str, tuple[Precision, ...]] = {"onnxruntime": ("f32",), "iree": ("f32", "bf16", "f16")}
-"""Runtimes, and in what they compute a typed graph as it stands; the faster ones go first. ONNX Runtime's CPU widens
-f16, and would find no overflow.
+"""Runtimes that run a graph on the CPU exactly in its own types, and those types; faster ones first. ONNX Runtime's CPU
+widens f16, so it wouldn't detect an overflow.
 """
 
 KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "Concat")
-"""Operators of a text encoder's graph whose output is still token ids, or the place of one."""
+"""Operators of a text encoder's graph whose output is still token ids, or the position of one."""
 
 
 def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], latents: str) -> Parity:
     """Run an engine on fixed inputs and compare each output: the worst figures. The first call is repeated at the end.
 
-    `latents` is the denoiser's input that takes them: calls of the same latents and timestep differ by their text.
+    `latents` names the denoiser's input of latents: calls with equal latents and timestep differ by their text.
 
-    Raises `ParityError` where it doesn't give an output, or gives one of another shape.
+    Raises `ParityError` where an output is missing or has another shape.
     """
     given = tuple(cases)
     pairs = text_pairs(given, latents)
     paired = {index for pair in pairs for index in pair}
     answers: dict[int, Array] = {}
     if not given:
-        raise BundleError(f"The bundle has no references of {part} that fit: it can't be proved. Export it again.")
+        raise BundleError(
+            f"The bundle has no references of {part} that fit this engine, so it cannot be proved. {AGAIN}"
+        )
     worst = Parity(psnr_db=float("inf"), cosine=1.0, reference=origin)
     for index, case in enumerate((*given, *given[:1])):
         found = engine.run(case.feeds)
@@ -93,24 +95,24 @@ def _answer(case: Case) -> str:
 
 
 def check_outputs(part: str, case: Case, found: dict[str, Array]) -> None:
-    """Raise `ParityError` where an engine doesn't give an output, or gives one of another shape."""
+    """Raise `ParityError` where an output of an engine is missing or has another shape."""
     for name, wanted in case.outputs.items():
         if name not in found:
             gives = sorted(found) or "nothing"
-            raise ParityError(f"The engine of {part} gives {gives}, and {name!r} was expected. Build it again.")
+            raise ParityError(f"The engine of {part} returns {gives}, but {name!r} was expected. Build it again.")
         if found[name].shape != wanted.shape:
             raise ParityError(
-                f"The engine of {part} gives {name!r} of shape {list(found[name].shape)} to inputs "
-                f"{shapes_of(case.feeds)}; PyTorch gave {list(wanted.shape)}. Build it again."
+                f"The engine of {part} returns {name!r} of shape {list(found[name].shape)} for inputs "
+                f"{shapes_of(case.feeds)}, but PyTorch returned {list(wanted.shape)}. Build it again."
             )
 
 
 def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = quiet) -> dict[str, float]:
-    """Hold exported graphs, run in f32, against PyTorch's answers; the figures.
+    """Compare exported graphs, run in f32, with PyTorch's outputs; returns the PSNR of each part in dB.
 
-    Of a text encoder the table of token embeddings is compared by its digest: references feed a part of a large
-    vocabulary only. It is done once for a graph on each machine, in a process of its own. Where nothing is here to run
-    them, what the export measured counts, as long as neither graph, weights nor references changed since.
+    A text encoder's table of token embeddings is compared by its digest, because references use only a part of a large
+    vocabulary. Each graph is compared once per machine, in a separate process. Where no runtime is installed to run it,
+    the figure of the export is used, as long as neither graph, weights nor references have changed.
     Raises `ParityError` below `GRAPH_DB`, and `RuntimeMissing`.
     """
     keys = {part: graph_key(bundle.part(part).digest, _fixed(bundle, part)) for part in parts}
@@ -130,32 +132,31 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
     for part, figure in figures.items():
         if not figure.psnr_db >= GRAPH_DB:
             raise ParityError(
-                f"The graph of {part}, run in f32, isn't what PyTorch computed at export: {figure.worst} agrees to "
-                f"{figure.psnr_db:.1f} dB, and {GRAPH_DB:.0f} dB was expected. Its bundle was changed. Export the "
-                "checkpoint again."
+                f"The graph of {part}, run in f32, differs from what PyTorch computed at export: {figure.worst} agrees "
+                f"to {figure.psnr_db:.1f} dB, but {GRAPH_DB:.0f} dB is required. The bundle was changed. {AGAIN}"
             )
     return {part: figures[part].psnr_db if part in figures else _exported(bundle, part) for part in keys}
 
 
 def is_exported_here(bundle: Bundle, part: str) -> bool:
-    """Whether this machine exported the graph, and remembers it: it is no stranger's."""
+    """Whether this machine exported the graph and has a record of it, so that it can be trusted."""
     figure = recall(graph_key(bundle.part(part).digest, _fixed(bundle, part)), GraphFigure)
     return figure is not None and figure.exported_here
 
 
 def _exported(bundle: Bundle, part: str) -> float:
-    """What the export measured."""
+    """The PSNR in dB that the export measured."""
     info = bundle.part(part)
     if info.proved != proof_digest(info.digest, _fixed(bundle, part)):
         raise RuntimeMissing(
-            f"The graph of {part} was changed since its export, so it has to be proved in f32, and neither "
-            f"{' nor '.join(REFEREES)} is here to run it. {pip('onnxruntime')}."
+            f"The graph of {part} was changed since its export, so it must be proved in f32, and neither "
+            f"{' nor '.join(REFEREES)} is installed to run it. {install('onnxruntime')}"
         )
     return info.psnr_db
 
 
 def run_graphs(bundle: str, parts: list[str], on_progress: Progress) -> dict[str, Any]:
-    """In a process of its own: a `GraphFigure` for each part."""
+    """Run in a separate process; returns a `GraphFigure` as JSON for each part."""
     opened, name, figures = open_bundle(bundle), shape_referee(), dict[str, Any]()
     assert name is not None
     for part in parts:
@@ -172,7 +173,7 @@ def _fixed(bundle: Bundle, part: str) -> str:
 
 
 def _check_table(bundle: Bundle, part: str) -> None:
-    """Raise `ParityError` where token ids reach more than the checkpoint's table of embeddings and the pooled row."""
+    """Raise `ParityError` where token ids are used for more than the embedding table and the pooled row's position."""
     digest = read_stored(bundle, part).get(TABLE)
     if digest is None:
         return
@@ -195,19 +196,19 @@ def _check_table(bundle: Bundle, part: str) -> None:
             (ids if ids.intersection(names) else places).update(outputs)
         else:
             raise ParityError(
-                f"The graph of {part} computes {node.op_type} of token ids, which no exported one does. Its bundle was "
-                "changed. Export the checkpoint again."
+                f"The graph of {part} computes {node.op_type} of token ids, which no exported graph does. The bundle "
+                f"was changed. {AGAIN}"
             )
     rows = next(encoder.vocabulary for encoder in bundle.manifest.model.text_encoders if encoder.part == part)
     if tables != [(str(digest), rows)]:
         raise ParityError(
-            f"The graph of {part} looks token ids up in another table than the checkpoint's. Its bundle was changed. "
-            "Export the checkpoint again."
+            f"The graph of {part} looks up token ids in another table than the checkpoint's. The bundle was changed. "
+            f"{AGAIN}"
         )
 
 
 def _table(value: ir.Value | None) -> tuple[str, int | None]:
-    """SHA-256 of a constant's values as f32, and its rows; nothing of what isn't constant."""
+    """SHA-256 of a constant's values as f32, and its row count; `("", None)` for a value that isn't constant."""
     while value is not None and value.const_value is None:
         node = value.producer()
         value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
@@ -218,7 +219,7 @@ def _table(value: ir.Value | None) -> tuple[str, int | None]:
 
 
 def graph_referee(precision: Precision) -> str | None:
-    """The runtime that runs a graph of this type on the CPU; None where none is here."""
+    """The runtime that runs a graph of this type on the CPU; None where none is installed."""
     able = _able(precision)
     here = (name for name in able if not (runtime(name).missing("CPU") or runtime(name).unbuildable("CPU")))
     return next(here, None)
@@ -229,18 +230,18 @@ def _able(precision: Precision) -> list[str]:
 
 
 def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
-    """Run what an absent device's engine computes on the CPU, in its own types, and compare each output.
+    """Run the graph of an absent device's engine on the CPU, in its own types, and compare each output.
 
-    At the oldest opset that a referee takes: what the engine's graph has as one operator (attention, group norm) may be
-    several here, in the same types. This machine remembers it: engines for several devices share the figure.
-    Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is here.
+    The graph is lowered to the oldest opset of all referees, where one operator of the engine's graph (attention, group
+    norm) may be expanded into several of the same types. The figure is stored on this machine, and shared by engines
+    for several devices. Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is installed.
     """
     name = graph_referee(target.precision)
     if name is None:
         able = _able(target.precision)
         raise RuntimeMissing(
-            f"{target.device} isn't here, so {part} has to be proved on the CPU, in its own types. That takes "
-            f"{' or '.join(able)}: {pip(able[-1])}."
+            f"This machine has no {target.device}, so {part} must be proved on the CPU in {target.precision}. That "
+            f"requires {' or '.join(able)}. {install(able[-1])}"
         )
     adapter = runtime(name)
     run_by, key = _typed_key(bundle, part, target, name)
@@ -268,13 +269,13 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
 
 
 def is_typed_measured(bundle: Bundle, part: str, target: Target) -> bool:
-    """Whether `measure_typed` remembers the figure."""
+    """Whether the figure of `measure_typed` is stored on this machine."""
     name = graph_referee(target.precision)
     return name is not None and recall(_typed_key(bundle, part, target, name)[1], Parity) is not None
 
 
 def _typed_key(bundle: Bundle, part: str, target: Target, name: str) -> tuple[str, str]:
-    """Which version of the referee, and what its figure is remembered under."""
+    """The referee with its version, and the key of its stored figure."""
     run_by = f"{name} {' '.join(runtime(name).versions().values())} CPU"
     shape = {key: list(size) for key, size in (target.shape or stored_shape(bundle, part)).items()}
     facts = {"part": bundle.part(part).digest, "references": _fixed(bundle, part), "shape": shape, "run by": run_by}

@@ -1,9 +1,9 @@
-"""What a build will take and what its engines will hold, before a minute is spent on it.
+"""Prediction of the time and memory that a build takes and of the memory that its engines hold, before it starts.
 
 Memory follows from the graph: its weights, and the values alive at once at the sizes that are built for; so does the
 arithmetic of comparing an engine with its reference. What a runtime adds to that, and how fast it computes, was
-measured (`Costs`), and is corrected by what the last build of the part took, where there was one. Where the builder has
-said what its engine will hold, that stands beside.
+measured (`Costs`), and is corrected by the last build of the part, where there was one. Where the builder of an engine
+reported the memory that it will hold, that figure is given too.
 """
 
 from __future__ import annotations
@@ -33,69 +33,69 @@ from .targets import Wanted, targets, wanted
 
 MOST_READ = 10_000
 _READ: dict[tuple[object, ...], int] = {}
-"""What graphs were read for, by part digest, what it is, and what it hangs on: reading one takes up to a second."""
+"""Results of reading graphs, keyed by part digest, function and arguments: reading a graph takes up to a second."""
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """One engine; bytes, seconds."""
+    """Predictions for one engine, in bytes and seconds."""
 
     part: str
     precision: str
     shape: dict[str, Shape]
-    """What it is planned for: where sizes are free, the model's own."""
+    """Input shapes that it is planned for: where sizes are free, the model's own size."""
     weights_bytes: int
     activation_bytes: int
-    """Values alive at once, and what the runtime holds beside them to compute."""
+    """Memory of the values alive at once, and of what the runtime holds beside them to compute."""
     held_bytes: int
-    """On the device, once it is loaded and called."""
+    """Memory on the device, once it is loaded and called."""
     disk_bytes: int | None
     build_bytes: int | None
-    """The most that building holds."""
+    """Peak memory of building."""
     build_seconds: float | None
-    """To compile it."""
+    """Time to compile it."""
     compare_seconds: float | None
-    """To compare it: its graph compiled and run on the CPU where its device isn't here, references that are made."""
+    """Time to compare it, including missing references, and its graph on the CPU where the device is absent."""
     built: Artifact | None
-    """What is there already."""
+    """The engine that already exists, if any."""
     reported_bytes: int | None
-    """What its builder says that it will hold on the device."""
+    """Memory on the device as reported by its builder."""
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a profile asks of a bundle."""
+    """Predictions for all engines of a profile."""
 
     profile: str
     device: str
     measured: bool
-    """Whether the runtime was measured; if not, held bytes are weights and activations only, and it will be more."""
+    """Whether the runtime was measured; if not, held bytes are weights and activations only, a lower bound."""
     on_host: bool
     engines: tuple[EnginePlan, ...]
     held_bytes: int
-    """By all engines that draw a picture, loaded at once; of a denoiser and its variants, by the largest."""
+    """Memory of all engines that generate an image, loaded at once; of a denoiser and its variants, the largest."""
     device_bytes: int | None
-    """What the device has; None where nobody knows."""
+    """Memory of the device; None where it is unknown."""
     build_bytes: int | None
-    """The most that building what isn't there yet will hold, in the machine's own memory, the comparison included."""
+    """Peak of the machine's own memory while missing engines are built and compared."""
     free_bytes: int | None
-    """Memory that is free here now."""
+    """Memory that is free on this machine now."""
     disk_bytes: int | None
-    """Of what isn't there yet."""
+    """Disk space of missing engines."""
     disk_free_bytes: int
     build_seconds: float | None
-    """To compile and compare what isn't there yet, on two cores."""
+    """Time to compile and compare missing engines, on two cores."""
     unbuildable: str | None
-    """Why it can't be built here, where it can't; then no key is known, and nothing is looked for in the bundle."""
+    """Why it can't be built here, if so; then no key is known, and no engine is looked up in the bundle."""
 
     @property
     def complaints(self) -> tuple[str, ...]:
-        """What doesn't fit, in sentences."""
+        """Sentences that state what doesn't fit."""
         return tuple(_complaints(self))
 
 
 def plan(bundle: Bundle, profile: Profile) -> BuildPlan:
-    """Predict what building a profile's engines takes, and what they will hold, here or where it can be built.
+    """Predict what building a profile's engines takes, and the memory that they hold, on this machine or elsewhere.
 
     Raises `ProfileError` as `wanted` does, and `BundleError` for graphs or references that can't be read.
     """
@@ -115,14 +115,14 @@ def planned(
     asked: Iterable[tuple[str, Target, Artifact | None]],
     unbuildable: str | None = None,
 ) -> BuildPlan:
-    """As `plan`, of engines that are known: each part and target, and the artifact where there is one."""
+    """`plan` for known engines: each part and target, and the artifact where one exists."""
     costs = adapter.costs(profile.device, profile.options, free=not profile.shapes.sizes)
     here = machine()
     absent = adapter.missing(profile.device) is not None
     earlier = artifacts(bundle)
     planned = tuple(_plan_one(bundle, adapter, *one, earlier, absent=absent) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
-    # A picture has one size. What a builder reports of its own engine goes before the prediction.
+    # An image has one size. What a builder reports of its own engine takes precedence over the prediction.
     drawing = {
         part: max(one.reported_bytes or one.held_bytes for one in planned if one.part == part)
         for part in bundle.drawing
@@ -146,35 +146,35 @@ def planned(
 
 
 def _at_once(bundle: Bundle, held: Mapping[str, int]) -> int:
-    """What parts that draw hold together, from each one's own: a picture is drawn by one denoiser."""
+    """Total memory of the parts that generate an image, from each part's own: only one denoiser is used."""
     denoisers = bundle.variants("denoiser").values()
     others = sum(size for part, size in held.items() if part not in denoisers)
     return others + max((held[part] for part in denoisers if part in held), default=0)
 
 
 def _all(figures: list[Any], combine: Callable[[list[Any]], Any]) -> Any:
-    """Figures combined; None where one isn't known, 0 where there is none."""
+    """Combine figures; None where one is unknown, 0 without figures."""
     return None if None in figures else combine([0, *figures])
 
 
 def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> int | None:
-    """The device's memory: by the machine where it is here, else by the profile."""
-    said = round(profile.memory_gb * 1e9) if profile.memory_gb else None
+    """The device's memory: as the machine reports it where the device is present, else from the profile."""
+    stated = round(profile.memory_gb * 1e9) if profile.memory_gb else None
     if on_host:
-        return min(filter(None, (said, here.memory_bytes)), default=None)
+        return min(filter(None, (stated, here.memory_bytes)), default=None)
     if absent:
-        return said
+        return stated
     devices = profile.device.split(TOGETHER)
     named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") in devices]
     sizes = {gpu.memory_bytes for gpu in named or here.gpus}
-    return (sizes.pop() if len(sizes) == 1 else None) or said  # of several unlike ones, nobody knows which it will be
+    return (sizes.pop() if len(sizes) == 1 else None) or stated  # GPUs differ: which one will be used is unknown
 
 
 def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: int, width: int) -> int | None:
-    """What drawing holds in the machine's own memory, with engines of free sizes that are all loaded.
+    """Bytes of the machine's own memory that generation takes, with all engines loaded, for engines of free sizes.
 
-    `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where it is held elsewhere, or
-    was never measured.
+    `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where a device has memory of its
+    own, or the runtime was never measured.
     """
     base, held, model = 0, dict[str, int](), bundle.manifest.model
     drawn = Setting(width * model.downscale, height * model.downscale)
@@ -195,7 +195,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
 
 @dataclass(frozen=True)
 class _Priced:
-    """One engine, as the costs of its runtime predict it."""
+    """Predictions for one engine from the costs of its runtime."""
 
     bundle: Bundle
     part: str
@@ -210,7 +210,7 @@ class _Priced:
 
     @property
     def whole(self) -> int:
-        """Weights in f32."""
+        """Bytes of the weights in f32."""
         return self.bundle.part(self.part).parameters * RECIPES["f32"].weight_bytes
 
     @property
@@ -233,7 +233,7 @@ class _Priced:
     def build(self) -> int:
         costs = self.costs
         compiling = costs.build_base + costs.build_per_weight * self.weights
-        return max(round(compiling), costs.base + self.held if costs.on_host else 0)  # it is called, to be compared
+        return max(round(compiling), costs.base + self.held if costs.on_host else 0)  # comparing it calls it
 
     @property
     def build_seconds(self) -> float:
@@ -262,7 +262,7 @@ def _plan_one(
         alive = _alive(bundle, adapter, None, part, target.precision, shape)
         return EnginePlan(
             *(part, target.precision, shape, weights, alive, weights + alive),
-            *(None, None, None, None, artifact, _told(bundle, artifact)),
+            *(None, None, None, None, artifact, _reported(bundle, artifact)),
         )
     engine = _Priced(bundle, part, adapter, costs, target.precision, shape)
     referees, seconds = _compared(engine, target, absent=absent)
@@ -279,15 +279,15 @@ def _plan_one(
         build_seconds=build * engine.build_seconds,
         compare_seconds=seconds,
         built=artifact,
-        reported_bytes=_told(bundle, artifact),
+        reported_bytes=_reported(bundle, artifact),
     )
 
 
 def _learned(engine: _Priced, target: Target, earlier: Sequence[Artifact]) -> tuple[float, float, float]:
-    """What the last build of a part took, over what its costs predict: held, on disk, and seconds.
+    """Ratios of the last build of a part to what its costs predict: bytes held, bytes on disk, and seconds.
 
-    The last by the same runtime for the same device in the same type, whatever its size and options; 1 where there is
-    none, or it says nothing of that.
+    The last build is the one with the same runtime, device and type, in any size and with any options. A ratio is 1
+    where there is no such build, or it doesn't state the figure.
     """
     about = (engine.part, target.runtime, target.device, target.precision)
     alike = [one for one in earlier if _about(one) == about and one.refitted_from is None]
@@ -296,8 +296,8 @@ def _learned(engine: _Priced, target: Target, earlier: Sequence[Artifact]) -> tu
     last = max(alike, key=lambda one: (engine.bundle.engines / one.name).stat().st_mtime)
     shape = _shape(engine.bundle, engine.part, replace(target, shape=last.fields.fixed))
     then = replace(engine, shape={name: tuple(sides) for name, sides in shape.items()})
-    pairs = ((_told(engine.bundle, last), then.held), (last.bytes, then.disk), (last.seconds, then.build_seconds))
-    held, disk, seconds = (took / foretold if took and foretold else 1.0 for took, foretold in pairs)
+    pairs = ((_reported(engine.bundle, last), then.held), (last.bytes, then.disk), (last.seconds, then.build_seconds))
+    held, disk, seconds = (actual / predicted if actual and predicted else 1.0 for actual, predicted in pairs)
     return held, disk, seconds
 
 
@@ -307,7 +307,7 @@ def _about(artifact: Artifact) -> tuple[str, str, str, str]:
 
 
 def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_Priced], float]:
-    """What is built for the CPU to prove an engine, and the seconds that proving takes."""
+    """Engines that are built for the CPU to prove an engine, and the seconds that the proof takes."""
     part, at = engine.part, stored_shape(engine.bundle, engine.part)
     if absent and is_typed_measured(engine.bundle, part, target):
         return [], 0.0
@@ -322,13 +322,13 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
     else:
         calls = len(stored_cases(engine.bundle, part)) * (
             2 if engine.bundle.part(part).role == "denoiser" else 1
-        )  # by itself, and in steps
+        )  # by itself, and in whole steps
         seconds += calls * replace(engine, shape=at).call_seconds
     return referees, seconds + sum(one.build_seconds + one.call_seconds for one in referees)
 
 
 def _on_cpu(engine: _Priced, name: str, precision: Precision, shape: dict[str, Shape], *, free: bool) -> _Priced:
-    """A part as a referee runs it, which was measured there."""
+    """A part as a referee (see `cases`) runs it on the CPU."""
     adapter = runtime(name)
     costs = adapter.costs("CPU", {}, free=free) or Costs()
     return replace(engine, adapter=adapter, costs=costs, precision=precision, shape=shape)
@@ -367,23 +367,23 @@ def _flops(bundle: Bundle, part: str, shape: dict[str, Shape]) -> int:
 
 
 def _read(bundle: Bundle, part: str, count: Callable[[Path], int], *by: object) -> int:
-    """What a graph is read for, once; `by` says what it is where the function alone doesn't."""
+    """The result of `count` for a part's graph, cached; `by` is the cache key where `count` alone isn't enough."""
     key = (bundle.part(part).digest, *(by or (count,)))
     if key not in _READ:
-        if len(_READ) >= MOST_READ:  # a long-lived process meets many sizes
+        if len(_READ) >= MOST_READ:  # a long-running process sees many sizes
             _READ.clear()
         _READ[key] = count(checked_graph(bundle, part))
     return _READ[key]
 
 
-def _told(bundle: Bundle, artifact: Artifact | None) -> int | None:
-    """Weights and activations by the builder's own account."""
+def _reported(bundle: Bundle, artifact: Artifact | None) -> int | None:
+    """Bytes of weights and activations, as the builder reported them."""
     if artifact is None or MEMORY not in artifact.files:
         return None
     try:
         held = read_plain(bundle.engines / artifact.name / MEMORY, dict[str, int])
         return sum(held.values()) if "activation_bytes" in held else None
-    except (OSError, ValueError):  # damaged: `verify` says so
+    except (OSError, ValueError):  # damaged: `verify` reports it
         return None
 
 
@@ -391,12 +391,12 @@ def _complaints(found: BuildPlan) -> Iterable[str]:
     least = "" if found.measured else "at least "
     if found.device_bytes is not None and found.held_bytes > found.device_bytes:
         yield (
-            f"Drawing a picture holds {least}{sized(found.held_bytes)} on {found.device}, which has "
-            f"{sized(found.device_bytes)}: narrower types under [precision], or a smaller size under [shapes]"
+            f"Generating an image takes {least}{sized(found.held_bytes)} on {found.device}, which has "
+            f"{sized(found.device_bytes)}: set narrower types under [precision], or a smaller size under [shapes]"
         )
     if found.unbuildable:
         return
     if found.build_bytes and found.free_bytes is not None and found.build_bytes > found.free_bytes:
-        yield f"Building holds {sized(found.build_bytes)}, and {sized(found.free_bytes)} are free here"
+        yield f"Building takes {sized(found.build_bytes)} of memory, and only {sized(found.free_bytes)} are free"
     if found.disk_bytes and found.disk_bytes > found.disk_free_bytes:
-        yield f"The engines take {sized(found.disk_bytes)} on disk, where {sized(found.disk_free_bytes)} are free"
+        yield f"The engines take {sized(found.disk_bytes)} on disk, where only {sized(found.disk_free_bytes)} are free"

@@ -1,5 +1,5 @@
-"""Whether engines are what PyTorch computed: measured once on this machine, remembered outside the bundle, and held to
-the profile's floors.
+"""Proof that engines compute what PyTorch computed: measured once on this machine, remembered outside the bundle, and
+compared with the profile's parity floors.
 """
 
 from __future__ import annotations
@@ -34,57 +34,59 @@ from .targets import Wanted, device_here
 from .trial import StepFigures, check_host, measure_steps
 
 STEP_LOSS_DB = 10.0
-"""How much farther off the whole step may be than a part: guidance multiplies what the two halves don't share. Sound
-engines lose 6 dB at most (docs/power.md).
+"""How far below the floor of its parts the whole step may be, in dB: guidance multiplies the difference between the two
+halves. Correct engines lose at most 6 dB (docs/power.md).
 """
 
 DIFFERENCE_LOSS_DB = 24.0
-"""And what the prompt changes in the denoiser's answer, which is the small difference of two large numbers: sound
-engines lose 17 dB at most.
+"""The same for what the prompt changes in the denoiser's output, which is the small difference of two large numbers.
+Correct engines lose at most 17 dB.
 """
 
 PICTURE_LOSS_DB = 15.0
-"""And a whole picture of five steps, in which the errors of steps add up: sound engines lose 12 dB at most."""
+"""The same for a complete image of five steps, in which the errors of the steps add up. Correct engines lose at most
+12 dB."""
 
 PICTURE_CEILING_DB = 50.0
-"""What is asked of a picture at most: it is rounded to 8 bits. Sound engines in f32 reach 86."""
+"""The highest PSNR that is required of an image, which is rounded to 8 bits. Correct engines in f32 reach 86 dB."""
 
 LEAST_DIFFERENCE_DB = 10.0
 LEAST_PICTURE_DB = 20.0
-"""What is asked of both at least, whatever floors a profile sets: with half of the prompt's effect an SNR is 6 dB."""
+"""The lowest values that are required of both, for any floors that a profile sets: an engine that has half of the
+prompt's effect has an SNR of 6 dB."""
 
 
 class Steps(Record):
-    """What a set of engines that draw together came to."""
+    """Figures of a set of engines that generate an image together."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     denoisers: dict[str, StepFigures]
-    """By denoiser: each is drawn with by itself, and has a floor of its own."""
+    """Keyed by denoiser: each generates images by itself, and has a floor of its own."""
 
     @property
     def step_db(self) -> float:
-        """Of the next latents, PSNR: the worst."""
+        """The worst PSNR of the next latents."""
         return min(one.step_db for one in self.denoisers.values())
 
     @property
     def difference_db(self) -> float | None:
-        """The least SNR of what the prompt changes; None where nothing was guided."""
+        """The lowest SNR of what the prompt changes; None without guidance."""
         return min((db for one in self.denoisers.values() for db, _ in one.differences), default=None)
 
     @property
     def picture_db(self) -> float | None:
-        """The worst PSNR of a picture; None where none was drawn."""
+        """The worst PSNR of an image; None where no image was generated."""
         figures = (one.picture_db for one in self.denoisers.values())
         return min((figure for figure in figures if figure is not None), default=None)
 
 
 class Opened(Protocol):
-    """Engines of a bundle under a profile, loaded."""
+    """The loaded engines of a bundle for one profile."""
 
     @property
     def engine(self) -> EngineOf:
-        """As `Engines.engine`."""
+        """See `Engines.engine`."""
         ...
 
 
@@ -92,9 +94,9 @@ Open = Callable[[], AbstractContextManager[Opened]]
 
 
 def prove_host(bundle: Bundle) -> float:
-    """Hold all that isn't computed by engines against diffusers' pipeline; `check_host`'s figure.
+    """Compare everything that is computed outside engines with diffusers' pipeline; returns `check_host`'s figure.
 
-    It needs no library, and is done once for a bundle and a version of latentc on each machine.
+    It needs no runtime, and is done once per bundle, version of latentc and machine.
     """
     key = record_key("host", {"bundle": bundle.digest, **_code(bundle)})
     if (known := recall(key, _Host)) is None:
@@ -106,12 +108,12 @@ def prove_host(bundle: Bundle) -> float:
 
 
 def unproved(bundle: Bundle) -> tuple[str, ...]:
-    """What of a bundle isn't proved, in sentences."""
+    """Sentences that state what a proof of this bundle does not cover."""
     drawings, _ = stored_drawings(bundle)
     if all(drawing.request.scheduler is None for drawing in drawings.drawings):
         return ()
     name = bundle.json(SCHEDULER).get("_class_name")
-    return (f"The checkpoint's own scheduler, {name}, isn't proved: DDIM drew the references.",)
+    return (f"The checkpoint's own scheduler, {name}, is not proved: the references were generated with DDIM.",)
 
 
 class _Host(Record):
@@ -119,7 +121,7 @@ class _Host(Record):
 
 
 def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
-    """What the figures of an engine are remembered under: its bytes, its references, and the device that is here."""
+    """The key of an engine's stored figures: its bytes, its references, and the device of this machine."""
     facts = {
         "engine": artifact.key,
         "referee": made_reference(bundle, artifact.part, artifact.fields.fixed),
@@ -133,12 +135,12 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
 
 
 def proved_here(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity | None:
-    """What an engine came to on this machine; None where it was never compared here."""
+    """An engine's parity on this machine; None where it was never compared here."""
     return recall(engine_key(bundle, adapter, artifact), Parity)
 
 
 def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine) -> Parity:
-    """Compare an engine with PyTorch's answers that fit it."""
+    """Compare an engine with the references from PyTorch that fit its shapes."""
     verify_files(bundle, [DRAWINGS, stored_at(want.part)])
     found = reference(bundle, want.part, want.target.shape)
     parity = measure(want.part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
@@ -146,19 +148,19 @@ def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine)
 
 
 def steps_key(bundle: Bundle, adapter: Runtime, artifacts: Iterable[Artifact], *, guided: bool) -> str:
-    """What the figures of a set of engines are remembered under."""
+    """The key of the stored figures of a set of engines."""
     each = sorted(engine_key(bundle, adapter, artifact) for artifact in artifacts)
     return record_key("steps", {"engines": each, "guided": guided, "bundle": bundle.digest, **_code(bundle)})
 
 
 def _code(bundle: Bundle) -> dict[str, object]:
-    """What computes beside the engines: latentc, by its version, and the sources of wires, by their files."""
+    """The code that computes outside the engines: latentc, by its version, and the sources of wires, by file digest."""
     used = sorted({wire.source for wire in bundle.manifest.model.wires} & SOURCES.keys())
     return {"latentc": __version__, "sources": {name: _written_in(SOURCES[name]) for name in used}}
 
 
 def _written_in(source: Callable[..., object]) -> str:
-    """Digest of the file that a function is in; never the same twice where it is in none."""
+    """Digest of the file that defines a function; a random value where there is no such file."""
     try:
         path = inspect.getsourcefile(source)
     except TypeError:
@@ -169,13 +171,13 @@ def _written_in(source: Callable[..., object]) -> str:
 def prove_steps(
     bundle: Bundle, profile: Profile, wants: Iterable[Wanted], opened: Open, on_progress: Progress = quiet
 ) -> Steps:
-    """Take diffusers' steps with the engines: of each denoiser the worst over its sizes."""
+    """Repeat diffusers' steps with the engines; returns each denoiser's worst figures over its sizes."""
     verify_files(bundle, [DRAWINGS, DRAWN, *(stored_at(name) for name in bundle.manifest.parts)])
     host = load_host(bundle)
     found: dict[str, list[StepFigures]] = {}
     for want in [want for want in wants if bundle.part(want.part).role == "denoiser"]:
         on_progress("step: compare", None)
-        with opened() as loaded:  # of one size at a time
+        with opened() as loaded:  # only one size is loaded at a time
             try:
                 shape, guided = want.target.shape, profile.shapes.guided
                 figures = measure_steps(bundle, host, want.part, loaded.engine, shape, guided=guided)
@@ -194,9 +196,9 @@ def _worst(found: list[StepFigures]) -> StepFigures:
 
 
 def floor_db(bundle: Bundle, profile: Profile, want: Wanted) -> float:
-    """What an engine has to come to: the profile's floor.
+    """The PSNR in dB that an engine must reach: the profile's floor.
 
-    In bf16 it is more where PyTorch's own modules reach more, and the profile states no floor of its own.
+    In bf16 it is higher where PyTorch's own modules reach more and the profile sets no floor of its own.
     """
     floor, recipe = profile.parity_db[want.target.precision], want.target.recipe
     if recipe.module_margin_db is not None and floor == recipe.floor_db:
@@ -214,19 +216,19 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
     what = f"{want.part} in {precision} through {profile.runtime}"
     if not math.isfinite(parity.psnr_db):
         raise ParityError(
-            f"{what} outputs NaN or infinity: something in it is larger than {precision} holds. It won't be used. Give "
-            f"{want.part} a wider type under [precision]."
+            f"{what} outputs NaN or infinity: a value is outside the range of {precision}. The engine will not be "
+            f"used. Give {want.part} a wider type under [precision]."
         )
     raise ParityError(
-        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} asks "
-        f"for {floor:.0f} dB. It won't be used. Give {want.part} a wider type under [precision], or lower [parity_db] "
-        "if that is what you want."
+        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} "
+        f"requires {floor:.0f} dB. The engine will not be used. Give {want.part} a wider type under [precision], or "
+        "lower [parity_db] if this accuracy is enough."
     )
 
 
 def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps: Steps) -> None:
-    """Hold the whole step of each denoiser to the floor of the parts that make it, less what guidance may multiply;
-    what the prompt changes, and the picture, likewise.
+    """Raise `ParityError` where the whole step of a denoiser is below the floor of its parts, less `STEP_LOSS_DB`;
+    what the prompt changes and the image are checked in the same way.
     """
     drawing = [want for want in wants if want.part in bundle.drawing]
     denoisers = {want.part for want in drawing if bundle.part(want.part).role == "denoiser"}
@@ -239,16 +241,16 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
     decoder = bundle.one("decoder")
     stepping = [want for want in drawing if want.part != decoder]
     floor = min(floor_db(bundle, profile, want) for want in stepping)
-    advice = f"It won't be used. Give the {denoiser} a wider type under [precision]."
+    advice = f"The engines will not be used. Give the {denoiser} a wider type under [precision]."
     if not math.isfinite(steps.step_db):
         raise ParityError(
-            f"The whole step of {denoiser} through profile {profile.name} outputs NaN or infinity, though no part does "
-            f"by itself. {advice}"
+            f"The whole step of {denoiser} through profile {profile.name} outputs NaN or infinity, although no part "
+            f"does so by itself. {advice}"
         )
     if not steps.step_db >= floor - STEP_LOSS_DB:
         raise ParityError(
             f"The whole step of {denoiser} through profile {profile.name} agrees with the reference to "
-            f"{steps.step_db:.1f} dB; {floor - STEP_LOSS_DB:.0f} dB was expected, though each part is within its own "
+            f"{steps.step_db:.1f} dB, but {floor - STEP_LOSS_DB:.0f} dB is required. Each part by itself reaches its "
             f"floor. {advice}"
         )
     rounding = max(want.target.recipe.rounding for want in stepping)
@@ -258,18 +260,18 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
     least = max(min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB), LEAST_PICTURE_DB) if whole > 0 else whole
     if steps.picture_db is not None and not steps.picture_db >= least:
         raise ParityError(
-            f"A picture drawn by {denoiser} through profile {profile.name} agrees with diffusers' to "
-            f"{steps.picture_db:.1f} dB; {least:.0f} dB was expected, though each step is within its own floor. It "
-            f"won't be used. Give the {denoiser} and the {decoder} a wider type under [precision]."
+            f"An image generated by {denoiser} through profile {profile.name} agrees with the one from diffusers to "
+            f"{steps.picture_db:.1f} dB, but {least:.0f} dB is required. Each step by itself reaches its floor. The "
+            f"engines will not be used. Give the {denoiser} and the {decoder} a wider type under [precision]."
         )
 
 
 def _check_text(part: str, profile: Profile, figure: float, floor: float) -> None:
-    """Raise `ParityError` where what the text changes in a denoiser's answer isn't what it changes in PyTorch's."""
+    """Raise `ParityError` where the text changes a denoiser's output in another way than it changes PyTorch's."""
     least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     if not figure >= least:
         raise ParityError(
-            f"What the prompt changes in the {part}'s answer has an SNR of {figure:.1f} dB through profile "
-            f"{profile.name}, where 0 dB is a prompt that changes nothing; {least:.0f} dB was expected. It won't be "
+            f"The change that the prompt makes to the {part}'s output has an SNR of {figure:.1f} dB through profile "
+            f"{profile.name} (0 dB: the prompt has no effect), but {least:.0f} dB is required. The engine will not be "
             f"used. Give the {part} a wider type under [precision]."
         )

@@ -1,7 +1,7 @@
-"""What of a bundle nothing needs any more: leftovers of work that was killed, and engines that nothing here loads.
+"""Removal of what a bundle no longer needs: leftovers of killed processes, and engines that can't be loaded here again.
 
-Only what can be identified is removed: names that latentc gives to temporary files, and engines whose header is whole
-and says why nothing will ask for them again. Engines for other devices stay, as do those of runtimes that aren't here.
+Only what can be identified is removed: names that latentc gives to temporary files, and engines whose intact header
+shows that they won't be used again. Engines for other devices stay, as do those of runtimes that are not installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .scratch import LOCK as SCRATCH_LOCK
 from .scratch import PREFIX
 
 NOTHING = "null"
-"""The runtime whose engines draw nothing."""
+"""The runtime whose engines compute nothing."""
 
 ENGINE = rf"({PART_NAME.pattern})-{KEY.pattern}"
 REFERENCE = rf"reference-{ENGINE}"
@@ -39,19 +39,19 @@ LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE})(\.build)?\.lock")
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that nothing needs."""
+    """A file or folder that is no longer needed."""
 
     path: Path
     why: str
     bytes: int
-    """What removing it frees: files that have other names are left out."""
+    """Bytes that removing it frees; files with further hard links are not counted."""
     lock: Path | None = None
-    """Who holds this uses it."""
+    """The process that holds this lock uses it."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed, or would be; what another process uses; and what is among the engines and isn't known."""
+    """Leftovers that were removed (or would be), those that another process uses, and unknown paths in `engines/`."""
 
     removed: tuple[Leftover, ...]
     busy: tuple[Leftover, ...]
@@ -59,12 +59,12 @@ class Pruned:
 
     @property
     def bytes(self) -> int:
-        """What removing frees."""
+        """Bytes that removing all of `removed` frees."""
         return sum(one.bytes for one in self.removed)
 
 
 def prune(bundle: Bundle, *, dry_run: bool = False) -> Pruned:
-    """Remove leftovers and lost engines; with `dry_run`, only say what they are.
+    """Remove leftovers and lost engines; with `dry_run`, only list them.
 
     Raises `BundleError` where one can't be removed.
     """
@@ -78,7 +78,7 @@ def prune(bundle: Bundle, *, dry_run: bool = False) -> Pruned:
 
 
 def leftovers(bundle: Bundle) -> tuple[Leftover, ...]:
-    """What work that was killed left in a bundle, and beside it; nothing that another process holds."""
+    """Leftovers of killed processes in a bundle and beside it, without those that another process holds."""
     return tuple(one for one in _leftovers(bundle) if one.lock is None or not is_held(one.lock))
 
 
@@ -100,19 +100,19 @@ def _leftovers(bundle: Bundle) -> Iterator[Leftover]:
         elif path.name.startswith(PREFIX) and is_regular(path / SCRATCH_LOCK) and not path.is_symlink():
             yield _leftover(path, "a scratch folder", path / SCRATCH_LOCK)
         elif PLAINS.fullmatch(path.name) and is_old(path):  # a newer one is about to be loaded from
-            yield _leftover(path, "names for files of the hub's cache, given again when they are needed")
+            yield _leftover(path, "links to files of the hub's cache, created again when they are needed")
 
 
 def lost(bundle: Bundle) -> tuple[Leftover, ...]:
-    """Engines that nothing on this machine will load again, and references that aren't what was written."""
+    """Engines that can't be loaded again on this machine, and damaged references."""
     found = {bundle.engines / one.name: why for one in artifacts(bundle) if (why := _reason(bundle, one))}
     for path in broken(bundle):
         if not path.is_symlink() and _is_damaged(path / HEADER):
-            found[path] = "damaged, or of another version of latentc"
+            found[path] = "damaged, or built by another version of latentc"
     names = re.compile(rf"{REFERENCE}\.npz")
     for path in _entries(bundle.engines):
         if names.fullmatch(path.name) and not unpacks(path):
-            found[path] = "a reference that isn't what was written"
+            found[path] = "a damaged reference"
     links = [path for folder in found for path in _files(folder)]
     times = Counter(node for path in links if (node := _node(path)))
     made: list[Leftover] = []
@@ -123,7 +123,7 @@ def lost(bundle: Bundle) -> tuple[Leftover, ...]:
 
 
 def _is_damaged(header: Path) -> bool:
-    """Whether there is a header that can be read; what has none, or hides it, may be anything."""
+    """Whether a readable header exists; a folder without one may hold anything."""
     try:
         with regular(header):
             return True
@@ -132,7 +132,7 @@ def _is_damaged(header: Path) -> bool:
 
 
 def _node(path: Path) -> tuple[int, int] | None:
-    """Which file a name is of; None where it is gone."""
+    """Device and inode of a file; None where it no longer exists."""
     with suppress(OSError):
         seen = path.stat()
         return seen.st_dev, seen.st_ino
@@ -140,21 +140,21 @@ def _node(path: Path) -> tuple[int, int] | None:
 
 
 def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
-    """Why nothing will ask for an engine again; None where something may."""
+    """Why an engine won't be used again; None where it may be."""
     fields, name = artifact.fields, artifact.fields.runtime
     if name == NOTHING:
-        return "of the runtime null, which draws nothing"
+        return "built with the null runtime, which computes nothing"
     part = bundle.manifest.parts.get(artifact.part)
     if part is None or fields.part_digest != part.digest:
-        return "of another export's graph"
+        return "built from the graph of another export"
     if name not in RUNTIMES:
         return None
     adapter = runtime(name)
     if fields.adapter != adapter.facts.revision or (adapter.facts.reads_onnx and fields.lowering != LOWERING_VERSION):
-        return "of another version of latentc"
+        return "built by another version of latentc"
     if adapter.facts.at_load & set(fields.options):
-        return "of an earlier latentc, whose keys had options that act at load only"
-    if adapter.missing(fields.device_name):  # others' engines are for elsewhere
+        return "built by an earlier version of latentc, which had load-time options in its keys"
+    if adapter.missing(fields.device_name):  # it is for another machine
         return None
     try:
         versions = adapter.versions()
@@ -162,17 +162,17 @@ def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
         return None
     if fields.versions == versions:
         return None
-    return f"of {_said(fields.versions)}; here is {_said(versions)}"
+    return f"built with {_listed(fields.versions)}; installed: {_listed(versions)}"
 
 
-def _said(versions: dict[str, str]) -> str:
+def _listed(versions: dict[str, str]) -> str:
     return " ".join(f"{name} {version}" for name, version in versions.items()) or "no version"
 
 
 def _leftover(
     path: Path, why: str, lock: Path | None = None, times: dict[tuple[int, int], int] | None = None
 ) -> Leftover:
-    """`times`: how often each file, by device and inode, is removed in all."""
+    """`times`: how many names of each file, by device and inode, are removed in all."""
     freed, seen = 0, set[tuple[int, int]]()
     for file in _files(path):
         found = file.lstat()
@@ -200,7 +200,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _remove(one: Leftover) -> bool:
-    """Remove it, unless another process uses it; whether it is gone."""
+    """Remove a leftover, unless another process uses it; returns whether it was removed."""
     try:
         with ExitStack() as stack:
             if one.lock is not None and one.lock.parent != one.path:
@@ -219,7 +219,7 @@ def _remove(one: Leftover) -> bool:
 
 
 def _unknown(bundle: Bundle) -> Iterator[Path]:
-    """What is among the engines, and isn't named as anything of latentc's, or holds no engine."""
+    """Paths under `engines/` that have no name of latentc's, or hold no intact engine."""
     names = re.compile(rf"{REFERENCE}\.npz")
     whole = {one.name for one in artifacts(bundle)}
     for path in _entries(bundle.engines):

@@ -1,4 +1,4 @@
-"""Whether a request fits into memory, before it is drawn: by plan, and by what this process can have now."""
+"""Check whether a request fits in memory before it runs: the plan's prediction against what this process can use."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ STATUS = Path("/proc/self/statm")
 
 
 def check_room(bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise `RequestError` where what a denoiser is asked for won't fit, with all that draws loaded.
+    """Raise `RequestError` where a denoiser's call at these shapes won't fit in memory, with all engines loaded.
 
-    Nothing is counted for a picture of the model's own size: that is what `latentc plan` and a build look at.
+    An image of the model's own size is not checked: `latentc plan` and the build do that.
     """
     try:
         sizes = sizes_of(bundle.part(part).inputs, shapes)
-    except ShapeError:  # which the engine says
+    except ShapeError:  # reported by the engine
         return
     rows, height, width = (sizes.get(name, 1) for name in ("batch", "height", "width"))
     own_width, own_height = (side // bundle.manifest.model.downscale for side in bundle.manifest.model.own_size)
     if rows * height * width <= GUIDED_ROWS * own_height * own_width:
         return
     needed: int | None = None
-    with suppress(LatentcError):  # a graph that can't be planned is no reason not to draw
+    with suppress(LatentcError):  # without a prediction the request runs
         needed = drawing_bytes(bundle, wanted, rows, height, width)
     room = _room()
     if needed is not None and room is not None and needed > room:
         scale = bundle.manifest.model.downscale
         raise RequestError(
-            f"{width * scale}x{height * scale} pixels in {rows} rows at once take {sized(needed)} of memory by plan, "
-            f"and this process can have {sized(room)}. Ask for a smaller size or fewer pictures, or take a narrower "
-            "type under [precision]."
+            f"{width * scale}x{height * scale} pixels in {rows} rows at once are predicted to take {sized(needed)} of "
+            f"memory, and this process can use {sized(room)}. Request a smaller size or fewer images, or set a "
+            "narrower type under [precision]."
         )
 
 
 def _room() -> int | None:
-    """Bytes that this process can hold: what it holds, and what is free; None where the system doesn't say."""
+    """Bytes that this process can use: those it holds and those that are free; None where they are not reported."""
     total, available = memory()
     with suppress(OSError, ValueError):
         held = int(STATUS.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Scratch folders: one for each call, gone when it ends; those of killed processes are removed by the next."""
+"""Scratch folders: one per call, removed at its end; those of killed processes are removed by a later call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 @contextmanager
 def scratch_folder(parent: Path | None) -> Generator[Path]:
-    """Give an empty folder of this call's own in `parent`, or in the system's temporary folder where it can't.
+    """Yield a new empty folder in `parent`, or in the system's temporary folder where `parent` can't be used.
 
     Raises `CompileError` where neither can.
     """
@@ -39,13 +39,13 @@ def _made(parent: Path | None) -> tuple[Path, ExitStack]:
         return _locked_folder(system)
     except (OSError, NotImplementedError) as exc:
         raise CompileError(
-            f"No scratch folder with links and locks can be made in {parent or system} or {system} ({exc}). Set TMPDIR "
-            "to a folder in which it can."
+            f"No scratch folder with links and locks can be created in {parent or system} or {system} ({exc}). Set "
+            "TMPDIR to a writable folder on a file system that supports both."
         ) from exc
 
 
 def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
-    """A new folder and the lock in it, which says that its owner lives."""
+    """A new folder and the lock in it, which shows that its owner still runs."""
     _remove_leftovers(parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -65,7 +65,7 @@ def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders whose lock nobody holds. The system frees a dead owner's."""
+    """Remove folders whose lock is free: the system releases the locks of a process that ended."""
     for folder in parent.glob(f"{PREFIX}*"):
         if folder.is_symlink() or not is_regular(folder / LOCK):  # not ours, not locked yet, or another user's
             continue

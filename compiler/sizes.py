@@ -16,7 +16,7 @@ from ..core.tensors import Array
 Shape = tuple[int, ...]
 
 SMALL = 64
-"""Numbers that a value may have to be taken for sizes and computed."""
+"""A value of at most this many numbers may hold sizes, and is computed."""
 
 ARITHMETIC = frozenset(
     {"Conv", "ConvTranspose", "ConvInteger", "MatMul", "MatMulInteger", "Gemm", "Attention", "Einsum"}
@@ -25,20 +25,20 @@ ARITHMETIC = frozenset(
 
 
 def read_graph(graph: Path) -> Any:
-    """An ONNX model without its weights; raises `BundleError` where it isn't one, `RuntimeMissing` without onnx."""
+    """Read an ONNX model without its weights; raises `BundleError` for other files, `RuntimeMissing` without onnx."""
     onnx = _onnx()
     try:
         return onnx.load(str(graph), load_external_data=False)
     except Exception as exc:  # protobuf's own, or OSError
-        raise BundleError(f"{graph} can't be read as an ONNX graph ({exc}). Export the checkpoint again.") from exc
+        raise BundleError(f"{graph} cannot be read as an ONNX graph ({exc}). Export the checkpoint again.") from exc
 
 
 def infer_shapes(model: Any, graph: Path, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Shapes of all values that have one in full, at the inputs' shapes by name. Nodes that compute sizes are removed.
+    """Infer the shapes of all values, keyed by name, from the inputs' `shapes`. Nodes that compute sizes are removed.
 
-    onnx infers shapes, and follows sizes through few of the operators that compute them; so those whose inputs are
-    known are computed here, until nothing new comes of it. Raises `ShapeError` where an input's shape is missing,
-    unknown or doesn't fit.
+    onnx infers shapes, but follows sizes through few of the operators that compute them. Operators whose inputs are
+    known are computed here, until nothing new is found. Values whose shape stays unknown are left out. Raises
+    `ShapeError` where an input's shape is missing, unknown or doesn't fit.
     """
     onnx = _onnx()
     _set_inputs(model, shapes)
@@ -51,7 +51,7 @@ def infer_shapes(model: Any, graph: Path, shapes: Mapping[str, Shape]) -> dict[s
         try:
             inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         except Exception as exc:  # InferenceError, or what protobuf raises
-            raise ShapeError(f"These shapes don't go through {graph}: {str(exc).strip()}. Check the sizes.") from exc
+            raise ShapeError(f"{graph} does not accept these shapes: {str(exc).strip()}. Check the sizes.") from exc
         known: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
         for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
             kind = value.type.tensor_type
@@ -77,12 +77,12 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as exc:
-        raise RuntimeMissing(f"Reading graphs needs onnx ({exc}). {install('build')}") from exc
+        raise RuntimeMissing(f"Reading graphs requires onnx ({exc}). {install('build')}") from exc
     return onnx
 
 
 def _as_identities(model: Any) -> dict[str, Any]:
-    """Make identities of group norms, through which onnx 1.23 infers nothing; gives them as they were, by output."""
+    """Replace group norms by identities, as onnx 1.23 can't infer through them; returns the originals by output."""
     norms: dict[str, Any] = {}
     for node in model.graph.node:
         if node.op_type == "GroupNormalization":
@@ -98,20 +98,22 @@ def _set_inputs(model: Any, shapes: Mapping[str, Shape]) -> None:
     inputs = {value.name: value for value in model.graph.input if value.name not in weights}
     if inputs.keys() != shapes.keys():
         missing, unknown = sorted(inputs.keys() - shapes.keys()), sorted(shapes.keys() - inputs.keys())
-        raise ShapeError(f"Shapes are needed of {sorted(inputs)}; missing: {missing}, unknown: {unknown}.")
+        raise ShapeError(
+            f"Give the shapes of exactly these inputs: {sorted(inputs)}. Missing: {missing}; unknown: {unknown}."
+        )
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         fixed = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
         wanted = shapes[name]
         if len(wanted) != len(fixed) or any(has not in (None, size) for has, size in zip(fixed, wanted, strict=True)):
             shown = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
-            raise ShapeError(f"{name!r} can't have shape {list(wanted)}; the graph takes {shown}.")
+            raise ShapeError(f"{name!r} cannot have shape {list(wanted)}; the graph accepts {shown}.")
         for dim, size in zip(dims, wanted, strict=True):
             dim.dim_value = size
 
 
 def _small(tensor: Any) -> bool:
-    """Whether a weight lies in the graph itself and may be a size."""
+    """Whether a weight is stored in the graph file itself and may be a size."""
     return tensor.data_location == tensor.DEFAULT and math.prod(tensor.dims) <= SMALL
 
 
@@ -133,7 +135,7 @@ def _fold(model: Any, known: Mapping[str, Shape], folded: dict[str, Array]) -> b
             feeds = {name: folded[name] for name in node.input if name}
             try:
                 values = cast("Any", ReferenceEvaluator)(node).run(None, feeds)
-            except Exception:  # what can't be computed is left, and shapes that follow from it stay unknown
+            except Exception:  # it stays a node, and shapes that follow from it stay unknown
                 left.append(node)
                 continue
         else:

@@ -1,4 +1,4 @@
-"""What a build finds of each engine that it is to leave: looked at once, before anything is done."""
+"""The state of each engine of a build, looked up once before any work is done."""
 
 from __future__ import annotations
 
@@ -20,62 +20,64 @@ from .targets import Wanted
 State = Literal["proved", "absent device", "unproved", "take", "refit", "compile"]
 """What is known of an engine:
 
-proved         it is there, and this machine proved it on the device that is here
-absent device  it is there, and its device isn't here: no more is known than its header says
-unproved       it is there, and this machine hasn't compared it on this device
-take           it isn't; the other bundle has it
-refit          it isn't; the other bundle has one of other weights, which can be given these
+proved         it exists, and this machine proved it on its device
+absent device  it exists, and this machine does not have its device: only its header is known
+unproved       it exists, and this machine has not compared it on its device
+take           it does not exist; the other bundle has it
+refit          it does not exist; the other bundle has one with other weights, which can be replaced
 compile        none of these
 """
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one look at an engine's place said."""
+    """The result of looking up one engine."""
 
     want: Wanted
     state: State
     artifact: Artifact | None = None
-    """The engine; of one to be taken or refitted, the other bundle's."""
+    """The engine; to take or to refit, the other bundle's."""
     parity: Parity | None = None
-    """What it came to on this machine; where its device isn't here, in its header."""
+    """Its parity on this machine; where the device is absent, the parity in its header."""
     damaged: bool = False
-    """What stands in its place is no whole engine, and is replaced."""
+    """Whether its folder exists and does not hold an intact engine; it is then replaced."""
 
     @property
     def is_there(self) -> bool:
-        """Whether nothing has to be made."""
+        """Whether the engine exists."""
         return self.state in ("proved", "absent device", "unproved")
 
 
 @dataclass(frozen=True)
 class Site:
-    """What is built, where, and from what."""
+    """One build: its bundle, profile, runtime and engines."""
 
     bundle: Bundle
     profile: Profile
     adapter: Runtime
     engines: tuple[Wanted, ...]
     here: bool
-    """Whether the device is."""
+    """Whether this machine has the device."""
     like: Bundle | None
-    """The other bundle."""
+    """The other bundle, from which engines can be taken or refitted."""
     on_progress: Progress
 
     @cached_property
     def theirs(self) -> list[Artifact]:
-        """The other bundle's engines. What isn't compiled from the graph points back at its own checkpoint."""
+        """The other bundle's engines; none for a runtime that doesn't compile graphs: its engines refer to their own
+        checkpoint.
+        """
         return artifacts(self.like) if self.like and self.adapter.facts.reads_onnx else []
 
     def there(self, want: Wanted, artifact: Artifact) -> Found:
-        """What is known of an engine that is there."""
+        """What is known of an engine that exists."""
         if not self.here:
             return Found(want, "absent device", artifact, artifact.parity)
         parity = proved_here(self.bundle, self.adapter, artifact)
         return Found(want, "unproved" if parity is None else "proved", artifact, parity)
 
     def source(self, want: Wanted) -> Found:
-        """What an engine that isn't there can be made from."""
+        """What an engine that does not exist can be made from."""
         for other in self.theirs:
             if other.key == want.key:
                 return Found(want, "take", other)
@@ -88,9 +90,9 @@ class Site:
 
 @contextmanager
 def looked(site: Site) -> Generator[tuple[Mapping[str, Found], Mapping[str, ExitStack]]]:
-    """By key: what is found of each engine, and its lock, which is held where there is something to do.
+    """Yield, keyed by engine key, what is found of each engine, and its lock, which is held where there is work to do.
 
-    Raises `BundleError` for a file that can't be read, and where work is to be done and the bundle can't be written.
+    Raises `BundleError` for a file that can't be read, and where there is work to do and the bundle can't be written.
     """
     wants = {want.key: want for want in site.engines}
     found: dict[str, Found] = {}
@@ -110,7 +112,7 @@ def looked(site: Site) -> Generator[tuple[Mapping[str, Found], Mapping[str, Exit
 
 
 def _settled(site: Site, want: Wanted) -> Found | None:
-    """An engine that nothing is to be done about, found without a lock: a bundle that can't be written may have it."""
+    """An engine that needs no work, found without a lock, so that it works in a bundle that can't be written."""
     artifact = find(site.bundle, want.part, want.key) if os.path.lexists(site.bundle.engines / want.name) else None
     if artifact is None or (found := site.there(want, artifact)).state == "unproved":
         return None
@@ -119,7 +121,7 @@ def _settled(site: Site, want: Wanted) -> Found | None:
 
 
 def _at(site: Site, want: Wanted) -> Found:
-    """What is found of an engine under its lock."""
+    """Look up an engine while its lock is held."""
     occupied = os.path.lexists(site.bundle.engines / want.name)
     if occupied:
         site.on_progress(f"{want.part}: verify", None)

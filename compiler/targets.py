@@ -1,4 +1,4 @@
-"""From a profile to what each part of a bundle is compiled to on this machine, and its key."""
+"""From a profile to the target and the key of each part of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .key import Key
 from .lower import LOWERING_VERSION, weights_of
 
 USUAL_LENGTH = 77
-"""Token ids in a row of CLIP's: engines of others have it in their key."""
+"""Token ids per row of CLIP: engines for another length have it in their key."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One engine that a profile asks for."""
+    """One engine that a profile requires."""
 
     part: str
     target: Target
     fields: Key
-    """All that shapes the artifact."""
+    """Everything that the artifact depends on."""
 
     @cached_property
     def key(self) -> str:
@@ -45,18 +45,18 @@ class Wanted:
 
 
 def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, tuple[Wanted, ...]]:
-    """The adapter, and the engines that a profile asks for of a bundle: each part, at each of its sizes.
+    """The adapter, and the engines that a profile requires for a bundle: each part, at each of its sizes.
 
-    `to_run` asks for the device, which some compilers can do without. Raises `RuntimeMissing` where the runtime or its
-    device isn't here, `ProfileError` for an option, a part, a precision or an opset that it doesn't have.
+    With `to_run` the device must be present; some compilers work without it. Raises `RuntimeMissing` where the runtime
+    or its device is missing, `ProfileError` for an option, a part, a precision or an opset that is not supported.
     """
     adapter = runtime(profile.runtime)
     reason = adapter.missing(profile.device) if to_run else adapter.unbuildable(profile.device)
     if reason:
-        other = " `latentc doctor` says what works here."
+        other = " `latentc doctor` lists what works on this machine."
         if to_run and adapter.unbuildable(profile.device) is None:
-            other = " Its engines can be built here all the same; copy the bundle to a machine that has it."
-        raise RuntimeMissing(f"Profile {profile.name} can't be used here: {reason}{other}")
+            other = " Its engines can still be built here: build, then copy the bundle to a machine with the device."
+        raise RuntimeMissing(f"Profile {profile.name} cannot be used on this machine: {reason}{other}")
     asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
     versions = adapter.versions() | distribution(profile.runtime)
     device, length = adapter.device(profile.device), bundle.manifest.model.length
@@ -81,19 +81,19 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
 
 
 def with_threads(profile: Profile, threads: int | None) -> Profile:
-    """A profile whose engines compute in this many threads, which acts at load only; of None, the profile as it is.
+    """A profile whose engines use this many threads, a load-time setting; for None, the profile unchanged.
 
     Raises `ProfileError` for a device that doesn't compute in this process's threads, and for an impossible number.
     """
     if threads is None:
         return profile
-    if wish := misfit(threads, COUNTS):
-        raise ProfileError(f"threads is {threads!r}; it must be {wish}.")
+    if allowed := misfit(threads, COUNTS):
+        raise ProfileError(f"threads is {threads!r}; it must be {allowed}.")
     option = runtime(profile.runtime).threads_option(profile.device)
     if option is None:
         raise ProfileError(
-            f"{profile.device} through {profile.runtime} doesn't compute in threads of this process, so profile "
-            f"{profile.name} takes no number of threads. Leave it out."
+            f"{profile.device} through {profile.runtime} does not compute in threads of this process, so profile "
+            f"{profile.name} does not accept a number of threads. Leave it out."
         )
     return profile.with_options({option: threads}) if option else profile
 
@@ -101,21 +101,21 @@ def with_threads(profile: Profile, threads: int | None) -> Profile:
 def targets(
     bundle: Bundle, profile: Profile, adapter: Runtime, precisions: tuple[Precision, ...]
 ) -> list[tuple[str, Target]]:
-    """What a profile asks of each part, at each of its sizes, for a device that computes in `precisions`.
+    """The target of each part, at each of the profile's sizes, for a device that computes in `precisions`.
 
-    Neither the runtime nor its device need be here. Raises `ProfileError` as `wanted` does.
+    Works without the runtime and its device. Raises `ProfileError` as `wanted` does.
     """
     adapter.check(profile.options)
     _check_parts(bundle, profile)
     free = adapter.takes_free_sizes(profile.device, profile.options)
     if not (profile.shapes.sizes or free):
         raise ProfileError(
-            f"{profile.runtime} compiles for fixed sizes only, on {profile.device} with these options. Write "
+            f"On {profile.device} with these options, {profile.runtime} compiles for fixed sizes only. Write "
             f'sizes = ["own"] under [shapes] of {profile.name}.'
         )
     if adapter.facts.reads_onnx and profile.opset > adapter.facts.newest_opset:
         raise ProfileError(
-            f"Profile {profile.name} asks for opset {profile.opset}, and {profile.runtime} takes no newer one than "
+            f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
             f"{adapter.facts.newest_opset}. Write opset = {adapter.facts.newest_opset}."
         )
     asked: list[tuple[str, Target]] = []
@@ -128,7 +128,7 @@ def targets(
 
 
 def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
-    """What a runtime is given to compile a part's lowered graph."""
+    """The job with which a runtime compiles a part's lowered graph."""
     manifest, info = bundle.manifest, bundle.part(part)
     source = manifest.source
     return Job(
@@ -149,7 +149,7 @@ def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
 
 
 def device_here(adapter: Runtime, device: str) -> str | None:
-    """Of the devices that one engine is for, the first that is here; None where there is none, or it is for one."""
+    """For an engine of several devices, the first of them on this machine; None where none is, or it is for one."""
     each = device.split(TOGETHER)
     return next((one for one in each if adapter.missing(one) is None), None) if len(each) > 1 else None
 
@@ -160,29 +160,29 @@ def _check_parts(bundle: Bundle, profile: Profile) -> None:
         base = name.rstrip("0123456789").removesuffix("_")  # text_encoder_2, in a bundle of one text encoder
         if not {name, base} & {"default", *known}:
             raise ProfileError(
-                f"Profile {profile.name} gives a precision for {name!r}, which is no role, and no part of "
+                f"Profile {profile.name} gives a precision for {name!r}, which is neither a role nor a part of "
                 f"{bundle.folder}. {suggest(name, known)}"
             )
 
 
 def choose(profile: Profile, part: str, role: Role, has: tuple[Precision, ...]) -> Precision:
-    """The first precision that the profile wishes for a part and the device has."""
+    """The first of the profile's precisions for a part that the device supports."""
     wishes = profile.wishes(part, role)
     for wish in wishes:
         if wish in has:
             return wish
     raise ProfileError(
-        f"Profile {profile.name} wants {part} in {' or '.join(wishes)}; this {profile.device} has "
-        f"{', '.join(has)} through {profile.runtime}. Add one of those to [precision]."
+        f"Profile {profile.name} requires {part} in {' or '.join(wishes)}, but {profile.device} supports "
+        f"{', '.join(has)} through {profile.runtime} on this machine. Add one of those to [precision]."
     )
 
 
 def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[Mapping[str, tuple[int, ...]] | None]:
     """Input shapes to build a part for; None is the engine for every shape, where the runtime takes `free` sizes.
 
-    Text encoders have no picture size, so their rows stay free; or are one prompt of one chunk, and, where guided,
-    another engine takes it with the negative one. The UNet sees twice the pictures where guided; the VAE is called with
-    one picture at a time.
+    Text encoders have no image size, so their rows stay free. Otherwise one engine takes one prompt of one chunk, and,
+    with guidance, another takes it together with the negative prompt. With guidance the UNet is called with two rows
+    per image. The VAE is called with one image at a time.
     """
     model, info = bundle.manifest.model, bundle.part(part)
     images, guided = profile.shapes.images, profile.shapes.guided

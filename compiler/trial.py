@@ -1,8 +1,9 @@
-"""Drawings that diffusers' pipeline made, put to latentc's own sampling: the host's part, the step, and the picture.
+"""Comparison of latentc's own sampling with drawings of diffusers' pipeline: the host, each step, and an image.
 
-The host (prompts, wires, guidance, scheduler, scaling) computes in f32 everywhere and must agree to rounding, whatever
-runs the engines: it is given PyTorch's answers in the engines' place. Then each step of a drawing is taken by the
-engines from where diffusers was, so that errors don't pile up; and one picture is drawn as a user would.
+A *drawing* is one run of diffusers' pipeline, recorded at export. The *host* is what latentc computes outside engines:
+prompts, wires, guidance, scheduler and scaling. It computes in f32 everywhere and must agree up to rounding; it is
+tested with PyTorch's recorded outputs in place of engines. Then the engines compute each step of a drawing from
+diffusers' own latents, so that errors don't accumulate, and one image is generated as in normal use.
 """
 
 from __future__ import annotations
@@ -32,57 +33,57 @@ from ..sampling.prompt import ids_of
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
 WHOLE = "whole"
-"""The drawing that is drawn to the end."""
+"""The drawing that is complete: with all steps and the image."""
 
 DRAWN_ALWAYS = {WHOLE: True, "wide": True, "single": False, "long": True}
 """Drawings that every export makes with each denoiser, and whether they are guided."""
 
 HOST_DB = 80.0
-"""How near the host's numbers must come to diffusers': both compute in f32."""
+"""The PSNR in dB that the host must reach against diffusers: both compute in f32."""
 
 Answer = Callable[[str, Mapping[str, Array]], dict[str, Array]]
 
 
 @dataclass(frozen=True)
 class StepTrial:
-    """A drawing as it is put to engines."""
+    """A drawing with the arrays that engines are compared with."""
 
     name: str
     request: Request
-    """With its size."""
+    """The request, with its size."""
     start: NDArray[np.float32]
-    """As `latent_shape` says."""
+    """Initial noise, of the shape `latent_shape`."""
     befores: tuple[NDArray[np.float32], ...]
     """Latents before each recorded call."""
     afters: tuple[NDArray[np.float32], ...]
-    """And after it."""
+    """Latents after each recorded call."""
     outputs: tuple[NDArray[np.float32], ...]
-    """What the denoiser answered, a row for each it was fed."""
+    """Outputs of the denoiser, with a row for each row of its input."""
     noise: NDArray[np.float32]
-    """What a stochastic scheduler added, in turn."""
+    """Noise that a stochastic scheduler added, in order of the steps."""
     images: NDArray[np.uint8] | None
-    """[count, height, width, 3], where it was drawn to the end."""
+    """[count, height, width, 3]; None unless the drawing is complete."""
 
 
 class StepFigures(Record):
-    """How near a denoiser, and the engines that draw with it, came to diffusers' drawings."""
+    """Agreement of a denoiser, with the other engines of a profile, with diffusers' drawings."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     step_db: float
-    """PSNR of the next latents, each from diffusers' own: the worst of all calls."""
+    """PSNR of the next latents, each step started from diffusers' own: the worst of all calls."""
     differences: tuple[tuple[float, float], ...] = ()
-    """Of each guided drawing, over its calls: SNR in dB of what the prompt changes in the denoiser's answer, and that
-    change's RMS in the reference, as a share of its answer's.
+    """For each guided drawing, over its calls: SNR in dB of what the prompt changes in the denoiser's output, and the
+    RMS of that change in the reference, relative to the RMS of the output.
     """
     picture_db: float | None = None
-    """PSNR of a whole picture, 8 bits; None where the engines don't take its size."""
+    """PSNR of a complete image in 8 bits; None where the engines don't accept its size."""
 
 
 def check_host(bundle: Bundle, host: Host) -> float:
-    """Worst PSNR in dB of what the host computes from PyTorch's answers, against what diffusers' pipeline had.
+    """Worst PSNR in dB of what the host computes from PyTorch's outputs, against diffusers' pipeline.
 
-    Raises `ParityError` below 80 dB, or for other token ids, naming the drawing and the number.
+    Raises `ParityError` below 80 dB, or for different token ids, naming the drawing and the value.
     """
     try:
         return _check_host(bundle, host)
@@ -95,19 +96,19 @@ def _check_host(bundle: Bundle, host: Host) -> float:
     drawings = stored.drawings
     if lacking := [name for part in host.denoisers.values() for name in _lacking(host, part, stored, arrays)]:
         raise BundleError(
-            f"{bundle.folder / DRAWINGS} lacks {', '.join(lacking)} as every export draws them, so nothing is proved. "
-            "Export the checkpoint again."
+            f"{bundle.folder / DRAWINGS} lacks the reference images {', '.join(lacking)} that every export generates, "
+            f"so nothing can be proved. {AGAIN}"
         )
     _check_tokens(host, stored)
     if dict(host.scheduler) != stored.scheduler:
         raise ParityError(
-            "The scheduler config isn't the one that diffusers' pipeline drew with at export; it differs in "
+            "The scheduler config is not the one that diffusers' pipeline used at export. Differing fields: "
             f"{', '.join(sorted(set(_differing(host.scheduler, stored.scheduler))))}. {AGAIN}"
         )
     if (stored.default_size, stored.default_height) != (host.model.default_size, host.model.default_height):
         raise ParityError(
-            f"The manifest says that the model draws {' x '.join(map(str, host.model.own_size))} pixels, and the "
-            f"checkpoint {stored.default_size} x {stored.default_height or stored.default_size}. Export it again."
+            f"The manifest states a model size of {'x'.join(map(str, host.model.own_size))} pixels, but the checkpoint "
+            f"has {stored.default_size}x{stored.default_height or stored.default_size}. {AGAIN}"
         )
     answer = _recorded_text(bundle, host.model)
     called = _calls(bundle, host)
@@ -125,8 +126,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         trial = _trial(drawing, arrays, cases)
         if latent_shape(host.model, drawing.request) != trial.start.shape:
             raise ParityError(
-                f"The manifest makes latents of {list(latent_shape(host.model, drawing.request))} for "
-                f"{drawing.request.width}x{drawing.request.height} pixels; diffusers' pipeline made "
+                f"The manifest gives latents of shape {list(latent_shape(host.model, drawing.request))} for "
+                f"{drawing.request.width}x{drawing.request.height} pixels, but diffusers' pipeline used "
                 f"{list(trial.start.shape)}. {AGAIN}"
             )
         text = read_text(host, drawing.request, answer, {})
@@ -135,8 +136,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         found = constants(host, drawing.request, text)
         if found.keys() != wanted.keys():
             raise ParityError(
-                f"latentc feeds the {part} {sorted(found)}, and diffusers' pipeline fed it {sorted(wanted)}. "
-                "The manifest isn't the checkpoint's. Export it again."
+                f"latentc gives the {part} the inputs {sorted(found)}, but diffusers' pipeline gave it "
+                f"{sorted(wanted)}. The manifest does not match the checkpoint. {AGAIN}"
             )
         for name, array in wanted.items():
             compare(array, found[name], name, drawing)
@@ -155,16 +156,16 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             compare(trial.images, images, "the pixels", drawing)
     if not worst >= HOST_DB:
         raise ParityError(
-            f"What latentc computes around the engines isn't what diffusers' pipeline computed at export: {where} "
-            f"agrees to {worst:.1f} dB, and {HOST_DB:.0f} dB was expected. The bundle's manifest, scheduler config or "
-            "tokenizer isn't the checkpoint's. Export it again."
+            f"What latentc computes outside the engines differs from diffusers' pipeline at export: {where} agrees to "
+            f"{worst:.1f} dB, but {HOST_DB:.0f} dB is required. The bundle's manifest, scheduler config or tokenizer "
+            f"does not match the checkpoint. {AGAIN}"
         )
     return round(worst, 2)
 
 
 def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array]) -> list[str]:
-    """Names of the drawings that a proof of this denoiser rests on, where it has no such one: drawn by it, the first to
-    the end, guided or not as every export draws them.
+    """Names of missing drawings that a proof of this denoiser requires: made with it, the first complete, and guided or
+    not as in `DRAWN_ALWAYS`.
     """
     own = {drawing.name: drawing for drawing in stored.drawings if host.denoisers.get(drawing.request.variant) == part}
     at = "".join(part.partition("@")[1:])
@@ -182,7 +183,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _check_tokens(host: Host, stored: Drawings) -> None:
-    """Raise `ParityError` where a tokenizer reads a text otherwise than transformers' did."""
+    """Raise `ParityError` where a tokenizer gives other ids for a text than transformers' did."""
     for encoder, vocabulary in zip(host.model.text_encoders, host.vocabularies, strict=True):
         wanted = stored.tokens[encoder.part]
         frame = (vocabulary.start, vocabulary.end, vocabulary.pad, vocabulary.length)
@@ -191,17 +192,17 @@ def _check_tokens(host: Host, stored: Drawings) -> None:
         if other or frame != (wanted.start, wanted.end, wanted.pad, wanted.length):
             raise ParityError(
                 f"The tokenizer of {encoder.part} gives other token ids than transformers gave at export, for "
-                f"{(other or ['start, end and padding'])[0]!r}. It isn't the checkpoint's. {AGAIN}"
+                f"{(other or ['start, end and padding'])[0]!r}. It is not the checkpoint's tokenizer. {AGAIN}"
             )
 
 
 def measure_steps(
     bundle: Bundle, host: Host, part: str, engine: EngineOf, shape: Shapes | None, *, guided: bool
 ) -> StepFigures:
-    """Put every drawing of a denoiser that the engines take to them, step by step; and draw one picture.
+    """Compare the engines with every drawing of a denoiser that they accept, step by step, and generate one image.
 
-    `part` is the denoiser, `shape` is that of its inputs where it takes no other, `guided` whether its rows are then
-    negative and positive ones.
+    `part` is the denoiser; `shape` gives its input shapes where it accepts no others; `guided` tells whether its rows
+    are then negative and positive ones.
     """
     trials = _fitting(bundle, host, part, shape, guided=guided)
     figures: list[float] = []
@@ -222,13 +223,13 @@ def measure_steps(
 
 
 def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
-    """Worst PSNR of the next latents; SNR and share of what guidance adds, over all calls together."""
+    """Worst PSNR of the next latents; SNR and relative size of what guidance adds, over all calls together."""
     text = read_text(host, trial.request, _through(engine), {})
     fixed = constants(host, trial.request, text)
     shapes = shapes_of(fixed) | {host.model.latents_input: trial.outputs[0].shape, TIMESTEP: (1,)}
     one = engine(host.denoiser(trial.request), shapes)
     run = one.bind(fixed)
-    other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # as another request's
+    other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # stands for another request
     walk = _walk(host, trial)
     answers: list[Array] = []
 
@@ -250,7 +251,7 @@ def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple
 
 
 def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
-    """PSNR of the picture as the pipeline draws it; None where the decoder takes another size."""
+    """PSNR of the image that the pipeline generates; None where the decoder accepts other sizes only."""
     try:
         engine(host.decoder, {"latent_sample": (1, *trial.start.shape[1:])})
     except ShapeError:
@@ -261,7 +262,7 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
 
 
 def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, guided: bool) -> list[StepTrial]:
-    """Every drawing where shapes are free; else those of the shape, or one that is made for it."""
+    """Every drawing where shapes are free; else those of the shape, or one that is resized to it."""
     stored, arrays = stored_drawings(bundle)
     drawings = [drawing for drawing in stored.drawings if host.denoiser(drawing.request) == part]
     cases = {case.name: case for case in stored_cases(bundle, part)}
@@ -278,7 +279,7 @@ def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, gui
 
 
 def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *, guided: bool) -> StepTrial:
-    """A drawing in another shape. The denoiser's answers are those that its own comparison has."""
+    """Resize a drawing to another shape, with the denoiser's outputs from its own references."""
     like = next(trial for trial in trials if is_guided(host.model, trial.request) == guided)
     rows, *_, height, width = shape[host.model.latents_input]
     size = {"width": width * host.model.downscale, "height": height * host.model.downscale}
@@ -286,7 +287,7 @@ def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *,
     found = reference(bundle, host.denoiser(request), shape).cases
     case = next((one for one in found if one.name == f"{like.name}.0"), None)
     if case is None:
-        raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. Export the checkpoint again.")
+        raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. {AGAIN}")
     start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))
     sigma = np.float32(_walk(host, like).schedule.init_noise_sigma)
     made = replace(
@@ -297,7 +298,7 @@ def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *,
 
 
 def _calls(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
-    """Recorded calls of each denoiser, by name."""
+    """Recorded calls of each denoiser, keyed by name."""
     return {part: {case.name: case for case in stored_cases(bundle, part)} for part in host.denoisers.values()}
 
 
@@ -323,7 +324,7 @@ def _walk(host: Host, trial: StepTrial) -> Walk:
 
 @dataclass
 class InTurn:
-    """Recorded noise, one array at each call. A copy goes on from where it was copied."""
+    """Recorded noise, one array per call. A copy continues from the position at which it was copied."""
 
     noise: NDArray[np.float32]
     drawn: int = 0
@@ -335,7 +336,7 @@ class InTurn:
 
 
 def _answering(output: Array) -> Run:
-    """A denoiser that gives a recorded answer."""
+    """A denoiser that returns a recorded output."""
     return lambda _feeds: {"output": output}
 
 
@@ -344,7 +345,7 @@ def _through(engine: EngineOf) -> Answer:
 
 
 def _recorded_text(bundle: Bundle, model: Model) -> Answer:
-    """Text encoders that give PyTorch's answers to the ids that transformers' tokenizers made."""
+    """Text encoders that return PyTorch's outputs for the ids of transformers' tokenizers."""
     known: dict[str, dict[bytes, dict[str, Array]]] = {}
     for encoder in model.text_encoders:
         case = next(case for case in stored_cases(bundle, encoder.part) if case.name == "prompts")
@@ -358,7 +359,7 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
         if len(found) < len(rows):
             raise ParityError(
                 f"The tokenizer of {part} gives other token ids than transformers gave at export, for the prompts of "
-                f"the bundle's references. {bundle.folder}'s tokenizer isn't the checkpoint's. Export it again."
+                f"the bundle's references. The tokenizer in {bundle.folder} is not the checkpoint's. {AGAIN}"
             )
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
@@ -366,16 +367,16 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
 
 
 def _fed(given: Mapping[str, Array]) -> list[bytes]:
-    """What each row of a text encoder is fed: ids, and the mask where it takes one."""
+    """The input of each row of a text encoder as bytes: ids, and the mask where it has one."""
     return [b"".join(given[name][row].tobytes() for name in sorted(given)) for row in range(len(given[IDS]))]
 
 
 def _output(case: Case) -> Array:
-    """The denoiser's only one."""
+    """The denoiser's only output."""
     return next(iter(case.outputs.values()))
 
 
 def _difference(output: Array) -> Array:
-    """What the prompt changes: the answer to positive rows less that to negative ones."""
+    """What the prompt changes: the output of the positive rows less that of the negative rows."""
     negative, positive = np.split(output, 2)
     return positive - negative

@@ -23,16 +23,16 @@ RUNTIMES = {
 
 
 ENTRY_POINTS = "latentc.runtimes"
-"""The group in which other distributions name adapters of their own, as `name = "module:Class"`."""
+"""The entry point group in which other distributions register adapters, as `name = "module:Class"`."""
 
 
 def known_runtimes() -> dict[str, str]:
-    """Every runtime's adapter by name: latentc's own, which none replaces, and those of installed distributions."""
+    """Places of all adapters by runtime: latentc's own, which can't be replaced, and those of other distributions."""
     return RUNTIMES | {one.name: one.value for one in entry_points(group=ENTRY_POINTS) if one.name not in RUNTIMES}
 
 
 def distribution(name: str) -> dict[str, str]:
-    """The distribution that a runtime comes with, and its version, which shapes its engines; empty of latentc's own."""
+    """Name and version of the distribution that registers a runtime, part of the key; empty for latentc's own."""
     found = (one for one in entry_points(group=ENTRY_POINTS) if one.name == name and name not in RUNTIMES)
     return {one.dist.name: one.dist.version for one in found if one.dist is not None}
 
@@ -44,15 +44,15 @@ def runtime(name: str) -> Runtime:
     """
     place = RUNTIMES.get(name) or known_runtimes().get(name)
     if place is None:
-        raise ProfileError(f"There is no runtime {name!r}. {suggest(name, list(known_runtimes()))}")
+        raise ProfileError(f"{name!r} is not a known runtime. {suggest(name, list(known_runtimes()))}")
     module, _, kind = place.partition(":")
     try:
         adapter: Runtime = getattr(import_module(module, __package__), kind)()
-    except Exception as exc:  # whatever another distribution's module raises
+    except Exception as exc:  # another distribution's module may raise anything
         if name in RUNTIMES:
             raise
         raise RuntimeMissing(
-            f"The runtime {name!r} of another distribution ({place}) can't be loaded: {in_a_line(exc)}. Update that "
+            f"The runtime {name!r} of another distribution ({place}) cannot be loaded: {in_a_line(exc)}. Update that "
             "distribution, or uninstall it."
         ) from exc
     return adapter

@@ -1,6 +1,6 @@
-"""What a runtime is: the one contract that every adapter fulfils.
+"""The interface that every runtime adapter implements.
 
-A new runtime is a file beside this one, a line in `RUNTIMES`, an extra in `pyproject.toml` and a profile.
+A new runtime is a file in this package, a line in `RUNTIMES`, an extra in `pyproject.toml` and a profile.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..core.recipes import RECIPES, Precision, Recipe
 from ..core.record import suggest
 
 MEMORY = "memory.json"
-"""In an artifact: bytes that the compiler says it will hold on the device, by what for."""
+"""In an artifact: bytes that the engine will hold on the device as reported by the compiler, keyed by purpose."""
 
 PLACEMENT = "placement.json"
-"""In an artifact: which nodes ran where in one call, or were compiled for what, by provider and operator."""
+"""In an artifact: counts of nodes by the provider that ran or compiled them, and by operator."""
 
 TIMING = ".timing"
-"""Folder beside the artifacts: what TensorRT timed, by GPU and version."""
+"""Folder beside the artifacts: TensorRT's timing caches, by GPU and version."""
 
 LINK = "weights"
 """In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
 
 TOGETHER = "+"
-"""In a device's name: between those that one engine is for."""
+"""Separates the devices in the name of a target of several."""
 
 Option = bool | int | float | str
 
@@ -41,37 +41,37 @@ MOST_THREADS = 1024
 
 
 COUNTS = range(1, MOST_THREADS + 1)
-"""Of threads."""
+"""Valid numbers of threads."""
 
 Kind = type | UnionType | tuple[str, ...] | range
-"""What an option takes: values of a type, one of some words, or whole numbers in a range."""
+"""Valid values of an option: those of a type, one of several strings, or integers in a range."""
 
 
 def misfit(value: Option, kind: Kind) -> str | None:
-    """What an option takes, in words, where a value isn't such; else None."""
+    """A description of the valid values where `value` is not one of them; None where it is."""
     if isinstance(kind, tuple):
         return None if value in kind else f"one of: {', '.join(kind)}"
     if isinstance(kind, range):
         fits = type(value) is int and value in kind
-        return None if fits else f"a whole number from {kind[0]:,} to {kind[-1]:,}"
+        return None if fits else f"an integer from {kind[0]:,} to {kind[-1]:,}"
     if isinstance(kind, UnionType):
-        *first, last = [SAID[one].replace(" or ", ", ") for one in kind.__args__]
+        *first, last = [TYPE_NAMES[one].replace(" or ", ", ") for one in kind.__args__]
         return None if isinstance(value, kind) else f"{', '.join(first)} or {last}"
-    return None if type(value) is kind or (kind is float and type(value) is int) else SAID[kind]
+    return None if type(value) is kind or (kind is float and type(value) is int) else TYPE_NAMES[kind]
 
 
-SAID: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+TYPE_NAMES: Mapping[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
 def files_in(folder: Path) -> dict[str, int]:
-    """The files of an engine that was just compiled, by their paths in its folder: bytes of each."""
+    """Sizes in bytes of the files of an engine that was just compiled, keyed by path in its folder."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A profile as it applies to one part on this machine: nothing left to choose."""
+    """A profile applied to one part on this machine, with every choice made."""
 
     runtime: str
     device: str
@@ -80,13 +80,13 @@ class Target:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     shape: Mapping[str, tuple[int, ...]] | None = None
-    """Every input's shape, for a static engine; None where batch, height and width are free."""
+    """Shape of each input, for an engine of fixed sizes; None where batch, height and width are free."""
     length: int = 77
-    """Token ids in a chunk of a prompt."""
+    """Token ids per chunk of a prompt."""
 
     @property
     def recipe(self) -> Recipe:
-        """What the part is computed in."""
+        """The recipe of the target's precision."""
         return RECIPES[self.precision]
 
 
@@ -98,7 +98,7 @@ class CheckpointOrigin:
     family: str
     variant: str | None = None
     components: Mapping[str, str] = field(default_factory=dict[str, str])
-    """From elsewhere, by name: from where."""
+    """Locations of components that come from elsewhere, keyed by component."""
 
 
 @dataclass(frozen=True)
@@ -109,142 +109,145 @@ class Job:
     graph: Path
     """The lowered ONNX graph: in the target's precision and shapes."""
     weights: Path
-    """The folder of the graph's external data, which may be another one than the graph's. ONNX, onnx-ir, ONNX Runtime,
-    OpenVINO and IREE refuse external data that is a link, so their adapters name this folder to the library."""
+    """The folder of the graph's external data, which may differ from the graph's folder. ONNX, onnx-ir, ONNX Runtime,
+    OpenVINO and IREE refuse external data that is a link, so their adapters pass this folder to the library."""
     target: Target
     digest: str = ""
-    """Of the part's graph and weights, as exported."""
+    """Digest of the part's graph and weights, as exported."""
     usual: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Free sizes that it is called with most."""
+    """Typical values of the free sizes."""
     shared: Path | None = None
-    """A folder for what helps later builds, such as timings of kernels; None where nothing is to be kept."""
+    """A folder for data that speeds up later builds, such as timing caches; None where nothing is stored."""
     origin: CheckpointOrigin | None = None
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What engines take of memory and time, measured (benchmarks/results/2026-11-26-plan.md); memory in bytes.
+    """Measured memory (in bytes) and time of a runtime's engines (benchmarks/results/2026-11-26-plan.md).
 
-    Weights are counted in the engine's own precision; what an earlier build took goes before all of it.
+    Weights are counted in the engine's own precision. Figures of an earlier build of the part take precedence.
     """
 
     base: int = 0
-    """Held whatever the engines are."""
+    """Memory independent of the engines."""
     per_engine: int = 0
-    """Held for each engine, whatever it is."""
+    """Memory per engine, independent of the part."""
     per_weight: float = 1.0
-    """Held, for each byte of weights."""
+    """Memory per byte of weights."""
     per_f32: float = 0.0
-    """Held beside that, for each byte of the same weights in f32."""
+    """Additional memory per byte of the same weights in f32."""
     per_value: float = 1.0
-    """Held, for each byte of values that are alive at once."""
+    """Memory per byte of values that are alive at once."""
     scores: Mapping[Precision, int] = field(default_factory=dict[Precision, int])
-    """Copies of attention's scores that are held at once, by type; none where attention is one kernel."""
+    """Copies of the attention scores that are held at once, by precision; none where attention is fused."""
     stores: bool = False
-    """Whether weights stay as narrow as the bundle stores them, whatever is computed in."""
+    """Whether weights stay as narrow as the bundle stores them, in any precision."""
     maps: bool = False
-    """Whether weights are a mapped file: of a table that is only looked up in, few rows are ever read."""
+    """Whether weights are a memory-mapped file, so that only the used rows of an embedding table are read."""
     writes_f32: bool = False
-    """Whether weights are f32 on disk, whatever is computed in."""
+    """Whether weights are f32 on disk, in any precision."""
     build_base: int = 0
-    """Held while building, whatever the part is."""
+    """Memory during a build, independent of the part."""
     build_per_weight: float = 0.0
+    """Memory during a build, per byte of weights."""
     build_seconds: float = 0.0
-    """On two cores, whatever the part is."""
+    """Build time on two cores, independent of the part."""
     build_seconds_per_gb: float = 0.0
-    """And for each 10^9 bytes of weights."""
+    """Build time per 10^9 bytes of weights."""
     flop_per_second: Mapping[Precision, float] = field(default_factory=dict[Precision, float])
-    """In a call, on two cores, by type; of a type that isn't there, calls take no time that counts."""
+    """Speed of a call on two cores, by precision; calls in other precisions are counted as no time."""
     on_host: bool = True
     """Whether engines are held in the machine's own memory."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runtime is like: plain data, of which most runtimes state a few."""
+    """Properties of a runtime: plain data, most of it with defaults."""
 
     title: str
-    """As messages call the library."""
+    """Name of the library in messages."""
     revision: int = 1
-    """Raised when what it makes of a graph changes, or how it is loaded; part of the key."""
+    """Increased when the adapter compiles or loads graphs in another way; part of the key."""
     devices: tuple[str, ...] = ("CPU",)
-    """Devices that it knows by name."""
+    """Names of all devices that it may support."""
     libraries: tuple[str, ...] = ()
-    """Distributions whose versions shape the artifact."""
+    """Distributions whose versions affect the artifact."""
     precisions: tuple[Precision, ...] = ("f32",)
-    """What its devices compute in."""
+    """Precisions in which its devices compute."""
     options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
+    """Valid values of each option."""
     at_load: frozenset[str] = frozenset()
-    """Options that act at load only, and change no answer: no artifact hangs on them, and no key has them."""
+    """Options that act at load only and change no result: artifacts don't depend on them, and keys don't have them."""
     threads: str | None = None
-    """The option that says in how many threads the CPU computes, one of `at_load`: unless it is set, `load` takes
+    """The option that sets the number of CPU threads, one of `at_load`. Unless it is set, `load` uses
     `core.limits.threads`. None where it doesn't compute in this process's threads, empty where nothing is computed."""
     reads_onnx: bool = True
-    """Whether it compiles the lowered graph; if not, the compiler doesn't make one."""
+    """Whether it compiles the lowered graph; if not, no graph is lowered."""
     newest_opset: int = 23
-    """The newest ONNX operator set that it is given whole."""
+    """The newest ONNX operator set that it supports."""
     typed: bool = False
-    """Whether it computes in the types that the graph states, which the compiler then lowers to the precision."""
+    """Whether it computes in the types of the graph, which is then lowered to the target's precision."""
     infers_shapes: bool = True
-    """Whether it works out by itself what follows from fixed shapes; if not, the compiler writes it down."""
+    """Whether it evaluates what follows from fixed shapes by itself; if not, the compiler does (`fold`)."""
     reads_bf16: bool = True
-    """Whether it takes weights that lie in bf16 and are cast where they are used; if not, the compiler widens them."""
+    """Whether it supports weights that are stored in bf16 and cast where they are used; if not, they are widened."""
     free_sizes: bool = True
     """Whether one engine can serve every size."""
     sums_in_a_row: frozenset[str] = frozenset()
-    """Devices on which sums of many numbers in f32 lose accuracy: group norms are then written out (`core.norms`)."""
+    """Devices on which long sums in f32 lose accuracy, because they are sequential: group norms are then expanded
+    (`core.norms`)."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
-    """By device, operators that it has no kernel for: the compiler writes them in Microsoft's (`compiler.kernels`)."""
+    """Operators without a kernel, by device: the compiler replaces them (`compiler.kernels`)."""
 
 
 class Runtime(Protocol):
-    """An adapter to one library that compiles and runs graphs: facts, and three methods. It inherits from this class,
-    and writes another method only where the facts don't say enough.
+    """An adapter to one library that compiles and runs graphs: facts, and three methods. An adapter inherits from this
+    class, and overrides other methods only where the facts are not enough.
     """
 
     facts: Facts
 
     @abstractmethod
     def missing(self, device: str) -> str | None:
-        """None where it works here; else one sentence: why not, and what to install."""
+        """Why it doesn't work on this machine and what to install, in one or two sentences; None where it works."""
         ...
 
     @abstractmethod
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Compile a part into the empty folder `out`. Raises `CompileError`, with the library's own words."""
+        """Compile a part into the empty folder `out`. Raises `CompileError` with the library's own message."""
         ...
 
     @abstractmethod
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Load what `compile` left for this target: `files`, bytes by their paths in the folder `artifact`.
+        """Load the engine that `compile` wrote to the folder `artifact`. `files` are sizes in bytes, keyed by path.
 
-        The compiler has compared each with its digest, and the target with what is here. Raises `RuntimeMissing` or
-        `CompileError`; never falls back silently.
+        The caller has checked the digest of each file, and that the target matches this machine. Raises
+        `RuntimeMissing` or `CompileError`; never falls back silently.
         """
         ...
 
     def devices(self) -> tuple[str, ...]:
-        """Names of the devices that it works on here; none where it doesn't work. Raises nothing."""
+        """Names of the devices on which it works on this machine; may be empty. Raises nothing."""
         return tuple(device for device in self.facts.devices if self.missing(device) is None)
 
     def unbuildable(self, device: str) -> str | None:
-        """None where it can compile for a device here, which need not be here; else one sentence as `missing`'s."""
+        """Why it can't compile for a device on this machine, as in `missing`; None where it can, with or without it."""
         return self.missing(device)
 
     def versions(self) -> dict[str, str]:
-        """Versions of the libraries that shape the artifact; part of its key."""
+        """Versions of the libraries that affect the artifact; part of its key."""
         try:
             return {name: metadata.version(name) for name in self.facts.libraries}
         except metadata.PackageNotFoundError as exc:
-            raise RuntimeMissing(f"{self.facts.title} isn't installed here ({exc}).") from exc
+            raise RuntimeMissing(f"{self.facts.title} is not installed ({exc}).") from exc
 
     def device(self, device: str) -> dict[str, str]:
-        """What of the device shapes the artifact (instruction set, architecture); part of its key."""
+        """Properties of the device that affect the artifact (instruction set, architecture); part of its key."""
         del device
         return {}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """What the device computes in natively, through this runtime."""
+        """Precisions in which the device computes natively through this runtime."""
         del device
         return self.facts.precisions
 
@@ -254,34 +257,34 @@ class Runtime(Protocol):
         return self.facts.free_sizes
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """What engines for a device take, of free or fixed sizes; None where nobody has measured it."""
+        """Costs of engines for a device, of `free` or fixed sizes; None where they were never measured."""
         del device, options, free
         return None
 
     def threads_option(self, device: str) -> str | None:
-        """As `Facts.threads`, which is the CPU's."""
+        """`Facts.threads` on the CPU; None on other devices."""
         return self.facts.threads if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """Raise `ProfileError` for an unknown option, with the near name, and for a value that it doesn't take."""
+        """Raise `ProfileError` for an unknown option, with the nearest name, and for an invalid value."""
         known = self.facts.options
         for name, value in options.items():
             if name not in known:
-                raise ProfileError(f"{self.facts.title} has no option {name!r} here. {suggest(name, list(known))}")
-            if wish := misfit(value, known[name]):
-                raise ProfileError(f"{name} is {value!r}; it must be {wish}. Correct it under [options].")
+                raise ProfileError(f"{self.facts.title} has no option {name!r}. {suggest(name, list(known))}")
+            if allowed := misfit(value, known[name]):
+                raise ProfileError(f"{name} is {value!r}; it must be {allowed}. Correct it under [options].")
 
 
 @runtime_checkable
 class Refits(Protocol):
-    """An adapter that can also put other weights into an artifact of the same graph."""
+    """An adapter that can also replace the weights of an artifact of the same graph."""
 
     def refits(self, options: Mapping[str, Option]) -> bool:
-        """Whether what is built with these options can be refitted."""
+        """Whether engines that are built with these options can be refitted."""
         ...
 
     def refit(self, job: Job, other: Path, out: Path) -> None:
-        """Leave in the empty folder `out` what `compile` would, from another artifact and the job's weights.
+        """Write to the empty folder `out` the artifact `other` with the job's weights.
 
         Raises `CompileError` where the graphs differ in more than weights, and `RuntimeMissing`.
         """

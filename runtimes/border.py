@@ -1,4 +1,4 @@
-"""The border to other libraries: their exceptions become ours, in their own words."""
+"""Conversion of other libraries' exceptions to latentc's, with the libraries' own messages."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from ..core.errors import CompileError, LatentcError
 from ..core.limits import MEMORY_ADVICE, is_out_of_memory
 
 LONGEST = 400
-REBUILD = "Build it again: latentc build BUNDLE --profile PROFILE."
+REBUILD = "Build again: latentc build BUNDLE --profile PROFILE."
+ENOUGH = "Check that enough memory is free for this size."
+"""Advice where a call fails."""
+NO_REASON = "no reason given"
 ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 def rebuild(artifact: Path) -> str:
-    """What to do about one that is as it was built, and doesn't load: there, a build would find it."""
+    """Advice for an artifact that is undamaged but doesn't load: unless it is removed, a build would reuse it."""
     return f"Remove {artifact}. {REBUILD}"
 
 
 @contextmanager
 def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]:
-    """Raise `error` in place of whatever another library raises in the block; our own errors pass.
+    """Raise `error` in place of any exception of another library in the block; latentc's own errors pass through.
 
-    The message is `what`, the library's lines that say something, and `advice`; where memory ran out, it says so, and
-    what to do about that.
+    The message is `what`, the relevant lines of the library's message, and `advice`; where memory ran out, the advice
+    on that instead.
     """
     try:
         yield
@@ -38,18 +41,20 @@ def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]
 
 
 def sentence(what: str, said: str, advice: str, *, no_memory: bool = False) -> str:
-    """What failed, the library's words, and what to do: `advice`, unless memory ran out."""
+    """A message of what failed, the library's message, and what to do: `advice`, unless memory ran out."""
     if no_memory or is_out_of_memory(said):
         return f"{what}: memory ran out ({said.rstrip('.')}). {MEMORY_ADVICE}"
     return f"{what}: {said.rstrip('.')}. {advice}"
 
 
 def call_program(what: str, *command: object) -> str:
-    """Run a compiler's program; gives what it says, or raises `CompileError` with the first thing it complains of."""
+    """Run a program of a compiler and return its output; raises `CompileError` with its first error message."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         if done.returncode == -signal.SIGKILL:
-            raise CompileError(f"{what}: it was killed, usually because memory ran out. Build where there is more.")
+            raise CompileError(
+                f"{what}: the process was killed, usually because memory ran out. Build on a machine with more memory."
+            )
         lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
         raise CompileError(sentence(what, said[:LONGEST], "Try another precision, or another runtime."))
@@ -57,11 +62,10 @@ def call_program(what: str, *command: object) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """What an exception says is wrong, in one line.
+    """The message of an exception in one line, without the place in the source where it was raised.
 
-    Left out is where in the source it was raised. OpenVINO puts `Exception from file.cpp:1:` and `Check 'x' failed at
-    file.cpp:1:` above its words, ONNX Runtime `[ONNXRuntimeError] : 1 : FAIL : ` before them, once for every function
-    that they came through.
+    OpenVINO puts `Exception from file.cpp:1:` and `Check 'x' failed at file.cpp:1:` above its message, ONNX Runtime
+    puts `[ONNXRuntimeError] : 1 : FAIL : ` in front of it, once for every function on the call stack.
     """
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     words = [line for line in lines if not line.startswith(("Exception from ", "Check '", "Summary:"))]

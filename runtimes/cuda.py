@@ -1,6 +1,6 @@
-"""NVIDIA's driver library, by its C interface: device memory, copies, one stream and its graphs; no CUDA toolkit.
+"""NVIDIA's driver library through its C interface: device memory, copies, one stream and its graphs; no CUDA toolkit.
 
-Source: CUDA Driver API, docs.nvidia.com/cuda/cuda-driver-api. Functions are named there with their versions (`_v2`).
+Source: CUDA Driver API, docs.nvidia.com/cuda/cuda-driver-api. Functions are called by their versioned names (`_v2`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MAJOR, MINOR = 75, 76
 
 OUT_OF_MEMORY = 2
 THIS_THREAD = 1
-"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile doesn't end a capture."""
+"""CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls of other threads don't invalidate a capture."""
 
 NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: it doesn't wait for the default stream, whose work would end a capture."""
+"""CU_STREAM_NON_BLOCKING: it doesn't synchronize with the default stream, whose work would invalidate a capture."""
 
 NAME_BYTES = 256
 
@@ -50,39 +50,39 @@ class Driver:
         return self._stream.value or 0
 
     def allocate(self, count: int) -> int:
-        """So many bytes on the device; their address."""
+        """Allocate `count` bytes on the device; returns the address."""
         address = c_uint64()
         self._here("cuMemAlloc_v2", byref(address), c_size_t(count))
         return address.value
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free memory of `allocate`."""
         self._here("cuMemFree_v2", c_uint64(address))
 
     def copy_in(self, address: int, array: Array) -> None:
-        """From a contiguous array to the device, in the stream's order."""
+        """Copy a contiguous array to the device, in stream order."""
         self._here(
             "cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(array.ctypes.data), c_size_t(array.nbytes), self._stream
         )
 
     def copy_out(self, array: Array, address: int) -> None:
-        """From the device to a contiguous array, in the stream's order."""
+        """Copy from the device to a contiguous array, in stream order."""
         self._here(
             "cuMemcpyDtoHAsync_v2", c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes), self._stream
         )
 
     def wait(self) -> None:
-        """Until all that the stream was given is done."""
+        """Wait until all work on the stream is done."""
         self._here("cuStreamSynchronize", self._stream)
 
     def capture(self, work: Callable[[], None]) -> int:
-        """The handle of a graph of what `work` gives the stream, none of which runs."""
+        """Capture what `work` submits to the stream, without running it; returns the graph's handle."""
         graph, ready = c_void_p(), c_void_p()
         self._here("cuStreamBeginCapture_v2", self._stream, THIS_THREAD)
         try:
             work()
         except BaseException:
-            with suppress(CompileError):  # what broke it off is the reason to tell
+            with suppress(CompileError):  # the first error is the one to report
                 self._here("cuStreamEndCapture", self._stream, byref(graph))
                 self._here("cuGraphDestroy", graph)
             raise
@@ -94,52 +94,53 @@ class Driver:
         return ready.value or 0
 
     def launch(self, graph: int) -> None:
-        """Run what was captured, in the stream's order."""
+        """Run a captured graph, in stream order."""
         self._here("cuGraphLaunch", c_void_p(graph), self._stream)
 
     def forget(self, graph: int) -> None:
-        """Give a graph back."""
+        """Free a captured graph."""
         self._here("cuGraphExecDestroy", c_void_p(graph))
 
     def close(self) -> None:
-        """Let go of the stream and the context."""
+        """Destroy the stream and release the context."""
         try:
             self._here("cuStreamDestroy_v2", self._stream)
         finally:
             _call(self._library, "cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _here(self, name: str, *arguments: object) -> None:
-        """In the context, whichever thread calls."""
+        """Call a function in this context, from any thread."""
         _call(self._library, "cuCtxSetCurrent", self._context)
         _call(self._library, name, *arguments)
 
 
 class Room:
-    """Device memory in which engines of one GPU take turns to compute: as much as the one that needs most.
+    """Device memory that all engines of one GPU share, one call at a time: as much as the largest of them needs.
 
-    Each engine has its own context and stream, and all of them share the GPU's primary context, hence the memory.
+    Each engine has its own execution context and stream. All of them use the GPU's primary context, so they can share
+    memory.
     """
 
     def __init__(self) -> None:
         self.lock = Lock()
-        """To be held for a whole call."""
+        """Must be held for a whole call."""
         self._users = 0
         self._address, self._count = 0, 0
 
     def join(self) -> None:
-        """Be one of those that use it."""
+        """Register a user."""
         with self.lock:
             self._users += 1
 
     def at_least(self, driver: Driver, count: int) -> int:
-        """Its address, once it has so many bytes: another one than before if it had to grow. `lock` is held."""
+        """Grow to at least `count` bytes and return the address, which may change. `lock` must be held."""
         if self._count < count:
             self._free(driver)
             self._address, self._count = driver.allocate(count), count
         return self._address
 
     def leave(self, driver: Driver) -> None:
-        """No longer use it; the last one gives it back."""
+        """Unregister a user; the memory is freed with the last one."""
         with self.lock:
             self._users -= 1
             if not self._users:
@@ -152,7 +153,7 @@ class Room:
 
 
 def capabilities() -> list[str]:
-    """Compute capability of each GPU, as `sm89`; raises `RuntimeMissing` where there is no driver."""
+    """Compute capability of each GPU, such as `sm89`; raises `RuntimeMissing` without a driver."""
     library = _library()
     count = c_int()
     _call(library, "cuDeviceGetCount", byref(count))
@@ -160,7 +161,7 @@ def capabilities() -> list[str]:
 
 
 def gpu_name(capability: str) -> str:
-    """What the first GPU of a compute capability is called; raises `RuntimeMissing` where there is none."""
+    """Name of the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
     library, device, name = _library(), c_int(), ctypes.create_string_buffer(NAME_BYTES)
     _call(library, "cuDeviceGet", byref(device), _ordinal(capability))
     _call(library, "cuDeviceGetName", name, NAME_BYTES, device)
@@ -168,14 +169,14 @@ def gpu_name(capability: str) -> str:
 
 
 def open_driver(capability: str) -> Driver:
-    """The first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
+    """Open the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
     return Driver(_library(), _ordinal(capability))
 
 
 def _ordinal(capability: str) -> int:
     found = capabilities()
     if capability not in found:
-        raise RuntimeMissing(f"There is no GPU of {capability} here; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
+        raise RuntimeMissing(f"This machine has no {capability} GPU; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
     return found.index(capability)
 
 
@@ -191,11 +192,11 @@ def _library() -> Any:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError as exc:
-        raise RuntimeMissing(f"NVIDIA's driver can't be loaded ({exc}). Install it.") from exc
+        raise RuntimeMissing(f"NVIDIA's driver cannot be loaded ({exc}). Install it.") from exc
     try:
         _call(library, "cuInit", 0)
     except CompileError as exc:
-        raise RuntimeMissing(f"{exc} Is the driver running, and is the GPU free?") from exc
+        raise RuntimeMissing(f"{exc} Check that the driver is running and the GPU is not in use.") from exc
     return library
 
 
@@ -204,6 +205,6 @@ def _call(library: Any, name: str, *arguments: object) -> None:
     if code:
         text = c_char_p()
         library.cuGetErrorString(code, byref(text))
-        said = text.value.decode() if text.value else f"code {code}"
-        advice = " Draw a smaller size, or fewer at once." if code == OUT_OF_MEMORY else ""
-        raise CompileError(f"NVIDIA's driver: {name} failed ({said}).{advice}")
+        reason = text.value.decode() if text.value else f"code {code}"
+        advice = " Request a smaller size, or fewer images at once." if code == OUT_OF_MEMORY else ""
+        raise CompileError(f"NVIDIA's driver: {name} failed ({reason}).{advice}")

@@ -1,4 +1,4 @@
-"""Which runtimes work here, and what the others need."""
+"""Diagnosis of which runtimes work on this machine, and what the others need."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ DEFAULT_DEVICE = "CPU"
 
 @dataclass(frozen=True)
 class RuntimeState:
-    """One runtime on this machine."""
+    """The state of one runtime on this machine."""
 
     name: str
     works: bool
-    """On one device at least."""
+    """Whether it works on at least one device."""
     versions: dict[str, str]
     devices: dict[str, tuple[Precision, ...]]
-    """Each device that is here, and what it computes in."""
+    """Precisions of each device on this machine."""
     builds: tuple[str, ...]
-    """Devices of shipped profiles that aren't here and that it builds for all the same."""
+    """Devices of shipped profiles that this machine doesn't have, but that it can build for."""
     missing: str | None
     """Why it doesn't work, and what to install."""
 
 
 def diagnose() -> tuple[RuntimeState, ...]:
-    """Try every runtime; none of them makes this fail."""
+    """Try every runtime; errors of a runtime are reported in its state."""
     shipped = [load_profile(name) for name in profile_names()]
     return tuple(_state(name, [one.device for one in shipped if one.runtime == name]) for name in known_runtimes())
 
 
 def advise(here: Machine) -> Profile | None:
-    """The shipped profile to take on this machine; None where no runtime works."""
+    """The recommended shipped profile for a machine; None where no runtime works."""
     for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
         suits = not profile.instructions or set(profile.instructions) & set(here.instructions)
         has = not profile.gpus or set(profile.gpus) & {gpu.architecture for gpu in here.gpus}
         real = profile.device == DEFAULT_DEVICE or here.gpus or not here.system.startswith("Linux")
-        if profile.rank and suits and has and real:  # a GPU in software is no reason to leave the CPU
-            with suppress(LatentcError):  # what it lacks `diagnose` says
+        if profile.rank and suits and has and real:  # a GPU emulated in software is not preferred to the CPU
+            with suppress(LatentcError):  # `diagnose` reports what is missing
                 adapter = runtime(profile.runtime)
                 if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
                     return profile
@@ -51,10 +51,10 @@ def advise(here: Machine) -> Profile | None:
 
 
 def advised() -> Profile:
-    """The shipped profile to take on this machine; raises `RuntimeMissing` where no runtime works."""
+    """The recommended shipped profile for this machine; raises `RuntimeMissing` where no runtime works."""
     found = advise(machine())
     if found is None:
-        raise RuntimeMissing("No profile works here yet. `latentc doctor` says what the runtimes lack.")
+        raise RuntimeMissing("No profile works on this machine yet. `latentc doctor` shows what to install.")
     return found
 
 
@@ -72,7 +72,7 @@ def _state(name: str, wanted: list[str]) -> RuntimeState:
             precisions = {device: adapter.precisions(device) for device in devices}
             missing = None if devices else adapter.missing(builds[0])
             return RuntimeState(name, bool(devices), adapter.versions(), precisions, builds, missing)
-        missing = adapter.missing(wanted[0] if wanted else DEFAULT_DEVICE) or "It finds no device here."
+        missing = adapter.missing(wanted[0] if wanted else DEFAULT_DEVICE) or "No supported device was found."
     except LatentcError as exc:
         missing = str(exc)
     return RuntimeState(name, works=False, versions={}, devices={}, builds=(), missing=missing)

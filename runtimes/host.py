@@ -1,4 +1,4 @@
-"""Engines whose inputs and outputs lie in the host's memory: feeds checked, one call at a time, closed once."""
+"""Engines with inputs and outputs in the host's memory: they check their inputs, and run one call at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..core.tensors import Array
 from .base import Target
 
 Call = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
-"""Computes the outputs from checked feeds and the value of each free size."""
+"""A function that computes the outputs from checked feeds and the value of each free size."""
 
 
 class Bound(np.ndarray[Any, Any]):
-    """An array that was bound: nobody else has it, so a device that has it once needn't be given it again."""
+    """A private copy of a bound input: it never changes, so it has to be copied to a device only once."""
 
 
 def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
@@ -34,8 +34,8 @@ def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
             raise ShapeError(f"{tensor.name!r} is {array.dtype}; it must be {tensor.dtype}. Convert it first.")
         if target.shape is not None and array.shape != target.shape[tensor.name]:
             raise ShapeError(
-                f"{tensor.name!r} has shape {list(array.shape)}; this engine was built for "
-                f"{list(target.shape[tensor.name])} only. Build one for that size, or one for every size."
+                f"{tensor.name!r} has shape {list(array.shape)}, but this engine was built for "
+                f"{list(target.shape[tensor.name])} only. Build an engine for this size, or one for every size."
             )
     for name, size in sizes.items():
         if size < 1:
@@ -47,7 +47,7 @@ _LIVE: WeakSet[HostEngine] = WeakSet()
 
 
 def _keep_in_fork() -> None:
-    """Libraries wait for their threads when they free an engine, and a fork has none of them."""
+    """Never free engines in a fork: libraries would wait for threads that only the parent process has."""
     for engine in tuple(_LIVE):
         engine.keep()
 
@@ -57,7 +57,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class HostEngine:
-    """An engine around one function; fulfils `Engine`. `release` frees what the function held."""
+    """An engine that calls one function; implements `Engine`. `release` frees the function's resources."""
 
     def __init__(self, target: Target, call: Call, release: Callable[[], None] | None = None) -> None:
         self.target = target
@@ -68,33 +68,33 @@ class HostEngine:
         _LIVE.add(self)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """As `Engine.run`; threads take turns."""
+        """See `Engine.run`. Calls of several threads run one after another."""
         check_process(self._process, "This engine was")
         sizes = check_feeds(self.target, feeds)
         with self._lock:
             if self._call is None:
-                raise RuntimeMissing("This engine was closed, and its memory given back. Load it again to run it.")
+                raise RuntimeMissing("This engine is closed and its memory is freed. Load it again to run it.")
             return self._call(feeds, sizes)
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
-        """As `Engine.bind`: the arrays are copied, and marked for those that keep them on a device."""
+        """See `Engine.bind`. The arrays are copied, and marked as `Bound` for runtimes that keep them on a device."""
         fixed: dict[str, Array] = {name: array.copy().view(Bound) for name, array in feeds.items()}
         known = tuple(tensor for tensor in self.target.inputs if tensor.name in fixed)
         sizes_of(known, {name: array.shape for name, array in fixed.items()})
 
         def run(others: Mapping[str, Array]) -> dict[str, Array]:
             if twice := sorted(fixed.keys() & others.keys()):
-                raise ShapeError(f"{twice} were bound already. Feed the other inputs only.")
+                raise ShapeError(f"{twice} are already bound. Give the other inputs only.")
             return self.run({**fixed, **others})
 
         return run
 
     def keep(self) -> None:
-        """Never free what the function holds."""
+        """Never free the function's resources."""
         never_freed((self._call, self._release))
 
     def close(self) -> None:
-        """As `Engine.close`; waits for a call that is under way. In a fork nothing is given back."""
+        """See `Engine.close`. Waits for a running call; does nothing in a forked process."""
         if os.getpid() != self._process:
             return
         with self._lock:

@@ -1,8 +1,8 @@
-"""IREE: a compiler that needs no device, for AMD's GPUs, NVIDIA's, any GPU with Vulkan, and the CPU.
+"""IREE: a compiler that needs no device, for AMD's and NVIDIA's GPUs, any GPU with Vulkan, and the CPU.
 
-An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights as they lie in the graph (f16 stays f16), and
-`names.json`: a program's inputs and outputs have an order and no names. A graph is imported at opset 18: 3.13 doesn't
-know ONNX's Attention.
+An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights in the types of the graph (f16 stays f16), and
+`names.json`, because a program's inputs and outputs have an order but no names. Graphs are imported at opset 18: 3.13
+doesn't support ONNX's Attention.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from .base import COUNTS, MEMORY, Costs, Facts, Job, Option, Runtime, Target
-from .border import border, call_program, first_line, rebuild
+from .border import ENOUGH, border, call_program, first_line, rebuild
 from .cuda import capabilities
 from .host import HostEngine
 from .machine import machine, processor
@@ -39,7 +39,7 @@ from .weights import read_graph
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
 PLAIN = "plain.onnx"
-"""What is imported for Vulkan; removed after."""
+"""The rewritten graph that is imported for Vulkan, and then removed."""
 
 IMPORT = """
 from iree.compiler.tools.import_onnx import __main__ as tool
@@ -47,38 +47,38 @@ asked = tool.parse_arguments()
 asked.data_dir = str(asked.data_dir)
 tool.main(asked)
 """
-"""The importer of 3.13 passes the folder of the weights on as a `Path`, which ONNX 1.23 takes only as a string."""
+"""The importer of 3.13 passes the folder of the weights as a `Path`, but ONNX 1.23 accepts only a string."""
 
 SCOPE = "model"
 INLINE_NUMBERS = 64
-"""Weights of fewer numbers stay in the program."""
+"""Weights with fewer numbers than this stay in the program."""
 
 INSTALL = install("iree")
 CPU, VULKAN = "CPU", "Vulkan"
 THREADS = "threads"
 BASELINE = "vp_android_baseline_2022"
-"""The profile of Vulkan that code is made for: what GPUs of the last years have, subgroups and f16 left out."""
+"""The Vulkan profile that code is generated for: features of all recent GPUs, without subgroups and f16."""
 
 DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
-"""Its names of what runs a device, but for AMD's GPUs and NVIDIA's."""
+"""IREE's names of the drivers, except those of AMD's and NVIDIA's GPUs."""
 
 HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
-"""AMD architectures that it compiles for: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+"""Supported AMD architectures: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
 
 LARGE = 1e9
 """Stands for infinity in programs for Vulkan."""
 
 PTX = ("sm_80", "sm_86", "sm_89", "sm_120")
-"""Compute capabilities that it writes PTX for, which the driver translates for any GPU from there on. For 7.5 it
-crashes, and 9.0 it doesn't know.
+"""Compute capabilities for which it generates PTX, which the driver translates for any GPU of this capability or a
+newer one. It crashes for 7.5, and doesn't support 9.0.
 """
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 OPTIONS: dict[str, tuple[str, ...]] = {"optimization_level": ("O0", "O1", "O2", "O3")}
-"""Options, and the values that they take."""
+"""Options and their valid values."""
 
 COSTS = Costs(
-    per_value=1.5,  # padded copies of what convolutions read, and gaps in one block for all values
+    per_value=1.5,  # padded copies of inputs of convolutions, and gaps in the block that holds all values
     scores={"f32": 2, "f16": 2},
     stores=True,
     build_base=150_000_000,
@@ -91,7 +91,7 @@ CPU_COSTS = replace(COSTS, base=75_000_000, maps=True, on_host=True, flop_per_se
 
 
 class IREE(Runtime):
-    """The adapter."""
+    """The adapter to IREE."""
 
     facts = Facts(
         title="IREE",
@@ -106,11 +106,11 @@ class IREE(Runtime):
     )
 
     def missing(self, device: str) -> str | None:
-        """The runtime that isn't installed, an unknown device, or one that isn't here."""
+        """Report a runtime that is not installed, and an unknown or missing device."""
         try:
             runtime = _runtime()
         except ImportError as exc:
-            return f"IREE's runtime isn't installed here ({first_line(exc)}). {INSTALL}"
+            return f"IREE's runtime is not installed ({first_line(exc)}). {INSTALL}"
         if reason := _unknown(device):
             return reason
         if device == CPU:
@@ -120,38 +120,41 @@ class IREE(Runtime):
                 found = _vulkan_gpus()
             except RuntimeMissing as exc:
                 return str(exc)
-            return None if found else "Vulkan finds no GPU here. Install its driver."
+            return None if found else "Vulkan finds no GPU. Install the GPU's Vulkan driver."
         if device in PTX:
             return _no_nvidia(device)
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
-            return f"There is no {device} here; AMD GPUs found: {', '.join(has) or 'none'}."
+            return f"This machine has no {device} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
         try:
             runtime.get_driver("hip").query_available_devices()
-        except Exception as exc:  # whatever the driver says
-            return f"ROCm's driver can't be used ({first_line(exc)}). Install ROCm."
+        except Exception as exc:  # the driver may raise anything
+            return f"ROCm's driver cannot be used ({first_line(exc)}). Install ROCm."
         return None
 
     def unbuildable(self, device: str) -> str | None:
-        """The compiler that isn't installed, or an unknown device; the device itself needn't be here, but for Vulkan's,
-        whose name is in the key.
+        """Report a compiler that is not installed, and an unknown device. The device itself is needed only for Vulkan,
+        because its name is in the key.
         """
         try:
             import_module("iree.compiler")
         except ImportError as exc:
-            return f"IREE's compiler isn't installed here ({first_line(exc)}). {INSTALL}"
+            return f"IREE's compiler is not installed ({first_line(exc)}). {INSTALL}"
         versions = {name: metadata.version(f"iree-base-{name}") for name in ("compiler", "runtime")}
         if len(set(versions.values())) > 1:
-            return f"IREE's compiler is {versions['compiler']} and its runtime {versions['runtime']}. {INSTALL}"
+            return (
+                f"IREE's compiler has version {versions['compiler']} and its runtime {versions['runtime']}; both must "
+                f"be the same. {INSTALL}"
+            )
         return self.missing(device) if device == VULKAN else _unknown(device)
 
     def versions(self) -> dict[str, str]:
-        """Of compiler and runtime, which are released together."""
-        with border(RuntimeMissing, "IREE can't be loaded", INSTALL):
+        """The version of compiler and runtime, which are released together."""
+        with border(RuntimeMissing, "IREE cannot be loaded", INSTALL):
             return {"iree": metadata.version("iree-base-runtime")}
 
     def device(self, device: str) -> dict[str, str]:
-        """The GPU's architecture, which is its name; of a CPU instruction sets, and its name for those not listed."""
+        """Name of a Vulkan GPU; instruction sets and name of a CPU; empty for others, whose name is enough."""
         if device == VULKAN:
             return {"gpu": "; ".join(str(one["name"]) for one in _vulkan_gpus())}
         if device != CPU:
@@ -159,16 +162,16 @@ class IREE(Runtime):
         return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """It computes in what the graph says: f32 and f16, but for Vulkan, whose f16 not every GPU has."""
+        """f32 and f16, the types of the graph; on Vulkan f32 only, because not every GPU supports f16."""
         return () if _unknown(device) else PRECISIONS[:1] if device == VULKAN else PRECISIONS
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
-        """What the compiler plans to hold, and what compiling took."""
+        """Costs from the memory that the compiler plans, and from measured builds."""
         del options, free
         return CPU_COSTS if device == CPU else COSTS
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Import, and compile for the device, which needn't be here. The importer's file is removed after."""
+        """Import the graph and compile it for the device, which isn't needed. The imported file is then removed."""
         target = job.target
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
@@ -179,7 +182,7 @@ class IREE(Runtime):
         if target.device == VULKAN:
             graph, weights = _plain(graph, weights, out), out
         call_program(
-            f"IREE can't import {job.part}",
+            f"IREE cannot import {job.part}",
             *(
                 sys.executable,
                 "-c",
@@ -199,7 +202,7 @@ class IREE(Runtime):
         level = target.options.get("optimization_level")
         flags = [*_flags(target.device), *([f"--iree-opt-level={level}"] if level else [])]
         call_program(
-            f"IREE can't compile {job.part} for {target.device}",
+            f"IREE cannot compile {job.part} for {target.device}",
             *(sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
@@ -218,18 +221,18 @@ class IREE(Runtime):
 
 @cache
 def _in_threads(count: int) -> Any:
-    """A device of this many threads, for all engines that ask for so many; a driver reads the flag when it is made."""
+    """A device with `count` threads, shared by all engines with that setting; a driver reads the flag when created."""
     runtime = _runtime()
     runtime.flags.parse_flags(f"--task_topology_group_count={count}")
     return import_module("iree.runtime._binding").create_hal_driver(DRIVERS[CPU]).create_default_device()
 
 
 class _Loaded:
-    """What one engine holds."""
+    """The state of one engine."""
 
     def __init__(self, artifact: Path, target: Target) -> None:
         runtime = _runtime()
-        with border(CompileError, f"IREE can't load {artifact}", rebuild(artifact)):
+        with border(CompileError, f"IREE cannot load {artifact}", rebuild(artifact)):
             if target.device == CPU and (count := target.options.get(THREADS, threads())) is not None:
                 config = runtime.Config(device=_in_threads(int(count)))
             else:
@@ -248,9 +251,9 @@ class _Loaded:
         self._wanted = {tensor.name for tensor in target.outputs}
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Feeds in the graph's order, and of its outputs those that are wanted."""
+        """Call the program with inputs in the graph's order; returns the target's outputs."""
         del sizes
-        with border(CompileError, "IREE failed while computing", "Is there memory enough for this size?"):
+        with border(CompileError, "IREE failed while computing", ENOUGH):
             found = self._function(*(self._given(feeds[name]) for name in self._inputs))
             outputs: Any = found if type(found) in (tuple, list) else (found,)
             named = dict(zip(self._outputs, outputs, strict=True))
@@ -261,7 +264,7 @@ class _Loaded:
         return np.ascontiguousarray(array, np.int32 if narrow else None)
 
     def _read(self, array: Any) -> Array:
-        """An output. The library's own copy lets the driver write to numpy's memory, which lies on no page's border."""
+        """Read an output. On Vulkan IREE's own copy fails, as it lets the driver write to unaligned numpy memory."""
         if not self._vulkan:
             return np.array(array.to_host(), dtype=np.float32)
         runtime, source = _runtime(), array._buffer_view
@@ -277,18 +280,18 @@ class _Loaded:
         return np.array(staging.map().asarray(source.shape, np.dtype(np.float32)), dtype=np.float32)
 
     def release(self) -> None:
-        """Let go of the program and what it holds."""
+        """Free the program and its memory."""
         self._function = None
 
 
 def _plain(graph: Path, weights: Path, folder: Path) -> Path:
-    """A copy of a graph, in `folder`, in what every GPU with Vulkan computes alike: f32, int32, and nothing infinite.
+    """Write a copy of a graph to `folder` with what every GPU with Vulkan supports: f32, int32, and no infinities.
 
-    Compiled for the baseline, 3.13's programs read f16 and 64 bits from weights and inputs wrongly, in silence, and
-    what masks attention with minus infinity outputs NaN.
+    Compiled for the baseline, programs of 3.13 silently read f16 and 64-bit weights and inputs wrongly, and attention
+    masks of minus infinity give NaN.
     """
     with border(
-        CompileError, f"{graph.name} can't be rewritten for Vulkan", f"Is there space left in {folder.parent}?"
+        CompileError, f"{graph.name} cannot be rewritten for Vulkan", f"Check that {folder.parent} has space left."
     ):
         import onnx_ir as ir
 
@@ -304,9 +307,12 @@ def _rewrite(library: Any, model: Any) -> None:
     kinds = library.DataType
     for weight in model.graph.initializers.values():
         array = _finite(values_of(weight.const_value))
-        if array.dtype == np.int64 and array.size >= INLINE_NUMBERS:  # smaller ones are in the program, and right
+        if array.dtype == np.int64 and array.size >= INLINE_NUMBERS:  # smaller ones are in the program, and correct
             if np.abs(array).max() > np.iinfo(np.int32).max:
-                raise CompileError(f"{weight.name} holds numbers that take 64 bits, which Vulkan's baseline hasn't.")
+                raise CompileError(
+                    f"{weight.name} contains 64-bit integers, which the Vulkan baseline does not support. Use another "
+                    "device or runtime."
+                )
             array = array.astype(np.int32)
             _cast(library, model.graph, weight, kinds.INT32, kinds.INT64)
         weight.const_value = library.tensor(array, name=weight.name)
@@ -324,7 +330,7 @@ def _rewrite(library: Any, model: Any) -> None:
 
 
 def _cast(library: Any, graph: Any, value: Any, given: Any, used: Any) -> None:
-    """Take a value as one type, and use it as another."""
+    """Change a value's type to `given`, and cast it to `used` for its users."""
     node = library.node("Cast", [value], {"to": used.value})
     made = node.outputs[0]
     value.replace_all_uses_with(made)
@@ -334,17 +340,17 @@ def _cast(library: Any, graph: Any, value: Any, given: Any, used: Any) -> None:
 
 
 def _finite(array: Array) -> Array:
-    """f16 as f32, and what is infinite, or as good as, near enough to it for a softmax."""
+    """Convert floats to f32, and clip them to `LARGE`, which a softmax can't tell from infinity."""
     if array.dtype.kind != "f":
         return array
     return np.clip(array.astype(np.float32), -LARGE, LARGE)
 
 
 def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
-    """What the compiler plans to hold; of free sizes it plans nothing."""
+    """Memory that the compiler plans, in bytes; activations are planned for fixed sizes only."""
     held = {"weights_bytes": weights.stat().st_size if weights.exists() else 0}
     if target.shape is not None:
-        with suppress(OSError, ValueError, KeyError):  # the statistics' form isn't promised
+        with suppress(OSError, ValueError, KeyError):  # the format of the statistics isn't documented
             counted = json.loads(planned.read_text(encoding="utf-8"))["stream-aggregate"]
             held["activation_bytes"] = counted["execution"]["transient-memory-size"]
     return held
@@ -353,22 +359,22 @@ def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
 def _vulkan_gpus() -> list[Any]:
     try:
         return _runtime().get_driver("vulkan").query_available_devices()
-    except Exception as exc:  # whatever the loader says
-        hint = "Install libvulkan1 (Debian's and Ubuntu's name for it) and the GPU's driver."
-        if "libvulkan" in str(exc):  # IREE's words for that are nine lines
-            raise RuntimeMissing(f"Vulkan's loader (libvulkan.so.1) isn't here or can't be loaded. {hint}") from exc
-        raise RuntimeMissing(f"Vulkan can't be used here ({first_line(exc)}). {hint}") from exc
+    except Exception as exc:  # the loader may raise anything
+        hint = "Install the loader (libvulkan1 on Debian and Ubuntu) and the GPU's driver."
+        if "libvulkan" in str(exc):  # IREE's own message has nine lines
+            raise RuntimeMissing(f"Vulkan's loader (libvulkan.so.1) was not found or cannot be loaded. {hint}") from exc
+        raise RuntimeMissing(f"Vulkan cannot be used ({first_line(exc)}). {hint}") from exc
 
 
 def _no_nvidia(device: str) -> str | None:
-    """None where a GPU runs the PTX of a compute capability."""
+    """Why no GPU can run the PTX of a compute capability; None where one can."""
     least = int(device.removeprefix("sm_"))
     try:
         has = capabilities()
     except RuntimeMissing as exc:
-        return f"There is no GPU for the PTX of {device} here, or no driver for it: {exc}"
-    if not has or int(has[0].removeprefix("sm")) < least:  # the first one is what it runs on
-        return f"There is no GPU for the PTX of {device} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
+        return f"No GPU is available for {device} code: {exc}"
+    if not has or int(has[0].removeprefix("sm")) < least:  # it runs on the first one
+        return f"This machine has no GPU for {device} code; NVIDIA GPUs found: {', '.join(has) or 'none'}."
     return None
 
 
@@ -378,7 +384,7 @@ def _flags(device: str) -> tuple[str, ...]:
         return (*local, "--iree-llvmcpu-target-cpu=host")
     if device == VULKAN:
         target = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={BASELINE}")
-        return (*target, "--iree-input-demote-i64-to-i32")  # GPUs need not know 64 bits
+        return (*target, "--iree-input-demote-i64-to-i32")  # not all GPUs support 64-bit integers
     if device in PTX:
         return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={device}")
     return ("--iree-hal-target-device=hip", f"--iree-rocm-target={device}")
@@ -386,7 +392,9 @@ def _flags(device: str) -> tuple[str, ...]:
 
 def _unknown(device: str) -> str | None:
     known = [CPU, VULKAN, *HIP, *PTX]
-    return None if device in known else f"latentc drives no {device} through IREE. {suggest(device, known)}"
+    if device in known:
+        return None
+    return f"latentc does not support device {device!r} through IREE. {suggest(device, known)}"
 
 
 @cache

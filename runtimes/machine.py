@@ -1,6 +1,6 @@
-"""What this machine is, as far as it can be seen without any runtime: read from the system, nothing is loaded.
+"""Description of this machine, read from the operating system without loading any runtime.
 
-Linux tells all of it. Elsewhere what isn't known is None or empty, and nothing fails.
+Linux reports everything. On other systems unknown values are None or empty, and nothing fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INSTRUCTIONS = (
     "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16",
     "neon", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme",
 )  # fmt: skip
-"""Instruction sets that decide which kernels a library takes, by Linux's names."""
+"""Instruction sets by which libraries select kernels, by Linux's names."""
 
 VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 """PCI vendors of GPUs."""
@@ -33,19 +33,19 @@ NVIDIA_FIELDS = "name,memory.total,driver_version,compute_cap"
 
 
 class Gpu(Record):
-    """One GPU, as the system names it."""
+    """One GPU, by the system's names."""
 
     name: str
     vendor: str
     architecture: str | None = None
-    """`sm_90`, `gfx942`."""
+    """For example `sm_90` or `gfx942`."""
     memory_bytes: int | None = None
     driver: str | None = None
-    """Name and version of the kernel's driver."""
+    """Name and version of the kernel driver."""
 
 
 class Machine(Record):
-    """One machine."""
+    """A machine's hardware and system."""
 
     system: str
     architecture: str
@@ -60,12 +60,12 @@ class Machine(Record):
     memory_bytes: int | None = None
     """Memory that this process may use: the machine's, or the container's limit."""
     available_bytes: int | None = None
-    """What of it is free now."""
+    """The part of it that is free now."""
     gpus: tuple[Gpu, ...]
 
 
 def machine(root: Path = ROOT) -> Machine:
-    """Look at this machine, now; `root` is where `/proc` and `/sys` are looked for."""
+    """Describe this machine at this moment; `root` is the folder that contains `proc` and `sys`."""
     info = _cpu_info(root)
     libc = " ".join(platform.libc_ver()).strip()
     total, available = _memory(root)
@@ -98,7 +98,7 @@ def instructions(root: Path = ROOT) -> tuple[str, ...]:
 
 
 def processor() -> str:
-    """What code for this CPU is made for: its instruction sets, or its name where the system doesn't tell them."""
+    """Description of this CPU for keys: its instruction sets, or its name where they are not reported."""
     return " ".join(instructions()) or _cpu_name(_cpu_info(ROOT))
 
 
@@ -116,7 +116,7 @@ def _cpu_name(info: dict[str, str]) -> str:
 
 
 def _memory(root: Path) -> tuple[int | None, int | None]:
-    """Memory in all, and available, in bytes."""
+    """Total and available memory, in bytes."""
     total, available = memory(root)
     return total or _number(_sysctl("hw.memsize") or ""), available
 
@@ -125,15 +125,15 @@ def _gpus(root: Path) -> Iterator[Gpu]:
     yield from _nvidia(root)
     yield from _amd(root)
     for card in _cards(root):
-        if card.vendor not in ("NVIDIA", "AMD"):  # the two were found with more to say
+        if card.vendor not in ("NVIDIA", "AMD"):  # already found, with more details
             yield card
 
 
 def _nvidia(root: Path) -> Iterator[Gpu]:
-    """By nvidia-smi where it answers, else by what the driver writes under `/proc`."""
-    told = _run("nvidia-smi", f"--query-gpu={NVIDIA_FIELDS}", "--format=csv,noheader,nounits") if root == ROOT else None
-    if told:
-        for row in csv.reader(told.splitlines(), skipinitialspace=True):
+    """From nvidia-smi where it works, else from the driver's files under `/proc`."""
+    rows = _run("nvidia-smi", f"--query-gpu={NVIDIA_FIELDS}", "--format=csv,noheader,nounits") if root == ROOT else None
+    if rows:
+        for row in csv.reader(rows.splitlines(), skipinitialspace=True):
             if len(row) == NVIDIA_FIELDS.count(",") + 1:
                 name, mebibytes, driver, capability = (value.strip() for value in row)
                 size = _number(mebibytes)
@@ -156,7 +156,7 @@ def _nvidia(root: Path) -> Iterator[Gpu]:
 
 
 def _amd(root: Path) -> Iterator[Gpu]:
-    """By the compute driver's topology; nodes without SIMDs are CPUs."""
+    """From the compute driver's topology; nodes without SIMDs are CPUs."""
     version = _read(root / "sys/module/amdgpu/version")
     for path in _glob(root / "sys/class/kfd/kfd/topology/nodes", "*/properties"):
         pairs = (line.split() for line in (_read(path) or "").splitlines())
@@ -176,12 +176,12 @@ def _amd(root: Path) -> Iterator[Gpu]:
 
 
 def _gfx(target: int) -> str:
-    """90402 is gfx942, 110001 is gfx1101: the stepping is one hexadecimal digit."""
+    """Name of a target version: 90402 is gfx942, 110001 is gfx1101. The stepping is one hexadecimal digit."""
     return f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}"
 
 
 def _cards(root: Path) -> Iterator[Gpu]:
-    """What the kernel's display drivers have, of known vendors."""
+    """GPUs of known vendors, from the kernel's display drivers."""
     for path in _glob(root / "sys/class/drm", "card*/device/vendor"):
         vendor = VENDORS.get(_read(path) or "")
         if vendor is not None:
@@ -198,7 +198,7 @@ def _glob(folder: Path, pattern: str) -> list[Path]:
 
 
 def _run(*command: str) -> str | None:
-    """What a command says, or None."""
+    """Output of a command; None where it fails or was not found."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -210,5 +210,5 @@ def _run(*command: str) -> str | None:
 
 @cache
 def _sysctl(name: str) -> str | None:
-    """A value of macOS's."""
+    """A system setting of macOS; None on other systems."""
     return _run("sysctl", "-n", name) if platform.system() == "Darwin" else None

@@ -1,8 +1,8 @@
-"""MIGraphX, compiled ahead by ROCm's `migraphx-driver` for AMD GPUs that needn't be here, run by its Python module.
+"""MIGraphX: compiled ahead of time by ROCm's `migraphx-driver`, without the AMD GPU, and run by its Python module.
 
-An artifact is `engine.mxr` and `names.json`. Sizes are fixed. Written by its documentation
-(rocm.docs.amd.com/projects/AMDMIGraphX: driver options, cross-compilation, Python API) and tried with a driver and a
-module that stand in for ROCm's, on no device.
+An artifact is `engine.mxr` and `names.json`. Sizes are fixed. Written from its documentation
+(rocm.docs.amd.com/projects/AMDMIGraphX: driver options, cross-compilation, Python API) and tested with substitutes for
+ROCm's driver and module only, not on a device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from .base import Facts, Job, Runtime, Target
-from .border import border, call_program, first_line, rebuild
+from .border import ENOUGH, border, call_program, first_line, rebuild
 from .host import HostEngine
 from .machine import machine
 from .order import read_names, write_names
@@ -39,7 +39,7 @@ PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 
 
 class MIGraphX(Runtime):
-    """The adapter."""
+    """The adapter to MIGraphX."""
 
     facts = Facts(
         title="MIGraphX",
@@ -52,39 +52,44 @@ class MIGraphX(Runtime):
     )
 
     def missing(self, device: str) -> str | None:
-        """The module that can't be loaded, an unknown device, or one that isn't here."""
+        """Report a module that can't be loaded, and an unknown or missing device."""
         try:
             _module()
-        except Exception as exc:  # its libraries raise whatever they like
-            return f"MIGraphX's Python module can't be loaded ({first_line(exc)}). {INSTALL} It lies in {ROCM / 'lib'}."
+        except Exception as exc:  # its libraries may raise anything
+            return (
+                f"MIGraphX's Python module cannot be loaded ({first_line(exc)}). {INSTALL} Add {ROCM / 'lib'} to "
+                "PYTHONPATH."
+            )
         if reason := _unknown(device):
             return reason
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
-        return None if device in has else f"There is no {device} here; AMD GPUs found: {', '.join(has) or 'none'}."
+        if device in has:
+            return None
+        return f"This machine has no {device} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
 
     def unbuildable(self, device: str) -> str | None:
-        """The driver that isn't installed, or an unknown device; the device itself needn't be here."""
-        return _unknown(device) if _driver() else f"There is no migraphx-driver here. {INSTALL}"
+        """Report a driver that is not installed, and an unknown device; the device itself isn't needed."""
+        return _unknown(device) if _driver() else f"migraphx-driver was not found. {INSTALL}"
 
     def versions(self) -> dict[str, str]:
-        """Of MIGraphX: by its module, or by its driver where only that is here."""
-        with border(RuntimeMissing, "MIGraphX can't say its version", INSTALL):
+        """The version of MIGraphX, from its driver, or from its module where there is no driver."""
+        with border(RuntimeMissing, "The version of MIGraphX cannot be read", INSTALL):
             driver = _driver()  # of the same package as the module, whose own version may be "dev"
-            said = call_program("", driver, "--version") if driver else str(_module().__version__)
-            return {"migraphx": re.findall(r"\d+\.\d+\.\d+", said)[0]}
+            output = call_program("", driver, "--version") if driver else str(_module().__version__)
+            return {"migraphx": re.findall(r"\d+\.\d+\.\d+", output)[0]}
 
     def device(self, device: str) -> dict[str, str]:
-        """The architecture, which is its name; kernels are ROCm's, by its version where it states one."""
+        """The version of ROCm, which brings the kernels, where it states one; the architecture is the device's name."""
         del device
-        told = ROCM / ".info" / "version"
-        return {"rocm": told.read_text(encoding="utf-8").strip()} if told.is_file() else {}
+        version = ROCM / ".info" / "version"
+        return {"rocm": version.read_text(encoding="utf-8").strip()} if version.is_file() else {}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """f32 and f16, everywhere: it computes in what the graph says."""
+        """f32 and f16 on every GPU: it computes in the types of the graph."""
         return () if _unknown(device) else PRECISIONS
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Let the driver compile for the device, with inputs and outputs in the host's memory."""
+        """Compile for the device with the driver, with inputs and outputs in the host's memory."""
         target = job.target
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
@@ -95,27 +100,27 @@ class MIGraphX(Runtime):
             flags += ["--gpu-arch-params", str(params)]
         if target.options.get("exhaustive_tune"):
             flags.append("--exhaustive-tune")
-        what = f"MIGraphX can't compile {job.part} for {target.device}"
+        what = f"MIGraphX cannot compile {job.part} for {target.device}"
         written = ("--binary", "--output", out / PROGRAM)
         call_program(what, _driver(), "compile", "--onnx", job.graph, *flags, *written)
         if not (out / PROGRAM).is_file():
-            raise CompileError(f"{what}: the driver says nothing and wrote nothing. Is its ROCm new enough (7.2)?")
+            raise CompileError(f"{what}: the driver wrote no file and no error. Check that ROCm is 7.2 or newer.")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Bring the program onto the GPU."""
+        """Load the program onto the GPU."""
         del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
         module = _module()
-        with border(CompileError, f"MIGraphX can't load {artifact / PROGRAM}", rebuild(artifact)):
+        with border(CompileError, f"MIGraphX cannot load {artifact / PROGRAM}", rebuild(artifact)):
             held: list[Any] = [module.load(str(artifact / PROGRAM))]
             inputs, outputs = read_names(artifact)
         wanted = {tensor.name for tensor in target.outputs}
 
         def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
             del sizes
-            with border(CompileError, "MIGraphX failed while computing", "Is there memory enough for this size?"):
-                arrays = {name: np.ascontiguousarray(feeds[name]) for name in inputs}  # arguments don't keep them
+            with border(CompileError, "MIGraphX failed while computing", ENOUGH):
+                arrays = {name: np.ascontiguousarray(feeds[name]) for name in inputs}  # arguments don't own them
                 given = {name: module.argument(array) for name, array in arrays.items()}
                 found = zip(outputs, held[0].run(given), strict=True)
                 return {name: np.array(value, dtype=np.float32) for name, value in found if name in wanted}
@@ -124,11 +129,13 @@ class MIGraphX(Runtime):
 
 
 def _unknown(device: str) -> str | None:
-    return None if device in GFX else f"latentc drives no {device} through MIGraphX. {suggest(device, list(GFX))}"
+    if device in GFX:
+        return None
+    return f"latentc does not support device {device!r} through MIGraphX. {suggest(device, list(GFX))}"
 
 
 def _driver() -> str | None:
-    """The compiler's path."""
+    """Path of the compiler; None where it was not found."""
     return shutil.which("migraphx-driver") or shutil.which(str(ROCM / "bin" / "migraphx-driver"))
 
 

@@ -1,4 +1,4 @@
-"""The runtime that does nothing: right names, right shapes, all zeros. It measures what everything else costs."""
+"""The null runtime computes nothing: outputs have the right names and shapes, and are zero. It measures overhead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENGINE = "engine.txt"
 
 
 class Null(Runtime):
-    """Always there, on any device, in any precision."""
+    """The adapter that is always available, on any device and in any precision."""
 
     facts = Facts(title="The null runtime", precisions=tuple(RECIPES), threads="", reads_onnx=False)
 
@@ -30,26 +30,26 @@ class Null(Runtime):
         return None
 
     def versions(self) -> dict[str, str]:
-        """Of the artifact's form: there is no library."""
+        """The version of the artifact format, as there is no library."""
         return VERSIONS
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
-        """None."""
+        """Zero."""
         del device, options, free
         return Costs(per_weight=0.0, per_value=0.0)
 
     def threads_option(self, device: str) -> str | None:
-        """It computes nothing."""
+        """Empty: it computes nothing."""
         del device
         return ""
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Write a word."""
+        """Write a placeholder file."""
         on_progress(f"{job.part}: compile", 1.0)
         (out / ENGINE).write_text("zeros\n", encoding="utf-8")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """An engine that answers with zeros."""
+        """An engine that returns zeros."""
         del artifact, files
 
         def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:

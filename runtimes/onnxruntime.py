@@ -1,14 +1,14 @@
 """ONNX Runtime.
 
-An artifact is `engine.onnx`, the graph, and `engine.data`, its weights. For a CPU the graph is as ONNX Runtime
-optimized it: both files are mapped at load, and nothing is optimized again. Weights packed for the CPU's matrix kernels
-can be saved too (`session.save_external_prepacked_constant_initializers`), but 1.31.1 then crashes in a text encoder's
-first call. For other devices it is the lowered graph, which their providers optimize at load, `cache`, what they
-compiled, and `placement.json`, where each node was run. QNN's compiles ahead, for devices that needn't be here: its
-graph is a few nodes, and their code lies beside it.
+An artifact is `engine.onnx`, the graph, and `engine.data`, its weights. For a CPU the graph is the one that ONNX
+Runtime optimized: both files are memory-mapped at load, and nothing is optimized again. Weights packed for the CPU's
+matrix kernels can be saved too (`session.save_external_prepacked_constant_initializers`), but 1.31.1 then crashes in a
+text encoder's first call. For other devices it is the lowered graph, which their providers optimize at load, with
+`cache`, the code that they compiled, and `placement.json`, where each node was run. QNN's provider compiles ahead of
+time, also for devices that this machine doesn't have: its graph has a few nodes, and their code is stored beside it.
 
-All flavours of the library (onnxruntime, onnxruntime-gpu...) unpack into one folder, where the last one wins; and a
-session whose provider can't be loaded runs on the CPU without a word. Neither passes here.
+All flavours of the library (onnxruntime, onnxruntime-gpu...) are installed into one folder, where the last one wins;
+and a session whose provider can't be loaded silently runs on the CPU. Both are detected here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from .base import MOST_THREADS, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target
-from .border import REBUILD, border, first_line, rebuild
+from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .machine import machine, processor
 from .placement import (
@@ -55,10 +55,10 @@ from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
 CODE = ".bin"
-"""How files of compiled code end."""
+"""Suffix of files of compiled code."""
 
 WEIGHTS = "session.model_external_initializers_file_folder_path"
-"""Names the folder of a graph's external data."""
+"""The configuration entry for the folder of a graph's external data."""
 
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
@@ -74,10 +74,10 @@ LEVELS = {
 }
 
 PATTERN = "enable_mem_pattern"
-"""The option by which all values of a call get one block, laid out by what an earlier one took; on by default."""
+"""The option that allocates all values of a call in one block, planned from an earlier call; on by default."""
 
 COUNTS = range(MOST_THREADS + 1)
-"""Of threads; 0 leaves it to the library."""
+"""Valid numbers of threads; 0 leaves the choice to the library."""
 
 ATTRIBUTES: dict[str, Kind] = {
     "intra_op_num_threads": COUNTS,
@@ -107,7 +107,7 @@ AT_LOAD = frozenset(
         *("arena_extend_strategy", "gpu_mem_limit", "migraphx_arena_extend_strategy", "migraphx_mem_limit"),
     }
 )
-"""Options of memory and threads, which no graph has in it. The others say what is computed, and how."""
+"""Options of memory and threads, which aren't part of a graph. All others affect what is computed, and how."""
 
 OPTIONS: dict[str, Kind] = {
     **ATTRIBUTES,
@@ -129,13 +129,13 @@ CPU_COSTS = Costs(
     build_seconds_per_gb=10.0,
     flop_per_second={"f32": 0.17e12},
 )
-"""With free sizes and without `PATTERN`, as the profiles have it."""
+"""Costs with free sizes and without `PATTERN`, as in the shipped profiles."""
 HUNGRY = 2.7
-"""Times that values are held with `PATTERN`, and with fixed sizes."""
+"""`per_value` with `PATTERN`, and with fixed sizes."""
 
 
 class ONNXRuntime(Runtime):
-    """The adapter."""
+    """The adapter to ONNX Runtime."""
 
     facts = Facts(
         title="ONNX Runtime",
@@ -149,59 +149,60 @@ class ONNXRuntime(Runtime):
     )
 
     def missing(self, device: str) -> str | None:
-        """A library that isn't there or can't be loaded, several that overwrote one another, a device that won't do."""
+        """Report a missing or broken library, flavours that overwrote each other, and an unusable device."""
         return self._why_not(device, elsewhere=False)
 
     def unbuildable(self, device: str) -> str | None:
-        """As `missing`: it compiles where it runs, but for providers that compile ahead."""
+        """The same as `missing`, except for providers that compile ahead of time, without the device."""
         return self._why_not(device, elsewhere=device in PROVIDERS and PROVIDERS[device].ahead)
 
     def _why_not(self, device: str, *, elsewhere: bool) -> str | None:
         try:
             has: list[str] = _library().get_available_providers()
         except ModuleNotFoundError as exc:
-            return f"ONNX Runtime isn't installed here ({first_line(exc)}). {INSTALL}"
-        except Exception as exc:  # a damaged installation raises whatever it likes
-            return _damage(f"can't be loaded ({first_line(exc)})")
+            return f"ONNX Runtime is not installed ({first_line(exc)}). {INSTALL}"
+        except Exception as exc:  # a damaged installation may raise anything
+            return _damage(f"cannot be loaded ({first_line(exc)})")
         if len(_flavours()) > 1:
-            return _damage("was installed several times over")
+            return _damage("is installed in several flavours")
         if device not in PROVIDERS:
-            return f"latentc drives no {device} through ONNX Runtime. {suggest(device, list(PROVIDERS))}"
+            known = suggest(device, list(PROVIDERS))
+            return f"latentc does not support device {device!r} through ONNX Runtime. {known}"
         provider = PROVIDERS[device]
         if provider.system not in (None, platform.system()):
-            return f"{provider.name} is made for {provider.system} alone, and this is {platform.system()}."
+            return f"{provider.name} is available on {provider.system} only, and this is {platform.system()}."
         if provider.plugin:
             try:
                 found = plugged(device, elsewhere=elsewhere)
-            except Exception as exc:  # one that doesn't fit raises whatever it likes
-                return f"{provider.name} can't be loaded here ({first_line(exc)}). {install(provider.extra)}"
+            except Exception as exc:  # an incompatible plugin may raise anything
+                return f"{provider.name} cannot be loaded ({first_line(exc)}). {install(provider.extra)}"
             if not found:
-                return f"{provider.name} finds no {provider.hardware} here. It needs {provider.needs}."
+                return f"{provider.name} finds no {provider.hardware}. It requires {provider.needs}."
         elif provider.name not in has:
             if provider.vendor and not elsewhere and all(gpu.vendor != provider.vendor for gpu in machine().gpus):
                 return (
-                    f"There is no {provider.vendor} GPU here, which {provider.name} needs. Where there is one, install "
-                    f"the flavour of ONNX Runtime that has it, in an environment of its own: {pip(provider.extra)}."
+                    f"This machine has no {provider.vendor} GPU, which {provider.name} requires. On a machine with "
+                    f"one, install the flavour of ONNX Runtime for it in a separate environment: {pip(provider.extra)}."
                 )
             first = f"pip uninstall -y {' '.join(_flavours())} && " if _flavours() else ""
             return (
-                f"This ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Its flavours exclude one "
-                f"another: {first}{pip(provider.extra)}."
+                f"The installed ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Only one flavour can be "
+                f"installed: {first}{pip(provider.extra)}."
             )
-        if device != "CPU" and not elsewhere and (said := fault(device, provider.precisions[0])):
-            return f"{provider.name} doesn't work here: {said.rstrip('.')}. It needs {provider.needs}."
+        if device != "CPU" and not elsewhere and (reason := fault(device, provider.precisions[0])):
+            return f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
         return None
 
     def versions(self) -> dict[str, str]:
-        """The library's version, and the flavour's name where it isn't the plain one."""
-        with border(RuntimeMissing, "ONNX Runtime can't be loaded", INSTALL):
+        """The library's version, and the flavour's name where it isn't the default one."""
+        with border(RuntimeMissing, "ONNX Runtime cannot be loaded", INSTALL):
             version = str(_library().__version__)
         flavour = next(iter(_flavours()), "onnxruntime")
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
-        """Of a CPU the instruction sets: the graph's layout is made for them. Of GPUs architecture and driver. A plugin
-        has a version of its own.
+        """Instruction sets of a CPU, for which the graph's layout is optimized; architecture and driver of GPUs; the
+        version of a plugin.
         """
         if plugin := PROVIDERS[device].plugin:
             return {plugin: metadata.version(plugin.replace("_", "-"))}
@@ -215,7 +216,7 @@ class ONNXRuntime(Runtime):
         return {"gpu": found or f"unknown, of {platform.node()}"}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """What the device's provider multiplies two numbers in; where it compiles ahead, what it says."""
+        """Precisions in which a trial graph runs on the device; for ahead-of-time compilers, those of `PROVIDERS`."""
         if device not in PROVIDERS:
             return ()
         provider = PROVIDERS[device]
@@ -223,18 +224,18 @@ class ONNXRuntime(Runtime):
         return tuple(one for one in provider.precisions if known or fault(device, one) is None)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Unless its provider compiles each shape separately, or is to replay a recorded call."""
+        """Unless its provider compiles each shape separately, or replays a recorded call."""
         provider = PROVIDERS.get(device)
         return provider is None or (provider.free_sizes and not (provider.captures and options.get(provider.captures)))
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """Of CPUs; no other device was measured."""
+        """Costs on a CPU; other devices were not measured."""
         if device != "CPU":
             return None
         return CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Optimize and write; for other devices than the CPU, write and call once. Memory peaks at about the weights.
+        """Optimize and write; for devices other than the CPU, write and call once. Memory peaks at about the weights.
 
         Raises `CompileError` where the device leaves work to the CPU.
         """
@@ -242,11 +243,11 @@ class ONNXRuntime(Runtime):
         self._require(target, self.unbuildable(target.device))
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
-        as_it_lies = target.device == "CPU" or PROVIDERS[target.device].ahead
-        if as_it_lies and job.weights != job.graph.parent:  # others are given the graph with its weights beside it
+        in_place = target.device == "CPU" or PROVIDERS[target.device].ahead
+        if in_place and job.weights != job.graph.parent:  # for others the weights are written beside the graph
             options.add_session_config_entry(WEIGHTS, str(job.weights))
         chosen = settings(target, out / CACHE)
-        advice = f"If there is space left in {out.parent}, try opset = 18 in the profile."
+        advice = f"Check that {out.parent} has space left, or try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
             if target.device == "CPU":
                 on_progress(f"{job.part}: optimize", None)
@@ -265,7 +266,7 @@ class ONNXRuntime(Runtime):
                 if PROVIDERS[target.device].caches:
                     (out / CACHE).mkdir()
                 on_progress(f"{job.part}: compile and place", None)
-                records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # it wants tensors that stay there
+                records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # needs tensors on the device
                 placed = place(out / GRAPH, options, target, chosen, job.usual)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
                 if records == PROVIDERS[target.device].switches[True]:
@@ -273,7 +274,7 @@ class ONNXRuntime(Runtime):
                     check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Map the graph and its weights. On the CPU it is computed as it was written."""
+        """Map the graph and its weights. On the CPU the graph is not optimized again."""
         self._require(target, self.missing(target.device))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
@@ -283,7 +284,7 @@ class ONNXRuntime(Runtime):
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
         before = _marks(artifact / CACHE)
-        with border(CompileError, f"ONNX Runtime can't load {path}", rebuild(artifact)):
+        with border(CompileError, f"ONNX Runtime cannot load {path}", rebuild(artifact)):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, chosen)
         _check_names(session, target, path)
         known = {artifact / name for name in files}
@@ -293,8 +294,8 @@ class ONNXRuntime(Runtime):
             for path in fresh:
                 path.unlink()
             raise CompileError(
-                f"{PROVIDERS[target.device].name} didn't take what it had compiled of {artifact.name}, and compiled "
-                f"{', '.join(path.name for path in fresh)} again, compared with nothing. {rebuild(artifact)}"
+                f"{PROVIDERS[target.device].name} did not accept its compiled code of {artifact.name} and recompiled "
+                f"{', '.join(path.name for path in fresh)}, which is not proved. {rebuild(artifact)}"
             )
         names = [tensor.name for tensor in target.outputs]
         if memory := PROVIDERS[target.device].memory:
@@ -303,7 +304,7 @@ class ONNXRuntime(Runtime):
 
         def call_on_host(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
             del sizes
-            with border(CompileError, "ONNX Runtime failed while computing", "Is there memory enough for this size?"):
+            with border(CompileError, "ONNX Runtime failed while computing", ENOUGH):
                 outputs: list[Array] = session.run(names, dict(feeds))
             return {name: output.astype(np.float32, copy=False) for name, output in zip(names, outputs, strict=True)}
 
@@ -315,15 +316,15 @@ class ONNXRuntime(Runtime):
         if target.precision not in self.precisions(target.device):
             has = ", ".join(self.precisions(target.device))
             raise CompileError(
-                f"ONNX Runtime doesn't compute in {target.precision} on {target.device}; it has: {has}. "
-                "Ask for one of them under [precision]."
+                f"ONNX Runtime does not compute in {target.precision} on {target.device}; it supports: {has}. "
+                "Set one of them under [precision]."
             )
 
 
 def _write(job: Job, out: Path) -> None:
-    """Write a graph, its weights beside it in one file.
+    """Write a graph, with its weights in one file beside it.
 
-    Core ML's provider keeps what it compiles under the graph's path, which changes, unless the graph states a key.
+    Core ML's provider caches compiled code by the graph's path, which changes, unless the graph states a key.
     """
     import onnx_ir as ir
 
@@ -336,13 +337,13 @@ def _write(job: Job, out: Path) -> None:
 
 
 def _named(files: Mapping[str, int], target: Target) -> dict[str, int]:
-    """Of an artifact's files, those that its graph may name: weights, and code that was compiled ahead."""
+    """The files of an artifact that its graph may refer to: weights, and code that was compiled ahead of time."""
     ahead = PROVIDERS[target.device].ahead
     return {name: size for name, size in files.items() if name == DATA or (ahead and name.endswith(CODE))}
 
 
 def _marks(folder: Path) -> dict[Path, tuple[int, int]]:
-    """By file what changes when it is written: size and time."""
+    """Size and modification time of each file, which change when it is written."""
     files = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
     return {path: (seen.st_size, seen.st_mtime_ns) for path, seen in files.items()}
 
@@ -370,18 +371,18 @@ def _check_names(session: Any, target: Target, path: Path) -> None:
     wanted = {tensor.name for tensor in target.inputs}
     if inputs != wanted or not {tensor.name for tensor in target.outputs} <= outputs:
         raise CompileError(
-            f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; the bundle says {sorted(wanted)} and "
-            f"{[tensor.name for tensor in target.outputs]}. {REBUILD}"
+            f"{path} has the inputs {sorted(inputs)} and the outputs {sorted(outputs)}, but the bundle expects "
+            f"{sorted(wanted)} and {[tensor.name for tensor in target.outputs]}. {REBUILD}"
         )
 
 
 def _damage(what: str) -> str:
-    """Say what is in the folder that all flavours share, and how to make it whole."""
-    has = ", ".join(f"{name} {version}" for name, version in _flavours().items()) or "none that pip knows of"
+    """A message on what is installed in the folder that all flavours share, and how to repair it."""
+    has = ", ".join(f"{name} {version}" for name, version in _flavours().items()) or "none that pip reports"
     names = " ".join(_flavours()) or "onnxruntime"
     return (
-        f"ONNX Runtime {what}. All its flavours unpack into one folder, and the last one wins; installed: {has}. "
-        f"Keep one: pip uninstall -y {names} && {pip('onnxruntime')}."
+        f"ONNX Runtime {what}. All flavours are installed into the same folder and overwrite each other; installed: "
+        f"{has}. Reinstall one: pip uninstall -y {names} && {pip('onnxruntime')}."
     )
 
 
@@ -403,5 +404,5 @@ def _library() -> Any:
 
     library: Any = onnxruntime
     switch_off_events(library)
-    library.InferenceSession  # noqa: B018  a folder that lost its files still imports
+    library.InferenceSession  # noqa: B018  the import succeeds even if files of the package are gone
     return library

@@ -1,10 +1,11 @@
 """OpenVINO: CPUs, and Intel's GPUs and NPUs.
 
-An artifact is `engine.blob`, as the plugin exports it. What was learned of it (2026.4.1, on a CPU):
+An artifact is `engine.blob`, as the plugin exports it. Properties of blobs that are not documented (2026.4.1, on a
+CPU):
 
-- a blob forgets the precision it is to be computed in, so it is given again at load, and read back;
-- f16 is written into the blob's graph when it is compiled, and the property can't tell; the header's key can;
-- a blob that is mapped must stay mapped for as long as the engine lives.
+- a blob doesn't store its precision, so it is set again at load, and read back;
+- f16 is compiled into the blob's graph, which the precision property doesn't show; the key in the header does;
+- a blob that is memory-mapped must stay mapped for as long as the engine exists.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from .base import MOST_THREADS, Costs, Facts, Job, Option, Runtime, Target
-from .border import REBUILD, border, first_line, rebuild
+from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .weights import in_memory
 
 BLOB = "engine.blob"
-ASK = "Are the device and its driver there?"
+ASK = "Check the device and its driver."
 INSTALL = install("openvino")
 
 CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-"""Our precisions, and what a device calls them in OPTIMIZATION_CAPABILITIES."""
+"""Precisions, and their names in a device's OPTIMIZATION_CAPABILITIES."""
 
 CHOOSERS = ("AUTO", "MULTI", "HETERO", "BATCH")
-"""Devices that pick among devices by themselves."""
+"""Virtual devices that select among devices."""
 
 DRIVERS = {
-    "GPU": "An Intel GPU needs Intel's compute runtime (Debian and Ubuntu: apt install intel-opencl-icd).",
-    "NPU": "An Intel NPU needs Intel's NPU driver (github.com/intel/linux-npu-driver).",
+    "GPU": "An Intel GPU requires Intel's compute runtime (Debian and Ubuntu: apt install intel-opencl-icd).",
+    "NPU": "An Intel NPU requires Intel's NPU driver (github.com/intel/linux-npu-driver).",
 }
 
 THREADS = "INFERENCE_NUM_THREADS"
 COUNTS = (THREADS, "NUM_STREAMS", "COMPILATION_NUM_THREADS")
 CACHE = "CPU_RUNTIME_CACHE_CAPACITY"
-"""Of the CPU, and in no list of its properties: how many kernels for sizes that were met are kept for each engine."""
+"""An unlisted property of the CPU: how many kernels for used sizes each engine caches."""
 
 CACHED = 1000
-"""How many are, unless a profile says otherwise: those of a few sizes of a large denoiser. OpenVINO keeps 5,000."""
+"""Its default here: enough for a few sizes of a large denoiser. OpenVINO's own default is 5,000."""
 
 AT_LOAD = frozenset(
     {
@@ -61,22 +62,22 @@ AT_LOAD = frozenset(
         *("SCHEDULING_CORE_TYPE", "TBB_PARTITIONER"),
     }
 )
-"""Properties that say where and how work is shared out; they are given at load again, and no blob has them."""
+"""Properties that control scheduling and threads; they are set at load, and no blob depends on them."""
 
 RESERVED = {
-    "INFERENCE_PRECISION_HINT": "it is the profile's [precision]",
-    "DEVICE_ID": "it is part of the profile's device, as GPU.1",
-    "CACHE_DIR": "latentc keeps engines itself",
-    "CACHE_MODE": "engines hold their weights",
-    "ENABLE_WEIGHTLESS": "engines hold their weights",
-    "WEIGHTS_PATH": "engines hold their weights",
+    "INFERENCE_PRECISION_HINT": "set the profile's [precision] instead",
+    "DEVICE_ID": "make it part of the profile's device instead, such as GPU.1",
+    "CACHE_DIR": "latentc stores engines itself",
+    "CACHE_MODE": "engines contain their weights",
+    "ENABLE_WEIGHTLESS": "engines contain their weights",
+    "WEIGHTS_PATH": "engines contain their weights",
 }
 """Properties that a profile can't set, and why."""
 
 CPU_COSTS = Costs(
     base=200_000_000,
     per_weight=1.0,
-    per_f32=1.05,  # the blob holds f32 whatever is computed in, and the kernels a copy of their own
+    per_f32=1.05,  # the blob holds f32 in any precision, and the kernels hold their own copy
     per_value=1.6,
     maps=True,
     writes_f32=True,
@@ -87,76 +88,78 @@ CPU_COSTS = Costs(
 
 
 class OpenVINO(Runtime):
-    """The adapter."""
+    """The adapter to OpenVINO."""
 
     facts = Facts(title="OpenVINO", at_load=AT_LOAD, threads=THREADS)
 
     def devices(self) -> tuple[str, ...]:
-        """As OpenVINO names them: CPU, GPU, GPU.1, NPU."""
+        """Devices by OpenVINO's names: CPU, GPU, GPU.1, NPU."""
         try:
             return tuple(_core().available_devices)
-        except Exception:  # a library that can't be loaded has no devices; `missing` says why
+        except Exception:  # a library that can't be loaded has no devices; `missing` reports why
             return ()
 
     def missing(self, device: str) -> str | None:
-        """A library that can't be loaded, a device that isn't there, or one that picks by itself."""
+        """Report a library that can't be loaded, a missing device, and virtual devices."""
         try:
             has = tuple(_core().available_devices)
         except ImportError as exc:
-            return f"OpenVINO isn't installed here ({first_line(exc)}). {INSTALL}"
-        except Exception as exc:  # a damaged installation raises whatever it likes
-            return f"OpenVINO can't be loaded ({first_line(exc)}). {INSTALL}"
+            return f"OpenVINO is not installed ({first_line(exc)}). {INSTALL}"
+        except Exception as exc:  # a damaged installation may raise anything
+            return f"OpenVINO cannot be loaded ({first_line(exc)}). {INSTALL}"
         kind = device.split(".")[0].split(":")[0]
         if kind in CHOOSERS:
-            return f"{device} picks a device by itself; name the one you want. OpenVINO has: {', '.join(has)}."
+            return f"{device} selects a device automatically. Name one device; OpenVINO has: {', '.join(has)}."
         if device in has or any(name.split(".")[0] == device for name in has):
             return None
         hint = f" {DRIVERS[kind]}" if kind in DRIVERS else ""
-        return f"OpenVINO finds no {device} here; it has: {', '.join(has) or 'no device at all'}.{hint}"
+        return f"OpenVINO finds no {device}; devices found: {', '.join(has) or 'none'}.{hint}"
 
     def versions(self) -> dict[str, str]:
         """The library's version."""
         return {"openvino": _version()}
 
     def device(self, device: str) -> dict[str, str]:
-        """Architecture, capabilities, and what the plugin says a blob requires; where it doesn't, the model."""
+        """Architecture, capabilities, and the plugin's requirements of a blob, or the device's model without those."""
         return dict(_facts(device))
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """By the device's capabilities. A CPU without FP16 computes in bf16 when f16 is asked: it isn't listed."""
+        """From the device's capabilities. f16 is not listed for a CPU without FP16, which would compute in bf16."""
         return tuple(precision for precision, name in CAPABILITIES.items() if name in _capabilities(device))
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """Of CPUs; no other device was measured."""
+        """Costs on a CPU; other devices were not measured."""
         del options, free
         return CPU_COSTS if device == "CPU" else None
 
     def check(self, options: Mapping[str, Option]) -> None:
-        """Options are OpenVINO's writable properties, by their own names. Values are tried on an empty model."""
+        """Options are OpenVINO's writable properties, by their own names. Values are tried on a tiny model."""
         for name, value in options.items():
             if name in RESERVED:
-                raise ProfileError(f"{name} isn't set under [options]: {RESERVED[name]}.")
+                raise ProfileError(f"{name} cannot be set under [options]: {RESERVED[name]}.")
             holders = [device for device in self.devices() if name in _settable(device)]
             if not holders:
                 known = sorted({key for device in self.devices() for key in _settable(device)} - RESERVED.keys())
                 raise ProfileError(f"OpenVINO has no option {name!r}. {suggest(name, known)}")
             if name in COUNTS and type(value) is int and not -2 <= value <= MOST_THREADS:
-                raise ProfileError(f"{name} is {value!r}; {MOST_THREADS:,} is the most. Correct it under [options].")
+                raise ProfileError(
+                    f"{name} is {value!r}; it must be {MOST_THREADS:,} or less. Correct it under [options]."
+                )
             with border(ProfileError, f"OpenVINO refuses {name} = {value!r}", "Correct it under [options]."):
                 _core().compile_model(_small_model(), holders[0], {name: value})
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Compile, check the precision, and write the blob as the plugin produces it: there is no second copy."""
+        """Compile, check the precision, and stream the blob to its file, without a second copy in memory."""
         target = job.target
         self._require(target.device)
-        advice = "Try opset = 18 in the profile; if that fails too, the library's words say what it lacks."
+        advice = "Try opset = 18 in the profile."
         with border(CompileError, f"OpenVINO refuses {job.part} on {target.device}", advice):
             model, _mapped = _read(job)
             compiled = _core().compile_model(model, target.device, _config(target))
         _check_precision(compiled, target, job.part)
         on_progress(f"{job.part}: write", None)
         with (
-            border(CompileError, f"{out / BLOB} can't be written", "Free space there, or choose another folder."),
+            border(CompileError, f"{out / BLOB} cannot be written", "Free space there, or choose another folder."),
             (out / BLOB).open("w+b") as file,
         ):
             pipe = _Pipe(file)
@@ -165,7 +168,7 @@ class OpenVINO(Runtime):
                 raise pipe.failure
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Map the blob and give it its precision again. Weights that the plugin doesn't repack stay in the file."""
+        """Map the blob and set its precision again. Weights that the plugin doesn't repack stay in the file."""
         del files
         self._require(target.device)
         loaded = _Loaded(artifact / BLOB, target)
@@ -177,13 +180,13 @@ class OpenVINO(Runtime):
 
 
 class _Pipe(io.BytesIO):
-    """A file in the form that `export_model` insists on; a real BytesIO would hold the whole blob."""
+    """A file as a BytesIO, which `export_model` requires; a real BytesIO would hold the whole blob in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file = file
         self.failure: OSError | None = None
-        """The library takes no notice of a piece that couldn't be written."""
+        """The first failed write; the library ignores it."""
 
     def write(self, piece: Any) -> int:
         try:
@@ -203,11 +206,11 @@ class _Pipe(io.BytesIO):
 
 
 class _Loaded:
-    """What one engine holds. The order of the fields is the order in which Python lets go of them."""
+    """The state of one engine. The order of the fields is the order in which Python frees them."""
 
     def __init__(self, path: Path, target: Target) -> None:
-        with border(CompileError, f"OpenVINO can't load {path}", rebuild(path.parent)):
-            # Private pages: the library takes writable memory only, and never writes.
+        with border(CompileError, f"OpenVINO cannot load {path}", rebuild(path.parent)):
+            # Private pages: the library accepts writable memory only, and never writes.
             blob = np.memmap(path, dtype=np.uint8, mode="c")
             tensor = _library().Tensor(blob, shared_memory=True)
             compiled = _core().import_model(tensor, target.device, _config(target))
@@ -219,14 +222,14 @@ class _Loaded:
         self.outputs = tuple(tensor.name for tensor in target.outputs)
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Inputs are lent to the library for the call; outputs are copied out of it."""
+        """Run the engine: inputs are shared with the library for the call, outputs are copied."""
         del sizes
-        with border(CompileError, "OpenVINO failed while computing", "Is there memory enough for this size?"):
+        with border(CompileError, "OpenVINO failed while computing", ENOUGH):
             self.request.infer(dict(feeds), share_inputs=True, share_outputs=True)
             return {name: self.request.get_tensor(name).data.astype(np.float32) for name in self.outputs}
 
     def release(self) -> None:
-        """Let go of everything; of the mapped weights last."""
+        """Free everything, the mapped weights last."""
         self.request = None
         self.compiled = None
         self.blob = None
@@ -242,14 +245,14 @@ def _config(target: Target) -> dict[str, Any]:
 
 
 def _check_precision(compiled: Any, target: Target, what: str) -> None:
-    """Raise `CompileError` where the device took another precision than it was asked for."""
+    """Raise `CompileError` where the device chose another precision than the requested one."""
     types = _library().Type
     taken = compiled.get_property("INFERENCE_PRECISION_HINT")
     if taken != getattr(types, target.precision):
         names = {getattr(types, precision): precision for precision in CAPABILITIES}
         raise CompileError(
-            f"{what} was to be computed in {target.precision} on {target.device}, and OpenVINO takes "
-            f"{names.get(taken, taken)}. Ask for one that it has, under [precision]."
+            f"{what} should be computed in {target.precision} on {target.device}, but OpenVINO chose "
+            f"{names.get(taken, taken)}. Set a supported precision under [precision]."
         )
 
 
@@ -260,13 +263,13 @@ def _check_names(compiled: Any, target: Target, path: Path) -> None:
     lacking = sorted((wanted - inputs) | ({tensor.name for tensor in target.outputs} - outputs))
     if lacking or len(compiled.inputs) != len(wanted):
         raise CompileError(
-            f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; the bundle says {sorted(wanted)}"
-            f"{f' and lacks {lacking}' if lacking else ''}. {REBUILD}"
+            f"{path} has the inputs {sorted(inputs)} and the outputs {sorted(outputs)}, but the bundle expects the "
+            f"inputs {sorted(wanted)}{f'; missing: {lacking}' if lacking else ''}. {REBUILD}"
         )
 
 
 def _read(job: Job) -> tuple[Any, list[mmap]]:
-    """What is compiled, and the mapped weights that it refers to: keep them for as long as it is used."""
+    """The model to compile, and the mapped weights that it refers to, which must outlive its use."""
     if job.weights == job.graph.parent:
         return str(job.graph), []
     graph, mapped = in_memory(job.graph, job.weights)
@@ -286,12 +289,12 @@ def _core() -> Any:
 
 @cache
 def _version() -> str:
-    with border(RuntimeMissing, "OpenVINO can't be loaded", INSTALL):
+    with border(RuntimeMissing, "OpenVINO cannot be loaded", INSTALL):
         return _library().get_version().split("-")[0]
 
 
 def _property(device: str, name: str) -> Any:
-    with border(RuntimeMissing, f"OpenVINO doesn't tell {name} of {device}", ASK):
+    with border(RuntimeMissing, f"OpenVINO does not report {name} of {device}", ASK):
         return _core().get_property(device, name)
 
 
@@ -312,7 +315,7 @@ def _facts(device: str) -> dict[str, str]:
         "architecture": str(_property(device, "DEVICE_ARCHITECTURE")),
         "capabilities": " ".join(sorted(_capabilities(device))),
     }
-    with border(RuntimeMissing, f"OpenVINO can't compile for {device}", ASK):
+    with border(RuntimeMissing, f"OpenVINO cannot compile for {device}", ASK):
         compiled = _core().compile_model(_small_model(), device, {})
     if "RUNTIME_REQUIREMENTS" in compiled.get_property("SUPPORTED_PROPERTIES"):
         return facts | {"requirements": str(compiled.get_property("RUNTIME_REQUIREMENTS"))}
@@ -321,7 +324,7 @@ def _facts(device: str) -> dict[str, str]:
 
 @cache
 def _small_model() -> Any:
-    """The smallest model that compiles: what it takes to ask a plugin something."""
+    """The smallest model that compiles, for querying a plugin."""
     operators = _library().opset15
     parameter = operators.parameter([1], np.float32)
     return _library().Model([operators.relu(parameter)], [parameter], "small")

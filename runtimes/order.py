@@ -1,4 +1,4 @@
-"""`names.json`: a compiled program's inputs and outputs have an order, and no names."""
+"""Names of a compiled program's inputs and outputs in order, stored as `names.json`: the program has only the order."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ NAMES = "names.json"
 
 
 def write_names(job: Job, out: Path) -> None:
-    """Keep the order of a graph's inputs and outputs; raises `CompileError` where they aren't the part's."""
+    """Store the order of a graph's inputs and outputs; raises `CompileError` where they don't match the part."""
     try:
         onnx: Any = import_module("onnx")
         graph = onnx.load(str(job.graph), load_external_data=False).graph
     except Exception as exc:  # protobuf's own, or OSError
-        raise CompileError(f"{job.graph} can't be read as an ONNX graph ({exc}). Export the checkpoint again.") from exc
+        raise CompileError(f"{job.graph} cannot be read as ONNX ({exc}). Export the checkpoint again.") from exc
     inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
     wanted, lacking = {tensor.name for tensor in job.target.inputs}, {tensor.name for tensor in job.target.outputs}
     if set(inputs) != wanted or not lacking <= set(outputs):
-        raise CompileError(f"{job.graph} takes {inputs} and gives {outputs}; the bundle says otherwise. {REBUILD}")
+        raise CompileError(
+            f"{job.graph} has the inputs {inputs} and the outputs {outputs}, but the bundle expects {sorted(wanted)} "
+            f"and {sorted(lacking)}. Export the checkpoint again."
+        )
     (out / NAMES).write_text(json.dumps({"inputs": inputs, "outputs": outputs}) + "\n", encoding="utf-8")
 
 
 def read_names(artifact: Path) -> tuple[list[str], list[str]]:
-    """Inputs and outputs, in order; raises `CompileError` where the file is damaged."""
+    """Names of inputs and outputs, in order; raises `CompileError` where the file is damaged."""
     try:
         names = read_plain(artifact / NAMES, dict[str, list[str]])
         return names["inputs"], names["outputs"]

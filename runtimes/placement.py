@@ -1,8 +1,8 @@
-"""Where ONNX Runtime computes what: whether a provider works at all, and which nodes it leaves to the CPU.
+"""Placement of nodes in ONNX Runtime: whether a provider works at all, and which nodes it leaves to the CPU.
 
-A provider whose libraries can't be loaded, or that doesn't know an operator, is passed over in silence: the WebGPU
+ONNX Runtime silently skips a provider whose libraries can't be loaded, or that doesn't support an operator: the WebGPU
 provider of 1.27 computes opset 23's Attention on the CPU, between two copies. The library's own list of assignments
-isn't whole, so a call is profiled: that names the provider of each node that was run.
+isn't complete, so a call is profiled, which gives the provider of each node that was run.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ..core.shapes import shape_of, sizes_of
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from .base import Target
-from .border import border, first_line
+from .border import ENOUGH, border, first_line
 from .host import Bound
 from .providers import PROVIDERS, Provider
 
 Placement = dict[str, dict[str, int]]
-"""Nodes by provider and operator."""
+"""Counts of nodes, by provider and operator."""
 
-SILENT = 4  # errors come as exceptions; the library's own log goes to stderr
+SILENT = 4  # errors are raised as exceptions; the library's own log would go to stderr
 
 SMALL_BYTES = 16 * 2**10
-"""What a node on the CPU may give: sizes, indices, a timestep's phases."""
+"""The largest output of a node that may run on the CPU: sizes, indices, the phases of a timestep."""
 
 RECORDED_CALLS = 2
-"""The first is recorded, the second replayed."""
+"""The first call is recorded, the second replayed."""
 
 HEAVY = frozenset(
     {
@@ -50,32 +50,32 @@ HEAVY = frozenset(
         *("LayerNormalization", "MatMul", "Resize", "Softmax"),
     }
 )
-"""Operators that have no business on the CPU, however little they give."""
+"""Operators that must not run on the CPU, with outputs of any size."""
 
 ALLOWED = "allow_nodes_on_cpu"
-"""The option with which nodes may stay on the CPU."""
+"""The option that allows nodes on the CPU."""
 
 TRIAL = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Mul\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08%c\x12\x04\n\x02\x08\x02'
     b"b\x0f\n\x01y\x12\n\n\x08\x08%c\x12\x04\n\x02\x08\x02B\x04\n\x00\x10\x12"
 )
-"""An ONNX model, y = x * x of two numbers, but for its type."""
+"""A serialized ONNX model that computes y = x * x for two numbers; the bytes of the type are left out."""
 
 TYPES: dict[Precision, tuple[bytes, type[np.generic]]] = {"f32": (b"\x01", np.float32), "f16": (b"\x0a", np.float16)}
 
 
 @cache
 def fault(device: str, precision: Precision) -> str | None:
-    """None where a device multiplies two numbers through its provider; else what the library says."""
+    """The library's error for a trial graph on a device; None where the device computes it."""
     code, dtype = TYPES[precision]
     library, provider = _library(), PROVIDERS[device]
     found = np.zeros(2)
     try:
         if provider.vendor == "NVIDIA":
-            with _hushed():  # it prints what it can't load; the session below says it better
-                library.preload_dlls()  # CUDA and cuDNN as pip installs them, which nothing else finds
-            library.set_default_logger_severity(SILENT)  # a line for each way to compute a convolution that isn't there
-        for alone in (False, True):  # a library that can't be loaded is only reported where the CPU may step in
+            with _hushed():  # it prints what it can't load; the session below raises a better error
+                library.preload_dlls()  # CUDA and cuDNN from pip, which are not found otherwise
+            library.set_default_logger_severity(SILENT)  # else it logs each unavailable convolution algorithm
+        for alone in (False, True):  # a library that can't be loaded is only reported if the CPU is allowed too
             options = library.SessionOptions()
             options.log_severity_level = SILENT
             if alone:
@@ -84,13 +84,13 @@ def fault(device: str, precision: Precision) -> str | None:
                 setattr(options, name, value)
             session = open_session(TRIAL % (code, code), options, device, provider.fixed)
             found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
-    except Exception as exc:  # whatever the driver says
+    except Exception as exc:  # the driver may raise anything
         return first_line(exc)
-    return None if found.tolist() == [9, 16] else f"it answers {found.tolist()} to 3 and -4 squared"
+    return None if found.tolist() == [9, 16] else f"it computes {found.tolist()} for the squares of 3 and -4"
 
 
 def open_session(graph: str | bytes, options: Any, device: str, settings: Mapping[str, str]) -> Any:
-    """A session on a device; raises `RuntimeMissing` where another provider stepped in."""
+    """Open a session on a device; raises `RuntimeMissing` where ONNX Runtime fell back to another provider."""
     provider = PROVIDERS[device]
     given = dict(settings)
     if provider.plugin:
@@ -109,7 +109,7 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
 
 @contextmanager
 def _hushed() -> Generator[None]:
-    """Keep from standard output what a library writes there: QNN's simulator greets, between lines of JSON."""
+    """Discard what a library writes to standard output: QNN's simulator would print a banner among lines of JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -118,7 +118,7 @@ def _hushed() -> Generator[None]:
         yield
     finally:
         sys.stdout.flush()
-        if sys.platform != "win32":  # where it is another C library's buffer
+        if sys.platform != "win32":  # there the buffer belongs to another C library
             ctypes.CDLL(None).fflush(None)
         os.dup2(kept, 1)
         os.close(kept)
@@ -128,8 +128,8 @@ def _taken(session: Any, provider: Provider) -> Any:
     taken = session.get_providers()
     if taken[0] != provider.name:
         raise RuntimeMissing(
-            f"{provider.name} was asked for, and ONNX Runtime took {', '.join(taken)}: a library of the provider's "
-            f"can't be loaded. It needs {provider.needs}."
+            f"ONNX Runtime fell back from {provider.name} to {', '.join(taken)}, because a library of the provider "
+            f"cannot be loaded. The provider requires {provider.needs}."
         )
     return session
 
@@ -141,7 +141,9 @@ def _register(name: str, plugin: str) -> None:
 
 @cache
 def plugged(device: str, *, elsewhere: bool = False) -> list[Any]:
-    """What a plugin finds of a device here; or, `elsewhere`, all that it can compile on. Raises ImportError."""
+    """Devices that a plugin finds on this machine; with `elsewhere`, also those that it can compile for. Raises
+    ImportError.
+    """
     provider = PROVIDERS[device]
     assert provider.plugin is not None
     _register(provider.name, provider.plugin)
@@ -150,9 +152,9 @@ def plugged(device: str, *, elsewhere: bool = False) -> list[Any]:
 
 
 def compile_ahead(graph: Path, context: Path, options: Any, target: Target, settings: Mapping[str, str]) -> Placement:
-    """Compile into a graph of contexts, beside which lies their code; the device needn't be here, and nothing is run.
+    """Compile into a graph of contexts, with their code beside it; the device isn't needed, and nothing is run.
 
-    What isn't in a context is left to the CPU.
+    Nodes that aren't in a context are left to the CPU.
     """
     import onnx_ir as ir
 
@@ -173,7 +175,7 @@ def compile_ahead(graph: Path, context: Path, options: Any, target: Target, sett
 
 
 def _small(value: Any) -> bool:
-    """Whether a value is known to be no larger than what may be computed on the CPU."""
+    """Whether a value is known to be small enough to be computed on the CPU."""
     shape, kind = value.shape, value.dtype
     if shape is None or kind is None or not shape.is_static():
         return False
@@ -183,9 +185,9 @@ def _small(value: Any) -> bool:
 def place(
     graph: Path, options: Any, target: Target, settings: Mapping[str, str], usual: Mapping[str, int]
 ) -> Placement:
-    """Call a graph once on zeros, and say where each node was run. What a provider compiles, it compiles here.
+    """Call a graph once with zeros, and return where each node was run. Providers compile during this call.
 
-    Free sizes are the `usual` ones.
+    Free sizes have their `usual` values.
     """
     feeds = {
         tensor.name: np.zeros(
@@ -214,16 +216,16 @@ def place(
 
 
 def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
-    """Record a call on zeros and replay it; raises `CompileError`, with the library's words, where that can't be done.
+    """Record a call with zeros and replay it; raises `CompileError`, with the library's message, where that fails.
 
-    A provider refuses to record where one node is computed elsewhere, as on the CPU between two copies.
+    A provider refuses to record a call if a node is computed elsewhere, such as on the CPU between two copies.
     """
     provider = PROVIDERS[target.device]
     assert target.shape is not None
     assert provider.memory is not None
     feeds = {tensor.name: np.zeros(target.shape[tensor.name], tensor.dtype) for tensor in target.inputs}
     advice = f"Write {provider.captures} = false under [options] of the profile, and build again."
-    with border(CompileError, f"{provider.name} can't record a call as a graph", advice):
+    with border(CompileError, f"{provider.name} cannot record a call as a graph", advice):
         call = DeviceCall(open_session(str(graph), options, target.device, settings), target, provider.memory)
         try:
             for _ in range(RECORDED_CALLS):
@@ -233,19 +235,19 @@ def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[s
 
 
 def _check_left(target: Target, large: Counter[str]) -> None:
-    """Refuse what has no business on the CPU."""
+    """Raise `CompileError` for nodes that must not run on the CPU."""
     if large and not target.options.get(ALLOWED):
         raise CompileError(
-            f"On {target.device}, ONNX Runtime leaves to the CPU: "
-            f"{', '.join(f'{count} {name}' for name, count in large.most_common())}. Try opset = 18 in the profile; "
-            f"or, if that is what you want, write {ALLOWED} = true under [options]."
+            f"On {target.device}, ONNX Runtime leaves these nodes to the CPU: "
+            f"{', '.join(f'{count} {name}' for name, count in large.most_common())}. Try opset = 18 in the profile, "
+            f"or set {ALLOWED} = true under [options] to allow this."
         )
 
 
 class DeviceCall:
-    """Calls a session with inputs and outputs that stay in the device's memory. Shapes that change are made room for.
+    """Calls a session with inputs and outputs in the device's memory, which is allocated again when shapes change.
 
-    What was bound, and lies there from the last call, isn't copied again.
+    Bound inputs that are on the device since the last call are not copied again.
     """
 
     def __init__(self, session: Any, target: Target, memory: str) -> None:
@@ -257,8 +259,8 @@ class DeviceCall:
         self._there: dict[str, Array] = {}
 
     def __call__(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Copy in what is new, run, copy out."""
-        with border(CompileError, "ONNX Runtime failed while computing", "Is there memory enough for this size?"):
+        """Copy changed inputs to the device, run, and copy the outputs back."""
+        with border(CompileError, "ONNX Runtime failed while computing", ENOUGH):
             shapes = {name: array.shape for name, array in feeds.items()}
             if shapes != self._shapes:
                 self._make_room(feeds, sizes)
@@ -284,7 +286,7 @@ class DeviceCall:
             self._binding.bind_ortvalue_output(tensor.name, self._values[tensor.name])
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._binding = self._session = cast("Any", None)
         self._values, self._there, self._shapes = {}, {}, {}
 

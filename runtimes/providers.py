@@ -1,6 +1,6 @@
-"""What ONNX Runtime's execution providers are called, compute in, and take as options.
+"""Names, precisions and options of ONNX Runtime's execution providers.
 
-Names, options and their words are the libraries' own, looked up in the binaries of onnxruntime-gpu 1.31,
+Names, options and values are the libraries' own, taken from the binaries of onnxruntime-gpu 1.31,
 onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, -qnn 2.7, and of onnxruntime 1.31 for macOS.
 """
 
@@ -19,47 +19,47 @@ from .ranges import bounds
 
 @dataclass(frozen=True)
 class Provider:
-    """What runs on one device."""
+    """The execution provider for one device."""
 
     name: str
     extra: str
-    """The extra of `pyproject.toml` that installs a library which has it."""
+    """The extra of `pyproject.toml` that installs a library with this provider."""
     precisions: tuple[Precision, ...] = ("f32", "f16")
     options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
     fixed: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Set unless the profile says otherwise."""
+    """Options that are set unless the profile sets them."""
     switches: tuple[str, str] = ("0", "1")
-    """Its words for false and true."""
+    """Its strings for false and true."""
     enables: Mapping[Precision, str] = field(default_factory=dict[Precision, str])
-    """Options without which a precision in a graph isn't kept."""
+    """Options that are required to keep a graph's precision."""
     caches: tuple[tuple[str, str], ...] = ()
-    """Options that make it keep what it compiles, and the folder (``{}``) that it takes."""
+    """Options that make it store compiled code, and the folder (``{}``) for it."""
     beside: tuple[str, ...] = ()
-    """Devices of `PROVIDERS` that are the same one, and take what it can't."""
+    """Entries of `PROVIDERS` for the same device, which run operators that this provider doesn't support."""
     memory: str | None = None
-    """Name of its memory, where inputs and outputs can be kept in it."""
+    """Name of its memory, where inputs and outputs can stay in it."""
     captures: str | None = None
-    """The switch that records a call once and replays it; shapes must be fixed."""
+    """The option that records a call once and replays it; shapes must be fixed."""
     ranges: str | None = None
     """Prefix of the options that state the ranges of free sizes."""
     free_sizes: bool = True
-    """Whether one engine serves every size; if not, each shape is compiled, and where it isn't there yet, in a call."""
+    """Whether one engine serves every size; if not, each new shape is compiled, which may happen during a call."""
     needs: str = "a GPU and its driver"
-    """What has to be there beside the library."""
+    """What it requires besides the library."""
     system: str | None = None
-    """The only operating system that the library is made for, as Python names it."""
+    """The only operating system that the library supports, by Python's name."""
     vendor: str | None = None
-    """Of the GPUs that it runs on, where it runs on one vendor's only."""
+    """The only vendor whose GPUs it supports; None for several."""
     entries: str | None = None
-    """Prefix of its options as entries of the session's configuration, where it ignores those that it is given."""
+    """Prefix of its options in the session's configuration, where it ignores provider options."""
     attributes: Mapping[str, bool] = field(default_factory=dict[str, bool])
-    """Attributes of SessionOptions without which it refuses to work."""
+    """Attributes of SessionOptions that it requires."""
     plugin: str | None = None
-    """The module that brings it, where it isn't part of ONNX Runtime's own library."""
+    """The module of a plugin provider, which isn't part of ONNX Runtime's own library."""
     hardware: str = "GPU"
-    """What a plugin finds that is this device, as ONNX Runtime calls it."""
+    """ONNX Runtime's type of this device, for a plugin."""
     ahead: bool = False
-    """Whether it compiles before there is a session, also for devices that aren't here, into contexts."""
+    """Whether it compiles ahead of time into contexts, also for devices that this machine doesn't have."""
     demands: tuple[str, ...] = ()
     """Options that a profile must set."""
 
@@ -81,7 +81,7 @@ CUDA = Provider(
         "tunable_op_tuning_enable": bool,
         "use_tf32": bool,
     },
-    fixed={"use_tf32": "0"},  # f32 is f32 unless it is asked to be less
+    fixed={"use_tf32": "0"},  # f32 is computed in f32 unless the profile says otherwise
     needs="an NVIDIA GPU, its driver, CUDA 13 and cuDNN 9",
     memory="cuda",
     captures="enable_cuda_graph",
@@ -115,7 +115,7 @@ HEXAGON = Provider(
     ahead=True,
     demands=("soc_model", "htp_arch"),
 )
-"""Without `soc_model` it makes code for no chip in particular, and refuses f16."""
+"""Without `soc_model` it generates code for no specific chip, and refuses f16."""
 
 PROVIDERS: dict[str, Provider] = {
     "CPU": Provider("CPUExecutionProvider", "onnxruntime", precisions=("f32",)),
@@ -134,7 +134,7 @@ PROVIDERS: dict[str, Provider] = {
             "trt_max_workspace_size": int,
             "trt_sparsity_enable": bool,
         },
-        switches=("False", "True"),  # its parser takes no other words; 0 and 1 raise
+        switches=("False", "True"),  # its parser accepts no other strings; 0 and 1 raise
         caches=(
             ("trt_engine_cache_enable", "True"),
             ("trt_engine_cache_path", "{}"),
@@ -204,13 +204,13 @@ PROVIDERS: dict[str, Provider] = {
     "QNN": HEXAGON,
     "QNN-simulator": replace(HEXAGON, hardware="CPU", needs="an x86-64 CPU, on which the same code is simulated"),
 }
-"""By device, as profiles name it."""
+"""The provider of each device, keyed by the device's name in profiles."""
 
 
 def settings(target: Target, cache: Path) -> dict[str, str]:
-    """The provider's options for a target, as strings: the profile's, what its precision takes, where to keep engines.
+    """The provider's options for a target, as strings: the profile's, those of its precision, and the cache folder.
 
-    Raises `ProfileError` for an option of another provider, and for recorded calls of free shapes.
+    Raises `ProfileError` for an option of another provider, and for recorded calls with free shapes.
     """
     provider = PROVIDERS[target.device]
     known = {name for other in PROVIDERS.values() for name in other.options}
@@ -220,12 +220,12 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
             raise ProfileError(f"{provider.name} has no option {name!r}. {suggest(name, list(provider.options))}")
     if provider.captures and asked.get(provider.captures) and target.shape is None:
         raise ProfileError(
-            f"{provider.captures} replays a call of one shape. Write sizes under [shapes], or leave it out."
+            f"{provider.captures} requires fixed shapes. Write sizes under [shapes], or remove the option."
         )
     if lacking := [name for name in provider.demands if name not in asked]:
         raise ProfileError(
-            f"{provider.name} needs {' and '.join(lacking)}. Write them under [options]; the profile "
-            "snapdragon-x-elite shows how."
+            f"{provider.name} requires {' and '.join(lacking)} under [options]. The profile snapdragon-x-elite is an "
+            "example."
         )
     made = dict(provider.fixed)
     if option := provider.enables.get(target.precision):
@@ -238,7 +238,7 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
 
 
 def _ranges(prefix: str, target: Target) -> dict[str, str]:
-    """`sample:1x4x8x8,...` for the least, usual and largest sizes."""
+    """Options such as `sample:1x4x8x8,...` for the smallest, typical and largest sizes."""
     made: dict[str, str] = {}
     for place, which in enumerate(("min", "opt", "max")):
         shapes = (

@@ -1,4 +1,4 @@
-"""Ranges of the free sizes, for compilers that need them."""
+"""Ranges of free sizes, for compilers that require them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from ..core.shapes import shape_of
 
 RANGES: dict[str, tuple[int, int, int]] = {"batch": (1, 2, 8), "height": (8, 64, 128), "width": (8, 64, 128)}
 CHUNKS = (1, 1, 4)
-"""Least, usual and largest value of each free size, sides in latents: to 1024 pixels, four pictures with guidance, four
-chunks.
+"""Smallest, typical and largest value of each free size, with sides in latents: up to 1024 pixels, four images with
+guidance, and four chunks of a prompt.
 """
 
-OUTSIDE = "up to 1024 pixels, four pictures with guidance, four chunks of a prompt"
+OUTSIDE = "up to 1024 pixels, four images with guidance, and prompts of four chunks"
 
 
 def bounds(tensor: TensorInfo, length: int) -> tuple[tuple[int, ...], ...]:
-    """An input's least, usual and largest shape; `length` is that of a prompt's chunk."""
+    """An input's smallest, typical and largest shape; `length` is the number of token ids per chunk of a prompt."""
     made: list[tuple[int, ...]] = []
     for place in range(3):
         sizes = {name: RANGES[name][place] for name in RANGES} | {"length": CHUNKS[place] * length}

@@ -1,8 +1,8 @@
-"""The reference: the checkpoint's own modules, run by PyTorch. It is what the export was compared with.
+"""The reference runtime: the checkpoint's own modules, run by PyTorch. The export was compared with them.
 
-An artifact is `source.json`: where the checkpoint is. The bundle's graphs aren't read. With the option `compile`, the
-modules go through `torch.compile`: a baseline for `latentc bench`, paid for at the first call of each process. So are
-GPUs of NVIDIA's and AMD's, in whatever PyTorch calls CUDA; f32 is computed in f32 there, not in TF32.
+An artifact is `source.json`, which states where the checkpoint is. The bundle's graphs aren't read. With the option
+`compile`, the modules go through `torch.compile`: a baseline for `latentc bench`, compiled at the first call of each
+process. The device CUDA covers NVIDIA's and AMD's GPUs, as in PyTorch; f32 is computed in f32 there, not in TF32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
 from .base import COUNTS, Facts, Job, Runtime, Target
-from .border import REBUILD, border, first_line
+from .border import ENOUGH, REBUILD, border, first_line
 from .host import HostEngine
 
 if TYPE_CHECKING:
@@ -39,25 +39,25 @@ COMPILE, THREADS = "compile", "threads"
 INSTALL = install("export")
 LIBRARIES = ("torch", "diffusers", "transformers")
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
-"""Devices, and what PyTorch calls them."""
+"""Devices, and their names in PyTorch."""
 
 
 class Reference(Record):
-    """`source.json`: the checkpoint behind a part."""
+    """The checkpoint of a part, stored as `source.json`."""
 
     location: str
-    """Folder or file on this machine; of a hub id, where it was fetched to."""
+    """Folder or file on this machine; for a hub id, the folder that it was downloaded to."""
     variant: str | None = None
     components: dict[str, str] = Field(default_factory=dict)
-    """Components from elsewhere, by name: from where."""
+    """Locations of components that come from elsewhere, keyed by component."""
     family: str
     part: str
     digest: str
-    """Of the component's config and stored weights."""
+    """Digest of the component's config and stored weights."""
 
 
 class Torch(Runtime):
-    """The adapter."""
+    """The adapter to PyTorch."""
 
     facts = Facts(
         title="The torch runtime",
@@ -71,29 +71,35 @@ class Torch(Runtime):
     )
 
     def missing(self, device: str) -> str | None:
-        """A library that isn't there or can't be loaded, an unknown device, or one that isn't here."""
+        """Report a library that is not installed or can't be loaded, and an unknown or missing device."""
         try:
             torch = import_module("torch")
-        except Exception as exc:  # its libraries, where they don't fit, raise OSError and more
-            return f"PyTorch can't be loaded here ({first_line(exc)}). {INSTALL}"
+        except Exception as exc:  # mismatched libraries raise OSError and more
+            return f"PyTorch cannot be loaded ({first_line(exc)}). {INSTALL}"
         if absent := [name for name in LIBRARIES if find_spec(name) is None]:
-            return f"The reference needs {' and '.join(absent)} too. {INSTALL}"
+            return f"The torch runtime also requires {' and '.join(absent)}. {INSTALL}"
         if device not in DEVICES:
-            return f"latentc drives no {device} through PyTorch. {suggest(device, list(DEVICES))}"
+            return f"latentc does not support device {device!r} through PyTorch. {suggest(device, list(DEVICES))}"
         if device == "CUDA" and not torch.cuda.is_available():
-            return f"PyTorch {torch.__version__} finds no GPU here. It takes a build for CUDA or ROCm, and the driver."
+            return (
+                f"PyTorch {torch.__version__} finds no GPU. Install a build of PyTorch for CUDA or ROCm, and the GPU's "
+                "driver."
+            )
         return None
 
     def versions(self) -> dict[str, str]:
-        """Of PyTorch, diffusers and transformers."""
-        with border(RuntimeMissing, "The reference can't be run", INSTALL):
+        """Versions of PyTorch, diffusers and transformers."""
+        with border(RuntimeMissing, "The torch runtime cannot be used", INSTALL):
             return {name: metadata.version(name) for name in LIBRARIES}
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
-        """Note where the checkpoint is, and the digest of its weights."""
+        """Store where the checkpoint is, and the digest of its weights."""
         self._require(job.target)
         if (origin := job.origin) is None:
-            raise CompileError(f"The torch runtime runs a checkpoint's own modules, and {job.part} comes from none.")
+            raise CompileError(
+                f"The torch runtime runs the modules of a checkpoint, but the bundle of {job.part} has none. Use "
+                "another runtime."
+            )
         on_progress(f"{job.part}: read the checkpoint", None)
         checkpoint = _open(origin.location, origin.family, origin.variant, origin.components)
         reference = Reference(
@@ -107,7 +113,7 @@ class Torch(Runtime):
         (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Open the checkpoint and load the component. Raises `CheckpointError` where it moved or was changed."""
+        """Open the checkpoint and load the component. Raises `CheckpointError` where it was moved or changed."""
         del files
         self._require(target)
         try:
@@ -116,14 +122,14 @@ class Torch(Runtime):
             raise CompileError(f"{artifact / SOURCE} is damaged: {complaints(exc, Reference)}. {REBUILD}") from exc
         if not Path(reference.location).exists():
             raise CheckpointError(
-                f"The torch runtime runs the checkpoint itself, and {reference.location} isn't there any more. "
-                "Put it back, or export the checkpoint from where it is now."
+                f"The torch runtime runs the checkpoint itself, and {reference.location} does not exist any more. "
+                "Restore it, or export the checkpoint again from its current location."
             )
         checkpoint = _open(reference.location, reference.family, reference.variant, reference.components)
         spec = _spec(checkpoint, reference.part, target)
         if checkpoint.digest(spec.component) != reference.digest:
             raise CheckpointError(
-                f"{spec.component} of {reference.location} isn't what this engine was built from. {REBUILD}"
+                f"{spec.component} of {reference.location} was changed after this engine was built. {REBUILD}"
             )
         return _engine(checkpoint, spec, target)
 
@@ -141,13 +147,15 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
     device = DEVICES[target.device]
-    own = None if "OMP_NUM_THREADS" in os.environ else threads()  # which PyTorch reads by itself
+    own = None if "OMP_NUM_THREADS" in os.environ else threads()  # PyTorch reads that variable itself
     if device == "cpu" and (count := target.options.get(THREADS, own)) is not None:
         torch.set_num_threads(int(count))
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
-    with border(CompileError, f"PyTorch can't hold {spec.component} on {target.device}", "Is there memory enough?"):
+    with border(
+        CompileError, f"PyTorch cannot load {spec.component} on {target.device}", "Check that enough memory is free."
+    ):
         part: Any = module.to(device)
     if target.options.get(COMPILE):
         part = torch.compile(part)  # pyright: ignore[reportUnknownMemberType]
@@ -159,11 +167,11 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         del sizes
         with (
-            border(CompileError, "PyTorch failed while computing", "Is there memory enough for this size?"),
+            border(CompileError, "PyTorch failed while computing", ENOUGH),
             torch.inference_mode(),
         ):
             results: tuple[torch.Tensor, ...] = part(*(taken(feeds[name]) for name in inputs))
-            # A copy: a module may answer with its own buffer, or with a view of another output.
+            # A copy: a module may return its own buffer, or a view of another output.
             return {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
 
     return HostEngine(target, call, torch.cuda.empty_cache if device == "cuda" else None)
@@ -176,13 +184,13 @@ def _open(name: str, family: str, variant: str | None, components: Mapping[str, 
 
 
 def _spec(checkpoint: Checkpoint, part: str, target: Target) -> PartSpec:
-    """The part with the target's outputs; raises `CheckpointError` where the checkpoint takes other inputs."""
+    """The part with the target's outputs; raises `CheckpointError` where the checkpoint has other inputs."""
     from ..checkpoints.parts import part_spec
 
     spec = part_spec(checkpoint, part)
     if {tensor.name for tensor in spec.inputs} != {tensor.name for tensor in target.inputs}:
         raise CheckpointError(
-            f"{part} of the checkpoint takes {', '.join(tensor.name for tensor in spec.inputs)}; the bundle says "
-            f"{', '.join(tensor.name for tensor in target.inputs)}. Export the checkpoint again."
+            f"{part} of the checkpoint has the inputs {', '.join(tensor.name for tensor in spec.inputs)}, but the "
+            f"bundle expects {', '.join(tensor.name for tensor in target.inputs)}. Export the checkpoint again."
         )
     return replace(spec, outputs=target.outputs)

@@ -1,13 +1,13 @@
-"""TensorRT and TensorRT for RTX: two libraries with one interface, nearly.
+"""TensorRT and TensorRT for RTX: two libraries with almost the same interface.
 
-TensorRT for RTX builds engines for NVIDIA GPUs of other machines, and runs them where one is here. One engine can be
-for several: `sm86+sm89`, no larger than for one. TensorRT builds for the GPU it is on, and times its kernels there;
-what it timed is kept in the bundle, `engines/.timing`.
+TensorRT for RTX builds engines without a GPU, for NVIDIA GPUs of other machines. One engine can be for several GPUs:
+`sm86+sm89` is no larger than for one. TensorRT builds for the GPU of this machine, and times its kernels there; the
+timing cache is stored in the bundle, in `engines/.timing`.
 
-An artifact is `engine.plan`, and `memory.json`, what the builder says it will hold on the device. Networks are strongly
-typed: precision is what the graph says. Free sizes get one optimization profile, of the ranges in `ranges.py`.
+An artifact is `engine.plan`, and `memory.json`, the device memory that the builder reports. Networks are strongly
+typed: the graph states the precision. Free sizes get one optimization profile, with the ranges in `ranges.py`.
 
-Device memory and copies go through the driver's own library (`cuda.py`): nothing else of CUDA has to be installed.
+Device memory and copies go through the driver's own library (`cuda.py`): no other part of CUDA has to be installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..core.progress import Progress
 from ..core.reading import read_bounded
 from ..core.recipes import Precision
 from .base import MEMORY, TIMING, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
-from .border import border, first_line, sentence
+from .border import NO_REASON, border, first_line, sentence
 from .cuda import capabilities, gpu_name, open_driver
 from .host import HostEngine
 from .ranges import bounds
@@ -55,27 +55,27 @@ OPTIONS: dict[str, Kind] = {
     GRAPH: bool,
     REFIT: bool,
 }
-"""Options, and the values that they take.
+"""Options and their valid values.
 
-`weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and says how much of them may be;
-`workspace_mb` is the most that a kernel may take to work in; `cuda_graph` captures a call's work and launches it whole;
-`refit` builds a plan that takes other weights of the same graph, which only TensorRT itself does.
+`weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and limits those that are;
+`workspace_mb` limits the workspace of a kernel; `cuda_graph` captures the work of a call as a CUDA graph;
+`refit` builds a plan whose weights can be replaced (TensorRT only).
 """
 
 ATTENTION = "IAttentionInputLayer"
 ADVICE = {
-    "HW-specific datatypes": "That GPU doesn't have the type: build for a newer one, or write the graph without it.",
-    "FP32 GEMM is not supported": "GPUs before Ampere (sm75) multiply no f32 matrices through it: f16 for this part.",
+    "HW-specific datatypes": "This GPU does not support the type: build for a newer one, or use a graph without it.",
+    "FP32 GEMM is not supported": "It has no f32 matrix products on GPUs before Ampere (sm75): use f16 for this part.",
 }
-"""What to do about what the builder says: of FP8 for a GPU before Ada, of f32 for Turing."""
+"""Advice for messages of the builder: on FP8 for a GPU before Ada, and on f32 for Turing."""
 
 TRY = "Try opset = 18, or f32 for this part."
 
-TOLD = {
+REPORTED = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
 }
-"""What the builder's log says of device memory."""
+"""Lines of the builder's log on device memory."""
 
 COSTS = Costs(
     per_engine=14_000_000,
@@ -90,17 +90,18 @@ COSTS = Costs(
 
 @dataclass(frozen=True)
 class Library:
-    """Which of the two."""
+    """The properties in which the two libraries differ."""
 
     name: str
     title: str
     module: str
-    """The bindings; the metapackage beside those for RTX only imports these."""
+    """The module of the bindings; the metapackage for RTX only imports it."""
     install: str
+    """A sentence on how to install it."""
     capabilities: tuple[str, ...]
-    """Compute capabilities of the GPUs that it is for."""
+    """Compute capabilities of the GPUs that it supports."""
     builds_elsewhere: bool
-    """Whether it builds for GPUs that aren't here."""
+    """Whether it builds for GPUs that this machine doesn't have."""
     costs: Costs | None
 
 
@@ -135,15 +136,15 @@ def tensorrt() -> TensorRT:
 
 
 def _newest_opset(library: Library) -> int:
-    """23 where the library knows attention, which its parser reads from there."""
+    """23 where the library has an attention layer, which its parser reads from opset 23 on; else 18."""
     try:
         return 23 if hasattr(_library(library.module), ATTENTION) else 18
-    except Exception:  # as in `_unfit`, which says so
+    except Exception:  # reported by `_unfit`
         return 23
 
 
 class TensorRT(Runtime):
-    """The adapter to either."""
+    """The adapter to either library."""
 
     def __init__(self, library: Library) -> None:
         self._is = library
@@ -157,33 +158,31 @@ class TensorRT(Runtime):
         )
 
     def missing(self, device: str) -> str | None:
-        """The library that isn't installed, an unknown device, or one that isn't here; of several one is enough."""
+        """Report a library that is not installed, and an unknown or missing device; one of several is enough."""
         if reason := self._unfit(device):
             return reason
         wanted = " or ".join(device.split(TOGETHER))
         try:
             has = capabilities()
         except RuntimeMissing as exc:
-            return f"There is no {wanted} here: {exc}"
+            return f"No {wanted} GPU is available: {exc}"
         if not _chosen(device, has):
-            return f"There is no GPU of {wanted} here; NVIDIA GPUs found: {', '.join(has) or 'none'}."
+            return f"This machine has no {wanted} GPU; NVIDIA GPUs found: {', '.join(has) or 'none'}."
         return None
 
     def unbuildable(self, device: str) -> str | None:
-        """As `missing`; for RTX, the device itself needn't be here."""
+        """The same as `missing`; TensorRT for RTX doesn't need the device."""
         return self._unfit(device) if self._is.builds_elsewhere else self.missing(device)
 
     def _unfit(self, device: str) -> str | None:
         try:
             _library(self._is.module)
-        except Exception as exc:  # without what it is linked with, it raises whatever it likes
-            return f"{self._is.title} isn't installed here ({first_line(exc)}). {self._is.install}"
+        except Exception as exc:  # with missing dependencies it may raise anything
+            return f"{self._is.title} is not installed ({first_line(exc)}). {self._is.install}"
         if not self._is_known(device):
-            also = (
-                ", and builds for them anywhere, also for several unlike ones, as sm86+sm89" * self._is.builds_elsewhere
-            )
+            also = " and combinations such as sm86+sm89" * self._is.builds_elsewhere
             has = ", ".join(self._is.capabilities)
-            return f"{self._is.title} runs on NVIDIA's {has}{also}; {device} isn't among them."
+            return f"{self._is.title} does not support device {device!r}. Supported NVIDIA GPUs: {has}{also}."
         return None
 
     def _is_known(self, device: str) -> bool:
@@ -193,25 +192,25 @@ class TensorRT(Runtime):
         )
 
     def versions(self) -> dict[str, str]:
-        """Of the library."""
-        with border(RuntimeMissing, f"{self._is.title} can't be loaded", self._is.install):
+        """The library's version."""
+        with border(RuntimeMissing, f"{self._is.title} cannot be loaded", self._is.install):
             return {self._is.name: str(_library(self._is.module).__version__)}
 
     def device(self, device: str) -> dict[str, str]:
-        """The compute capability is its name; kernels timed on one GPU are also for that one."""
+        """The GPU's name for TensorRT, which times kernels on it; else the compute capability (its name) is enough."""
         return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """f32 and f16, everywhere: it computes in what the graph says."""
+        """f32 and f16 on every GPU: it computes in the types of the graph."""
         return PRECISIONS if self._is_known(device) else ()
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
-        """Unless each call is to launch a captured one: that has one size."""
+        """Unless `cuda_graph` is set: a captured graph has one size."""
         del device
         return not options.get(GRAPH)
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
-        """What the builder for RTX reports, and what building took; nobody has measured the other."""
+        """Costs of TensorRT for RTX, from the builder's reports and measured builds; None for TensorRT."""
         del device, options, free
         return self._is.costs
 
@@ -223,15 +222,15 @@ class TensorRT(Runtime):
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
         with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT can't build {job.part}", TRY))
-            if not self._is.builds_elsewhere:  # the GPU whose context is current is the one that kernels are timed on
+            stack.enter_context(border(CompileError, f"TensorRT cannot build {job.part}", TRY))
+            if not self._is.builds_elsewhere:  # kernels are timed on the GPU whose context is current
                 stack.callback(open_driver(target.device).close)
             builder = trt.Builder(log)
             network = builder.create_network(_network_flags(trt))
             parser = trt.OnnxParser(network, log)
             if not parser.parse_from_file(str(job.graph)):
                 raise CompileError(
-                    f"TensorRT can't read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
+                    f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
                 )
             _let_decompose(trt, network)
             config = builder.create_builder_config()
@@ -248,16 +247,16 @@ class TensorRT(Runtime):
             else:
                 plan = self._build_here(job, builder, network, config)
             if plan is None:
-                advice = next((do for said, do in ADVICE.items() if said in log.worst), TRY)
-                what = f"TensorRT can't build {job.part} for {target.device}"
-                raise CompileError(sentence(what, log.worst or "it says no more", advice))
+                advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
+                what = f"TensorRT cannot build {job.part} for {target.device}"
+                raise CompileError(sentence(what, log.worst or NO_REASON, advice))
             (out / PLAN).write_bytes(plan)
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
 
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
-        """Build on the GPU that it is for, with what was timed there before."""
+        """Build on the target GPU, with its timing cache of earlier builds."""
         device = job.target.device
         name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
         kept = job.shared / TIMING / f"{name}.cache" if job.shared else None
@@ -271,18 +270,18 @@ class TensorRT(Runtime):
         return plan
 
     def refits(self, options: Mapping[str, Option]) -> bool:
-        """What was built with `refit`."""
+        """Engines that were built with the option `refit`."""
         return bool(options.get(REFIT))
 
     def refit(self, job: Job, other: Path, out: Path) -> None:
-        """On the GPU; nothing is timed again."""
+        """Refit on the GPU; no kernel is timed again."""
         device = job.target.device
         if reason := self.missing(device):
             raise RuntimeMissing(reason)
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
         with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT can't refit {job.part}", "Build it without --like."))
+            stack.enter_context(border(CompileError, f"TensorRT cannot refit {job.part}", "Build it without --like."))
             if (other / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != without_weights(job.graph, job.weights):
                 raise CompileError(f"The graph of {job.part} differs from that of {other} in more than its weights.")
             stack.callback(open_driver(device).close)
@@ -291,7 +290,7 @@ class TensorRT(Runtime):
             shutil.copyfile(other / name, out / name)
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Bring the plan onto the GPU."""
+        """Load the plan onto the GPU."""
         del files
         if reason := self.missing(target.device):
             raise RuntimeMissing(reason)
@@ -307,7 +306,7 @@ class TensorRT(Runtime):
         return HostEngine(target, loaded.call, loaded.release)
 
     def refusal(self, artifact: Path, target: Target) -> str | None:
-        """What it says, on the first GPU that is here, to an engine that was built for another; None if it takes it."""
+        """The error of loading an engine on this machine's first GPU, for which it wasn't built; None if it loads."""
         device = capabilities()[0]
         trt, log = _library(self._is.module), _logger(self._is.module)
         try:
@@ -318,18 +317,18 @@ class TensorRT(Runtime):
 
 
 def _chosen(device: str, has: Sequence[str]) -> str:
-    """Of the capabilities that an engine is for, the first that is here; none: empty."""
+    """The first capability of a target that this machine has; empty where it has none."""
     return next((one for one in device.split(TOGETHER) if one in has), "")
 
 
 def _network_flags(trt: Any) -> int:
-    """Types as the graph states them, which TensorRT 10 has to be asked for."""
+    """Flags for a strongly typed network, which is the default from TensorRT 11 on."""
     explicit = str(trt.__version__).startswith("10.")
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if explicit else 0
 
 
 def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
-    config.clear_flag(trt.BuilderFlag.TF32)  # set by default, and f32 is f32
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; f32 is computed in f32
     if LEVEL in options:
         config.builder_optimization_level = options[LEVEL]
     if WORKSPACE in options:
@@ -341,7 +340,7 @@ def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
 
 
 def _let_decompose(trt: Any, network: Any) -> None:
-    """Let attention without a kernel of its own be computed in pieces; the parser leaves that forbidden."""
+    """Allow attention to be decomposed where it has no fused kernel; the parser doesn't allow that."""
     if not hasattr(trt, ATTENTION):
         return
     for index in range(network.num_layers):
@@ -352,7 +351,7 @@ def _let_decompose(trt: Any, network: Any) -> None:
 
 
 def _ranges(builder: Any, job: Job) -> Any:
-    """The optimization profile of a part whose sizes are free."""
+    """The optimization profile of a part with free sizes."""
     profile = builder.create_optimization_profile()
     for tensor in job.target.inputs:
         profile.set_shape(tensor.name, *bounds(tensor, job.target.length))
@@ -360,7 +359,7 @@ def _ranges(builder: Any, job: Job) -> Any:
 
 
 def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
-    """Tells of the builder's phases. Its class can't be ours before the library is there."""
+    """A monitor that reports the builder's phases. Its class derives from the library's, so it is defined here."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -382,7 +381,7 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
 
 
 def _timed(path: Path) -> bytes:
-    """What was timed before; nothing where it can't be read."""
+    """A stored timing cache; empty where it can't be read."""
     try:
         return read_bounded(path, TIMING_BYTES)
     except (OSError, ValueError):
@@ -391,7 +390,9 @@ def _timed(path: Path) -> bytes:
 
 @cache
 def _logger(module: str) -> Any:
-    """Remembers the last error, and what is said of memory; prints nothing. The library keeps the first one it gets."""
+    """A logger that stores the last error and the reported memory, and prints nothing. The library keeps the first
+    logger that it is given, so there is one per process.
+    """
     trt = _library(module)
 
     class Log(trt.ILogger):
@@ -406,7 +407,7 @@ def _logger(module: str) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.worst = " ".join(msg.split())[:400]
-            for name, pattern in TOLD.items():
+            for name, pattern in REPORTED.items():
                 if found := pattern.search(msg):
                     self.memory[name] = int(found[1])
 

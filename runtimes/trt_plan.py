@@ -1,7 +1,7 @@
-"""A plan of TensorRT's, of either library, on the GPU that it was built for.
+"""A plan of either TensorRT library, loaded on the GPU that it was built for.
 
-A context has no memory of its own to compute in: engines of one GPU take turns in one `Room`, which is as large as the
-shapes that were asked for need, and not the largest that they may have.
+Execution contexts have no memory of their own: all engines of one GPU share the memory of one `Room`, one call at a
+time. It is as large as the requested shapes need, not the largest shapes of the plans.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ..core.errors import CompileError
 from ..core.shapes import shape_of
 from ..core.tensors import Array
 from .base import Target
-from .border import border, rebuild, sentence
+from .border import ENOUGH, NO_REASON, border, rebuild, sentence
 from .cuda import Driver, Room, open_driver
 from .host import Bound
 from .ranges import OUTSIDE
 
 ROOMS: defaultdict[str, Room] = defaultdict(Room)
-"""By device."""
+"""The shared memory of each device."""
 
 
 class LoadedPlan:
-    """What one engine holds: the plan, its context, and a buffer on the device for each input and output.
+    """The state of one engine: the plan, its context, and a buffer on the device for each input and output.
 
-    `graphed` captures the work of a call once and launches it from then on, which takes a static plan.
-    `streamed` is how many bytes of weights may stay on the GPU, of a plan that was built to bring in the others as they
-    are needed; None for one whose weights all stay.
+    `graphed` captures the work of a call as a CUDA graph and replays it; the plan must have fixed shapes.
+    `streamed` limits the bytes of weights on the GPU, for a plan that was built for weight streaming; None keeps all
+    weights on the GPU.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class LoadedPlan:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._needs = 0
         self._place: tuple[int, int] | None = None
-        """Where in the room, and how large, the context was set to compute."""
+        """Address and size of the memory that the context was given."""
         self._graph: int | None = None
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)
         self._room = ROOMS[target.device]
         self._room.join()
         try:
-            with border(CompileError, f"TensorRT can't load {path}", rebuild(path.parent)):
+            with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)):
                 self._runtime = library.Runtime(log)
                 self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
                 if self._engine is not None:
@@ -62,17 +62,17 @@ class LoadedPlan:
                     strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
                     self._context = self._engine.create_execution_context(strategy)
                 if self._context is None:
-                    worst = log.worst or "it says no more"
-                    raise CompileError(sentence(f"TensorRT can't load {path}", worst, rebuild(path.parent)))
+                    worst = log.worst or NO_REASON
+                    raise CompileError(sentence(f"TensorRT cannot load {path}", worst, rebuild(path.parent)))
         except BaseException:
             self.release()
             raise
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Copy in what isn't there, run, copy out, on one stream."""
+        """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
         driver = self._driver
         assert driver is not None
-        with border(CompileError, "TensorRT failed while computing", "Is there memory enough for this size?"):
+        with border(CompileError, "TensorRT failed while computing", ENOUGH):
             outputs = {
                 tensor.name: np.empty(shape_of(tensor.shape, sizes), np.float32) for tensor in self._target.outputs
             }
@@ -89,17 +89,17 @@ class LoadedPlan:
                         driver.copy_out(array, self._buffers[name][0])
                     driver.wait()
                 except BaseException:
-                    with suppress(CompileError):  # the room isn't free while something runs in it
+                    with suppress(CompileError):  # the shared memory isn't free while a call runs
                         driver.wait()
                     raise
         return outputs
 
     def release(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         driver, self._driver = self._driver, None
         if driver is None:
             return
-        with ExitStack() as last:  # each, whatever the others come to
+        with ExitStack() as last:  # all are called, even if one fails
             last.callback(driver.close)
             last.callback(self._room.leave, driver)
             for address, _ in self._buffers.values():
@@ -112,7 +112,7 @@ class LoadedPlan:
         self._context = self._engine = self._runtime = None
 
     def _shape(self, feeds: Mapping[str, Array]) -> None:
-        """Tell the context of shapes that changed, and ask how much memory they take."""
+        """Set shapes that changed, and query the memory that they need."""
         changed = False
         for name, array in feeds.items():
             if self._shapes.get(name) == array.shape:
@@ -120,7 +120,8 @@ class LoadedPlan:
             if not self._context.set_input_shape(name, array.shape):
                 self._shapes.clear()
                 raise CompileError(
-                    f"{name} {list(array.shape)} is outside what the engine was built for: {OUTSIDE}. Draw within that."
+                    f"{name} {list(array.shape)} is outside the range that the engine was built for: {OUTSIDE}. "
+                    "Request a smaller size, fewer images or a shorter prompt."
                 )
             self._shapes[name], changed = array.shape, True
         if changed:
@@ -137,7 +138,7 @@ class LoadedPlan:
             self._there[name] = array
 
     def _buffer(self, driver: Driver, name: str, count: int) -> int:
-        """Device memory for a tensor, made larger where it has to be."""
+        """Address of the device memory of a tensor, which grows where needed."""
         address, held = self._buffers.get(name, (0, 0))
         if held < count:
             if address:
@@ -147,11 +148,11 @@ class LoadedPlan:
             address = driver.allocate(count)
             self._buffers[name] = address, count
             if not self._context.set_tensor_address(name, address):
-                raise CompileError(f"TensorRT wouldn't take {name}: {self._log.worst or 'it says no more'}.")
+                raise CompileError(f"TensorRT refuses the input {name}: {self._log.worst or NO_REASON}.")
         return address
 
     def _settle(self, driver: Driver) -> None:
-        """Give the context its place in the room, where it hasn't that yet or the room was moved."""
+        """Give the context the shared memory, where it is new or has moved."""
         needs = max(1, self._needs)
         place = self._room.at_least(driver, needs), needs
         if place != self._place:
@@ -160,7 +161,7 @@ class LoadedPlan:
             self._place = place
 
     def _work(self, driver: Driver) -> None:
-        """Run, or launch what was captured. The first run in a place isn't captured: it may still load kernels."""
+        """Run, or replay the captured graph. The first run at an address isn't captured: it may still load kernels."""
         if self._graph is not None:
             driver.launch(self._graph)
             return
@@ -171,7 +172,7 @@ class LoadedPlan:
 
     def _execute(self, driver: Driver) -> None:
         if not self._context.execute_async_v3(driver.stream):
-            raise CompileError(f"TensorRT wouldn't run: {self._log.worst or 'it says no more'}.")
+            raise CompileError(f"TensorRT failed to run the engine: {self._log.worst or NO_REASON}.")
 
     def _drop_graph(self, driver: Driver) -> None:
         graph, self._graph = self._graph, None
@@ -180,11 +181,11 @@ class LoadedPlan:
 
 
 def _stream_weights(engine: Any, budget: int) -> None:
-    """Keep so many bytes of weights on the GPU at most."""
+    """Keep at most `budget` bytes of weights on the GPU."""
     wanted = min(budget, engine.streamable_weights_size)
     engine.weight_streaming_budget_v2 = wanted
     if engine.weight_streaming_budget_v2 != wanted:
         raise CompileError(
-            f"TensorRT keeps {engine.weight_streaming_budget_v2:,} bytes of weights on the GPU; {wanted:,} were asked "
-            "for. Write another weight_streaming_budget_mb."
+            f"TensorRT keeps {engine.weight_streaming_budget_v2:,} bytes of weights on the GPU instead of the "
+            f"requested {wanted:,}. Set another weight_streaming_budget_mb."
         )

@@ -1,4 +1,4 @@
-"""A lowered graph, and weights that lie in another folder (`Job.weights`), as libraries take them that refuse links."""
+"""Reading of a lowered graph whose weights are in another folder (`Job.weights`), for libraries that refuse links."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 IN_MEMORY = "*/_ORT_MEM_ADDR_/*"
-"""In place of a file's name: the offset is an address. ONNX Runtime and OpenVINO exchange graphs like this."""
+"""Stands for a file name where the offset is an address. ONNX Runtime and OpenVINO exchange graphs in this way."""
 
 
 def read_graph(graph: Path, weights: Path) -> Any:
-    """A graph as onnx-ir reads it, its external data in the folder `weights`; raises whatever that raises."""
+    """Read a graph with onnx-ir, with its external data in the folder `weights`; raises onnx-ir's errors."""
     library: Any = import_module("onnx_ir")
     model = library.load(graph)
     library.external_data.set_base_dir(model.graph, weights)
@@ -22,7 +22,7 @@ def read_graph(graph: Path, weights: Path) -> Any:
 
 
 def in_memory(graph: Path, weights: Path) -> tuple[bytes, list[mmap.mmap]]:
-    """A graph that refers to its external data by address, and the mapped files, which must live as long as it is used.
+    """A graph that refers to its external data by address, and the mapped files, which must outlive its use.
 
     Raises `ValueError` for data outside of the folder `weights` or beyond the end of its file, and `OSError`.
     """
@@ -37,12 +37,12 @@ def in_memory(graph: Path, weights: Path) -> tuple[bytes, list[mmap.mmap]]:
         if name not in mapped:
             path = (weights / name).resolve()
             if not path.is_relative_to(weights.resolve()):
-                raise ValueError(f"{name} leads out of {weights}")
+                raise ValueError(f"{name} is outside of {weights}")
             with path.open("rb") as file:
                 mapped[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         length = int(place.get("length", len(mapped[name]) - offset))
         if offset < 0 or length < 0 or offset + length > len(mapped[name]):
-            raise ValueError(f"{tensor.name} lies beyond the end of {weights / name}")
+            raise ValueError(f"{tensor.name} is beyond the end of {weights / name}")
         address = np.frombuffer(mapped[name], np.uint8).ctypes.data + offset
         del tensor.external_data[:]
         for key, value in (("location", IN_MEMORY), ("offset", address), ("length", length)):

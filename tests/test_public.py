@@ -101,5 +101,5 @@ def test_without_a_profile_doctors_advice_is_taken(built, monkeypatch):
         assert pipeline.profile.name == "null"
     assert latentc.build(built).profile == "null"
     monkeypatch.setattr(diagnose, "advise", lambda _: None)
-    with pytest.raises(RuntimeMissing, match="`latentc doctor` says"):
+    with pytest.raises(RuntimeMissing, match="`latentc doctor` shows"):
         latentc.Pipeline.open(built)

@@ -93,7 +93,7 @@ def test_json_holds_the_error_and_what_was_built_before_it(bundle, tmp_path):
     assert done.returncode == 1
     said = json.loads(done.stdout)
     assert (said["error"], [build["profile"] for build in said["built"]]) == ("ParityError", ["null"])
-    assert "asks for 500 dB" in said["message"]
+    assert "requires 500 dB" in said["message"]
     assert said["built"][0]["engines"][0]["part"] == "text_encoder"
     for words, error in ((("inspect", tmp_path, "--json"), "BundleError"), (("inspect", "--json"), "UsageError")):
         said = json.loads(latentc(*words).stdout)

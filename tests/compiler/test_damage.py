@@ -139,9 +139,9 @@ def test_what_cannot_be_read_is_not_replaced(own_bundle, monkeypatch, reader):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(f"latentc.compiler.cache.{reader}", broken)
-    with pytest.raises(BundleError, match="can't be read \\(Input/output error\\)"):
+    with pytest.raises(BundleError, match="cannot be read \\(Input/output error\\)"):
         build(opened, NULL)
-    assert sum("can't be read (Input/output error)" in said for said in faults(opened)) == 4
+    assert sum("cannot be read (Input/output error)" in said for said in faults(opened)) == 4
     monkeypatch.undo()
     assert all(one.hit for one in build(opened, NULL).engines)
 
@@ -164,7 +164,7 @@ def test_what_replaces_a_damaged_engine_has_to_fit_too(own_bundle):
     unet = build(opened, ONNXRUNTIME).engines[1].artifact
     path = opened.engines / unet.name / next(name for name, info in unet.files.items() if info.bytes > 1000)
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CompileError, match="doesn't fit"):
+    with pytest.raises(CompileError, match="is predicted not to fit"):
         build(opened, of(ONNXRUNTIME, memory_gb=0.001))
 
 
@@ -289,7 +289,7 @@ def test_a_damaged_reference_is_named_or_made_again(own_bundle, monkeypatch, dam
     sound = path.read_bytes()
     path.write_bytes(damage(sound))
     (said,) = faults(opened)
-    assert said.startswith(f"{path} isn't what was written. Remove it")
+    assert said.startswith(f"{path} is damaged. Remove it")
     shutil.rmtree(opened.engines / next(one for one in artifacts(opened) if one.part == "unet").name)
     with monkeypatch.context() as patch:
         patch.setattr(cases, "REFEREES", {})

@@ -69,7 +69,7 @@ def test_a_unet_that_ignores_the_prompt_is_refused_from_the_command_line(own_bun
     profile.write_text(f'title = "{precision}"\n{PRECISIONS[precision]}')
     done = run_latentc("build", opened.folder, "--profile", profile, "--quiet")
     assert done.returncode == 1
-    assert "The graph of unet, run in f32, isn't what PyTorch computed at export" in done.stderr
+    assert "The graph of unet, run in f32, differs from what PyTorch computed at export" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def cases_of(sound, part):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda engine: Standing(engine, lambda feeds: {}), "gives nothing, and 'out_sample' was expected"),
+        (lambda engine: Standing(engine, lambda feeds: {}), "returns nothing, but 'out_sample' was expected"),
         (changed(lambda out, _: out[:, :2]), r"gives 'out_sample' of shape .* PyTorch gave"),
         (lambda engine: Standing(engine, lambda feeds: {"other": 1}), r"gives \['other'\], and 'out_sample'"),
     ],
@@ -322,7 +322,7 @@ def test_another_embedding_of_an_id_that_no_reference_feeds_is_seen(own_bundle):
     with opened_graph(opened.folder, "text_encoder") as graph:
         name = next(name for name in graph.weights if name.endswith("token_embedding.weight"))
         graph.weights[name][unfed] += 1
-    with pytest.raises(ParityError, match="looks token ids up in another table"):
+    with pytest.raises(ParityError, match="looks up token ids in another table"):
         build(open_bundle(opened.folder), ONNXRUNTIME)
 
 
@@ -480,7 +480,7 @@ def test_no_setting_of_the_host_is_left_unproved(own_bundle, name, change):
     change(read)
     path.write_text(json.dumps(read))
     reseal(opened.folder)
-    with pytest.raises(ParityError, match="other token ids|The scheduler config isn't the one"):
+    with pytest.raises(ParityError, match="other token ids|The scheduler config is not the one"):
         prove_host(open_bundle(opened.folder))
 
 

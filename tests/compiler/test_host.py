@@ -85,7 +85,7 @@ def test_the_host_takes_diffusers_steps(referenced, name):
         each.write_text(each.read_text().replace("0.012", "0.013"))
     reseal(opened.folder)
     other = open_bundle(opened.folder)
-    with pytest.raises(ParityError, match="isn't what diffusers' pipeline computed"):
+    with pytest.raises(ParityError, match="differs from diffusers' pipeline"):
         check_host(other, load_host(other))
 
 

@@ -154,7 +154,7 @@ def test_argmax_of_integers_is_taken_of_floats(kind):
 
 
 def test_an_operator_that_nothing_stands_in_for_is_named():
-    with pytest.raises(CompileError, match=r"lacks Softmax, which latentc can't write otherwise. It can: ArgMax"):
+    with pytest.raises(CompileError, match=r"lists Softmax under `Facts.lacks`.* Replaceable operators: ArgMax"):
         rewrite(net("1, 8, 6"), ["Softmax", "ArgMax"])
 
 

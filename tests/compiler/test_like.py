@@ -50,7 +50,7 @@ def test_what_is_taken_is_held_to_the_floor(own_bundle):
     opened = own_bundle()
     empty = copied(opened, "empty")
     build(opened, ONNXRUNTIME)
-    with pytest.raises(ParityError, match="asks for 500 dB"):
+    with pytest.raises(ParityError, match="requires 500 dB"):
         build(empty, of(ONNXRUNTIME, parity_db={"f32": 500.0}), like=opened)
     assert artifacts(empty) == []
 

@@ -106,8 +106,8 @@ def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
     assert found.measured
     assert found.held_bytes > found.device_bytes == 50_000_000
     (complaint,) = found.complaints
-    assert re.match(r"Drawing a picture holds \d+ MB on CPU, which has \d+ MB: narrower types", complaint)
-    with pytest.raises(CompileError, match="By plan, profile cpu-onnxruntime doesn't fit.*latentc build .* --force"):
+    assert re.match(r"Generating an image takes \d+ MB on CPU, which has \d+ MB: set narrower types", complaint)
+    with pytest.raises(CompileError, match="Profile cpu-onnxruntime is predicted not to fit.*latentc build .* --force"):
         build(opened, profile)
     assert not [path for path in opened.engines.glob("*-*") if path.is_dir()]
     built = build(opened, profile, force=True)
@@ -255,8 +255,8 @@ def test_building_needs_memory_and_disk(bundle, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     profile = load_profile("cpu-onnxruntime").model_copy(update={"options": {"graph_optimization_level": "extended"}})
     memory, disk = plan(bundle("sd1"), profile).complaints
-    assert re.match(r"Building holds \d+ MB, and 1\.0 kB are free here", memory)
-    assert "on disk, where 10 B are free" in disk
+    assert re.match(r"Building takes \d+ MB of memory, and only 1\.0 kB are free", memory)
+    assert "on disk, where only 10 B are free" in disk
 
 
 def test_what_nobody_measured_says_so(own_bundle):

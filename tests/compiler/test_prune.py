@@ -106,12 +106,12 @@ def test_engines_that_nothing_loads_are_removed_with_the_reason(built):
     one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
     other = {"onnxruntime": "0.1"}
     wrong = {
-        remade(built, one, versions=other).name: "of onnxruntime 0.1; here is onnxruntime ",
-        remade(built, one, adapter=0).name: "of another version of latentc",
-        remade(built, one, lowering=0).name: "of another version of latentc",
-        remade(built, one, **{"part digest": "0"}).name: "of another export's graph",
-        remade(built, one, options={"intra_op_num_threads": 4}).name: "options that act at load only",
-        remade(built, one, runtime="null").name: "draws nothing",
+        remade(built, one, versions=other).name: "built with onnxruntime 0.1; installed: onnxruntime ",
+        remade(built, one, adapter=0).name: "by another version of latentc",
+        remade(built, one, lowering=0).name: "by another version of latentc",
+        remade(built, one, **{"part digest": "0"}).name: "built from the graph of another export",
+        remade(built, one, options={"intra_op_num_threads": 4}).name: "had load-time options",
+        remade(built, one, runtime="null").name: "computes nothing",
     }
     damaged = remade(built, one, versions={"onnxruntime": "0.2"})
     (damaged / "engine.txt").write_bytes(b"")
@@ -188,7 +188,7 @@ def test_the_commands_say_what_and_how_much(own_bundle):
         assert len(json.loads(latentc(command, folder, "--json").stdout)["leftovers"]) == 5
     listed = latentc("prune", folder, "--dry-run").stdout
     assert "engines/.0123456789abcdef.tmp: a file that was being written, 2.5 MB" in listed
-    assert "of the runtime null, which draws nothing" in listed
+    assert "built with the null runtime, which computes nothing" in listed
     assert "5 would be removed, 2.5 MB." in listed
     assert json.loads(latentc("prune", folder, "--json").stdout)["bytes"] > 2_500_000
     assert "nothing to remove" in latentc("prune", folder).stdout

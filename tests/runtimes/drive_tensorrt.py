@@ -224,11 +224,11 @@ def drive(folder):
     assert (folder / "refitted" / trt.PLAN).read_bytes() == b"other plan"
     adapter.load(folder / "refitted", target, files_in(folder / "refitted")).close()
     ANSWERS["OnnxParserRefitter.refit_from_file"], ANSWERS["OnnxParserRefitter.num_errors"] = False, 1
-    refused(lambda: adapter.refit(job, made, folder), "wouldn't take the weights: no such node")
+    refused(lambda: adapter.refit(job, made, folder), "refuses the weights: no such node")
     (folder / "graph.onnx").write_bytes(graph_of(2.0, side=2))
     refused(lambda: adapter.refit(job, made, folder), "differs from that of .* in more than its weights")
     ANSWERS["OnnxParser.parse_from_file"] = False
-    refused(lambda: adapter.compile(job, folder, quiet), "can't read unet: no such node")
+    refused(lambda: adapter.compile(job, folder, quiet), "cannot read unet: no such node")
     (cache,) = (folder / ".timing").iterdir()
     assert cache.read_bytes() == b"timed"
     assert "sm90-NVIDIA-H200" in cache.name

@@ -92,7 +92,7 @@ def test_bound_inputs_need_not_be_fed(case, engine):
     context.fill(0.0)  # bound as it was
     assert same(case, run(feeds), expected)
     assert same(case, run(feeds), expected)
-    with pytest.raises(ShapeError, match=r"encoder_hidden_states.* bound already"):
+    with pytest.raises(ShapeError, match=r"encoder_hidden_states.* already bound"):
         run({**feeds, "encoder_hidden_states": context})
     with pytest.raises(ShapeError, match="missing"):
         run({"sample": feeds["sample"]})
@@ -142,7 +142,7 @@ def test_a_static_engine_refuses_other_shapes(case, tmp_path):
     engine.close()
     assert case.found(tmp_path / "out").differences["shape"] == (None, "free")
     (one,) = artifacts(Bundle(tmp_path / "out", case.bundle.manifest))
-    says = r"isn't what is wanted \(shape: it has None, wanted is 'free'; .*shape.sample: it has \[2, "
+    says = r"does not match the profile \(shape is None, required is 'free'; .*shape.sample is \[2, "
     with pytest.raises(BundleError, match=says):
         load_engine(Bundle(tmp_path / "out", case.bundle.manifest), one, case.adapter, case.wanted())
 
@@ -261,8 +261,8 @@ def test_an_adapter_says_in_words_what_it_cannot_load(case, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"precision": "bf16"}, "precision: it has 'f32', wanted is 'bf16'"),
-        ({"shape": {"sample": (1, 4, 8, 8)}}, "shape: it has 'free'"),
+        ({"precision": "bf16"}, "precision is 'f32', required is 'bf16'"),
+        ({"shape": {"sample": (1, 4, 8, 8)}}, "shape is 'free'"),
     ],
 )
 def test_an_artifact_that_is_not_what_is_wanted_is_not_loaded(case, changes, says):

@@ -63,7 +63,7 @@ def test_a_folder_that_lost_its_files_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", types.ModuleType("onnxruntime"))
     reason = ONNXRuntime().missing("CPU")
     assert reason is not None
-    assert "can't be loaded" in reason
+    assert "cannot be loaded" in reason
     assert "pip uninstall -y" in reason
 
 
@@ -76,11 +76,11 @@ def stand_in(monkeypatch, **changes):
 
 
 def test_a_provider_that_steps_in_is_refused(case, monkeypatch):
-    """What ONNX Runtime does without a word where CUDA's libraries can't be loaded."""
+    """What ONNX Runtime does without a word where CUDA's libraries cannot be loaded."""
     library = placement._library()
     make = library.InferenceSession
     monkeypatch.setattr(library, "InferenceSession", lambda graph, options, **_: make(graph, options))
-    with pytest.raises(RuntimeMissing, match="CUDAExecutionProvider was asked for, and ONNX Runtime took CPUExec"):
+    with pytest.raises(RuntimeMissing, match="fell back from CUDAExecutionProvider to CPUExec"):
         placement.open_session(str(case.artifact / "engine.onnx"), library.SessionOptions(), "CUDA", {})
 
 
@@ -92,7 +92,7 @@ def test_a_device_is_tried_before_it_is_offered(monkeypatch):
     reason = ONNXRuntime().missing("CUDA")
     placement.fault.cache_clear()
     assert reason is not None
-    assert reason.startswith("CUDAExecutionProvider doesn't work here: ")
+    assert reason.startswith("CUDAExecutionProvider does not work: ")
     assert "CUDA" not in ONNXRuntime().devices()
     assert ONNXRuntime().precisions("CUDA") == ()
 
@@ -109,7 +109,9 @@ def test_the_graph_that_devices_are_tried_with_is_whole():
 
 def test_work_left_to_the_cpu_is_refused_by_name(case, tmp_path, monkeypatch):
     stand_in(monkeypatch)
-    with pytest.raises(CompileError, match=r"leaves to the CPU: .*2 Conv.*opset = 18.*allow_nodes_on_cpu = true"):
+    with pytest.raises(
+        CompileError, match=r"leaves these nodes to the CPU: .*2 Conv.*opset = 18.*allow_nodes_on_cpu = true"
+    ):
         case.compile(tmp_path / "out", device="DSP")
     allowed = {"allow_nodes_on_cpu": True}
     case.adapter.check(allowed)
@@ -140,7 +142,9 @@ def test_an_engine_that_was_compiled_again_at_load_is_refused(case, tmp_path, mo
     files = files_in(tmp_path / "out")
     assert "cache/1.engine" in files
     for name in ("2.engine", "3.engine"):  # what was made anew is not taken the next time either
-        with pytest.raises(CompileError, match=f"didn't take what it had compiled of out, and compiled {name} again"):
+        with pytest.raises(
+            CompileError, match=f"did not accept its compiled code of out and recompiled {name}, which is not proved"
+        ):
             case.adapter.load(tmp_path / "out", target, files)
 
 
@@ -161,7 +165,7 @@ def test_an_engine_that_was_compiled_again_over_the_old_one_is_refused(case, tmp
     target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
     files = files_in(tmp_path / "out")
     case.adapter.load(tmp_path / "out", target, files).close()
-    with pytest.raises(CompileError, match=r"compiled model.mxr again, compared with nothing. Remove .*out"):
+    with pytest.raises(CompileError, match=r"recompiled model.mxr, which is not proved. Remove .*out"):
         case.adapter.load(tmp_path / "out", target, files)
 
 
@@ -237,7 +241,7 @@ def test_another_providers_option_is_refused_on_the_cpu(case, tmp_path):
 def test_a_library_for_another_system_is_not_advised():
     reason = ONNXRuntime().missing("DirectML")
     if platform.system() != "Windows":
-        assert reason == f"DmlExecutionProvider is made for Windows alone, and this is {platform.system()}."
+        assert reason == f"DmlExecutionProvider is available on Windows only, and this is {platform.system()}."
 
 
 @pytest.mark.parametrize(("device", "vendor"), [("CUDA", "NVIDIA"), ("MIGraphX", "AMD")])
@@ -246,7 +250,7 @@ def test_without_the_gpu_no_working_library_is_to_be_removed(monkeypatch, device
     monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=()))
     reason = ONNXRuntime().missing(device)
     assert reason is not None
-    assert reason.startswith(f"There is no {vendor} GPU here")
+    assert reason.startswith(f"This machine has no {vendor} GPU")
     assert "uninstall" not in reason
     monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=(SimpleNamespace(vendor=vendor),)))
     assert "pip uninstall -y onnxruntime && pip install" in (ONNXRuntime().missing(device) or "")
@@ -288,8 +292,8 @@ def test_what_providers_are_told(case, tmp_path):
     ("device", "options", "message"),
     [
         ("MIGraphX", {"use_tf32": False}, "MIGraphXExecutionProvider has no option 'use_tf32'"),
-        ("CUDA", {"enable_cuda_graph": True}, "enable_cuda_graph replays a call of one shape. Write sizes"),
-        ("TensorRT", {"trt_cuda_graph_enable": True}, "trt_cuda_graph_enable replays a call of one shape"),
+        ("CUDA", {"enable_cuda_graph": True}, "enable_cuda_graph requires fixed shapes. Write sizes"),
+        ("TensorRT", {"trt_cuda_graph_enable": True}, "trt_cuda_graph_enable requires fixed shapes"),
     ],
 )
 def test_settings_that_a_device_refuses(case, tmp_path, device, options, message):
@@ -335,13 +339,13 @@ def test_what_cannot_be_recorded_is_said_when_it_is_built(case, accelerator, tmp
     feeds = case.feeds(2, 8, 8)
     shape = {name: array.shape for name, array in feeds.items()}
     options = {"allow_nodes_on_cpu": True, "records": True}
-    with pytest.raises(CompileError, match="can't record a call as a graph.*graph capture.*records = false"):
+    with pytest.raises(CompileError, match="cannot record a call as a graph.*graph capture.*records = false"):
         case.compile(tmp_path / "out", device=accelerator, options=options, shape=shape)
 
 
 def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
     assert case.adapter.precisions("CPU") == ("f32",)
-    with pytest.raises(CompileError, match="doesn't compute in f16 on CPU; it has: f32"):
+    with pytest.raises(CompileError, match="does not compute in f16 on CPU; it supports: f32"):
         case.compile(tmp_path / "out", precision="f16")
 
 
@@ -350,13 +354,13 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
     [
         ({"intra_op_threads": 1}, "Did you mean 'intra_op_num_threads'"),
         ({"graph_optimization_level": "most"}, "one of: all, layout, extended, basic, off"),
-        ({"intra_op_num_threads": True}, "a whole number"),
+        ({"intra_op_num_threads": True}, "an integer"),
         ({"enable_mem_pattern": 1}, "true or false"),
         ({"enable_cuda_graf": True}, "Did you mean 'enable_cuda_graph'"),
         ({"preferredLayout": "NCWH"}, "one of: NCHW, NHWC"),
-        ({"gpu_mem_limit": True}, "a whole number"),
+        ({"gpu_mem_limit": True}, "an integer"),
         ({"allow_nodes_on_cpu": 1}, "true or false"),
-        ({"session.intra_op.allow_spinning": 0.5}, "true, false, a whole number or a string"),
+        ({"session.intra_op.allow_spinning": 0.5}, "true, false, an integer or a string"),
     ],
 )
 def test_options_that_it_refuses(case, options, message):
@@ -412,7 +416,7 @@ def test_a_graph_that_names_other_files_or_loops_is_never_opened(make_case, tmp_
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: pytest.fail("it was opened"))
     for hostile, says in ((elsewhere, r"'\.\./secret'; expected: .*'engine.data'"), (loop, r"control flow \(Loop\)")):
         (artifact / "engine.onnx").write_bytes(hostile.SerializeToString())
-        with pytest.raises(CompileError, match=rf"{says}.*Remove .*\. Build it again"):
+        with pytest.raises(CompileError, match=rf"{says}.*Remove .*\. Build again"):
             case.adapter.load(artifact, case.target, files_in(artifact))
 
 

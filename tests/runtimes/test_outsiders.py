@@ -77,7 +77,7 @@ def test_one_module_and_one_line_are_a_runtime(install, own_bundle, tmp_path):
 
 def test_one_without_its_three_methods_is_refused_when_it_is_asked_for(install):
     install("from latentc.runtimes import Runtime\nclass Outsider(Runtime): ...", "outsider = outsider:Outsider")
-    with pytest.raises(RuntimeMissing, match="can't be loaded: .*abstract.*compile.*load.*missing"):
+    with pytest.raises(RuntimeMissing, match="cannot be loaded: .*abstract.*compile.*load.*missing"):
         runtime("outsider")
 
 
@@ -85,10 +85,10 @@ def test_one_without_its_three_methods_is_refused_when_it_is_asked_for(install):
     ("kind", "fits", "wrong", "says"),
     [
         (float, (0.5, 1), ("half", True), "a number"),
-        (int | float, (1, 0.5), ("half",), "a whole number or a number"),
+        (int | float, (1, 0.5), ("half",), "an integer or a number"),
         (bool, (True,), (1, "yes"), "true or false"),
         (("fast", "slow"), ("fast",), ("quick", 1), "one of: fast, slow"),
-        (range(1, 5), (1, 4), (0, 5, True, 2.0), "a whole number from 1 to 4"),
+        (range(1, 5), (1, 4), (0, 5, True, 2.0), "an integer from 1 to 4"),
     ],
 )
 def test_options_take_what_the_facts_say(kind, fits, wrong, says):
@@ -99,11 +99,11 @@ def test_options_take_what_the_facts_say(kind, fits, wrong, says):
 def test_one_that_cant_be_loaded_is_said_and_breaks_nothing_else(install):
     install("raise ImportError('it lacks a library')", "outsider = outsider:Outsider")
     with pytest.raises(
-        RuntimeMissing, match=r"'outsider' of another distribution .* can't be loaded: it lacks a library"
+        RuntimeMissing, match=r"'outsider' of another distribution .* cannot be loaded: it lacks a library"
     ):
         runtime("outsider")
     states = {state.name: state for state in diagnose()}
-    assert "can't be loaded" in states["outsider"].missing
+    assert "cannot be loaded" in states["outsider"].missing
     assert states["null"].works
 
 
@@ -111,5 +111,5 @@ def test_latentcs_own_are_not_replaced(install):
     install(ADAPTER, "null = outsider:Outsider")
     assert isinstance(runtime("null"), Null)
     assert known_runtimes() == RUNTIMES
-    with pytest.raises(ProfileError, match="no runtime 'nul'. Did you mean 'null'"):
+    with pytest.raises(ProfileError, match="'nul' is not a known runtime. Did you mean 'null'"):
         runtime("nul")

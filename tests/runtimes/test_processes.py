@@ -83,7 +83,7 @@ def test_an_engine_written_to_while_it_is_loaded_draws_no_more(own_bundle, name)
         pipeline(request)
         with file.open("r+b") as opened:
             opened.write(bytes([content[0] ^ 1]))
-        with pytest.raises(BundleError, match=r"was written to while its engine was loaded.*by rename"):
+        with pytest.raises(BundleError, match=r"was written to while its engine was loaded.*rename the copy"):
             pipeline(request)
 
 

@@ -52,9 +52,9 @@ def test_every_runtime_says_how_or_that_it_takes_none():
         if option := adapter.threads_option("CPU"):
             assert option in adapter.facts.at_load
             adapter.check({option: 2}) if adapter.missing("CPU") is None else None
-    with pytest.raises(ProfileError, match="CUDA through onnxruntime doesn't compute in threads"):
+    with pytest.raises(ProfileError, match="CUDA through onnxruntime does not compute in threads"):
         with_threads(load_profile("h100"), 2)
-    with pytest.raises(ProfileError, match="a whole number from 1 to"):
+    with pytest.raises(ProfileError, match="an integer from 1 to"):
         with_threads(load_profile("null"), 0)
     assert with_threads(load_profile("null"), 2) == load_profile("null")
 

@@ -100,7 +100,7 @@ def test_a_checkpoint_that_moved_is_named(torch, build, checkpoint, tmp_path):
     shutil.copytree(checkpoint("sd1"), tmp_path / "mine")
     target, artifact = build("sd1", "unet", tmp_path / "mine")
     (tmp_path / "mine").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"mine isn't there any more\. Put it back, or export"):
+    with pytest.raises(CheckpointError, match=r"mine does not exist any more\. Restore it, or export"):
         torch.load(artifact, target, files_in(artifact))
 
 
@@ -111,13 +111,13 @@ def test_a_checkpoint_that_was_changed_is_named(torch, build, checkpoint, tmp_pa
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(CheckpointError, match="isn't what this engine was built from"):
+    with pytest.raises(CheckpointError, match="was changed after this engine was built"):
         torch.load(artifact, target, files_in(artifact))
 
 
 def test_a_bundle_of_another_model_is_refused(build, make_case):
     inputs = make_case("torch").target.inputs[:2]
-    with pytest.raises(CheckpointError, match="the bundle says sample, timestep"):
+    with pytest.raises(CheckpointError, match="the bundle expects sample, timestep"):
         build("sd1", "unet", inputs=inputs)
 
 
