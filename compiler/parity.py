@@ -236,11 +236,11 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     norm) may be expanded into several of the same types. The figure is stored on this machine, and shared by engines
     for several devices. Raises `RuntimeMissing` where none of `GRAPH_REFEREES` is installed.
     """
-    name = graph_referee(target.precision)
+    name = graph_referee(target.recipe.graph)
     if name is None:
-        able = _able(target.precision)
+        able = _able(target.recipe.graph)
         raise RuntimeMissing(
-            f"This machine has no {target.device}, so {part} must be proved on the CPU in {target.precision}. That "
+            f"This machine has no {target.device}, so {part} must be proved on the CPU in {target.recipe.graph}. That "
             f"requires {' or '.join(able)}. {install(able[-1])}"
         )
     adapter = runtime(name)
@@ -249,7 +249,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
         return remembered
     shape = dict(target.shape or stored_shape(bundle, part))
     found = reference(bundle, part, shape)
-    on_cpu = replace(target, runtime=name, device="CPU", options={}, shape=shape)
+    on_cpu = replace(target, runtime=name, device="CPU", precision=target.recipe.graph, options={}, shape=shape)
     passes = needed_passes(adapter, on_cpu, bundle.part(part).weights)
     opset = min(runtime(name).facts.newest_opset for name in GRAPH_REFEREES)
     graph, place = checked_graph(bundle, part), bundle.engines
@@ -270,7 +270,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
 
 def is_typed_measured(bundle: Bundle, part: str, target: Target) -> bool:
     """Whether the figure of `measure_typed` is stored on this machine."""
-    name = graph_referee(target.precision)
+    name = graph_referee(target.recipe.graph)
     return name is not None and recall(_typed_key(bundle, part, target, name)[1], Parity) is not None
 
 
@@ -279,4 +279,4 @@ def _typed_key(bundle: Bundle, part: str, target: Target, name: str) -> tuple[st
     run_by = f"{name} {' '.join(runtime(name).versions().values())} CPU"
     shape = {key: list(size) for key, size in (target.shape or stored_shape(bundle, part)).items()}
     facts = {"part": bundle.part(part).digest, "references": _fixed(bundle, part), "shape": shape, "run by": run_by}
-    return run_by, record_key("typed", {**facts, "precision": target.precision, "lowering": LOWERING_VERSION})
+    return run_by, record_key("typed", {**facts, "precision": target.recipe.graph, "lowering": LOWERING_VERSION})

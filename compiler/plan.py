@@ -317,7 +317,7 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
         if needs_referee(engine.bundle, part, at):
             referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
-        name = graph_referee(engine.precision) or next(reversed(GRAPH_REFEREES))
+        name = graph_referee(RECIPES[engine.precision].graph) or next(reversed(GRAPH_REFEREES))
         referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
     else:
         calls = len(stored_cases(engine.bundle, part)) * (

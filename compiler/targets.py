@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.bundle import Bundle
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.manifest import ROLE_NAMES, Role
-from ..core.recipes import Precision
+from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
 from ..profiles import OWN, Profile
@@ -171,9 +171,10 @@ def choose(profile: Profile, part: str, role: Role, has: tuple[Precision, ...]) 
     for wish in wishes:
         if wish in has:
             return wish
+    exact = " ".join(RECIPES[one].exact_instead for one in has)
     raise ProfileError(
         f"Profile {profile.name} requires {part} in {' or '.join(wishes)}, but {profile.device} supports "
-        f"{', '.join(has)} through {profile.runtime} on this machine. Add one of those to [precision]."
+        f"{', '.join(has)} through {profile.runtime} on this machine. Add one of those to [precision]. {exact}".rstrip()
     )
 
 

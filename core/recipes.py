@@ -56,14 +56,20 @@ class Recipe:
     rounding: float
     """If the prompt changes a smaller share than this of a denoiser's output, rounding in this type hides it."""
     gate: Gate
-    graph: Precision | None = None
-    """Types of the lowered graph, if they are another recipe's. TF32 is such a recipe: the graph is in f32, and NVIDIA's
-    matrix units round what they multiply to 10 bits of mantissa, as many as f16 has.
-    """
+    products_in_tf32: bool = False
+    """Whether NVIDIA's matrix units round what they multiply to TF32: f32 with the 10 bits of mantissa that f16 has."""
     module_margin_db: float | None = None
     """How far an engine may be below the PSNR of PyTorch's own modules in this type, if the profile sets no floor; the
     floor is never lower than `floor_db`. None: the export does not measure those modules.
     """
+
+    exact_instead: str = ""
+    """For a recipe that a runtime may force: how to have f32 computed in f32."""
+
+    @property
+    def graph(self) -> Precision:
+        """The types of the lowered graph: this name's, except for TF32, which is a way to compute an f32 graph."""
+        return "f32" if self.products_in_tf32 else self.name
 
 
 RECIPES: dict[Precision, Recipe] = {
@@ -81,7 +87,8 @@ RECIPES: dict[Precision, Recipe] = {
         ),
         Recipe(
             name="tf32",
-            graph="f32",
+            products_in_tf32=True,
+            exact_instead="NVIDIA_TF32_OVERRIDE=0 in the environment makes NVIDIA's libraries compute f32 in f32.",
             weight_bytes=4,
             activation_bytes=4,
             dtype="float32",

@@ -6,6 +6,7 @@ Source: CUDA Driver API, docs.nvidia.com/cuda/cuda-driver-api. Functions are cal
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,11 @@ NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it doesn't synchronize with the default stream, whose work would invalidate a capture."""
 
 NAME_BYTES = 256
+
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32."""
+AMPERE = 80
+"""The first compute capability with TF32."""
 
 
 class Driver:
@@ -158,6 +164,13 @@ def capabilities() -> list[str]:
     count = c_int()
     _call(library, "cuDeviceGetCount", byref(count))
     return [_capability(library, ordinal) for ordinal in range(count.value)]
+
+
+def has_tf32(capability: str) -> bool:
+    """Whether NVIDIA's libraries may compute in TF32 on GPUs such as `sm89`: from Ampere on, unless the environment
+    forbids it.
+    """
+    return os.environ.get(TF32_OVERRIDE) != "0" and int(capability.removeprefix("sm")) >= AMPERE
 
 
 def gpu_name(capability: str) -> str:

@@ -37,6 +37,7 @@ from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from .base import MOST_THREADS, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
+from .cuda import capabilities, has_tf32
 from .host import HostEngine
 from .machine import machine, processor
 from .placement import (
@@ -50,7 +51,7 @@ from .placement import (
     place,
     plugged,
 )
-from .providers import PROVIDERS, settings
+from .providers import PROVIDERS, offered, settings
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -221,7 +222,8 @@ class ONNXRuntime(Runtime):
             return ()
         provider = PROVIDERS[device]
         known = device == "CPU" or provider.ahead
-        return tuple(one for one in provider.precisions if known or fault(device, one) is None)
+        tf32 = provider.vendor == "NVIDIA" and _has_tf32()
+        return tuple(one for one in offered(provider, tf32=tf32) if known or fault(device, one) is None)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless its provider compiles each shape separately, or replays a recorded call."""
@@ -319,6 +321,14 @@ class ONNXRuntime(Runtime):
                 f"ONNX Runtime does not compute in {target.precision} on {target.device}; it supports: {has}. "
                 "Set one of them under [precision]."
             )
+
+
+def _has_tf32() -> bool:
+    """Whether the first NVIDIA GPU computes in TF32; providers use that one."""
+    try:
+        return has_tf32(capabilities()[0])
+    except (RuntimeMissing, IndexError):
+        return False
 
 
 def _write(job: Job, out: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
-from ..core.recipes import Precision
+from ..core.recipes import RECIPES, Precision
 from ..core.shapes import shape_of, sizes_of
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
@@ -67,7 +67,7 @@ TYPES: dict[Precision, tuple[bytes, type[np.generic]]] = {"f32": (b"\x01", np.fl
 @cache
 def fault(device: str, precision: Precision) -> str | None:
     """The library's error for a trial graph on a device; None where the device computes it."""
-    code, dtype = TYPES[precision]
+    code, dtype = TYPES[RECIPES[precision].graph]
     library, provider = _library(), PROVIDERS[device]
     found = np.zeros(2)
     try:

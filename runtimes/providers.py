@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import ProfileError
-from ..core.recipes import Precision
+from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from .base import Kind, Target
 from .ranges import bounds
@@ -32,6 +32,8 @@ class Provider:
     """Its strings for false and true."""
     enables: Mapping[Precision, str] = field(default_factory=dict[Precision, str])
     """Options that are required to keep a graph's precision."""
+    in_tf32: frozenset[Precision] = frozenset()
+    """Precisions that it computes in TF32 where GPU and environment allow that, without an option against it."""
     caches: tuple[tuple[str, str], ...] = ()
     """Options that make it store compiled code, and the folder (``{}``) for it."""
     beside: tuple[str, ...] = ()
@@ -79,9 +81,10 @@ CUDA = Provider(
         "sdpa_kernel": int,
         "tunable_op_enable": bool,
         "tunable_op_tuning_enable": bool,
-        "use_tf32": bool,
     },
-    fixed={"use_tf32": "0"},  # f32 is computed in f32 unless the profile says otherwise
+    precisions=("f32", "tf32", "f16"),
+    fixed={"use_tf32": "0"},
+    enables={"tf32": "use_tf32"},
     needs="an NVIDIA GPU, its driver, CUDA 13 and cuDNN 9",
     memory="cuda",
     captures="enable_cuda_graph",
@@ -141,6 +144,8 @@ PROVIDERS: dict[str, Provider] = {
             ("trt_timing_cache_enable", "True"),
             ("trt_timing_cache_path", "{}"),
         ),
+        precisions=("f32", "tf32", "f16"),
+        in_tf32=frozenset({"f32"}),
         beside=("CUDA",),
         needs="an NVIDIA GPU, its driver, CUDA 13, cuDNN 9 and TensorRT 10 (libnvinfer.so.10, from NVIDIA)",
         memory="cuda",
@@ -205,6 +210,15 @@ PROVIDERS: dict[str, Provider] = {
     "QNN-simulator": replace(HEXAGON, hardware="CPU", needs="an x86-64 CPU, on which the same code is simulated"),
 }
 """The provider of each device, keyed by the device's name in profiles."""
+
+
+def offered(provider: Provider, *, tf32: bool) -> tuple[Precision, ...]:
+    """The provider's precisions on a GPU that computes in TF32, or on one that doesn't."""
+    return tuple(
+        one
+        for one in provider.precisions
+        if (tf32 if RECIPES[one].products_in_tf32 else not (tf32 and one in provider.in_tf32))
+    )
 
 
 def settings(target: Target, cache: Path) -> dict[str, str]:

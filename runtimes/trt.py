@@ -29,10 +29,10 @@ from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.reading import read_bounded
-from ..core.recipes import Precision
+from ..core.recipes import RECIPES, Precision
 from .base import MEMORY, TIMING, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import NO_REASON, border, first_line, sentence
-from .cuda import capabilities, gpu_name, open_driver
+from .cuda import capabilities, gpu_name, has_tf32, open_driver
 from .host import HostEngine
 from .ranges import bounds
 from .trt_plan import LoadedPlan
@@ -40,7 +40,7 @@ from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
 TIMING_BYTES = 1 << 28
-PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
+PRECISIONS: tuple[Precision, ...] = ("f32", "tf32", "f16")
 LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "builder_optimization_level",
     "weight_streaming_budget_mb",
@@ -201,8 +201,11 @@ class TensorRT(Runtime):
         return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """f32 and f16 on every GPU: it computes in the types of the graph."""
-        return PRECISIONS if self._is_known(device) else ()
+        """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on."""
+        if not self._is_known(device):
+            return ()
+        tf32 = all(map(has_tf32, device.split(TOGETHER)))
+        return tuple(one for one in PRECISIONS if tf32 or not RECIPES[one].products_in_tf32)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless `cuda_graph` is set: a captured graph has one size."""
@@ -234,7 +237,7 @@ class TensorRT(Runtime):
                 )
             _let_decompose(trt, network)
             config = builder.create_builder_config()
-            _configure(trt, config, target.options)
+            _configure(trt, config, target)
             if target.shape is None:
                 config.add_optimization_profile(_ranges(builder, job))
             config.progress_monitor = _monitor(trt, job.part, on_progress)
@@ -305,16 +308,6 @@ class TensorRT(Runtime):
         )
         return HostEngine(target, loaded.call, loaded.release)
 
-    def refusal(self, artifact: Path, target: Target) -> str | None:
-        """The error of loading an engine on this machine's first GPU, for which it wasn't built; None if it loads."""
-        device = capabilities()[0]
-        trt, log = _library(self._is.module), _logger(self._is.module)
-        try:
-            LoadedPlan(trt, log, artifact / PLAN, replace(target, device=device)).release()
-        except CompileError as exc:
-            return str(exc)
-        return None
-
 
 def _chosen(device: str, has: Sequence[str]) -> str:
     """The first capability of a target that this machine has; empty where it has none."""
@@ -327,8 +320,10 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if explicit else 0
 
 
-def _configure(trt: Any, config: Any, options: Mapping[str, Option]) -> None:
-    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; f32 is computed in f32
+def _configure(trt: Any, config: Any, target: Target) -> None:
+    options = target.options
+    if not target.recipe.products_in_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # set by default
     if LEVEL in options:
         config.builder_optimization_level = options[LEVEL]
     if WORKSPACE in options:

@@ -196,13 +196,17 @@ def drive(folder):
     (folder / "graph.onnx").write_bytes(graph_of(1.0))
     adapter.check(options)
     assert adapter.missing("sm90") is None
-    for name, static, chosen in (("free", None, {}), ("fixed", shape, options)):
-        target = Target("tensorrt", "sm90", "f16", chosen, (sample,), (out,), static)
+    for name, precision, static, chosen in (
+        ("free", "f16", None, {}),
+        ("tf32", "tf32", None, {}),
+        ("fixed", "f16", shape, options),
+    ):
+        target = Target("tensorrt", "sm90", precision, chosen, (sample,), (out,), static)
         made = folder / name
         made.mkdir()
         flags.clear()
         adapter.compile(Job("unet", folder / "graph.onnx", folder, target, shared=folder), made, quiet)
-        assert "IBuilderConfig.clear_flag TF32" in flags
+        assert ("IBuilderConfig.clear_flag TF32" in flags) == (precision != "tf32")
         for flag in ("REFIT", "WEIGHT_STREAMING"):
             assert (f"IBuilderConfig.set_flag {flag}" in flags) == bool(chosen), flags
         engine = adapter.load(made, target, files_in(made))
@@ -211,7 +215,7 @@ def drive(folder):
             engine.run({"sample": feed})
         engine.close()
     assert driver.said.count("launch") == 2, "the fixed engine captured its first call"
-    assert driver.said.count("copy_in") == 2, "what was bound was copied in once for each engine"
+    assert driver.said.count("copy_in") == 3, "what was bound was copied in once for each engine"
     assert adapter.refits(options)
     assert not adapter.refits({})
     (folder / "graph.onnx").write_bytes(graph_of(2.0))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentc.compiler.lower import lowered
-from latentc.compiler.targets import shapes
+from latentc.compiler.targets import choose, shapes
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
@@ -234,8 +234,8 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
 
 
 def test_another_providers_option_is_refused_on_the_cpu(case, tmp_path):
-    with pytest.raises(ProfileError, match="CPUExecutionProvider has no option 'use_tf32'"):
-        case.compile(tmp_path / "out", options={"use_tf32": True})
+    with pytest.raises(ProfileError, match="CPUExecutionProvider has no option 'prefer_nhwc'"):
+        case.compile(tmp_path / "out", options={"prefer_nhwc": True})
 
 
 def test_a_library_for_another_system_is_not_advised():
@@ -256,6 +256,32 @@ def test_without_the_gpu_no_working_library_is_to_be_removed(monkeypatch, device
     assert "pip uninstall -y onnxruntime && pip install" in (ONNXRuntime().missing(device) or "")
 
 
+def test_tf32_is_asked_for_as_a_precision(monkeypatch):
+    with pytest.raises(ProfileError, match="no option 'use_tf32'"):
+        ONNXRuntime().check({"use_tf32": True})
+    cuda, tensorrt = PROVIDERS["CUDA"], PROVIDERS["TensorRT"]
+    assert providers.offered(cuda, tf32=True) == ("f32", "tf32", "f16")
+    assert providers.offered(cuda, tf32=False) == providers.offered(tensorrt, tf32=False) == ("f32", "f16")
+    assert providers.offered(tensorrt, tf32=True) == ("tf32", "f16"), "its f32 is TF32, without an option against it"
+    monkeypatch.setattr(module, "fault", lambda device, precision: None)
+    monkeypatch.setattr(module, "capabilities", lambda: ["sm90", "sm75"])
+    assert ONNXRuntime().precisions("TensorRT") == ("tf32", "f16")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert ONNXRuntime().precisions("TensorRT") == ONNXRuntime().precisions("CUDA") == ("f32", "f16")
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr(module, "capabilities", lambda: ["sm75"])
+    assert ONNXRuntime().precisions("CUDA") == ("f32", "f16"), "Turing has no TF32"
+
+
+def test_f32_that_would_be_computed_in_tf32_is_refused_with_the_way_out():
+    profile = load_profile("h100-onnxruntime-tensorrt").model_copy(update={"precision": {"default": ("f32",)}})
+    with pytest.raises(ProfileError, match=r"supports tf32, f16 through .*NVIDIA_TF32_OVERRIDE=0 in the environment"):
+        choose(profile, "unet", "denoiser", ("tf32", "f16"))
+    with pytest.raises(ProfileError) as refused:
+        choose(profile, "unet", "denoiser", ("f16",))
+    assert "TF32" not in str(refused.value)
+
+
 def target_of(case, device, **changes):
     return replace(case.target, device=device, **changes)
 
@@ -263,9 +289,10 @@ def target_of(case, device, **changes):
 def test_what_providers_are_told(case, tmp_path):
     settings = providers.settings
     assert settings(target_of(case, "CUDA"), tmp_path) == {"use_tf32": "0"}
-    asked = {"use_tf32": True, "prefer_nhwc": True, "cudnn_conv_algo_search": "HEURISTIC", "intra_op_num_threads": 1}
+    assert settings(target_of(case, "CUDA", precision="tf32"), tmp_path) == {"use_tf32": "1"}
+    asked = {"prefer_nhwc": True, "cudnn_conv_algo_search": "HEURISTIC", "intra_op_num_threads": 1}
     assert settings(target_of(case, "CUDA", options=asked), tmp_path) == {
-        "use_tf32": "1",
+        "use_tf32": "0",
         "prefer_nhwc": "1",
         "cudnn_conv_algo_search": "HEURISTIC",
     }
@@ -291,7 +318,7 @@ def test_what_providers_are_told(case, tmp_path):
 @pytest.mark.parametrize(
     ("device", "options", "message"),
     [
-        ("MIGraphX", {"use_tf32": False}, "MIGraphXExecutionProvider has no option 'use_tf32'"),
+        ("MIGraphX", {"prefer_nhwc": False}, "MIGraphXExecutionProvider has no option 'prefer_nhwc'"),
         ("CUDA", {"enable_cuda_graph": True}, "enable_cuda_graph requires fixed shapes. Write sizes"),
         ("TensorRT", {"trt_cuda_graph_enable": True}, "trt_cuda_graph_enable requires fixed shapes"),
     ],

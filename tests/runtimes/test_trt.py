@@ -14,11 +14,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from latentc.compiler.build import build
 from latentc.compiler.lower import lowered, weights_of
 from latentc.compiler.targets import job_of
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
+from latentc.profiles import load_profile
+from latentc.profiles.profile import Shapes
 from latentc.runtimes import Job, Target
 from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
@@ -90,6 +93,23 @@ class Opened:
 
     def release(self):
         pass
+
+
+@pytest.mark.slow
+@installed
+def test_tf32_is_built_and_its_graph_proved_in_f32(own_bundle):
+    opened = own_bundle("sd1")
+    precision = {"default": ("f16",), "text_encoder": ("f32",), "decoder": ("tf32",), "encoder": ("tf32",)}
+    profile = load_profile("rtx-4090").model_copy(update={"precision": precision, "shapes": Shapes(sizes=("64x64",))})
+    made = {one.artifact.part: one.artifact for one in build(opened, profile).engines}
+    decoder = made["vae_decoder"]
+    assert decoder.fields.precision == "tf32"
+    assert decoder.parity.graph_run_by.startswith("onnxruntime")
+    assert decoder.parity.psnr_db > 100, "the graph is f32"
+    plain = profile.model_copy(update={"precision": {**precision, "decoder": ("f32",)}})
+    again = {one.artifact.part: one for one in build(opened, plain).engines}
+    assert not again["vae_decoder"].hit, "another engine"
+    assert again["vae_encoder"].hit
 
 
 @installed
@@ -169,6 +189,10 @@ def test_options_and_devices_are_strict(monkeypatch):
         adapter.check({"builder_optimisation_level": 5})
     assert "Supported NVIDIA GPUs: sm75" in adapter.unbuildable("sm90")
     assert adapter.precisions("sm90") == ()
+    assert adapter.precisions("sm86+sm89") == ("f32", "tf32", "f16")
+    assert adapter.precisions("sm75") == adapter.precisions("sm75+sm86") == ("f32", "f16"), "Turing has no TF32"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert adapter.precisions("sm89") == ("f32", "f16")
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     assert adapter.missing("sm89") is None
     assert adapter.missing("sm86") == "This machine has no sm86 GPU; NVIDIA GPUs found: sm75, sm89."
