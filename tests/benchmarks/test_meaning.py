@@ -155,10 +155,7 @@ def test_the_command_refuses_before_it_draws(bundle, tmp_path):
     assert "must end in one of: .png" in latentc("--sheet", tmp_path / "sheet.gif").stderr
     refused = latentc("--profile", "null", "--json")
     assert refused.returncode == 1
-    assert (
-        "a classifier that recognizes only images of scenes, which reads no other pictures"
-        in refused.stderr + refused.stdout
-    )
+    assert "a classifier that recognizes only images of scenes" in refused.stderr + refused.stdout
 
 
 def test_scenes_is_known_by_its_words(bundle, tmp_path):
