@@ -179,7 +179,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("GPU resting", "GPU peak"),
     ),
     "Terminal": ("load, s", "one step, s", "decode, s", "end to end, s", "memory", "one step, dB"),
-    "Pictures": ("worst image, dB", "scene score", "CLIP score", "LPIPS", "FID"),
+    "Images": ("worst image, dB", "scene score", "CLIP score", "LPIPS", "FID"),
     "GPU memory": ("GPU resting", "GPU peak"),
     "Overview": ("end to end, s", "one step, s", "memory", "one step, dB"),
     "Demo": (

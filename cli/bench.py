@@ -74,7 +74,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         for sentence in headline(section):
             console.print(sentence, markup=False)
         title: str | None = setting_title(section.first.request)
-        for name in ("Terminal", "GPU memory", "Pictures"):
+        for name in ("Terminal", "GPU memory", "Images"):
             if found := columns.table(name, section):
                 console.print(print_table(found, title or name))
             title = None

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ..benchmarks.compare import Comparison, compare_files
 from ..benchmarks.machines import MachineCell, SideBySide, compare_machines
-from ..benchmarks.reading import UNSTABLE, figure
+from ..benchmarks.reading import UNKNOWN, UNSTABLE, figure
 from ..benchmarks.report import report as write
 from ..core.units import counted
 from .show import emit, table
@@ -84,9 +84,9 @@ def _cell(cell: MachineCell | None) -> str:
     if cell.error is not None or cell.seconds is None or cell.interval is None:
         return "failed"
     low, high = cell.interval
-    spread = (high - low) / 2 / cell.seconds if cell.seconds > 0 else 0.0
+    spread = f"{(high - low) / 2 / cell.seconds:.0%}" if cell.seconds > 0 and low < high else UNKNOWN
     marks = ("*" if cell.winner else "", "" if cell.stable else UNSTABLE, "busy" if cell.busy else "")
-    return " ".join(filter(None, (f"{figure(cell.seconds)} ± {spread:.0%}", *marks)))
+    return " ".join(filter(None, (f"{figure(cell.seconds)} ± {spread}", *marks)))
 
 
 def _print(found: Comparison) -> None:

@@ -86,7 +86,7 @@ def test_what_is_no_clip_model_is_refused(tmp_path, bundle, trained, clip_model)
     check(clip_model, suite=True)
     with pytest.raises(RequestError, match="add --suite"):
         check(clip_model)
-    with pytest.raises(RequestError, match=r"config\.json can't be read \(.*--clip needs a folder with a CLIPModel"):
+    with pytest.raises(RequestError, match=r"config\.json cannot be read \(.*--clip needs a folder with a CLIPModel"):
         check(tmp_path, suite=True)
     damaged = r"config\.json is not valid JSON \(.*--clip needs a folder with a CLIPModel"
     for text, says in (("{", damaged), (json.dumps({"model_type": "bert"}), "a model of type 'bert'")):

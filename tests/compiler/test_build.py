@@ -192,7 +192,7 @@ def test_engines_whose_step_was_never_compared_are_proved_before_they_draw(own_b
     whole = step.read_text()
     for damage in (None, "{", whole.replace('"step_db": ', '"step_db": 1')):
         step.write_text(damage) if damage else step.unlink()
-        assert "weren't proved on this machine yet (the whole step)" in Engines(opened, NULL).unproved()
+        assert "are not proved on this machine yet (the whole step)" in Engines(opened, NULL).unproved()
         load(opened, NULL).close()
         assert step.read_text() == whole
         assert Engines(opened, NULL).unproved() is None

@@ -132,7 +132,7 @@ def test_a_text_encoder_that_answers_nan_is_named(sd_bundle: Bundle, vocabularie
 
 @pytest.mark.slow
 def test_a_bundle_without_its_tokenizer_is_refused(sd_bundle: Bundle, tmp_path):
-    with pytest.raises(BundleError, match=r"tokenizer\.json can't be read"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
         load_vocabularies(replace(sd_bundle, folder=tmp_path))
     shutil.copytree(sd_bundle.folder, tmp_path / "copy")
     (tmp_path / "copy" / "tokenizer" / "tokenizer_config.json").unlink()

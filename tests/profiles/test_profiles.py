@@ -39,7 +39,12 @@ def test_a_variant_has_the_precision_of_its_part_unless_it_has_its_own(tmp_path)
 
 
 def test_floors_that_are_not_given_are_filled_in(tmp_path):
-    assert own(tmp_path, HEAD + "[parity_db]\nbf16 = 42\n").parity_db == {"f32": 90.0, "f16": 40.0, "bf16": 42.0}
+    assert own(tmp_path, HEAD + "[parity_db]\nbf16 = 42\n").parity_db == {
+        "f32": 90.0,
+        "tf32": 50.0,
+        "f16": 40.0,
+        "bf16": 42.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -51,14 +56,14 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         (HEAD + "[shapes]\nsizes = ['512']\n", "shapes.sizes.0"),
         (
             HEAD + "precision = 'fp16'\n",
-            "default.0: 'fp16' is not a known precision. Did you mean 'f16'. Known: bf16, f16, f32",
+            "default.0: 'fp16' is not a known precision. Did you mean 'f16'. Known: bf16, f16, f32, tf32",
         ),
         (
             HEAD + "[precision]\nunet = ['bf16', 'float32']\n",
             "unet.1: 'float32' is not a known precision. Did you mean 'f32'",
         ),
         (HEAD + "[parity_db]\nbfloat16 = 30\n", "'bfloat16' is not a known precision. Did you mean 'bf16'"),
-        (HEAD + "[precision]\nunet = [16]\n", "'f32', 'bf16' or 'f16'"),
+        (HEAD + "[precision]\nunet = [16]\n", "'f32', 'tf32', 'bf16' or 'f16'"),
         (HEAD + "opset = 17\n", "opset"),
         (HEAD + "precision = []\n", "at least 1 item"),
         (HEAD + 'name = "x"\n', "unknown key 'name'"),

@@ -196,11 +196,8 @@ def drive(folder):
     (folder / "graph.onnx").write_bytes(graph_of(1.0))
     adapter.check(options)
     assert adapter.missing("sm90") is None
-    for name, precision, static, chosen in (
-        ("free", "f16", None, {}),
-        ("tf32", "tf32", None, {}),
-        ("fixed", "f16", shape, options),
-    ):
+    variants = (("free", "f16", None, {}), ("tf32", "tf32", None, {}), ("fixed", "f16", shape, options))
+    for name, precision, static, chosen in variants:
         target = Target("tensorrt", "sm90", precision, chosen, (sample,), (out,), static)
         made = folder / name
         made.mkdir()
