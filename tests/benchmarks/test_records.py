@@ -156,10 +156,10 @@ def test_every_kept_file_can_be_read(path):
 
 
 def test_no_file_and_no_place_for_one_are_said(tmp_path):
-    with pytest.raises(LatentcError, match="can't be read"):
+    with pytest.raises(LatentcError, match="cannot be read"):
         read_records(tmp_path / "none.jsonl")
     (tmp_path / "file").write_text("")
-    with pytest.raises(LatentcError, match="can't be written"):
+    with pytest.raises(LatentcError, match="cannot be written"):
         append_records(tmp_path / "file" / "results.jsonl", [])
 
 

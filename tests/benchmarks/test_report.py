@@ -262,5 +262,5 @@ def test_a_file_without_measurements_is_said(tmp_path, text, says):
 
 def test_a_folder_that_cant_be_written_is_said(measured, tmp_path):
     append_records(tmp_path / "results.jsonl", [measured("a", CALM)])
-    with pytest.raises(LatentcError, match="can't be written"):
+    with pytest.raises(LatentcError, match="cannot be written"):
         report([tmp_path / "results.jsonl"], tmp_path / "results.jsonl")
