@@ -12,6 +12,7 @@ from ..benchmarks.memory import peak_bytes
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
+from ..core.units import counted
 from ..pipelines.png import FRAMES, Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
@@ -139,7 +140,7 @@ def _say(records: Sequence[Mapping[str, Any]], *, err: bool) -> None:
         files = ", ".join(record["files"]) or ("standard output" if err else "no file")
         say(
             f"{files}   {record['profile']}, seed {record['request']['seed']}, "
-            f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {len(steps)} denoiser calls of "
+            f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {counted(len(steps), 'denoiser call')} of "
             f"{sum(steps) / len(steps):.3f}, decode {seconds['vae_decoder']:.2f}), loaded in {seconds['load']:.2f} s",
             err=err,
         )

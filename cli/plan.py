@@ -67,7 +67,7 @@ def _figures(engine: EnginePlan) -> dict[str, str]:
 def _summary(one: BuildPlan) -> str:
     """The plan's totals and its verdict, in sentences."""
     about = "about" if one.measured else "at least"
-    total = "" if one.device_bytes is None else f" of {size(one.device_bytes)}"
+    total = "" if one.device_bytes is None else f" of the {size(one.device_bytes)}"
     summary = [f"It cannot be built on this machine: {one.unbuildable}"] if one.unbuildable else []
     summary.append(f"Generating an image needs {about} {size(one.held_bytes)}{total} of memory on {one.device}.")
     if one.device_bytes is None:

@@ -123,7 +123,7 @@ def test_another_users_lock_is_told_from_a_folder_that_cant_be_written(tmp_path,
         raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
 
     monkeypatch.setattr(locks.FileLock, "acquire", denied)
-    with pytest.raises(LockedError, match=rf"is {(tmp_path / 'a.lock').owner()}'s lock"), held(tmp_path / "a.lock"):
+    with pytest.raises(LockedError, match=rf"is a lock of {(tmp_path / 'a.lock').owner()}"), held(tmp_path / "a.lock"):
         pass
     with pytest.raises(PermissionError), held(tmp_path / "b.lock"):
         pass
