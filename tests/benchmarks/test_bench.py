@@ -238,7 +238,7 @@ def test_what_fails_is_a_line_with_its_reason(bundle, results):
     )
     plan = Plan(profiles, **SMALL)
     rows = {row.subject.name: row for row in bench(bundle("sd1"), plan, results)}
-    assert "elsewhere can't be used here" in rows["elsewhere"].error
+    assert "elsewhere cannot be used on this machine" in rows["elsewhere"].error
     assert rows["elsewhere"].draws == ()
     assert rows["elsewhere"].stable is None
     assert rows["null"].error is None

@@ -152,7 +152,7 @@ def test_measuring_takes_each_subject_and_fails_where_none_works(tmp_path, own_b
     absent = load_profile("rtx-4090")
     monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (load_profile("cpu-onnxruntime"), absent))
     said = gpu_suite.measured(None, steps=1, repeat=1)(times)
-    assert said.startswith("1 of 2 rows; rtx-4090: Profile rtx-4090 can't be used here: ")
+    assert said.startswith("1 of 2 rows; rtx-4090: Profile rtx-4090 cannot be used on this machine: ")
     assert [row.subject.name for row in read_records(times.output)] == ["null", "cpu-onnxruntime", "rtx-4090"]
     strict = load_profile("cpu-onnxruntime").model_copy(update={"name": "strict", "parity_db": {"f32": 500.0}})
     monkeypatch.setattr(gpu_suite, "subjects", lambda batch: (strict,))

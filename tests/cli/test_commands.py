@@ -60,7 +60,7 @@ def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("other", "says"), [("nowhere.toml", "There is no file"), ("h100", "Profile h100 can't be used here")]
+    ("other", "says"), [("nowhere.toml", "There is no file"), ("h100", "Profile h100 cannot be used on this machine")]
 )
 def test_of_several_profiles_each_is_looked_at_before_the_first_is_built(own_bundle, other, says):
     opened = own_bundle()
@@ -151,10 +151,10 @@ def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
     assert "proved" not in latentc("why", folder, "-p", "null").stdout
     (step,) = (state_folder() / "proofs").glob("steps-*.json")
     step.unlink()
-    assert "weren't proved on this machine yet (the whole step)" in latentc("why", folder, "-p", "null").stdout
+    assert "are not proved on this machine yet (the whole step)" in latentc("why", folder, "-p", "null").stdout
     said = json.loads(latentc("why", folder, "-p", "null", "--json").stdout)
     assert [row["hit"] for row in said] == [True] * 4 + [False]
-    assert "weren't proved on this machine yet (the whole step)" in said[-1]["refusal"]
+    assert "are not proved on this machine yet (the whole step)" in said[-1]["refusal"]
 
 
 @pytest.mark.slow
