@@ -380,7 +380,7 @@ def test_static_sizes_are_built_proved_and_kept_apart(own_bundle, profile):
         decoder = engines.engine("vae_decoder", {"latent_sample": (1, 4, 8, 24)})
         out = decoder.run({"latent_sample": np.zeros((1, 4, 8, 24), dtype=np.float32)})
         assert out["sample"].shape == (1, 3, 64, 192)
-        with pytest.raises(ShapeError, match="builds 128x128, 192x64"):
+        with pytest.raises(ShapeError, match="built for size 128x128, 192x64"):
             engines.engine("vae_decoder", {"latent_sample": (1, 4, 8, 8)})
 
 

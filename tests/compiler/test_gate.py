@@ -185,10 +185,10 @@ def test_a_text_that_moves_nothing_is_zero_db(sound):
 
     lax = bf16.model_copy(update={"parity_db": {**bf16.parity_db, "bf16": 20.0}})
     for profile in (bf16, lax):
-        with pytest.raises(ParityError, match=r"What the prompt changes .* has an SNR of 0.0 dB"):
+        with pytest.raises(ParityError, match=r"The change that the prompt makes .* has an SNR of 0.0 dB"):
             held(profile, near)
         halved = near.model_copy(update={"differences": ((6.02, 0.5),)})
-        with pytest.raises(ParityError, match=r"What the prompt changes .* has an SNR of 6.0 dB"):
+        with pytest.raises(ParityError, match=r"The change that the prompt makes .* has an SNR of 6.0 dB"):
             held(profile, halved)
         held(profile, near.model_copy(update={"differences": ((30.0, 0.5), (0.0, 0.001))}))
 
@@ -203,8 +203,8 @@ def cases_of(sound, part):
     ("wrong", "says"),
     [
         (lambda engine: Standing(engine, lambda feeds: {}), "returns nothing, but 'out_sample' was expected"),
-        (changed(lambda out, _: out[:, :2]), r"gives 'out_sample' of shape .* PyTorch gave"),
-        (lambda engine: Standing(engine, lambda feeds: {"other": 1}), r"gives \['other'\], and 'out_sample'"),
+        (changed(lambda out, _: out[:, :2]), r"returns 'out_sample' of shape .* PyTorch returned"),
+        (lambda engine: Standing(engine, lambda feeds: {"other": 1}), r"returns \['other'\], but 'out_sample'"),
     ],
 )
 def test_answers_of_another_kind_are_errors_in_words(sound, wrong, says):

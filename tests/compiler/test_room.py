@@ -42,7 +42,7 @@ def test_a_picture_that_wont_fit_is_refused_before_a_step(bundle, monkeypatch):
         monkeypatch.setattr(room, "memory", lambda: (2_000_000_000, 1_000_000_000))
         monkeypatch.setattr(room, "swap", lambda: 0)
         for size, count in ((4096, 1), (512, 64)):
-            with pytest.raises(RequestError, match=r"take \d+\.\d\d GB of memory by plan, and this process"):
+            with pytest.raises(RequestError, match=r"predicted to take \d+\.\d\d GB of memory, and this process"):
                 pipeline(Request(prompt="x", width=size, height=size, count=count), steps.append)
         assert steps == []
         pipeline(Request(prompt="x", steps=1))
