@@ -61,7 +61,8 @@ def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("other", "says"), [("nowhere.toml", "nowhere.toml was not found"), ("h100", "Profile h100 cannot be used on this machine")]
+    ("other", "says"),
+    [("nowhere.toml", "nowhere.toml was not found"), ("h100", "Profile h100 cannot be used on this machine")],
 )
 def test_of_several_profiles_each_is_looked_at_before_the_first_is_built(own_bundle, other, says):
     opened = own_bundle()
