@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from ..core.errors import LatentcError, RequestError
 from ..core.files import unwritable, write_text
 from ..core.progress import Progress
@@ -30,6 +32,7 @@ from ..runtimes import runtime
 from ..runtimes.machine import machine
 from .line import command
 from .markdown import markdown, plain
+from .memory import tree
 from .reading import sections
 from .records import read_records
 from .trials import NOT_RUN, RESULTS, Session, Trial, trials
@@ -169,13 +172,19 @@ def run_trial(
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ask a trial to stop, if it still runs; after a while kill it and the processes that it started."""
+    started = tree(process.pid)
     try:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.terminate() if os.name == "nt" else process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS / 2)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if hasattr(os, "killpg"):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for one in started:
+            with suppress(psutil.Error):
+                one.kill()
 
 
 def _pack(folder: Path, found: Sequence[Outcome], output: Path) -> None:
@@ -209,9 +218,10 @@ def redact(text: str, scratch: Path) -> str:
         str(Path.home()): "~",
         platform.node(): "MACHINE",
     }
+    secrets |= {json.dumps(secret)[1:-1]: word for secret, word in secrets.items()}  # as Windows' paths are in JSON
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) > 1:
-            text = re.sub(rf"(?<![\w.-]){re.escape(secret)}(?![\w])", secrets[secret], text)
+            text = re.sub(rf"(?<![\w.-]){re.escape(secret)}(?!\w)", secrets[secret], text)
     return NUMBERS.sub(r"\1-...", text)
 
 

@@ -362,7 +362,7 @@ def measure(
     usable = [one for one in profiles if runtime(one.runtime).missing(one.device) is None]
     if not usable:  # before gigabytes are written
         raise RuntimeMissing(" ".join(str(runtime(one.runtime).missing(one.device)) for one in profiles))
-    beside = torch_profiles(usable)
+    beside = torch_profiles(usable, on_cpu=family == SCENES)
     return _bench([*usable, *beside], family, batches, session, repeat, suite=family == SCENES)
 
 
@@ -372,10 +372,13 @@ def measure_pairs(profile: Profile, session: Session) -> str:
     return _bench([profile, *pairs_of(profile)], "sd15", (1,), session, ROUNDS, suite=False)
 
 
-def torch_profiles(profiles: Sequence[Profile]) -> list[Profile]:
-    """PyTorch, eager and compiled, on the GPU where there is one it can use, in the precision of the first profile."""
-    device = "CUDA" if any(one.device != "CPU" for one in profiles) else "CPU"
-    if runtime("torch").missing(device):
+def torch_profiles(profiles: Sequence[Profile], *, on_cpu: bool) -> list[Profile]:
+    """PyTorch, eager and compiled, on the GPU in the precision of the first profile; without a GPU that it can use, in
+    f32 `on_cpu`, or not at all.
+    """
+    on_gpu = any(one.device != "CPU" for one in profiles) and runtime("torch").missing("CUDA") is None
+    device = "CUDA" if on_gpu else "CPU"
+    if not (on_gpu or on_cpu) or runtime("torch").missing(device):
         return []
     precision: dict[str, tuple[Precision, ...]] = {"default": ("f32",)}
     if device == "CUDA":

@@ -205,6 +205,26 @@ def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
     cleaned = redact(text, tmp_path)
     assert cleaned == "~/models at MACHINE, not ws-170; SCRATCH/a.onnx; PYTHON/lib; GPU-..."
     assert redact(f"{home}2/x", tmp_path) == f"{home}2/x"
+    windows = Path("C:\\Users\\me")
+    monkeypatch.setattr(probe.Path, "home", lambda: windows)
+    assert redact(json.dumps({"a": str(windows) + "\\x"}), tmp_path) == json.dumps({"a": "~\\x"})
+
+
+def test_pytorch_is_measured_on_the_gpu_or_on_the_cpu(monkeypatch):
+    here = {"CPU"}
+    monkeypatch.setattr(type(runtime("torch")), "missing", lambda self, device: None if device in here else "no")
+    gpu = load_profile("h100")
+    assert [(one.device, one.precision) for one in trials.torch_profiles([gpu], on_cpu=True)] == [
+        ("CPU", {"default": ("f32",)})
+    ]
+    assert trials.torch_profiles([gpu], on_cpu=False) == []
+    here.add("CUDA")
+    found = trials.torch_profiles([gpu], on_cpu=False)
+    assert [(one.device, one.options, one.precision == gpu.precision) for one in found] == [
+        ("CUDA", {}, True),
+        ("CUDA", {"compile": True}, True),
+    ]
+    assert [one.device for one in trials.torch_profiles([ORT], on_cpu=True)] == ["CPU"]
 
 
 @pytest.mark.slow
@@ -268,7 +288,7 @@ def test_measuring_takes_each_profile_and_fails_where_none_works(session, own_bu
     bundle = own_bundle("sd1")
     monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
     monkeypatch.setattr(trials, "STEPS", {"scenes": 1, "sd15": 1})
-    monkeypatch.setattr(trials, "torch_profiles", lambda profiles: [])
+    monkeypatch.setattr(trials, "torch_profiles", lambda profiles, on_cpu: [])
     absent = load_profile("rtx-4090")
     said = trials.measure([ORT, absent], "sd15", (1,), session, repeat=1)
     assert said == "1 of 1 rows measured"
