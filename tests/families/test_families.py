@@ -381,7 +381,7 @@ def test_two_denoisers_that_a_request_names_alike_are_refused(edited, which):
             value["parts"][new] = {**value["parts"][old], "path": graph_path(new)}
             value["files"][graph_path(new)] = value["files"][graph_path(old)]
 
-    with pytest.raises(BundleError, match="has two denoisers, unet and other, that a request names alike"):
+    with pytest.raises(BundleError, match="has two denoisers, unet and other, that a request cannot tell apart"):
         open_bundle(edited(change))
 
 
