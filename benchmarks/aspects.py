@@ -45,7 +45,7 @@ def apart(old: Sequence[Measurement], new: Sequence[Measurement]) -> str:
     if not differ:
         pairs = [[name for name, (of, _) in ASPECTS.items() if of(one) != of(two)] for one in old for two in new]
         differ = min(pairs, key=len)
-        return f"no two rows have the same {' and '.join(differ)}; {_advice(differ)}"
+        return f"no row of the old file has the same {' and '.join(differ)} as a row of the new file; {_advice(differ)}"
     found = [f"different {name} ({_some(sides[0][name])} and {_some(sides[1][name])})" for name in differ]
     return f"{', '.join(found)}; {_advice(differ)}"
 

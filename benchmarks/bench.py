@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..compiler.cache import artifacts, locked
+from ..compiler.cache import artifacts, check_place, locked
 from ..core.bundle import Bundle
-from ..core.errors import RequestError
+from ..core.errors import BundleError, RequestError
 from ..core.progress import Progress, quiet
 from ..core.request import Request
 from ..profiles import load_profile
@@ -56,6 +56,8 @@ def bench(
     for baseline in baselines:
         require_baseline(baseline, plan.peers or peers_folder())
     own_cost = [] if any(profile.name == OWN_COST for profile in plan.profiles) else [load_profile(OWN_COST)]
+    if own_cost and not _can_build(bundles[0]):
+        own_cost = []  # a read-only bundle has no place for its engines
     wanted = list(requests_of(bundles, plan))
     if plan.captions:
         require_scenes(bundles)
@@ -100,6 +102,14 @@ def _check_names(bundles: Sequence[Bundle]) -> None:
         raise RequestError(
             f"Two bundles are called {twice}, so their rows could not be told apart. Rename one of them."
         )
+
+
+def _can_build(bundle: Bundle) -> bool:
+    try:
+        check_place(bundle)
+    except BundleError:
+        return False
+    return True
 
 
 def _remove_own_cost(bundle: Bundle, kept: Collection[str]) -> None:

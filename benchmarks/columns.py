@@ -224,7 +224,7 @@ NOTES = {
         "Times are medians ± half the 95 % confidence interval; overlapping intervals tie. Memory: peak resident "
         "memory of the process. One step, dB: PSNR of one denoising step against PyTorch, from the same latents. Worst "
         "image, dB: the lowest PSNR in the suite (--suite). Scene score: share of the caption's attributes that the "
-        f"images show (--captions). {SINGLE} The null profile does no work: its row is latentc's own overhead. "
+        "images show (--captions). The null profile does no work: its row is latentc's own overhead. "
         "`latentc report` shows everything else."
     ),
     "Demo": (

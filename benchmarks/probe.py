@@ -6,6 +6,7 @@ trial, so that an interrupted run keeps what it has.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import platform
@@ -16,16 +17,17 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import psutil
 
 from ..core.errors import LatentcError, RequestError
 from ..core.files import unwritable, write_text
 from ..core.progress import Progress
+from ..core.quarantine import ending
 from ..core.record import Record, suggest
 from ..profiles import Profile, load_profile, profile_names
 from ..runtimes import runtime
@@ -43,8 +45,11 @@ GRACE_SECONDS = 30.0
 TEXTS = (".json", ".jsonl", ".log", ".txt", ".md", ".csv")
 """Files of the archive that are searched for names of folders, users and machines."""
 
-NUMBERS = re.compile(r"\b(GPU|MIG)-[0-9a-fA-F-]{8,}")
-"""Serial numbers of GPUs, as drivers write them."""
+NUMBERS = (
+    re.compile(r"\b(GPU|MIG)-[0-9a-fA-F-]{8,}"),
+    re.compile(r"(?im)^([^\n:=]*(?:serial|uuid)[^\n:=]*[:=]).*$"),
+)
+"""Serial numbers and identifiers of devices, as drivers' programs write them."""
 
 SHIPPED_NOT_TRIED = ("null", "torch")
 """Runtimes that aren't on trial: one computes nothing, the other is the reference."""
@@ -79,6 +84,14 @@ def usable_profiles() -> list[Profile]:
     return found
 
 
+def chosen_trials(profiles: Sequence[Profile], only: Sequence[str] = ()) -> list[str]:
+    """Names of all trials for these profiles, or of those in `only`; raises `RequestError` for an unknown one."""
+    known = list(trials(profiles))
+    if unknown := [name for name in only if name not in known]:
+        raise RequestError(f"There is no trial {unknown[0]!r} for these profiles. {suggest(unknown[0], known)}")
+    return list(only) or known
+
+
 def probe(
     profiles: Sequence[Profile],
     output: Path,
@@ -95,39 +108,42 @@ def probe(
     `LatentcError` where `output` can't be written. After Ctrl-C the archive holds what was found until then, and
     `KeyboardInterrupt` is raised again.
     """
-    known = trials(profiles)
-    if unknown := [name for name in only if name not in known]:
-        raise RequestError(f"There is no trial {unknown[0]!r} for these profiles. {suggest(unknown[0], list(known))}")
+    known, chosen = trials(profiles), chosen_trials(profiles, only)
     found: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="latentc-probe-") as own, stopped_like_ctrl_c():
         folder, place = Path(own, "archive"), scratch or Path(own, "scratch")
         folder.mkdir()
-        place.mkdir(parents=True, exist_ok=True)
-        _pack(folder, found, output)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise LatentcError(unwritable(place, exc, "Choose another folder with --scratch.")) from exc
+        hidden = private_folders(Path(own), place, output.parent)
+        _pack(folder, found, output, hidden)
         session = Session(folder, place, time.monotonic() + 60 * minutes)
-        for index, name in enumerate(only or known):
-            on_progress(name, index / len(only or known))
+        for index, name in enumerate(chosen):
+            on_progress(name, index / len(chosen))
             try:
                 found.append(run_trial(name, known[name], session, profiles))
-            except KeyboardInterrupt:
+            except BaseException:
                 found.append(Outcome(name=name, outcome="not run", seconds=0, found="It was interrupted."))
                 raise
             finally:
-                _pack(folder, found, output)
+                _pack(folder, found, output, hidden)
     return found
 
 
 @contextmanager
 def stopped_like_ctrl_c() -> Generator[None]:
     """For the block, SIGTERM is handled as Ctrl-C is, so that trials are stopped and the archive is written."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:  # the command line has a handler of its own
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_trial(
@@ -141,14 +157,15 @@ def run_trial(
     if left < trial.least_seconds + GRACE_SECONDS:
         reason = f"It needs at least {trial.least_seconds:.0f} s, and the time was up."
         return Outcome(name=name, outcome="not run", seconds=0, found=reason)
-    order, answer = session.scratch / "trial.json", session.scratch / f"{name}.txt"
+    order, answer = session.folder.with_name("order.json"), session.folder.with_name("answer.txt")
     asked = {"name": name, "folder": str(session.folder), "scratch": str(session.scratch)}
     passed = [profile.model_dump(mode="json") for profile in profiles]
     write_text(order, json.dumps({**asked, "seconds": left - GRACE_SECONDS, "profiles": passed}))
-    answer.unlink(missing_ok=True)  # of an earlier run in the same folder
+    answer.unlink(missing_ok=True)
     noise = session.folder / f"{name}.log"
     line = [*(program or command(Path(sys.executable), "benchmarks.trials")), str(order), str(answer)]
     outcome: Literal["done", "failed", "not run"] = "not run"
+    code = None
     with (
         noise.open("wb") as file,
         subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True) as process,
@@ -161,10 +178,10 @@ def run_trial(
             _stop(process)
     if answer.exists():
         found = answer.read_text(encoding="utf-8")
-    elif outcome == "not run":
+    elif code is None:
         found = f"It was stopped after {time.monotonic() - start:.0f} s: its time was up."
     else:
-        found = (noise.read_text(encoding="utf-8", errors="replace").strip() or "No message.").splitlines()[-1]
+        outcome, found = "failed", f"It {ending(code, noise.read_text(encoding='utf-8', errors='replace'))}."
     if not noise.stat().st_size:
         noise.unlink()
     return Outcome(name=name, outcome=outcome, seconds=round(time.monotonic() - start, 1), found=found)
@@ -187,7 +204,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 one.kill()
 
 
-def _pack(folder: Path, found: Sequence[Outcome], output: Path) -> None:
+def _pack(folder: Path, found: Sequence[Outcome], output: Path, hidden: Mapping[str, str]) -> None:
     """Write the summary and the archive, without names of folders, users and machines in its texts."""
     write_text(folder / "trials.json", json.dumps([one.model_dump() for one in found], indent=1) + "\n")
     write_text(folder / "summary.md", summary(found, folder / RESULTS))
@@ -199,37 +216,72 @@ def _pack(folder: Path, found: Sequence[Outcome], output: Path) -> None:
                 name = path.relative_to(folder).as_posix()
                 if path.suffix in TEXTS:
                     text = path.read_text(encoding="utf-8", errors="replace")
-                    archive.writestr(name, redact(text, folder.parent))
+                    archive.writestr(name, redact(name, text, hidden))
                 else:
                     archive.write(path, name)
         fresh.replace(output)
     except OSError as exc:
         raise LatentcError(unwritable(output, exc, "Choose another file with --output.")) from exc
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
 
 
-def redact(text: str, scratch: Path) -> str:
-    """Replace names of folders, of the user and of the machine, and serial numbers of GPUs."""
-    secrets = {
-        str(scratch): "SCRATCH",
+def redact(name: str, text: str, folders: Mapping[str, str]) -> str:
+    """Replace names of folders, the user and the machine, and serial numbers, in the text of a file of the archive.
+
+    `folders` maps paths to what is written instead. In JSON, keys stay as they are.
+    """
+    with suppress(ValueError):  # a trial may be killed in the middle of a line
+        if name.endswith(".json"):
+            return json.dumps(_redacted(json.loads(text), folders), indent=1) + "\n"
+        if name.endswith(".jsonl"):
+            return "".join(json.dumps(_redacted(json.loads(line), folders)) + "\n" for line in text.splitlines())
+    return _redacted(text, folders)
+
+
+def _redacted(value: Any, folders: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(one, folders) for key, one in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_redacted(one, folders) for one in cast("list[Any]", value)]
+    if not isinstance(value, str):
+        return value
+    for folder in sorted(folders, key=len, reverse=True):
+        value = re.sub(rf"{re.escape(folder)}(?![\w-])", folders[folder], value)
+    for word, shown in ((platform.node(), "MACHINE"), (_user(), "USER")):
+        if len(word) > 1:
+            value = re.sub(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])", shown, value)
+    for number in NUMBERS:
+        value = number.sub(r"\1 (removed)", value)
+    return value
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container may have no name for its user
+        return ""
+
+
+def private_folders(own: Path, *named: Path) -> dict[str, str]:
+    """Folders that the archive must not name, and what is written instead; `named` are those that the user gave."""
+    found = {
+        **{str(path.absolute()): "FOLDER" for path in named},
+        str(Path.cwd()): "FOLDER",
+        str(own): "TEMPORARY",
         str(Path(__file__).parent.parent): "LATENTC",
         sys.prefix: "PYTHON",
         str(Path.home()): "~",
-        platform.node(): "MACHINE",
     }
-    secrets |= {json.dumps(secret)[1:-1]: word for secret, word in secrets.items()}  # as Windows' paths are in JSON
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) > 1:
-            text = re.sub(rf"(?<![\w.-]){re.escape(secret)}(?!\w)", secrets[secret], text)
-    return NUMBERS.sub(r"\1-...", text)
+    return {path: word for path, word in found.items() if len(path) > 1}
 
 
 def summary(found: Sequence[Outcome], results: Path) -> str:
     """What was tried, and the measurements, as Markdown."""
     gpus = ", ".join(gpu.name for gpu in machine().gpus) or "a machine without a GPU"
     lines = [f"# Trials on {plain(gpus)}", "", "| trial | outcome | seconds | result |", "|---|---|--:|---|"]
-    lines += [f"| {one.name} | {one.outcome} | {one.seconds:.0f} | {plain(one.found)} |" for one in found]
+    lines += [f"| {plain(one.name)} | {one.outcome} | {one.seconds:.0f} | {plain(one.found)} |" for one in found]
     try:
         table = markdown(sections(read_records(results))) if results.exists() else ""
     except LatentcError as exc:  # a trial was killed in the middle of a line

@@ -22,7 +22,8 @@ import psutil
 
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
-from ..compiler.cache import Artifact
+from ..compiler.cache import Artifact, locked
+from ..compiler.targets import wanted
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, write_text
@@ -34,7 +35,7 @@ from ..export.export import export
 from ..pipelines.pipeline import Pipeline
 from ..profiles import Profile
 from ..runtimes import runtime
-from ..runtimes.base import MEMORY, PLACEMENT
+from ..runtimes.base import MEMORY, PLACEMENT, TIMING
 from ..runtimes.diagnose import diagnose
 from ..runtimes.machine import machine
 from .baselines import PROFILE_MODULE
@@ -66,6 +67,9 @@ LEAK_SHARE = 0.25
 LEAK_BYTES = 64_000_000
 """Growth below this is noise of the allocator."""
 
+FULL_BYTES = 30_000_000_000
+"""Disk space for checkpoints, bundles and engines of the full sizes."""
+
 ROUNDS = 3
 """Measured runs at least, where one image takes seconds."""
 
@@ -76,10 +80,18 @@ NO_TESTS = 5
 """Exit code of pytest where no test was selected."""
 
 VARIABLES = (
-    "CUDA_", "NVIDIA_", "CUDNN_", "TRT_", "TENSORRT_", "ORT_", "MIGRAPHX_", "HIP_", "HSA_", "ROCR_", "ROCM_", "MIOPEN_",
-    "IREE_", "OV_", "OPENVINO_", "VK_", "MESA_", "TORCH_", "PYTORCH_", "OMP_", "MKL_", "KMP_", "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING", "CUDA_CACHE_DISABLE",
+    "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "ORT_DISABLE_FLASH_ATTENTION",
+    "ORT_DISABLE_MEMORY_EFFICIENT_ATTENTION", "ORT_DISABLE_TELEMETRY", "ORT_TENSORRT_FP16_ENABLE",
+    "ORT_TENSORRT_INT8_ENABLE", "ORT_TENSORRT_BF16_ENABLE", "ORT_MIGRAPHX_FP16_ENABLE", "ORT_MIGRAPHX_BF16_ENABLE",
+    "ORT_MIGRAPHX_FP8_ENABLE", "ORT_MIGRAPHX_INT8_ENABLE", "ORT_MIGRAPHX_EXHAUSTIVE_TUNE", "MIGRAPHX_DISABLE_FAST_GELU",
+    "MIGRAPHX_ENABLE_NHWC", "MIGRAPHX_ENABLE_CK", "MIGRAPHX_MLIR_USE_SPECIFIC_OPS", "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "HSA_ENABLE_SDMA", "GPU_DEVICE_ORDINAL", "MIOPEN_FIND_MODE",
+    "IREE_HIP_DYLIB_PATH", "OPENVINO_LOG_LEVEL", "OV_CPU_CAPABILITY", "VK_ICD_FILENAMES", "VK_DRIVER_FILES",
+    "MESA_VK_DEVICE_SELECT", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS",
+    "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LD_LIBRARY_PATH",
 )  # fmt: skip
-"""Beginnings of the names of environment variables that change what drivers and libraries do."""
+"""Environment variables that change what drivers and libraries do. No others are read: they may be secrets."""
 
 TOOLS: Mapping[str, tuple[str, ...]] = {
     "nvidia-smi": ("-q", "-d", "CLOCK,POWER,TEMPERATURE,PERFORMANCE,MEMORY"),
@@ -219,7 +231,7 @@ def machine_facts(session: Session) -> str:
     here, states = machine(), diagnose()
     write_text(session.folder / "machine.json", here.model_dump_json(indent=1) + "\n")
     write_text(session.folder / "runtimes.json", json.dumps([asdict(one) for one in states], indent=1) + "\n")
-    set_here = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+    set_here = {name: os.environ[name] for name in sorted(VARIABLES) if name in os.environ}
     write_text(session.folder / "environment.json", json.dumps(set_here, indent=1) + "\n")
     packages = sorted({f"{one.name}=={one.version}" for one in metadata.distributions() if one.name})
     write_text(session.folder / "packages.txt", "\n".join(packages) + "\n")
@@ -249,15 +261,15 @@ def build_twice(profile: Profile, family: str, session: Session) -> str:
     """
     require(profile)
     bundle = bundle_of(family, session)
-    seconds: dict[str, float] = {}
-    for name in ("cold", "cached", "reused"):
-        made = build(bundle, profile, _log)
-        seconds[name] = made.seconds
-        if name == "cold":
-            if all(one.hit for one in made.engines):
-                raise LatentcError(f"The engines of {profile.name} were built before. Use an empty --scratch folder.")
-            for one in made.engines:
-                shutil.rmtree(bundle.engines / one.artifact.name, ignore_errors=True)
+    names = sorted({one.name for one in wanted(bundle, profile, to_run=True)[1]})
+    shutil.rmtree(bundle.engines / TIMING, ignore_errors=True)
+    _remove(bundle, names)
+    made = build(bundle, profile, _log)
+    seconds = {"cold": made.seconds}
+    _remove(bundle, names)
+    seconds["cached"] = build(bundle, profile, _log).seconds
+    made = build(bundle, profile, _log)
+    seconds["reused"] = made.seconds
     engines = [one.artifact for one in made.engines]
     record = {
         "seconds": seconds,
@@ -271,6 +283,13 @@ def build_twice(profile: Profile, family: str, session: Session) -> str:
     step = "" if made.step_psnr_db is None else f"; one step {made.step_psnr_db:.1f} dB"
     times = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     return f"{times}; {figures}{step}"
+
+
+def _remove(bundle: Bundle, names: Sequence[str]) -> None:
+    """Remove engines that an earlier trial or run built."""
+    for name in names:
+        with locked(bundle, name):
+            shutil.rmtree(bundle.engines / name, ignore_errors=True)
 
 
 def _engine(bundle: Bundle, artifact: Artifact) -> dict[str, Any]:
@@ -303,7 +322,10 @@ def load_twice(profile: Profile, session: Session) -> str:
         listed.append(_files(bundle, names))
     record = {"processes": runs, "files": listed[0]}
     write_text(session.folder / f"load-{profile.name}.json", json.dumps(record, indent=1) + "\n")
-    if changed := sorted({name for after in listed[1:] for name in after if listed[0].get(name) != after[name]}):
+    before = listed[0]
+    if changed := sorted(
+        {name for after in listed for name in {**before, **after} if before.get(name) != after.get(name)}
+    ):
         raise LatentcError(f"Loading changed the engine: {', '.join(changed)}. It was compiled again, unproved.")
     times = " s and ".join(f"{one['seconds']:.1f}" for one in runs)
     return f"loaded in {times} s; {len(listed[0])} files, unchanged"
@@ -330,9 +352,9 @@ def close_often(profile: Profile, session: Session, cycles: int = CYCLES) -> str
             pipeline(request)
             loaded = _memory()
         held.append(_memory())
+        write_text(session.folder / f"close-{profile.name}.json", json.dumps({"loaded": loaded, "closed": held}) + "\n")
         if session.left < 10 and len(held) > 2:
             break
-    write_text(session.folder / f"close-{profile.name}.json", json.dumps({"loaded": loaded, "closed": held}) + "\n")
     said, leaked = list[str](), list[str]()
     for name, first in held[1].items():
         grown, taken = held[-1].get(name, first) - first, max(0, loaded.get(name, 0) - held[-1].get(name, 0))
@@ -437,9 +459,16 @@ def clocks(path: Path) -> Generator[None]:
                 process = subprocess.Popen(
                     [found, *arguments], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
                 )
-                stack.callback(process.wait)
-                stack.callback(process.terminate)
+                stack.callback(_end, process)
         yield
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(TOOL_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def contract(name: str, session: Session, python: str = sys.executable) -> str:
@@ -450,6 +479,7 @@ def contract(name: str, session: Session, python: str = sys.executable) -> str:
         raise RuntimeMissing(f"{tests.name} is not part of an installed package: run this from a checkout.")
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "-k", name, str(tests)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    log.info("%s\n%s", done.stdout, done.stderr)
     if "No module named pytest" in done.stderr:
         raise RuntimeMissing(f"pytest is not installed. Install it with: {pip('dev')}.")
     lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr[-400:]]
@@ -489,6 +519,11 @@ def bundle_of(family: str, session: Session) -> Bundle:
     if family == SCENES:
         return export(SCENES, folder, on_progress=_log)
     checkpoint = session.scratch / family
+    if (free := shutil.disk_usage(session.scratch).free) < FULL_BYTES:
+        raise RuntimeMissing(
+            f"{session.scratch} has {sized(free)} of free space, and the full sizes need {sized(FULL_BYTES)}. Name a "
+            "larger folder with --scratch."
+        )
     if not checkpoint.exists():
         _log(f"write a checkpoint of {family} with random weights", None)
         new_checkpoint(family, "full", 0, checkpoint)

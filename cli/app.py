@@ -567,7 +567,16 @@ def compare(
 
 @app.command()
 def probe(
-    output: Annotated[Path, typer.Option("--output", "-o", help="ZIP file to write.")] = Path("probe.zip"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="ZIP file to write. An existing file is an error. Default: the first of probe.zip, probe-1.zip ... "
+            "that does not exist.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -585,11 +594,13 @@ def probe(
 ) -> None:
     """Test this machine's devices and pack the results into one file to attach to a report. Nothing is sent."""
     from .choose import choose
+    from .probe import place
     from .probe import probe as run
 
     chosen = None if profile is None else choose(profile)
-    names = list(filter(None, only.split(",")))
-    run(chosen, output, minutes, names, scratch, listing=listing, quiet=quiet, as_json=as_json)
+    names = list(dict.fromkeys(one.strip() for one in only.split(",") if one.strip()))
+    target = None if listing else place(output, overwrite=overwrite)
+    run(chosen, target, minutes, names, scratch, quiet=quiet, as_json=as_json)
 
 
 @app.command(short_help="Build the shipped `scenes` checkpoint for each CPU runtime, and compare speed and images.")

@@ -69,7 +69,7 @@ def _say(what: str, share: float | None) -> None:
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     """Print a headline, a line for each measurement, and then failures and doubts."""
-    console = Screen(highlight=False)
+    console, notes = Screen(highlight=False), dict[str, None]()
     for section in sections(rows):
         for sentence in headline(section):
             console.print(sentence, markup=False)
@@ -77,8 +77,10 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
         for name in ("Terminal", "GPU memory", "Images"):
             if found := columns.table(name, section):
                 console.print(print_table(found, title or name))
+                notes |= dict.fromkeys(filter(None, [found.note]))
             title = None
-    console.print(columns.NOTES["Terminal"], markup=False)
+    for note in notes:
+        console.print(note, markup=False)
     for section in sections(rows):
         for row in section.rows:
             _print_doubts(console, title_of(row, section), row)

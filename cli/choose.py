@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..compiler.targets import with_threads
+from ..core.errors import ProfileError
 from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
@@ -10,12 +11,16 @@ from ..profiles import Profile, load_profile
 def choose(names: str | None, threads: int | None = None) -> list[Profile]:
     """Load profiles from names or files separated by commas; None selects the one recommended for this machine.
 
-    `threads` sets the number of threads of each profile. Raises `ProfileError` for an unknown profile, and
-    `RuntimeMissing` if no profile works on this machine.
+    `threads` sets the number of threads of each profile. Raises `ProfileError` for an unknown profile and for two with
+    the same name, and `RuntimeMissing` if no profile works on this machine.
     """
     if names is not None:
         each = [names] if is_regular(names) else names.split(",")  # a path may contain a comma
-        return [with_threads(load_profile(name.strip()), threads) for name in each]
+        found = [with_threads(load_profile(name.strip()), threads) for name in each]
+        names_of = [one.name for one in found]
+        if twice := next((name for name in names_of if names_of.count(name) > 1), None):
+            raise ProfileError(f"Two profiles are named {twice}, so their results could not be told apart. Rename one.")
+        return found
     from ..runtimes.diagnose import advised
 
     return [with_threads(advised(), threads)]

@@ -166,7 +166,7 @@ def _refusal(artifact: Artifact) -> str | None:
     if reason := adapter.missing(name):
         return reason
     if {"name": name, **adapter.device(name)} != fields.device:
-        return "it was built for another device of this name."
+        return "it was built for another CPU, GPU or driver."
     if adapter.versions() | distribution(fields.runtime) != fields.versions:
         return f"it was built with version {' '.join(fields.versions.values())}."
     return None
@@ -272,7 +272,7 @@ def _unneeded(opened: Bundle, unneeded: Sequence[Leftover], artifacts: Sequence[
     total, names = sum(one.bytes for one in listed), ", ".join(one.path.name for one in listed[:3])
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return (
-        f"No longer needed: {names}{more} ({size(total)}). To remove leftovers and unused engines: "
+        f"Damaged or no longer needed: {names}{more} ({size(total)}). To remove leftovers and unused engines: "
         f"latentc prune {opened.argument}; add --dry-run to see the reasons first."
     )
 

@@ -199,7 +199,8 @@ def _done(site: Site, found: Found) -> Built:
 def _kept(site: Site, found: Found) -> Artifact:
     """An existing engine, proved first if it wasn't."""
     assert found.artifact is not None
-    check_floor(site.bundle, site.profile, found.want, found.parity or _prove(site, found.artifact))
+    parity = found.parity or _prove(site, found.artifact)
+    check_floor(site.bundle, site.profile, found.want, parity, found.artifact.parity)
     return found.artifact
 
 

@@ -105,7 +105,7 @@ class Engines:
             self._remember(artifacts, measured, time.perf_counter() - start)
         for want, artifact in pairs:
             if artifact.key in known:  # measuring stops at the first that is below its floor
-                check_floor(self.bundle, self.profile, want, known[artifact.key])
+                check_floor(self.bundle, self.profile, want, known[artifact.key], artifact.parity)
         assert steps is not None
         self._proved = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
         check_steps(self.bundle, self.profile, self._wanted, steps)

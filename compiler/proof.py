@@ -19,6 +19,7 @@ from ..core.engine import Engine, EngineOf
 from ..core.errors import NotFiniteError, ParityError
 from ..core.files import sha256
 from ..core.progress import Progress, quiet
+from ..core.recipes import RECIPES
 from ..core.record import Record
 from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at
@@ -206,9 +207,14 @@ def floor_db(bundle: Bundle, profile: Profile, want: Wanted) -> float:
     return floor
 
 
-def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) -> None:
-    """Raise `ParityError` where a part is below its floor."""
+def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, built: Parity | None = None) -> None:
+    """Raise `ParityError` where a part is below its floor; `built` is the figure of an engine's header.
+
+    The graph of an absent device's engine was run in its own types, and is held to their floor.
+    """
     floor, precision = floor_db(bundle, profile, want), want.target.precision
+    if parity.graph_run_by is not None:
+        floor = max(floor, profile.parity_db[want.target.recipe.graph])
     if parity.psnr_db >= floor:
         if parity.text_db is not None and parity.text_share >= want.target.recipe.rounding:
             _check_text(want.part, profile, parity.text_db, floor)
@@ -219,10 +225,18 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
             f"{what} outputs NaN or infinity: a value is outside the range of {precision}. The engine will not be "
             f"used. Give {want.part} a wider type under [precision]."
         )
+    agrees = f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst})"
+    if built is not None and built.psnr_db >= floor:
+        raise ParityError(
+            f"{agrees}, but its header says {built.psnr_db:.1f} dB: it was changed since it was built, or computes "
+            f"differently on this device. The engine will not be used. Remove {bundle.engines / want.name} and build "
+            "it again."
+        )
+    wider = want.target.recipe.floor_db < max(recipe.floor_db for recipe in RECIPES.values())
+    advice = f"Give {want.part} a wider type under [precision], or lower" if wider else "Lower"
     raise ParityError(
-        f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} "
-        f"requires {floor:.0f} dB. The engine will not be used. Give {want.part} a wider type under [precision], or "
-        "lower [parity_db] if this accuracy is enough."
+        f"{agrees}; profile {profile.name} requires {floor:.0f} dB. The engine will not be used. {advice} [parity_db] "
+        "if this accuracy is enough."
     )
 
 

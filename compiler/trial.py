@@ -156,7 +156,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             compare(trial.images, images, "the pixels", drawing)
     if not worst >= HOST_DB:
         raise ParityError(
-            f"What latentc computes outside the engines differs from diffusers' pipeline at export: {where} agrees to "
+            f"What latentc computes outside the engines differs from diffusers' pipeline at export, most in {where}: "
             f"{worst:.1f} dB, but {HOST_DB:.0f} dB is required. The bundle's manifest, scheduler config or tokenizer "
             f"does not match the checkpoint. {AGAIN}"
         )

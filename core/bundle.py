@@ -133,9 +133,9 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
     folder = _resolved(folder)
     path = folder / MANIFEST
     if not is_folder(folder):
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise BundleError(
-            f"The folder {folder} does not exist. Check the path, or create a bundle with "
-            "`latentc export CHECKPOINT -o BUNDLE`."
+            f"{folder} {what}. Check the path, or create a bundle with `latentc export CHECKPOINT -o BUNDLE`."
         )
     if not is_regular(path):
         hint = (

@@ -72,8 +72,8 @@ def quarantined(
         if answer:
             return _opened(answer, what, limit, advice)
         code = child.code()
-    ending = _ending(code, child.words, limit)
-    raise CompileError(f"{what} {ending}. {MEMORY_ADVICE if is_out_of_memory(ending) else advice}")
+    how = ending(code, child.words, limit)
+    raise CompileError(f"{what} {how}. {MEMORY_ADVICE if is_out_of_memory(how) else advice}")
 
 
 def _opened(answer: dict[str, Any], what: str, limit: int | None, advice: str) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def _no_memory(limit: int | None) -> str:
     return "needed more memory than is available" + (f" (its limit was {sized(limit)})" if limit else "")
 
 
-def _ending(code: int, words: str, limit: int | None) -> str:
-    """Describe how a child ended that gave no answer."""
+def ending(code: int, words: str, limit: int | None = None) -> str:
+    """Describe how a process ended that gave no answer, by its exit code and what it wrote to standard error."""
     if is_out_of_memory(words):
         return _no_memory(limit)
     last = words.strip().splitlines()[-1].strip() if words.strip() else ""

@@ -64,10 +64,10 @@ def _complaint(error: ErrorDetails, model: type[BaseModel]) -> str:
     holder = _holder(model, location[:-1])
     known = sorted(holder.model_fields)
     if meant := other_name(str(location[-1]), holder):
-        hint = f"did you mean {meant!r}?" if meant in known else meant
+        hint = f"did you mean {meant!r}" if meant in known else meant
     else:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        hint = f"did you mean {close[0]!r}" if close else f"known keys: {', '.join(known)}"
     return f"unknown key {where!r}: {hint}"
 
 

@@ -33,7 +33,7 @@ _OTHER_NAMES = {
     "schedulertype schedule noiseschedule",
     "width": "w imagewidth",
     "height": "h imageheight",
-    "did you mean 'width' and 'height'?": "size resolution imagesize dimensions",
+    "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise image initimage inputimage mask "
     "maskimage lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",

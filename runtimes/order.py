@@ -23,11 +23,11 @@ def write_names(job: Job, out: Path) -> None:
     except Exception as exc:  # protobuf's own, or OSError
         raise CompileError(f"{job.graph} cannot be read as ONNX ({exc}). Export the checkpoint again.") from exc
     inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
-    wanted, lacking = {tensor.name for tensor in job.target.inputs}, {tensor.name for tensor in job.target.outputs}
-    if set(inputs) != wanted or not lacking <= set(outputs):
+    wanted, given = {tensor.name for tensor in job.target.inputs}, {tensor.name for tensor in job.target.outputs}
+    if set(inputs) != wanted or not given <= set(outputs):
         raise CompileError(
             f"{job.graph} has the inputs {inputs} and the outputs {outputs}, but the bundle expects {sorted(wanted)} "
-            f"and {sorted(lacking)}. Export the checkpoint again."
+            f"and {sorted(given)}. Export the checkpoint again."
         )
     (out / NAMES).write_text(json.dumps({"inputs": inputs, "outputs": outputs}) + "\n", encoding="utf-8")
 

@@ -65,7 +65,7 @@ OPTIONS: dict[str, Kind] = {
 ATTENTION = "IAttentionInputLayer"
 ADVICE = {
     "HW-specific datatypes": "This GPU does not support the type: build for a newer one, or use a graph without it.",
-    "FP32 GEMM is not supported": "It has no f32 matrix products on GPUs before Ampere (sm75): use f16 for this part.",
+    "FP32 GEMM is not supported": "TensorRT has no f32 matrix products before Ampere (sm75): use f16 for this part.",
 }
 """Advice for messages of the builder: on FP8 for a GPU before Ada, and on f32 for Turing."""
 

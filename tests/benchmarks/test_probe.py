@@ -112,6 +112,8 @@ READY = "open(sys.argv[1], 'w').close()\n"
 PROGRAMS = {
     "ends": "open(sys.argv[-1], 'w').write('2 of 2 rows'); print('noise', file=sys.stderr)",
     "breaks": "raise ValueError('a bug')",
+    "crashes": "import os; print('vae_decoder: compare', file=sys.stderr, flush=True); os.kill(os.getpid(), 11)",
+    "is killed": "import os; os.kill(os.getpid(), 9)",
     "lacks": f"open(sys.argv[-1], 'w').write('no GPU'); sys.exit({NOT_RUN})",
     "fails": "open(sys.argv[-1], 'w').write('below the floor'); sys.exit(1)",
     "lasts": f"{READY}time.sleep(600)",
@@ -132,7 +134,9 @@ class UpWhenReady(Session):
     ("program", "outcome", "found"),
     [
         ("ends", "done", "2 of 2 rows"),
-        ("breaks", "failed", "ValueError: a bug"),
+        ("breaks", "failed", "It exited with code 1 without an answer (ValueError: a bug)."),
+        ("crashes", "failed", "It crashed with SIGSEGV (vae_decoder: compare)."),
+        ("is killed", "failed", "It was killed by the system, usually for lack of memory."),
         ("lacks", "not run", "no GPU"),
         ("fails", "failed", "below the floor"),
         ("lasts", "not run", "It was stopped after"),
@@ -152,13 +156,13 @@ def test_what_a_trial_comes_to(session, monkeypatch, program, outcome, found):
 
         monkeypatch.setattr(probe.subprocess.Popen, "wait", waits)
     monkeypatch.setattr(probe, "GRACE_SECONDS", 1.0 if program == "is deaf" else 60.0)
-    (session.scratch / f"{program}.txt").write_text("1 of 2 rows, in an earlier run")
+    session.folder.with_name("answer.txt").write_text("1 of 2 rows, of another trial")
     line = [sys.executable, "-c", f"import sys, time\n{PROGRAMS[program]}", str(ready)]
     came = run_trial(program, Trial(lambda _: "", 0), session, [ORT], line)
     assert came.outcome == outcome
     assert came.found.startswith(found)
     kept = session.folder / f"{program}.log"
-    assert kept.exists() == (program in ("ends", "breaks", "lasts")), "an empty log is not kept"
+    assert kept.exists() == (program in ("ends", "breaks", "crashes", "lasts")), "an empty log is not kept"
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
@@ -191,7 +195,7 @@ def test_sigterm_stops_the_trial_and_writes_the_archive(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         probe.probe([ORT], output, minutes=5, on_progress=quiet, only=["machine"], scratch=tmp_path / "scratch")
     assert outcomes(output)[0]["machine"]["found"] == "It was interrupted."
-    assert (tmp_path / "scratch" / "machine.txt").read_text() == "kept"
+    assert not list((tmp_path / "scratch").iterdir()), "a folder of the user's gets nothing but checkpoints and bundles"
 
 
 def _run_program(run, line, name, trial, session, profiles):
@@ -199,15 +203,49 @@ def _run_program(run, line, name, trial, session, profiles):
 
 
 def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe.platform, "node", lambda: "ws-17")
-    home = str(Path.home())
-    text = f"{home}/models at ws-17, not ws-170; {tmp_path}/a.onnx; {sys.prefix}/lib; GPU-12345678-90ab-cdef"
-    cleaned = redact(text, tmp_path)
-    assert cleaned == "~/models at MACHINE, not ws-170; SCRATCH/a.onnx; PYTHON/lib; GPU-..."
-    assert redact(f"{home}2/x", tmp_path) == f"{home}2/x"
-    windows = Path("C:\\Users\\me")
-    monkeypatch.setattr(probe.Path, "home", lambda: windows)
-    assert redact(json.dumps({"a": str(windows) + "\\x"}), tmp_path) == json.dumps({"a": "~\\x"})
+    monkeypatch.setattr(probe.platform, "node", lambda: "load")
+    monkeypatch.setattr(probe.getpass, "getuser", lambda: "ada")
+    monkeypatch.setattr(probe.Path, "home", lambda: Path("/home/ada"))
+    folders = probe.private_folders(tmp_path / "own", tmp_path / "scratch")
+
+    def clean(text, name="a.log"):
+        return redact(name, text, folders)
+
+    assert clean("/home/ada/models -I/home/ada/inc, /home/ada2/x") == "~/models -I~/inc, /home/ada2/x"
+    assert clean(f"{tmp_path}/scratch/a.onnx {tmp_path}/own/b {Path.cwd()}/c") == "FOLDER/a.onnx TEMPORARY/b FOLDER/c"
+    assert clean(f"{sys.prefix}/lib") == "PYTHON/lib"
+    assert clean("ada@load: /data/ada/x, payload, reload-1") == "USER@MACHINE: /data/USER/x, payload, reload-1"
+    assert clean("GPU-12345678-90ab-cdef") == "GPU (removed)"
+    serials = (
+        "        ASIC_SERIAL: 0x1A2B\n\tdeviceUUID        = 0a1b2c3d-0000\nSerial Number : 132452100\nclock: 1980\n"
+    )
+    kept = clean(serials)
+    assert not any(number in kept for number in ("1A2B", "0a1b2c3d", "132452100"))
+    assert "clock: 1980" in kept
+    found = json.loads(clean(json.dumps({"load": 1, "error": "Traceback\n/home/ada/x.py on load"}), "a.json"))
+    assert found == {"load": 1, "error": "Traceback\n~/x.py on MACHINE"}, "keys stay"
+    assert clean(json.dumps({"a": "/home/ada/x"}) + "\n", "a.jsonl") == '{"a": "~/x"}\n'
+    assert clean('{"a": "/home/ada/x', "a.jsonl") == '{"a": "~/x', "a torn line too"
+
+
+def test_only_known_variables_of_the_environment_are_read(session, monkeypatch):
+    monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-secret")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    trials.machine_facts(session)
+    kept = json.loads((session.folder / "environment.json").read_text())
+    assert kept["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert "NVIDIA_API_KEY" not in kept
+    assert not [name for name in trials.VARIABLES if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS"))]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    with pytest.raises(LatentcError, match="Choose another file with --output"):
+        probe.probe([ORT], taken / "x.zip", minutes=0, on_progress=quiet)
+    with pytest.raises(LatentcError, match="Choose another folder with --scratch"):
+        probe.probe([ORT], tmp_path / "x.zip", minutes=0, on_progress=quiet, scratch=taken / "y")
+    assert taken.read_text() == "mine"
 
 
 def test_pytorch_is_measured_on_the_gpu_or_on_the_cpu(monkeypatch):
@@ -333,10 +371,19 @@ def test_clocks_are_written_while_something_is_measured(session, tmp_path, monke
 def test_the_command_lists_trials_and_refuses_other_endings(tmp_path, monkeypatch):
     listed = CliRunner().invoke(app, ["probe", "--list", "--profile", "cpu-onnxruntime", "--json"])
     assert json.loads(listed.stdout) == list(trials.trials([ORT]))
+    unknown = CliRunner().invoke(app, ["probe", "--list", "--profile", "cpu-onnxruntime", "--only", "nope"])
+    assert isinstance(unknown.exception, RequestError)
     refused = CliRunner().invoke(app, ["probe", "-p", "cpu-onnxruntime", "-o", str(tmp_path / "probe.tar")])
     assert isinstance(refused.exception, RequestError)
     monkeypatch.chdir(tmp_path)
-    nothing = CliRunner().invoke(app, ["probe", "-p", "cpu-onnxruntime", "--minutes", "0", "--json"])
+    command = ["probe", "-p", "cpu-onnxruntime", "--minutes", "0", "--json", "--only", "machine, scenes,machine"]
+    nothing = CliRunner().invoke(app, command)
     assert nothing.exit_code == 3
-    assert {one["outcome"] for one in json.loads(nothing.stdout)["trials"]} == {"not run"}
-    assert (tmp_path / "probe.zip").exists()
+    found = json.loads(nothing.stdout)
+    assert [(one["name"], one["outcome"]) for one in found["trials"]] == [("machine", "not run"), ("scenes", "not run")]
+    assert found["archive"] == "probe.zip"
+    kept = Path("probe.zip").read_bytes()
+    assert json.loads(CliRunner().invoke(app, command).stdout)["archive"] == "probe-1.zip"
+    again = CliRunner().invoke(app, [*command, "-o", "probe.zip"])
+    assert "already exists" in str(again.exception)
+    assert Path("probe.zip").read_bytes() == kept
