@@ -157,6 +157,7 @@ PROVIDERS: dict[str, Provider] = {
         "MIGraphXExecutionProvider",
         "onnxruntime-migraphx",
         options={
+            "device_id": int,
             "migraphx_arena_extend_strategy": int,
             "migraphx_exhaustive_tune": bool,
             "migraphx_mem_limit": int,
@@ -187,6 +188,7 @@ PROVIDERS: dict[str, Provider] = {
             "disable_metacommands": bool,
             "performance_preference": ("default", "high_performance", "minimum_power"),
         },
+        fixed={"performance_preference": "high_performance"},  # else the first adapter, often an integrated GPU
         switches=("false", "true"),
         attributes={"enable_mem_pattern": False},
         system="Windows",

@@ -220,6 +220,16 @@ def test_options_that_a_provider_takes_as_entries_only(case, monkeypatch):
     assert asked == [[("CPUExecutionProvider", {})]]
 
 
+def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
+    library, given = placement._library(), []
+    monkeypatch.setattr(placement.hip, "number_of", lambda: 1)
+    monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
+    monkeypatch.setattr(library, "InferenceSession", lambda graph, options, providers, **_: given.append(providers))
+    for options in ({}, {"device_id": "0"}):
+        placement.open_session("", library.SessionOptions(), "MIGraphX", options)
+    assert given == [[("MIGraphXExecutionProvider", {"device_id": number})] for number in ("1", "0")]
+
+
 @pytest.mark.parametrize("profile", [one for one in map(load_profile, profile_names()) if one.runtime == "onnxruntime"])
 def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_path):
     adapter, opened = ONNXRuntime(), bundle("sd1")
@@ -310,7 +320,8 @@ def test_what_providers_are_told(case, tmp_path):
     assert "trt_profile_min_shapes" not in recorded
     assert recorded["trt_cuda_graph_enable"] == "True"  # its parser raises for 1 and true
     assert settings(target_of(case, "DirectML", options={"disable_metacommands": False}), tmp_path) == {
-        "disable_metacommands": "false"
+        "disable_metacommands": "false",
+        "performance_preference": "high_performance",
     }
     assert settings(target_of(case, "MIGraphX"), tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
 
