@@ -36,7 +36,10 @@ from .order import read_names, write_names
 
 PROGRAM = "engine.mxr"
 CROSS, PARAMS, TUNE = "--gpu-arch", "gpu_arch_params", "exhaustive_tune"
-INSTALL = "Install it from ROCm's packages: apt install migraphx (rocm.docs.amd.com)."
+INSTALL = (
+    "Install it from ROCm's packages (apt install migraphx), or with ROCm 7.14 and 10 from AMD's wheel for Python 3.12 "
+    "(rocm.docs.amd.com/projects/ai-ecosystem)."
+)
 GFX = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
 """MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
 
