@@ -24,7 +24,7 @@ from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at
 from ..core.version import __version__
 from ..profiles import Profile
-from ..runtimes import Runtime
+from ..runtimes import Runtime, runtime
 from ..sampling.draw import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
@@ -214,15 +214,21 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity) 
             _check_text(want.part, profile, parity.text_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
+    advice = f"Give {want.part} a wider type under [precision]"
+    if want.target.recipe.graph != "f32" and runtime(profile.runtime).precisions(want.target.device) == (precision,):
+        advice = (
+            f"{want.target.device} computes in {precision} only: export again with a component made for it (for SDXL: "
+            "--vae madebyollin/sdxl-vae-fp16-fix), or use another device"
+        )
     if not math.isfinite(parity.psnr_db):
         raise ParityError(
             f"{what} outputs NaN or infinity: a value is outside the range of {precision}. The engine will not be "
-            f"used. Give {want.part} a wider type under [precision]."
+            f"used. {advice}."
         )
     raise ParityError(
         f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst}); profile {profile.name} "
-        f"requires {floor:.0f} dB. The engine will not be used. Give {want.part} a wider type under [precision], or "
-        "lower [parity_db] if this accuracy is enough."
+        f"requires {floor:.0f} dB. The engine will not be used. {advice}, or lower [parity_db] if this accuracy is "
+        "enough."
     )
 
 

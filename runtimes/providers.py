@@ -173,12 +173,13 @@ PROVIDERS: dict[str, Provider] = {
         ),
         vendor="AMD",
     ),
+    # Not offered: enableGraphCapture, which silently replays the first call's inputs, unless all tensors are on the GPU
+    # (onnxruntime 32074).
     "WebGPU": Provider(
         "WebGpuExecutionProvider",
         "onnxruntime-webgpu",
         options={
             "dawnBackendType": ("Vulkan", "D3D12"),
-            "enableGraphCapture": bool,
             "enableInt64": bool,
             "powerPreference": ("high-performance", "low-power"),
             "preferredLayout": ("NCHW", "NHWC"),

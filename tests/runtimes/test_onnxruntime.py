@@ -427,6 +427,7 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
         ({"enable_cuda_graf": True}, "Did you mean 'enable_cuda_graph'"),
         ({"preferredLayout": "NCWH"}, "one of: NCHW, NHWC"),
         ({"gpu_mem_limit": True}, "an integer"),
+        ({"enableGraphCapture": True}, "no option 'enableGraphCapture'"),  # it answers wrongly with host inputs
         ({"migraphx_arena_extend_strategy": 1}, "one of: kNextPowerOfTwo, kSameAsRequested"),
         ({"allow_nodes_on_cpu": 1}, "true or false"),
         ({"session.intra_op.allow_spinning": 0.5}, "true, false, an integer or a string"),
