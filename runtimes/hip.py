@@ -16,13 +16,12 @@ from typing import Any
 
 from ..core.errors import RuntimeMissing
 from ..core.limits import ROOT
-from .machine import amd_gpus
+from .machine import ENTER, amd_gpus
 
 NAME = "libamdhip64.so"
 VISIBLE = "HIP_VISIBLE_DEVICES"
 ADDRESS_BYTES = 64
 INSTALL = "Install ROCm (rocm.docs.amd.com)."
-ENTER = "Add the user to the group that owns it (usually: sudo usermod -aG render,video $USER) and log in again."
 SHARE = "In a container, start it with --device /dev/kfd --device /dev/dri --group-add with that group's number."
 
 

@@ -6,6 +6,7 @@ Linux reports everything. On other systems unknown values are None or empty, and
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import re
 import shutil
@@ -29,6 +30,9 @@ INSTRUCTIONS = (
 
 VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 """PCI vendors of GPUs."""
+
+ENTER = "Add the user to the group that owns it (usually: sudo usermod -aG render,video $USER) and log in again."
+"""Advice on a device file that can't be opened."""
 
 NVIDIA_FIELDS = "name,memory.total,driver_version,compute_cap"
 
@@ -96,6 +100,14 @@ def instructions(root: Path = ROOT) -> tuple[str, ...]:
         flags |= {"neon", "asimdhp", "asimddp"}
         flags |= {name for name in ("bf16", "i8mm") if _sysctl(f"hw.optional.arm.FEAT_{name.upper()}") == "1"}
     return tuple(name for name in INSTRUCTIONS if name in flags)
+
+
+def shut(pattern: str, root: Path = ROOT) -> str | None:
+    """Why none of the device files of a pattern can be opened, and what to do; None where one can, or there is none."""
+    found = _glob(root, pattern)
+    if not found or any(os.access(path, os.R_OK | os.W_OK) for path in found):
+        return None
+    return f"this user cannot open {found[0]}. {ENTER}"
 
 
 def processor() -> str:
