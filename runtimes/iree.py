@@ -67,8 +67,12 @@ DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
 DYLIB = "IREE_HIP_DYLIB_PATH"
 """Environment variable: where IREE looks for HIP's library."""
 
-HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
-"""Supported AMD architectures: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+HIP = (
+    *("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1103"),
+    *("gfx1150", "gfx1151", "gfx1200", "gfx1201"),
+)
+"""Supported AMD architectures: MI200, MI300, MI350, RX 7900, RX 7800, Radeon 780M, 890M and 8060S (Ryzen AI Max), RX
+9060, RX 9070. The compiler of 3.13 doesn't know gfx1030 (RX 6800) and gfx1102 (RX 7600)."""
 
 LARGE = 1e9
 """Stands for infinity in programs for Vulkan."""

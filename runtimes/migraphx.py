@@ -40,8 +40,12 @@ INSTALL = (
     "Install it from ROCm's packages (apt install migraphx), or with ROCm 7.14 and 10 from AMD's wheel for Python 3.12 "
     "(rocm.docs.amd.com/projects/ai-ecosystem)."
 )
-GFX = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
-"""MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+GFX = (
+    *("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1102", "gfx1103"),
+    *("gfx1150", "gfx1151", "gfx1200", "gfx1201"),
+)
+"""Those of AMD's page for MIGraphX 2.19 and ROCm 10.2, in order: MI200, MI300, MI350, RX 7900, RX 7800, RX 7600, Radeon
+780M, 890M and 8060S (Ryzen AI Max), RX 9060, RX 9070."""
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 
