@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sysconfig
+from contextlib import suppress
 from ctypes.util import find_library
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from .machine import ENTER, amd_gpus
 NAME = "libamdhip64.so"
 VISIBLE = "HIP_VISIBLE_DEVICES"
 ADDRESS_BYTES = 64
+WHEELS = {"rocm": "rocm-sdk-core", "migraphx": "migraphx"}
+"""AMD's Python distributions of ROCm and MIGraphX."""
+
 INSTALL = "Install ROCm (rocm.docs.amd.com)."
 SHARE = "In a container, start it with --device /dev/kfd --device /dev/dri --group-add with that group's number."
 
@@ -99,26 +104,31 @@ def alone(number: int) -> dict[str, str]:
     return {VISIBLE: visible.split(",")[number] if visible else str(number)}
 
 
-def denied(root: Path = ROOT) -> str | None:
-    """Why this user can't open the AMD GPUs that the kernel reports, and what to do; None where all can be opened."""
-    gpus = amd_gpus(root)
-    needed = [root / "dev/kfd", *(root / f"dev/dri/renderD{gpu.render}" for gpu in gpus if gpu.render)]
-    for path in needed if gpus else []:
-        if not path.exists():
-            return f"The AMD GPU's device file {path} does not exist here. {SHARE}"
-        if not os.access(path, os.R_OK | os.W_OK):
-            return f"This user cannot open {path}, which ROCm requires. {ENTER}"
+def denied(architecture: str | None = None, root: Path = ROOT) -> str | None:
+    """Why this user can open no AMD GPU, or none of an architecture, and what to do; None where one can be opened.
+
+    A container often has the device files of some GPUs only, although the kernel reports all of them.
+    """
+    gpus = [gpu for gpu in amd_gpus(root) if architecture in (None, gpu.architecture)]
+    nodes = [root / f"dev/dri/renderD{gpu.render}" for gpu in gpus if gpu.render]
+    for choice in ([root / "dev/kfd"], nodes) if gpus else ():
+        if not choice or any(os.access(path, os.R_OK | os.W_OK) for path in choice):
+            continue
+        if there := next((path for path in choice if path.exists()), None):
+            return f"This user cannot open {there}, which ROCm requires. {ENTER}"
+        return f"The AMD GPU's device file {choice[0]} does not exist here. {SHARE}"
     return None
 
 
 def versions() -> dict[str, str]:
-    """Versions of ROCm and MIGraphX, from the files of the first installation found; empty without one."""
+    """Versions of ROCm and MIGraphX, from the files of the installations that are found, or of AMD's Python wheels."""
+    found: dict[str, str] = {}
     for root in roots():
-        found: dict[str, str] = {}
         if (stated := root / ".info" / "version").is_file():
-            found["rocm"] = stated.read_text(encoding="utf-8").strip()
+            found.setdefault("rocm", stated.read_text(encoding="utf-8").strip())
         if (linked := root / "lib" / "libmigraphx.so").exists():
-            found["migraphx"] = linked.resolve().name  # it ends in the version
-        if found:
-            return found
-    return {}
+            found.setdefault("migraphx", linked.resolve().name)  # it ends in the version
+    for name, wheel in WHEELS.items():
+        with suppress(metadata.PackageNotFoundError):
+            found.setdefault(name, metadata.version(wheel))
+    return found

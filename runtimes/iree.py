@@ -135,7 +135,7 @@ class IREE(Runtime):
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
             return f"This machine has no {device} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
-        if reason := hip.denied():
+        if reason := hip.denied(device):
             return reason
         try:
             _hip_driver().query_available_devices()

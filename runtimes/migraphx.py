@@ -165,7 +165,7 @@ def _architectures() -> list[str]:
 
 
 def _no_access(device: str) -> str | None:
-    if reason := hip.denied():
+    if reason := hip.denied(device):
         return reason
     try:
         hip.number_of(device)

@@ -29,14 +29,18 @@ def test_addresses_and_device_files_as_the_kernel_states_them(tmp_path, monkeypa
     card, integrated = amd_gpus(tmp_path)
     assert (card.architecture, card.address, card.render) == ("gfx1100", "0000:03:00", 128)
     assert (integrated.architecture, integrated.address, integrated.render) == ("gfx1036", "0001:0d:00", 129)
-    assert "dev/kfd does not exist here. In a container" in (hip.denied(tmp_path) or "")
+    assert "dev/kfd does not exist here. In a container" in (hip.denied(root=tmp_path) or "")
     (tmp_path / "dev/dri").mkdir(parents=True)
-    for name in ("kfd", "dri/renderD128", "dri/renderD129"):
-        (tmp_path / "dev" / name).touch()
-    assert hip.denied(tmp_path) is None
+    (tmp_path / "dev/kfd").touch()
+    assert "renderD128 does not exist here" in (hip.denied("gfx1100", tmp_path) or "")
+    (tmp_path / "dev/dri/renderD129").touch()
+    assert hip.denied(root=tmp_path) is None, "one is enough"
+    assert "renderD128 does not exist here" in (hip.denied("gfx1100", tmp_path) or "")
+    (tmp_path / "dev/dri/renderD128").touch()
+    assert hip.denied("gfx1100", tmp_path) is None
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "renderD128")
-    assert re.match(r"This user cannot open .*renderD128.*usermod -aG render", hip.denied(tmp_path) or "")
-    assert hip.denied(tmp_path / "nothing") is None, "without a GPU there is nothing to open"
+    assert re.match(r"This user cannot open .*renderD128.*usermod -aG render", hip.denied("gfx1100", tmp_path) or "")
+    assert hip.denied(root=tmp_path / "nothing") is None, "without a GPU there is nothing to open"
 
 
 def test_a_gpu_is_found_by_its_architecture_and_the_largest_without_one(monkeypatch):
@@ -52,6 +56,8 @@ def test_a_gpu_is_found_by_its_architecture_and_the_largest_without_one(monkeypa
 def test_a_library_without_its_short_name_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(hip, "roots", lambda: [tmp_path / "nothing", tmp_path])
     monkeypatch.setattr(hip, "find_library", lambda name: f"lib{name}.so.6")
+    monkeypatch.setattr(hip.metadata, "version", lambda name: f"{name} of a wheel")
+    assert hip.versions() == {"rocm": "rocm-sdk-core of a wheel", "migraphx": "migraphx of a wheel"}
     assert hip.library() == "libamdhip64.so.6", "what the system's loader knows"
     (tmp_path / "lib").mkdir()
     for name in ("libamdhip64.so.7.2.70204", "libamdhip64.so.7"):
@@ -88,7 +94,7 @@ from latentc.runtimes.iree import IREE, _place
 from latentc.runtimes.machine import AmdGpu, Gpu, machine
 import latentc.runtimes.iree as module
 hip.amd_gpus = lambda: [AmdGpu("card", "gfx1100", 24, "0000:03:00", 0), AmdGpu("inside", "gfx1036", 1, "0000:0d:00", 0)]
-hip.denied = lambda: None
+hip.denied = lambda architecture: None
 here = machine().model_copy(update={"gpus": (Gpu(name="card", vendor="AMD", architecture="gfx1100"),)})
 module.machine = lambda: here
 print(IREE().missing("gfx1100"), _place("gfx1100"), flush=True)

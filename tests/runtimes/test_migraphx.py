@@ -74,7 +74,7 @@ def here(monkeypatch):
     library = SimpleNamespace(load=load_program, argument=np.array, __version__="dev")
     monkeypatch.setattr(module, "machine", lambda: with_gpu)
     monkeypatch.setattr(module, "_module", lambda: library)
-    monkeypatch.setattr(hip, "denied", lambda: None)
+    monkeypatch.setattr(hip, "denied", lambda architecture: None)
     monkeypatch.setattr(hip, "number_of", lambda architecture: 2)
     used = []
     monkeypatch.setattr(hip, "use", used.append)
