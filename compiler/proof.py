@@ -25,7 +25,7 @@ from ..core.records import recall, record_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at
 from ..core.version import __version__
 from ..profiles import Profile
-from ..runtimes import Runtime
+from ..runtimes import Runtime, runtime
 from ..sampling.draw import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
@@ -220,10 +220,11 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
             _check_text(want.part, profile, parity.text_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
+    advice = _advice(profile, want)
     if not math.isfinite(parity.psnr_db):
         raise ParityError(
             f"{what} outputs NaN or infinity: a value is outside the range of {precision}. The engine will not be "
-            f"used. Give {want.part} a wider type under [precision]."
+            f"used. {advice}."
         )
     agrees = f"{what} agrees with the reference to {parity.psnr_db:.1f} dB ({parity.worst})"
     if built is not None and built.psnr_db >= floor:
@@ -232,12 +233,23 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
             f"differently on this device. The engine will not be used. Remove {bundle.engines / want.name} and build "
             "it again."
         )
-    wider = want.target.recipe.floor_db < max(recipe.floor_db for recipe in RECIPES.values())
-    advice = f"Give {want.part} a wider type under [precision], or lower" if wider else "Lower"
     raise ParityError(
-        f"{agrees}; profile {profile.name} requires {floor:.0f} dB. The engine will not be used. {advice} [parity_db] "
-        "if this accuracy is enough."
+        f"{agrees}; profile {profile.name} requires {floor:.0f} dB. The engine will not be used. {advice}, or lower "
+        "[parity_db] if this accuracy is enough."
     )
+
+
+def _advice(profile: Profile, want: Wanted) -> str:
+    """What to do about an engine that is not accurate enough."""
+    recipe, device = want.target.recipe, want.target.device
+    if recipe.floor_db == max(one.floor_db for one in RECIPES.values()):
+        return f"Use another profile for {want.part}"
+    if runtime(profile.runtime).precisions(device) == (want.target.precision,):
+        return (
+            f"{device} computes in {want.target.precision} only: export again with a component made for it (for SDXL: "
+            "--vae madebyollin/sdxl-vae-fp16-fix), or use another device"
+        )
+    return f"Give {want.part} a wider type under [precision]"
 
 
 def check_steps(bundle: Bundle, profile: Profile, wants: Iterable[Wanted], steps: Steps) -> None:

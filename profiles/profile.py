@@ -75,6 +75,8 @@ class Profile(Record):
     """How it was tested: run on its device, run on a software emulation of it, built for it on another machine, or
     only written from documentation.
     """
+    checked: tuple[Annotated[str, StringConstraints(pattern=r"^[\w.-]+==[\w.+-]+$")], ...] = ()
+    """The libraries with which its options were checked by name and value, with versions as in `constraints.txt`."""
     rank: int = 0
     """`latentc doctor` advises the working profile with the highest rank, never one with rank 0."""
     instructions: tuple[str, ...] = ()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from ..core.errors import CompileError, LatentcError
 from ..core.limits import MEMORY_ADVICE, is_out_of_memory
@@ -17,6 +19,8 @@ REBUILD = "Build again: latentc build BUNDLE --profile PROFILE."
 ENOUGH = "Check that enough memory is free for this size."
 """Advice where a call fails."""
 NO_REASON = "no reason given"
+EMPTY: Mapping[str, str] = MappingProxyType({})
+COLOR = re.compile(r"\x1b\[[\d;]*m")
 ORT_CODE = re.compile(r".*\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
@@ -47,16 +51,24 @@ def sentence(what: str, said: str, advice: str, *, no_memory: bool = False) -> s
     return f"{what}: {said.rstrip('.')}. {advice}"
 
 
-def call_program(what: str, *command: object) -> str:
-    """Run a program of a compiler and return its output; raises `CompileError` with its first error message."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
+def call_program(what: str, *command: object, variables: Mapping[str, str] = EMPTY, result: Path | None = None) -> str:
+    """Run a program of a compiler and return its output; raises `CompileError` with its first error message.
+
+    `variables` are added to the environment. Where the program should write `result` and didn't, it failed, whatever
+    its exit status.
+    """
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, errors="replace", check=False, env=environment
+    )
+    if done.returncode or (result is not None and not result.is_file()):
         if done.returncode == -signal.SIGKILL:
             raise CompileError(
                 f"{what}: the process was killed, usually because memory ran out. Build on a machine with more memory."
             )
-        lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-        said = next((line for line in lines if "error:" in line), lines[-1] if lines else f"code {done.returncode}")
+        lines = [line.strip() for line in COLOR.sub("", f"{done.stdout}\n{done.stderr}").splitlines() if line.strip()]
+        nothing = f"code {done.returncode}" if done.returncode else "it wrote no file and no message"
+        said = next((line for line in lines if "error:" in line.lower()), lines[-1] if lines else nothing)
         raise CompileError(sentence(what, said[:LONGEST], "Try another precision, or another runtime."))
     return done.stdout + done.stderr
 

@@ -8,6 +8,7 @@ doesn't support ONNX's Attention.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
+from . import hip
 from .base import COUNTS, MEMORY, Costs, Facts, Job, Option, Runtime, Target
 from .border import ENOUGH, border, call_program, first_line, rebuild
 from .cuda import capabilities
@@ -62,8 +64,15 @@ BASELINE = "vp_android_baseline_2022"
 DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
 """IREE's names of the drivers, except those of AMD's and NVIDIA's GPUs."""
 
-HIP = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1201")
-"""Supported AMD architectures: MI200, MI300, MI350, RX 7900, RX 7800, RX 9070."""
+DYLIB = "IREE_HIP_DYLIB_PATH"
+"""Environment variable: where IREE looks for HIP's library."""
+
+HIP = (
+    *("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1103"),
+    *("gfx1150", "gfx1151", "gfx1200", "gfx1201"),
+)
+"""Supported AMD architectures: MI200, MI300, MI350, RX 7900, RX 7800, Radeon 780M, 890M and 8060S (Ryzen AI Max), RX
+9060, RX 9070. The compiler of 3.13 doesn't know gfx1030 (RX 6800) and gfx1102 (RX 7600)."""
 
 LARGE = 1e9
 """Stands for infinity in programs for Vulkan."""
@@ -108,7 +117,7 @@ class IREE(Runtime):
     def missing(self, device: str) -> str | None:
         """Report a runtime that is not installed, and an unknown or missing device."""
         try:
-            runtime = _runtime()
+            _runtime()
         except ImportError as exc:
             return f"IREE's runtime is not installed ({first_line(exc)}). {INSTALL}"
         if reason := _unknown(device):
@@ -126,10 +135,15 @@ class IREE(Runtime):
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
             return f"This machine has no {device} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
+        if reason := hip.denied(device):
+            return reason
         try:
-            runtime.get_driver("hip").query_available_devices()
+            _hip_driver().query_available_devices()
+            hip.number_of(device)
+        except RuntimeMissing as exc:
+            return str(exc)
         except Exception as exc:  # the driver may raise anything
-            return f"ROCm's driver cannot be used ({first_line(exc)}). Install ROCm."
+            return f"ROCm's driver cannot be used ({first_line(exc)}). {hip.INSTALL}"
         return None
 
     def unbuildable(self, device: str) -> str | None:
@@ -236,7 +250,7 @@ class _Loaded:
             if target.device == CPU and (count := target.options.get(THREADS, threads())) is not None:
                 config = runtime.Config(device=_in_threads(int(count)))
             else:
-                config = runtime.Config(DRIVERS.get(target.device, "cuda" if target.device in PTX else "hip"))
+                config = runtime.Config(_place(target.device))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
@@ -364,6 +378,23 @@ def _vulkan_gpus() -> list[Any]:
         if "libvulkan" in str(exc):  # IREE's own message has nine lines
             raise RuntimeMissing(f"Vulkan's loader (libvulkan.so.1) was not found or cannot be loaded. {hint}") from exc
         raise RuntimeMissing(f"Vulkan cannot be used ({first_line(exc)}). {hint}") from exc
+
+
+def _place(device: str) -> str:
+    """IREE's address of a device: the driver, and which GPU of an AMD architecture."""
+    if device in HIP:
+        _hip_driver()
+        return f"hip://{hip.number_of(device)}"
+    return DRIVERS.get(device, "cuda")
+
+
+@cache
+def _hip_driver() -> Any:
+    """The driver for AMD GPUs. IREE itself finds HIP's library only by its name without a version."""
+    path = hip.library()
+    if path and DYLIB not in os.environ:
+        _runtime().flags.parse_flags(f"--hip_dylib_path=file:{path}")
+    return _runtime().get_driver("hip")
 
 
 def _no_nvidia(device: str) -> str | None:

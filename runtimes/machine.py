@@ -6,11 +6,13 @@ Linux reports everything. On other systems unknown values are None or empty, and
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +30,9 @@ INSTRUCTIONS = (
 
 VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 """PCI vendors of GPUs."""
+
+ENTER = "Add the user to the group that owns it (usually: sudo usermod -aG render,video $USER) and log in again."
+"""Advice on a device file that can't be opened."""
 
 NVIDIA_FIELDS = "name,memory.total,driver_version,compute_cap"
 
@@ -97,6 +102,14 @@ def instructions(root: Path = ROOT) -> tuple[str, ...]:
     return tuple(name for name in INSTRUCTIONS if name in flags)
 
 
+def shut(pattern: str, root: Path = ROOT) -> str | None:
+    """Why none of the device files of a pattern can be opened, and what to do; None where one can, or there is none."""
+    found = _glob(root, pattern)
+    if not found or any(os.access(path, os.R_OK | os.W_OK) for path in found):
+        return None
+    return f"this user cannot open {found[0]}. {ENTER}"
+
+
 def processor() -> str:
     """Description of this CPU for keys: its instruction sets, or its name where they are not reported."""
     return " ".join(instructions()) or _cpu_name(_cpu_info(ROOT))
@@ -155,22 +168,50 @@ def _nvidia(root: Path) -> Iterator[Gpu]:
         )
 
 
-def _amd(root: Path) -> Iterator[Gpu]:
-    """From the compute driver's topology; nodes without SIMDs are CPUs."""
-    version = _read(root / "sys/module/amdgpu/version")
+@dataclass(frozen=True)
+class AmdGpu:
+    """One GPU of AMD's compute driver."""
+
+    name: str
+    architecture: str | None
+    memory_bytes: int | None
+    address: str
+    """PCI domain, bus and device, for example `0000:03:00`."""
+    render: int
+    """The number of its device file `/dev/dri/renderD...`; 0 where it has none."""
+
+
+def amd_gpus(root: Path = ROOT) -> list[AmdGpu]:
+    """GPUs of the compute driver's topology, in its order; nodes without SIMDs are CPUs."""
+    found: list[AmdGpu] = []
     for path in _glob(root / "sys/class/kfd/kfd/topology/nodes", "*/properties"):
         pairs = (line.split() for line in (_read(path) or "").splitlines())
         properties = {pair[0]: _number(pair[1]) or 0 for pair in pairs if len(pair) == 2}
         if not properties.get("simd_count"):
             continue
         banks = [_read(bank) or "" for bank in _glob(path.parent / "mem_banks", "*/properties")]
-        sizes = [int(found[1]) for bank in banks if (found := re.search(r"^size_in_bytes (\d+)$", bank, re.MULTILINE))]
-        target = properties.get("gfx_target_version", 0)
+        sizes = [int(size[1]) for bank in banks if (size := re.search(r"^size_in_bytes (\d+)$", bank, re.MULTILINE))]
+        target, place = properties.get("gfx_target_version", 0), properties.get("location_id", 0)
+        found.append(
+            AmdGpu(
+                name=_read(path.parent / "name") or "unknown",
+                architecture=_gfx(target) if target else None,
+                memory_bytes=sum(sizes) or None,
+                address=f"{properties.get('domain', 0):04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}",
+                render=properties.get("drm_render_minor", 0),
+            )
+        )
+    return found
+
+
+def _amd(root: Path) -> Iterator[Gpu]:
+    version = _read(root / "sys/module/amdgpu/version")
+    for gpu in amd_gpus(root):
         yield Gpu(
-            name=_read(path.parent / "name") or "unknown",
+            name=gpu.name,
             vendor="AMD",
-            architecture=_gfx(target) if target else None,
-            memory_bytes=sum(sizes) or None,
+            architecture=gpu.architecture,
+            memory_bytes=gpu.memory_bytes,
             driver=f"amdgpu {version}" if version else "amdgpu",
         )
 

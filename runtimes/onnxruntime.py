@@ -14,6 +14,7 @@ and a session whose provider can't be loaded silently runs on the CPU. Both are 
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,6 +36,7 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
+from . import hip
 from .base import MOST_THREADS, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .cuda import capabilities, has_tf32
@@ -51,7 +53,7 @@ from .placement import (
     place,
     plugged,
 )
-from .providers import PROVIDERS, offered, settings
+from .providers import PROVIDERS, Provider, offered, settings
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -190,6 +192,10 @@ class ONNXRuntime(Runtime):
                 f"The installed ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Only one flavour can be "
                 f"installed: {first}{pip(provider.extra)}."
             )
+        if override := _override(provider):
+            return override
+        if provider.vendor == "AMD" and (denied := hip.denied()):
+            return denied
         if device != "CPU" and not elsewhere and (reason := fault(device, provider.precisions[0])):
             return f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
         return None
@@ -202,8 +208,8 @@ class ONNXRuntime(Runtime):
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
-        """Instruction sets of a CPU, for which the graph's layout is optimized; architecture and driver of GPUs; the
-        version of a plugin.
+        """Instruction sets of a CPU, for which the graph's layout is optimized; architecture and driver of GPUs, with
+        ROCm's version for AMD's; the version of a plugin, with which a context has to be loaded again.
         """
         if plugin := PROVIDERS[device].plugin:
             return {plugin: metadata.version(plugin.replace("_", "-"))}
@@ -214,7 +220,7 @@ class ONNXRuntime(Runtime):
         vendor = PROVIDERS[device].vendor
         gpus = [gpu for gpu in machine().gpus if vendor in (None, gpu.vendor)]
         found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
-        return {"gpu": found or f"unknown, of {platform.node()}"}
+        return {"gpu": found or f"unknown, of {platform.node()}"} | (hip.versions() if vendor == "AMD" else {})
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """Precisions in which a trial graph runs on the device; for ahead-of-time compilers, those of `PROVIDERS`."""
@@ -271,6 +277,7 @@ class ONNXRuntime(Runtime):
                 records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # needs tensors on the device
                 placed = place(out / GRAPH, options, target, chosen, job.usual)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
+                _check_cache(out / CACHE, PROVIDERS[target.device], placed)
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False
                     check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
@@ -329,6 +336,30 @@ def _has_tf32() -> bool:
         return has_tf32(capabilities()[0])
     except (RuntimeMissing, IndexError):
         return False
+
+
+def _override(provider: Provider) -> str | None:
+    """Why a provider wouldn't follow a profile: variables in the environment that take precedence; None without any."""
+    prefix = provider.environment
+    if prefix is None:
+        return None
+    found = sorted(name for name, text in os.environ.items() if text and name.startswith(prefix))
+    if not found:
+        return None
+    return (
+        f"{', '.join(found)} in the environment would override the options of {provider.name}, such as its precision "
+        f"and its cache. Remove it: unset {' '.join(found)}."
+    )
+
+
+def _check_cache(folder: Path, provider: Provider, placed: Mapping[str, object]) -> None:
+    """Raise `CompileError` where a provider that ran nodes stored no code: each load would recompile, without proof."""
+    if provider.caches and provider.name in placed and not any(folder.iterdir()):
+        raise CompileError(
+            f"{provider.name} stored no compiled code in its cache, so each load would recompile, which is not proved. "
+            f"Check that {folder.parent.parent} has space left, and that this version has the option "
+            f"{provider.caches[-1][0]}."
+        )
 
 
 def _write(job: Job, out: Path) -> None:

@@ -30,6 +30,7 @@ from ..core.tensors import Array
 from .base import MOST_THREADS, Costs, Facts, Job, Option, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .host import HostEngine
+from .machine import shut
 from .weights import in_memory
 
 BLOB = "engine.blob"
@@ -41,6 +42,12 @@ CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP1
 
 CHOOSERS = ("AUTO", "MULTI", "HETERO", "BATCH")
 """Virtual devices that select among devices."""
+
+FILES = {"GPU": "dev/dri/renderD*", "NPU": "dev/accel/accel*"}
+"""The devices' files on Linux, by kind."""
+
+DISCRETE = "DISCRETE"
+"""OpenVINO's type of a GPU that is a card."""
 
 DRIVERS = {
     "GPU": "An Intel GPU requires Intel's compute runtime (Debian and Ubuntu: apt install intel-opencl-icd).",
@@ -111,7 +118,13 @@ class OpenVINO(Runtime):
         if kind in CHOOSERS:
             return f"{device} selects a device automatically. Name one device; OpenVINO has: {', '.join(has)}."
         if device in has or any(name.split(".")[0] == device for name in has):
+            try:
+                _opened(device)
+            except RuntimeMissing as exc:
+                return str(exc)
             return None
+        if kind in FILES and (reason := shut(FILES[kind])):
+            return f"OpenVINO finds no {device}: {reason}"
         hint = f" {DRIVERS[kind]}" if kind in DRIVERS else ""
         return f"OpenVINO finds no {device}; devices found: {', '.join(has) or 'none'}.{hint}"
 
@@ -126,6 +139,11 @@ class OpenVINO(Runtime):
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """From the device's capabilities. f16 is not listed for a CPU without FP16, which would compute in bf16."""
         return tuple(precision for precision, name in CAPABILITIES.items() if name in _capabilities(device))
+
+    def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
+        """Except on an NPU, whose compiler requires fixed sizes."""
+        del options
+        return device.split(".")[0] != "NPU"
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
         """Costs on a CPU; other devices were not measured."""
@@ -155,7 +173,7 @@ class OpenVINO(Runtime):
         advice = "Try opset = 18 in the profile."
         with border(CompileError, f"OpenVINO refuses {job.part} on {target.device}", advice):
             model, _mapped = _read(job)
-            compiled = _core().compile_model(model, target.device, _config(target))
+            compiled = _core().compile_model(model, _opened(target.device), _config(target))
         _check_precision(compiled, target, job.part)
         on_progress(f"{job.part}: write", None)
         with (
@@ -213,7 +231,7 @@ class _Loaded:
             # Private pages: the library accepts writable memory only, and never writes.
             blob = np.memmap(path, dtype=np.uint8, mode="c")
             tensor = _library().Tensor(blob, shared_memory=True)
-            compiled = _core().import_model(tensor, target.device, _config(target))
+            compiled = _core().import_model(tensor, _opened(target.device), _config(target))
             self.request: Any = compiled.create_infer_request()
             self.compiled: Any = compiled
             self.blob: object = (tensor, blob)
@@ -293,9 +311,25 @@ def _version() -> str:
         return _library().get_version().split("-")[0]
 
 
+def _opened(device: str) -> str:
+    """The device that a name means: `GPU` is the only GPU, or the only one that is a card, whatever its number.
+
+    To OpenVINO itself it is `GPU.0`, the integrated one where there is one. Raises `RuntimeMissing` where several fit.
+    """
+    several = [name for name in _core().available_devices if name.startswith(f"{device}.")]
+    if len(several) < 2:
+        return device
+    kinds = {name: _core().get_property(name, "DEVICE_TYPE").name for name in several}
+    cards = [name for name, kind in kinds.items() if kind == DISCRETE]
+    if len(cards) == 1:
+        return cards[0]
+    found = ", ".join(f"{name} ({_core().get_property(name, 'FULL_DEVICE_NAME')})" for name in several)
+    raise RuntimeMissing(f"OpenVINO has several devices called {device}: {found}. Name one as the profile's device.")
+
+
 def _property(device: str, name: str) -> Any:
     with border(RuntimeMissing, f"OpenVINO does not report {name} of {device}", ASK):
-        return _core().get_property(device, name)
+        return _core().get_property(_opened(device), name)
 
 
 def _capabilities(device: str) -> tuple[str, ...]:
@@ -316,7 +350,7 @@ def _facts(device: str) -> dict[str, str]:
         "capabilities": " ".join(sorted(_capabilities(device))),
     }
     with border(RuntimeMissing, f"OpenVINO cannot compile for {device}", ASK):
-        compiled = _core().compile_model(_small_model(), device, {})
+        compiled = _core().compile_model(_small_model(), _opened(device), {})
     if "RUNTIME_REQUIREMENTS" in compiled.get_property("SUPPORTED_PROPERTIES"):
         return facts | {"requirements": str(compiled.get_property("RUNTIME_REQUIREMENTS"))}
     return facts | {"model": str(_property(device, "FULL_DEVICE_NAME"))}

@@ -28,6 +28,7 @@ from ..core.recipes import RECIPES, Precision
 from ..core.shapes import shape_of, sizes_of
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
+from . import hip
 from .base import Target
 from .border import ENOUGH, border, first_line
 from .host import Bound
@@ -51,6 +52,9 @@ HEAVY = frozenset(
     }
 )
 """Operators that must not run on the CPU, with outputs of any size."""
+
+GPU = "device_id"
+"""The option for the number of a GPU."""
 
 ALLOWED = "allow_nodes_on_cpu"
 """The option that allows nodes on the CPU."""
@@ -102,6 +106,8 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
         for name, value in settings.items():
             options.add_session_config_entry(provider.entries + name, value)
         given = {}
+    elif provider.vendor == "AMD" and GPU not in given:
+        given[GPU] = str(hip.number_of())  # the provider's default is the first one, often an integrated GPU
     beside = [(PROVIDERS[other].name, dict(PROVIDERS[other].fixed)) for other in provider.beside]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
     return _taken(_library().InferenceSession(graph, options, providers=asked, enable_fallback=0), provider)

@@ -36,6 +36,8 @@ class Provider:
     """Precisions that it computes in TF32 where GPU and environment allow that, without an option against it."""
     caches: tuple[tuple[str, str], ...] = ()
     """Options that make it store compiled code, and the folder (``{}``) for it."""
+    environment: str | None = None
+    """Prefix of environment variables that take precedence over its options; none of them may be set."""
     beside: tuple[str, ...] = ()
     """Entries of `PROVIDERS` for the same device, which run operators that this provider doesn't support."""
     memory: str | None = None
@@ -157,21 +159,27 @@ PROVIDERS: dict[str, Provider] = {
         "MIGraphXExecutionProvider",
         "onnxruntime-migraphx",
         options={
-            "migraphx_arena_extend_strategy": int,
+            "device_id": int,
+            "migraphx_arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
             "migraphx_exhaustive_tune": bool,
             "migraphx_mem_limit": int,
         },
         caches=(("migraphx_model_cache_dir", "{}"),),
+        environment="ORT_MIGRAPHX_",
         free_sizes=False,
-        needs="an AMD GPU, and ROCm 7 with MIGraphX",
+        needs=(
+            "an AMD GPU, and ROCm with MIGraphX in the version that the wheel was built for: ROCm 7.2 in /opt/rocm for "
+            "PyPI's 1.27.1; for ROCm 7.14 and 10, AMD has wheels for Python 3.12 (rocm.frameworks.amd.com)"
+        ),
         vendor="AMD",
     ),
+    # Not offered: enableGraphCapture, which silently replays the first call's inputs, unless all tensors are on the GPU
+    # (onnxruntime 32074).
     "WebGPU": Provider(
         "WebGpuExecutionProvider",
         "onnxruntime-webgpu",
         options={
             "dawnBackendType": ("Vulkan", "D3D12"),
-            "enableGraphCapture": bool,
             "enableInt64": bool,
             "powerPreference": ("high-performance", "low-power"),
             "preferredLayout": ("NCHW", "NHWC"),
@@ -187,6 +195,7 @@ PROVIDERS: dict[str, Provider] = {
             "disable_metacommands": bool,
             "performance_preference": ("default", "high_performance", "minimum_power"),
         },
+        fixed={"performance_preference": "high_performance"},  # else the first adapter, often an integrated GPU
         switches=("false", "true"),
         attributes={"enable_mem_pattern": False},
         system="Windows",

@@ -65,8 +65,14 @@ ORDER = ("run", "software", "built", "written")
 def profiles() -> str:
     """A table of all profiles, ordered by how they were tested."""
     every = sorted(map(load_profile, profile_names()), key=lambda one: (ORDER.index(one.proof), one.name))
-    lines = ["| profile | what for | computes in | proof |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{one.name}` | {one.title} | {precisions(one)} | {one.proof} |" for one in every)])
+    lines = ["| profile | what for | computes in | proof | options checked with |", "|---|---|---|---|---|"]
+    rows = ((f"`{one.name}`", one.title, precisions(one), one.proof, checked(one)) for one in every)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def checked(profile: Profile) -> str:
+    """The libraries with which its options were checked, for example `onnxruntime 1.31.1`."""
+    return ", ".join(profile.checked).replace("==", " ")
 
 
 def precisions(profile: Profile) -> str:

@@ -1,12 +1,15 @@
 """Lowering to f16: what is narrowed, what stays wide, and that the proof sees what f16 can't hold."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import onnxruntime
 import pytest
 
 from latentc.cli.why import why as show_why
 from latentc.compiler.build import build
-from latentc.compiler.cache import find
+from latentc.compiler.cache import Parity, find
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
 from latentc.compiler.parity import measure_typed
@@ -15,6 +18,7 @@ from latentc.compiler.proof import check_floor
 from latentc.compiler.targets import wanted
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import CompileError, ParityError, ProfileError, RuntimeMissing
+from latentc.core.recipes import RECIPES
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import Shapes, load_profile
@@ -229,3 +233,18 @@ def test_without_a_referee_nothing_is_built_for_an_absent_device(bundle, monkeyp
     target = Target("iree", "gfx942", "f16", {}, (), ())
     with pytest.raises(RuntimeMissing, match="This machine has no gfx942, so unet must be proved on the CPU"):
         measure_typed(bundle("sd1"), "unet", target)
+
+
+def test_advice_on_an_overflow_can_be_followed():
+    """SDXL's VAE on Qualcomm's NPU, which has no wider type."""
+    parity = Parity(psnr_db=math.nan, cosine=math.nan, reference="PyTorch, at export", graph_run_by="iree")
+
+    def said(name):
+        profile = load_profile(name)
+        target = SimpleNamespace(precision="f16", device=profile.device, recipe=RECIPES["f16"])
+        with pytest.raises(ParityError) as refused:
+            check_floor(None, profile, SimpleNamespace(part="vae_decoder", target=target), parity)
+        return str(refused.value)
+
+    assert "QNN computes in f16 only: export again with" in said("snapdragon-x-elite")
+    assert said("mi300x").endswith("Give vae_decoder a wider type under [precision].")

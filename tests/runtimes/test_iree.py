@@ -12,7 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from latentc.core.errors import CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.runtimes import Job
-from latentc.runtimes.iree import HIP, IREE, PTX, _plain
+from latentc.runtimes.border import call_program
+from latentc.runtimes.iree import HIP, IREE, PTX, _flags, _plain
 from latentc.runtimes.machine import Gpu, machine
 
 from .conftest import lower, write_graph
@@ -20,7 +21,10 @@ from .conftest import lower, write_graph
 pytestmark = pytest.mark.skipif(IREE().unbuildable("CPU") is not None, reason=str(IREE().unbuildable("CPU")))
 
 SLOW = pytest.mark.slow
-MACH = {"gfx90a": 0x3F, "gfx942": 0x4C, "gfx950": 0x4F, "gfx1100": 0x41, "gfx1101": 0x46, "gfx1201": 0x4E}
+MACH = {
+    "gfx90a": 0x3F, "gfx942": 0x4C, "gfx950": 0x4F, "gfx1100": 0x41, "gfx1101": 0x46, "gfx1103": 0x44,
+    "gfx1150": 0x43, "gfx1151": 0x4A, "gfx1200": 0x48, "gfx1201": 0x4E,
+}  # fmt: skip
 """LLVM's EF_AMDGPU_MACH: llvm.org/docs/AMDGPUUsage.html."""
 
 
@@ -48,6 +52,20 @@ def test_real_code_is_made_for_gpus_that_are_not_here(compiled, device):
     start = program.index(b"\x7fELF")
     assert int.from_bytes(program[start + 18 : start + 20], "little") == 224, "EM_AMDGPU"
     assert program[start + 48] == MACH[device]
+
+
+def test_the_compiler_does_not_know_two_of_amds_architectures_yet(tmp_path):
+    """When it does, add them to HIP and MACH."""
+    (tmp_path / "empty.mlir").write_text(
+        "func.func @f(%x: tensor<4xf32>) -> tensor<4xf32> { return %x : tensor<4xf32> }"
+    )
+    for device in ("gfx1030", "gfx1102"):
+        assert device not in HIP
+        with pytest.raises(CompileError, match=f"Unknown ROCM target '{device}'"):
+            call_program(
+                "IREE", sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", tmp_path / "empty.mlir",
+                *_flags(device), "-o", tmp_path / "out",
+            )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from latentc.runtimes import RUNTIMES, runtime
 from latentc.runtimes import machine as module
 from latentc.runtimes.diagnose import RuntimeState, advise, diagnose
-from latentc.runtimes.machine import Gpu, Machine, machine
+from latentc.runtimes.machine import Gpu, Machine, machine, shut
 
 
 @pytest.fixture
@@ -221,3 +221,13 @@ def test_without_any_library_each_says_what_to_install():
     assert 'constraints.txt ".[onnxruntime]"' in onnxruntime
     assert 'constraints.txt ".[export]"' in torch
     assert null == "null True None"
+
+
+def test_a_device_file_that_cannot_be_opened(tree, monkeypatch):
+    root = tree({"dev/dri/renderD128": "", "dev/dri/renderD129": ""})
+    assert shut("dev/dri/renderD*", root) is None
+    assert shut("dev/accel/accel*", root) is None, "there is none"
+    monkeypatch.setattr("os.access", lambda path, mode: path.name == "renderD129")
+    assert shut("dev/dri/renderD*", root) is None, "one is enough"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "renderD128. Add the user to the group" in (shut("dev/dri/renderD*", root) or "")

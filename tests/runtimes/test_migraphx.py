@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from latentc.compiler.engines import load
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
-from latentc.runtimes import Job
+from latentc.runtimes import Job, hip
 from latentc.runtimes import migraphx as module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.machine import Gpu, machine
@@ -24,14 +25,20 @@ from latentc.runtimes.migraphx import MIGraphX
 from .conftest import OUTPUTS, lower, write_graph
 
 DRIVER = f"""#!{sys.executable}
-import json, shutil, sys
+import json, os, shutil, sys
 from pathlib import Path
+if "--help" in sys.argv:
+    print("    --gpu [bool]" if Path(__file__).with_name("old").exists() else "    --gpu-arch [std::string]")
+    sys.exit()
 if sys.argv[1] == "--version":
     print("MIGraphX Version: 2.15.0.20250912-17-195-g1afd1b89c")
     sys.exit()
 out = Path(sys.argv[sys.argv.index("--output") + 1])
 graph = Path(sys.argv[sys.argv.index("--onnx") + 1])
-Path(__file__).with_name("told.json").write_text(json.dumps(sys.argv[1:]))
+Path(__file__).with_name("told.json").write_text(json.dumps([*sys.argv[1:], os.environ.get("HIP_VISIBLE_DEVICES")]))
+if "REFUSED" in graph.name:
+    print("MIGraphX Version: 2.14.0\\n\x1b[31mError: \x1b[0mFound argument '--gpu-arch' which wasn't expected\\nUSAGE:")
+    sys.exit()
 if "FAIL" in graph.name:
     print("[ERROR] /AMDMIGraphX/src/onnx: error: PARSE_MATMUL: tensor dimension mismatch", file=sys.stderr)
     sys.exit(1)
@@ -67,6 +74,11 @@ def here(monkeypatch):
     library = SimpleNamespace(load=load_program, argument=np.array, __version__="dev")
     monkeypatch.setattr(module, "machine", lambda: with_gpu)
     monkeypatch.setattr(module, "_module", lambda: library)
+    monkeypatch.setattr(hip, "denied", lambda architecture: None)
+    monkeypatch.setattr(hip, "number_of", lambda architecture: 2)
+    used = []
+    monkeypatch.setattr(hip, "use", used.append)
+    return used
 
 
 @pytest.fixture
@@ -89,21 +101,44 @@ def compile_to(case, out, **options):
     return out
 
 
-def test_the_driver_is_told_the_device_and_the_options(case, told, tmp_path):
-    compile_to(case, tmp_path / "out", exhaustive_tune=True, gpu_arch_params="{num_cu:304, num_chiplets:8}")
+PARAMS = load_profile("mi300x-mxr").options
+
+
+def test_without_the_gpu_the_driver_is_told_the_architecture_and_its_parameters(case, told, tmp_path):
+    compile_to(case, tmp_path / "out", **PARAMS)
     given = told()
     assert given[:3] == ["compile", "--onnx", str(case.graph)]
     assert given[given.index("--gpu-arch") + 1] == "gfx942"
     assert given[given.index("--gpu-arch-params") + 1] == "{num_cu:304, num_chiplets:8}"
-    assert {"--enable-offload-copy", "--exhaustive-tune", "--binary"} <= set(given)
+    assert {"--enable-offload-copy", "--disable-fast-math", "--binary"} <= set(given)
     assert MIGraphX().versions() == {"migraphx": "2.15.0"}, "it is in the key"
-    assert "--exhaustive-tune" not in (compile_to(case, tmp_path / "plain"), told())[1]
+    assert "--disable-fast-math" not in (compile_to(case, tmp_path / "fast", fast_math=True), told())[1]
+    with pytest.raises(CompileError, match="exhaustive_tune measures kernels on the GPU, and this machine has no gfx"):
+        compile_to(case, tmp_path / "tuned", exhaustive_tune=True)
+
+
+def test_with_the_gpu_it_is_compiled_for_that_one_and_measured(case, told, here, tmp_path, monkeypatch):
+    compile_to(case, tmp_path / "out", exhaustive_tune=True, **PARAMS)
+    given = told()
+    assert not {"--gpu-arch", "--gpu-arch-params"} & set(given)
+    assert {"--exhaustive-tune", "--disable-fast-math"} <= set(given)
+    assert given[-1] == "2", "the driver sees the GPU of this architecture only"
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "4,5,7")
+    compile_to(case, tmp_path / "visible")
+    assert told()[-1] == "7", "the third of those that this process sees"
+
+
+def test_a_driver_that_cannot_do_without_the_gpu_is_not_asked_to(told, here):
+    (Path(shutil.which("migraphx-driver")).parent / "old").touch()
+    assert MIGraphX().unbuildable("gfx942") is None
+    assert "it has no --gpu-arch, which was added in June 2026" in MIGraphX().unbuildable("gfx1100")
 
 
 def test_it_computes_what_it_was_given(case, told, here, tmp_path):
     out = compile_to(case, tmp_path / "out")
     shutil.copy(case.graph.with_name("model.onnx_data"), out)  # the stand-in's program is the graph
     engine = MIGraphX().load(out, case.target, files_in(out))
+    assert here == [2], "it is loaded onto the GPU that is current"
     for name, wanted in case.expected(case.feeds).items():
         np.testing.assert_allclose(engine.run(case.feeds)[name], wanted, rtol=0, atol=1e-4)
     one = replace(case.target, outputs=OUTPUTS[:1])
@@ -113,7 +148,14 @@ def test_it_computes_what_it_was_given(case, told, here, tmp_path):
         engine.run(case.feeds)
 
 
-@pytest.mark.parametrize(("name", "message"), [("FAIL", "PARSE_MATMUL: tensor"), ("SILENT", "wrote no file")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FAIL", "PARSE_MATMUL: tensor"),
+        ("SILENT", "it wrote no file and no message"),
+        ("REFUSED", "Error: Found argument '--gpu-arch' which wasn't expected. Try"),  # and the exit status is 0
+    ],
+)
 def test_what_the_driver_refuses(case, told, tmp_path, name, message):
     case.graph = case.graph.rename(case.graph.with_name(f"{name}.onnx"))
     with pytest.raises(CompileError, match=f"MIGraphX cannot compile unet for gfx942: .*{message}"):

@@ -169,6 +169,36 @@ def test_an_engine_that_was_compiled_again_over_the_old_one_is_refused(case, tmp
         case.adapter.load(tmp_path / "out", target, files)
 
 
+def test_a_build_that_stores_no_code_fails(case, tmp_path, monkeypatch):
+    stand_in(monkeypatch, caches=(("keep", "{}"),))
+    real = placement.open_session
+    monkeypatch.setattr(placement, "open_session", lambda graph, options, device, _: real(graph, options, device, {}))
+    with pytest.raises(CompileError, match="stored no compiled code in its cache.*has the option keep"):
+        case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
+
+
+def test_variables_that_override_the_profile_are_refused(monkeypatch):
+    """As MIGraphX's provider reads them: any text counts, and 0 is text (migraphx_execution_provider.cc)."""
+    stand_in(monkeypatch, environment="ORT_DSP_")
+    assert ONNXRuntime().missing("DSP") is None
+    monkeypatch.setenv("ORT_DSP_MODEL_CACHE_PATH", "/tmp")
+    monkeypatch.setenv("ORT_DSP_FP16_ENABLE", "0")
+    reason = ONNXRuntime().missing("DSP")
+    assert reason is not None
+    assert reason.startswith("ORT_DSP_FP16_ENABLE, ORT_DSP_MODEL_CACHE_PATH in the environment would override")
+    assert reason.endswith("Remove it: unset ORT_DSP_FP16_ENABLE ORT_DSP_MODEL_CACHE_PATH.")
+    assert PROVIDERS["MIGraphX"].environment == "ORT_MIGRAPHX_"
+
+
+def test_without_access_to_the_gpu_no_engine_is_to_be_removed(monkeypatch):
+    stand_in(monkeypatch, vendor="AMD")
+    monkeypatch.setattr(module.hip, "denied", lambda: "This user cannot open /dev/kfd, which ROCm requires.")
+    assert ONNXRuntime().missing("DSP") == "This user cannot open /dev/kfd, which ROCm requires."
+    assert ONNXRuntime().device("DSP").keys() == {"gpu"}
+    monkeypatch.setattr(module.hip, "versions", lambda: {"rocm": "7.14.0", "migraphx": "libmigraphx.so.2016000.0"})
+    assert ONNXRuntime().device("DSP").keys() == {"gpu", "rocm", "migraphx"}, "they are in the key"
+
+
 def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
     """By the same calls, in memory that is called cpu."""
     stand_in(monkeypatch, memory="cpu")
@@ -218,6 +248,16 @@ def test_options_that_a_provider_takes_as_entries_only(case, monkeypatch):
     placement.open_session(str(case.artifact / "engine.onnx"), options, "DSP", {"layout": "NHWC"})
     assert options.get_session_config_entry("ep.dsp.layout") == "NHWC"
     assert asked == [[("CPUExecutionProvider", {})]]
+
+
+def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
+    library, given = placement._library(), []
+    monkeypatch.setattr(placement.hip, "number_of", lambda: 1)
+    monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
+    monkeypatch.setattr(library, "InferenceSession", lambda graph, options, providers, **_: given.append(providers))
+    for options in ({}, {"device_id": "0"}):
+        placement.open_session("", library.SessionOptions(), "MIGraphX", options)
+    assert given == [[("MIGraphXExecutionProvider", {"device_id": number})] for number in ("1", "0")]
 
 
 @pytest.mark.parametrize("profile", [one for one in map(load_profile, profile_names()) if one.runtime == "onnxruntime"])
@@ -310,7 +350,8 @@ def test_what_providers_are_told(case, tmp_path):
     assert "trt_profile_min_shapes" not in recorded
     assert recorded["trt_cuda_graph_enable"] == "True"  # its parser raises for 1 and true
     assert settings(target_of(case, "DirectML", options={"disable_metacommands": False}), tmp_path) == {
-        "disable_metacommands": "false"
+        "disable_metacommands": "false",
+        "performance_preference": "high_performance",
     }
     assert settings(target_of(case, "MIGraphX"), tmp_path) == {"migraphx_model_cache_dir": str(tmp_path)}
 
@@ -386,6 +427,8 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
         ({"enable_cuda_graf": True}, "Did you mean 'enable_cuda_graph'"),
         ({"preferredLayout": "NCWH"}, "one of: NCHW, NHWC"),
         ({"gpu_mem_limit": True}, "an integer"),
+        ({"enableGraphCapture": True}, "no option 'enableGraphCapture'"),  # it answers wrongly with host inputs
+        ({"migraphx_arena_extend_strategy": 1}, "one of: kNextPowerOfTwo, kSameAsRequested"),
         ({"allow_nodes_on_cpu": 1}, "true or false"),
         ({"session.intra_op.allow_spinning": 0.5}, "true, false, an integer or a string"),
     ],

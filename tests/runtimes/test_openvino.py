@@ -3,11 +3,14 @@
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from latentc.core.errors import CompileError, ProfileError
+from latentc.profiles import load_profile
+from latentc.runtimes import openvino as module
 from latentc.runtimes.base import Target, files_in
 from latentc.runtimes.openvino import CACHE, CACHED, OpenVINO, _config, _Pipe
 
@@ -35,16 +38,12 @@ def test_a_precision_survives_loading(case, tmp_path, precision):
 
 
 def test_only_the_precisions_that_the_cpu_has_are_listed(case, monkeypatch):
-    import latentc.runtimes.openvino as module
-
     monkeypatch.setattr(module, "_capabilities", lambda device: ("WINOGRAD", "FP32", "INT8", "BF16"))
     assert case.adapter.precisions("CPU") == ("f32", "bf16")
 
 
 def test_another_precision_than_asked_for_is_refused(case, tmp_path, monkeypatch):
     """What a CPU without FP16 does: it is asked for f16 and takes bf16."""
-    import latentc.runtimes.openvino as module
-
     config = module._config
     monkeypatch.setattr(module, "_config", lambda target: config(target) | {"INFERENCE_PRECISION_HINT": "f32"})
     with pytest.raises(CompileError, match=r"should be computed in bf16 on CPU, but OpenVINO chose f32"):
@@ -135,3 +134,58 @@ def test_the_cache_of_sizes_is_bounded_and_can_be_bounded_otherwise():
         adapter.check({"CPU_RUNTIME_CACHE_CAPACTIY": 7})
     with pytest.raises(ProfileError, match=CACHE):
         adapter.check({CACHE: "several"})
+
+
+def devices_of(monkeypatch, **kinds):
+    """A core with these GPUs beside the CPU; the types are the library's own."""
+    types = module._library().properties.device.Type
+    facts = {name.replace("_", "."): getattr(types, kind) for name, kind in kinds.items()}
+    core = SimpleNamespace(
+        available_devices=["CPU", *facts],
+        get_property=lambda name, key: facts[name] if key == "DEVICE_TYPE" else f"Intel {facts[name].name.lower()}",
+    )
+    monkeypatch.setattr(module, "_core", lambda: core)
+    return OpenVINO()
+
+
+def test_a_card_is_chosen_before_the_integrated_gpu(monkeypatch):
+    adapter = devices_of(monkeypatch, GPU_0="INTEGRATED", GPU_1="DISCRETE")
+    assert [module._opened(device) for device in ("GPU", "GPU.0", "CPU", "NPU")] == ["GPU.1", "GPU.0", "CPU", "NPU"]
+    assert adapter.missing("GPU") is None
+    devices_of(monkeypatch, GPU="INTEGRATED")
+    assert module._opened("GPU") == "GPU", "the only one"
+    for second in ("DISCRETE", "INTEGRATED"):
+        adapter = devices_of(monkeypatch, GPU_0=second, GPU_1=second)
+        assert "several devices called GPU: GPU.0 (Intel " in (adapter.missing("GPU") or "")
+        assert adapter.missing("GPU.1") is None
+
+
+def test_what_is_compiled_loaded_and_asked_is_the_chosen_device(case, tmp_path, monkeypatch):
+    """With the CPU in the place of the card."""
+    monkeypatch.setattr(module, "_opened", lambda device: "CPU")
+    monkeypatch.setattr(OpenVINO, "missing", lambda self, device: None)
+    module._facts.cache_clear()
+    assert case.adapter.device("GPU") == case.adapter.device("CPU")
+    target = case.compile(tmp_path / "out", device="GPU")
+    case.adapter.load(tmp_path / "out", target, files_in(tmp_path / "out")).close()
+    module._facts.cache_clear()
+
+
+def test_a_device_that_the_user_cannot_open_is_said(monkeypatch):
+    if any(device != "CPU" for device in OpenVINO().devices()):
+        pytest.skip("this machine has more than a CPU")
+    monkeypatch.setattr(module, "shut", lambda pattern: f"this user cannot open {pattern}.")
+    assert OpenVINO().missing("NPU") == "OpenVINO finds no NPU: this user cannot open dev/accel/accel*."
+
+
+def test_an_npu_takes_fixed_sizes():
+    adapter, profile = OpenVINO(), load_profile("intel-npu")
+    assert profile.shapes.sizes
+    assert not adapter.takes_free_sizes(profile.device, profile.options)
+    assert adapter.takes_free_sizes("GPU.1", {})
+
+
+def test_the_gpu_plugin_has_the_option_for_large_allocations():
+    """docs/targets.md advises it for an Arc with more memory than one allocation may have."""
+    (plugin,) = Path(module._library().__file__).parent.rglob("*openvino_intel_gpu_plugin.so")
+    assert b"GPU_ENABLE_LARGE_ALLOCATIONS" in plugin.read_bytes()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -74,6 +75,11 @@ def test_code_for_an_npu_that_is_not_here_is_made_and_not_run(compiled):
     assert case.adapter.missing("QNN").startswith("QNNExecutionProvider finds no NPU. It requires a Snapdragon")
     with pytest.raises(RuntimeMissing, match="finds no NPU"):
         case.adapter.load(case.artifact, case.target, files_in(case.artifact))
+
+
+def test_a_context_belongs_to_one_version_of_the_plugin():
+    """Contexts of another one may be refused, or be slower (onnxruntime-qnn 858); the key has the version."""
+    assert ONNXRuntime().device("QNN") == {"onnxruntime_qnn": metadata.version("onnxruntime-qnn")}
 
 
 def test_what_it_must_be_told_and_what_it_would_take_in_silence(make_case, tmp_path):
