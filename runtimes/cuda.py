@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from threading import Lock
+from traceback import clear_frames
 from typing import Any
 
 from ..core.errors import CompileError, RuntimeMissing
@@ -36,19 +37,41 @@ AMPERE = 80
 """The first compute capability with TF32."""
 
 
+RETAINED: dict[int, c_void_p] = {}
+"""The primary context of each GPU in use, until the process ends. Releasing the last reference would reset the context
+under NVIDIA's other libraries, which keep state in it.
+"""
+_RETAIN = Lock()
+
+
 class Driver:
     """One GPU's primary context, and a stream on it."""
 
     def __init__(self, library: Any, ordinal: int) -> None:
-        self._library = library
-        self._device, self._context, self._stream = c_int(), c_void_p(), c_void_p()
-        _call(library, "cuDeviceGet", byref(self._device), ordinal)
-        _call(library, "cuDevicePrimaryCtxRetain", byref(self._context), self._device)
+        self._library, self._stream = library, c_void_p()
+        with _RETAIN:
+            if ordinal not in RETAINED:
+                device, context = c_int(), c_void_p()
+                _call(library, "cuDeviceGet", byref(device), ordinal)
+                _call(library, "cuDevicePrimaryCtxRetain", byref(context), device)
+                RETAINED[ordinal] = context
+        self._context = RETAINED[ordinal]
+        self._here("cuStreamCreate", byref(self._stream), NON_BLOCKING)
+
+    @contextmanager
+    def current(self) -> Generator[None]:
+        """Make the context current in this thread, as other libraries require it, and restore the previous one.
+
+        After an error, the objects that its frames hold are freed while the context is current.
+        """
+        _call(self._library, "cuCtxPushCurrent_v2", self._context)
         try:
-            self._here("cuStreamCreate", byref(self._stream), NON_BLOCKING)
-        except CompileError:
-            _call(library, "cuDevicePrimaryCtxRelease_v2", self._device)
+            yield
+        except BaseException as exc:
+            clear_frames(exc.__traceback__)
             raise
+        finally:
+            _call(self._library, "cuCtxPopCurrent_v2", byref(c_void_p()))
 
     @property
     def stream(self) -> int:
@@ -108,16 +131,13 @@ class Driver:
         self._here("cuGraphExecDestroy", c_void_p(graph))
 
     def close(self) -> None:
-        """Destroy the stream and release the context."""
-        try:
-            self._here("cuStreamDestroy_v2", self._stream)
-        finally:
-            _call(self._library, "cuDevicePrimaryCtxRelease_v2", self._device)
+        """Destroy the stream."""
+        self._here("cuStreamDestroy_v2", self._stream)
 
     def _here(self, name: str, *arguments: object) -> None:
         """Call a function in this context, from any thread."""
-        _call(self._library, "cuCtxSetCurrent", self._context)
-        _call(self._library, name, *arguments)
+        with self.current():
+            _call(self._library, name, *arguments)
 
 
 class Room:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -222,41 +222,47 @@ class TensorRT(Runtime):
         target = job.target
         if reason := self.unbuildable(target.device):
             raise RuntimeMissing(reason)
-        trt, log = _library(self._is.module), _logger(self._is.module)
+        log = _logger(self._is.module)
         log.clear()
-        with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT cannot build {job.part}", TRY))
-            if not self._is.builds_elsewhere:  # kernels are timed on the GPU whose context is current
-                stack.callback(open_driver(target.device).close)
-            builder = trt.Builder(log)
-            network = builder.create_network(_network_flags(trt))
-            parser = trt.OnnxParser(network, log)
-            if not parser.parse_from_file(str(job.graph)):
-                raise CompileError(
-                    f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
-                )
-            _let_decompose(trt, network)
-            config = builder.create_builder_config()
-            _configure(trt, config, target)
-            if target.shape is None:
-                config.add_optimization_profile(_ranges(builder, job))
-            config.progress_monitor = _monitor(trt, job.part, on_progress)
+        with border(CompileError, f"TensorRT cannot build {job.part}", TRY):
             if self._is.builds_elsewhere:
-                each = target.device.split(TOGETHER)
-                config.num_compute_capabilities = len(each)
-                for place, capability in enumerate(each):
-                    config.set_compute_capability(getattr(trt.ComputeCapability, capability.upper()), place)
-                plan = builder.build_serialized_network(network, config)
+                self._build(job, out, log, on_progress)
             else:
-                plan = self._build_here(job, builder, network, config)
-            if plan is None:
-                advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
-                what = f"TensorRT cannot build {job.part} for {target.device}"
-                raise CompileError(sentence(what, log.worst or NO_REASON, advice))
-            (out / PLAN).write_bytes(plan)
+                with _current(target.device):  # kernels are timed on this GPU
+                    self._build(job, out, log, on_progress)
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
+
+    def _build(self, job: Job, out: Path, log: Any, on_progress: Progress) -> None:
+        """Write the plan. All objects of the library are freed at the end, while the GPU's context is current."""
+        target, trt = job.target, _library(self._is.module)
+        builder = trt.Builder(log)
+        network = builder.create_network(_network_flags(trt))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse_from_file(str(job.graph)):
+            raise CompileError(
+                f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
+            )
+        _let_decompose(trt, network)
+        config = builder.create_builder_config()
+        _configure(trt, config, target)
+        if target.shape is None:
+            config.add_optimization_profile(_ranges(builder, job))
+        config.progress_monitor = _monitor(trt, job.part, on_progress)
+        if self._is.builds_elsewhere:
+            each = target.device.split(TOGETHER)
+            config.num_compute_capabilities = len(each)
+            for place, capability in enumerate(each):
+                config.set_compute_capability(getattr(trt.ComputeCapability, capability.upper()), place)
+            plan = builder.build_serialized_network(network, config)
+        else:
+            plan = self._build_here(job, builder, network, config)
+        if plan is None:
+            advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
+            what = f"TensorRT cannot build {job.part} for {target.device}"
+            raise CompileError(sentence(what, log.worst or NO_REASON, advice))
+        (out / PLAN).write_bytes(plan)
 
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
         """Build on the target GPU, with its timing cache of earlier builds."""
@@ -283,12 +289,12 @@ class TensorRT(Runtime):
             raise RuntimeMissing(reason)
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
-        with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT cannot refit {job.part}", "Build it without --like."))
+        with border(CompileError, f"TensorRT cannot refit {job.part}", "Build it without --like."):
             if (other / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != without_weights(job.graph, job.weights):
                 raise CompileError(f"The graph of {job.part} differs from that of {other} in more than its weights.")
-            stack.callback(open_driver(device).close)
-            (out / PLAN).write_bytes(refitted(trt, log, (other / PLAN).read_bytes(), job.graph))
+            with _current(device):
+                plan = refitted(trt, log, (other / PLAN).read_bytes(), job.graph)
+            (out / PLAN).write_bytes(plan)
         for name in (WITHOUT_WEIGHTS, MEMORY):
             shutil.copyfile(other / name, out / name)
 
@@ -312,6 +318,17 @@ class TensorRT(Runtime):
 def _chosen(device: str, has: Sequence[str]) -> str:
     """The first capability of a target that this machine has; empty where it has none."""
     return next((one for one in device.split(TOGETHER) if one in has), "")
+
+
+@contextmanager
+def _current(device: str) -> Generator[None]:
+    """Make the context of a GPU current."""
+    driver = open_driver(device)
+    try:
+        with driver.current():
+            yield
+    finally:
+        driver.close()
 
 
 def _network_flags(trt: Any) -> int:

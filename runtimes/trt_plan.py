@@ -53,7 +53,7 @@ class LoadedPlan:
         self._room = ROOMS[target.device]
         self._room.join()
         try:
-            with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)):
+            with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)), self._driver.current():
                 self._runtime = library.Runtime(log)
                 self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
                 if self._engine is not None:
@@ -72,24 +72,26 @@ class LoadedPlan:
         """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
         driver = self._driver
         assert driver is not None
-        with border(CompileError, "TensorRT failed while computing", ENOUGH):
+        with border(CompileError, "TensorRT failed while computing", ENOUGH), driver.current():
             outputs = {
                 tensor.name: np.empty(shape_of(tensor.shape, sizes), np.float32) for tensor in self._target.outputs
             }
             self._shape(feeds)
             with self._room.lock:
-                for name, array in feeds.items():
-                    self._feed(driver, name, array)
-                for name, array in outputs.items():
-                    self._buffer(driver, name, array.nbytes)
-                self._settle(driver)
+                staged: list[Array] = []  # until their copies end
                 try:
+                    for name, array in feeds.items():
+                        staged.append(np.ascontiguousarray(array))
+                        self._feed(driver, name, array, staged[-1])
+                    for name, array in outputs.items():
+                        self._buffer(driver, name, array.nbytes)
+                    self._settle(driver)
                     self._work(driver)
                     for name, array in outputs.items():
                         driver.copy_out(array, self._buffers[name][0])
                     driver.wait()
                 except BaseException:
-                    with suppress(CompileError):  # the shared memory isn't free while a call runs
+                    with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
                         driver.wait()
                     raise
         return outputs
@@ -101,6 +103,7 @@ class LoadedPlan:
             return
         with ExitStack() as last:  # all are called, even if one fails
             last.callback(driver.close)
+            last.enter_context(driver.current())
             last.callback(self._room.leave, driver)
             for address, _ in self._buffers.values():
                 last.callback(driver.free, address)
@@ -127,8 +130,8 @@ class LoadedPlan:
         if changed:
             self._needs, self._place = self._context.update_device_memory_size_for_shapes(), None
 
-    def _feed(self, driver: Driver, name: str, array: Array) -> None:
-        whole = np.ascontiguousarray(array)
+    def _feed(self, driver: Driver, name: str, array: Array, whole: Array) -> None:
+        """Copy `whole`, a contiguous copy of `array` or the array itself, unless the device has it."""
         address = self._buffer(driver, name, whole.nbytes)
         if isinstance(array, Bound) and self._there.get(name) is array:
             return

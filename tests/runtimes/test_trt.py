@@ -5,9 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import local
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import onnx
@@ -268,6 +272,32 @@ def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, versi
     assert wanted <= set(told["used"])
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_builds_is_freed_while_the_context_is_current(monkeypatch, tmp_path, fails):
+    memory, freed = Memory(), []
+
+    class Held:
+        def __getattr__(self, name):
+            return lambda *_, **__: Held() if name != "build_serialized_network" else None if fails else b"plan"
+
+        def __del__(self):
+            freed.append(memory.is_current)
+
+    kinds = {"Builder": lambda _: Held(), "OnnxParser": lambda *_: Held(), "BuilderFlag": SimpleNamespace(TF32=0)}
+    library = SimpleNamespace(__version__="11.4.0", IProgressMonitor=object, **kinds)
+    monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: library)
+    log = SimpleNamespace(worst="", clear=lambda: None, memory={})
+    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda module: log)
+    target = Target("tensorrt", "sm89", "f16", {}, (), (), {})
+    outcome = pytest.raises(CompileError, match="cannot build unet") if fails else nullcontext()
+    with outcome:
+        tensorrt().compile(Job("unet", tmp_path / "graph.onnx", tmp_path, target), tmp_path, quiet)
+    assert len(freed) >= 5
+    assert all(freed)
+    assert not memory.is_current
+
+
 def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     adapter = tensorrt()
@@ -290,12 +320,39 @@ def no_library(module):
     raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
 
 
+OUTSIDE_CONTEXTS = {
+    *("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
+    *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuGetErrorString"),
+}
+"""Functions that need no current context."""
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_in_use(monkeypatch):
+    monkeypatch.setattr("latentc.runtimes.cuda.RETAINED", {})
+
+
 class Memory:
     """The driver's functions over the host's memory: what is copied in comes out."""
 
     def __init__(self):
         self.blocks, self.calls, self.fails = {}, [], None
         self.captured = self.capturing = None
+        self.entered = local()
+
+    @property
+    def is_current(self):
+        """Whether the GPU's context is current in this thread."""
+        return getattr(self.entered, "times", 0) > 0
+
+    def do_cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        self.entered.times = getattr(self.entered, "times", 0) + 1
+        return 0
+
+    def do_cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        assert self.is_current
+        self.entered.times -= 1
+        return 0
 
     def __getattr__(self, name):
         if name.startswith("do_"):
@@ -303,6 +360,7 @@ class Memory:
 
         def call(*arguments):
             self.calls.append(name)
+            assert self.is_current or name in OUTSIDE_CONTEXTS, f"{name} without a current context"
             if self.fails == name:
                 return 2
             return getattr(self, f"do_{name}", lambda *_: 0)(*arguments)
@@ -379,10 +437,19 @@ def test_the_driver_copies_and_says_what_failed():
     driver.free(address)
     driver.close()
     assert library.blocks == {}
-    assert library.calls[-2:] == ["cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"]
+    assert library.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
+    assert not library.is_current
     library.fails = "cuMemAlloc_v2"
     with pytest.raises(CompileError, match=r"cuMemAlloc_v2 failed \(out of memory\)"):
         driver.allocate(8)
+
+
+def test_a_gpu_has_one_context_until_the_process_ends():
+    library = Memory()
+    for ordinal in (0, 1, 0):
+        Driver(library, ordinal).close()
+    assert library.calls.count("cuDevicePrimaryCtxRetain") == 2
+    assert not [name for name in library.calls if "Release" in name or "Reset" in name]
 
 
 class Context:
@@ -391,6 +458,11 @@ class Context:
     def __init__(self, memory):
         self.shapes, self.addresses, self.memory, self.room = {}, {}, memory, None
         self.refuses = self.refuses_capture = False
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and callable(getattr(Context, name, None)):
+            assert self.memory.is_current, f"{name} without a current context"
+        return super().__getattribute__(name)
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -447,6 +519,7 @@ def load(monkeypatch, tmp_path):
 
     made.memory = memory
     yield made
+    assert not memory.is_current, "the thread's own context is current again"
     assert memory.blocks == {}, "all was given back"
     ROOMS.clear()
 
@@ -464,7 +537,7 @@ def test_an_engine_copies_in_runs_and_copies_out(loaded):
     assert len(memory.blocks) == 3, "a buffer for each tensor and room to compute, made larger where it had to be"
     engine.close()
     assert memory.blocks == {}
-    assert memory.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    assert memory.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
 
 
 def test_what_goes_wrong_on_the_device_is_said_and_nothing_is_freed_twice(loaded):
@@ -481,6 +554,37 @@ def test_what_goes_wrong_on_the_device_is_said_and_nothing_is_freed_twice(loaded
         engine.run({"sample": feed})
     engine.close()
     assert memory.blocks == {}
+
+
+def test_an_engine_is_called_and_closed_in_other_threads(load, monkeypatch):
+    (engine, _), memory, freed = load(graphed=True), load.memory, []
+    forget = LoadedPlan._forget
+    monkeypatch.setattr(LoadedPlan, "_forget", lambda plan: freed.append(memory.is_current) or forget(plan))
+    feed = np.ones((1, 4, 4, 4), np.float32)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for thread in (first, second):
+            assert (thread.submit(engine.run, {"sample": feed}).result()["out_sample"] == 2).all()
+        second.submit(engine.close).result()
+    assert freed == [True]
+
+
+def test_what_is_copied_in_is_kept_until_the_copy_ends(loaded, monkeypatch):
+    engine, _, memory = loaded
+    copied = []
+    copy = Driver.copy_in
+    monkeypatch.setattr(Driver, "copy_in", lambda self, to, array: copied.append(ref(array)) or copy(self, to, array))
+    wait = Driver.wait
+    monkeypatch.setattr(Driver, "wait", lambda self: [kept.append(one() is not None) for one in copied] + [wait(self)])
+    kept = []
+    across = np.ones((1, 4, 4, 8), np.float32)[..., ::2]
+    assert (engine.run({"sample": across})["out_sample"] == 2).all()
+    assert kept == [True]
+    monkeypatch.setattr(Driver, "allocate", lambda *_: 1 / 0)  # the second copy isn't begun
+    with pytest.raises(CompileError, match="division by zero"):
+        engine.run({"sample": np.ones((1, 4, 8, 16), np.float32)[..., ::2]})
+    assert memory.calls.count("cuMemcpyHtoDAsync_v2") == 1
+    monkeypatch.undo()
+    engine.close()
 
 
 def test_what_is_bound_is_copied_in_once(loaded):
@@ -543,7 +647,7 @@ def test_what_fails_while_closing_keeps_nothing_else(load):
     memory.fails = "cuMemFree_v2"
     with pytest.raises(CompileError, match="cuMemFree_v2 failed"):
         engine.close()
-    assert memory.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    assert memory.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
     memory.fails = None
     memory.blocks.clear()
     other, _ = load()
