@@ -32,7 +32,9 @@ NON_BLOCKING = 1
 NAME_BYTES = 256
 
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-"""Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32."""
+"""Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32, and 1 makes cuBLAS and cuDNN do so,
+whatever their options are.
+"""
 AMPERE = 80
 """The first compute capability with TF32."""
 
@@ -191,6 +193,11 @@ def has_tf32(capability: str) -> bool:
     forbids it.
     """
     return os.environ.get(TF32_OVERRIDE) != "0" and int(capability.removeprefix("sm")) >= AMPERE
+
+
+def forces_tf32(capability: str) -> bool:
+    """Whether the environment may make NVIDIA's libraries compute f32 in TF32 on such a GPU, against their options."""
+    return has_tf32(capability) and TF32_OVERRIDE in os.environ
 
 
 def gpu_name(capability: str) -> str:

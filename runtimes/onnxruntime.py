@@ -37,7 +37,7 @@ from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from .base import MOST_THREADS, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
-from .cuda import capabilities, has_tf32
+from .cuda import capabilities, forces_tf32, has_tf32
 from .host import HostEngine
 from .machine import machine, processor
 from .placement import (
@@ -222,8 +222,9 @@ class ONNXRuntime(Runtime):
             return ()
         provider = PROVIDERS[device]
         known = device == "CPU" or provider.ahead
-        tf32 = provider.vendor == "NVIDIA" and _has_tf32()
-        return tuple(one for one in offered(provider, tf32=tf32) if known or fault(device, one) is None)
+        first = _first_gpu() if provider.vendor == "NVIDIA" else None
+        tf32, forced = (has_tf32(first), forces_tf32(first)) if first else (False, False)
+        return tuple(one for one in offered(provider, tf32=tf32, forced=forced) if known or fault(device, one) is None)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless its provider compiles each shape separately, or replays a recorded call."""
@@ -323,12 +324,12 @@ class ONNXRuntime(Runtime):
             )
 
 
-def _has_tf32() -> bool:
-    """Whether the first NVIDIA GPU computes in TF32; providers use that one."""
+def _first_gpu() -> str | None:
+    """Compute capability of the first NVIDIA GPU, which providers use; None without one."""
     try:
-        return has_tf32(capabilities()[0])
+        return capabilities()[0]
     except (RuntimeMissing, IndexError):
-        return False
+        return None
 
 
 def _write(job: Job, out: Path) -> None:

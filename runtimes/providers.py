@@ -212,13 +212,13 @@ PROVIDERS: dict[str, Provider] = {
 """The provider of each device, keyed by the device's name in profiles."""
 
 
-def offered(provider: Provider, *, tf32: bool) -> tuple[Precision, ...]:
-    """The provider's precisions on a GPU that computes in TF32, or on one that doesn't."""
-    return tuple(
-        one
-        for one in provider.precisions
-        if (tf32 if RECIPES[one].products_in_tf32 else not (tf32 and one in provider.in_tf32))
-    )
+def offered(provider: Provider, *, tf32: bool, forced: bool = False) -> tuple[Precision, ...]:
+    """The provider's precisions on a GPU that computes in TF32, or on one that doesn't.
+
+    `forced`: the environment may make it compute f32 in TF32, whatever the options are.
+    """
+    in_tf32 = frozenset({"f32"}) if forced else provider.in_tf32 if tf32 else frozenset[str]()
+    return tuple(one for one in provider.precisions if (tf32 if RECIPES[one].products_in_tf32 else one not in in_tf32))
 
 
 def settings(target: Target, cache: Path) -> dict[str, str]:

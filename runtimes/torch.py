@@ -28,6 +28,7 @@ from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
 from .base import COUNTS, Facts, Job, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line
+from .cuda import TF32_OVERRIDE
 from .host import HostEngine
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class Torch(Runtime):
             return (
                 f"PyTorch {torch.__version__} finds no GPU. Install a build of PyTorch for CUDA or ROCm, and the GPU's "
                 "driver."
+            )
+        if device == "CUDA" and os.environ.get(TF32_OVERRIDE, "0") != "0":
+            return (
+                f"{TF32_OVERRIDE}={os.environ[TF32_OVERRIDE]} in the environment makes NVIDIA's libraries compute f32 "
+                "in TF32. Unset it, or set it to 0."
             )
         return None
 
@@ -151,7 +157,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     if device == "cpu" and (count := target.options.get(THREADS, own)) is not None:
         torch.set_num_threads(int(count))
     if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
+        in_f32(torch)
     module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
     with border(
         CompileError, f"PyTorch cannot load {spec.component} on {target.device}", "Check that enough memory is free."
@@ -175,6 +181,12 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
             return {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
 
     return HostEngine(target, call, torch.cuda.empty_cache if device == "cuda" else None)
+
+
+def in_f32(torch: Any) -> None:
+    """Have PyTorch compute f32 in f32, not in TF32. TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 would change its default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _open(name: str, family: str, variant: str | None, components: Mapping[str, str]) -> Checkpoint:

@@ -32,7 +32,7 @@ from ..core.reading import read_bounded
 from ..core.recipes import RECIPES, Precision
 from .base import MEMORY, TIMING, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import NO_REASON, border, first_line, sentence
-from .cuda import capabilities, gpu_name, has_tf32, open_driver
+from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, open_driver
 from .host import HostEngine
 from .ranges import bounds
 from .trt_plan import LoadedPlan
@@ -201,11 +201,16 @@ class TensorRT(Runtime):
         return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on."""
+        """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on. No f32 where the
+        environment forces TF32.
+        """
         if not self._is_known(device):
             return ()
-        tf32 = all(map(has_tf32, device.split(TOGETHER)))
-        return tuple(one for one in PRECISIONS if tf32 or not RECIPES[one].products_in_tf32)
+        each = device.split(TOGETHER)
+        tf32, forced = all(map(has_tf32, each)), any(map(forces_tf32, each))
+        return tuple(
+            one for one in PRECISIONS if (tf32 if RECIPES[one].products_in_tf32 else not (forced and one == "f32"))
+        )
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless `cuda_graph` is set: a captured graph has one size."""

@@ -268,6 +268,8 @@ def test_tf32_is_asked_for_as_a_precision(monkeypatch):
     assert ONNXRuntime().precisions("TensorRT") == ("tf32", "f16")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert ONNXRuntime().precisions("TensorRT") == ONNXRuntime().precisions("CUDA") == ("f32", "f16")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert ONNXRuntime().precisions("CUDA") == ("tf32", "f16"), "cuBLAS and cuDNN would use TF32 against use_tf32=0"
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     monkeypatch.setattr(module, "capabilities", lambda: ["sm75"])
     assert ONNXRuntime().precisions("CUDA") == ("f32", "f16"), "Turing has no TF32"
@@ -280,6 +282,12 @@ def test_f32_that_would_be_computed_in_tf32_is_refused_with_the_way_out():
     with pytest.raises(ProfileError) as refused:
         choose(profile, "unet", "denoiser", ("f16",))
     assert "TF32" not in str(refused.value)
+
+
+def test_the_tensorrt_provider_always_has_options(case, tmp_path):
+    """Without any it reads ORT_TENSORRT_FP16_ENABLE and such (`has_trt_options` in tensorrt_provider_factory.cc)."""
+    for precision in PROVIDERS["TensorRT"].precisions:
+        assert providers.settings(target_of(case, "TensorRT", precision=precision), tmp_path)
 
 
 def target_of(case, device, **changes):

@@ -197,6 +197,10 @@ def test_options_and_devices_are_strict(monkeypatch):
     assert adapter.precisions("sm75") == adapter.precisions("sm75+sm86") == ("f32", "f16"), "Turing has no TF32"
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert adapter.precisions("sm89") == ("f32", "f16")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert adapter.precisions("sm89") == ("tf32", "f16")
+    assert adapter.precisions("sm75") == ("f32", "f16"), "Turing has no TF32"
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     assert adapter.missing("sm89") is None
     assert adapter.missing("sm86") == "This machine has no sm86 GPU; NVIDIA GPUs found: sm75, sm89."
