@@ -208,6 +208,13 @@ def gpu_name(capability: str) -> str:
     return name.value.decode()
 
 
+def driver_version() -> tuple[int, int]:
+    """The newest CUDA version that the driver supports, such as (13, 0); raises `RuntimeMissing` without a driver."""
+    version = c_int()
+    _call(_library(), "cuDriverGetVersion", byref(version))
+    return version.value // 1000, version.value % 1000 // 10
+
+
 def open_driver(capability: str) -> Driver:
     """Open the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
     return Driver(_library(), _ordinal(capability))

@@ -2,7 +2,7 @@
 
 TensorRT for RTX builds engines without a GPU, for NVIDIA GPUs of other machines. One engine can be for several GPUs:
 `sm86+sm89` is no larger than for one. TensorRT builds for the GPU of this machine, and times its kernels there; the
-timing cache is stored in the bundle, in `engines/.timing`.
+timing cache is stored in the bundle, in `engines/.timing`, as is the code that TensorRT for RTX compiles at load.
 
 An artifact is `engine.plan`, and `memory.json`, the device memory that the builder reports. Networks are strongly
 typed: the graph states the precision. Free sizes get one optimization profile, with the ranges in `ranges.py`.
@@ -28,18 +28,17 @@ from ..core.errors import CompileError, RuntimeMissing
 from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
-from ..core.reading import read_bounded
 from ..core.recipes import RECIPES, Precision
-from .base import MEMORY, TIMING, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
+from .base import MEMORY, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import NO_REASON, border, first_line, sentence
 from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, open_driver
 from .host import HostEngine
 from .ranges import bounds
+from .trt_cache import cache_path, read_cache
 from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
-TIMING_BYTES = 1 << 28
 PRECISIONS: tuple[Precision, ...] = ("f32", "tf32", "f16")
 LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "builder_optimization_level",
@@ -65,9 +64,14 @@ OPTIONS: dict[str, Kind] = {
 ATTENTION = "IAttentionInputLayer"
 ADVICE = {
     "HW-specific datatypes": "This GPU does not support the type: build for a newer one, or use a graph without it.",
+    "kWEIGHT_STREAMING": "Remove cuda_graph or weight_streaming_budget_mb from [options].",
+    "kREQUIRE_USER_ALLOCATION": "Write cuda_graph = false under [options].",
     "FP32 GEMM is not supported": "It has no f32 matrix products on GPUs before Ampere (sm75): use f16 for this part.",
 }
-"""Advice for messages of the builder: on FP8 for a GPU before Ada, and on f32 for Turing."""
+"""Advice for messages of the builder: on FP8 for a GPU before Ada, on CUDA graphs, and on f32 for Turing."""
+
+OWN_MEMORY = "REQUIRE_USER_ALLOCATION"
+"""The flag of TensorRT for RTX for an engine that allocates no memory during a call, so that it can be captured."""
 
 TRY = "Try opset = 18, or f32 for this part."
 
@@ -272,9 +276,9 @@ class TensorRT(Runtime):
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
         """Build on the target GPU, with its timing cache of earlier builds."""
         device = job.target.device
-        name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
-        kept = job.shared / TIMING / f"{name}.cache" if job.shared else None
-        timed = config.create_timing_cache(_timed(kept) if kept else b"")
+        about = self.versions()[self._is.name], device, gpu_name(device)
+        kept = cache_path(job.shared, *about) if job.shared else None
+        timed = config.create_timing_cache(read_cache(kept) if kept else b"")
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         plan = builder.build_serialized_network(network, config)
@@ -316,6 +320,7 @@ class TensorRT(Runtime):
             replace(target, device=_chosen(target.device, capabilities())),
             graphed=bool(target.options.get(GRAPH)),
             streamed=None if budget is None else int(budget) << 20,
+            compiles=self._is.builds_elsewhere,
         )
         return HostEngine(target, loaded.call, loaded.release)
 
@@ -352,6 +357,8 @@ def _configure(trt: Any, config: Any, target: Target) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options[WORKSPACE]) << 20)
     if STREAMED in options:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if options.get(GRAPH) and hasattr(trt.BuilderFlag, OWN_MEMORY):  # required for capture
+        config.set_flag(getattr(trt.BuilderFlag, OWN_MEMORY))
     if options.get(REFIT):
         config.set_flag(trt.BuilderFlag.REFIT)
 
@@ -395,14 +402,6 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
             self.steps.pop(phase_name, None)
 
     return Monitor()
-
-
-def _timed(path: Path) -> bytes:
-    """A stored timing cache; empty where it can't be read."""
-    try:
-        return read_bounded(path, TIMING_BYTES)
-    except (OSError, ValueError):
-        return b""
 
 
 @cache

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from threading import local
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 from latentc.runtimes import Job, Target
+from latentc.runtimes import trt as trt_module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
@@ -133,6 +135,33 @@ def test_a_static_plan_and_a_broken_graph(case, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(CompileError, match="TensorRT cannot read unet"):
         case.adapter.compile(Job("unet", broken, broken.parent, case.target), tmp_path / "other", quiet)
+
+
+@installed
+def test_an_engine_to_be_captured_allocates_nothing(case, tmp_path, monkeypatch):
+    """The flag that TensorRT for RTX requires for capture; the library itself refuses streamed weights with it."""
+    shape = {name: array.shape for name, array in case.feeds().items()}
+    target, flags = replace(case.target, shape=shape), []
+    library = import_module(RTX.module)
+    configure = trt_module._configure
+
+    def noted(trt, config, target):
+        configure(trt, config, target)
+        flags.append(config.get_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION))
+
+    monkeypatch.setattr(trt_module, "_configure", noted)
+    with lowered(case.bundle.graph("unet"), "fixed", 23, shape, ()) as graph:
+
+        def compiled(name, options):
+            (tmp_path / name).mkdir()
+            job = Job("unet", graph, weights_of(graph), replace(target, options=options))
+            case.adapter.compile(job, tmp_path / name, quiet)
+
+        compiled("plain", {})
+        compiled("graphed", {"cuda_graph": True})
+        assert flags == [False, True]
+        with pytest.raises(CompileError, match=r"kREQUIRE_USER_ALLOCATION is not compat.*Remove cuda_graph or weight"):
+            compiled("streamed", {"cuda_graph": True, "weight_streaming_budget_mb": 1})
 
 
 def quantized(kind):
@@ -302,6 +331,21 @@ def test_what_builds_is_freed_while_the_context_is_current(monkeypatch, tmp_path
     assert not memory.is_current
 
 
+@pytest.mark.slow
+@installed
+def test_what_is_asked_of_tensorrt_for_rtx_at_load_is_in_its_bindings():
+    program = Path(__file__).with_name("drive_tensorrt.py")
+    done = subprocess.run([sys.executable, "-W", "ignore", program, "rtx"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = {
+        *("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
+        *("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize"),
+        *("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "IExecutionContext.is_stream_capturable"),
+        "IRuntimeCache.serialize",
+    }
+    assert wanted <= set(json.loads(done.stdout)["used"])
+
+
 def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     adapter = tensorrt()
@@ -326,7 +370,7 @@ def no_library(module):
 
 OUTSIDE_CONTEXTS = {
     *("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
-    *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuGetErrorString"),
+    *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuGetErrorString"),
 }
 """Functions that need no current context."""
 
@@ -342,7 +386,7 @@ class Memory:
     def __init__(self):
         self.blocks, self.calls, self.fails = {}, [], None
         self.captured = self.capturing = None
-        self.entered = local()
+        self.entered, self.version = local(), 13000
 
     @property
     def is_current(self):
@@ -381,6 +425,10 @@ class Memory:
 
     def do_cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
         value._obj.value = {75: (7, 8), 76: (5, 9)}[attribute][device.value]
+        return 0
+
+    def do_cuDriverGetVersion(self, version):  # noqa: N802
+        version._obj.value = self.version
         return 0
 
     def do_cuDeviceGetName(self, name, count, device):  # noqa: N802
@@ -499,6 +547,29 @@ class Context:
         return True
 
 
+class Config:
+    """Stands for the configuration of a context of TensorRT for RTX, and for its cache: code is of one version."""
+
+    code, version = b"", b"one "
+
+    def create_runtime_cache(self):
+        return self
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def set_runtime_cache(self, cache):
+        self.taken = self.code
+
+    def deserialize(self, blob):
+        fits = blob.startswith(self.version)
+        self.code = blob if fits else b""
+        return fits
+
+    def serialize(self):
+        return self.code
+
+
 @pytest.fixture
 def load(monkeypatch, tmp_path):
     """Makes an engine over the stand-ins, and its context; they share the device's memory."""
@@ -507,21 +578,30 @@ def load(monkeypatch, tmp_path):
     target = Target("tensorrt-rtx", "sm89", "f16", {}, sample, (sample[0].model_copy(update={"name": "out_sample"}),))
     memory, log = Memory(), SimpleNamespace(worst="", clear=lambda: None)
     monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
-    (tmp_path / "engine.plan").write_bytes(b"plan")
+    folder = tmp_path / "engines" / "unet-1"
+    folder.mkdir(parents=True)
+    (folder / "engine.plan").write_bytes(b"plan")
     strategies = SimpleNamespace(USER_MANAGED=2)
 
     def made(**how):
         context = Context(memory)
-        engine = SimpleNamespace(create_execution_context=lambda strategy: context, streamable_weights_size=100)
+        config = Config()
+        engine = SimpleNamespace(
+            create_execution_context=lambda how: context if how in (config, 2) else None,
+            create_runtime_config=lambda: config,
+            streamable_weights_size=100,
+        )
         library = SimpleNamespace(
             Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
             ExecutionContextAllocationStrategy=strategies,
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE=3),
+            __version__="1.7.1",
         )
-        plan = LoadedPlan(library, log, tmp_path / "engine.plan", target, **how)
-        context.engine = engine
+        plan = LoadedPlan(library, log, folder / "engine.plan", target, **how)
+        context.engine, context.config = engine, config
         return HostEngine(target, plan.call, plan.release), context
 
-    made.memory = memory
+    made.memory, made.folder = memory, folder
     yield made
     assert not memory.is_current, "the thread's own context is current again"
     assert memory.blocks == {}, "all was given back"
@@ -657,6 +737,49 @@ def test_what_fails_while_closing_keeps_nothing_else(load):
     other, _ = load()
     assert (other.run({"sample": np.ones((1, 4, 4, 4), np.float32)})["out_sample"] == 2).all(), "in a room of its own"
     other.close()
+
+
+def test_what_cannot_be_captured_is_refused_in_words(load):
+    (engine, context), memory = load(graphed=True, compiles=True), load.memory
+    feed = np.ones((1, 4, 4, 4), np.float32)
+    context.is_stream_capturable = lambda stream: False
+    with pytest.raises(CompileError, match="cannot capture this engine as a CUDA graph. Write cuda_graph = false"):
+        engine.run({"sample": feed})
+    assert "cuStreamBeginCapture_v2" not in memory.calls
+    context.is_stream_capturable = lambda stream: True
+    assert (engine.run({"sample": feed})["out_sample"] == 2).all()
+    assert "cuStreamBeginCapture_v2" in memory.calls
+    engine.close()
+
+
+def test_compiled_code_is_kept_by_gpu_and_driver_beside_the_artifact(load):
+    feed = {"sample": np.ones((1, 4, 4, 4), np.float32)}
+    kept = load.folder.parent / ".timing"
+
+    def called(compiled):
+        engine, context = load(compiles=True)
+        assert (context.config.strategy, context.config.dynamic_shapes_kernel_specialization_strategy) == (2, 3)
+        taken, context.config.code = context.config.taken, context.config.code or compiled
+        assert (engine.run(feed)["out_sample"] == 2).all()
+        engine.close()
+        return taken
+
+    assert called(b"one code") == b""
+    (cache,) = kept.iterdir()
+    assert cache.name.startswith("rtx-1.7.1-sm89-GPU-1-CUDA-13.0-")
+    assert cache.read_bytes() == b"one code"
+    assert called(b"") == b"one code"
+    cache.write_bytes(b"code of another version")
+    assert called(b"one other code") == b""
+    assert cache.read_bytes() == b"one other code"
+    load.memory.version = 13010
+    assert called(b"one newer") == b""
+    assert len(list(kept.iterdir())) == 2
+    assert [path.name for path in load.folder.iterdir()] == ["engine.plan"], "the artifact is as it was"
+    shutil.rmtree(kept)
+    kept.symlink_to(load.folder)
+    assert called(b"one code") == b""
+    assert [path.name for path in load.folder.iterdir()] == ["engine.plan"], "links lead to other folders"
 
 
 def test_weights_that_are_streamed_have_a_budget(load):
