@@ -16,6 +16,7 @@ from traceback import clear_frames
 from typing import Any
 
 from ..core.errors import CompileError, RuntimeMissing
+from ..core.recipes import Precision
 from ..core.tensors import Array
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -35,6 +36,8 @@ TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 """Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32, and 1 makes cuBLAS and cuDNN do so,
 whatever their options are.
 """
+OVERRIDDEN: frozenset[Precision] = frozenset({"f32"})
+"""The precisions that the variable affects."""
 AMPERE = 80
 """The first compute capability with TF32."""
 

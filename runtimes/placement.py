@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +74,9 @@ def fault(device: str, precision: Precision) -> str | None:
         if provider.vendor == "NVIDIA":
             with _hushed():  # it prints what it can't load; the session below raises a better error
                 library.preload_dlls()  # CUDA and cuDNN from pip, which are not found otherwise
+            if provider.loads:
+                with suppress(Exception):  # what is missing then, the session reports
+                    import_module(provider.loads)
             library.set_default_logger_severity(SILENT)  # else it logs each unavailable convolution algorithm
         for alone in (False, True):  # a library that can't be loaded is only reported if the CPU is allowed too
             options = library.SessionOptions()

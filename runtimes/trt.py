@@ -19,7 +19,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision
 from .base import MEMORY, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
 from .border import NO_REASON, border, first_line, sentence
-from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, open_driver
+from .cuda import OVERRIDDEN, capabilities, driver_version, forces_tf32, gpu_name, has_tf32, open_driver
 from .host import HostEngine
 from .ranges import bounds
 from .trt_cache import cache_path, read_cache
@@ -109,6 +109,11 @@ class Library:
     costs: Costs | None
 
 
+DRIVERS = {"13": ((13, 0), 580), "12": ((12, 2), 535)}
+"""For wheels of each major version of CUDA: the CUDA version that the driver must support, and the first driver that
+does. Source: docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html.
+"""
+
 RTX = Library(
     name="tensorrt-rtx",
     title="TensorRT for RTX",
@@ -122,7 +127,7 @@ FULL = Library(
     name="tensorrt",
     title="TensorRT",
     module="tensorrt",
-    install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack.",
+    install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack 7.2.",
     capabilities=("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
     builds_elsewhere=False,
     costs=None,
@@ -172,7 +177,7 @@ class TensorRT(Runtime):
             return f"No {wanted} GPU is available: {exc}"
         if not _chosen(device, has):
             return f"This machine has no {wanted} GPU; NVIDIA GPUs found: {', '.join(has) or 'none'}."
-        return None
+        return _old_driver(self._is)
 
     def unbuildable(self, device: str) -> str | None:
         """The same as `missing`; TensorRT for RTX doesn't need the device."""
@@ -182,7 +187,7 @@ class TensorRT(Runtime):
         try:
             _library(self._is.module)
         except Exception as exc:  # with missing dependencies it may raise anything
-            return f"{self._is.title} is not installed ({first_line(exc)}). {self._is.install}"
+            return f"{self._is.title} is not installed ({first_line(exc)}). {_install(self._is)}"
         if not self._is_known(device):
             also = " and combinations such as sm86+sm89" * self._is.builds_elsewhere
             has = ", ".join(self._is.capabilities)
@@ -213,7 +218,7 @@ class TensorRT(Runtime):
         each = device.split(TOGETHER)
         tf32, forced = all(map(has_tf32, each)), any(map(forces_tf32, each))
         return tuple(
-            one for one in PRECISIONS if (tf32 if RECIPES[one].products_in_tf32 else not (forced and one == "f32"))
+            one for one in PRECISIONS if (tf32 if RECIPES[one].products_in_tf32 else not (forced and one in OVERRIDDEN))
         )
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
@@ -323,6 +328,38 @@ class TensorRT(Runtime):
             compiles=self._is.builds_elsewhere,
         )
         return HostEngine(target, loaded.call, loaded.release)
+
+
+def _install(library: Library) -> str:
+    """A sentence on how to install the wheels that the driver supports; those for CUDA 13 without a driver."""
+    try:
+        newest = driver_version()
+    except RuntimeMissing:
+        return library.install
+    if newest >= DRIVERS["13"][0]:
+        return library.install
+    return (
+        f"The driver supports CUDA {newest[0]}.{newest[1]} only. Install: {pip('build')} {library.name}-cu12; or "
+        f"update the driver to {DRIVERS['13'][1]} or later. {library.install}"
+    )
+
+
+def _old_driver(library: Library) -> str | None:
+    """Report a driver that is too old for the installed wheels; None where it isn't, and for other installations."""
+    for major, (cuda, driver) in DRIVERS.items():
+        try:
+            metadata.version(f"{library.name}-cu{major}-bindings")
+        except metadata.PackageNotFoundError:
+            continue
+        newest = driver_version()
+        if newest >= cuda:
+            return None
+        other = f", or install {library.name}-cu12 in place of {library.name}-cu{major}" * (newest >= DRIVERS["12"][0])
+        return (
+            f"{library.title}'s wheels for CUDA {major} require an NVIDIA driver {driver} or later; this machine's "
+            f"supports CUDA {newest[0]}.{newest[1]} only. Update the driver{other}."
+        )
+    return None
 
 
 def _chosen(device: str, has: Sequence[str]) -> str:

@@ -284,6 +284,16 @@ def test_f32_that_would_be_computed_in_tf32_is_refused_with_the_way_out():
     assert "TF32" not in str(refused.value)
 
 
+def test_tensorrts_own_wheel_is_loaded_before_its_provider(monkeypatch):
+    """pip's libnvinfer.so.10 isn't on the loader's path; importing its module loads it."""
+    named, load = [], placement.import_module
+    monkeypatch.setattr(placement, "import_module", lambda name: named.append(name) or load(name))
+    for device in ("TensorRT", "CUDA"):
+        placement.fault.__wrapped__(device, "f16")
+        assert ("tensorrt" in named) == (device == "TensorRT")
+        named.clear()
+
+
 def test_the_tensorrt_provider_always_has_options(case, tmp_path):
     """Without any it reads ORT_TENSORRT_FP16_ENABLE and such (`has_trt_options` in tensorrt_provider_factory.cc)."""
     for precision in PROVIDERS["TensorRT"].precisions:

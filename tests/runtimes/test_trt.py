@@ -364,6 +364,39 @@ def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     assert adapter.costs("sm89", {}, free=True) is None
 
 
+@pytest.mark.parametrize(
+    ("driver", "wheel", "advice"),
+    [
+        (13000, "13", None),
+        (12040, "12", None),
+        (12040, None, None),
+        (12040, "13", ("13", 580, "12.4", ", or install tensorrt-cu12 in place of tensorrt-cu13")),
+        (11080, "12", ("12", 535, "11.8", "")),
+    ],
+)
+def test_wheels_fit_the_driver(monkeypatch, driver, wheel, advice):
+    memory = Memory()
+    memory.version = driver
+    version = trt_module.metadata.version
+
+    def installed(name):
+        if name.startswith("tensorrt-cu") and name != f"tensorrt-cu{wheel}-bindings":
+            raise trt_module.metadata.PackageNotFoundError(name)
+        return "11.4.0" if name.startswith("tensorrt-cu") else version(name)
+
+    monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
+    monkeypatch.setattr(trt_module.metadata, "version", installed)
+    says = (
+        "TensorRT's wheels for CUDA {} require an NVIDIA driver {} or later; this machine's supports CUDA {} only. "
+        "Update the driver{}."
+    )
+    assert tensorrt().missing("sm89") == (advice and says.format(*advice))
+    monkeypatch.setattr("latentc.runtimes.trt._library", no_library)
+    reason = tensorrt().missing("sm89")
+    assert ("tensorrt-cu12; or update the driver to 580 or later" in reason) == (driver < 13000)
+
+
 def no_library(module):
     raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
 
