@@ -18,6 +18,7 @@ from typing import Any
 from ..core.errors import CompileError, RuntimeMissing
 from ..core.recipes import Precision
 from ..core.tensors import Array
+from .base import numbered
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MAJOR, MINOR = 75, 76
@@ -203,11 +204,13 @@ def forces_tf32(capability: str) -> bool:
     return has_tf32(capability) and TF32_OVERRIDE in os.environ
 
 
-def gpu_name(capability: str) -> str:
-    """Name of the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
-    library, device, name = _library(), c_int(), ctypes.create_string_buffer(NAME_BYTES)
-    _call(library, "cuDeviceGet", byref(device), _ordinal(capability))
-    _call(library, "cuDeviceGetName", name, NAME_BYTES, device)
+def gpu_name(device: str) -> str:
+    """Name of the first GPU of a compute capability, or of the one with the number in `sm89:1`; raises
+    `RuntimeMissing` where there is none.
+    """
+    library, handle, name = _library(), c_int(), ctypes.create_string_buffer(NAME_BYTES)
+    _call(library, "cuDeviceGet", byref(handle), _ordinal(device))
+    _call(library, "cuDeviceGetName", name, NAME_BYTES, handle)
     return name.value.decode()
 
 
@@ -218,16 +221,17 @@ def driver_version() -> tuple[int, int]:
     return version.value // 1000, version.value % 1000 // 10
 
 
-def open_driver(capability: str) -> Driver:
-    """Open the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
-    return Driver(_library(), _ordinal(capability))
+def open_driver(device: str) -> Driver:
+    """Open a GPU, as in `gpu_name`; raises `RuntimeMissing` where there is none."""
+    return Driver(_library(), _ordinal(device))
 
 
-def _ordinal(capability: str) -> int:
-    found = capabilities()
-    if capability not in found:
-        raise RuntimeMissing(f"This machine has no {capability} GPU; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
-    return found.index(capability)
+def _ordinal(device: str) -> int:
+    (capability, number), found = numbered(device), capabilities()
+    places = [place for place, one in enumerate(found) if one == capability and number in (None, place)]
+    if not places:
+        raise RuntimeMissing(f"This machine has no {device} GPU; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
+    return places[0]
 
 
 def _capability(library: Any, ordinal: int) -> str:

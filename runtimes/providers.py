@@ -69,6 +69,9 @@ class Provider:
     """Options that a profile must set."""
 
 
+DEVICE_ID = "device_id"
+"""The option of NVIDIA's providers for the number of a GPU."""
+
 CUDA = Provider(
     "CUDAExecutionProvider",
     "onnxruntime-gpu",
@@ -225,6 +228,11 @@ def offered(provider: Provider, *, tf32: bool, forced: bool = False) -> tuple[Pr
     return tuple(one for one in provider.precisions if (tf32 if RECIPES[one].products_in_tf32 else one not in in_tf32))
 
 
+def fixed(provider: Provider, number: int | None) -> dict[str, str]:
+    """Options that are set in any case: the provider's, and the number of the GPU."""
+    return dict(provider.fixed) if number is None else {**provider.fixed, DEVICE_ID: str(number)}
+
+
 def settings(target: Target, cache: Path) -> dict[str, str]:
     """The provider's options for a target, as strings: the profile's, those of its precision, and the cache folder.
 
@@ -245,7 +253,7 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
             f"{provider.name} requires {' and '.join(lacking)} under [options]. The profile snapdragon-x-elite is an "
             "example."
         )
-    made = dict(provider.fixed)
+    made = fixed(provider, target.number)
     if option := provider.enables.get(target.precision):
         made[option] = provider.switches[True]
     made |= {name: value.format(cache) for name, value in provider.caches}

@@ -29,7 +29,7 @@ from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision
-from .base import MEMORY, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
+from .base import MEMORY, NUMBERED, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import NO_REASON, border, first_line, sentence
 from .cuda import OVERRIDDEN, capabilities, driver_version, forces_tf32, gpu_name, has_tf32, open_driver
 from .host import HostEngine
@@ -162,6 +162,7 @@ class TensorRT(Runtime):
             devices=library.capabilities,
             options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.builds_elsewhere},
             newest_opset=_newest_opset(library),
+            numbered=True,
             typed=True,
             reads_bf16=False,
         )
@@ -170,13 +171,15 @@ class TensorRT(Runtime):
         """Report a library that is not installed, and an unknown or missing device; one of several is enough."""
         if reason := self._unfit(device):
             return reason
-        wanted = " or ".join(device.split(TOGETHER))
+        name, number = numbered(device)
+        wanted = " or ".join(name.split(TOGETHER))
         try:
             has = capabilities()
         except RuntimeMissing as exc:
             return f"No {wanted} GPU is available: {exc}"
         if not _chosen(device, has):
-            return f"This machine has no {wanted} GPU; NVIDIA GPUs found: {', '.join(has) or 'none'}."
+            which = "" if number is None else f" with number {number}"
+            return f"This machine has no {wanted} GPU{which}; NVIDIA GPUs found: {', '.join(has) or 'none'}."
         return _old_driver(self._is)
 
     def unbuildable(self, device: str) -> str | None:
@@ -195,7 +198,7 @@ class TensorRT(Runtime):
         return None
 
     def _is_known(self, device: str) -> bool:
-        each = device.split(TOGETHER)
+        each = numbered(device)[0].split(TOGETHER)
         return set(each) <= set(self._is.capabilities) and len(each) == (
             len(set(each)) if self._is.builds_elsewhere else 1
         )
@@ -215,7 +218,7 @@ class TensorRT(Runtime):
         """
         if not self._is_known(device):
             return ()
-        each = device.split(TOGETHER)
+        each = numbered(device)[0].split(TOGETHER)
         tf32, forced = all(map(has_tf32, each)), any(map(forces_tf32, each))
         return tuple(
             one for one in PRECISIONS if (tf32 if RECIPES[one].products_in_tf32 else not (forced and one in OVERRIDDEN))
@@ -234,7 +237,7 @@ class TensorRT(Runtime):
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Parse and build for the device's compute capability. Memory peaks at about three times the weights."""
         target = job.target
-        if reason := self.unbuildable(target.device):
+        if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         log = _logger(self._is.module)
         log.clear()
@@ -242,7 +245,7 @@ class TensorRT(Runtime):
             if self._is.builds_elsewhere:
                 self._build(job, out, log, on_progress)
             else:
-                with _current(target.device):  # kernels are timed on this GPU
+                with _current(target.place):  # kernels are timed on this GPU
                     self._build(job, out, log, on_progress)
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
@@ -280,8 +283,8 @@ class TensorRT(Runtime):
 
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
         """Build on the target GPU, with its timing cache of earlier builds."""
-        device = job.target.device
-        about = self.versions()[self._is.name], device, gpu_name(device)
+        target = job.target
+        about = self.versions()[self._is.name], target.device, gpu_name(target.place)
         kept = cache_path(job.shared, *about) if job.shared else None
         timed = config.create_timing_cache(read_cache(kept) if kept else b"")
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
@@ -298,7 +301,7 @@ class TensorRT(Runtime):
 
     def refit(self, job: Job, other: Path, out: Path) -> None:
         """Refit on the GPU; no kernel is timed again."""
-        device = job.target.device
+        device = job.target.place
         if reason := self.missing(device):
             raise RuntimeMissing(reason)
         trt, log = _library(self._is.module), _logger(self._is.module)
@@ -315,14 +318,14 @@ class TensorRT(Runtime):
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the plan onto the GPU."""
         del files
-        if reason := self.missing(target.device):
+        if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
         budget = target.options.get(STREAMED)
         loaded = LoadedPlan(
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
-            replace(target, device=_chosen(target.device, capabilities())),
+            replace(target, device=_chosen(target.place, capabilities())),
             graphed=bool(target.options.get(GRAPH)),
             streamed=None if budget is None else int(budget) << 20,
             compiles=self._is.builds_elsewhere,
@@ -363,8 +366,14 @@ def _old_driver(library: Library) -> str | None:
 
 
 def _chosen(device: str, has: Sequence[str]) -> str:
-    """The first capability of a target that this machine has; empty where it has none."""
-    return next((one for one in device.split(TOGETHER) if one in has), "")
+    """The first capability of a target that this machine has, or that of the GPU with the target's number; empty where
+    it has none.
+    """
+    name, number = numbered(device)
+    each = name.split(TOGETHER)
+    if number is None:
+        return next((one for one in each if one in has), "")
+    return next((f"{one}{NUMBERED}{number}" for one in has[number : number + 1] if one in each), "")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.files import write_bytes
 from ..core.reading import read_bounded
-from .base import TIMING
+from .base import TIMING, numbered
 from .cuda import driver_version, gpu_name
 
 MOST_BYTES = 1 << 28
@@ -45,7 +45,7 @@ class RuntimeCache:
             head = file.read(HASHED_BYTES)
         digest = hashlib.sha256(head + str(plan.stat().st_size).encode()).hexdigest()[:16]
         driver = "CUDA {}.{}".format(*driver_version())
-        self._path = cache_path(plan.parents[1], "rtx", version, device, gpu_name(device), driver, digest)
+        self._path = cache_path(plan.parents[1], "rtx", version, numbered(device)[0], gpu_name(device), driver, digest)
         self._cache = config.create_runtime_cache()
         stored = read_cache(self._path)
         self._stored = len(stored) if stored and self._cache.deserialize(stored) else 0

@@ -13,6 +13,7 @@ import pytest
 
 from latentc.compiler.lower import lowered
 from latentc.compiler.targets import choose, shapes
+from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
@@ -292,6 +293,37 @@ def test_tensorrts_own_wheel_is_loaded_before_its_provider(monkeypatch):
         placement.fault.__wrapped__(device, "f16")
         assert ("tensorrt" in named) == (device == "TensorRT")
         named.clear()
+
+
+def test_one_of_several_nvidia_gpus_is_chosen_by_its_number(case, bundle, monkeypatch, tmp_path):
+    stand_in(monkeypatch, vendor="NVIDIA")
+    gpus = (SimpleNamespace(vendor="NVIDIA", driver="nvidia 580.65", architecture="sm_90", name="unused"),) * 2
+    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=gpus))
+    monkeypatch.setattr(module, "capabilities", lambda: ["sm90", "sm75"])
+    monkeypatch.setattr(module, "gpu_name", lambda device: {"sm90:0": "H200", "sm75:1": "T4"}[device])
+    keys = {}
+    for device in ("DSP", "DSP:0", "DSP:1"):
+        profile = load_profile("cpu-onnxruntime").model_copy(update={"device": device, "options": {}})
+        _, found = wanted_by(bundle("sd1"), profile, to_run=True)
+        assert {want.target.place for want in found} == {device}
+        assert {want.target.device for want in found} == {"DSP"}
+        keys[device] = found[0].fields
+    assert keys["DSP"] == keys["DSP:0"]
+    assert keys["DSP"].device == {"name": "DSP", "gpu": "H200 sm90 nvidia 580.65"}
+    assert keys["DSP:1"].device == {"name": "DSP", "gpu": "T4 sm75 nvidia 580.65"}
+    assert "no NVIDIA GPU with number 2" in ONNXRuntime().missing("DSP:2")
+    assert ONNXRuntime().missing("CPU:1") == ("CPUExecutionProvider has no numbered devices. Write device = 'CPU'.")
+    asked = providers.settings(target_of(case, "TensorRT", number=1), tmp_path)
+    assert asked["device_id"] == "1"
+    assert placement.DeviceCall(None, target_of(case, "CUDA", number=1), "cuda")._memory == ("cuda", 1)
+    opened = []
+    monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
+    monkeypatch.setattr(
+        placement._library(), "InferenceSession", lambda *_, providers, **__: opened.append(dict(providers))
+    )
+    placement.open_session(b"", None, "TensorRT", asked)
+    placement.fault.__wrapped__("CUDA:1", "f32")
+    assert [one["CUDAExecutionProvider"] for one in opened] == [{"use_tf32": "0", "device_id": "1"}] * 2
 
 
 def test_the_tensorrt_provider_always_has_options(case, tmp_path):

@@ -148,7 +148,10 @@ def test_f32_is_not_computed_in_tf32_by_the_environment(torch, monkeypatch):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert torch.missing("CUDA") is None
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert torch.missing("CUDA") is torch.missing("CUDA:1") is None
+    assert torch.missing("CUDA:2") == "PyTorch finds 2 GPUs, numbered from 0 on; CUDA:2 is not one of them."
+    assert "does not support device 'CPU:1'" in torch.missing("CPU:1")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     assert torch.missing("CUDA").startswith("NVIDIA_TF32_OVERRIDE=1 in the environment makes")
     assert torch.missing("CPU") is None

@@ -30,7 +30,7 @@ from latentc.profiles.profile import Shapes
 from latentc.runtimes import Job, Target
 from latentc.runtimes import trt as trt_module
 from latentc.runtimes.base import files_in
-from latentc.runtimes.cuda import Driver, gpu_name, open_driver
+from latentc.runtimes.cuda import RETAINED, Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
 from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
@@ -397,6 +397,33 @@ def test_wheels_fit_the_driver(monkeypatch, driver, wheel, advice):
     assert ("tensorrt-cu12; or update the driver to 580 or later" in reason) == (driver < 13000)
 
 
+def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch, tmp_path):
+    names = ["sm89", "sm75", "sm89"]
+    monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
+    monkeypatch.setattr("latentc.runtimes.cuda.capabilities", lambda: names)
+    monkeypatch.setattr("latentc.runtimes.trt.capabilities", lambda: names)
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
+    adapter = tensorrt()
+    assert (gpu_name("sm89"), gpu_name("sm89:0"), gpu_name("sm89:2")) == ("GPU 0", "GPU 0", "GPU 2")
+    assert adapter.device("sm89:2") == {"gpu": "GPU 2"}
+    assert adapter.precisions("sm89:2") == adapter.precisions("sm89")
+    assert adapter.missing("sm89:2") is adapter.missing("sm89") is None
+    for other in ("sm89:1", "sm89:3"):
+        assert adapter.missing(other).startswith(f"This machine has no sm89 GPU with number {other[-1]}; NVIDIA GPUs")
+        with pytest.raises(RuntimeMissing, match=f"has no {other} GPU"):
+            open_driver(other)
+    assert "does not support device 'sm89:x'" in adapter.missing("sm89:x")
+    open_driver("sm89:2").close()
+    assert list(RETAINED) == [2]
+    opened = []
+    monkeypatch.setattr("latentc.runtimes.trt.LoadedPlan", lambda *args, **_: opened.append(args[3].device) or Opened())
+    target = Target("tensorrt-rtx", "sm86+sm89", "f16", {}, (), (), number=2)
+    assert target.place == "sm86+sm89:2"
+    for number in (None, 2):
+        tensorrt_rtx().load(tmp_path, replace(target, number=number), {}).close()
+    assert opened == ["sm89", "sm89:2"]
+
+
 def no_library(module):
     raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
 
@@ -409,8 +436,9 @@ OUTSIDE_CONTEXTS = {
 
 
 @pytest.fixture(autouse=True)
-def no_gpu_in_use(monkeypatch):
-    monkeypatch.setattr("latentc.runtimes.cuda.RETAINED", {})
+def no_gpu_in_use():
+    yield
+    RETAINED.clear()
 
 
 class Memory:
