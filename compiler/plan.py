@@ -21,7 +21,7 @@ from ..core.shapes import Setting, shape_of, sizes
 from ..core.units import sized
 from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
-from ..runtimes.base import MEMORY, TOGETHER
+from ..runtimes.base import MEMORY, TOGETHER, numbered
 from ..runtimes.machine import Machine, machine
 from .cache import Artifact, artifacts, find
 from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
@@ -164,7 +164,7 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
         return min(filter(None, (stated, here.memory_bytes)), default=None)
     if absent:
         return stated
-    devices = profile.device.split(TOGETHER)
+    devices = numbered(profile.device)[0].split(TOGETHER)
     named = [gpu for gpu in here.gpus if (gpu.architecture or "").replace("_", "") in devices]
     sizes = {gpu.memory_bytes for gpu in named or here.gpus}
     return (sizes.pop() if len(sizes) == 1 else None) or stated  # GPUs differ: which one will be used is unknown

@@ -15,7 +15,7 @@ from ..core.record import suggest
 from ..core.shapes import Setting, shape_of, sizes
 from ..profiles import OWN, Profile
 from ..runtimes import CheckpointOrigin, Job, Runtime, Target, distribution, runtime
-from ..runtimes.base import COUNTS, TOGETHER, misfit
+from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
 from .cache import folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
@@ -68,7 +68,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             runtime=profile.runtime,
             adapter=adapter.facts.revision,
             versions=versions,
-            device={"name": profile.device, **device},
+            device={"name": target.device, **device},
             precision=target.precision,
             shape=dict(target.shape) if target.shape else "free",
             options={name: value for name, value in profile.options.items() if name not in adapter.facts.at_load},
@@ -107,6 +107,7 @@ def targets(
     """
     adapter.check(profile.options)
     _check_parts(bundle, profile)
+    device, number = numbered(profile.device) if adapter.facts.numbered else (profile.device, None)
     free = adapter.takes_free_sizes(profile.device, profile.options)
     if not (profile.shapes.sizes or free):
         raise ProfileError(
@@ -122,8 +123,8 @@ def targets(
     for name, part in bundle.manifest.parts.items():
         precision = choose(profile, name, part.role, precisions)
         for shape in shapes(bundle, profile, name, free=free):
-            about = (profile.runtime, profile.device, precision, profile.options, part.inputs, part.outputs, shape)
-            asked.append((name, Target(*about, length=bundle.manifest.model.length)))
+            about = (profile.runtime, device, precision, profile.options, part.inputs, part.outputs, shape)
+            asked.append((name, Target(*about, length=bundle.manifest.model.length, number=number)))
     return asked
 
 

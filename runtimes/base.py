@@ -27,13 +27,16 @@ PLACEMENT = "placement.json"
 """In an artifact: counts of nodes by the provider that ran or compiled them, and by operator."""
 
 TIMING = ".timing"
-"""Folder beside the artifacts: TensorRT's timing caches, by GPU and version."""
+"""Folder beside the artifacts: TensorRT's caches of timings and of compiled code, by version and GPU."""
 
 LINK = "weights"
 """In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
 
 TOGETHER = "+"
 """Separates the devices in the name of a target of several."""
+
+NUMBERED = ":"
+"""Separates a device's name from its number: `CUDA:1` is the second of them."""
 
 Option = bool | int | float | str
 
@@ -63,6 +66,12 @@ def misfit(value: Option, kind: Kind) -> str | None:
 TYPE_NAMES: Mapping[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
+def numbered(device: str) -> tuple[str, int | None]:
+    """A device's name, and its number from 0 on; None where it has none."""
+    name, _, number = device.rpartition(NUMBERED)
+    return (name, int(number)) if name and number.isdecimal() and number.isascii() else (device, None)
+
+
 def files_in(folder: Path) -> dict[str, int]:
     """Sizes in bytes of the files of an engine that was just compiled, keyed by path in its folder."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -83,6 +92,13 @@ class Target:
     """Shape of each input, for an engine of fixed sizes; None where batch, height and width are free."""
     length: int = 77
     """Token ids per chunk of a prompt."""
+    number: int | None = None
+    """Which device of that name, from 0 on; None for the first. Not part of the key."""
+
+    @property
+    def place(self) -> str:
+        """The device with its number, as in the profile."""
+        return self.device if self.number is None else f"{self.device}{NUMBERED}{self.number}"
 
     @property
     def recipe(self) -> Recipe:
@@ -170,6 +186,9 @@ class Facts:
     """Increased when the adapter compiles or loads graphs in another way; part of the key."""
     devices: tuple[str, ...] = ("CPU",)
     """Names of all devices that it may support."""
+    numbered: bool = False
+    """Whether `NAME:1` chooses the second device of a name. The adapter's methods are called with that name;
+    `Target.device` is without the number."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions affect the artifact."""
     precisions: tuple[Precision, ...] = ("f32",)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from threading import Lock
+from traceback import clear_frames
 from typing import Any
 
 from ..core.errors import CompileError, RuntimeMissing
+from ..core.recipes import Precision
 from ..core.tensors import Array
+from .base import numbered
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MAJOR, MINOR = 75, 76
@@ -31,24 +34,50 @@ NON_BLOCKING = 1
 NAME_BYTES = 256
 
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-"""Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32."""
+"""Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32, and 1 makes cuBLAS and cuDNN do so,
+whatever their options are.
+"""
+OVERRIDDEN: frozenset[Precision] = frozenset({"f32"})
+"""The precisions that the variable affects."""
 AMPERE = 80
 """The first compute capability with TF32."""
+
+
+RETAINED: dict[int, c_void_p] = {}
+"""The primary context of each GPU in use, until the process ends. Releasing the last reference would reset the context
+under NVIDIA's other libraries, which keep state in it.
+"""
+_RETAIN = Lock()
 
 
 class Driver:
     """One GPU's primary context, and a stream on it."""
 
     def __init__(self, library: Any, ordinal: int) -> None:
-        self._library = library
-        self._device, self._context, self._stream = c_int(), c_void_p(), c_void_p()
-        _call(library, "cuDeviceGet", byref(self._device), ordinal)
-        _call(library, "cuDevicePrimaryCtxRetain", byref(self._context), self._device)
+        self._library, self._stream = library, c_void_p()
+        with _RETAIN:
+            if ordinal not in RETAINED:
+                device, context = c_int(), c_void_p()
+                _call(library, "cuDeviceGet", byref(device), ordinal)
+                _call(library, "cuDevicePrimaryCtxRetain", byref(context), device)
+                RETAINED[ordinal] = context
+        self._context = RETAINED[ordinal]
+        self._here("cuStreamCreate", byref(self._stream), NON_BLOCKING)
+
+    @contextmanager
+    def current(self) -> Generator[None]:
+        """Make the context current in this thread, as other libraries require it, and restore the previous one.
+
+        After an error, the objects that its frames hold are freed while the context is current.
+        """
+        _call(self._library, "cuCtxPushCurrent_v2", self._context)
         try:
-            self._here("cuStreamCreate", byref(self._stream), NON_BLOCKING)
-        except CompileError:
-            _call(library, "cuDevicePrimaryCtxRelease_v2", self._device)
+            yield
+        except BaseException as exc:
+            clear_frames(exc.__traceback__)
             raise
+        finally:
+            _call(self._library, "cuCtxPopCurrent_v2", byref(c_void_p()))
 
     @property
     def stream(self) -> int:
@@ -108,16 +137,13 @@ class Driver:
         self._here("cuGraphExecDestroy", c_void_p(graph))
 
     def close(self) -> None:
-        """Destroy the stream and release the context."""
-        try:
-            self._here("cuStreamDestroy_v2", self._stream)
-        finally:
-            _call(self._library, "cuDevicePrimaryCtxRelease_v2", self._device)
+        """Destroy the stream."""
+        self._here("cuStreamDestroy_v2", self._stream)
 
     def _here(self, name: str, *arguments: object) -> None:
         """Call a function in this context, from any thread."""
-        _call(self._library, "cuCtxSetCurrent", self._context)
-        _call(self._library, name, *arguments)
+        with self.current():
+            _call(self._library, name, *arguments)
 
 
 class Room:
@@ -173,24 +199,39 @@ def has_tf32(capability: str) -> bool:
     return os.environ.get(TF32_OVERRIDE) != "0" and int(capability.removeprefix("sm")) >= AMPERE
 
 
-def gpu_name(capability: str) -> str:
-    """Name of the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
-    library, device, name = _library(), c_int(), ctypes.create_string_buffer(NAME_BYTES)
-    _call(library, "cuDeviceGet", byref(device), _ordinal(capability))
-    _call(library, "cuDeviceGetName", name, NAME_BYTES, device)
+def forces_tf32(capability: str) -> bool:
+    """Whether the environment may make NVIDIA's libraries compute f32 in TF32 on such a GPU, against their options."""
+    return has_tf32(capability) and TF32_OVERRIDE in os.environ
+
+
+def gpu_name(device: str) -> str:
+    """Name of the first GPU of a compute capability, or of the one with the number in `sm89:1`; raises
+    `RuntimeMissing` where there is none.
+    """
+    library, handle, name = _library(), c_int(), ctypes.create_string_buffer(NAME_BYTES)
+    _call(library, "cuDeviceGet", byref(handle), _ordinal(device))
+    _call(library, "cuDeviceGetName", name, NAME_BYTES, handle)
     return name.value.decode()
 
 
-def open_driver(capability: str) -> Driver:
-    """Open the first GPU of a compute capability; raises `RuntimeMissing` where there is none."""
-    return Driver(_library(), _ordinal(capability))
+def driver_version() -> tuple[int, int]:
+    """The newest CUDA version that the driver supports, such as (13, 0); raises `RuntimeMissing` without a driver."""
+    version = c_int()
+    _call(_library(), "cuDriverGetVersion", byref(version))
+    return version.value // 1000, version.value % 1000 // 10
 
 
-def _ordinal(capability: str) -> int:
-    found = capabilities()
-    if capability not in found:
-        raise RuntimeMissing(f"This machine has no {capability} GPU; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
-    return found.index(capability)
+def open_driver(device: str) -> Driver:
+    """Open a GPU, as in `gpu_name`; raises `RuntimeMissing` where there is none."""
+    return Driver(_library(), _ordinal(device))
+
+
+def _ordinal(device: str) -> int:
+    (capability, number), found = numbered(device), capabilities()
+    places = [place for place, one in enumerate(found) if one == capability and number in (None, place)]
+    if not places:
+        raise RuntimeMissing(f"This machine has no {device} GPU; NVIDIA GPUs found: {', '.join(found) or 'none'}.")
+    return places[0]
 
 
 def _capability(library: Any, ordinal: int) -> str:

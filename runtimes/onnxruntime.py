@@ -37,9 +37,9 @@ from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from . import hip
-from .base import MOST_THREADS, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target
+from .base import MOST_THREADS, NUMBERED, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
-from .cuda import capabilities, has_tf32
+from .cuda import capabilities, forces_tf32, gpu_name, has_tf32
 from .host import HostEngine
 from .machine import machine, processor
 from .placement import (
@@ -145,6 +145,7 @@ class ONNXRuntime(Runtime):
         devices=tuple(PROVIDERS),
         options=OPTIONS,
         at_load=AT_LOAD,
+        numbered=True,
         threads=THREADS,
         typed=True,
         sums_in_a_row=frozenset({"CPU"}),
@@ -157,9 +158,11 @@ class ONNXRuntime(Runtime):
 
     def unbuildable(self, device: str) -> str | None:
         """The same as `missing`, except for providers that compile ahead of time, without the device."""
-        return self._why_not(device, elsewhere=device in PROVIDERS and PROVIDERS[device].ahead)
+        provider = PROVIDERS.get(device)
+        return self._why_not(device, elsewhere=provider is not None and provider.ahead)
 
-    def _why_not(self, device: str, *, elsewhere: bool) -> str | None:
+    def _why_not(self, place: str, *, elsewhere: bool) -> str | None:
+        device, number = numbered(place)
         try:
             has: list[str] = _library().get_available_providers()
         except ModuleNotFoundError as exc:
@@ -172,6 +175,8 @@ class ONNXRuntime(Runtime):
             known = suggest(device, list(PROVIDERS))
             return f"latentc does not support device {device!r} through ONNX Runtime. {known}"
         provider = PROVIDERS[device]
+        if number is not None and provider.vendor != "NVIDIA":
+            return f"{provider.name} has no numbered devices. Write device = {device!r}."
         if provider.system not in (None, platform.system()):
             return f"{provider.name} is available on {provider.system} only, and this is {platform.system()}."
         if provider.plugin:
@@ -196,7 +201,9 @@ class ONNXRuntime(Runtime):
             return override
         if provider.vendor == "AMD" and (denied := hip.denied()):
             return denied
-        if device != "CPU" and not elsewhere and (reason := fault(device, provider.precisions[0])):
+        if number is not None and _gpu(number) is None:
+            return f"This machine has no NVIDIA GPU with number {number}; they are numbered from 0 on."
+        if device != "CPU" and not elsewhere and (reason := fault(place, provider.precisions[0])):
             return f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
         return None
 
@@ -208,32 +215,39 @@ class ONNXRuntime(Runtime):
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
-        """Instruction sets of a CPU, for which the graph's layout is optimized; architecture and driver of GPUs, with
-        ROCm's version for AMD's; the version of a plugin, with which a context has to be loaded again.
+        """Instruction sets of a CPU, for which the graph's layout is optimized; model and driver of an NVIDIA GPU;
+        architecture and driver of other GPUs, with ROCm's version for AMD's; the version of a plugin, with which a
+        context has to be loaded again.
         """
-        if plugin := PROVIDERS[device].plugin:
+        name, number = numbered(device)
+        provider = PROVIDERS[name]
+        if plugin := provider.plugin:
             return {plugin: metadata.version(plugin.replace("_", "-"))}
-        if device == "CPU":
+        if name == "CPU":
             return {"architecture": platform.machine(), "instructions": processor()}
-        if PROVIDERS[device].system == "Darwin":  # one chip is both
+        if provider.system == "Darwin":  # one chip is both
             return {"gpu": machine().cpu}
-        vendor = PROVIDERS[device].vendor
-        gpus = [gpu for gpu in machine().gpus if vendor in (None, gpu.vendor)]
+        gpus = [gpu for gpu in machine().gpus if provider.vendor in (None, gpu.vendor)]
+        if provider.vendor == "NVIDIA" and (capability := _gpu(number or 0)):
+            driver = next((str(gpu.driver) for gpu in gpus), "")
+            return {"gpu": f"{gpu_name(f'{capability}{NUMBERED}{number or 0}')} {capability} {driver}".strip()}
         found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
-        return {"gpu": found or f"unknown, of {platform.node()}"} | (hip.versions() if vendor == "AMD" else {})
+        return {"gpu": found or f"unknown, of {platform.node()}"} | (hip.versions() if provider.vendor == "AMD" else {})
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """Precisions in which a trial graph runs on the device; for ahead-of-time compilers, those of `PROVIDERS`."""
-        if device not in PROVIDERS:
+        name, number = numbered(device)
+        if name not in PROVIDERS:
             return ()
-        provider = PROVIDERS[device]
-        known = device == "CPU" or provider.ahead
-        tf32 = provider.vendor == "NVIDIA" and _has_tf32()
-        return tuple(one for one in offered(provider, tf32=tf32) if known or fault(device, one) is None)
+        provider = PROVIDERS[name]
+        known = name == "CPU" or provider.ahead
+        gpu = _gpu(number or 0) if provider.vendor == "NVIDIA" else None
+        tf32, forced = (has_tf32(gpu), forces_tf32(gpu)) if gpu else (False, False)
+        return tuple(one for one in offered(provider, tf32=tf32, forced=forced) if known or fault(device, one) is None)
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless its provider compiles each shape separately, or replays a recorded call."""
-        provider = PROVIDERS.get(device)
+        provider = PROVIDERS.get(numbered(device)[0])
         return provider is None or (provider.free_sizes and not (provider.captures and options.get(provider.captures)))
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs | None:
@@ -248,7 +262,7 @@ class ONNXRuntime(Runtime):
         Raises `CompileError` where the device leaves work to the CPU.
         """
         target = job.target
-        self._require(target, self.unbuildable(target.device))
+        self._require(target, self.unbuildable(target.place))
         with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
             options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
         in_place = target.device == "CPU" or PROVIDERS[target.device].ahead
@@ -284,7 +298,7 @@ class ONNXRuntime(Runtime):
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the graph and its weights. On the CPU the graph is not optimized again."""
-        self._require(target, self.missing(target.device))
+        self._require(target, self.missing(target.place))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
         chosen = settings(target, artifact / CACHE)
@@ -322,20 +336,20 @@ class ONNXRuntime(Runtime):
     def _require(self, target: Target, reason: str | None) -> None:
         if reason:
             raise RuntimeMissing(reason)
-        if target.precision not in self.precisions(target.device):
-            has = ", ".join(self.precisions(target.device))
+        if target.precision not in self.precisions(target.place):
+            has = ", ".join(self.precisions(target.place))
             raise CompileError(
                 f"ONNX Runtime does not compute in {target.precision} on {target.device}; it supports: {has}. "
                 "Set one of them under [precision]."
             )
 
 
-def _has_tf32() -> bool:
-    """Whether the first NVIDIA GPU computes in TF32; providers use that one."""
+def _gpu(number: int) -> str | None:
+    """Compute capability of the NVIDIA GPU with a number, by the driver's order; None without one."""
     try:
-        return has_tf32(capabilities()[0])
+        return capabilities()[number]
     except (RuntimeMissing, IndexError):
-        return False
+        return None
 
 
 def _override(provider: Provider) -> str | None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,10 +29,10 @@ from ..core.shapes import shape_of, sizes_of
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from . import hip
-from .base import Target
+from .base import Target, numbered
 from .border import ENOUGH, border, first_line
 from .host import Bound
-from .providers import PROVIDERS, Provider
+from .providers import DEVICE_ID, PROVIDERS, Provider, fixed
 
 Placement = dict[str, dict[str, int]]
 """Counts of nodes, by provider and operator."""
@@ -72,21 +72,25 @@ TYPES: dict[Precision, tuple[bytes, type[np.generic]]] = {"f32": (b"\x01", np.fl
 def fault(device: str, precision: Precision) -> str | None:
     """The library's error for a trial graph on a device; None where the device computes it."""
     code, dtype = TYPES[RECIPES[precision].graph]
-    library, provider = _library(), PROVIDERS[device]
+    name, number = numbered(device)
+    library, provider = _library(), PROVIDERS[name]
     found = np.zeros(2)
     try:
         if provider.vendor == "NVIDIA":
             with _hushed():  # it prints what it can't load; the session below raises a better error
                 library.preload_dlls()  # CUDA and cuDNN from pip, which are not found otherwise
+            if provider.loads:
+                with suppress(Exception):  # what is missing then, the session reports
+                    import_module(provider.loads)
             library.set_default_logger_severity(SILENT)  # else it logs each unavailable convolution algorithm
         for alone in (False, True):  # a library that can't be loaded is only reported if the CPU is allowed too
             options = library.SessionOptions()
             options.log_severity_level = SILENT
             if alone:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            for name, value in provider.attributes.items():
-                setattr(options, name, value)
-            session = open_session(TRIAL % (code, code), options, device, provider.fixed)
+            for attribute, value in provider.attributes.items():
+                setattr(options, attribute, value)
+            session = open_session(TRIAL % (code, code), options, name, fixed(provider, number))
             found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
     except Exception as exc:  # the driver may raise anything
         return first_line(exc)
@@ -108,7 +112,8 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
         given = {}
     elif provider.vendor == "AMD" and GPU not in given:
         given[GPU] = str(hip.number_of())  # the provider's default is the first one, often an integrated GPU
-    beside = [(PROVIDERS[other].name, dict(PROVIDERS[other].fixed)) for other in provider.beside]
+    number = int(settings[DEVICE_ID]) if DEVICE_ID in settings else None
+    beside = [(PROVIDERS[other].name, fixed(PROVIDERS[other], number)) for other in provider.beside]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
     return _taken(_library().InferenceSession(graph, options, providers=asked, enable_fallback=0), provider)
 
@@ -258,7 +263,7 @@ class DeviceCall:
 
     def __init__(self, session: Any, target: Target, memory: str) -> None:
         self._session: Any = session
-        self._target, self._memory = target, (memory, 0)
+        self._target, self._memory = target, (memory, target.number or 0)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._binding: Any = cast("Any", None)
         self._values: dict[str, Any] = {}

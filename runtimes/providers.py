@@ -14,6 +14,7 @@ from ..core.errors import ProfileError
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from .base import Kind, Target
+from .cuda import OVERRIDDEN
 from .ranges import bounds
 
 
@@ -48,6 +49,8 @@ class Provider:
     """Prefix of the options that state the ranges of free sizes."""
     free_sizes: bool = True
     """Whether one engine serves every size; if not, each new shape is compiled, which may happen during a call."""
+    loads: str | None = None
+    """A module whose import loads libraries that the provider doesn't find otherwise, where it is installed."""
     needs: str = "a GPU and its driver"
     """What it requires besides the library."""
     system: str | None = None
@@ -68,6 +71,9 @@ class Provider:
     """Options that a profile must set."""
 
 
+DEVICE_ID = "device_id"
+"""The option of NVIDIA's providers for the number of a GPU."""
+
 CUDA = Provider(
     "CUDAExecutionProvider",
     "onnxruntime-gpu",
@@ -87,7 +93,7 @@ CUDA = Provider(
     precisions=("f32", "tf32", "f16"),
     fixed={"use_tf32": "0"},
     enables={"tf32": "use_tf32"},
-    needs="an NVIDIA GPU, its driver, CUDA 13 and cuDNN 9",
+    needs="an NVIDIA GPU, its driver (580 or later), CUDA 13 and cuDNN 9",
     memory="cuda",
     captures="enable_cuda_graph",
     vendor="NVIDIA",
@@ -147,9 +153,10 @@ PROVIDERS: dict[str, Provider] = {
             ("trt_timing_cache_path", "{}"),
         ),
         precisions=("f32", "tf32", "f16"),
-        in_tf32=frozenset({"f32"}),
+        in_tf32=OVERRIDDEN,
         beside=("CUDA",),
-        needs="an NVIDIA GPU, its driver, CUDA 13, cuDNN 9 and TensorRT 10 (libnvinfer.so.10, from NVIDIA)",
+        loads="tensorrt",
+        needs='an NVIDIA GPU, its driver (580 or later), CUDA 13, cuDNN 9 and TensorRT 10 (pip: "tensorrt-cu13<11")',
         memory="cuda",
         captures="trt_cuda_graph_enable",
         ranges="trt_profile",
@@ -221,13 +228,18 @@ PROVIDERS: dict[str, Provider] = {
 """The provider of each device, keyed by the device's name in profiles."""
 
 
-def offered(provider: Provider, *, tf32: bool) -> tuple[Precision, ...]:
-    """The provider's precisions on a GPU that computes in TF32, or on one that doesn't."""
-    return tuple(
-        one
-        for one in provider.precisions
-        if (tf32 if RECIPES[one].products_in_tf32 else not (tf32 and one in provider.in_tf32))
-    )
+def offered(provider: Provider, *, tf32: bool, forced: bool = False) -> tuple[Precision, ...]:
+    """The provider's precisions on a GPU that computes in TF32, or on one that doesn't.
+
+    `forced`: the environment may make it compute f32 in TF32, whatever the options are.
+    """
+    in_tf32 = OVERRIDDEN if forced else provider.in_tf32 if tf32 else frozenset[str]()
+    return tuple(one for one in provider.precisions if (tf32 if RECIPES[one].products_in_tf32 else one not in in_tf32))
+
+
+def fixed(provider: Provider, number: int | None) -> dict[str, str]:
+    """Options that are set in any case: the provider's, and the number of the GPU."""
+    return dict(provider.fixed) if number is None else {**provider.fixed, DEVICE_ID: str(number)}
 
 
 def settings(target: Target, cache: Path) -> dict[str, str]:
@@ -250,7 +262,7 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
             f"{provider.name} requires {' and '.join(lacking)} under [options]. The profile snapdragon-x-elite is an "
             "example."
         )
-    made = dict(provider.fixed)
+    made = fixed(provider, target.number)
     if option := provider.enables.get(target.precision):
         made[option] = provider.switches[True]
     made |= {name: value.format(cache) for name, value in provider.caches}

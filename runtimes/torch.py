@@ -26,8 +26,9 @@ from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
-from .base import COUNTS, Facts, Job, Runtime, Target
+from .base import COUNTS, Facts, Job, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line
+from .cuda import TF32_OVERRIDE
 from .host import HostEngine
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Torch(Runtime):
     facts = Facts(
         title="The torch runtime",
         devices=tuple(DEVICES),
+        numbered=True,
         libraries=LIBRARIES,
         precisions=("f32", "bf16", "f16"),
         options={COMPILE: bool, THREADS: COUNTS},
@@ -78,12 +80,20 @@ class Torch(Runtime):
             return f"PyTorch cannot be loaded ({first_line(exc)}). {INSTALL}"
         if absent := [name for name in LIBRARIES if find_spec(name) is None]:
             return f"The torch runtime also requires {' and '.join(absent)}. {INSTALL}"
-        if device not in DEVICES:
+        name, number = numbered(device)
+        if name not in DEVICES or (number is not None and name == "CPU"):
             return f"latentc does not support device {device!r} through PyTorch. {suggest(device, list(DEVICES))}"
-        if device == "CUDA" and not torch.cuda.is_available():
+        if name == "CUDA" and not torch.cuda.is_available():
             return (
                 f"PyTorch {torch.__version__} finds no GPU. Install a build of PyTorch for CUDA or ROCm, and the GPU's "
                 "driver."
+            )
+        if name == "CUDA" and number is not None and number >= torch.cuda.device_count():
+            return f"PyTorch finds {torch.cuda.device_count()} GPUs, numbered from 0 on; {device} is not one of them."
+        if name == "CUDA" and os.environ.get(TF32_OVERRIDE, "0") != "0":
+            return (
+                f"{TF32_OVERRIDE}={os.environ[TF32_OVERRIDE]} in the environment makes NVIDIA's libraries compute f32 "
+                "in TF32. Unset it, or set it to 0."
             )
         return None
 
@@ -134,7 +144,7 @@ class Torch(Runtime):
         return _engine(checkpoint, spec, target)
 
     def _require(self, target: Target) -> None:
-        if reason := self.missing(target.device):
+        if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
 
 
@@ -146,12 +156,13 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     dtype: torch.dtype = getattr(torch, target.recipe.dtype)
     inputs = tuple(tensor.name for tensor in spec.inputs)
     outputs = tuple(tensor.name for tensor in spec.outputs)
-    device = DEVICES[target.device]
+    kind = DEVICES[target.device]
+    device = kind if target.number is None else f"{kind}:{target.number}"
     own = None if "OMP_NUM_THREADS" in os.environ else threads()  # PyTorch reads that variable itself
     if device == "cpu" and (count := target.options.get(THREADS, own)) is not None:
         torch.set_num_threads(int(count))
-    if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
+    if kind == "cuda":
+        in_f32(torch)
     module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
     with border(
         CompileError, f"PyTorch cannot load {spec.component} on {target.device}", "Check that enough memory is free."
@@ -174,7 +185,13 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
             # A copy: a module may return its own buffer, or a view of another output.
             return {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
 
-    return HostEngine(target, call, torch.cuda.empty_cache if device == "cuda" else None)
+    return HostEngine(target, call, torch.cuda.empty_cache if kind == "cuda" else None)
+
+
+def in_f32(torch: Any) -> None:
+    """Have PyTorch compute f32 in f32, not in TF32. TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 would change its default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _open(name: str, family: str, variant: str | None, components: Mapping[str, str]) -> Checkpoint:

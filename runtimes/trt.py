@@ -2,7 +2,7 @@
 
 TensorRT for RTX builds engines without a GPU, for NVIDIA GPUs of other machines. One engine can be for several GPUs:
 `sm86+sm89` is no larger than for one. TensorRT builds for the GPU of this machine, and times its kernels there; the
-timing cache is stored in the bundle, in `engines/.timing`.
+timing cache is stored in the bundle, in `engines/.timing`, as is the code that TensorRT for RTX compiles at load.
 
 An artifact is `engine.plan`, and `memory.json`, the device memory that the builder reports. Networks are strongly
 typed: the graph states the precision. Free sizes get one optimization profile, with the ranges in `ranges.py`.
@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,17 @@ from ..core.errors import CompileError, RuntimeMissing
 from ..core.files import write_bytes
 from ..core.install import install, pip
 from ..core.progress import Progress
-from ..core.reading import read_bounded
 from ..core.recipes import RECIPES, Precision
-from .base import MEMORY, TIMING, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target
+from .base import MEMORY, NUMBERED, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import NO_REASON, border, first_line, sentence
-from .cuda import capabilities, gpu_name, has_tf32, open_driver
+from .cuda import OVERRIDDEN, capabilities, driver_version, forces_tf32, gpu_name, has_tf32, open_driver
 from .host import HostEngine
 from .ranges import bounds
+from .trt_cache import cache_path, read_cache
 from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
-TIMING_BYTES = 1 << 28
 PRECISIONS: tuple[Precision, ...] = ("f32", "tf32", "f16")
 LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
     "builder_optimization_level",
@@ -65,9 +64,14 @@ OPTIONS: dict[str, Kind] = {
 ATTENTION = "IAttentionInputLayer"
 ADVICE = {
     "HW-specific datatypes": "This GPU does not support the type: build for a newer one, or use a graph without it.",
+    "kWEIGHT_STREAMING": "Remove cuda_graph or weight_streaming_budget_mb from [options].",
+    "kREQUIRE_USER_ALLOCATION": "Write cuda_graph = false under [options].",
     "FP32 GEMM is not supported": "TensorRT has no f32 matrix products before Ampere (sm75): use f16 for this part.",
 }
-"""Advice for messages of the builder: on FP8 for a GPU before Ada, and on f32 for Turing."""
+"""Advice for messages of the builder: on FP8 for a GPU before Ada, on CUDA graphs, and on f32 for Turing."""
+
+OWN_MEMORY = "REQUIRE_USER_ALLOCATION"
+"""The flag of TensorRT for RTX for an engine that allocates no memory during a call, so that it can be captured."""
 
 TRY = "Try opset = 18, or f32 for this part."
 
@@ -105,6 +109,11 @@ class Library:
     costs: Costs | None
 
 
+DRIVERS = {"13": ((13, 0), 580), "12": ((12, 2), 535)}
+"""For wheels of each major version of CUDA: the CUDA version that the driver must support, and the first driver that
+does. Source: docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html.
+"""
+
 RTX = Library(
     name="tensorrt-rtx",
     title="TensorRT for RTX",
@@ -118,7 +127,7 @@ FULL = Library(
     name="tensorrt",
     title="TensorRT",
     module="tensorrt",
-    install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack.",
+    install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack 7.2.",
     capabilities=("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
     builds_elsewhere=False,
     costs=None,
@@ -153,6 +162,7 @@ class TensorRT(Runtime):
             devices=library.capabilities,
             options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.builds_elsewhere},
             newest_opset=_newest_opset(library),
+            numbered=True,
             typed=True,
             reads_bf16=False,
         )
@@ -161,14 +171,16 @@ class TensorRT(Runtime):
         """Report a library that is not installed, and an unknown or missing device; one of several is enough."""
         if reason := self._unfit(device):
             return reason
-        wanted = " or ".join(device.split(TOGETHER))
+        name, number = numbered(device)
+        wanted = " or ".join(name.split(TOGETHER))
         try:
             has = capabilities()
         except RuntimeMissing as exc:
             return f"No {wanted} GPU is available: {exc}"
         if not _chosen(device, has):
-            return f"This machine has no {wanted} GPU; NVIDIA GPUs found: {', '.join(has) or 'none'}."
-        return None
+            which = "" if number is None else f" with number {number}"
+            return f"This machine has no {wanted} GPU{which}; NVIDIA GPUs found: {', '.join(has) or 'none'}."
+        return _old_driver(self._is)
 
     def unbuildable(self, device: str) -> str | None:
         """The same as `missing`; TensorRT for RTX doesn't need the device."""
@@ -178,7 +190,7 @@ class TensorRT(Runtime):
         try:
             _library(self._is.module)
         except Exception as exc:  # with missing dependencies it may raise anything
-            return f"{self._is.title} is not installed ({first_line(exc)}). {self._is.install}"
+            return f"{self._is.title} is not installed ({first_line(exc)}). {_install(self._is)}"
         if not self._is_known(device):
             also = " and combinations such as sm86+sm89" * self._is.builds_elsewhere
             has = ", ".join(self._is.capabilities)
@@ -186,7 +198,7 @@ class TensorRT(Runtime):
         return None
 
     def _is_known(self, device: str) -> bool:
-        each = device.split(TOGETHER)
+        each = numbered(device)[0].split(TOGETHER)
         return set(each) <= set(self._is.capabilities) and len(each) == (
             len(set(each)) if self._is.builds_elsewhere else 1
         )
@@ -201,11 +213,16 @@ class TensorRT(Runtime):
         return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on."""
+        """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on. No f32 where the
+        environment forces TF32.
+        """
         if not self._is_known(device):
             return ()
-        tf32 = all(map(has_tf32, device.split(TOGETHER)))
-        return tuple(one for one in PRECISIONS if tf32 or not RECIPES[one].products_in_tf32)
+        each = numbered(device)[0].split(TOGETHER)
+        tf32, forced = all(map(has_tf32, each)), any(map(forces_tf32, each))
+        return tuple(
+            one for one in PRECISIONS if (tf32 if RECIPES[one].products_in_tf32 else not (forced and one in OVERRIDDEN))
+        )
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Unless `cuda_graph` is set: a captured graph has one size."""
@@ -220,50 +237,56 @@ class TensorRT(Runtime):
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Parse and build for the device's compute capability. Memory peaks at about three times the weights."""
         target = job.target
-        if reason := self.unbuildable(target.device):
+        if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
-        trt, log = _library(self._is.module), _logger(self._is.module)
+        log = _logger(self._is.module)
         log.clear()
-        with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT cannot build {job.part}", TRY))
-            if not self._is.builds_elsewhere:  # kernels are timed on the GPU whose context is current
-                stack.callback(open_driver(target.device).close)
-            builder = trt.Builder(log)
-            network = builder.create_network(_network_flags(trt))
-            parser = trt.OnnxParser(network, log)
-            if not parser.parse_from_file(str(job.graph)):
-                raise CompileError(
-                    f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
-                )
-            _let_decompose(trt, network)
-            config = builder.create_builder_config()
-            _configure(trt, config, target)
-            if target.shape is None:
-                config.add_optimization_profile(_ranges(builder, job))
-            config.progress_monitor = _monitor(trt, job.part, on_progress)
+        with border(CompileError, f"TensorRT cannot build {job.part}", TRY):
             if self._is.builds_elsewhere:
-                each = target.device.split(TOGETHER)
-                config.num_compute_capabilities = len(each)
-                for place, capability in enumerate(each):
-                    config.set_compute_capability(getattr(trt.ComputeCapability, capability.upper()), place)
-                plan = builder.build_serialized_network(network, config)
+                self._build(job, out, log, on_progress)
             else:
-                plan = self._build_here(job, builder, network, config)
-            if plan is None:
-                advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
-                what = f"TensorRT cannot build {job.part} for {target.device}"
-                raise CompileError(sentence(what, log.worst or NO_REASON, advice))
-            (out / PLAN).write_bytes(plan)
+                with _current(target.place):  # kernels are timed on this GPU
+                    self._build(job, out, log, on_progress)
         if self.refits(target.options):
             (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
 
+    def _build(self, job: Job, out: Path, log: Any, on_progress: Progress) -> None:
+        """Write the plan. All objects of the library are freed at the end, while the GPU's context is current."""
+        target, trt = job.target, _library(self._is.module)
+        builder = trt.Builder(log)
+        network = builder.create_network(_network_flags(trt))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse_from_file(str(job.graph)):
+            raise CompileError(
+                f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
+            )
+        _let_decompose(trt, network)
+        config = builder.create_builder_config()
+        _configure(trt, config, target)
+        if target.shape is None:
+            config.add_optimization_profile(_ranges(builder, job))
+        config.progress_monitor = _monitor(trt, job.part, on_progress)
+        if self._is.builds_elsewhere:
+            each = target.device.split(TOGETHER)
+            config.num_compute_capabilities = len(each)
+            for place, capability in enumerate(each):
+                config.set_compute_capability(getattr(trt.ComputeCapability, capability.upper()), place)
+            plan = builder.build_serialized_network(network, config)
+        else:
+            plan = self._build_here(job, builder, network, config)
+        if plan is None:
+            advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
+            what = f"TensorRT cannot build {job.part} for {target.device}"
+            raise CompileError(sentence(what, log.worst or NO_REASON, advice))
+        (out / PLAN).write_bytes(plan)
+
     def _build_here(self, job: Job, builder: Any, network: Any, config: Any) -> Any:
         """Build on the target GPU, with its timing cache of earlier builds."""
-        device = job.target.device
-        name = re.sub(r"[^\w.]+", "-", f"{self.versions()[self._is.name]} {device} {gpu_name(device)}")
-        kept = job.shared / TIMING / f"{name}.cache" if job.shared else None
-        timed = config.create_timing_cache(_timed(kept) if kept else b"")
+        target = job.target
+        about = self.versions()[self._is.name], target.device, gpu_name(target.place)
+        kept = cache_path(job.shared, *about) if job.shared else None
+        timed = config.create_timing_cache(read_cache(kept) if kept else b"")
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         plan = builder.build_serialized_network(network, config)
@@ -278,40 +301,90 @@ class TensorRT(Runtime):
 
     def refit(self, job: Job, other: Path, out: Path) -> None:
         """Refit on the GPU; no kernel is timed again."""
-        device = job.target.device
+        device = job.target.place
         if reason := self.missing(device):
             raise RuntimeMissing(reason)
         trt, log = _library(self._is.module), _logger(self._is.module)
         log.clear()
-        with ExitStack() as stack:
-            stack.enter_context(border(CompileError, f"TensorRT cannot refit {job.part}", "Build it without --like."))
+        with border(CompileError, f"TensorRT cannot refit {job.part}", "Build it without --like."):
             if (other / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != without_weights(job.graph, job.weights):
                 raise CompileError(f"The graph of {job.part} differs from that of {other} in more than its weights.")
-            stack.callback(open_driver(device).close)
-            (out / PLAN).write_bytes(refitted(trt, log, (other / PLAN).read_bytes(), job.graph))
+            with _current(device):
+                plan = refitted(trt, log, (other / PLAN).read_bytes(), job.graph)
+            (out / PLAN).write_bytes(plan)
         for name in (WITHOUT_WEIGHTS, MEMORY):
             shutil.copyfile(other / name, out / name)
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the plan onto the GPU."""
         del files
-        if reason := self.missing(target.device):
+        if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
         budget = target.options.get(STREAMED)
         loaded = LoadedPlan(
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
-            replace(target, device=_chosen(target.device, capabilities())),
+            replace(target, device=_chosen(target.place, capabilities())),
             graphed=bool(target.options.get(GRAPH)),
             streamed=None if budget is None else int(budget) << 20,
+            compiles=self._is.builds_elsewhere,
         )
         return HostEngine(target, loaded.call, loaded.release)
 
 
+def _install(library: Library) -> str:
+    """A sentence on how to install the wheels that the driver supports; those for CUDA 13 without a driver."""
+    try:
+        newest = driver_version()
+    except RuntimeMissing:
+        return library.install
+    if newest >= DRIVERS["13"][0]:
+        return library.install
+    return (
+        f"The driver supports CUDA {newest[0]}.{newest[1]} only. Install: {pip('build')} {library.name}-cu12; or "
+        f"update the driver to {DRIVERS['13'][1]} or later. {library.install}"
+    )
+
+
+def _old_driver(library: Library) -> str | None:
+    """Report a driver that is too old for the installed wheels; None where it isn't, and for other installations."""
+    for major, (cuda, driver) in DRIVERS.items():
+        try:
+            metadata.version(f"{library.name}-cu{major}-bindings")
+        except metadata.PackageNotFoundError:
+            continue
+        newest = driver_version()
+        if newest >= cuda:
+            return None
+        other = f", or install {library.name}-cu12 in place of {library.name}-cu{major}" * (newest >= DRIVERS["12"][0])
+        return (
+            f"{library.title}'s wheels for CUDA {major} require an NVIDIA driver {driver} or later; this machine's "
+            f"supports CUDA {newest[0]}.{newest[1]} only. Update the driver{other}."
+        )
+    return None
+
+
 def _chosen(device: str, has: Sequence[str]) -> str:
-    """The first capability of a target that this machine has; empty where it has none."""
-    return next((one for one in device.split(TOGETHER) if one in has), "")
+    """The first capability of a target that this machine has, or that of the GPU with the target's number; empty where
+    it has none.
+    """
+    name, number = numbered(device)
+    each = name.split(TOGETHER)
+    if number is None:
+        return next((one for one in each if one in has), "")
+    return next((f"{one}{NUMBERED}{number}" for one in has[number : number + 1] if one in each), "")
+
+
+@contextmanager
+def _current(device: str) -> Generator[None]:
+    """Make the context of a GPU current."""
+    driver = open_driver(device)
+    try:
+        with driver.current():
+            yield
+    finally:
+        driver.close()
 
 
 def _network_flags(trt: Any) -> int:
@@ -330,6 +403,8 @@ def _configure(trt: Any, config: Any, target: Target) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options[WORKSPACE]) << 20)
     if STREAMED in options:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if options.get(GRAPH) and hasattr(trt.BuilderFlag, OWN_MEMORY):  # required for capture
+        config.set_flag(getattr(trt.BuilderFlag, OWN_MEMORY))
     if options.get(REFIT):
         config.set_flag(trt.BuilderFlag.REFIT)
 
@@ -373,14 +448,6 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
             self.steps.pop(phase_name, None)
 
     return Monitor()
-
-
-def _timed(path: Path) -> bytes:
-    """A stored timing cache; empty where it can't be read."""
-    try:
-        return read_bounded(path, TIMING_BYTES)
-    except (OSError, ValueError):
-        return b""
 
 
 @cache

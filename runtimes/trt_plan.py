@@ -22,6 +22,7 @@ from .border import ENOUGH, NO_REASON, border, rebuild, sentence
 from .cuda import Driver, Room, open_driver
 from .host import Bound
 from .ranges import OUTSIDE
+from .trt_cache import RuntimeCache
 
 ROOMS: defaultdict[str, Room] = defaultdict(Room)
 """The shared memory of each device."""
@@ -32,11 +33,19 @@ class LoadedPlan:
 
     `graphed` captures the work of a call as a CUDA graph and replays it; the plan must have fixed shapes.
     `streamed` limits the bytes of weights on the GPU, for a plan that was built for weight streaming; None keeps all
-    weights on the GPU.
+    weights on the GPU. `compiles`: the library compiles the plan for the GPU at load, and the code is kept.
     """
 
     def __init__(
-        self, library: Any, log: Any, path: Path, target: Target, *, graphed: bool = False, streamed: int | None = None
+        self,
+        library: Any,
+        log: Any,
+        path: Path,
+        target: Target,
+        *,
+        graphed: bool = False,
+        streamed: int | None = None,
+        compiles: bool = False,
     ) -> None:
         log.clear()
         self._log, self._target, self._graphed = log, target, graphed
@@ -48,19 +57,23 @@ class LoadedPlan:
         self._place: tuple[int, int] | None = None
         """Address and size of the memory that the context was given."""
         self._graph: int | None = None
+        self._cache: RuntimeCache | None = None
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)
         self._room = ROOMS[target.device]
         self._room.join()
         try:
-            with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)):
+            with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)), self._driver.current():
                 self._runtime = library.Runtime(log)
                 self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
                 if self._engine is not None:
                     if streamed is not None:
                         _stream_weights(self._engine, streamed)
-                    strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
-                    self._context = self._engine.create_execution_context(strategy)
+                    how = library.ExecutionContextAllocationStrategy.USER_MANAGED
+                    if compiles:
+                        how = _configured(self._engine, library, how)
+                        self._cache = RuntimeCache(how, path, str(library.__version__), target.device)
+                    self._context = self._engine.create_execution_context(how)
                 if self._context is None:
                     worst = log.worst or NO_REASON
                     raise CompileError(sentence(f"TensorRT cannot load {path}", worst, rebuild(path.parent)))
@@ -72,24 +85,26 @@ class LoadedPlan:
         """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
         driver = self._driver
         assert driver is not None
-        with border(CompileError, "TensorRT failed while computing", ENOUGH):
+        with border(CompileError, "TensorRT failed while computing", ENOUGH), driver.current():
             outputs = {
                 tensor.name: np.empty(shape_of(tensor.shape, sizes), np.float32) for tensor in self._target.outputs
             }
             self._shape(feeds)
             with self._room.lock:
-                for name, array in feeds.items():
-                    self._feed(driver, name, array)
-                for name, array in outputs.items():
-                    self._buffer(driver, name, array.nbytes)
-                self._settle(driver)
+                staged: list[Array] = []  # until their copies end
                 try:
+                    for name, array in feeds.items():
+                        staged.append(np.ascontiguousarray(array))
+                        self._feed(driver, name, array, staged[-1])
+                    for name, array in outputs.items():
+                        self._buffer(driver, name, array.nbytes)
+                    self._settle(driver)
                     self._work(driver)
                     for name, array in outputs.items():
                         driver.copy_out(array, self._buffers[name][0])
                     driver.wait()
                 except BaseException:
-                    with suppress(CompileError):  # the shared memory isn't free while a call runs
+                    with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
                         driver.wait()
                     raise
         return outputs
@@ -101,15 +116,18 @@ class LoadedPlan:
             return
         with ExitStack() as last:  # all are called, even if one fails
             last.callback(driver.close)
+            last.enter_context(driver.current())
             last.callback(self._room.leave, driver)
             for address, _ in self._buffers.values():
                 last.callback(driver.free, address)
             last.callback(self._forget)
             last.callback(self._drop_graph, driver)
+            if self._cache is not None:
+                last.callback(self._cache.save)
 
     def _forget(self) -> None:
         self._buffers.clear()
-        self._context = self._engine = self._runtime = None
+        self._context = self._cache = self._engine = self._runtime = None
 
     def _shape(self, feeds: Mapping[str, Array]) -> None:
         """Set shapes that changed, and query the memory that they need."""
@@ -127,8 +145,8 @@ class LoadedPlan:
         if changed:
             self._needs, self._place = self._context.update_device_memory_size_for_shapes(), None
 
-    def _feed(self, driver: Driver, name: str, array: Array) -> None:
-        whole = np.ascontiguousarray(array)
+    def _feed(self, driver: Driver, name: str, array: Array, whole: Array) -> None:
+        """Copy `whole`, a contiguous copy of `array` or the array itself, unless the device has it."""
         address = self._buffer(driver, name, whole.nbytes)
         if isinstance(array, Bound) and self._there.get(name) is array:
             return
@@ -168,6 +186,11 @@ class LoadedPlan:
         self._execute(driver)
         if self._graphed:
             driver.wait()
+            if self._cache is not None and not self._context.is_stream_capturable(driver.stream):
+                raise CompileError(
+                    "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false under "
+                    "[options] of the profile, and build again."
+                )
             self._graph = driver.capture(lambda: self._execute(driver))
 
     def _execute(self, driver: Driver) -> None:
@@ -178,6 +201,15 @@ class LoadedPlan:
         graph, self._graph = self._graph, None
         if graph is not None:
             driver.forget(graph)
+
+
+def _configured(engine: Any, library: Any, strategy: Any) -> Any:
+    """The configuration of a context that compiles at load."""
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # By default, code compiled meanwhile takes over at a later call: not proved, and other bits for an equal request.
+    config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.NONE
+    return config
 
 
 def _stream_weights(engine: Any, budget: int) -> None:

@@ -115,3 +115,8 @@ def test_shipped_profiles_ask_for_what_their_runtimes_can():
             assert profile.opset <= adapter.facts.newest_opset or not adapter.facts.reads_onnx, profile.name
             for wishes in profile.precision.values():
                 assert set(wishes) & set(adapter.precisions(profile.device)), profile.name
+
+
+def test_the_jetsons_attention_is_fused():
+    """Its memory is too small for the scores, which are a tensor of their own at opset 18."""
+    assert load_profile("jetson-orin").opset == 23

@@ -1,8 +1,10 @@
 """Drives the adapter to TensorRT over the library's own bindings, without the library.
 
     python drive_tensorrt.py BINDINGS LIBRARIES
+    python drive_tensorrt.py rtx
 
-BINDINGS is the folder that has `tensorrt_bindings`, LIBRARIES one of empty stand-ins for what they are linked with. The
+BINDINGS is the folder that has `tensorrt_bindings`, LIBRARIES one of empty stand-ins for what they are linked with;
+`rtx` is TensorRT for RTX, as it is installed. The
 bindings then import, and say of every class what it has, and of every function what it takes and gives. Objects here
 stand for theirs: one that is asked for what its class hasn't got, or called with what the signature doesn't take,
 fails. Prints what was used, as JSON.
@@ -13,6 +15,7 @@ import json
 import re
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from onnx import helper
 from latentc.core.errors import CompileError
 from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
-from latentc.runtimes import Job, Target, cuda, trt, trt_plan
+from latentc.runtimes import Job, Target, cuda, trt, trt_cache, trt_plan
 from latentc.runtimes.base import files_in
 from latentc.runtimes.host import Bound
 
@@ -29,6 +32,7 @@ SIGNATURE = re.compile(r"^(?:\d+\. )?\w+\((?P<takes>.*)\) -> (?P<gives>.+)$|^\((
 ANSWERS = {
     "Builder.build_serialized_network": b"plan",
     "ITimingCache.serialize": b"timed",
+    "IRuntimeCache.serialize": b"code",
     "ICudaEngine.serialize_with_config": b"other plan",
     "INetworkDefinition.num_layers": 1,
     "ICudaEngine.streamable_weights_size": 1 << 30,
@@ -133,7 +137,8 @@ def _class(kind):
     name = re.split(r"[.:]", kind)[-1]
     if kind.startswith("nvonnxparser::"):  # by its name in C++
         return getattr(bindings, name.removeprefix("I"))
-    return getattr(bindings, name) if kind.startswith(("tensorrt_bindings.", "nvinfer1::")) else None
+    ours = ("tensorrt_bindings.", "tensorrt_rtx_bindings.", "nvinfer1::")
+    return getattr(bindings, name) if kind.startswith(ours) else None
 
 
 def _is(kind, value):
@@ -161,6 +166,9 @@ class Driver:
         work()
         return 5
 
+    def current(self):
+        return nullcontext()
+
     def __getattr__(self, name):
         assert hasattr(cuda.Driver, name), f"the driver has no {name}"
         return lambda *_: self.said.append(name)
@@ -180,7 +188,7 @@ def graph_of(value, *, side=4):
 
 def drive(folder):
     adapter, driver = trt.tensorrt(), Driver()
-    trt.capabilities = lambda: ["sm90"]
+    trt.capabilities, trt.driver_version = lambda: ["sm90"], lambda: (13, 0)
     trt.gpu_name = lambda _: "NVIDIA H200"
     trt.open_driver = trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
@@ -235,6 +243,29 @@ def drive(folder):
     assert "sm90-NVIDIA-H200" in cache.name
 
 
+def drive_rtx(folder):
+    """Load and capture with TensorRT for RTX; that it builds is tested with the library itself."""
+    adapter, driver = trt.tensorrt_rtx(), Driver()
+    trt.capabilities = lambda: ["sm89"]
+    trt.driver_version = trt_cache.driver_version = lambda: (13, 0)
+    trt_cache.gpu_name = lambda _: "NVIDIA L4"
+    trt_plan.open_driver = lambda _: driver
+    sample = TensorInfo(name="sample", dtype="float32", shape=(2, 4, 8, 8))
+    out = sample.model_copy(update={"name": "out_sample"})
+    (folder / "unet").mkdir()
+    (folder / "unet" / trt.PLAN).write_bytes(b"plan")
+    shape = {"sample": (2, 4, 8, 8)}
+    target = Target("tensorrt-rtx", "sm86+sm89", "f16", {"cuda_graph": True}, (sample,), (out,), shape)
+    for _ in range(2):
+        engine = adapter.load(folder / "unet", target, files_in(folder / "unet"))
+        for _ in range(2):
+            engine.run({"sample": np.zeros(shape["sample"], np.float32)})
+        engine.close()
+    assert driver.said.count("launch") == 2
+    (cache,) = (folder / ".timing").iterdir()
+    assert cache.read_bytes() == b"code"
+
+
 def refused(call, says):
     try:
         call()
@@ -244,7 +275,14 @@ def refused(call, says):
         raise AssertionError(f"it was taken: {says}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "rtx":
+    import tensorrt_rtx_bindings as bindings
+
+    sys.modules["tensorrt_rtx_bindings"] = Module()
+    with tempfile.TemporaryDirectory() as made:
+        drive_rtx(Path(made))
+    print(json.dumps({"version": bindings.__version__, "used": sorted(used)}))
+elif __name__ == "__main__":
     for library in sorted(Path(sys.argv[2]).iterdir()):
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     sys.path.insert(0, sys.argv[1])

@@ -13,6 +13,7 @@ import pytest
 
 from latentc.compiler.lower import lowered
 from latentc.compiler.targets import choose, shapes
+from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
@@ -308,6 +309,8 @@ def test_tf32_is_asked_for_as_a_precision(monkeypatch):
     assert ONNXRuntime().precisions("TensorRT") == ("tf32", "f16")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert ONNXRuntime().precisions("TensorRT") == ONNXRuntime().precisions("CUDA") == ("f32", "f16")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert ONNXRuntime().precisions("CUDA") == ("tf32", "f16"), "cuBLAS and cuDNN would use TF32 against use_tf32=0"
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     monkeypatch.setattr(module, "capabilities", lambda: ["sm75"])
     assert ONNXRuntime().precisions("CUDA") == ("f32", "f16"), "Turing has no TF32"
@@ -320,6 +323,53 @@ def test_f32_that_would_be_computed_in_tf32_is_refused_with_the_way_out():
     with pytest.raises(ProfileError) as refused:
         choose(profile, "unet", "denoiser", ("f16",))
     assert "TF32" not in str(refused.value)
+
+
+def test_tensorrts_own_wheel_is_loaded_before_its_provider(monkeypatch):
+    """pip's libnvinfer.so.10 isn't on the loader's path; importing its module loads it."""
+    named, load = [], placement.import_module
+    monkeypatch.setattr(placement, "import_module", lambda name: named.append(name) or load(name))
+    for device in ("TensorRT", "CUDA"):
+        placement.fault.__wrapped__(device, "f16")
+        assert ("tensorrt" in named) == (device == "TensorRT")
+        named.clear()
+
+
+def test_one_of_several_nvidia_gpus_is_chosen_by_its_number(case, bundle, monkeypatch, tmp_path):
+    stand_in(monkeypatch, vendor="NVIDIA")
+    gpus = (SimpleNamespace(vendor="NVIDIA", driver="nvidia 580.65", architecture="sm_90", name="unused"),) * 2
+    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=gpus))
+    monkeypatch.setattr(module, "capabilities", lambda: ["sm90", "sm75"])
+    monkeypatch.setattr(module, "gpu_name", lambda device: {"sm90:0": "H200", "sm75:1": "T4"}[device])
+    keys = {}
+    for device in ("DSP", "DSP:0", "DSP:1"):
+        profile = load_profile("cpu-onnxruntime").model_copy(update={"device": device, "options": {}})
+        _, found = wanted_by(bundle("sd1"), profile, to_run=True)
+        assert {want.target.place for want in found} == {device}
+        assert {want.target.device for want in found} == {"DSP"}
+        keys[device] = found[0].fields
+    assert keys["DSP"] == keys["DSP:0"]
+    assert keys["DSP"].device == {"name": "DSP", "gpu": "H200 sm90 nvidia 580.65"}
+    assert keys["DSP:1"].device == {"name": "DSP", "gpu": "T4 sm75 nvidia 580.65"}
+    assert "no NVIDIA GPU with number 2" in ONNXRuntime().missing("DSP:2")
+    assert ONNXRuntime().missing("CPU:1") == ("CPUExecutionProvider has no numbered devices. Write device = 'CPU'.")
+    asked = providers.settings(target_of(case, "TensorRT", number=1), tmp_path)
+    assert asked["device_id"] == "1"
+    assert placement.DeviceCall(None, target_of(case, "CUDA", number=1), "cuda")._memory == ("cuda", 1)
+    opened = []
+    monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
+    monkeypatch.setattr(
+        placement._library(), "InferenceSession", lambda *_, providers, **__: opened.append(dict(providers))
+    )
+    placement.open_session(b"", None, "TensorRT", asked)
+    placement.fault.__wrapped__("CUDA:1", "f32")
+    assert [one["CUDAExecutionProvider"] for one in opened] == [{"use_tf32": "0", "device_id": "1"}] * 2
+
+
+def test_the_tensorrt_provider_always_has_options(case, tmp_path):
+    """Without any it reads ORT_TENSORRT_FP16_ENABLE and such (`has_trt_options` in tensorrt_provider_factory.cc)."""
+    for precision in PROVIDERS["TensorRT"].precisions:
+        assert providers.settings(target_of(case, "TensorRT", precision=precision), tmp_path)
 
 
 def target_of(case, device, **changes):

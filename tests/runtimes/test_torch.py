@@ -1,6 +1,9 @@
 """The reference: the part's own tensor names, and a checkpoint that must be the one it was built from."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -127,3 +130,28 @@ def test_a_damaged_note_is_refused(torch, build):
     (artifact / "source.json").write_text(content.replace('"digest"', '"digset"'))
     with pytest.raises(CompileError, match=r"unknown key 'digset': did you mean 'digest'"):
         torch.load(artifact, target, files_in(artifact))
+
+
+TF32 = """
+import torch
+from latentc.runtimes.torch import in_f32
+assert torch.backends.cuda.matmul.allow_tf32, "the environment sets it"
+in_f32(torch)
+assert not torch.backends.cuda.matmul.allow_tf32
+assert not torch.backends.cudnn.allow_tf32
+"""
+
+
+def test_f32_is_not_computed_in_tf32_by_the_environment(torch, monkeypatch):
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", TF32]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert torch.missing("CUDA") is torch.missing("CUDA:1") is None
+    assert torch.missing("CUDA:2") == "PyTorch finds 2 GPUs, numbered from 0 on; CUDA:2 is not one of them."
+    assert "does not support device 'CPU:1'" in torch.missing("CPU:1")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert torch.missing("CUDA").startswith("NVIDIA_TF32_OVERRIDE=1 in the environment makes")
+    assert torch.missing("CPU") is None

@@ -5,9 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import local
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import onnx
@@ -23,8 +28,9 @@ from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 from latentc.runtimes import Job, Target
+from latentc.runtimes import trt as trt_module
 from latentc.runtimes.base import files_in
-from latentc.runtimes.cuda import Driver, gpu_name, open_driver
+from latentc.runtimes.cuda import RETAINED, Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
 from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
@@ -131,6 +137,33 @@ def test_a_static_plan_and_a_broken_graph(case, tmp_path):
         case.adapter.compile(Job("unet", broken, broken.parent, case.target), tmp_path / "other", quiet)
 
 
+@installed
+def test_an_engine_to_be_captured_allocates_nothing(case, tmp_path, monkeypatch):
+    """The flag that TensorRT for RTX requires for capture; the library itself refuses streamed weights with it."""
+    shape = {name: array.shape for name, array in case.feeds().items()}
+    target, flags = replace(case.target, shape=shape), []
+    library = import_module(RTX.module)
+    configure = trt_module._configure
+
+    def noted(trt, config, target):
+        configure(trt, config, target)
+        flags.append(config.get_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION))
+
+    monkeypatch.setattr(trt_module, "_configure", noted)
+    with lowered(case.bundle.graph("unet"), "fixed", 23, shape, ()) as graph:
+
+        def compiled(name, options):
+            (tmp_path / name).mkdir()
+            job = Job("unet", graph, weights_of(graph), replace(target, options=options))
+            case.adapter.compile(job, tmp_path / name, quiet)
+
+        compiled("plain", {})
+        compiled("graphed", {"cuda_graph": True})
+        assert flags == [False, True]
+        with pytest.raises(CompileError, match=r"kREQUIRE_USER_ALLOCATION is not compat.*Remove cuda_graph or weight"):
+            compiled("streamed", {"cuda_graph": True, "weight_streaming_budget_mb": 1})
+
+
 def quantized(kind):
     """A product of matrices in an 8-bit type, as Q/DQ says it."""
     rng = np.random.default_rng(0)
@@ -193,6 +226,10 @@ def test_options_and_devices_are_strict(monkeypatch):
     assert adapter.precisions("sm75") == adapter.precisions("sm75+sm86") == ("f32", "f16"), "Turing has no TF32"
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert adapter.precisions("sm89") == ("f32", "f16")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert adapter.precisions("sm89") == ("tf32", "f16")
+    assert adapter.precisions("sm75") == ("f32", "f16"), "Turing has no TF32"
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     assert adapter.missing("sm89") is None
     assert adapter.missing("sm86") == "This machine has no sm86 GPU; NVIDIA GPUs found: sm75, sm89."
@@ -268,6 +305,47 @@ def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, versi
     assert wanted <= set(told["used"])
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_builds_is_freed_while_the_context_is_current(monkeypatch, tmp_path, fails):
+    memory, freed = Memory(), []
+
+    class Held:
+        def __getattr__(self, name):
+            return lambda *_, **__: Held() if name != "build_serialized_network" else None if fails else b"plan"
+
+        def __del__(self):
+            freed.append(memory.is_current)
+
+    kinds = {"Builder": lambda _: Held(), "OnnxParser": lambda *_: Held(), "BuilderFlag": SimpleNamespace(TF32=0)}
+    library = SimpleNamespace(__version__="11.4.0", IProgressMonitor=object, **kinds)
+    monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: library)
+    log = SimpleNamespace(worst="", clear=lambda: None, memory={})
+    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda module: log)
+    target = Target("tensorrt", "sm89", "f16", {}, (), (), {})
+    outcome = pytest.raises(CompileError, match="cannot build unet") if fails else nullcontext()
+    with outcome:
+        tensorrt().compile(Job("unet", tmp_path / "graph.onnx", tmp_path, target), tmp_path, quiet)
+    assert len(freed) >= 5
+    assert all(freed)
+    assert not memory.is_current
+
+
+@pytest.mark.slow
+@installed
+def test_what_is_asked_of_tensorrt_for_rtx_at_load_is_in_its_bindings():
+    program = Path(__file__).with_name("drive_tensorrt.py")
+    done = subprocess.run([sys.executable, "-W", "ignore", program, "rtx"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = {
+        *("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
+        *("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize"),
+        *("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "IExecutionContext.is_stream_capturable"),
+        "IRuntimeCache.serialize",
+    }
+    assert wanted <= set(json.loads(done.stdout)["used"])
+
+
 def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     adapter = tensorrt()
@@ -286,8 +364,81 @@ def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     assert adapter.costs("sm89", {}, free=True) is None
 
 
+@pytest.mark.parametrize(
+    ("driver", "wheel", "advice"),
+    [
+        (13000, "13", None),
+        (12040, "12", None),
+        (12040, None, None),
+        (12040, "13", ("13", 580, "12.4", ", or install tensorrt-cu12 in place of tensorrt-cu13")),
+        (11080, "12", ("12", 535, "11.8", "")),
+    ],
+)
+def test_wheels_fit_the_driver(monkeypatch, driver, wheel, advice):
+    memory = Memory()
+    memory.version = driver
+    version = trt_module.metadata.version
+
+    def installed(name):
+        if name.startswith("tensorrt-cu") and name != f"tensorrt-cu{wheel}-bindings":
+            raise trt_module.metadata.PackageNotFoundError(name)
+        return "11.4.0" if name.startswith("tensorrt-cu") else version(name)
+
+    monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
+    monkeypatch.setattr(trt_module.metadata, "version", installed)
+    says = (
+        "TensorRT's wheels for CUDA {} require an NVIDIA driver {} or later; this machine's supports CUDA {} only. "
+        "Update the driver{}."
+    )
+    assert tensorrt().missing("sm89") == (advice and says.format(*advice))
+    monkeypatch.setattr("latentc.runtimes.trt._library", no_library)
+    reason = tensorrt().missing("sm89")
+    assert ("tensorrt-cu12; or update the driver to 580 or later" in reason) == (driver < 13000)
+
+
+def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch, tmp_path):
+    names = ["sm89", "sm75", "sm89"]
+    monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
+    monkeypatch.setattr("latentc.runtimes.cuda.capabilities", lambda: names)
+    monkeypatch.setattr("latentc.runtimes.trt.capabilities", lambda: names)
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
+    adapter = tensorrt()
+    assert (gpu_name("sm89"), gpu_name("sm89:0"), gpu_name("sm89:2")) == ("GPU 0", "GPU 0", "GPU 2")
+    assert adapter.device("sm89:2") == {"gpu": "GPU 2"}
+    assert adapter.precisions("sm89:2") == adapter.precisions("sm89")
+    assert adapter.missing("sm89:2") is adapter.missing("sm89") is None
+    for other in ("sm89:1", "sm89:3"):
+        assert adapter.missing(other).startswith(f"This machine has no sm89 GPU with number {other[-1]}; NVIDIA GPUs")
+        with pytest.raises(RuntimeMissing, match=f"has no {other} GPU"):
+            open_driver(other)
+    assert "does not support device 'sm89:x'" in adapter.missing("sm89:x")
+    open_driver("sm89:2").close()
+    assert list(RETAINED) == [2]
+    opened = []
+    monkeypatch.setattr("latentc.runtimes.trt.LoadedPlan", lambda *args, **_: opened.append(args[3].device) or Opened())
+    target = Target("tensorrt-rtx", "sm86+sm89", "f16", {}, (), (), number=2)
+    assert target.place == "sm86+sm89:2"
+    for number in (None, 2):
+        tensorrt_rtx().load(tmp_path, replace(target, number=number), {}).close()
+    assert opened == ["sm89", "sm89:2"]
+
+
 def no_library(module):
     raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
+
+
+OUTSIDE_CONTEXTS = {
+    *("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
+    *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuGetErrorString"),
+}
+"""Functions that need no current context."""
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_in_use():
+    yield
+    RETAINED.clear()
 
 
 class Memory:
@@ -296,6 +447,21 @@ class Memory:
     def __init__(self):
         self.blocks, self.calls, self.fails = {}, [], None
         self.captured = self.capturing = None
+        self.entered, self.version = local(), 13000
+
+    @property
+    def is_current(self):
+        """Whether the GPU's context is current in this thread."""
+        return getattr(self.entered, "times", 0) > 0
+
+    def do_cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        self.entered.times = getattr(self.entered, "times", 0) + 1
+        return 0
+
+    def do_cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        assert self.is_current
+        self.entered.times -= 1
+        return 0
 
     def __getattr__(self, name):
         if name.startswith("do_"):
@@ -303,6 +469,7 @@ class Memory:
 
         def call(*arguments):
             self.calls.append(name)
+            assert self.is_current or name in OUTSIDE_CONTEXTS, f"{name} without a current context"
             if self.fails == name:
                 return 2
             return getattr(self, f"do_{name}", lambda *_: 0)(*arguments)
@@ -319,6 +486,10 @@ class Memory:
 
     def do_cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
         value._obj.value = {75: (7, 8), 76: (5, 9)}[attribute][device.value]
+        return 0
+
+    def do_cuDriverGetVersion(self, version):  # noqa: N802
+        version._obj.value = self.version
         return 0
 
     def do_cuDeviceGetName(self, name, count, device):  # noqa: N802
@@ -379,10 +550,19 @@ def test_the_driver_copies_and_says_what_failed():
     driver.free(address)
     driver.close()
     assert library.blocks == {}
-    assert library.calls[-2:] == ["cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"]
+    assert library.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
+    assert not library.is_current
     library.fails = "cuMemAlloc_v2"
     with pytest.raises(CompileError, match=r"cuMemAlloc_v2 failed \(out of memory\)"):
         driver.allocate(8)
+
+
+def test_a_gpu_has_one_context_until_the_process_ends():
+    library = Memory()
+    for ordinal in (0, 1, 0):
+        Driver(library, ordinal).close()
+    assert library.calls.count("cuDevicePrimaryCtxRetain") == 2
+    assert not [name for name in library.calls if "Release" in name or "Reset" in name]
 
 
 class Context:
@@ -391,6 +571,11 @@ class Context:
     def __init__(self, memory):
         self.shapes, self.addresses, self.memory, self.room = {}, {}, memory, None
         self.refuses = self.refuses_capture = False
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and callable(getattr(Context, name, None)):
+            assert self.memory.is_current, f"{name} without a current context"
+        return super().__getattribute__(name)
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -423,6 +608,29 @@ class Context:
         return True
 
 
+class Config:
+    """Stands for the configuration of a context of TensorRT for RTX, and for its cache: code is of one version."""
+
+    code, version = b"", b"one "
+
+    def create_runtime_cache(self):
+        return self
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def set_runtime_cache(self, cache):
+        self.taken = self.code
+
+    def deserialize(self, blob):
+        fits = blob.startswith(self.version)
+        self.code = blob if fits else b""
+        return fits
+
+    def serialize(self):
+        return self.code
+
+
 @pytest.fixture
 def load(monkeypatch, tmp_path):
     """Makes an engine over the stand-ins, and its context; they share the device's memory."""
@@ -431,22 +639,32 @@ def load(monkeypatch, tmp_path):
     target = Target("tensorrt-rtx", "sm89", "f16", {}, sample, (sample[0].model_copy(update={"name": "out_sample"}),))
     memory, log = Memory(), SimpleNamespace(worst="", clear=lambda: None)
     monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
-    (tmp_path / "engine.plan").write_bytes(b"plan")
+    folder = tmp_path / "engines" / "unet-1"
+    folder.mkdir(parents=True)
+    (folder / "engine.plan").write_bytes(b"plan")
     strategies = SimpleNamespace(USER_MANAGED=2)
 
     def made(**how):
         context = Context(memory)
-        engine = SimpleNamespace(create_execution_context=lambda strategy: context, streamable_weights_size=100)
+        config = Config()
+        engine = SimpleNamespace(
+            create_execution_context=lambda how: context if how in (config, 2) else None,
+            create_runtime_config=lambda: config,
+            streamable_weights_size=100,
+        )
         library = SimpleNamespace(
             Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
             ExecutionContextAllocationStrategy=strategies,
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE=3),
+            __version__="1.7.1",
         )
-        plan = LoadedPlan(library, log, tmp_path / "engine.plan", target, **how)
-        context.engine = engine
+        plan = LoadedPlan(library, log, folder / "engine.plan", target, **how)
+        context.engine, context.config = engine, config
         return HostEngine(target, plan.call, plan.release), context
 
-    made.memory = memory
+    made.memory, made.folder = memory, folder
     yield made
+    assert not memory.is_current, "the thread's own context is current again"
     assert memory.blocks == {}, "all was given back"
     ROOMS.clear()
 
@@ -464,7 +682,7 @@ def test_an_engine_copies_in_runs_and_copies_out(loaded):
     assert len(memory.blocks) == 3, "a buffer for each tensor and room to compute, made larger where it had to be"
     engine.close()
     assert memory.blocks == {}
-    assert memory.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    assert memory.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
 
 
 def test_what_goes_wrong_on_the_device_is_said_and_nothing_is_freed_twice(loaded):
@@ -481,6 +699,37 @@ def test_what_goes_wrong_on_the_device_is_said_and_nothing_is_freed_twice(loaded
         engine.run({"sample": feed})
     engine.close()
     assert memory.blocks == {}
+
+
+def test_an_engine_is_called_and_closed_in_other_threads(load, monkeypatch):
+    (engine, _), memory, freed = load(graphed=True), load.memory, []
+    forget = LoadedPlan._forget
+    monkeypatch.setattr(LoadedPlan, "_forget", lambda plan: freed.append(memory.is_current) or forget(plan))
+    feed = np.ones((1, 4, 4, 4), np.float32)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for thread in (first, second):
+            assert (thread.submit(engine.run, {"sample": feed}).result()["out_sample"] == 2).all()
+        second.submit(engine.close).result()
+    assert freed == [True]
+
+
+def test_what_is_copied_in_is_kept_until_the_copy_ends(loaded, monkeypatch):
+    engine, _, memory = loaded
+    copied = []
+    copy = Driver.copy_in
+    monkeypatch.setattr(Driver, "copy_in", lambda self, to, array: copied.append(ref(array)) or copy(self, to, array))
+    wait = Driver.wait
+    monkeypatch.setattr(Driver, "wait", lambda self: [kept.append(one() is not None) for one in copied] + [wait(self)])
+    kept = []
+    across = np.ones((1, 4, 4, 8), np.float32)[..., ::2]
+    assert (engine.run({"sample": across})["out_sample"] == 2).all()
+    assert kept == [True]
+    monkeypatch.setattr(Driver, "allocate", lambda *_: 1 / 0)  # the second copy isn't begun
+    with pytest.raises(CompileError, match="division by zero"):
+        engine.run({"sample": np.ones((1, 4, 8, 16), np.float32)[..., ::2]})
+    assert memory.calls.count("cuMemcpyHtoDAsync_v2") == 1
+    monkeypatch.undo()
+    engine.close()
 
 
 def test_what_is_bound_is_copied_in_once(loaded):
@@ -543,12 +792,55 @@ def test_what_fails_while_closing_keeps_nothing_else(load):
     memory.fails = "cuMemFree_v2"
     with pytest.raises(CompileError, match="cuMemFree_v2 failed"):
         engine.close()
-    assert memory.calls[-1] == "cuDevicePrimaryCtxRelease_v2"
+    assert memory.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
     memory.fails = None
     memory.blocks.clear()
     other, _ = load()
     assert (other.run({"sample": np.ones((1, 4, 4, 4), np.float32)})["out_sample"] == 2).all(), "in a room of its own"
     other.close()
+
+
+def test_what_cannot_be_captured_is_refused_in_words(load):
+    (engine, context), memory = load(graphed=True, compiles=True), load.memory
+    feed = np.ones((1, 4, 4, 4), np.float32)
+    context.is_stream_capturable = lambda stream: False
+    with pytest.raises(CompileError, match="cannot capture this engine as a CUDA graph. Write cuda_graph = false"):
+        engine.run({"sample": feed})
+    assert "cuStreamBeginCapture_v2" not in memory.calls
+    context.is_stream_capturable = lambda stream: True
+    assert (engine.run({"sample": feed})["out_sample"] == 2).all()
+    assert "cuStreamBeginCapture_v2" in memory.calls
+    engine.close()
+
+
+def test_compiled_code_is_kept_by_gpu_and_driver_beside_the_artifact(load):
+    feed = {"sample": np.ones((1, 4, 4, 4), np.float32)}
+    kept = load.folder.parent / ".timing"
+
+    def called(compiled):
+        engine, context = load(compiles=True)
+        assert (context.config.strategy, context.config.dynamic_shapes_kernel_specialization_strategy) == (2, 3)
+        taken, context.config.code = context.config.taken, context.config.code or compiled
+        assert (engine.run(feed)["out_sample"] == 2).all()
+        engine.close()
+        return taken
+
+    assert called(b"one code") == b""
+    (cache,) = kept.iterdir()
+    assert cache.name.startswith("rtx-1.7.1-sm89-GPU-1-CUDA-13.0-")
+    assert cache.read_bytes() == b"one code"
+    assert called(b"") == b"one code"
+    cache.write_bytes(b"code of another version")
+    assert called(b"one other code") == b""
+    assert cache.read_bytes() == b"one other code"
+    load.memory.version = 13010
+    assert called(b"one newer") == b""
+    assert len(list(kept.iterdir())) == 2
+    assert [path.name for path in load.folder.iterdir()] == ["engine.plan"], "the artifact is as it was"
+    shutil.rmtree(kept)
+    kept.symlink_to(load.folder)
+    assert called(b"one code") == b""
+    assert [path.name for path in load.folder.iterdir()] == ["engine.plan"], "links lead to other folders"
 
 
 def test_weights_that_are_streamed_have_a_budget(load):
