@@ -53,9 +53,6 @@ HEAVY = frozenset(
 )
 """Operators that must not run on the CPU, with outputs of any size."""
 
-GPU = "device_id"
-"""The option for the number of a GPU."""
-
 ALLOWED = "allow_nodes_on_cpu"
 """The option that allows nodes on the CPU."""
 
@@ -110,8 +107,8 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
         for name, value in settings.items():
             options.add_session_config_entry(provider.entries + name, value)
         given = {}
-    elif provider.vendor == "AMD" and GPU not in given:
-        given[GPU] = str(hip.number_of())  # the provider's default is the first one, often an integrated GPU
+    elif provider.vendor == "AMD" and DEVICE_ID not in given:
+        given[DEVICE_ID] = str(hip.number_of())  # the provider's default is the first one, often an integrated GPU
     number = int(settings[DEVICE_ID]) if DEVICE_ID in settings else None
     beside = [(PROVIDERS[other].name, fixed(PROVIDERS[other], number)) for other in provider.beside]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]

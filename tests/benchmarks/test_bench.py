@@ -256,7 +256,7 @@ def test_what_fails_is_a_line_with_its_reason(bundle, results):
     assert rows["elsewhere"].draws == ()
     assert rows["elsewhere"].stable is None
     assert rows["null"].error is None
-    assert "builds 128x128" in rows["static"].error
+    assert "is built for size 128x128" in rows["static"].error
     assert rows["static"].startup.load_seconds > 0, "what was known by then is kept"
     assert len(read_records(results)) == 3
 

@@ -123,7 +123,7 @@ def named(*names, shape=(2, 2)):
     [
         ([f"model.diffusion_model.input_blocks.{n}.0.in_layers.2.weight" for n in range(2000)], "2,000 blocks"),
         (["x" * 600], "has a name of 600 characters"),
-        ([f"t{n}" for n in range(60_000)], "60,005 tensors, and 50,000 is the limit"),
+        ([f"t{n}" for n in range(60_000)], "60,005 tensors, but the limit is 50,000"),
     ],
     ids=["blocks", "name", "tensors"],
 )

@@ -305,5 +305,5 @@ def test_a_damaged_file_is_named_though_every_engine_is_there(name, own_bundle):
     build(opened, NULL)
     path = opened.folder / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BundleError, match=f"{path} has .* bytes; the manifest says"):
+    with pytest.raises(BundleError, match=f"{path} has .* bytes; the manifest lists"):
         build(opened, NULL)

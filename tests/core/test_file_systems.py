@@ -104,7 +104,7 @@ def test_folders_are_filled_where_there_are_no_locks(flock, tmp_path, no_hang):
 def test_waiting_for_a_build_is_said_at_once_and_has_a_limit(flock, bundle, monkeypatch, no_hang):
     opened, said = bundle("sd1"), []
     monkeypatch.setattr(cache, "WAIT_SECONDS", 0.2)
-    words = r"unet-0.build.lock is held by a process of .* remove the file"
+    words = r"unet-0.build.lock is held by a process of .* remove the lock file"
     with (
         locked(opened, "unet-0"),
         pytest.raises(BundleError, match=words),
@@ -189,7 +189,7 @@ def test_a_bundle_that_cant_be_written_is_refused_before_anything_is_built(own_b
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", opened.folder], check=True)
         with pytest.raises(
-            BundleError, match=r"engines cannot be written \(Read-only file system\).*copy it to a folder"
+            BundleError, match=r"engines cannot be written \(Read-only file system\).*copy it to a writable folder"
         ):
             build(opened, load_profile("cpu-onnxruntime"), lambda what, share: said.append(what))
     finally:

@@ -153,7 +153,7 @@ def test_what_was_found_out_is_in_the_bundle(checkpoint, tmp_path):
         "pixels": "--size",
     }
     assert any("instead of DEISMultistepScheduler" in notice for notice in bundle.manifest.notices)
-    assert any("leaves out steps_offset" in notice for notice in bundle.manifest.notices)
+    assert any("steps_offset" in notice for notice in bundle.manifest.notices)
 
 
 def test_doubts_about_a_file_are_asked_before_any_work(single_file_of, tmp_path):
