@@ -82,7 +82,7 @@ NO_TESTS = 5
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING", "CUDA_CACHE_DISABLE",
     "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "ORT_DISABLE_FLASH_ATTENTION",
-    "ORT_DISABLE_MEMORY_EFFICIENT_ATTENTION", "ORT_DISABLE_TELEMETRY", "ORT_TENSORRT_FP16_ENABLE",
+    "ORT_DISABLE_MEMORY_EFFICIENT_ATTENTION", "ORT_TENSORRT_FP16_ENABLE",
     "ORT_TENSORRT_INT8_ENABLE", "ORT_TENSORRT_BF16_ENABLE", "ORT_MIGRAPHX_FP16_ENABLE", "ORT_MIGRAPHX_BF16_ENABLE",
     "ORT_MIGRAPHX_FP8_ENABLE", "ORT_MIGRAPHX_INT8_ENABLE", "ORT_MIGRAPHX_EXHAUSTIVE_TUNE", "MIGRAPHX_DISABLE_FAST_GELU",
     "MIGRAPHX_ENABLE_NHWC", "MIGRAPHX_ENABLE_CK", "MIGRAPHX_MLIR_USE_SPECIFIC_OPS", "HIP_VISIBLE_DEVICES",
@@ -517,7 +517,7 @@ def bundle_of(family: str, session: Session) -> Bundle:
     if folder.exists():
         return open_bundle(folder)
     if family == SCENES:
-        return export(SCENES, folder, on_progress=_log)
+        return export(SCENES, folder)
     checkpoint = session.scratch / family
     if (free := shutil.disk_usage(session.scratch).free) < FULL_BYTES:
         raise RuntimeMissing(
@@ -527,11 +527,11 @@ def bundle_of(family: str, session: Session) -> Bundle:
     if not checkpoint.exists():
         _log(f"write a checkpoint of {family} with random weights", None)
         new_checkpoint(family, "full", 0, checkpoint)
-    return export(str(checkpoint), folder, on_progress=_log)
+    return export(str(checkpoint), folder)
 
 
 def _log(what: str, share: float | None = None) -> None:
-    """Progress, to the trial's log."""
+    """Progress, to the trial's log; an export writes its own."""
     if share is None:
         log.info("%s", what)
 

@@ -580,7 +580,9 @@ def probe(
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", "-p", help="Profiles, separated by commas; default: every shipped one that works here."
+            "--profile",
+            "-p",
+            help="Profiles, separated by commas; default: all that work here, one per runtime on the CPU.",
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(min=0, help="Time for all trials together.")] = 30.0,

@@ -189,7 +189,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             step = f"The device is not available on this machine{how}."
         what = f"{fresh} of {len(build.engines)} engines built" + (f", {taken} reused from --like" if taken else "")
         if not fresh and not taken:
-            what = "nothing to do, all engines exist"
+            what = "nothing to compile, all engines exist"
         console.print(f"[bold]{escape(build.profile)}[/]: {what}, {build.seconds:.1f} s. {step}")
         made = table(
             None, "engine", "precision", "built in", "on disk", "parity", right=("built in", "on disk", "parity")

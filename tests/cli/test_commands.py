@@ -91,7 +91,7 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     assert "Generating an image needs about" in latentc("plan", folder, "--profile", "cpu-onnxruntime").stdout
     assert [build["profile"] for build in built] == ["null", "cpu-onnxruntime"]
     again = latentc("build", folder, "--profile", "cpu-onnxruntime")
-    assert "nothing to do" in again.stdout
+    assert "nothing to compile" in again.stdout
     picture = tmp_path / "deep" / "cat.png"
     picture.parent.mkdir()
     done = latentc(

@@ -11,11 +11,11 @@ import pytest
 from latentc.benchmarks.planted import FAULTS, larger, only, same_prompt, timestep
 from latentc.benchmarks.power import opened_graph, plant, reseal
 from latentc.compiler.build import build
-from latentc.compiler.cache import keep
+from latentc.compiler.cache import Parity, keep
 from latentc.compiler.cases import reference, stored_cases
 from latentc.compiler.engines import load
 from latentc.compiler.parity import check_graphs, measure
-from latentc.compiler.proof import Steps, check_steps, prove_host
+from latentc.compiler.proof import Steps, check_floor, check_steps, prove_host
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import StepFigures, check_host, measure_steps
 from latentc.core.bundle import open_bundle
@@ -25,6 +25,7 @@ from latentc.core.manifest import FileInfo
 from latentc.core.tensors import psnr_db, snr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.runtimes import runtime
 from latentc.sampling.draw import load_host
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
@@ -507,3 +508,31 @@ def test_a_graph_that_is_wrong_in_shapes_that_no_drawing_has_is_refused(own_bund
 def test_a_reference_of_nan_proves_nothing():
     assert psnr_db(np.array([np.nan, 1.0]), np.array([0.0, 1.0])) == -np.inf
     assert snr_db(np.array([np.inf, 1.0]), np.array([0.0, 1.0])) == -np.inf
+
+
+TF32 = {"default": ("f16",), "text_encoder": ("f32",), "decoder": ("tf32",), "encoder": ("tf32",)}
+
+
+def test_a_graph_is_held_to_the_floor_of_its_own_types(exported):
+    profile = load_profile("rtx-4090").model_copy(update={"precision": TF32})
+    if reason := runtime(profile.runtime).unbuildable(profile.device):
+        pytest.skip(reason)
+    opened = exported("sd1")
+    want = next(one for one in wanted(opened, profile, to_run=False)[1] if one.part == "vae_decoder")
+    on_gpu = Parity(psnr_db=60, cosine=1, reference="PyTorch")
+    check_floor(opened, profile, want, on_gpu)
+    with pytest.raises(ParityError, match=r"60\.0 dB .*requires 90 dB"):
+        check_floor(opened, profile, want, on_gpu.model_copy(update={"graph_run_by": "onnxruntime CPU"}))
+
+
+def test_an_engine_that_was_changed_is_to_be_built_again(exported):
+    opened, profile = exported("sd1"), load_profile("cpu-onnxruntime")
+    want = next(one for one in wanted(opened, profile, to_run=False)[1] if one.part == "unet")
+    found, built = (Parity(psnr_db=db, cosine=1, reference="PyTorch") for db in (79, 132))
+    with pytest.raises(ParityError) as changed:
+        check_floor(opened, profile, want, found, built)
+    assert "its header says 132.0 dB: it was changed since it was built" in str(changed.value)
+    assert f"Remove {opened.engines / want.name} and build it again" in str(changed.value)
+    with pytest.raises(ParityError, match="Use another profile for unet, or lower") as below:
+        check_floor(opened, profile, want, found, found)
+    assert "wider" not in str(below.value), "there is none"
