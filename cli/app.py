@@ -582,7 +582,7 @@ def probe(
         typer.Option(
             "--profile",
             "-p",
-            help="Profiles, separated by commas; default: all that work here, one per runtime on the CPU.",
+            help="Profiles, separated by commas. Default: all that work here, one per runtime on CPUs.",
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(min=0, help="Time for all trials together.")] = 30.0,
