@@ -184,7 +184,9 @@ def test_the_commands_say_what_and_how_much(own_bundle):
     for command in ("inspect", "verify"):
         said = latentc(command, folder)
         assert said.returncode == 0
-        assert "No longer needed: .0123456789abcdef.tmp (2.5 MB). To remove" in said.stdout, "null engines are left out"
+        assert "Damaged or no longer needed: .0123456789abcdef.tmp (2.5 MB). To remove" in said.stdout, (
+            "null engines are left out"
+        )
         assert len(json.loads(latentc(command, folder, "--json").stdout)["leftovers"]) == 5
     listed = latentc("prune", folder, "--dry-run").stdout
     assert "engines/.0123456789abcdef.tmp: a file that was being written, 2.5 MB" in listed
