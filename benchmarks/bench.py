@@ -100,7 +100,7 @@ def _check_names(bundles: Sequence[Bundle]) -> None:
         raise RequestError("No bundle was given. Name at least one.")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RequestError(
-            f"Two bundles are called {twice}, so their rows could not be told apart. Rename one of them."
+            f"Two bundles are called {twice}, so their rows could not be distinguished. Rename one of them."
         )
 
 

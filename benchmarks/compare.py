@@ -109,7 +109,7 @@ class Change:
     row: str
     what: str
     verdict: Verdict
-    told: str
+    message: str
     """The old and the new value, as text."""
 
 
@@ -191,8 +191,8 @@ def _changes(title: str, old: Sequence[Measurement], new: Sequence[Measurement],
     elif not old:
         changes.append(Change(title, "failed", "better", "it works now"))
     if old and new:
-        told = [*_seconds(old, new, effect), *_memory(old, new), *_parity(old, new), *_asides(old, new)]
-        changes += [Change(title, what, verdict, text) for what, verdict, text in told]
+        message = [*_seconds(old, new, effect), *_memory(old, new), *_parity(old, new), *_asides(old, new)]
+        changes += [Change(title, what, verdict, text) for what, verdict, text in message]
     return changes
 
 
@@ -272,10 +272,10 @@ def _vram_peak(device: str, held: Memory) -> tuple[int, str] | None:
 def _parity(old: Sequence[Measurement], new: Sequence[Measurement]) -> Iterable[Difference]:
     sides = [[row.parity for row in rows if row.parity is not None] for rows in (old, new)]
     for what, (basis, without) in BASES.items():
-        found = [{told for one in side if (told := basis(one)) is not None} for side in sides]
+        found = [{message for one in side if (message := basis(one)) is not None} for side in sides]
         if all(found) and found[0] != found[1]:
-            told = " to ".join(", ".join(sorted(each)) for each in found)
-            yield what, "note", f"{told}: not comparable"
+            message = " to ".join(", ".join(sorted(each)) for each in found)
+            yield what, "note", f"{message}: not comparable"
             sides = [[one.model_copy(update=without) for one in side] for side in sides]
     before, after = map(_figures, sides)
     for name, (was, limit, _) in before.items():

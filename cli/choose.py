@@ -19,7 +19,9 @@ def choose(names: str | None, threads: int | None = None) -> list[Profile]:
         found = [with_threads(load_profile(name.strip()), threads) for name in each]
         names_of = [one.name for one in found]
         if twice := next((name for name in names_of if names_of.count(name) > 1), None):
-            raise ProfileError(f"Two profiles are named {twice}, so their results could not be told apart. Rename one.")
+            raise ProfileError(
+                f"Two profiles are named {twice}, so their results could not be distinguished. Rename one."
+            )
         return found
     from ..runtimes.diagnose import advised
 

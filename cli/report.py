@@ -96,7 +96,7 @@ def _print(found: Comparison) -> None:
         for change in found.changes:
             if change.row == title:
                 verdict = f"[{COLOURS[change.verdict]}]{change.verdict}[/]"
-                listed.add_row(verdict, escape(change.what), escape(change.told))
+                listed.add_row(verdict, escape(change.what), escape(change.message))
         console.print(title, markup=False, style="bold")
         console.print(listed, "")
     for where, titles in (("old", found.only_old), ("new", found.only_new)):

@@ -148,7 +148,7 @@ def test_figures_that_stand_on_something_else_arent_compared(measured):
     assert verdicts(row(), row("s 1", 40.0, captions=8)) == {"captions": "note"} | pictures | clip
     assert verdicts(row(), row("s 1", 40.0, clip="base")) == {"CLIP model": "note"} | pictures | scene
     (change,) = compare([row()], [row(clip="base")]).changes
-    assert change.told == "large to base: not comparable"
+    assert change.message == "large to base: not comparable"
 
 
 def test_parity_that_is_no_longer_measured_is_worse(measured):
@@ -167,7 +167,7 @@ def test_what_may_explain_is_told_and_counts_for_nothing(measured):
     startup = new.startup.model_copy(update={"load_seconds": 9.0})
     subject = new.subject.model_copy(update={"versions": {"python": "3.12.0", "openvino": "1.2.3"}})
     found = compare([measured("a", OLD)], [new.model_copy(update={"startup": startup, "subject": subject})])
-    assert {change.what: change.told for change in found.changes} == {
+    assert {change.what: change.message for change in found.changes} == {
         "stability": "not stable",
         "load": "1.50 s to 9.00 s, one sample",
         "versions": "python 3.11.2 to 3.12.0",
@@ -241,7 +241,7 @@ def test_noise_of_a_busy_machine_is_neither_worse_nor_better(measured, more, fac
         assert not found.worse
         assert {change.verdict for change in found.changes} == {"note"}
         assert {change.what for change in found.not_judged} >= {"total", "denoiser"}
-        assert all("not judged, " in change.told for change in found.not_judged)
+        assert all("not judged, " in change.message for change in found.not_judged)
 
 
 def test_a_busy_machine_doesnt_hide_what_isnt_time(measured):

@@ -33,7 +33,7 @@ class Nesting(HTMLParser):
         assert self.open.pop() == tag
 
 
-def told(tmp_path, *rows):
+def reported(tmp_path, *rows):
     append_records(tmp_path / "results.jsonl", rows)
     made = report([tmp_path / "results.jsonl"], tmp_path / "report")
     page = made.page.read_text()
@@ -44,7 +44,7 @@ def told(tmp_path, *rows):
 
 
 def test_a_page_holds_everything_and_loads_nothing(measured, tmp_path):
-    page, text, nesting = told(
+    page, text, nesting = reported(
         tmp_path,
         measured("cpu-openvino", CALM, 33.0),
         measured("torch-eager", [4 * seconds for seconds in CALM], 120.0, kind="baseline", runtime="torch"),
@@ -82,7 +82,9 @@ def test_a_page_holds_everything_and_loads_nothing(measured, tmp_path):
 
 
 def test_one_repetition_has_no_interval_and_no_percentiles(measured, tmp_path):
-    page, text, _ = told(tmp_path, measured("alone", (2.0,), stable=False), measured("pair", (3.0, 3.1), stable=False))
+    page, text, _ = reported(
+        tmp_path, measured("alone", (2.0,), stable=False), measured("pair", (3.0, 3.1), stable=False)
+    )
     assert "| alone ≈ | 2.00 ± — |" in text
     assert "no winner, alone takes 2.00 s ± — per generation" in text
     assert "<td>2.00 ± —</td><td>—</td><td>—</td>" in page
@@ -91,14 +93,14 @@ def test_one_repetition_has_no_interval_and_no_percentiles(measured, tmp_path):
     for said in (text, page):
         assert "—: a single repetition has no interval and no percentiles." in said
     (tmp_path / "results.jsonl").unlink()
-    page, text, _ = told(tmp_path, measured("pair", (3.0, 3.1), stable=False))
+    page, text, _ = reported(tmp_path, measured("pair", (3.0, 3.1), stable=False))
     assert "—" not in text + page
 
 
 def test_what_records_say_is_never_markup(measured, tmp_path):
     evil = '"><script>alert(1)</script><img src=x onerror=y>|`'
     row = measured(evil, CALM, 30.0, leaves_out=(evil,), stable=False, stability=evil)
-    page, text, nesting = told(tmp_path, row, measured("other" + evil, [], error=evil))
+    page, text, nesting = reported(tmp_path, row, measured("other" + evil, [], error=evil))
     assert "script" not in nesting.seen
     assert "img" not in nesting.seen
     assert "<script" not in text
@@ -182,7 +184,7 @@ def test_names_dont_pile_up(count):
 
 
 def test_a_subject_alone_has_no_empty_drawing(measured, tmp_path):
-    page, _, _ = told(tmp_path, measured("alone", CALM, 40.0))
+    page, _, _ = reported(tmp_path, measured("alone", CALM, 40.0))
     assert "Seconds against parity" not in page
     assert "Time by stage" in page
     assert "Nothing here is beyond doubt" not in page
@@ -191,10 +193,10 @@ def test_a_subject_alone_has_no_empty_drawing(measured, tmp_path):
 def test_the_title_says_what_was_measured_and_where(measured, tmp_path):
     row = measured("a", CALM)
     said = "on Handmade CPU @ 2.5GHz, 2 cores</title>"
-    assert f"<title>sd1 {said}" in told(tmp_path, row)[0]
+    assert f"<title>sd1 {said}" in reported(tmp_path, row)[0]
     named = row.model_copy(update={"model": row.model.model_copy(update={"checkpoint": "dreamshaper-8"})})
     (tmp_path / "results.jsonl").unlink()
-    assert f"<title>dreamshaper-8 {said}" in told(tmp_path, named)[0]
+    assert f"<title>dreamshaper-8 {said}" in reported(tmp_path, named)[0]
 
 
 def test_rows_are_apart_where_they_were_not_measured_in_turn(measured, tmp_path):
@@ -204,7 +206,7 @@ def test_rows_are_apart_where_they_were_not_measured_in_turn(measured, tmp_path)
         measured("c", (1.0,)),
     ]
     assert [[row.subject.name for row in section.rows] for section in sections(rows)] == [["c", "a"], ["b"]]
-    page, _, nesting = told(tmp_path, *rows)
+    page, _, nesting = reported(tmp_path, *rows)
     assert "By machine and profile" in page
     assert nesting.sources == ["#s1", "#s2"]
 
@@ -219,7 +221,7 @@ def test_pictures_are_beside_their_difference(measured, tmp_path):
     for name, value in (("reference", 100), ("mine", 103)):
         Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "bad.png").write_text("<svg onload=alert(1)>")
-    page, _, nesting = told(
+    page, _, nesting = reported(
         tmp_path,
         measured("mine", CALM, 30.0, pictures=("mine.png",)),
         measured("torch-eager", (9.0,), 130.0, kind="baseline", pictures=("reference.png",)),
@@ -236,7 +238,7 @@ def test_pictures_are_beside_their_difference(measured, tmp_path):
 def test_what_is_nearest_isnt_known_where_a_picture_has_no_parity(measured, tmp_path):
     for name, value in (("one", 100), ("other", 103)):
         Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
-    page, _, _ = told(
+    page, _, _ = reported(
         tmp_path,
         measured("mine", CALM, 30.0, pictures=("one.png",)),
         measured("diffusers", (9.0,), kind="baseline", pictures=("other.png",)),
@@ -248,19 +250,19 @@ def test_what_is_nearest_isnt_known_where_a_picture_has_no_parity(measured, tmp_
 
 def test_what_is_below_the_gate_is_told(measured, tmp_path):
     parity = Likeness(reference="r", step_psnr_db=9.0, failures=("The denoiser agrees to 9 dB.",))
-    for text in told(tmp_path, measured("far", CALM, parity=parity))[:2]:
+    for text in reported(tmp_path, measured("far", CALM, parity=parity))[:2]:
         assert "elow the parity gate" in text
         assert "The denoiser agrees to 9 dB." in text
 
 
 def test_what_is_not_known_is_left_out(measured, tmp_path):
     bare = {"memory": None, "work": None, "first": None, "commit": None, "load_average": None}
-    page, text, _ = told(tmp_path, measured("bare", (1.0,), **bare))
+    page, text, _ = reported(tmp_path, measured("bare", (1.0,), **bare))
     assert "Rate" not in page
     assert "Parity</h3>" not in page
     assert "bare" in text
     held = Memory(before_bytes=9, load_peak_bytes=5, loaded_bytes=4, run_peak_bytes=3, peak_bytes=9)
-    assert 'width="-' not in told(tmp_path, measured("odd", (1.0,), memory=held))[0]
+    assert 'width="-' not in reported(tmp_path, measured("odd", (1.0,), memory=held))[0]
 
 
 @pytest.mark.parametrize(

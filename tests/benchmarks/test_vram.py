@@ -235,7 +235,7 @@ def test_a_devices_figure_isnt_held_against_a_processs(measured):
 
     (found,) = compare([row("process", 1_000_000_000)], [row("device", 4_000_000_000)]).changes
     assert (found.what, found.verdict) == ("peak memory of NVIDIA 0", "note")
-    assert found.told == "by process to by device: not comparable"
+    assert found.message == "by process to by device: not comparable"
 
 
 def test_devices_are_asked_for_their_idle_value_once_a_process(monkeypatch):

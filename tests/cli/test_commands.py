@@ -256,9 +256,9 @@ def test_doctor_and_profiles():
     said = json.loads(latentc("doctor", "--json").stdout)
     assert said["machine"]["cores"] >= 1
     assert {state["name"] for state in said["runtimes"]} >= {"openvino", "onnxruntime", "torch", "null"}
-    told = latentc("doctor").stdout
-    assert "memory" in told
-    assert f"Recommended: --profile {said['profile']}" in told
+    printed = latentc("doctor").stdout
+    assert "memory" in printed
+    assert f"Recommended: --profile {said['profile']}" in printed
     names = [profile["name"] for profile in json.loads(latentc("profiles", "--json").stdout)]
     assert "cpu-openvino" in names
     listed = latentc("profiles").stdout
@@ -269,9 +269,9 @@ def test_what_to_install_is_printed_whole(capsys):
     lacks = RuntimeState("x", works=False, versions={}, devices={}, builds=(), missing='pip install ".[openvino]"')
     abroad = RuntimeState("y", False, {"y": "1.2"}, {}, ("sm86", "sm89"), "There is no GPU here.")
     show.doctor(machine(), [lacks, abroad], None, as_json=False)
-    told = capsys.readouterr().out
-    assert '".[openvino]"' in told
-    assert "builds only  y 1.2; builds for other machines: sm86, sm89" in told
+    printed = capsys.readouterr().out
+    assert '".[openvino]"' in printed
+    assert "builds only  y 1.2; builds for other machines: sm86, sm89" in printed
 
 
 @pytest.mark.slow
@@ -330,9 +330,9 @@ def test_sizes_are_read_alike_by_run_and_bench(size, width, height):
 
 
 def test_what_is_done_in_turn_is_told_by_name():
-    told = []
-    within("mine", lambda what, share: told.append((what, share)))("unet: compile", 0.5)
-    assert told == [("mine, unet: compile", 0.5)]
+    printed = []
+    within("mine", lambda what, share: printed.append((what, share)))("unet: compile", 0.5)
+    assert printed == [("mine, unet: compile", 0.5)]
 
 
 @pytest.mark.parametrize("name", ["file/x.png", "folder.png", "x" * 300 + ".png", "deep/" + "x" * 300 + ".png"])
@@ -374,8 +374,8 @@ def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr("latentc.benchmarks.demo.export", export)  # the same, without 20 seconds of tracing
     (tmp_path / "torch-f32.png").touch()  # of an earlier run
-    told = []
-    outcome = run_demo(tmp_path, lambda what, share: told.append(what))
+    printed = []
+    outcome = run_demo(tmp_path, lambda what, share: printed.append(what))
     assert [row.subject.name for row in outcome.rows] == list(PROFILES)
     assert picture_psnr(outcome.rows[0]) == 200
     for row in outcome.rows[1:]:
@@ -384,4 +384,4 @@ def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
         assert row.summary("denoiser").median > 0
     assert outcome.sheet.is_file()
     assert read_records(outcome.results) == list(outcome.rows)
-    assert "torch-f32: generate" in told
+    assert "torch-f32: generate" in printed

@@ -117,8 +117,8 @@ def test_a_damaged_artifact_is_never_loaded(own_bundle, damage):
     else:
         with pytest.raises(BundleError, match="is damaged.*Run: latentc build .* --profile null"):
             load(opened, NULL)
-        told = {want.part: outcome for want, outcome in why(opened, NULL)}
-        assert told["unet"] == Miss(built.engines[1].artifact.name, {}), "it is there, and not whole"
+        outcomes = {want.part: outcome for want, outcome in why(opened, NULL)}
+        assert outcomes["unet"] == Miss(built.engines[1].artifact.name, {}), "it is there, and not whole"
     (said,) = faults(opened)
     assert built.engines[1].artifact.name in said
     assert "is damaged" in said

@@ -1,4 +1,4 @@
-"""MIGraphX: what its driver is told, and its module is given. Both are stand-ins; no device and no ROCm was seen."""
+"""MIGraphX: what its driver is received, and its module is given. Both are stand-ins; no device and no ROCm was seen."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ if sys.argv[1] == "--version":
     sys.exit()
 out = Path(sys.argv[sys.argv.index("--output") + 1])
 graph = Path(sys.argv[sys.argv.index("--onnx") + 1])
-Path(__file__).with_name("told.json").write_text(json.dumps([*sys.argv[1:], os.environ.get("HIP_VISIBLE_DEVICES")]))
+Path(__file__).with_name("received.json").write_text(json.dumps([*sys.argv[1:], os.environ.get("HIP_VISIBLE_DEVICES")]))
 if "REFUSED" in graph.name:
     print("MIGraphX Version: 2.14.0\\n\x1b[31mError: \x1b[0mFound argument '--gpu-arch' which wasn't expected\\nUSAGE:")
     sys.exit()
@@ -48,15 +48,15 @@ if "SILENT" not in graph.name:
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
-    """Put the driver on the path; gives what it was told last."""
+def received(tmp_path, monkeypatch):
+    """Put the driver on the path; gives what it was received last."""
     folder = tmp_path / "rocm"
     folder.mkdir()
     driver = folder / "migraphx-driver"
     driver.write_text(DRIVER)
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    return lambda: json.loads((folder / "told.json").read_text())
+    return lambda: json.loads((folder / "received.json").read_text())
 
 
 @pytest.fixture
@@ -104,37 +104,37 @@ def compile_to(case, out, **options):
 PARAMS = load_profile("mi300x-mxr").options
 
 
-def test_without_the_gpu_the_driver_is_told_the_architecture_and_its_parameters(case, told, tmp_path):
+def test_without_the_gpu_the_driver_receives_the_architecture_and_its_parameters(case, received, tmp_path):
     compile_to(case, tmp_path / "out", **PARAMS)
-    given = told()
+    given = received()
     assert given[:3] == ["compile", "--onnx", str(case.graph)]
     assert given[given.index("--gpu-arch") + 1] == "gfx942"
     assert given[given.index("--gpu-arch-params") + 1] == "{num_cu:304, num_chiplets:8}"
     assert {"--enable-offload-copy", "--disable-fast-math", "--binary"} <= set(given)
     assert MIGraphX().versions() == {"migraphx": "2.15.0"}, "it is in the key"
-    assert "--disable-fast-math" not in (compile_to(case, tmp_path / "fast", fast_math=True), told())[1]
+    assert "--disable-fast-math" not in (compile_to(case, tmp_path / "fast", fast_math=True), received())[1]
     with pytest.raises(CompileError, match="exhaustive_tune measures kernels on the GPU, and this machine has no gfx"):
         compile_to(case, tmp_path / "tuned", exhaustive_tune=True)
 
 
-def test_with_the_gpu_it_is_compiled_for_that_one_and_measured(case, told, here, tmp_path, monkeypatch):
+def test_with_the_gpu_it_is_compiled_for_that_one_and_measured(case, received, here, tmp_path, monkeypatch):
     compile_to(case, tmp_path / "out", exhaustive_tune=True, **PARAMS)
-    given = told()
+    given = received()
     assert not {"--gpu-arch", "--gpu-arch-params"} & set(given)
     assert {"--exhaustive-tune", "--disable-fast-math"} <= set(given)
     assert given[-1] == "2", "the driver sees the GPU of this architecture only"
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "4,5,7")
     compile_to(case, tmp_path / "visible")
-    assert told()[-1] == "7", "the third of those that this process sees"
+    assert received()[-1] == "7", "the third of those that this process sees"
 
 
-def test_a_driver_that_cannot_do_without_the_gpu_is_not_asked_to(told, here):
+def test_a_driver_that_cannot_do_without_the_gpu_is_not_asked_to(received, here):
     (Path(shutil.which("migraphx-driver")).parent / "old").touch()
     assert MIGraphX().unbuildable("gfx942") is None
     assert "it has no --gpu-arch, which was added in June 2026" in MIGraphX().unbuildable("gfx1100")
 
 
-def test_it_computes_what_it_was_given(case, told, here, tmp_path):
+def test_it_computes_what_it_was_given(case, received, here, tmp_path):
     out = compile_to(case, tmp_path / "out")
     shutil.copy(case.graph.with_name("model.onnx_data"), out)  # the stand-in's program is the graph
     engine = MIGraphX().load(out, case.target, files_in(out))
@@ -156,7 +156,7 @@ def test_it_computes_what_it_was_given(case, told, here, tmp_path):
         ("REFUSED", "Error: Found argument '--gpu-arch' which wasn't expected. Try"),  # and the exit status is 0
     ],
 )
-def test_what_the_driver_refuses(case, told, tmp_path, name, message):
+def test_what_the_driver_refuses(case, received, tmp_path, name, message):
     case.graph = case.graph.rename(case.graph.with_name(f"{name}.onnx"))
     with pytest.raises(CompileError, match=f"MIGraphX cannot compile unet for gfx942: .*{message}"):
         compile_to(case, tmp_path / "out")
@@ -170,7 +170,7 @@ def test_without_rocm_it_says_what_to_install(monkeypatch):
     assert adapter.devices() == ()
 
 
-def test_devices_and_options(told, here):
+def test_devices_and_options(received, here):
     adapter = MIGraphX()
     assert adapter.devices() == ("gfx942",)
     assert "This machine has no gfx1100 GPU; AMD GPUs found: gfx942" in adapter.missing("gfx1100")
@@ -181,7 +181,7 @@ def test_devices_and_options(told, here):
         adapter.check({"exhaustive_tune": 1})
 
 
-def test_free_sizes_are_refused(told, bundle):
+def test_free_sizes_are_refused(received, bundle):
     free = load_profile("mi300x-mxr").model_copy(update={"shapes": load_profile("cpu-openvino").shapes})
     with pytest.raises(
         ProfileError,
@@ -191,7 +191,7 @@ def test_free_sizes_are_refused(told, bundle):
 
 
 @pytest.mark.slow
-def test_a_bundle_is_built_without_the_device_and_not_run(told, own_bundle, monkeypatch):
+def test_a_bundle_is_built_without_the_device_and_not_run(received, own_bundle, monkeypatch):
     opened, profile = own_bundle("sd1"), load_profile("mi300x-mxr")
     proved = Parity(psnr_db=99.0, cosine=1.0, reference="PyTorch, at export", graph_run_by="iree 3.13.0 CPU")
     monkeypatch.setattr("latentc.compiler.make.measure_typed", lambda *_: proved)
