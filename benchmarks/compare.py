@@ -191,8 +191,8 @@ def _changes(title: str, old: Sequence[Measurement], new: Sequence[Measurement],
     elif not old:
         changes.append(Change(title, "failed", "better", "it works now"))
     if old and new:
-        message = [*_seconds(old, new, effect), *_memory(old, new), *_parity(old, new), *_asides(old, new)]
-        changes += [Change(title, what, verdict, text) for what, verdict, text in message]
+        found = [*_seconds(old, new, effect), *_memory(old, new), *_parity(old, new), *_asides(old, new)]
+        changes += [Change(title, what, verdict, text) for what, verdict, text in found]
     return changes
 
 

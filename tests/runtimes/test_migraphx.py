@@ -1,4 +1,4 @@
-"""MIGraphX: what its driver is received, and its module is given. Both are stand-ins; no device and no ROCm was seen."""
+"""MIGraphX: the arguments of its driver and its module. Both are stand-ins; no device and no ROCm was seen."""
 
 import json
 import shutil
