@@ -26,9 +26,10 @@ from latentc.benchmarks.subjects.exported import STAMP, exported
 from latentc.benchmarks.subjects.profile import ProfileSubject
 from latentc.benchmarks.suite import SUITE
 from latentc.cli.bench import parse_batches, parse_sizes
+from latentc.compiler.build import build
 from latentc.compiler.cache import artifacts
 from latentc.core.bundle import open_bundle
-from latentc.core.errors import CompileError, RequestError, RuntimeMissing
+from latentc.core.errors import BundleError, CompileError, RequestError, RuntimeMissing
 from latentc.core.tensors import psnr_db
 from latentc.profiles import Profile, load_profile
 
@@ -116,6 +117,19 @@ def test_engines_of_the_own_cost_dont_stay_in_the_bundle(own_bundle, results):
 def pixels(path):
     with Image.open(path) as image:
         return np.asarray(image).astype(np.float64)
+
+
+@pytest.mark.slow
+def test_a_bundle_that_cannot_be_written_is_measured_without_the_own_cost(own_bundle, results, monkeypatch):
+    opened, profile = own_bundle(), load_profile("cpu-onnxruntime")
+    build(opened, profile)
+
+    def full(bundle):
+        raise BundleError("It is read-only.")
+
+    monkeypatch.setattr("latentc.benchmarks.bench.check_place", full)
+    rows = bench(opened, Plan((profile,), **SMALL), results)
+    assert [(row.subject.name, row.error) for row in rows] == [("cpu-onnxruntime", None)]
 
 
 @pytest.mark.slow

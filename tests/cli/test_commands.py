@@ -14,12 +14,13 @@ from latentc.benchmarks.records import read_records
 from latentc.cli import show
 from latentc.cli.ask import parse_size
 from latentc.cli.bench import parse_sizes
+from latentc.cli.choose import choose
 from latentc.cli.draw import draw
 from latentc.cli.progress import shown, within
 from latentc.compiler.build import Build, build
 from latentc.compiler.cache import artifacts
 from latentc.core.bundle import open_bundle
-from latentc.core.errors import BundleError, RequestError
+from latentc.core.errors import BundleError, ProfileError, RequestError
 from latentc.core.records import state_folder
 from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
@@ -385,3 +386,13 @@ def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
     assert outcome.sheet.is_file()
     assert read_records(outcome.results) == list(outcome.rows)
     assert "torch-f32: generate" in printed
+
+
+def test_two_profiles_of_one_name_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.toml").write_text('title = "Mine"\nruntime = "null"\n')
+    names = f"{tmp_path}/a/mine.toml,{tmp_path}/b/mine.toml"
+    with pytest.raises(ProfileError, match="Two profiles are named mine"):
+        choose(names)
+    assert [one.name for one in choose(f"{tmp_path}/a/mine.toml,null")] == ["mine", "null"]
