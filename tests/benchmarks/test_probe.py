@@ -206,6 +206,8 @@ def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(probe.platform, "node", lambda: "load")
     monkeypatch.setattr(probe.getpass, "getuser", lambda: "ada")
     monkeypatch.setattr(probe.Path, "home", lambda: Path("/home/ada"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # not the folder that the package is imported from
     folders = probe.private_folders(tmp_path / "own", tmp_path / "scratch")
 
     def clean(text, name="a.log"):
