@@ -37,7 +37,7 @@ class Key(Record):
     """Set, as `lowering` is, for a runtime that compiles graphs."""
     lowering: int | None = None
     length: int | None = None
-    """Token ids per row, for an engine of every size where it isn't CLIP's 77."""
+    """Length of the prompt embeddings of one chunk, for an engine of every size where it isn't CLIP's 77."""
 
     @field_validator("device")
     @classmethod

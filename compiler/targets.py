@@ -12,16 +12,17 @@ from ..core.errors import ProfileError, RuntimeMissing
 from ..core.manifest import ROLE_NAMES, Role
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
-from ..core.shapes import Setting, shape_of, sizes
+from ..core.shapes import Setting, embedding_length, shape_of, sizes
 from ..profiles import OWN, Profile
 from ..runtimes import CheckpointOrigin, Job, Runtime, Target, distribution, runtime
 from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
+from ..runtimes.ranges import CHUNKS
 from .cache import folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
 
 USUAL_LENGTH = 77
-"""Token ids per row of CLIP: engines for another length have it in their key."""
+"""Length of the prompt embeddings of one chunk of CLIP: engines for another length have it in their key."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         raise RuntimeMissing(f"Profile {profile.name} cannot be used on this machine: {reason}{other}")
     asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
     versions = adapter.versions() | distribution(profile.runtime)
-    device, length = adapter.device(profile.device), bundle.manifest.model.length
+    device, length = adapter.device(profile.device), embedding_length(bundle.manifest.model, 1)
     found: list[Wanted] = []
     for name, target in asked:
         fields = Key(
@@ -119,12 +120,13 @@ def targets(
             f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
             f"{adapter.facts.newest_opset}. Write opset = {adapter.facts.newest_opset}."
         )
+    shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
         precision = choose(profile, name, part.role, precisions)
         for shape in shapes(bundle, profile, name, free=free):
             about = (profile.runtime, device, precision, profile.options, part.inputs, part.outputs, shape)
-            asked.append((name, Target(*about, length=bundle.manifest.model.length, number=number)))
+            asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number)))
     return asked
 
 

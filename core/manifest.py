@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
-from .wires import GUIDANCE, LATENTS, TIMESTEP, Wire
+from .wires import GUIDANCE, LATENTS, MAX_LENGTH, TIMESTEP, Wire
 
 SCHEMA_VERSION = 4
 
@@ -97,18 +97,26 @@ class TextEncoder(Record):
     """Whether it also takes an `attention_mask`, which hides padding."""
     vocabulary: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """Number of token ids: rows of its embedding table."""
+    length: Annotated[int, Field(ge=2, le=MAX_LENGTH)] | None = None
+    """Token ids per row, where it is larger than the model's `length` (T5: 256)."""
 
 
 class Model(Record):
     """What the pipeline needs to know about the model."""
 
     text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
-    length: Annotated[int, Field(ge=3, le=4096)] = 77
-    """Token ids per row of each text encoder: start, a chunk of the prompt, end, and padding."""
+    length: Annotated[int, Field(ge=3, le=MAX_LENGTH)] = 77
+    """Token ids per row of a text encoder: start, a chunk of the prompt, end, and padding."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=256)]
     """Pixels per latent along each side."""
     scaling_factor: Positive
+    shift_factor: Finite = 0.0
+    """Added to the decoder's input: latents / scaling_factor + shift_factor."""
+    patch: Annotated[int, Field(ge=1, le=64)] = 1
+    """Latents per side that the denoiser joins into one token: heights and widths must be multiples of it."""
+    largest_side: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Largest height and width in latents that the denoiser has positions for; None for no limit."""
     latents_mean: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=1024)] | None = None
     latents_std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=1024)] | None = None
     """Per channel, if the VAE has them: the decoder's input is latents * std / scaling_factor + mean."""

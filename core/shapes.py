@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .errors import ShapeError
 from .manifest import Dim, Model, Role, TensorInfo
+from .wires import ZEROS
 
 GUIDED_ROWS = 2
 """Rows per image with guidance: the negative prompt's and the prompt's."""
@@ -42,8 +43,27 @@ def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
         "frames": model.frames or 1,
         "height": setting.height // model.downscale,
         "width": setting.width // model.downscale,
-        "length": model.length * setting.chunks,
+        "length": embedding_length(model, setting.chunks),
     }
+
+
+def rows_of(length: int, base: int, chunks: int) -> int:
+    """Rows of `length` token ids that hold a prompt of `chunks` chunks of `base` ids."""
+    return -(-chunks * base // length)
+
+
+def embedding_length(model: Model, chunks: int) -> int:
+    """Length of the denoiser's prompt embeddings for this many chunks, all text encoders together."""
+    joined = next((wire.input for wire in model.wires if wire.axis == "length"), None)
+    if joined is None:
+        return model.length * chunks
+    own = {one.part: one.length or model.length for one in model.text_encoders}
+    lengths = (
+        int(wire.name) if wire.owner == ZEROS else own[wire.owner]
+        for wire in model.wires
+        if wire.input == joined and wire.axis != "width"
+    )
+    return sum(length * rows_of(length, model.length, chunks) for length in lengths)
 
 
 def sizes_of(inputs: tuple[TensorInfo, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Wires: the sources of the inputs of parts that are called at each step.
 
 A source is `<part>.<output>`, an output of a part that runs once per request; or `request.<fact>`, a value from the
-request; or `step.latents`, the latents as scaled by the scheduler. `timestep` is fed by name, and has no wire.
+request; or `step.latents`, the latents as scaled by the scheduler; or `zeros.<length>`, zeros for the token ids of a
+text encoder that was left out. `timestep` is fed by name, and has no wire.
 """
 
 from __future__ import annotations
@@ -44,8 +45,14 @@ GUIDANCE = "request.guidance"
 SIZE = "request.size"
 """The image size, as SDXL's micro-conditioning takes it."""
 
+ZEROS = "zeros"
+"""Owner of the source `zeros.<length>`: the number of token ids per row of the missing text encoder."""
+
 AXES = {"width": -1, "length": 1}
 """Axes along which arrays are concatenated: the last one, and the one of the token ids."""
+
+MAX_LENGTH = 4096
+"""Limit of the token ids per row of a text encoder."""
 
 STEPPING = ("denoiser", "control")
 """Roles of parts that are called at each step."""
@@ -65,7 +72,7 @@ class Wire(Record):
 
     @property
     def owner(self) -> str:
-        """The part whose output is read, or `request` or `step`."""
+        """The part whose output is read, or `request`, `step` or `zeros`."""
         return self.source.partition(".")[0]
 
     @property
@@ -76,7 +83,7 @@ class Wire(Record):
     @property
     def of_part(self) -> bool:
         """Whether the source is an output of a part."""
-        return self.owner not in ("request", "step")
+        return self.owner not in ("request", "step", ZEROS)
 
 
 def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | None:
@@ -108,6 +115,10 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
                 if axes != has:
                     return f"wires {wire.source} of {has} axes to {wire.input}, which has {axes} axes"
             found = [_width(output)]
+        elif wire.owner == ZEROS:
+            if wire.axis != "length" or not wire.name.isdecimal() or not 0 < int(wire.name) <= MAX_LENGTH:
+                return f"wires {wire.source} to {wire.input}, but zeros are joined along the length, 1 to {MAX_LENGTH}"
+            found = made[wire.input]
         made[wire.input] = _joined(made.get(wire.input), found, wire)
     for name, widths in made.items():
         for wanted in map(_width, inputs[name]):
@@ -129,7 +140,7 @@ def _joined(before: list[int | None] | None, found: list[int | None], wire: Wire
     if before is None:
         widths = found
     elif wire.axis == "length":
-        widths = [*before, *found]
+        widths = list(dict.fromkeys([*before, *found]))
     else:
         widths = [None if None in (one, found[0]) else (one or 0) + (found[0] or 0) for one in before]
     return [None if one is None else max(one, wire.pad or 0) for one in widths]

@@ -90,8 +90,8 @@ class Target:
     outputs: tuple[TensorInfo, ...]
     shape: Mapping[str, tuple[int, ...]] | None = None
     """Shape of each input, for an engine of fixed sizes; None where batch, height and width are free."""
-    length: int = 77
-    """Token ids per chunk of a prompt."""
+    lengths: tuple[int, int, int] = (77, 77, 4 * 77)
+    """Smallest, typical and largest length of prompt embeddings (`ranges.CHUNKS`), for an engine of free sizes."""
     number: int | None = None
     """Which device of that name, from 0 on; None for the first. Not part of the key."""
 

@@ -277,7 +277,7 @@ def _ranges(prefix: str, target: Target) -> dict[str, str]:
     made: dict[str, str] = {}
     for place, which in enumerate(("min", "opt", "max")):
         shapes = (
-            f"{tensor.name}:{'x'.join(map(str, bounds(tensor, target.length)[place]))}" for tensor in target.inputs
+            f"{tensor.name}:{'x'.join(map(str, bounds(tensor, target.lengths)[place]))}" for tensor in target.inputs
         )
         made[f"{prefix}_{which}_shapes"] = ",".join(shapes)
     return made

@@ -14,10 +14,10 @@ guidance, and four chunks of a prompt.
 OUTSIDE = "up to 1024 pixels, four images with guidance, and prompts of four chunks"
 
 
-def bounds(tensor: TensorInfo, length: int) -> tuple[tuple[int, ...], ...]:
-    """An input's smallest, typical and largest shape; `length` is the number of token ids per chunk of a prompt."""
+def bounds(tensor: TensorInfo, lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """An input's smallest, typical and largest shape; `lengths` are those of prompt embeddings of `CHUNKS` chunks."""
     made: list[tuple[int, ...]] = []
     for place in range(3):
-        sizes = {name: RANGES[name][place] for name in RANGES} | {"length": CHUNKS[place] * length}
+        sizes = {name: RANGES[name][place] for name in RANGES} | {"length": lengths[place]}
         made.append(shape_of(tensor.shape, sizes))
     return tuple(made)

@@ -424,7 +424,7 @@ def _ranges(builder: Any, job: Job) -> Any:
     """The optimization profile of a part with free sizes."""
     profile = builder.create_optimization_profile()
     for tensor in job.target.inputs:
-        profile.set_shape(tensor.name, *bounds(tensor, job.target.length))
+        profile.set_shape(tensor.name, *bounds(tensor, job.target.lengths))
     return profile
 
 

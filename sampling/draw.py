@@ -168,7 +168,8 @@ def constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
 def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
     """Latents scaled for the decoder. Source: diffusers' pipelines, with their order of operations."""
     if model.latents_mean is None or model.latents_std is None:
-        return latents / np.float32(model.scaling_factor)
+        plain = latents / np.float32(model.scaling_factor)
+        return plain + np.float32(model.shift_factor) if model.shift_factor else plain
     mean, std = (np.array(one, np.float32)[:, None, None] for one in (model.latents_mean, model.latents_std))
     return latents * std / np.float32(model.scaling_factor) + mean
 

@@ -1,10 +1,13 @@
 """From a prompt's text to the denoiser's condition, without truncation: long prompts take several chunks.
 
-A text encoder reads 77 tokens (a few models fewer or more): a start, at most 75 of the prompt, an end, and
+CLIP reads 77 tokens (a few models fewer or more): a start, at most 75 of the prompt, an end, and
 padding. A prompt of up to 75 tokens gives exactly the ids of diffusers' pipeline. A longer one is
 split into chunks of 75, each with its own start and end; each chunk is encoded separately, and the embeddings
 are joined along the sequence. Prompt and negative prompt are padded to the same length with empty
 chunks. A whole-prompt embedding (SDXL's `text_embeds`) is that of the first chunk.
+
+T5 reads 256 tokens: at most 255 of the prompt, an end, and padding. It has as many rows as hold the chunks of
+CLIP: one for up to three, two for up to six.
 
 A textual inversion of several vectors has a token for each: `<toy>`, `<toy>_1`, `<toy>_2`. Its first token
 in a prompt stands for all of them, as in diffusers' `maybe_convert_prompt`.
@@ -29,6 +32,7 @@ from ..core.manifest import Model, TextEncoder
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
 from ..core.references import IDS, MASK
+from ..core.shapes import rows_of
 from ..core.tensors import Array, check_finite
 from ..core.vocabulary import check_tokenizer, mapped
 
@@ -46,7 +50,8 @@ class Vocabulary:
     """A tokenizer and the ids that frame its chunks. Immutable after loading, so threads may share it."""
 
     tokenizer: Tokenizer
-    start: int
+    start: int | None
+    """None for a tokenizer whose rows have no start (T5)."""
     end: int
     pad: int
     length: int
@@ -58,7 +63,7 @@ class Vocabulary:
     @property
     def room(self) -> int:
         """Number of prompt tokens in one chunk."""
-        return self.length - 2
+        return self.length - (1 if self.start is None else 2)
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,14 @@ class Tokens:
     """Token ids of the prompts, for each text encoder."""
 
     rows: tuple[NDArray[np.int64], ...]
-    """One array per text encoder, [prompts, chunks, 77]; the negative prompt, if any, comes first."""
+    """One array per text encoder, [prompts, chunks, 77] (T5: [prompts, rows, 256]); the negative prompt, if any, comes
+    first."""
     used: tuple[NDArray[np.int64], ...]
     """Number of ids in each row that aren't padding, [prompts, chunks]."""
     counts: tuple[int, ...]
     """Number of tokens of each prompt, without start, end and padding."""
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks, the same for every prompt."""
-        return self.rows[0].shape[1]
+    chunks: int
+    """Number of chunks of the model's own length, the same for every prompt."""
 
 
 def load_vocabularies(bundle: Bundle) -> tuple[Vocabulary, ...]:
@@ -89,18 +92,22 @@ def tokenize(vocabularies: tuple[Vocabulary, ...], prompts: tuple[str, ...]) -> 
     Raises `RequestError` for a prompt of more than `MAX_CHUNKS` chunks, or one that isn't Unicode text.
     """
     found = [[_ids(vocabulary, prompt) for prompt in prompts] for vocabulary in vocabularies]
-    chunks = max(
-        -(-len(ids) // vocabulary.room) or 1
-        for vocabulary, rows in zip(vocabularies, found, strict=True)
-        for ids in rows
-    )
+    base, chunks = min(vocabulary.length for vocabulary in vocabularies), 1
+    for vocabulary, prompt in zip(vocabularies, found, strict=True):
+        needed = max(map(len, prompt))
+        while rows_of(vocabulary.length, base, chunks) * vocabulary.room < needed:
+            chunks += 1
+    if chunks > MAX_CHUNKS:
+        raise RequestError(f"The prompt takes {chunks} chunks, but the limit is {MAX_CHUNKS}. Shorten it.")
     framed = [
-        [_framed(vocabulary, ids, chunks) for ids in rows] for vocabulary, rows in zip(vocabularies, found, strict=True)
+        [_framed(vocabulary, ids, rows_of(vocabulary.length, base, chunks)) for ids in rows]
+        for vocabulary, rows in zip(vocabularies, found, strict=True)
     ]
     return Tokens(
         rows=tuple(np.stack([rows for rows, _ in each]) for each in framed),
         used=tuple(np.stack([used for _, used in each]) for each in framed),
         counts=tuple(max(len(rows[prompt]) for rows in found) for prompt in range(len(prompts))),
+        chunks=chunks,
     )
 
 
@@ -166,21 +173,24 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
     with mapped(BundleError, f"{path} is not a valid tokenizer", again):
         tokenizer, padding, several = _parsed(content)
         frame = tokenizer.encode("").ids
-    if len(frame) != 2:
-        raise BundleError(f"{path} adds {len(frame)} tokens to a prompt, but 2 were expected: start and end. {again}")
+    if len(frame) not in (1, 2):
+        raise BundleError(
+            f"{path} adds {len(frame)} tokens to a prompt, but 2 were expected (start and end), or 1 (end). {again}"
+        )
     if not all(number < tokenizer.get_vocab_size() for number in frame):
         raise BundleError(f"{path} adds ids {frame} to a prompt, which are not in its vocabulary. {again}")
     pad = cast("dict[str, object]", padding).get("pad_id") if isinstance(padding, dict) else None
     if type(pad) is not int or not 0 <= pad < tokenizer.get_vocab_size():
         raise BundleError(f"{path} has no valid padding id (pad_id is {shown(pad)}). {again}")
-    length = bundle.manifest.model.length
+    length = encoder.length or bundle.manifest.model.length
     for tensor in bundle.part(encoder.part).inputs:
         if tensor.shape[1:] != (length,):
             raise BundleError(
                 f"{encoder.part} of {bundle.folder} reads {tensor.name} {list(tensor.shape)}, but rows of {length} ids "
                 f"were expected. {again}"
             )
-    return Vocabulary(tokenizer, frame[0], frame[1], pad, length, encoder.vocabulary, several)
+    start = frame[0] if len(frame) == 2 else None
+    return Vocabulary(tokenizer, start, frame[-1], pad, length, encoder.vocabulary, several)
 
 
 @lru_cache(maxsize=4)
@@ -214,8 +224,8 @@ def _encoded(vocabulary: Vocabulary, prompt: str) -> Encoding:
     ids, limit = encoded.ids, MAX_CHUNKS * vocabulary.room
     if len(ids) > MOST_TOKENS * len(prompt):
         raise BundleError(
-            f"The bundle's tokenizer makes {len(ids):,} tokens of {len(prompt):,} characters, so it is not CLIP's. "
-            "Export the checkpoint again."
+            f"The bundle's tokenizer makes {len(ids):,} tokens of {len(prompt):,} characters, so it is not the "
+            "checkpoint's. Export the checkpoint again."
         )
     if len(ids) > limit:
         raise RequestError(
@@ -251,12 +261,13 @@ def _ids(vocabulary: Vocabulary, prompt: str) -> list[int]:
 def _framed(vocabulary: Vocabulary, ids: list[int], chunks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of start, up to 75 ids, end and padding, [chunks, 77]; and how many ids aren't padding, [chunks]."""
     rows = np.full((chunks, vocabulary.length), vocabulary.pad, np.int64)
-    rows[:, 0] = vocabulary.start
+    begin = 0 if vocabulary.start is None else 1
+    rows[:, :begin] = vocabulary.start or 0
     cuts = range(0, (chunks + 1) * vocabulary.room, vocabulary.room)
     used = np.empty(chunks, np.int64)
     for index, (first, last) in enumerate(pairwise(cuts)):
         part = ids[first:last]
-        rows[index, 1 : len(part) + 1] = part
-        rows[index, len(part) + 1] = vocabulary.end
-        used[index] = len(part) + 2
+        rows[index, begin : begin + len(part)] = part
+        rows[index, begin + len(part)] = vocabulary.end
+        used[index] = begin + len(part) + 1
     return rows, used

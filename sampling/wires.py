@@ -9,8 +9,9 @@ import numpy as np
 
 from ..core.manifest import Model, TensorInfo
 from ..core.request import Request
+from ..core.shapes import rows_of
 from ..core.tensors import Array
-from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, Wire
+from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, ZEROS, Wire
 from .guidance import guidance_embedding
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None
     """Half a sentence about the first wire whose source nothing here computes; None if there is none."""
     for wire in wires:
         known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
-        if not known:
+        if not (known or wire.owner == ZEROS):
             return (
                 f"wires {wire.source} to {wire.input}, a source that this version of latentc does not know: it knows "
                 f"{', '.join(SOURCES)} and the outputs of text encoders"
@@ -65,7 +66,10 @@ def wired(
     for wire in model.wires:
         if wire.source == LATENTS or wire.input not in widths:
             continue
-        array = _known(wire, request, encoded, widths[wire.input], guided=guided)
+        if wire.owner == ZEROS:
+            array = _zeros(model, int(wire.name), made[wire.input])
+        else:
+            array = _known(wire, request, encoded, widths[wire.input], guided=guided)
         if wire.axis is not None:
             array = np.concatenate([made[wire.input], array], axis=AXES[wire.axis])
         if wire.pad is not None and wire.pad > array.shape[-1]:
@@ -85,6 +89,15 @@ def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[st
     inputs = [tensor for tensor in parts[part].inputs if tensor.name in changed]
     for name, rows in wired(model, inputs, request, kept, guided=False).items():
         feeds[name] = np.where(np.isnan(rows[:1]), feeds[name], rows[:1])
+
+
+def _zeros(model: Model, length: int, before: Array) -> Array:
+    """What a text encoder with rows of `length` ids would add to `before`, [prompts, length, width], as zeros.
+
+    `before` holds the chunks of encoders whose rows have the model's own length.
+    """
+    rows = rows_of(length, model.length, before.shape[1] // model.length)
+    return np.zeros((before.shape[0], rows * length, before.shape[2]), np.float32)
 
 
 def _known(

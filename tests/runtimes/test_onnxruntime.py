@@ -392,7 +392,7 @@ def test_what_providers_are_told(case, tmp_path):
     assert given["trt_engine_cache_path"] == given["trt_timing_cache_path"] == str(tmp_path)
     assert given["trt_profile_min_shapes"] == "sample:1x4x8x8,timestep:1,encoder_hidden_states:1x77x16"
     assert given["trt_profile_max_shapes"].startswith("sample:8x4x128x128,")
-    given = settings(target_of(case, "TensorRT", length=40), tmp_path)
+    given = settings(target_of(case, "TensorRT", lengths=(40, 40, 160)), tmp_path)
     assert given["trt_profile_min_shapes"].endswith(",encoder_hidden_states:1x40x16")
     assert given["trt_profile_max_shapes"].endswith(",encoder_hidden_states:8x160x16")
     shape = {name: array.shape for name, array in case.feeds().items()}

@@ -190,7 +190,7 @@ def test_more_tokens_than_characters_are_refused():
     library = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     library.normalizer = normalizers.Replace("a", "a" * 1000)
     vocabulary = Vocabulary(library, 0, 0, 0, 77)
-    with pytest.raises(BundleError, match="makes 2,000 tokens of 2 characters, so it is not CLIP's"):
+    with pytest.raises(BundleError, match="makes 2,000 tokens of 2 characters, so it is not the checkpoint's"):
         tokenize((vocabulary,), ("aa",))
     plain = replace(vocabulary, tokenizer=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
     assert (tokenize((plain,), ("aa",)).rows[0] == np.zeros((1, 1, 77))).all()
