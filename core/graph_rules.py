@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +53,13 @@ def check_graph(
     opset: int,
     inputs: Iterable[TensorInfo],
     outputs: Iterable[TensorInfo],
+    others: Iterable[str] = (),
     advice: str = AGAIN,
 ) -> None:
     """Refuse a bundle's graph that does not look like one our export writes. Only the graph file itself is read.
 
     `files` maps names to sizes in bytes: the files in the graph's folder that the manifest lists for the part.
+    `others` are the operators that ONNX does not define, with their domains, as in the manifest.
     Accepted: external data in those files only, of the tensors' exact sizes; standard ONNX operators of one opset; no
     control flow, functions, subgraphs, sequences or strings; sizes within limits; the expected inputs and outputs, by
     name, dtype and rank.
@@ -66,9 +68,8 @@ def check_graph(
     """
     facts = inspect_graph(path, advice)
     _check_structure(facts, advice)
-    if unknown := sorted({domain for domain, _ in (*facts.operators, *facts.opsets)} - {""}):
-        raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "standard ONNX operators", advice)
-    if facts.opsets != (("", opset),):
+    check_others(facts, frozenset(others), advice)
+    if [version for domain, version in facts.opsets if not domain] != [opset]:
         has = ", ".join(str(version) for _, version in facts.opsets) or "none"
         raise _refusal(facts, f"states opset {has}", f"{opset}, as in the manifest", advice)
     _check_files(facts, files, advice)
@@ -95,6 +96,24 @@ def check_engine_graph(path: Path, files: Mapping[str, int], advice: str) -> Non
         if mode or name not in files or not _plain(name):
             where = shown(name) if not mode else "the graph itself"
             raise _refusal(facts, f"has compiled code in {where}", f"a file of {_listed(files)}", advice)
+
+
+def other_operators(facts: GraphFacts) -> tuple[str, ...]:
+    """The operators of a graph that ONNX does not define, with their domains, sorted."""
+    return tuple(sorted(f"{domain}.{name}" for domain, name in facts.operators if domain))
+
+
+def check_others(facts: GraphFacts, others: Collection[str], advice: str) -> None:
+    """Raise `BundleError` for an operator that ONNX does not define and that is not one of `others`."""
+    if found := sorted(name for domain, name in facts.operators if domain and name in ENGINE_REFUSED):
+        raise _refusal(facts, f"has the operator {found[0]}", "operators that run no other code", advice)
+    domains = {one.rpartition(".")[0] for one in others}
+    if unknown := sorted({domain for domain, _ in (*facts.operators, *facts.opsets)} - {"", *domains}):
+        raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "standard ONNX operators", advice)
+    if unlisted := sorted(set(other_operators(facts)) - set(others)):
+        raise _refusal(
+            facts, f"has the operator {shown(unlisted[0])}", f"{_listed(others)}, as in the manifest", advice
+        )
 
 
 def _check_structure(facts: GraphFacts, advice: str) -> None:
