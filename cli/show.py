@@ -62,7 +62,8 @@ def bundle(
         if artifacts is not None:
             engines = {"engines": [one.model_dump() for one in artifacts], "damaged": [path.name for path in broken]}
             engines["leftovers"] = [_plain_leftover(one) for one in unneeded]
-        emit({"folder": str(opened.folder), **manifest.model_dump(mode="json", exclude={"files"}), **engines})
+        stands = {"standing": opened.standing.word}
+        emit({"folder": str(opened.folder), **stands, **manifest.model_dump(mode="json", exclude={"files"}), **engines})
         return
     console = Screen()
     label = ", random weights" if manifest.source.random else ""
@@ -73,7 +74,10 @@ def bundle(
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
     console.print(_license(manifest.license), markup=False)
-    parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
+    if opened.standing.statement:
+        console.print(opened.standing.statement, markup=False)
+    against = f"against {opened.standing.reference}"
+    parts = table(None, "part", "parameters", "weights", "on disk", against, right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")

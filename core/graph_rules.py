@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,15 @@ REFUSED = {
     ),
 }
 """ONNX operators that no exported diffusion model needs, keyed by purpose."""
+
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+FOREIGN_OPSETS = range(11, 24)
+"""Opsets of graphs from other tools: 14 is usual, and newer ones than ours are not supported by every runtime."""
+
+GROUPS_OF_CHANNELS = 21
+"""From this opset on, GroupNormalization scales each channel; before, each group."""
 
 ENGINE_DOMAINS = frozenset({"", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 """Operator domains that ONNX Runtime's optimizer and providers write."""
@@ -75,6 +85,29 @@ def check_graph(
     _check_files(facts, files, advice)
     _check_values(facts, "input", facts.inputs, inputs, advice)
     _check_values(facts, "output", facts.outputs, outputs, advice)
+    if facts.contexts:
+        raise _refusal(facts, "contains compiled code (EPContext)", "a portable graph", advice)
+
+
+def check_foreign_graph(facts: GraphFacts, files: Mapping[str, int], advice: str) -> None:
+    """Refuse a graph that another tool exported and that is not safe to open, or that latentc does not support.
+
+    `files` maps names to sizes in bytes: the other files in the graph's folder. Accepted: what `check_graph` accepts,
+    at any opset of `FOREIGN_OPSETS`, with any inputs and outputs, and Microsoft's operators. Raises `BundleError`.
+    """
+    _check_structure(facts, advice)
+    others = [one for one in other_operators(facts) if one.startswith(f"{MICROSOFT}.")]
+    used = {domain for domain, _ in facts.operators}
+    check_others(replace(facts, opsets=tuple(one for one in facts.opsets if one[0] in used)), others, advice)
+    stated = [version for domain, version in facts.opsets if not domain]
+    if len(stated) != 1 or stated[0] not in FOREIGN_OPSETS:
+        has = ", ".join(map(str, stated)) or "none"
+        expected = f"one from {FOREIGN_OPSETS[0]} to {FOREIGN_OPSETS[-1]}"
+        raise _refusal(facts, f"states opset {has}", expected, advice)
+    if stated[0] < GROUPS_OF_CHANNELS and ("", "GroupNormalization") in facts.operators:
+        expected = f"opset {GROUPS_OF_CHANNELS} or newer, which scales each channel"
+        raise _refusal(facts, f"has GroupNormalization of opset {stated[0]}", expected, advice)
+    _check_files(facts, files, advice)
     if facts.contexts:
         raise _refusal(facts, "contains compiled code (EPContext)", "a portable graph", advice)
 
