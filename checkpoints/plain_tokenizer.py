@@ -80,7 +80,7 @@ def _token(key: str, value: object) -> dict[str, Any]:
     """A special token's text and flags; a bare text has transformers' flags."""
     found = {"content": value, "normalized": False} if isinstance(value, str) else value
     if not isinstance(found, dict) or not isinstance(cast("dict[str, Any]", found).get("content"), str):
-        raise ValueError(f"{key} is {shown(value)}; expected a token")
+        raise ValueError(f"{key} is {shown(value)}; expected a token")  # noqa: TRY004 - an error in a file
     return cast("dict[str, Any]", found)
 
 
