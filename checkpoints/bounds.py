@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import shown
 from ..core.request import MAX_SIDE
-from .families import UNET, Config, Family
+from .families import MMDIT, UNET, Config, Family
+
+if TYPE_CHECKING:
+    from .training import Choices
 
 MAX_LEVELS = 8
 MAX_WIDTH = 1 << 16
@@ -24,6 +27,7 @@ _LAYERS = (
     "transformer_layers_per_block",
     "reverse_transformer_layers_per_block",
     "num_hidden_layers",
+    "num_layers",
 )
 # Smallest and largest value of integers, alone or in lists.
 _INTEGERS: dict[str, tuple[int, int]] = {
@@ -45,6 +49,18 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "vocab_size": (1, 1 << 20),
     "max_position_embeddings": (3, 4096),
     "num_labels": (0, 10_000),
+    "d_model": (1, MAX_WIDTH),
+    "d_ff": (1, 4 * MAX_WIDTH),
+    "d_kv": (1, MAX_WIDTH),
+    "num_heads": (1, MAX_WIDTH),
+    "relative_attention_num_buckets": (2, 4096),
+    "relative_attention_max_distance": (2, MAX_WIDTH),
+    "joint_attention_dim": (1, MAX_WIDTH),
+    "caption_projection_dim": (1, MAX_WIDTH),
+    "pooled_projection_dim": (1, MAX_WIDTH),
+    "patch_size": (1, 64),
+    "pos_embed_max_size": (1, 1024),
+    "dual_attention_layers": (0, MAX_WIDTH),
 }
 _SCHEDULER_INTEGERS: dict[str, tuple[int, int]] = {
     "num_train_timesteps": (2, MAX_TIMESTEPS),
@@ -55,7 +71,7 @@ _SCHEDULER_INTEGERS: dict[str, tuple[int, int]] = {
 # Keys that latentc's own schedulers read.
 _SCHEDULER_WORDS: dict[str, tuple[object, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "rescale_betas_zero_snr": (True, False),
     "set_alpha_to_one": (True, False),
@@ -121,8 +137,11 @@ def check_statistics(where: object, family: Family, vae: Config) -> None:
     plain = mean is None or (not any(_listed(mean)) and set(_listed(std)) == {1})
     if not plain and not family.latent_statistics:
         raise _refused(where, "latents_mean", mean, f"none, as {family.pipeline} does not apply it,")
-    if vae.get("shift_factor"):
-        raise _refused(where, "shift_factor", vae["shift_factor"], f"none, as {family.pipeline} does not apply it,")
+    shift = vae.get("shift_factor")
+    if shift and not family.latent_shift:
+        raise _refused(where, "shift_factor", shift, f"none, as {family.pipeline} does not apply it,")
+    if family.latent_shift and not _number(shift, -1e6, 1e6):
+        raise _refused(where, "shift_factor", shift, f"a number, which {family.pipeline} adds,")
 
 
 _STATISTICS = ("latents_mean", "latents_std")
@@ -130,20 +149,22 @@ _STATISTICS = ("latents_mean", "latents_std")
 
 def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> None:
     """Raise CheckpointError for components that don't fit together: different widths of latents, prompts or images."""
-    unet, vae = configs[family.denoiser], configs[family.vae]
-    if family.component(family.denoiser).cls != UNET:  # an export checks its wires
+    unet, vae, cls = configs[family.denoiser], configs[family.vae], family.component(family.denoiser).cls
+    if cls not in (UNET, MMDIT):  # an export checks its wires
         return
     latents, picture = vae.get("latent_channels"), (vae.get("in_channels", 3), vae.get("out_channels", 3))
     if unet["in_channels"] != latents or unet.get("out_channels", latents) != latents:
         raise _apart(
             where,
-            f"The UNet generates latents of {unet['in_channels']} channels (out: {unet.get('out_channels', latents)}), "
-            f"but the VAE decodes {latents}",
+            f"The {'UNet' if cls == UNET else family.denoiser} generates latents of {unet['in_channels']} channels "
+            f"(out: {unet.get('out_channels', latents)}), but the VAE decodes {latents}",
         )
     if picture != (3, 3):
         raise _apart(
             where, f"The VAE reads images of {picture[0]} channels and writes {picture[1]}, but 3 were expected"
         )
+    if cls == MMDIT:  # an export checks its wires
+        return
     width = sum(configs[encoder]["hidden_size"] for encoder in family.encoders)
     if unet["cross_attention_dim"] != width:
         raise _apart(
@@ -164,6 +185,16 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
 
 def _apart(where: object, what: str) -> CheckpointError:
     return CheckpointError(f"The components of {where} do not fit together. {what}. Use components of one family.")
+
+
+def check_choices(family: Family, choices: Choices) -> None:
+    """Raise CheckpointError for facts about the training that a model of flow matching doesn't have."""
+    given = [name for name in choices.facts() if name != "pixels"]
+    if given and family.component(family.denoiser).cls == MMDIT:
+        raise CheckpointError(
+            f"{family.title} was trained by flow matching, which has no {' and no '.join(given)}. Leave "
+            f"{'it' if len(given) == 1 else 'them'} out."
+        )
 
 
 def check_scheduler(where: object, config: Config) -> None:

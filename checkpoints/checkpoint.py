@@ -14,7 +14,7 @@ from ..core.manifest import Fact
 from ..core.reading import unreadable
 from .bounds import latent_sides
 from .card import Card
-from .families import Config, Family
+from .families import Config, Family, TokenizerFacts
 from .modules import build, fill, fitted
 from .names import Plan, Stored, folder_plan, original_plan, original_prefix
 from .others import Replacement
@@ -45,7 +45,7 @@ class Checkpoint:
     others: Mapping[str, Replacement] = field(default_factory=dict[str, Replacement], repr=False)
     """Components that replace the checkpoint's own, by name."""
     length: int = 77
-    """Token ids per row of each text encoder: the length that a chunk of a prompt is padded to."""
+    """Token ids per row of CLIP's text encoders: the length that a chunk of a prompt is padded to."""
     card: Card = field(default_factory=Card, repr=False)
     """Licence and model card."""
     size: int | None = field(default=None, repr=False)
@@ -118,21 +118,23 @@ class Checkpoint:
         """The five files of a tokenizer by name; missing ones are generated.
 
         `tokenizer.json` is for the `tokenizers` library: it gives the same ids as transformers' class, truncated and
-        padded to `length`. Raises CheckpointError for a tokenizer for which it wouldn't.
+        padded to `length_of` it. Raises CheckpointError for a tokenizer for which it wouldn't.
         """
         facts = self.family.tokenizer(tokenizer)
-        rows = self.configs[facts.encoder].get("vocab_size")
-        return complete(self._stored_tokenizer(tokenizer), facts, self.length, self._tokenizer_class(tokenizer), rows)
+        rows, cls = self.configs[facts.encoder].get("vocab_size"), tokenizer_class(self.model_index, facts)
+        return complete(self._stored_tokenizer(tokenizer), facts, self.length_of(facts), cls, rows)
 
     def tokenizer(self, tokenizer: str) -> Any:
-        """Transformers' tokenizer of the checkpoint's files, which truncates and pads to `length`."""
+        """Transformers' tokenizer of the checkpoint's files, which truncates and pads to `length_of` it."""
         facts = self.family.tokenizer(tokenizer)
-        loaded = load_tokenizer(self._stored_tokenizer(tokenizer), facts, self._tokenizer_class(tokenizer))
-        loaded.model_max_length = self.length
+        cls = tokenizer_class(self.model_index, facts)
+        loaded = load_tokenizer(self._stored_tokenizer(tokenizer), facts, cls)
+        loaded.model_max_length = self.length_of(facts)
         return loaded
 
-    def _tokenizer_class(self, tokenizer: str) -> str:
-        return tokenizer_class(self.model_index, tokenizer)
+    def length_of(self, facts: TokenizerFacts) -> int:
+        """Token ids per row of a tokenizer: what its files say, or for T5 what diffusers' pipeline pads to."""
+        return facts.length if facts.kind == "t5" else self.length
 
     def _stored_tokenizer(self, tokenizer: str) -> dict[str, bytes]:
         """The checkpoint's own tokenizer files; for a single file, those that ship with the package."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import CheckpointError
-from ..core.wires import Wire
+from ..core.wires import ZEROS, Wire
 
 Config = dict[str, Any]
 
@@ -31,6 +31,12 @@ class Component:
     library: str
     """The module that defines the class: `diffusers`, `transformers`, or a family's own module."""
     cls: str
+    optional: bool = False
+    """Whether a checkpoint may lack it: a text encoder that is replaced by zeros, as in diffusers' pipeline."""
+
+    def named(self, name: str) -> Component:
+        """A component of the same class with another name."""
+        return replace(self, name=name)
 
     @property
     def stem(self) -> str:
@@ -46,6 +52,8 @@ class TokenizerFacts:
     encoder: str
     pad: str
     length: int = 77
+    kind: Literal["clip", "t5"] = "clip"
+    """A row of `tokenizer.KINDS`: T5 pads to `length`, as diffusers' pipeline does; CLIP to what its files say."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,11 @@ class TextLayout:
     style: Literal["transformers", "openclip"]
     drops_last_layer: bool = False
     """Whether the next-to-last layer is used, so that diffusers leaves the last layer out."""
+
+
+def eight_heads(_widths: list[int]) -> int:
+    """Eight heads at every level, as in Stable Diffusion 1."""
+    return 8
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,17 +85,20 @@ class Family:
     tokenizers: tuple[TokenizerFacts, ...]
     wires: tuple[Wire, ...]
     """How the prompt becomes the denoiser's inputs, in addition to the wires of the denoiser's class. A layer may be
-    counted from the end: `text_encoder.hidden_states.-2`.
+    counted from the end: `text_encoder.hidden_states.-2`. Any `pad` pads to the width of the denoiser's input.
     """
     pixels: int
     """Width and height in pixels that it was trained at."""
     marks: Mapping[str, object]
-    """Keys of the denoiser's config that distinguish families of the same class; None means absent or false."""
+    """Keys of the denoiser's config that distinguish families of the same class; None means absent or false, True
+    anything else."""
     texts: tuple[TextLayout, ...]
-    heads: Callable[[list[int]], int | list[int]]
-    """Attention heads (diffusers' `attention_head_dim`) from the UNet's widths: tensor shapes don't show them."""
     tiny: Mapping[str, Config]
     """Overrides of the published configs for a tiny variant."""
+    heads: Callable[[list[int]], int | list[int]] = eight_heads
+    """Attention heads (diffusers' `attention_head_dim`) from a UNet's widths: tensor shapes don't show them."""
+    latent_shift: bool = False
+    """Whether diffusers' pipeline applies the VAE's `shift_factor`."""
     latent_statistics: bool = False
     """Whether diffusers' pipeline applies the VAE's `latents_mean` and `latents_std`."""
     epsilon_pixels: int | None = None
@@ -99,6 +115,8 @@ class Family:
     """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
     """Published configs by component, and that of the `scheduler`; None reads `configs/<name>`."""
+    like: str | None = None
+    """The family whose published configs it shares, where `configs/<name>` has none of its own."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -116,12 +134,31 @@ class Family:
     @property
     def pooled(self) -> str | None:
         """The text encoder whose `text_embeds` the denoiser takes, along with the image size, as in SDXL."""
-        return next((wire.owner for wire in self.wires if wire.name == "text_embeds"), None)
+        return next((wire.owner for wire in self.wires if wire.input == "text_embeds"), None)
 
     @property
     def zeros_for_empty(self) -> bool:
         """Whether an empty negative prompt is replaced by zeros, unless model_index.json says otherwise."""
         return any(wire.empty == "zeros" for wire in self.wires)
+
+    def without(self, *names: str) -> Family:
+        """The family without these optional text encoders: zeros replace what the denoiser reads of them.
+
+        Raises a CheckpointError for a component that isn't optional.
+        """
+        for name in names:
+            if not self.component(name).optional:
+                raise CheckpointError(f"{self.title} needs its {name}: it cannot be left out.")
+        lengths = {one.encoder: one.length for one in self.tokenizers}
+        return replace(
+            self,
+            components=tuple(one for one in self.components if one.name not in names),
+            tokenizers=tuple(one for one in self.tokenizers if one.encoder not in names),
+            texts=tuple(one for one in self.texts if one.component not in names),
+            wires=tuple(
+                replaced(wire, f"{ZEROS}.{lengths[wire.owner]}") if wire.owner in names else wire for wire in self.wires
+            ),
+        )
 
     def component(self, name: str) -> Component:
         """The component called `name`; raises a CheckpointError that lists all of them."""
@@ -143,16 +180,19 @@ class Family:
         """The published, full-size config of a component, or of the `scheduler`."""
         if self.configs is not None:
             return deepcopy(self.configs[component])
-        return json.loads((_CONFIGS / self.name / f"{component}.json").read_text(encoding="utf-8"))
+        own = _CONFIGS / self.name / f"{component}.json"
+        if self.like is not None and not own.exists():
+            return find_family(self.like).config(component)
+        return json.loads(own.read_text(encoding="utf-8"))
 
     def tiny_config(self, component: str) -> Config:
         """The config of a component's tiny variant: the published one with small overrides."""
         return self.config(component) | deepcopy(self.tiny.get(component, {}))
 
 
-def eight_heads(_widths: list[int]) -> int:
-    """Eight heads at every level, as in Stable Diffusion 1."""
-    return 8
+def replaced(wire: Wire, source: str) -> Wire:
+    """The wire with another source."""
+    return wire.model_copy(update={"source": source})
 
 
 def heads_of_64(widths: list[int]) -> list[int]:
@@ -172,9 +212,11 @@ def norm_groups(width: int) -> int:
 
 _TEXT = Component("text_encoder", "transformers", "CLIPTextModel")
 _TEXT_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjection")
-UNET = "UNet2DConditionModel"
+_TEXT_3 = Component("text_encoder_3", "transformers", "T5EncoderModel", optional=True)
+UNET, MMDIT = "UNet2DConditionModel", "SD3Transformer2DModel"
 
 _UNET = Component("unet", "diffusers", UNET)
+_TRANSFORMER = Component("transformer", "diffusers", MMDIT)
 _VAE = Component("vae", "diffusers", "AutoencoderKL")
 
 _READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
@@ -201,6 +243,49 @@ _TINY_TEXT: Config = {
     "num_hidden_layers": 2,
     "projection_dim": 32,
 }
+
+_TINY_MMDIT: Config = {
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "caption_projection_dim": 32,
+    "num_layers": 3,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 8 + 16,
+    "pos_embed_max_size": 24,
+    "sample_size": 16,
+}
+_SD3 = Family(
+    name="sd3",
+    title="Stable Diffusion 3",
+    aliases=("sd3m", "sd3.0", "sd3-medium"),
+    pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"),
+    components=(_TEXT_2.named("text_encoder"), _TEXT_2, _TEXT_3, _TRANSFORMER, _VAE),
+    tokenizers=(
+        TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),
+        TokenizerFacts("tokenizer_2", "text_encoder_2", "!"),
+        TokenizerFacts("tokenizer_3", "text_encoder_3", "<pad>", length=256, kind="t5"),
+    ),
+    wires=(
+        Wire(input="encoder_hidden_states", source="text_encoder.hidden_states.-2"),
+        Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", pad=4096),
+        Wire(input="encoder_hidden_states", source="text_encoder_3.last_hidden_state", axis="length"),
+        Wire(input="pooled_projections", source="text_encoder.text_embeds"),
+        Wire(input="pooled_projections", source="text_encoder_2.text_embeds", axis="width"),
+    ),
+    pixels=1024,
+    marks={"qk_norm": None},
+    texts=(),
+    denoiser="transformer",
+    latent_shift=True,
+    # Of different widths, so that encoders in the wrong order are noticed; T5's is wider than both together.
+    tiny={
+        "transformer": _TINY_MMDIT,
+        "vae": _TINY_VAE,
+        "text_encoder": _TINY_TEXT | {"hidden_size": 8, "intermediate_size": 32, "projection_dim": 8},
+        "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
+        "text_encoder_3": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2},
+    },
+)
 
 FAMILIES: list[Family] = [
     Family(
@@ -285,6 +370,24 @@ FAMILIES: list[Family] = [
             "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
         },
     ),
+    _SD3,
+    replace(
+        _SD3,
+        name="sd35m",
+        title="Stable Diffusion 3.5 Medium",
+        aliases=("sd3.5m", "sd3.5-medium"),
+        marks={"qk_norm": "rms_norm", "dual_attention_layers": True},
+        like="sd3",
+        tiny={**_SD3.tiny, "transformer": _TINY_MMDIT | {"dual_attention_layers": [0, 1], "pos_embed_max_size": 32}},
+    ),
+    replace(
+        _SD3,
+        name="sd35l",
+        title="Stable Diffusion 3.5 Large",
+        aliases=("sd35", "sd3.5", "sd3.5l", "sd3.5-large", "sd3.5-turbo"),
+        marks={"qk_norm": "rms_norm", "dual_attention_layers": None},
+        like="sd3",
+    ),
 ]
 """To support another family, add its row here and its classes to `parts.CLASSES`."""
 
@@ -298,12 +401,17 @@ def find_family(name: str) -> Family:
     raise CheckpointError(f"{name!r} is not a known family. The families are: {known}.")
 
 
-def family_of(denoiser: Config) -> Family | None:
-    """The family of a diffusers folder, from its denoiser's config: its class, if stated, and its marks."""
-    classes = [family.component(family.denoiser).cls for family in FAMILIES]
+def family_of(denoiser: Config, name: str) -> Family | None:
+    """The family of a diffusers folder, from its denoiser's name and config: its class, if stated, and its marks."""
+    named = [family for family in FAMILIES if family.denoiser == name]
+    classes = [family.component(family.denoiser).cls for family in named]
     stated: object = denoiser.get("_class_name")  # which may be anything, even what can't be hashed
-    for family in FAMILIES:
+    for family in named:
         alike = stated not in classes or stated == family.component(family.denoiser).cls
-        if alike and all((denoiser.get(key) or None) == value for key, value in family.marks.items()):
+        if alike and all(_marked(denoiser.get(key) or None, value) for key, value in family.marks.items()):
             return family
     return None
+
+
+def _marked(value: object, mark: object) -> bool:
+    return value is not None if mark is True else value == mark

@@ -10,7 +10,7 @@ from typing import cast
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics
+from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .card import read_card
 from .checkpoint import Checkpoint
 from .families import FAMILIES, UNET, Config, Family, family_of
@@ -41,12 +41,14 @@ def open_folder(
     choices: Choices,
     variant: str | None = None,
     others: Mapping[str, Replacement] = {},
+    left_out: Collection[str] = (),
 ) -> Checkpoint:
     """The checkpoint in a folder: every header and offset is checked, and no weight is read.
 
     `choices` override the configs of the scheduler and the UNet.
     `variant` is the word in the middle of the weight files' names (`fp16`, `ema` ...); components without that variant
-    use their plain files. `others` replace the folder's own components, which may then be missing.
+    use their plain files. `others` replace the folder's own components, which may then be missing. `left_out` are
+    optional components that aren't read.
     Raises CheckpointError for a folder that is incomplete, damaged, pickled, quantized or of a kind that isn't
     supported, or if no component has the variant.
     """
@@ -55,15 +57,18 @@ def open_folder(
         raise CheckpointError(_no_index(folder))
     model_index = read_json(folder / "model_index.json")
     refuse_pipeline(folder, model_index)
-    denoiser = _denoiser(folder, others)
-    family = family_of(denoiser)
+    name, denoiser = _denoiser(folder, model_index, others)
+    family = family_of(denoiser, name)
     if family is None:
+        keys = dict.fromkeys(key for one in FAMILIES if one.denoiser == name for key in one.marks)
+        found = ", ".join(f"{key} is {shown(denoiser.get(key))}" for key in keys)
         raise CheckpointError(
-            f"{folder} is a {model_index['_class_name']} whose UNet matches no known family (use_linear_projection is "
-            f"{shown(denoiser.get('use_linear_projection'))}, addition_embed_type "
-            f"{shown(denoiser.get('addition_embed_type'))}). "
-            f"{supported()}"
+            f"{folder} is a {model_index['_class_name']} whose {'UNet' if name == 'unet' else name} matches no known "
+            f"family ({found}). {supported()}"
         )
+    _refuse_other_pipeline(folder, family, model_index)
+    whole, family = family, family.without(*_absent(family, model_index), *left_out)
+    check_choices(family, choices)
     _refuse_refiner(folder, family, model_index, others)
     configs: dict[str, Config] = {}
     rescaling: tuple[str, ...] = ()
@@ -111,7 +116,8 @@ def open_folder(
         size=choices.size or (latents and latents * 2 ** (len(configs[family.vae]["block_out_channels"]) - 1)),
         notices=(
             *notice_of_pipeline(family, model_index),
-            *_left_out(family, model_index),
+            *zeros_instead(whole, family),
+            *_left_out(whole, model_index),
             *notices,
             *rescaling,
             *about,
@@ -127,18 +133,36 @@ def open_folder(
     )
 
 
-def _denoiser(folder: Path, others: Mapping[str, Replacement]) -> Config:
-    """The config of the folder's own denoiser, which determines the family; without one, the replacement's."""
+def _refuse_other_pipeline(folder: Path, family: Family, model_index: Config) -> None:
+    """Raise CheckpointError for a pipeline class whose models have another denoiser than the folder."""
+    named = str(model_index.get("_class_name"))
+    owners = [one for one in FAMILIES if named in one.pipelines]
+    if owners and all(one.denoiser != family.denoiser for one in owners):
+        raise CheckpointError(
+            f"{folder}/model_index.json names {named}, whose models have a {owners[0].denoiser}, but lists a "
+            f"{family.denoiser} of {family.title}. Compare it with the one that the checkpoint was published with."
+        )
+
+
+def _absent(family: Family, model_index: Config) -> list[str]:
+    """The optional components that model_index.json doesn't have."""
+    entries = ((one.name, model_index.get(one.name)) for one in family.components if one.optional)
+    return [name for name, entry in entries if entry in (None, [None, None])]
+
+
+def _denoiser(folder: Path, model_index: Config, others: Mapping[str, Replacement]) -> tuple[str, Config]:
+    """Name and config of the folder's own denoiser, which determines the family; without one, the replacement's."""
     names = tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
-    name = next((one for one in names if os.path.lexists(folder / one)), names[0])
+    listed = [one for one in names if isinstance(model_index.get(one), list)]
+    name = next((one for one in (*listed, *names) if os.path.lexists(folder / one)), (*listed, names[0])[0])
     place, given = folder / name / "config.json", others.get(name)
     if given is not None and given.config is not None and not os.path.lexists(place):
-        return given.config
+        return name, given.config
     config = read_json(place)
     stated: object = config.get("_class_name")
-    if given is None and (stated == UNET or stated not in list(CLASSES)):
+    if given is None and name == "unet" and (stated == UNET or stated not in list(CLASSES)):
         refuse_unet(folder, config)
-    return config
+    return name, config
 
 
 def _weights(
@@ -166,11 +190,13 @@ def _weights(
 
 
 def _length(folder: Path, family: Family, configs: dict[str, Config], model_index: Config) -> tuple[int, list[str]]:
-    """The number of token ids per row, the same for every text encoder, and notices. Checks tokenizer classes too."""
+    """The number of token ids per row, the same for every CLIP, and notices. Checks tokenizer classes too."""
     lengths: dict[str, int] = {}
     notices: list[str] = []
     for facts in family.tokenizers:
-        tokenizer_class(model_index, facts.name)
+        tokenizer_class(model_index, facts)
+        if facts.kind == "t5":
+            continue
         positions = configs[facts.encoder].get("max_position_embeddings") or facts.length
         lengths[facts.name], notice = row_length(folder / facts.name, positions)
         notices += [notice] if notice else []
@@ -181,6 +207,16 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
             "must be equal. Compare the configs with those that the checkpoint was published with."
         )
     return lengths.popitem()[1], notices
+
+
+def zeros_instead(whole: Family, family: Family) -> list[str]:
+    """Notices about optional text encoders of the `whole` family that the checkpoint is used without."""
+    return [
+        f"{one.name} ({one.cls}) is left out: zeros replace its embeddings, as in diffusers. Images follow the prompt "
+        "less closely."
+        for one in whole.components
+        if one not in family.components
+    ]
 
 
 def _left_out(family: Family, model_index: Config) -> list[str]:
@@ -199,8 +235,8 @@ def _spare_layers(family: Family, configs: dict[str, Config], weights: dict[str,
     """Notices about text encoders whose files hold more layers than their config: a baked-in clip skip."""
     notices: list[str] = []
     for name in family.encoders:
-        asked, there = configs[name]["num_hidden_layers"], text_layers(weights[name])
-        if there > asked:
+        asked, there = configs[name].get("num_hidden_layers"), text_layers(weights[name])
+        if asked is not None and there > asked:
             notices.append(
                 f"{name}/config.json has {asked} layers, but {there} are stored: the first {asked} are used, as in "
                 "transformers (a baked-in clip skip)."

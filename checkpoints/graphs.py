@@ -21,12 +21,13 @@ from ..core.graph_rules import check_foreign_graph
 from ..core.reading import is_folder, is_regular
 from ..core.record import shown
 from ..core.wires import TIMESTEP
-from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics
+from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .card import read_card
 from .checkpoint import Checkpoint
-from .families import FAMILIES, Component, Config, Family, family_of, find_family
+from .families import FAMILIES, UNET, Component, Config, Family, family_of, find_family
 from .fields import check_fields
-from .parts import CLASSES, PartSpec, part_specs
+from .folder import zeros_instead
+from .parts import PartSpec, part_specs
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import CheckpointSource, check_class, path_of, read_json
@@ -159,7 +160,9 @@ def open_graphs(
     index = {**index, "_class_name": bare} if bare else index
     if bare:
         refuse_pipeline(place, index)
-    chosen = _family(reading, place, denoiser, found[denoiser], index, family)
+    whole = _family(reading, place, denoiser, found[denoiser], index, family)
+    chosen = whole.without(*_absent(whole, index, found))
+    check_choices(chosen, choices)
     made = _configs(reading, chosen, found, published=old)
     checkpoint = _checkpoint(reading, chosen, made, index, choices)
     specs = {spec.name: spec for spec in part_specs(checkpoint)}
@@ -173,10 +176,17 @@ def open_graphs(
     tokenizers = {facts.name: _tokenizer(reading, facts.name) for facts in chosen.tokenizers}
     graphs = {name: one for name, one in found.items() if name in specs}
     notices = [f"{name} is left out: {chosen.title} has no such part." for name in found if name not in specs]
-    checkpoint = replace(checkpoint, notices=(*checkpoint.notices, *notices))
+    notices = (*checkpoint.notices, *zeros_instead(whole, chosen), *notices)
+    checkpoint = replace(checkpoint, notices=notices)
     stored = [path / name for path in tokenizers.values() for name in FILES if is_regular(path / name)]
     files = (*reading.read, *stored, *(file for one in graphs.values() for file in one.files))
     return Graphs(place, checkpoint, graphs, tokenizers, tuple(dict.fromkeys(files)))
+
+
+def _absent(family: Family, index: Config, found: Mapping[str, Graph]) -> list[str]:
+    """The optional components that the folder has no graph of, and that model_index.json doesn't have either."""
+    optional = [one.name for one in family.components if one.optional and one.name not in found]
+    return [name for name in optional if index and index.get(name) in (None, [None, None])]
 
 
 def same_names(tensor: str) -> tuple[str, ...]:
@@ -297,7 +307,7 @@ def _family(reading: _Reading, folder: Path, denoiser: str, graph: Graph, index:
     stated: Family | None = None
     if config is not None:
         read = reading.json("the denoiser", *_config_places(denoiser))
-        stated = family_of(read)
+        stated = family_of(read, denoiser)
         if stated is None:
             raise CheckpointError(f"{config} matches no known family. {supported()}")
     elif index.get("_class_name"):
@@ -384,8 +394,8 @@ def _configs(reading: _Reading, family: Family, found: Mapping[str, Graph], *, p
         config = reading.json(f"the {component.name} of the model", *names)
         assert place is not None
         check_class(place.parent, component, config)
-        if component.name == family.denoiser:
-            refuse_unet(place.parent, config) if component.cls in CLASSES and component.name == "unet" else None
+        if component.cls == UNET:
+            refuse_unet(place.parent, config)
         held = next((one for name, one in found.items() if name.startswith(component.name)), None)
         check_config(place, config, held.facts.tensors if held else 1 << 12)
         check_fields(place, component, {key: one for key, one in config.items() if key != "export_model_type"})
@@ -423,7 +433,9 @@ def _checkpoint(
     lengths: dict[str, int] = {}
     notices: list[str] = []
     for one in family.tokenizers:
-        tokenizer_class(index, one.name)
+        tokenizer_class(index, one)
+        if one.kind == "t5":
+            continue
         positions = configs[one.encoder].get("max_position_embeddings") or one.length
         lengths[one.name], notice = row_length(_tokenizer(reading, one.name), positions)
         notices += [notice] if notice else []

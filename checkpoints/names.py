@@ -38,6 +38,9 @@ _OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
+T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+
+
 @dataclass(frozen=True)
 class View:
     """A stored tensor, and the indexing and transposing that turn it into a module's tensor.
@@ -86,6 +89,8 @@ def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
 
     For a text encoder, the first `layers` layers are read, as in transformers: its file may hold more.
     """
+    if cls == "T5EncoderModel":
+        return _t5_plan(views(tensors))
     plan: Plan = {}
     for name, view in views(tensors).items():
         if cls.startswith("CLIP") and (_spare_text(name, cls) or (layers and _text_layer(name) >= layers)):
@@ -96,6 +101,12 @@ def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
             view = _matrix(view)
         plan[name] = view
     return plan
+
+
+def _t5_plan(named: Plan) -> Plan:
+    """T5's embedding table under both of its names: files hold it under one, or twice."""
+    table = named.get(T5_TABLES[0], named.get(T5_TABLES[1]))
+    return named if table is None else named | dict.fromkeys(T5_TABLES, table)
 
 
 def text_layers(names: Iterable[str]) -> int:

@@ -21,6 +21,7 @@ from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import CheckpointSource
 from .statements import PIXELS
 from .stored import read_header, refuse_pickle, with_scales
+from .tokenizer import KINDS
 from .training import Choices, scheduler_of, trained_for
 
 _TABLES = {
@@ -109,9 +110,11 @@ def model_index(family: Family, scheduler: Config) -> Config:
         "_class_name": family.pipeline,
         "scheduler": ["diffusers", scheduler["_class_name"]],
         **{component.name: [component.library, component.cls] for component in family.components},
-        **{tokenizer.name: ["transformers", "CLIPTokenizer"] for tokenizer in family.tokenizers},
+        **{one.name: ["transformers", KINDS[one.kind].classes[0]] for one in family.tokenizers},
         "feature_extractor": [None, None],
     }
+    if family.denoiser != "unet":
+        return index | {"image_encoder": [None, None]}
     if family.pooled is not None:
         return index | {
             "image_encoder": [None, None],

@@ -83,7 +83,7 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
     if other.component == "unet":
         refuse_unet(file, config)
         added = any(name.removeprefix(UNET_PREFIX).startswith(_ADDED) for name in other.tensors)
-        kind = family_of(config)
+        kind = family_of(config, other.component)
         if added != (family.pooled is not None) or (kind is not None and kind != family):
             alike = [one for one in FAMILIES if (one.pooled is not None) == added]
             kinds = [one.title for one in alike if kind == one or kind not in alike]
@@ -117,7 +117,7 @@ def rescaled(vae: Replacement, base: Config, config: Config) -> tuple[str, ...]:
     return (f"{message}: {given} is used. If images are pale or harsh, it is a VAE of another family.",)
 
 
-_SCALES: Config = {"scaling_factor": 0.18215, "latents_mean": None, "latents_std": None}
+_SCALES: Config = {"scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None}
 """Keys that scale latents, with AutoencoderKL's defaults."""
 
 _ADDED = ("label_emb.", "add_embedding.")

@@ -13,12 +13,10 @@ from ..core.errors import CheckpointError
 from ..core.record import shown
 from ..core.vocabulary import SPACES, SPLITS, check_merges, check_settings, check_tokenizer, check_vocabulary, mapped
 from .families import TokenizerFacts
-from .tokenizer import CLASSES, CONFIG
+from .tokenizer import CONFIG, KINDS
 
 SPECIAL = "special_tokens_map.json"
 AGAIN = "Pass the tokenizer that belongs to the graphs with --configs."
-UNMODIFIED = CLASSES[2:]
-"""Classes of transformers that read `tokenizer.json` unmodified."""
 FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -26,7 +24,7 @@ Special = Mapping[str, Mapping[str, Any]]
 
 
 def complete_plainly(
-    files: Mapping[str, bytes], facts: TokenizerFacts, length: int, cls: str = CLASSES[0], rows: int | None = None
+    files: Mapping[str, bytes], facts: TokenizerFacts, length: int, cls: str | None = None, rows: int | None = None
 ) -> dict[str, bytes]:
     """The files, with a `tokenizer.json` that pads and truncates to `length` ids.
 
@@ -36,7 +34,8 @@ def complete_plainly(
     """
     from tokenizers import Tokenizer
 
-    refused = f"The files of {facts.name} are not a tokenizer that latentc supports"
+    kind = KINDS[facts.kind]
+    refused = f"The files of {facts.name} are not a {kind.title} tokenizer"
     try:
         settings = check_settings(files.get(SPECIAL, b"{}")) | check_settings(files.get(CONFIG, b"{}"))
         special = {key: _token(key, settings[key]) for key in NAMES if settings.get(key) is not None}
@@ -45,8 +44,11 @@ def complete_plainly(
                 f"{facts.name} states no padding token (pad_token in {CONFIG} or {SPECIAL}); {facts.pad!r} was "
                 f"expected. {AGAIN}"
             )
-        if "tokenizer.json" in files and (cls in UNMODIFIED or not {"vocab.json", "merges.txt"} <= files.keys()):
-            whole = check_tokenizer(files["tokenizer.json"])
+        rebuilt = bool(kind.vocabulary) and kind.vocabulary <= files.keys() and cls not in kind.classes[2:]
+        if "tokenizer.json" in files and not rebuilt:
+            whole = check_tokenizer(files["tokenizer.json"], (kind.model,))
+            if kind.model == "Unigram" and cls not in kind.classes[2:]:
+                whole = _as_t5(whole)
         else:
             with mapped(CheckpointError, refused, AGAIN):
                 whole = _built(files, facts, special, settings)
@@ -72,8 +74,22 @@ def complete_plainly(
         "pad_token": special["pad_token"]["content"],
     }
     content = (json.dumps(whole, ensure_ascii=False) + "\n").encode()
-    check_tokenizer(content)
+    check_tokenizer(content, (kind.model,))
     return dict(files) | {"tokenizer.json": content}
+
+
+def _as_t5(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer with the steps that transformers 5 gives every T5, whatever the file says."""
+    normalizer = cast("dict[str, Any]", whole.get("normalizer") or {})
+    steps = cast("list[dict[str, Any]]", normalizer.get("normalizers", [normalizer]))
+    marks = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    return {
+        **whole,
+        "normalizer": next((one for one in steps if one.get("type") == "Precompiled"), None),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, marks]},
+        "decoder": marks,
+        "model": {"byte_fallback": False, **cast("dict[str, Any]", whole["model"])},
+    }
 
 
 def _token(key: str, value: object) -> dict[str, Any]:
@@ -91,10 +107,11 @@ def _built(
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
-    if not {"vocab.json", "merges.txt"} <= files.keys():
+    if not KINDS[facts.kind].vocabulary or not KINDS[facts.kind].vocabulary <= files.keys():
+        lacks = " and ".join(sorted(KINDS[facts.kind].vocabulary) or ["tokenizer.json"])
         raise CheckpointError(
-            f"{facts.name} has neither vocab.json and merges.txt nor tokenizer.json (it has: "
-            f"{', '.join(sorted(files)) or 'nothing'}). {AGAIN}"
+            f"{facts.name} has no tokenizer.json, and no {lacks} (it has: {', '.join(sorted(files)) or 'nothing'}). "
+            f"{AGAIN}"
         )
     vocabulary = check_vocabulary(files["vocab.json"])
     lines = [line for line in files["merges.txt"].decode("utf-8").splitlines() if line.strip()]
@@ -104,8 +121,8 @@ def _built(
     start, end = (texts.get(key) for key in ("bos_token", "eos_token"))
     if start not in vocabulary or end not in vocabulary:
         raise CheckpointError(f"{facts.name} states no start and end of a prompt that are in its vocabulary. {AGAIN}")
-    listed = settings.get("added_tokens_decoder") or {}
-    added = [_token("added_tokens_decoder", one) for one in cast("dict[str, object]", listed).values()]
+    listed = cast("dict[str, object]", settings.get("added_tokens_decoder") or {})
+    added = [_token("added_tokens_decoder", one) for one in listed.values()]
     more = check_vocabulary(files["added_tokens.json"]) if "added_tokens.json" in files else {}
     known = {str(one["content"]) for one in (*added, *special.values())} | vocabulary.keys()
     if unknown := sorted(more.keys() - known):
@@ -126,7 +143,7 @@ def _built(
         )
     )
     made.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(SPACES[0]), SPACES[1]), normalizers.Lowercase()]
+        [normalizers.NFC(), normalizers.Replace(Regex(SPACES[0][0]), SPACES[0][1]), normalizers.Lowercase()]
     )
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -139,7 +156,8 @@ def _built(
     for content, one in tokens.items():
         flags = {name: bool(one[name]) for name in FLAGS if name in one}
         token = AddedToken(content, special=True, **flags)
-        (made.add_special_tokens if one.get("special", True) else made.add_tokens)([token])
+        library: Any = made
+        (library.add_special_tokens if one.get("special", True) else library.add_tokens)([token])
     made.post_processor = processors.RobertaProcessing(
         (end, vocabulary[end]), (start, vocabulary[start]), trim_offsets=False, add_prefix_space=False
     )

@@ -24,6 +24,7 @@ from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from .families import Component, Config, Family, find_family
 from .modules import build
+from .names import T5_TABLES
 from .original import model_index
 from .tokenizer import shipped_files
 
@@ -42,6 +43,9 @@ _SCALES = (
     (r"\.bias$", 0.0, 0.02),
     (r"token_embedding\.weight$", 0.0, 0.5),
     (r"position_embedding\.weight$", 0.0, 0.1),
+    (r"\.shared\.weight$", 0.0, 1.0),
+    (r"relative_attention_bias\.weight$", 0.0, 0.5),
+    (r"pos_embed\.pos_embed$", 0.0, 0.7),
 )
 
 # Ratio of a layer's output variance to its input variance, where it isn't one: prompts should affect the image (77
@@ -51,6 +55,7 @@ _GAINS = (
     (r"^unet\..*\.attn2\.to_v\.weight$", 9.0),
     (r"^unet\.conv_out\.weight$", 2.0),
     (r"^vae\.decoder\.conv_out\.weight$", 0.5),
+    (r"\.SelfAttention\.q\.weight$", 1 / 64),  # T5's attention isn't scaled
 )
 
 
@@ -112,7 +117,9 @@ def _config(family: Family, component: Component, size: str, stored: str) -> Con
 def _shapes(component: Component, config: Config) -> dict[str, Shape]:
     """Names and shapes of the component's tensors, as published checkpoints have them."""
     shapes = {name: tuple(tensor.shape) for name, tensor in build(component, config).state_dict().items()}
-    if component.library == "transformers":
+    if T5_TABLES[0] in shapes:
+        del shapes[T5_TABLES[1]]  # the same table
+    elif component.library == "transformers":
         bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
         shapes = {name if name.startswith("text_projection") else f"text_model.{name}": s for name, s in bare.items()}
     return dict(sorted(shapes.items()))

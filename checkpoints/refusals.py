@@ -27,7 +27,6 @@ _PIPELINES = (
     ("InstructPix2Pix", "an instruct-pix2pix checkpoint"),
     ("Upscale", "an upscaler"),
     ("Depth2Img", "a depth-to-image checkpoint"),
-    ("StableDiffusion3", "a Stable Diffusion 3 checkpoint"),
     ("StableVideo", "a Stable Video Diffusion checkpoint, which generates frames"),
     ("TextToVideo", "a text-to-video checkpoint, which generates frames"),
     ("Flux", "a Flux checkpoint"),
@@ -169,7 +168,7 @@ def refuse_pipeline(where: object, model_index: Config) -> None:
     ]
     kind = next((what for mark, what in _PIPELINES if mark in name), None)
     plain = "StableDiffusion" in name or "LatentConsistency" in name
-    if plain and not more and "StableDiffusion3" not in name and "Onnx" not in name:
+    if plain and not more and "Onnx" not in name:
         return
     needs = f", and needs {', '.join(more[:4])}" if more else ""
     raise _unsupported(where, f"{kind} ({name}{needs})" if kind else f"a {name}{needs}")

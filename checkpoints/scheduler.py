@@ -26,7 +26,8 @@ LATENTS = 64
 
 def repairs(model_index: Config) -> bool:
     """Whether the pipeline class of diffusers repairs old configs: those of Stable Diffusion 1 and 2 do."""
-    name, others = str(model_index.get("_class_name")), ("StableDiffusionXL", "StableDiffusionControlNet")
+    name = str(model_index.get("_class_name"))
+    others = ("StableDiffusionXL", "StableDiffusion3", "StableDiffusionControlNet")
     return name.startswith("StableDiffusion") and not name.startswith(others)
 
 

@@ -1,10 +1,10 @@
-"""CLIP's tokenizer: the vocabulary that ships with the package, and a checkpoint's tokenizer files.
+"""CLIP's and T5's tokenizers: the vocabularies that ship with the package, and a checkpoint's tokenizer files.
 
 In a bundle, only `tokenizer.json` is read. It is generated from all the files by the transformers class that
 model_index.json names, and compared with that class before it is written.
 
 All families share OpenAI CLIP's byte-pair encoding and differ only in the padding token. Its merges ship
-compressed (NOTICE.md); the vocabulary follows from them.
+compressed (NOTICE.md); the vocabulary follows from them. T5's tokenizer ships whole, compressed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -29,9 +30,6 @@ CONFIG = "tokenizer_config.json"
 FILES = ("vocab.json", "merges.txt", CONFIG, "special_tokens_map.json", "tokenizer.json")
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-"""Classes of transformers that model_index.json may name. The last two read `tokenizer.json` unmodified."""
-
 SAMPLES = (
     "",
     "a photo of a cat",
@@ -45,6 +43,23 @@ MAX_SAMPLES = 200
 """At most this many added tokens are compared as well."""
 
 _MERGES = Path(__file__).parent / "clip_merges.txt.gz"
+_T5 = Path(__file__).parent / "t5_tokenizer.json.gz"
+
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """What distinguishes the tokenizers of one kind of text encoder."""
+
+    title: str
+    model: str
+    """Its model in the `tokenizers` library."""
+    classes: tuple[str, ...]
+    """Classes of transformers that model_index.json may name; the first is the default. The last two read
+    `tokenizer.json` unmodified."""
+    vocabulary: frozenset[str]
+    """Files that may replace `tokenizer.json`, all together; empty if none may."""
+    shipped: Callable[[TokenizerFacts], dict[str, bytes]]
+    """The files that ship with the package."""
 
 
 @cache
@@ -64,7 +79,12 @@ def clip_vocabulary() -> Mapping[str, int]:
 
 
 def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
-    """The files of CLIP's tokenizer in the form that transformers reads, except `tokenizer.json`."""
+    """The tokenizer files that ship with the package, in the form that transformers reads."""
+    return KINDS[facts.kind].shipped(facts)
+
+
+def _clip_files(facts: TokenizerFacts) -> dict[str, bytes]:
+    """The files of CLIP's tokenizer, except `tokenizer.json`."""
     special = {"bos_token": _token(START), "eos_token": _token(END), "unk_token": _token(END)}
     typed = {key: {"__type": "AddedToken", **token} for key, token in special.items()}
     config: dict[str, Any] = {
@@ -82,6 +102,36 @@ def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
     }
 
 
+def _t5_files(facts: TokenizerFacts) -> dict[str, bytes]:
+    """The files of T5's tokenizer, except the model of SentencePiece that `tokenizer.json` replaces."""
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": facts.pad}
+    config: dict[str, Any] = {"extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
+    return {
+        "tokenizer.json": gzip.decompress(_T5.read_bytes()),
+        "tokenizer_config.json": _json(config | special, indent=2),
+        "special_tokens_map.json": _json(special, indent=2),
+    }
+
+
+KINDS: dict[str, TokenizerKind] = {
+    "clip": TokenizerKind(
+        "CLIP",
+        "BPE",
+        ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+        frozenset({"vocab.json", "merges.txt"}),
+        _clip_files,
+    ),
+    "t5": TokenizerKind(
+        "T5",
+        "Unigram",
+        ("T5TokenizerFast", "T5Tokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"),
+        frozenset(),
+        _t5_files,
+    ),
+}
+"""The kinds of tokenizers by name."""
+
+
 def stored_files(place: Path, names: tuple[str, ...] = (*FILES, "added_tokens.json")) -> dict[str, bytes]:
     """The tokenizer files in a folder, by name. Raises CheckpointError for one that can't be read."""
     return {
@@ -91,20 +141,21 @@ def stored_files(place: Path, names: tuple[str, ...] = (*FILES, "added_tokens.js
     }
 
 
-def tokenizer_class(model_index: Mapping[str, Any], tokenizer: str) -> str:
-    """The transformers class that model_index.json names; CLIPTokenizer if it names none.
+def tokenizer_class(model_index: Mapping[str, Any], facts: TokenizerFacts) -> str:
+    """The transformers class that model_index.json names; the first class of its kind if it names none.
 
-    Raises CheckpointError for a class that isn't in `CLASSES`.
+    Raises CheckpointError for a class that isn't of its kind.
     """
-    entry: object = model_index.get(tokenizer)
+    kind = KINDS[facts.kind]
+    entry: object = model_index.get(facts.name)
     named = cast("list[object]", entry) if isinstance(entry, list) else []
     library, cls = named if len(named) == 2 else ("transformers", None)
     if cls is None:
-        return CLASSES[0]
-    if library != "transformers" or cls not in CLASSES:
+        return kind.classes[0]
+    if library != "transformers" or cls not in kind.classes:
         raise CheckpointError(
-            f"model_index.json names {shown(cls)} of {shown(library)} for {tokenizer}, which is not supported, only "
-            f"{', '.join(CLASSES)} of transformers. Use a checkpoint with CLIP's tokenizer."
+            f"model_index.json names {shown(cls)} of {shown(library)} for {facts.name}, which is not supported, only "
+            f"{', '.join(kind.classes)} of transformers. Use a checkpoint with {kind.title}'s tokenizer."
         )
     return str(cls)
 
@@ -134,13 +185,13 @@ def row_length(place: Path, positions: int) -> tuple[int, str | None]:
 
 
 def complete(
-    files: Mapping[str, bytes], facts: TokenizerFacts, length: int, cls: str = CLASSES[0], rows: int | None = None
+    files: Mapping[str, bytes], facts: TokenizerFacts, length: int, cls: str | None = None, rows: int | None = None
 ) -> dict[str, bytes]:
     """The files, with missing ones generated, and a `tokenizer.json` that pads and truncates to `length`.
 
-    `tokenizer.json` is generated by the transformers class `cls`, so that the `tokenizers` library gives the same ids
-    without transformers. `rows` is the number of ids that the text encoder knows. Raises CheckpointError if the files
-    aren't a tokenizer, or latentc would give other ids.
+    `tokenizer.json` is generated by the transformers class `cls` (None: the first class of its kind), so that the
+    `tokenizers` library gives the same ids without transformers. `rows` is the number of ids that the text encoder
+    knows. Raises CheckpointError if the files aren't a tokenizer, or latentc would give other ids.
     """
     tokenizer = load_tokenizer(files, facts, cls)
     fast: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -153,22 +204,26 @@ def complete(
         "pad_type_id": 0,
         "pad_token": tokenizer.pad_token,
     }
-    model: dict[str, Any] = fast["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     tokens = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
-    config: dict[str, Any] = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
+    kind = KINDS[facts.kind]
+    config: dict[str, Any] = {"tokenizer_class": kind.classes[0], "model_max_length": length}
     made = {
-        "vocab.json": _json(model["vocab"]),
-        "merges.txt": ("#version: 0.2\n" + "\n".join(merges) + "\n").encode(),
         "tokenizer_config.json": _json(config | tokens, indent=2),
         "special_tokens_map.json": _json(tokens, indent=2),
     }
+    if kind.vocabulary:
+        model: dict[str, Any] = fast["model"]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        made |= {
+            "vocab.json": _json(model["vocab"]),
+            "merges.txt": ("#version: 0.2\n" + "\n".join(merges) + "\n").encode(),
+        }
     whole = _json(fast)
     try:
-        check_tokenizer(whole)  # as the pipeline will
+        check_tokenizer(whole, (kind.model,))  # as the pipeline will
     except ValueError as exc:
         raise CheckpointError(
-            f"The checkpoint's {facts.name} is not a CLIP tokenizer ({exc}). Download it again."
+            f"The checkpoint's {facts.name} is not a {kind.title} tokenizer ({exc}). Download it again."
         ) from exc
     _check_ids(whole, tokenizer, facts, length, rows)
     return made | dict(files) | {"tokenizer.json": whole}
@@ -182,20 +237,21 @@ def _check_ids(whole: bytes, tokenizer: Any, facts: TokenizerFacts, length: int,
     with mapped(CheckpointError, refused, "Download the checkpoint again."):
         fast = Tokenizer.from_str(whole.decode())
         added = [token.content for _, token in sorted(fast.get_added_tokens_decoder().items())]
-        frame, pad = fast.encode("").ids[:2], tokenizer.pad_token_id
         fast.no_padding()
         fast.no_truncation()
+        frame, pad = fast.encode("").ids, tokenizer.pad_token_id
+        start, end, room = frame[:-1], frame[-1:], length - len(frame)
         for text in (*SAMPLES, *(f"a {token} here" for token in added[-MAX_SAMPLES:])):
-            ids = fast.encode(text, add_special_tokens=False).ids[: length - 2]
-            ours = [frame[0], *ids, frame[1], *[pad] * (length - 2 - len(ids))]
+            ids = fast.encode(text, add_special_tokens=False).ids[:room]
+            ours = [*start, *ids, *end, *[pad] * (room - len(ids))]
             theirs = tokenizer(text, padding="max_length", max_length=length, truncation=True)["input_ids"]
             if ours != theirs:
                 raise CheckpointError(
                     f"transformers reads {text!r} with the checkpoint's {facts.name} as {shown(theirs)}, but latentc "
-                    f"as {shown(ours)}. This tokenizer is not supported: a start, the prompt, an end and padding after "
-                    f"them were expected (its padding side is {tokenizer.padding_side!r})."
+                    f"as {shown(ours)}. This tokenizer is not supported: {'a start, ' if start else ''}the prompt, an "
+                    f"end and padding after them were expected (its padding side is {tokenizer.padding_side!r})."
                 )
-    for what, number in zip(("start", "end", "padding"), (*frame, pad), strict=True):
+    for what, number in zip(("start", "end", "padding")[-len(frame) - 1 :], (*frame, pad), strict=True):
         if rows is not None and number >= rows:
             raise CheckpointError(
                 f"The checkpoint's {facts.name} has id {number:,} for its {what}, but {facts.encoder} only knows ids "
@@ -203,7 +259,7 @@ def _check_ids(whole: bytes, tokenizer: Any, facts: TokenizerFacts, length: int,
             )
 
 
-def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts, cls: str = CLASSES[0]) -> Any:
+def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts, cls: str | None = None) -> Any:
     """Transformers' tokenizer of these files. Raises CheckpointError if they aren't one, or it has no padding token."""
     try:
         import transformers
@@ -211,22 +267,24 @@ def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts, cls: str =
         raise RuntimeMissing(
             f"Reading a checkpoint's tokenizer needs transformers ({exc}). {install('export')}"
         ) from exc
-    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
+    kind = KINDS[facts.kind]
+    if "tokenizer.json" not in files and not (kind.vocabulary and kind.vocabulary <= set(files)):
+        lacks = "neither vocab.json and merges.txt nor tokenizer.json" if kind.vocabulary else "no tokenizer.json"
         raise CheckpointError(
-            f"The checkpoint's {facts.name} has neither vocab.json and merges.txt nor tokenizer.json (it has: "
-            f"{', '.join(sorted(files)) or 'nothing'}). Download the checkpoint again."
+            f"The checkpoint's {facts.name} has {lacks} (it has: {', '.join(sorted(files)) or 'nothing'}). Download "
+            "the checkpoint again."
         )
     library: Any = transformers
-    refused = f"The files of the checkpoint's {facts.name} are not a CLIP tokenizer"
+    refused = f"The files of the checkpoint's {facts.name} are not a {kind.title} tokenizer"
     with tempfile.TemporaryDirectory(prefix="latentc-tokenizer-") as folder:
         for name, content in files.items():
             try:
-                sound = _checked(name, content)
+                sound = _checked(name, content, kind)
             except ValueError as exc:
                 raise CheckpointError(f"{refused}: {name} is not valid ({exc}). Download them again.") from exc
             (Path(folder) / name).write_bytes(sound)
         with mapped(CheckpointError, refused, "Download them again."):
-            loaded = getattr(library, cls).from_pretrained(folder, local_files_only=True)
+            loaded = getattr(library, cls or kind.classes[0]).from_pretrained(folder, local_files_only=True)
     if loaded.pad_token_id is None:
         raise CheckpointError(
             f"The checkpoint's {facts.name} has no padding token; {facts.pad!r} was expected. Download the checkpoint "
@@ -235,10 +293,10 @@ def load_tokenizer(files: Mapping[str, bytes], facts: TokenizerFacts, cls: str =
     return loaded
 
 
-def _checked(name: str, content: bytes) -> bytes:
+def _checked(name: str, content: bytes, kind: TokenizerKind) -> bytes:
     """A tokenizer file that is safe for its library to read; raises `ValueError` for one that isn't."""
     if name == "tokenizer.json":
-        check_tokenizer(content)
+        check_tokenizer(content, (kind.model,))
     elif name == "merges.txt":
         lines = content.decode("utf-8").splitlines()
         check_merges([line for line in lines if line.strip() and not line.startswith("#version")])

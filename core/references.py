@@ -65,7 +65,7 @@ class ReferenceDrawing(Record):
 class ReferenceTokens(Record):
     """Token ids from transformers' tokenizer."""
 
-    start: int
+    start: int | None
     end: int
     pad: int
     length: int

@@ -1,11 +1,13 @@
-"""Which tokenizer files are passed to the `tokenizers` library: only those that describe a CLIP tokenizer.
+"""Which tokenizer files are passed to the `tokenizers` library: only those that describe a CLIP or T5 tokenizer.
 
 The library accepts anything: a normalizer that multiplies a prompt, a regular expression that never finishes, a prefix
-that makes it panic. So a file is first compared with what transformers writes for CLIP.
+that makes it panic. So a file is first compared with what transformers writes for CLIP and T5.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -23,34 +25,62 @@ MAX_TOKEN = 1024
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SPLITS = (_WORDS, rf"<\|startoftext\|>|<\|endoftext\|>|{_WORDS}")
 """Regular expressions that split a text into words, as transformers' converters write them."""
-SPACES = [r"\s+", " "]
+SPACES = ([r"\s+", " "], [" {2,}", " "])
+"""Patterns with what replaces them: CLIP's and T5's."""
+T5_CHARACTERS = "ce10d747170c5e102c99b841d1cdea976d54405ebc44791f9c3636741a894d8f"
+"""SHA-256 of the table with which every published T5 normalizes characters (SentencePiece's nmt_nfkc)."""
 
 _NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer"})
-_PRE_TOKENIZERS = frozenset({"ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
+_PRE_TOKENIZERS = frozenset({"ByteLevel", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Metaspace"})
 _POST_PROCESSORS = frozenset({"RobertaProcessing", "BertProcessing", "TemplateProcessing", "ByteLevel"})
-_DECODERS = frozenset({"ByteLevel", "BPEDecoder"})
+_DECODERS = frozenset({"ByteLevel", "BPEDecoder", "Metaspace"})
 
 
-def check_tokenizer(raw: bytes) -> dict[str, Any]:
-    """Parse a `tokenizer.json`; raises `ValueError` for anything but a byte-pair tokenizer like CLIP's."""
+MODELS = ("BPE", "Unigram")
+"""Kinds of tokenizers: byte pairs (CLIP), and unigrams (T5)."""
+
+
+def check_tokenizer(raw: bytes, models: Collection[str] = MODELS) -> dict[str, Any]:
+    """Parse a `tokenizer.json`; raises `ValueError` for anything but byte pairs like CLIP's or unigrams like T5's."""
     found = _table("tokenizer.json", parse_json(raw))
     _each("normalizer", found.get("normalizer"), "normalizers", _normalizer)
     _each("pre_tokenizer", found.get("pre_tokenizer"), "pretokenizers", _pre_tokenizer)
     _each("post_processor", found.get("post_processor"), "processors", _post_processor)
     _each("decoder", found.get("decoder"), "decoders", _decoder)
     model = _table("model", found.get("model"))
-    _one_of("model.type", model.get("type", "BPE"), ("BPE",))
+    _one_of("model.type", model.get("type", "BPE"), models)
     for key, values in _MODEL.items():
         _one_of(f"model.{key}", model.get(key), values)
-    vocabulary = _vocabulary("model.vocab", model.get("vocab"), MAX_TOKENS)
-    check_merges(model.get("merges"))
-    _one_of("model.unk_token", model.get("unk_token"), (None, *vocabulary))
+    if model.get("type") == "Unigram":
+        _check_unigrams(model)
+    else:
+        vocabulary = _vocabulary("model.vocab", model.get("vocab"), MAX_TOKENS)
+        check_merges(model.get("merges"))
+        _one_of("model.unk_token", model.get("unk_token"), (None, *vocabulary))
     added = _list("added_tokens", found.get("added_tokens", []), MAX_ADDED)
     for token in added:
         entry = _table("added_tokens", token)
         _token("added_tokens.content", entry.get("content"))
         _id("added_tokens.id", entry.get("id"))
     return found
+
+
+def _check_unigrams(model: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for anything but tokens with their log probabilities, and the id of the unknown token."""
+    tokens: set[object] = set()
+    for entry in _list("model.vocab", model.get("vocab"), MAX_TOKENS):
+        pair = _list("model.vocab", entry, 2)
+        token, score = pair if len(pair) == 2 else (None, None)
+        _token("model.vocab", token)
+        if type(score) not in (int, float) or not math.isfinite(cast("float", score)):
+            raise ValueError(f"model.vocab gives {shown(token)} the score {shown(score)}; expected a number")
+        tokens.add(token)
+    count = len(cast("list[object]", model["vocab"]))
+    if len(tokens) != count:
+        raise ValueError("model.vocab has a token twice")
+    unknown: object = model.get("unk_id")
+    if type(unknown) is not int or not 0 <= unknown < count:
+        raise ValueError(f"model.unk_id is {shown(unknown)}; expected an id from 0 to {count - 1:,}")
 
 
 def check_vocabulary(raw: bytes) -> dict[str, int]:
@@ -113,7 +143,11 @@ def _each(where: str, value: object, inner: str, check: Callable[[str, Mapping[s
 def _normalizer(where: str, step: Mapping[str, Any]) -> None:
     if step.get("type") == "Replace":
         pattern = _table(f"{where}.pattern", step.get("pattern"))
-        _one_of(f"{where}.pattern", str([pattern.get("Regex"), step.get("content")]), (str(SPACES),))
+        _one_of(f"{where}.pattern", str([pattern.get("Regex"), step.get("content")]), list(map(str, SPACES)))
+        return
+    if step.get("type") == "Precompiled":
+        table = str(step.get("precompiled_charsmap"))
+        _one_of(f"{where}.precompiled_charsmap", hashlib.sha256(table.encode()).hexdigest(), (T5_CHARACTERS,))
         return
     _one_of(f"{where}.type", step.get("type"), _NORMALIZERS)
 
@@ -124,6 +158,8 @@ def _pre_tokenizer(where: str, step: Mapping[str, Any]) -> None:
         _one_of(f"{where}.pattern", pattern.get("Regex"), SPLITS)
         return
     _one_of(f"{where}.type", step.get("type"), _PRE_TOKENIZERS)
+    if step.get("type") == "Metaspace":
+        _one_of(f"{where}.replacement", step.get("replacement"), ("\u2581",))
 
 
 def _post_processor(where: str, step: Mapping[str, Any]) -> None:

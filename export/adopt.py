@@ -251,9 +251,9 @@ def _tokenizers(graphs: Graphs) -> dict[str, dict[str, bytes]]:
     checkpoint = graphs.checkpoint
     for facts in checkpoint.family.tokenizers:
         rows = checkpoint.configs[facts.encoder].get("vocab_size")
-        cls = tokenizer_class(checkpoint.model_index, facts.name)
+        cls = tokenizer_class(checkpoint.model_index, facts)
         files = stored_files(graphs.tokenizers[facts.name])
-        made[facts.name] = complete_plainly(files, facts, checkpoint.length, cls, rows)
+        made[facts.name] = complete_plainly(files, facts, checkpoint.length_of(facts), cls, rows)
     return made
 
 

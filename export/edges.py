@@ -302,7 +302,7 @@ def widen(model: ir.Model) -> ir.Model:
         for name, attribute in list(node.attributes.items()):
             if name in TYPE_ATTRIBUTES and attribute.value in (10, 16):
                 node.attributes[name] = library.AttrInt64(name, 1)
-            elif attribute.type == ir.AttributeType.TENSOR and cast("Any", attribute.value).dtype in narrow:
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in narrow:
                 node.attributes[name] = library.AttrTensor(name, as_f32(attribute.value))
         for value in node.outputs:
             if value.dtype in narrow:

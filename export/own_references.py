@@ -78,7 +78,7 @@ class OwnReferences:
         info = self.bundle.part(part)
         last: CheckpointError | None = None
         with Session(self.bundle.graph(part)) as session:
-            for patch in (one for one in PATCHES if one % model.patch == 0):
+            for patch in PATCHES if model.patch == 1 else (model.patch,):
                 odd = -(-LEAST_SIDE // patch) // 2 * 2 + 1
                 height, width = odd * patch, (odd + 2) * patch
                 given = self._random_feeds(info, model, height, width)
@@ -341,7 +341,12 @@ def _multiple(side: int, patch: int) -> int:
 def _tokens(vocabulary: Vocabulary) -> ReferenceTokens:
     """Token ids of unusual texts and of words of the whole vocabulary."""
     found = vocabulary.tokenizer.get_vocab()
-    words = sorted(word.removesuffix("</w>") for word in found if word.endswith("</w>") and word.isascii())
+    marked = [word.replace("\u2581", " ") for word in found]  # T5 marks the start of a word
+    words = sorted(
+        word.removesuffix("</w>").strip()
+        for word in marked
+        if (word.endswith("</w>") or word.startswith(" ")) and word.isascii()
+    )
     chosen = words[:: max(1, len(words) // MOST_WORDS)]
     texts = (*ODD_TEXTS, *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)))
     return ReferenceTokens(

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -124,6 +125,7 @@ class References:
                 frame = (one.bos_token_id, one.eos_token_id, one.pad_token_id, one.model_max_length)
                 self._frames[facts.encoder] = Frame(*frame)
             pipeline = self._pipeline(**modules, **{facts.name: one for facts, one in tokenizers.items()})
+            self._stand_in(pipeline)
             for facts, one in tokenizers.items():
                 self._tokens[facts.encoder] = read_tokens(pipeline, one, self._frames[facts.encoder])
             self._asked = self._wishes(pipeline.tokenizer)
@@ -219,11 +221,12 @@ class References:
             for tensor in spec.inputs
             if "length" in tensor.shape
         }
+        large = self._whole(side * 3 // 2)
         wishes = [(share, 1, (side, side), once) for share in AT_SHARES]
         wishes += [
             (0.7, 6, (low, broad), once),
             (0.6, 1, (broad, low), once),
-            (0.4, 1, (side * 3 // 2, side * 3 // 2), once),
+            (0.4, 1, (large, large), once),
             (0.3, 1, (low, broad), longer),
         ]
         made: list[Case] = []
@@ -257,7 +260,7 @@ class References:
 
         def called(module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
             fed = _arguments(module, arguments, given)
-            fed[TIMESTEP] = torch.as_tensor(fed[TIMESTEP]).float().reshape(1)
+            fed[TIMESTEP] = _one(fed[TIMESTEP])
             arrays = {tensor.name: fed[tensor.name].detach().float().numpy() for tensor in spec.inputs}
             answer = {spec.outputs[0].name: output[0].detach().numpy()}
             calls.append(Case(f"{name}.{len(calls)}", arrays, answer))
@@ -282,18 +285,19 @@ class References:
             return answer
 
         vae.decode = recorded
+        given = self._embedded[asked.name].given
         try:
             images = pipeline(
                 height=height * self.facts.downscale,
                 width=width * self.facts.downscale,
                 num_inference_steps=asked.steps,
                 guidance_scale=asked.guidance,
-                num_images_per_prompt=asked.count,
+                num_images_per_prompt=1,
                 latents=from_numpy(start.copy()),
                 generator=torch.Generator().manual_seed(seed),
                 output_type="np" if whole else "latent",
                 callback_on_step_end=ended,
-                **self._embedded[asked.name].given,
+                **{name: rows.repeat_interleave(asked.count, dim=0) for name, rows in given.items()},
             ).images
         finally:
             hook.remove()
@@ -303,7 +307,7 @@ class References:
         self.cases.setdefault("decoder", []).extend(decoded)
         self.drawn |= {
             f"{name}/start": start,
-            f"{name}/sigma": np.array(float(pipeline.scheduler.init_noise_sigma)),
+            f"{name}/sigma": np.array(float(getattr(pipeline.scheduler, "init_noise_sigma", 1))),  # flow matching: 1
             f"{name}/steps": np.stack(steps),
             f"{name}/noise": np.stack(noise),
         }
@@ -355,14 +359,18 @@ class References:
     def _wide(self) -> tuple[int, int]:
         """Height and width of non-square ones: odd, so that no level of the UNet is exactly half of the one above."""
         side = self._square()
-        return max(9, side // 2 + 1), max(9, side - 1)
+        return self._whole(max(9, side // 2 + 1)), self._whole(max(9, side - 1))
+
+    def _whole(self, side: int) -> int:
+        """The side, rounded up to a multiple of the denoiser's patch."""
+        return -(-side // self.facts.patch) * self.facts.patch
 
     def _sizes(self, *, own_only: bool) -> dict[str, tuple[int, int]]:
         """Height and width in latents of the VAE's additional calls, by name."""
         side, own = self._square(), self._own_size()
-        low, broad = self._wide()
+        low, broad, large = *self._wide(), self._whole(side * 3 // 2)
         more = {} if own_only else {"square": (side, side), "other": (low, broad)}
-        more |= {"portrait": (broad, low), "large": (side * 3 // 2, side * 3 // 2)}
+        more |= {"portrait": (broad, low), "large": (large, large)}
         return more | ({"own": own} if own != (side, side) else {})
 
     def _embed(self, pipeline: Any, asked: Asked) -> Embedded:
@@ -377,26 +385,37 @@ class References:
         guided = asked.guidance > 1
         negatives = [asked.negative, *[""] * (len(asked.prompts) - 1)]
         chunks: list[tuple[Any, ...]] = []
+        # T5 reads the whole prompts at once.
+        thirds = {"prompt_3": " ".join(asked.prompts), "negative_prompt_3": asked.negative or None}
+        takes = inspect.signature(pipeline.encode_prompt).parameters
+        more = {name: thirds.get(name) for name, one in takes.items() if name in thirds or one.default is one.empty}
+        more |= {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": guided}
         try:
             for prompt, negative in zip(asked.prompts, negatives, strict=True):
+                texts = {"prompt": prompt, "negative_prompt": negative if asked.negative else None}
                 with torch.no_grad():
-                    chunks.append(
-                        pipeline.encode_prompt(
-                            prompt=prompt,
-                            device="cpu",
-                            num_images_per_prompt=1,
-                            do_classifier_free_guidance=guided,
-                            negative_prompt=None if not asked.negative else negative,
-                        )
-                    )
+                    chunks.append(pipeline.encode_prompt(**more | texts))
         finally:
             for hook in hooks:
                 hook.remove()
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         for name, values in zip(names, zip(*chunks, strict=True), strict=False):
             if values[0] is not None:
-                embedded.given[name] = values[0] if "pooled" in name else torch.cat(values, dim=1)
+                embedded.given[name] = values[0] if "pooled" in name else self._joined(values)
         return embedded
+
+    def _joined(self, chunks: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The chunks of a prompt along the sequence; after them T5's embeddings of all, which each of them has."""
+        import torch
+
+        own = self.checkpoint.length
+        return torch.cat([*(chunk[:, :own] for chunk in chunks), chunks[0][:, own:]], dim=1)
+
+    def _stand_in(self, pipeline: Any) -> None:
+        """Give Stable Diffusion 3's pipeline the width of the zeros that it puts in the place of T5's embeddings."""
+        config = self.checkpoint.configs[self.checkpoint.family.denoiser]
+        if getattr(pipeline, "text_encoder_3", self) is None:
+            pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**config))
 
     def _pipeline(self, **parts: Any) -> Any:
         """Diffusers' pipeline of the family, with these parts and the scheduler.
@@ -466,7 +485,7 @@ def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:
 
         def forward(self, *arguments: Any, **given: Any) -> Any:
             fed = _arguments(component, arguments, given)
-            fed[TIMESTEP] = torch.as_tensor(fed[TIMESTEP]).float().reshape(1)
+            fed[TIMESTEP] = _one(fed[TIMESTEP])
             return spec.call(component, names, *(fed[tensor.name] for tensor in spec.inputs))
 
     return Variant().eval()
@@ -479,6 +498,13 @@ def _arguments(module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -
     for name, value in bound.items():
         fed |= cast("dict[str, Any]", value) if isinstance(value, dict) else {name: value}
     return fed
+
+
+def _one(timesteps: Any) -> torch.Tensor:
+    """The timestep of a call, [1]: some pipelines give it for every row."""
+    import torch
+
+    return torch.as_tensor(timesteps).float().reshape(-1)[:1]
 
 
 def exact(timestep: float) -> int:

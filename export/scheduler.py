@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoints.open import Checkpoint
 from ..core.errors import CheckpointError, ProfileError, RequestError
 from ..core.record import LONGEST, suggest
-from ..sampling.schedulers import NEAREST, SCHEDULERS, named, schedule
+from ..sampling.schedulers import FLOW_SCHEDULERS, NEAREST, Sampler, named, samplers, schedule
 
 SUFFIX = "Scheduler"
 MOST_STEPS = 10
@@ -31,15 +31,15 @@ def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
             config = named(config, name)
         except RequestError as exc:
             raise CheckpointError(str(exc)) from exc
-        read = next(row.keys for row in SCHEDULERS.values() if row.class_name == config["_class_name"])
+        read = next(row.keys for row in samplers(config).values() if row.class_name == config["_class_name"])
         notices = tuple(one for one in notices if one not in opened.about or opened.about[one] in read)
         notices = (*notices, f"The bundle uses {config['_class_name']} ({name}) instead of {own}, as requested.")
-    elif own not in {sampler.class_name for sampler in SCHEDULERS.values()}:
-        raise CheckpointError(f"{opened.source.location} {_absent(own)}")
+    elif own not in {sampler.class_name for sampler in samplers(config).values()}:
+        raise CheckpointError(f"{opened.source.location} {_absent(own, samplers(config))}")
     try:
         least_steps(config, spacing=opened.choices.spacing)
     except (ProfileError, RequestError) as exc:
-        able = [other for other in SCHEDULERS if _draws(config, other)]
+        able = [other for other in samplers(config) if _draws(config, other)]
         advice = f" Or export with --scheduler and one of: {', '.join(able)}." if able else ""
         raise CheckpointError(f"The scheduler of {opened.source.location} is not supported. {exc}{advice}") from exc
     index = dict(opened.model_index) | {"scheduler": ["diffusers", config["_class_name"]]}
@@ -66,15 +66,20 @@ def _draws(config: Mapping[str, object], name: str) -> bool:
     return True
 
 
-def _absent(own: str) -> str:
-    if own in NEAREST:
+def _absent(own: str, rows: Mapping[str, Sampler]) -> str:
+    if own in NEAREST and NEAREST[own] in rows:
         return (
             f"uses {own} of diffusers, which is not supported. The closest is {NEAREST[own]!r}: export with "
-            f"--scheduler {NEAREST[own]} to use it. Supported: {', '.join(SCHEDULERS)}."
+            f"--scheduler {NEAREST[own]} to use it. Supported: {', '.join(rows)}."
         )
-    known = sorted({sampler.class_name.removesuffix(SUFFIX) for sampler in SCHEDULERS.values()})
+    if rows is FLOW_SCHEDULERS:
+        return (
+            f"names the scheduler {own}, which is not supported for models of flow matching. Export with --scheduler "
+            f"and one of: {', '.join(rows)}."
+        )
+    known = sorted({sampler.class_name.removesuffix(SUFFIX) for sampler in rows.values()})
     return (
         f"names the scheduler {own}, which is not supported. {suggest(own.removesuffix(SUFFIX), known)} "
         "If its model predicts noise, velocity or the original on a discrete schedule, export with --scheduler and one "
-        f"of: {', '.join(SCHEDULERS)}."
+        f"of: {', '.join(rows)}."
     )

@@ -61,16 +61,25 @@ SPREAD_ROWS = 16
 class Frame:
     """Start, end and padding ids of a text encoder's prompts, and the number of ids that it reads."""
 
-    start: int
+    start: int | None
+    """None for T5, whose rows have no start."""
     end: int
     pad: int
     length: int
 
+    @property
+    def room(self) -> int:
+        """Number of the prompt's ids in a row."""
+        return self.length - (1 if self.start is None else 2)
+
 
 def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
     """The ids that diffusers' pipeline gives for unusual texts, words of the whole vocabulary and added tokens."""
+    vocabulary = [word.replace("\u2581", " ") for word in tokenizer.get_vocab()]  # T5 marks the start of a word
     words = sorted(
-        word.removesuffix("</w>") for word in tokenizer.get_vocab() if word.endswith("</w>") and word.isascii()
+        word.removesuffix("</w>").strip()
+        for word in vocabulary
+        if (word.endswith("</w>") or word.startswith(" ")) and word.isascii()
     )
     chosen = words[:: max(1, len(words) // MOST_WORDS)]
     added = list(tokenizer.added_tokens_encoder)[-MOST_ADDED:]
@@ -79,7 +88,8 @@ def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
         *(" ".join(chosen[index : index + 20]) for index in range(0, len(chosen), 20)),
         *(text.format(token) for token in added for text in ADDED_TEXTS),
     )
-    written = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
+    converts = hasattr(pipeline, "maybe_convert_prompt")  # Stable Diffusion 3's doesn't
+    written = [pipeline.maybe_convert_prompt(text, tokenizer) if converts else text for text in texts]
     ids = (tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]) for text in written)
     return ReferenceTokens(
         start=frame.start, end=frame.end, pad=frame.pad, length=frame.length, texts=texts, ids=tuple(ids)
@@ -89,7 +99,7 @@ def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
 def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
     """Rows of ids spread over a vocabulary of `size` ids, each framed as a prompt: every id if `MAX_ROWS` hold them."""
     ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
-    room = frame.length - 2
+    room = frame.room
     rows = -(-len(ids) // room)
     if rows > MAX_ROWS:
         rows = SPREAD_ROWS
@@ -97,8 +107,9 @@ def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
     made: list[dict[str, Array]] = []
     for part in np.split(ids, range(room, len(ids), room)):
         row = np.full(frame.length, frame.pad, np.int64)
-        row[: len(part) + 2] = [frame.start, *part, frame.end]
-        made.append({IDS: row, MASK: (np.arange(frame.length) < len(part) + 2).astype(np.int64)})
+        framed = [*([] if frame.start is None else [frame.start]), *part, frame.end]
+        row[: len(framed)] = framed
+        made.append({IDS: row, MASK: (np.arange(frame.length) < len(framed)).astype(np.int64)})
     return made
 
 

@@ -26,6 +26,8 @@ LOGGERS = ("torch.onnx", "torch.utils._sympy", "onnxscript", "onnx_ir")
 EXAMPLE_SIZES = {"batch": 2, "frames": 3, "length": 154, "height": 13, "width": 18}
 """Odd and unequal, so that no size is mistaken for a constant or for another size."""
 
+SIDES = ("height", "width")
+
 LIMITS = {"batch": (1, 63), "frames": (1, 1024), "length": (1, 65536), "height": (9, 4096), "width": (9, 4096)}
 """Ranges given to the tracer, with sides in latents. The graph is valid outside them too: above 63 diffusers copies
 tensors before upsampling, and 9 keeps every level of the UNet larger than one latent."""
@@ -39,7 +41,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     import torch
 
     onnx_export = cast("Any", torch.onnx).export
-    sizes, dimensions = _sizes()
+    sizes, dimensions = _sizes(spec)
     example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
     dynamic = tuple(
         {axis: _scaled(dim, dimensions) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
@@ -77,12 +79,21 @@ def _example(tensor: TensorInfo, sizes: dict[str, int]) -> torch.Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-def _sizes() -> tuple[dict[str, int], dict[str, Any]]:
-    """An example of each dynamic size, and the tracer's dimension for it."""
+def _sizes(spec: PartSpec) -> tuple[dict[str, int], dict[str, Any]]:
+    """An example of each dynamic size, and the tracer's dimension for it: sides are multiples of the part's patch."""
     import torch
 
-    dims: dict[str, Any] = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in LIMITS.items()}
-    return EXAMPLE_SIZES, dims
+    dims: dict[str, Any] = {}
+    sizes = dict(EXAMPLE_SIZES)
+    for name, (low, high) in LIMITS.items():
+        if name not in SIDES:
+            dims[name] = torch.export.Dim(name, min=low, max=high)
+            continue
+        high = min(high, spec.largest_side or high) // spec.patch
+        low = min(low, high - 1)
+        sizes[name] = min(EXAMPLE_SIZES[name], high - SIDES.index(name)) * spec.patch
+        dims[name] = spec.patch * torch.export.Dim(name, min=low, max=high)
+    return sizes, dims
 
 
 def _scaled(dim: str, dimensions: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
 from ..core.request import Request
 from ..sampling.prompt import Tokens, Vocabulary
-from ..sampling.schedulers import KNOWN_KEYS, SCHEDULERS, schedule
+from ..sampling.schedulers import KNOWN_KEYS, samplers, schedule
 from ..sampling.schedulers.settings import settings
 from . import syntax
 
@@ -67,7 +67,7 @@ def own_scheduler(config: Mapping[str, object]) -> str | None:
 
     Raises `ProfileError` for a config that isn't supported.
     """
-    for name, sampler in SCHEDULERS.items():
+    for name, sampler in samplers(config).items():
         if sampler.class_name != config.get("_class_name"):
             continue
         found = settings(config, sampler, KNOWN_KEYS, {})

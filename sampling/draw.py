@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -147,9 +148,11 @@ def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, st
 
 
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
-    """The `Walk` of a request from noise to latents."""
+    """The `Walk` of a request with width and height from noise to latents."""
+    tokens = math.prod(latent_shape(host.model, request)[-2:]) // host.model.patch**2
+    spacing = request.timestep_spacing
     return Walk(
-        schedule=schedule(host.scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing),
+        schedule=schedule(host.scheduler, request.steps, request.scheduler, spacing=spacing, tokens=tokens),
         noise=noise,
         guidance=request.guidance if guided else None,
         guidance_rescale=request.guidance_rescale,

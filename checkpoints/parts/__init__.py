@@ -12,7 +12,7 @@ from ...core.errors import CheckpointError
 from ...core.manifest import Model, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
-from . import clip, unet, vae
+from . import clip, mmdit, t5, unet, vae
 from .part import ComponentClass, PartSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLASSES", "ComponentClass", "PartSpec", "as_part", "model_facts", "part_spec", "part_specs"]
 
-CLASSES: dict[str, ComponentClass] = {**clip.CLASSES, **unet.CLASSES, **vae.CLASSES}
+CLASSES: dict[str, ComponentClass] = {**clip.CLASSES, **t5.CLASSES, **unet.CLASSES, **mmdit.CLASSES, **vae.CLASSES}
 """Component classes by name. To support components of another class, add it here."""
 
 
@@ -66,6 +66,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
     config = checkpoint.configs[family.vae]
     mean, std = (config.get(key) if family.latent_statistics else None for key in ("latents_mean", "latents_std"))
     own = dict.fromkeys(wire for spec in specs for wire in spec.wires)  # a variant has the wires of its part
+    denoiser = next(spec for spec in specs if spec.role == "denoiser")
     return Model(
         text_encoders=tuple(
             TextEncoder(
@@ -73,6 +74,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
                 tokenizer=facts.name,
                 masked=next(spec for spec in specs if spec.name == facts.encoder).takes(MASK),
                 vocabulary=checkpoint.configs[facts.encoder].get("vocab_size", clip.VOCABULARY),
+                length=checkpoint.length_of(facts) if facts.kind == "t5" else None,
             )
             for facts in family.tokenizers
         ),
@@ -80,19 +82,26 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         latent_channels=config["latent_channels"],
         downscale=checkpoint.downscale,
         scaling_factor=config.get("scaling_factor") or 0.18215,
+        shift_factor=(config.get("shift_factor") or 0.0) if family.latent_shift else 0.0,
+        patch=denoiser.patch,
+        largest_side=denoiser.largest_side,
         latents_mean=mean,
         latents_std=std,
         default_size=checkpoint.pixels,
         default_height=checkpoint.height,
         frames=family.frames,
-        wires=(*own, *(_wire(checkpoint, wire) for wire in family.wires)),
+        wires=(*own, *(_wire(checkpoint, wire, denoiser) for wire in family.wires)),
     )
 
 
-def _wire(checkpoint: Checkpoint, wire: Wire) -> Wire:
-    """A family's wire for this checkpoint: its layer as an index, and whether an empty prompt gives zeros."""
+def _wire(checkpoint: Checkpoint, wire: Wire, denoiser: PartSpec) -> Wire:
+    """A family's wire for this checkpoint: its layer as an index, its padding as a width, and whether an empty prompt
+    gives zeros.
+    """
     stem, _, layer = wire.source.rpartition(".")
     if layer.startswith("-"):  # counted among the hidden states, which are one more than the layers
         layer = str(checkpoint.configs[wire.owner]["num_hidden_layers"] + 1 + int(layer))
     zeros = wire.empty == "zeros" and checkpoint.model_index.get("force_zeros_for_empty_prompt", True)
-    return wire.model_copy(update={"source": f"{stem}.{layer}", "empty": "zeros" if zeros else "encode"})
+    width = next((tensor.shape[-1] for tensor in denoiser.inputs if tensor.name == wire.input), None)
+    pad = width if wire.pad is not None and isinstance(width, int) else None
+    return wire.model_copy(update={"source": f"{stem}.{layer}", "pad": pad, "empty": "zeros" if zeros else "encode"})

@@ -30,6 +30,10 @@ class PartSpec:
     """Sources of those inputs that are fed the same way in every family."""
     tracing: Callable[[Any], AbstractContextManager[None]] | None = None
     """A context for the component's module while it is traced, where the tracer needs a hint."""
+    patch: int = 1
+    """Heights and widths in latents are multiples of this."""
+    largest_side: int | None = None
+    """Largest height and width in latents; None for no limit."""
 
     def takes(self, name: str) -> bool:
         """Whether it has an input of this name."""

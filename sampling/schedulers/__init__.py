@@ -23,16 +23,18 @@ from .ddpm import ddpm
 from .dpmsde import dpm_sde
 from .dpmsolver import dpm_solver
 from .euler import euler, euler_ancestral
+from .flow import FLOW, flow_euler, shift_at
 from .heun import heun
 from .lcm import lcm
 from .lms import lms
 from .names import elsewhere, spelled
 from .pndm import pndm
 from .protocol import Noise, Schedule
-from .settings import CLIP, RAMPS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, Settings, settings
+from .settings import CLIP, RAMPS, SHIFTS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, Settings, settings
 from .unipc import unipc
 
 __all__ = [
+    "FLOW_SCHEDULERS",
     "KNOWN_KEYS",
     "NAMES",
     "NEAREST",
@@ -43,6 +45,7 @@ __all__ = [
     "check_name",
     "few_steps",
     "named",
+    "samplers",
     "schedule",
     "understood",
 ]
@@ -125,6 +128,37 @@ SCHEDULERS: dict[str, Sampler] = {
 }  # fmt: skip
 """Samplers by short name, each of which may be followed by a ramp: `dpm++2m-karras`."""
 
+_FLOW_SOLVER = frozenset({
+    "num_train_timesteps", "prediction_type", "use_flow_sigmas", "flow_shift", "solver_order", "algorithm_type",
+    "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type",
+})  # fmt: skip
+_FLOW_ASKS = {"use_flow_sigmas": True, "prediction_type": FLOW, "solver_order": 2}
+
+FLOW_SCHEDULERS: dict[str, Sampler] = {
+    "euler": Sampler(
+        "FlowMatchEulerDiscreteScheduler",
+        flow_euler,
+        SHIFTS | {"num_train_timesteps", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"},
+        {"prediction_type": FLOW},
+        predictions=(FLOW,),
+    ),
+    "dpm++2m": Sampler(
+        "DPMSolverMultistepScheduler",
+        dpm_solver,
+        _FLOW_SOLVER,
+        asks={**_FLOW_ASKS, "algorithm_type": "dpmsolver++"},
+        predictions=(FLOW,),
+    ),
+    "dpm++2m-sde": Sampler(
+        "DPMSolverMultistepScheduler",
+        dpm_solver,
+        _FLOW_SOLVER,
+        asks={**_FLOW_ASKS, "algorithm_type": "sde-dpmsolver++"},
+        predictions=(FLOW,),
+    ),
+}
+"""The same for models that were trained by flow matching, such as Stable Diffusion 3."""
+
 NAMES = frozenset(SCHEDULERS) | {
     f"{name}-{ramp}" for name, row in SCHEDULERS.items() for ramp, key in RAMPS.items() if key in row.keys
 }
@@ -140,18 +174,25 @@ NEAREST = {
     "TCDScheduler": "ddim",
     "DDIMInverseScheduler": "ddim",
     "DPMSolverMultistepInverseScheduler": "dpm++2m",
+    "FlowMatchHeunDiscreteScheduler": "euler",
 }
 """Classes of diffusers that aren't supported, for models that are, and the closest sampler to each."""
 
 FEW_STEPS = 8
 """With at most this many steps, an image depends on the timestep at which sampling starts."""
 
-KNOWN_KEYS = frozenset[str]().union(*(sampler.keys for sampler in SCHEDULERS.values()))
+KNOWN_KEYS = frozenset[str]().union(*(row.keys for rows in (SCHEDULERS, FLOW_SCHEDULERS) for row in rows.values()))
 """Keys of a config that at least one of them reads."""
 
 
 def schedule(
-    config: Mapping[str, object], steps: int, name: str | None = None, *, spacing: str | None = None, eta: float = 0.0
+    config: Mapping[str, object],
+    steps: int,
+    name: str | None = None,
+    *,
+    spacing: str | None = None,
+    eta: float = 0.0,
+    tokens: int = 4096,
 ) -> Schedule:
     """Return a fresh schedule of `steps` steps for one request.
 
@@ -159,6 +200,7 @@ def schedule(
     of `SCHEDULERS`, with the suffix `-karras`, `-exponential`, `-beta` or `-lu` for a ramp of
     noise levels; the training schedule still comes from the config, and keys that only its own
     class reads are dropped. `spacing` replaces the config's `timestep_spacing`. `eta` is DDIM's, between 0 and 1.
+    `tokens` is the number of the image's tokens, on which the noise levels depend with `use_dynamic_shifting`.
 
     Raises `ProfileError` for a config that isn't supported, and `RequestError` for an invalid name,
     number of steps or `eta`.
@@ -175,12 +217,21 @@ def schedule(
         return ddim(checked, steps, eta)
     if eta != 0:
         raise RequestError(f"{sampler.class_name} has no eta, but {eta} was given. Leave it out, or use 'ddim'.")
-    return sampler.build(checked, steps)
+    return sampler.build(checked.model_copy(update={"shift": shift_at(checked, tokens)}), steps)
 
 
 def check_name(name: str) -> None:
-    """Raise `RequestError` for a name that `schedule` doesn't accept, with a suggestion."""
-    _of_name(name)
+    """Raise `RequestError` for a name that `schedule` accepts for no model, with a suggestion."""
+    base, _, ramp = name.rpartition("-")
+    if name in NAMES:
+        return
+    if base not in SCHEDULERS or ramp not in RAMPS:
+        raise RequestError(
+            f"{name!r} is not a known scheduler. {_hint(name)} Some accept a suffix for the spacing of noise levels: "
+            f"-{', -'.join(RAMPS)}."
+        )
+    able = ", ".join(other for other, row in SCHEDULERS.items() if RAMPS[ramp] in row.keys)
+    raise RequestError(f"{base!r} does not support -{ramp}. Leave it out, or use one of: {able}.")
 
 
 def understood(name: str) -> str | None:
@@ -192,9 +243,9 @@ def understood(name: str) -> str | None:
 def named(config: Mapping[str, object], name: str) -> dict[str, object]:
     """Return the config of the scheduler called `name`, on the same training schedule.
 
-    Raises `RequestError` for a name that isn't in `SCHEDULERS`.
+    Raises `RequestError` for a name that isn't one of its `samplers`.
     """
-    sampler, asks = _of_name(name)
+    sampler, asks = _of_name(name, config)
     unclipped = {"clip_sample": False} if "clip_sample" in sampler.keys and not _clips(config, sampler) else {}
     return {**unclipped, **config, **asks, "_class_name": sampler.class_name}
 
@@ -214,7 +265,9 @@ def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacin
 
 
 def _settled(config: Mapping[str, object], name: str | None, spacing: str | None) -> tuple[Sampler, Settings]:
-    sampler, asks = (_of_class(config), {}) if name is None else _of_name(name)
+    sampler, asks = (_of_class(config), {}) if name is None else _of_name(name, config)
+    if spacing is not None and samplers(config) is FLOW_SCHEDULERS:
+        raise RequestError("The model was trained by flow matching, which has no timestep_spacing. Leave it out.")
     if spacing is not None and "timestep_spacing" not in sampler.keys:
         raise RequestError(
             f"{sampler.class_name} uses the timesteps that its model was distilled on, and has no timestep_spacing. "
@@ -235,7 +288,7 @@ def _clips(config: Mapping[str, object], sampler: Sampler) -> bool:
 
 
 def _of_class(config: Mapping[str, object]) -> Sampler:
-    known = {sampler.class_name: sampler for sampler in SCHEDULERS.values()}
+    known = {sampler.class_name: sampler for sampler in samplers(config).values()}
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in known:
         raise ProfileError(
@@ -245,22 +298,29 @@ def _of_class(config: Mapping[str, object]) -> Sampler:
     return known[name]
 
 
-def _of_name(name: str) -> tuple[Sampler, dict[str, object]]:
-    base, _, ramp = name.rpartition("-")
-    if name in SCHEDULERS:
-        plain = {key: False for key in RAMPS.values() if key in SCHEDULERS[name].keys}
-        return SCHEDULERS[name], {**SCHEDULERS[name].asks, **plain}
-    if base not in SCHEDULERS or ramp not in RAMPS:
+def samplers(config: Mapping[str, object]) -> Mapping[str, Sampler]:
+    """The samplers for the model of a config: `FLOW_SCHEDULERS` if it was trained by flow matching."""
+    own = config.get("_class_name")
+    flow = (isinstance(own, str) and own.startswith("FlowMatch")) or config.get("prediction_type") == FLOW
+    return FLOW_SCHEDULERS if flow else SCHEDULERS
+
+
+def _of_name(name: str, config: Mapping[str, object]) -> tuple[Sampler, dict[str, object]]:
+    """The sampler of this name for the config's model, and the keys that it sets."""
+    check_name(name)
+    rows = samplers(config)
+    base, _, ramp = (name, "", "") if name in rows else name.rpartition("-")
+    asked = next((key for word, key in RAMPS.items() if word == ramp), None)
+    if base not in rows or (asked is not None and asked not in rows[base].keys):
+        able = [f"{row}-{ramp}" for row in rows if asked in rows[row].keys]
         raise RequestError(
-            f"{name!r} is not a known scheduler. {_hint(name)} Some accept a suffix for the spacing of noise levels: "
-            f"-{', -'.join(RAMPS)}."
+            f"{name!r} does not support this model, which was trained by flow matching. Use one of: "
+            f"{', '.join([*rows, *able])}."
         )
-    sampler = SCHEDULERS[base]
-    if RAMPS[ramp] not in sampler.keys:
-        able = ", ".join(other for other, row in SCHEDULERS.items() if RAMPS[ramp] in row.keys)
-        raise RequestError(f"{base!r} does not support -{ramp}. Leave it out, or use one of: {able}.")
-    only = {key: key == RAMPS[ramp] for key in RAMPS.values() if key in sampler.keys}
-    return sampler, {**sampler.asks, **only}
+    sampler = rows[base]
+    ramps = {key: key == asked for key in RAMPS.values() if key in sampler.keys}
+    shift = {"flow_shift": config.get("shift", config.get("flow_shift", 1.0))}
+    return sampler, {**sampler.asks, **ramps, **(shift if "flow_shift" in sampler.keys else {})}
 
 
 def _hint(name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...core.errors import ProfileError
 from .arrays import mixed
+from .flow import FLOW, shifted
 from .prediction import noise_in, original
 from .sigmas import ended, ramped, sigmas_of, timesteps_of, training_sigmas
 from .spacing import spaced_above_end
@@ -43,14 +44,15 @@ class DpmSolver:
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Integrate the polynomial through the predictions so far, in log-SNR, over the step."""
-        alpha, sigma = alpha_sigma(self.sigmas[index])
+        alpha, sigma = alpha_sigma(self.sigmas[index], self.settings)
         predict = original if predicts_original(self.settings) else noise_in
         predicted = predict(self.settings.prediction_type, output, sample, alpha, sigma)
         self.predictions = [*self.predictions, predicted][-self.settings.solver_order :]
         order = min(self._order(index), len(self.predictions))
         levels = self.sigmas[index + 1 - order : index + 2]
         kept, weights, spread = coefficients(self.settings, levels)
-        terms = [(kept, sample), *zip(weights, differences(self.predictions[-order:], levels), strict=True)]
+        known = differences(self.settings, self.predictions[-order:], levels)
+        terms = [(kept, sample), *zip(weights, known, strict=True)]
         if spread > 0:
             terms.append((spread, noise()))
         return mixed(*terms)
@@ -68,23 +70,27 @@ def predicts_original(settings: Settings) -> bool:
     return settings.algorithm_type not in ("dpmsolver", "sde-dpmsolver")
 
 
-def alpha_sigma(level: float) -> tuple[float, float]:
-    """Return the parts of signal and noise in a sample of unit variance at this noise level."""
+def alpha_sigma(level: float, settings: Settings) -> tuple[float, float]:
+    """Return the parts of signal and noise in a sample at this noise level: of unit variance, or in flow matching."""
+    if settings.use_flow_sigmas:
+        return 1 - level, level
     alpha = 1 / math.sqrt(level**2 + 1)
     return alpha, level * alpha
 
 
-def log_snr(level: float) -> float:
+def log_snr(level: float, settings: Settings) -> float:
     """Return half the logarithm of the signal-to-noise ratio at this noise level."""
+    if settings.use_flow_sigmas and level > 0:
+        return math.log((1 - level) / level)
     return -math.log(level) if level > 0 else math.inf
 
 
-def differences(predictions: list[Array], levels: list[float]) -> list[Array]:
+def differences(settings: Settings, predictions: list[Array], levels: list[float]) -> list[Array]:
     """Return the latest prediction and its first and second derivatives, in units of the step.
 
     `levels` are those of the predictions and of the step's end.
     """
-    *known, stop = (log_snr(level) for level in levels)
+    *known, stop = (log_snr(level, settings) for level in levels)
     width = stop - known[-1]
     if len(predictions) == 1:
         return predictions
@@ -109,8 +115,8 @@ def coefficients(settings: Settings, levels: list[float]) -> tuple[float, list[f
     predicted, and a stochastic step counts its width in log-SNR twice.
     """
     before, after = levels[-2:]
-    width = log_snr(after) - log_snr(before)
-    (alpha, sigma), (alpha_after, sigma_after) = alpha_sigma(before), alpha_sigma(after)
+    width = log_snr(after, settings) - log_snr(before, settings)
+    (alpha, sigma), (alpha_after, sigma_after) = alpha_sigma(before, settings), alpha_sigma(after, settings)
     stochastic = settings.algorithm_type.startswith("sde-")
     if predicts_original(settings):
         kept, scale, h = sigma_after / sigma, alpha_after, -width
@@ -137,6 +143,10 @@ def coefficients(settings: Settings, levels: list[float]) -> tuple[float, list[f
 def dpm_solver(settings: Settings, steps: int) -> DpmSolver:
     """Return the schedule of the DPM-Solver variant that the config names."""
     _check(settings)
+    if settings.use_flow_sigmas:
+        falling = np.flip(1 - np.linspace(1, 1 / settings.num_train_timesteps, steps + 1))[:-1]
+        flows = shifted(falling, settings.flow_shift)
+        return DpmSolver(np.trunc(flows * settings.num_train_timesteps).astype(np.float32), ended(flows, 0), settings)
     table = training_sigmas(settings)
     # Where hardly any signal is left, log-SNR is unbounded, and the config may set a bound.
     count = int(np.sum(-np.log(table) >= settings.lambda_min_clipped))
@@ -161,6 +171,25 @@ def _check(settings: Settings) -> None:
         raise ProfileError(
             f"The scheduler config pairs {settings.algorithm_type} with solver_order = {settings.solver_order}, "
             "but the stochastic solvers have orders 1 and 2. Set 2."
+        )
+    if settings.use_flow_sigmas != (settings.prediction_type == FLOW):
+        raise ProfileError(
+            f"The scheduler config pairs use_flow_sigmas = {settings.use_flow_sigmas} with prediction_type "
+            f"{settings.prediction_type!r}, but they go together. Set both for flow matching, or neither."
+        )
+    unknown = [
+        key
+        for key, is_set in (
+            ("algorithm_type", not predicts_original(settings)),
+            ("final_sigmas_type", settings.final_sigmas_type != "zero"),
+            ("a spacing of noise levels", settings.ramp is not None),
+        )
+        if is_set
+    ]
+    if settings.use_flow_sigmas and unknown:
+        raise ProfileError(
+            f"The scheduler config sets {' and '.join(unknown)}, which is not supported for flow matching. Leave it "
+            "out."
         )
     if not predicts_original(settings) and settings.final_sigmas_type == "zero":
         raise ProfileError(

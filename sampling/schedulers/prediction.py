@@ -1,7 +1,7 @@
 """From a denoiser's output to the original latents and the noise in them.
 
 A denoiser predicts the noise (`epsilon`), the original (`sample`) or a mixture of both, the
-velocity (`v_prediction`, arXiv:2202.00512).
+velocity (`v_prediction`, arXiv:2202.00512; `flow_prediction`, arXiv:2210.02747).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def original(
             answer = mixed((alpha, sample), (-sigma, output))
         case "sample":
             answer = output
+        case "flow_prediction":
+            answer = mixed((1, sample), (-sigma, output))
     return answer if clip is None else np.clip(answer, -clip, clip)
 
 
@@ -44,6 +46,8 @@ def noise_in(prediction: Prediction, output: Array, sample: Array, alpha: float,
             return mixed((alpha, output), (sigma, sample))
         case "sample":
             return mixed((1, sample), (-alpha, output)) / np.float32(sigma)
+        case "flow_prediction":
+            return mixed((1, sample), (alpha, output))
 
 
 def denoised(prediction: Prediction, output: Array, sample: Array, sigma: float, clip: float | None = None) -> Array:
@@ -55,6 +59,8 @@ def denoised(prediction: Prediction, output: Array, sample: Array, sigma: float,
             answer = mixed((-sigma / math.sqrt(sigma**2 + 1), output), (1 / (sigma**2 + 1), sample))
         case "sample":
             answer = output
+        case "flow_prediction":
+            raise ProfileError("This scheduler does not support flow matching. Choose 'euler' or 'dpm++2m'.")
     return answer if clip is None else np.clip(answer, -clip, clip)
 
 

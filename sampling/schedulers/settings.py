@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .protocol import Schedule
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 MAX_TIMESTEPS = 100_000
 """Limit of a model's training timesteps, which are all held in memory; published models have 1000."""
 
@@ -61,6 +61,15 @@ class Settings(Record, strict=True):
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     set_alpha_to_one: bool = True
     original_inference_steps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] = 50
+    shift: Annotated[Finite, Field(gt=0, le=1000)] = 1.0
+    flow_shift: Annotated[Finite, Field(gt=0, le=1000)] = 1.0
+    use_flow_sigmas: bool = False
+    use_dynamic_shifting: bool = False
+    base_shift: Annotated[Finite, Field(gt=0, le=10)] = 0.5
+    max_shift: Annotated[Finite, Field(gt=0, le=10)] = 1.15
+    base_image_seq_len: Annotated[int, Field(ge=1, le=1 << 20)] = 256
+    max_image_seq_len: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
 
     # How a step is taken.
     clip_sample: bool = False
@@ -107,22 +116,29 @@ ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
 
 REFUSED = {
     "thresholding": "dynamic thresholding is for pixels in [-1, 1], and latents have no such bounds",
-    "use_flow_sigmas": "flow-matching models are not supported",
-    "use_dynamic_shifting": "flow-matching models are not supported",
-    "shift_terminal": "flow-matching models are not supported",
+    "use_flow_sigmas": "it is for flow-matching models, whose prediction_type is 'flow_prediction'",
+    "use_dynamic_shifting": "only FlowMatchEulerDiscreteScheduler, of flow-matching models, supports it",
+    "shift_terminal": "no image model that latentc knows ends at a given noise level",
+    "invert_sigmas": "no image model that latentc knows counts noise levels up",
+    "stochastic_sampling": "flow-matching models are sampled deterministically",
     "solver_p": "UniPC is only supported with its own predictor",
 }
-"""Keys that are refused unless null, false or empty, and why."""
+"""Keys that are refused unless null, false or empty, or the sampler reads them, and why."""
 
 INERT = frozenset({
     # They qualify keys that are refused above.
-    "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type",
+    "dynamic_thresholding_ratio", "sample_max_value",
     # The noise belongs to the request, which passes it to each step.
     "noise_sampler_seed",
     # Of SA-Solver, which another scheduler replaces here.
     "predictor_order", "corrector_order", "tau_func",
     # Of diffusers 0.1 to 0.2: the tensor library, and timesteps instead of their number.
     "tensor_format", "timestep_values",
+})  # fmt: skip
+
+SHIFTS = frozenset({
+    "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+    "time_shift_type",
 })  # fmt: skip
 
 FACTS: dict[str, object] = {"rescale_betas_zero_snr": False, "timestep_type": "discrete"}
@@ -162,7 +178,7 @@ def settings(
         if not key.startswith("_") and not (isinstance(unset, list) and key in unset)
     }
     for key, value in given.items():
-        if key in REFUSED and value:
+        if key in REFUSED and value and key not in sampler.keys:
             raise ProfileError(
                 f"The scheduler config has {key} = {shown(value)}, which is not supported: {REFUSED[key]}. "
                 "Use a checkpoint without it."

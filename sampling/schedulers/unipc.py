@@ -41,7 +41,7 @@ class UniPc:
         """Correct the last step by the denoiser's output at its end, then predict the next."""
         del noise
         order = self.settings.solver_order
-        alpha, sigma = alpha_sigma(self.sigmas[index])
+        alpha, sigma = alpha_sigma(self.sigmas[index], self.settings)
         predict = original if self.settings.predict_x0 else noise_in
         predicted = predict(self.settings.prediction_type, output, sample, alpha, sigma)
         if self.last is not None and index - 1 not in self.settings.disable_corrector:
@@ -63,8 +63,8 @@ def _moved(settings: Settings, sample: Array, predictions: list[Array], levels: 
     Predictions are those at all levels but the last, or at all of them when the step is corrected.
     """
     before, after = levels[-2:]
-    (alpha, sigma), (alpha_after, sigma_after) = alpha_sigma(before), alpha_sigma(after)
-    width = log_snr(after) - log_snr(before)
+    (alpha, sigma), (alpha_after, sigma_after) = alpha_sigma(before, settings), alpha_sigma(after, settings)
+    width = log_snr(after, settings) - log_snr(before, settings)
     if settings.predict_x0:
         kept, scale, h = sigma_after / sigma, alpha_after, -width
     else:
@@ -76,7 +76,7 @@ def _moved(settings: Settings, sample: Array, predictions: list[Array], levels: 
     if not others or h == 0:
         return mixed(*terms)
     # Distance of each other prediction from the start of the step, in units of the step.
-    offsets = [(log_snr(levels[i]) - log_snr(before)) / width for i in others]
+    offsets = [(log_snr(levels[i], settings) - log_snr(before, settings)) / width for i in others]
     bound = h if settings.solver_type == "bh1" else math.expm1(h)
     for weight, offset, i in zip(weights(offsets, h, bound), offsets, others, strict=True):
         terms.append((-scale * bound * weight / offset, predictions[i] - latest))

@@ -49,7 +49,7 @@ def test_pipelines_of_the_same_components_open(family, name, own):
             {"_class_name": "StableDiffusionUpscalePipeline", "low_res_scheduler": ["diffusers", "S"]},
             "needs low_res_sch",
         ),
-        ({"_class_name": "StableDiffusion3Pipeline"}, "Stable Diffusion 3"),
+        ({"_class_name": "StableDiffusion3Pipeline"}, "whose models have a transformer, but lists a unet"),
         ({"_class_name": "OnnxStableDiffusionPipeline"}, "export to ONNX"),
         ({"_class_name": ["pipeline", "MyPipeline"]}, "a pipeline with custom code"),
     ],

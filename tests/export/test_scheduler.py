@@ -11,7 +11,7 @@ from latentc.checkpoints import open_checkpoint
 from latentc.core.errors import CheckpointError
 from latentc.export.export import export
 from latentc.export.scheduler import settle
-from latentc.sampling.schedulers import NEAREST, SCHEDULERS, schedule
+from latentc.sampling.schedulers import NEAREST, SCHEDULERS, samplers, schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
@@ -58,7 +58,7 @@ def test_the_nearest_can_be_asked_for(cls, folder):
     with pytest.raises(CheckpointError, match=f"export with --scheduler {NEAREST[cls].replace('+', '.')}"):
         settle(opened, None)
     settled = settle(opened, NEAREST[cls])
-    name = SCHEDULERS[NEAREST[cls]].class_name
+    name = samplers(opened.scheduler)[NEAREST[cls]].class_name
     assert settled.scheduler["_class_name"] == name
     assert settled.model_index["scheduler"] == ["diffusers", name]
     assert f"instead of {cls}" in settled.notices[-1]

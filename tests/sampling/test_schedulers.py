@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentc.core.errors import LatentcError, ProfileError, RequestError
-from latentc.sampling.schedulers import SCHEDULERS, Schedule, schedule
+from latentc.sampling.schedulers import FLOW_SCHEDULERS, KNOWN_KEYS, SCHEDULERS, Schedule, schedule
 from latentc.sampling.schedulers.settings import INERT, REFUSED
 
 Array = NDArray[np.float32]
@@ -478,10 +478,8 @@ def test_config_is_left_as_it_was() -> None:
 
 
 def test_every_key_of_diffusers_is_known() -> None:
-    known = set(INERT) | set(REFUSED)
-    for sampler in SCHEDULERS.values():
-        known |= sampler.keys
-    for sampler in SCHEDULERS.values():
+    known = set(INERT) | set(REFUSED) | KNOWN_KEYS
+    for sampler in (*SCHEDULERS.values(), *FLOW_SCHEDULERS.values()):
         assert set(inspect.signature(their_class(sampler.class_name).__init__).parameters) - {"self"} <= known
 
 
@@ -494,14 +492,15 @@ def test_keys_that_nobody_set_keep_the_defaults() -> None:
     ("change", "message"),
     [
         ({"timestep_spaceing": "leading"}, "unknown key, 'timestep_spaceing'. Did you mean 'timestep_spacing'"),
-        ({"shift": 3.0}, "unknown key, 'shift'. .*Known: algorithm_type, "),
+        ({"sharpness": 3.0}, "unknown key, 'sharpness'. .*Known: algorithm_type, "),
         ({"_class_name": "EulerDiscretScheduler"}, "Did you mean 'EulerDiscreteScheduler'"),
         ({"_class_name": "KDPM2DiscreteScheduler"}, "Known: DDIMScheduler, .*by name: ddim, ddpm"),
         ({"_class_name": None}, "unknown class, None"),
         ({"thresholding": True}, "thresholding = True, which is not supported"),
         ({"use_flow_sigmas": True}, "flow-matching"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule: input should be 'linear', 'scaled_linear'"),
-        ({"prediction_type": "flow_prediction"}, "prediction_type: input should be 'epsilon'"),
+        ({"prediction_type": "flow_prediction"}, "Known: DPMSolverMultistepScheduler, FlowMatchEulerDiscrete"),
+        ({"prediction_type": "flow"}, "prediction_type: input should be 'epsilon'"),
         ({"timestep_spacing": "even"}, "timestep_spacing: input should be"),
         ({"steps_offset": "1"}, "steps_offset: input should be a valid integer"),
         ({"sigma_min": 0.0}, "sigma_min: 0.0 should be greater than 0"),
