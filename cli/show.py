@@ -82,6 +82,12 @@ def bundle(
         stored = sum(file.bytes for file in opened.files(name).values())
         parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
     console.print(parts)
+    for name, part in manifest.parts.items():
+        if part.operators:
+            from ..compiler.targets import takers
+
+            able = ", ".join(takers(part.operators)) or "none that latentc knows"
+            console.print(f"{name} uses {', '.join(part.operators)}; runtimes that support it: {able}", markup=False)
     for notice in manifest.notices:
         console.print(f"note: {notice}", markup=False)
     from ..compiler.faults import AGAIN
@@ -217,6 +223,7 @@ def plain_builds(done: Sequence[Build]) -> list[dict[str, Any]]:
     return [
         {
             "profile": build.profile,
+            "standing": build.standing.word,
             "seconds": round(build.seconds, 3),
             "host_psnr_db": build.host_psnr_db,
             "step_psnr_db": build.step_psnr_db,
@@ -287,7 +294,7 @@ def verified(
     """Print whether all digests match; raises `typer.Exit` with code 1 if one does not."""
     files = len(opened.manifest.files)
     if as_json:
-        facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts)}
+        facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts), **_standing(opened)}
         left = [_plain_leftover(one) for one in unneeded]
         emit({**facts, "whole": not faults, "faults": faults, "leftovers": left})
     elif faults:
@@ -296,10 +303,17 @@ def verified(
         say(f"{opened.folder}: all {files} files and {len(artifacts)} engines match their digests.")
     else:
         say(f"{opened.folder}: all {files} files match their digests; no engine has been built yet.")
+    if not as_json and not faults and opened.standing.statement:
+        say(opened.standing.statement)
     if not as_json and (note := _unneeded(opened, unneeded, artifacts)):
         say(note, err=bool(faults))
     if faults:
         raise typer.Exit(1)
+
+
+def _standing(opened: Bundle) -> dict[str, Any]:
+    """The field of JSON objects about a bundle behind which no PyTorch reference stands."""
+    return {"standing": opened.standing.word} if opened.standing.statement else {}
 
 
 def picture(shown: Shown, as_json: bool) -> None:
@@ -315,6 +329,8 @@ def picture(shown: Shown, as_json: bool) -> None:
     if shown.drawing:
         for part, engine in shown.drawing.engines.items():
             say(f"{part}: {engine}")
+        if shown.drawing.standing:
+            say(f"The engines are {shown.drawing.standing}: no PyTorch reference stands behind them.")
     for notice in shown.notices:
         say(f"note: {notice}")
 
