@@ -99,6 +99,7 @@ OTHERS = frozenset(
     f"{MICROSOFT}.{name}"
     for name in (
         *("Attention", "BiasAdd", "BiasGelu", "BifurcationDetector", "DequantizeLinear", "DynamicQuantizeLSTM"),
+        "DynamicQuantizeMatMul",
         *("EmbedLayerNormalization", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "GatherBlockQuantized"),
         *("GatherND", "Gelu", "GroupNorm", "GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits"),
         *("MultiHeadAttention", "Pad", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearLeakyRelu"),
