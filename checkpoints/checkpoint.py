@@ -16,12 +16,13 @@ from .bounds import latent_sides
 from .card import Card
 from .families import Config, Family, TokenizerFacts
 from .modules import build, fill, fitted
-from .names import Plan, Stored, folder_plan, original_plan, original_prefix
+from .names import folder_plan, original_plan, original_prefix
 from .others import Replacement
 from .source import CheckpointSource
 from .stored import stored_bytes
 from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
 from .training import Choices
+from .views import Plan, Stored
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,8 @@ class Checkpoint:
     """The folder on this machine, in diffusers' layout."""
     others: Mapping[str, Replacement] = field(default_factory=dict[str, Replacement], repr=False)
     """Components that replace the checkpoint's own, by name."""
+    left_out: tuple[str, ...] = ()
+    """Optional components that the caller left out."""
     length: int = 77
     """Token ids per row of CLIP's text encoders: the length that a chunk of a prompt is padded to."""
     card: Card = field(default_factory=Card, repr=False)
@@ -165,6 +168,16 @@ def component_tensors(tensors: Stored, family: Family, component: str) -> Stored
     """The tensors of one component of a whole file in the original layout, under their original names."""
     prefix = original_prefix(family, component)
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def zeros_instead(whole: Family, family: Family) -> list[str]:
+    """Notices about optional text encoders of the `whole` family that the checkpoint is used without."""
+    return [
+        f"{one.name} ({one.cls}) is left out: zeros replace its embeddings, as in diffusers. Images follow the prompt "
+        "less closely."
+        for one in whole.components
+        if one not in family.components
+    ]
 
 
 def _is_remark(key: str) -> bool:

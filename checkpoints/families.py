@@ -58,11 +58,11 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class TextLayout:
-    """Where the original layout keeps a text encoder, under transformers' or OpenCLIP's names."""
+    """Where the original layout keeps a text encoder, under transformers' names (CLIP's or T5's) or OpenCLIP's."""
 
     component: str
     prefix: str
-    style: Literal["transformers", "openclip"]
+    style: Literal["transformers", "openclip", "t5"]
     drops_last_layer: bool = False
     """Whether the next-to-last layer is used, so that diffusers leaves the last layer out."""
 
@@ -274,7 +274,11 @@ _SD3 = Family(
     ),
     pixels=1024,
     marks={"qk_norm": None},
-    texts=(),
+    texts=(
+        TextLayout("text_encoder", "text_encoders.clip_l.transformer.", "transformers"),
+        TextLayout("text_encoder_2", "text_encoders.clip_g.transformer.", "transformers"),
+        TextLayout("text_encoder_3", "text_encoders.t5xxl.transformer.", "t5"),
+    ),
     denoiser="transformer",
     latent_shift=True,
     # Of different widths, so that encoders in the wrong order are noticed; T5's is wider than both together.

@@ -14,9 +14,9 @@ from typing import Any, cast
 from ..core.errors import CheckpointError
 from ..core.record import shown
 from .families import Component
-from .names import Stored
 from .source import read_json
 from .stored import PICKLES, read_header, with_scales
+from .views import Stored
 
 FALLBACKS = ("fp16", "bf16")
 """Variants that are used, with a notice, where a folder has no plain weights."""

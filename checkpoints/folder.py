@@ -12,12 +12,12 @@ from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .card import read_card
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, zeros_instead
 from .families import FAMILIES, UNET, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
-from .names import Stored, text_layers
-from .others import Replacement, configured, rescaled, start_of
+from .names import text_layers
+from .others import Replacement, configured, refuse_texts, rescaled, start_of
 from .parts import CLASSES
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
@@ -26,6 +26,7 @@ from .statements import PIXELS
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
 from .training import Choices
+from .views import Stored
 
 # Components of diffusers' pipelines that a bundle doesn't need, and why.
 _WITHOUT = {
@@ -53,6 +54,7 @@ def open_folder(
     supported, or if no component has the variant.
     """
     check_variant(variant)
+    refuse_texts(folder, others)
     if not os.path.lexists(folder / "model_index.json"):
         raise CheckpointError(_no_index(folder))
     model_index = read_json(folder / "model_index.json")
@@ -67,7 +69,7 @@ def open_folder(
             f"family ({found}). {supported()}"
         )
     _refuse_other_pipeline(folder, family, model_index)
-    whole, family = family, family.without(*_absent(family, model_index), *left_out)
+    whole, family = family, family.without(*dict.fromkeys((*_absent(family, model_index), *left_out)))
     check_choices(family, choices)
     _refuse_refiner(folder, family, model_index, others)
     configs: dict[str, Config] = {}
@@ -130,6 +132,7 @@ def open_folder(
         choices=choices,
         trained_for=tuple(facts.values()),
         others=others,
+        left_out=tuple(left_out),
     )
 
 
@@ -207,16 +210,6 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
             "must be equal. Compare the configs with those that the checkpoint was published with."
         )
     return lengths.popitem()[1], notices
-
-
-def zeros_instead(whole: Family, family: Family) -> list[str]:
-    """Notices about optional text encoders of the `whole` family that the checkpoint is used without."""
-    return [
-        f"{one.name} ({one.cls}) is left out: zeros replace its embeddings, as in diffusers. Images follow the prompt "
-        "less closely."
-        for one in whole.components
-        if one not in family.components
-    ]
 
 
 def _left_out(family: Family, model_index: Config) -> list[str]:

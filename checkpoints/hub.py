@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,7 +96,9 @@ def _commit(file: HubFile, path: str) -> str:
     return Path(path).parents[len(PurePosixPath(file.path).parts) - 1].name
 
 
-def fetch(repository: str, revision: str | None, variant: str | None = None) -> tuple[Path, str]:
+def fetch(
+    repository: str, revision: str | None, variant: str | None = None, left_out: Collection[str] = ()
+) -> tuple[Path, str]:
     """Download the files that a checkpoint needs, or find them in the cache: its folder and its commit.
 
     Raises CheckpointError if the hub can't be reached and the cache doesn't have it.
@@ -105,7 +107,9 @@ def fetch(repository: str, revision: str | None, variant: str | None = None) -> 
     try:
         info = hub.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
         names = [sibling.rfilename for sibling in info.siblings or ()]
-        folder = hub.snapshot_download(repository, revision=revision, allow_patterns=_asked(repository, names, variant))
+        folder = hub.snapshot_download(
+            repository, revision=revision, allow_patterns=_asked(repository, names, variant, left_out)
+        )
     except CheckpointError:
         raise
     except Exception as exc:  # refused, offline, gated, unknown: the cache may still have it
@@ -121,7 +125,7 @@ def _library(repository: str) -> Any:
     return huggingface_hub
 
 
-def _asked(repository: str, names: list[str], variant: str | None) -> list[str]:
+def _asked(repository: str, names: list[str], variant: str | None, left_out: Collection[str]) -> list[str]:
     """The files to download; raises CheckpointError for a repository of single files."""
     single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
     if "model_index.json" not in names and "config.json" not in names and single:
@@ -129,7 +133,7 @@ def _asked(repository: str, names: list[str], variant: str | None) -> list[str]:
         raise CheckpointError(
             f"{repository} has no model_index.json, only {len(single)} single files. Pass one of them: {named}."
         )
-    return wanted(names, variant)
+    return [name for name in wanted(names, variant) if name.partition("/")[0] not in left_out]
 
 
 def wanted(names: Iterable[str], variant: str | None = None) -> list[str]:

@@ -15,8 +15,9 @@ from ..core.install import pip
 from ..core.record import in_a_line, shown
 from .bounds import flat
 from .families import Component, Config
-from .names import Plan, View, fit
+from .names import fit
 from .stored import FLOATS, WIDER, StoredTensor
+from .views import Plan, View
 
 if TYPE_CHECKING:
     import torch
@@ -186,7 +187,15 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
     if view.stored.scale is not None:
         tensor = tensor.float() * _scale(view.stored.scale, file, view.stored.file)
     for step in view.steps:
-        tensor = tensor.T if step == "T" else tensor[step]
+        match step:
+            case "T":
+                tensor = tensor.T
+            case "swap":
+                tensor = torch.cat(tensor.chunk(2)[::-1])
+            case "identity":
+                tensor = torch.eye(len(tensor))
+            case _:
+                tensor = tensor[step]
     tensor = tensor.contiguous().to(dtype)
     # The sum is not finite if a value isn't: one pass without a copy. Large values may overflow it, so check again.
     if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():

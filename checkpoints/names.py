@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from types import EllipsisType, SimpleNamespace
-from typing import Any, Literal
-
-import numpy as np
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 from ..core.errors import CheckpointError
-from .families import Config, Family, TextLayout
+from .families import MMDIT, Config, Family, TextLayout
+from .mmdit_names import mmdit_plan
 from .stored import StoredTensor
-
-Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
-Stored = Mapping[str, StoredTensor]
-Plan = dict[str, "View"]
+from .views import Plan, Stored, View, views
 
 UNET_PREFIX = "model.diffusion_model."
+"""Of denoisers of any kind."""
 VAE_PREFIX = "first_stage_model."
 
 # Buffers that older libraries stored, and tensors that only training or the image side of CLIP used.
@@ -31,57 +28,14 @@ _SPARE_TEXT = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
 _SPARE_PROJECTION = re.compile(r"^(text_model\.)?text_projection(\.weight)?$")
 _SPARE_VISION = re.compile(r"^(vision_model|visual_projection)\.")
 _TEXT_LAYER = re.compile(r"^(?:text_model\.)?encoder\.layers\.(\d+)\.")
+PROJECTED = "CLIPTextModelWithProjection"
+T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+"""Names of T5's embedding table."""
 _SPARE_VAE = re.compile(r"^(loss|model_ema)\.")
 
 # Attention blocks as diffusers named them before 0.15.
 _OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
-
-
-@dataclass(frozen=True)
-class View:
-    """A stored tensor, and the indexing and transposing that turn it into a module's tensor.
-
-    It implements the tensor operations that diffusers' conversion uses, and records them.
-    """
-
-    stored: StoredTensor
-    shape: tuple[int, ...]
-    steps: tuple[Index | Literal["T"], ...] = ()
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def T(self) -> View:  # noqa: N802 - the name that tensors have
-        """The view with its axes reversed."""
-        return replace(self, shape=self.shape[::-1], steps=(*self.steps, "T"))
-
-    def __getitem__(self, index: Index) -> View:
-        shape = np.broadcast_to(np.int8(0), self.shape)[index].shape
-        return replace(self, shape=shape, steps=(*self.steps, index))
-
-    def contiguous(self) -> View:
-        """The view itself: what is finally read is contiguous."""
-        return self
-
-    def clone(self) -> View:
-        """The view itself: nothing is shared."""
-        return self
-
-    def detach(self) -> View:
-        """The view itself: nothing has gradients."""
-        return self
-
-
-def views(tensors: Stored) -> Plan:
-    """A view of each tensor as it is stored."""
-    return {name: View(tensor, tensor.shape) for name, tensor in tensors.items()}
 
 
 def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
@@ -122,14 +76,22 @@ def original_plan(tensors: Stored, family: Family, component: str, config: Confi
     prefix = original_prefix(family, component)
     wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     text = _text_layout(family, component)
-    if text is None:
+    cls = family.component(component).cls
+    if cls == MMDIT:
+        plan = mmdit_plan({name.removeprefix(prefix): tensor for name, tensor in wanted.items()})
+    elif text is not None and text.style == "t5":
+        bare = {name.removeprefix(prefix): view for name, view in views(wanted).items()}
+        plan = _t5_plan(bare)
+        wanted = {name: t for name, t in wanted.items() if name.removeprefix(prefix) not in T5_TABLES}
+    elif text is None:
         wanted = {name: t for name, t in wanted.items() if not _SPARE_VAE.match(name.removeprefix(prefix))}
         convert = "convert_ldm_unet_checkpoint" if component == "unet" else "convert_ldm_vae_checkpoint"
         plan = _converted(convert, views(wanted), config)
     else:
-        cls = family.component(component).cls
         wanted = {name: t for name, t in wanted.items() if not _spare_text(name.removeprefix(prefix), cls)}
         plan = _text_plan(text, wanted, config)
+        if cls == PROJECTED and text.style == "transformers":
+            plan = _with_projection(plan)
     _refuse_unused(wanted, plan.values())
     return plan
 
@@ -139,7 +101,7 @@ def original_prefix(family: Family, component: str) -> str:
     text = _text_layout(family, component)
     if text is not None:
         return text.prefix
-    return UNET_PREFIX if component == "unet" else VAE_PREFIX
+    return UNET_PREFIX if component == family.denoiser else VAE_PREFIX
 
 
 def fit(plan: Plan, wanted: Collection[str]) -> Plan:
@@ -168,7 +130,7 @@ def _text_layout(family: Family, component: str) -> TextLayout | None:
 
 
 def _spare_text(name: str, cls: str) -> bool:
-    projects = cls == "CLIPTextModelWithProjection"
+    projects = cls == PROJECTED
     spare = _SPARE_TEXT.search(name) or _SPARE_VISION.match(name) or (not projects and _SPARE_PROJECTION.match(name))
     return bool(spare)
 
@@ -192,6 +154,15 @@ def _text_plan(text: TextLayout, wanted: dict[str, StoredTensor], config: Config
         del wanted[name]  # the layer that is left out: openclip_layers and drops_last_layer counted it
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
     return _converted("convert_open_clip_checkpoint", model, views(wanted), prefix=text.prefix)
+
+
+def _with_projection(plan: Plan) -> Plan:
+    """The plan of a CLIP encoder whose projection is the identity where its file has none, as in diffusers."""
+    name, norm = "text_projection.weight", "text_model.final_layer_norm.weight"
+    if name in plan or norm not in plan:
+        return plan
+    width = plan[norm].shape[0]
+    return plan | {name: replace(plan[norm], shape=(width, width), steps=("identity",))}
 
 
 def _converted(function: str, *args: Any, **kwargs: Any) -> Plan:

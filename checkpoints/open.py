@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import CheckpointError
@@ -36,6 +36,7 @@ def open_checkpoint(
     spacing: str | None = None,
     zero_snr: bool | None = None,
     size: int | None = None,
+    without: Collection[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint: recognize its family, check its files and read its configs. The weights stay on disk.
 
@@ -45,7 +46,10 @@ def open_checkpoint(
     already open is returned unchanged, or read again if `prediction`, `spacing`, `zero_snr` or `size` is given.
 
     `variant` selects the weight files of a folder (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
-    `components` replaces the checkpoint's `unet` or `vae`: each value is a file, a folder or a hub id.
+    `components` replaces the checkpoint's `unet` or `vae`: each value is a file, a folder or a hub id. It also names
+    the files of `text_encoder`, `text_encoder_2` and `text_encoder_3` for a single file of Stable Diffusion 3 without
+    them; by default they are looked for in a folder `text_encoders` beside the file. `without` names optional
+    components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace.
 
     `family` is the required family; a checkpoint of any other is refused. `prediction` (`epsilon`,
     `v_prediction` or `sample`), `spacing` (`leading`, `trailing` or `linspace`), `zero_snr` and `size`
@@ -58,10 +62,11 @@ def open_checkpoint(
     choices.check()
     wanted = find_family(family) if family is not None else None
     if isinstance(name, Checkpoint):
-        opened = _again(name, choices, {"revision": revision, "variant": variant, "components": components})
+        elsewhere = {"revision": revision, "variant": variant, "components": components, "without": without}
+        opened = _again(name, choices, elsewhere)
     else:
-        opened = _open(str(name), revision, choices, variant, open_others(components, variant))
-    if wanted is not None and opened.family != wanted:
+        opened = _open(str(name), revision, choices, variant, _Parts(open_others(components, variant), tuple(without)))
+    if wanted is not None and opened.family.name != wanted.name:
         raise CheckpointError(
             f"{name} is a {opened.family.title} checkpoint ({opened.family.name}), but {wanted.name} was requested. "
             f"Pass {opened.family.name}, or leave the family out: it is detected."
@@ -85,22 +90,28 @@ def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]
         return opened
     choices = choices.over(opened.choices)
     if opened.folder is not None:
-        return open_folder(opened.folder, opened.source, choices, opened.source.variant, opened.others)
-    return open_file(opened.place, opened.source, choices, opened.others)
+        return open_folder(opened.folder, opened.source, choices, opened.source.variant, opened.others, opened.left_out)
+    return open_file(opened.place, opened.source, choices, opened.others, opened.left_out)
 
 
-def _open(
-    name: str, revision: str | None, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
-) -> Checkpoint:
+@dataclass(frozen=True)
+class _Parts:
+    """Which components are read from elsewhere, and which aren't read."""
+
+    others: Mapping[str, Replacement]
+    left_out: tuple[str, ...]
+
+
+def _open(name: str, revision: str | None, choices: Choices, variant: str | None, parts: _Parts) -> Checkpoint:
     path = path_of(name)
     place = str(path.resolve())
     if name in SHIPPED and not is_regular(path / "model_index.json"):  # latentc's own checkout has a folder `scenes`
-        return _open_dir(SHIPPED[name], CheckpointSource("shipped", name), choices, variant, others)
+        return _open_dir(SHIPPED[name], CheckpointSource("shipped", name), choices, variant, parts)
     if is_folder(path):
-        return _open_dir(path, CheckpointSource("folder", place), choices, variant, others)
+        return _open_dir(path, CheckpointSource("folder", place), choices, variant, parts)
     if is_regular(path):
         _refuse_variant(name, variant)
-        return open_file(path, CheckpointSource("file", place), choices, others)
+        return open_file(path, CheckpointSource("file", place), choices, parts.others, parts.left_out)
     if os.path.lexists(path):
         raise CheckpointError(f"{path} is neither a folder nor a readable file. Check the path and its links.")
     single = hub_file(name)
@@ -108,11 +119,11 @@ def _open(
         _refuse_variant(name, variant)
         single = replace(single, revision=revision or single.revision)
         file, commit = fetch_file(single)
-        return open_file(file, CheckpointSource("hub", single.location, commit), choices, others)
+        return open_file(file, CheckpointSource("hub", single.location, commit), choices, parts.others, parts.left_out)
     repository, _, at = name.partition("@")
     if is_hub_id(repository) and path.suffix not in (".safetensors", *PICKLES):
-        folder, commit = fetch(repository, revision or at or None, variant)
-        return _open_dir(folder, CheckpointSource("hub", repository, commit), choices, variant, others)
+        folder, commit = fetch(repository, revision or at or None, variant, parts.left_out)
+        return _open_dir(folder, CheckpointSource("hub", repository, commit), choices, variant, parts)
     raise CheckpointError(
         f"Checkpoint {name!r} was not found: it is not a folder or file, not a hub id (owner/name or owner/name/file), "
         f"and not one of the checkpoints that ship with latentc ({', '.join(SHIPPED)}). Check the path."
@@ -128,8 +139,8 @@ def _refuse_variant(name: str, variant: str | None) -> None:
 
 
 def _open_dir(
-    folder: Path, source: CheckpointSource, choices: Choices, variant: str | None, others: Mapping[str, Replacement]
+    folder: Path, source: CheckpointSource, choices: Choices, variant: str | None, parts: _Parts
 ) -> Checkpoint:
     index = folder / "model_index.json"
     random = is_regular(index) and "_latentc_random" in read_json(index)
-    return open_folder(folder, replace(source, random=random), choices, variant, others)
+    return open_folder(folder, replace(source, random=random), choices, variant, parts.others, parts.left_out)

@@ -10,19 +10,21 @@ from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import in_a_line
-from .bounds import check_config, check_fit, check_pixels, check_statistics
+from .bounds import check_choices, check_config, check_fit, check_pixels, check_statistics
 from .card import Card, read_card, stated_card
-from .checkpoint import Checkpoint, component_tensors
+from .checkpoint import Checkpoint, component_tensors, zeros_instead
 from .families import FAMILIES, Config, Family
-from .names import UNET_PREFIX, VAE_PREFIX, Stored, original_prefix
+from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
 from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
-from .others import Replacement, configured, rescaled
+from .original_mmdit import MARK, beside, mmdit_family, t5_config
+from .others import Replacement, configured, open_others, refuse_texts, rescaled
 from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import CheckpointSource
 from .statements import PIXELS
 from .stored import read_header, refuse_pickle, with_scales
 from .tokenizer import KINDS
 from .training import Choices, scheduler_of, trained_for
+from .views import Stored
 
 _TABLES = {
     "openclip": ("token_embedding.weight",),
@@ -38,18 +40,25 @@ _SPARE = re.compile(
 
 
 def open_file(
-    path: Path, source: CheckpointSource, choices: Choices, others: Mapping[str, Replacement] = {}
+    path: Path,
+    source: CheckpointSource,
+    choices: Choices,
+    others: Mapping[str, Replacement] = {},
+    left_out: Collection[str] = (),
 ) -> Checkpoint:
     """The checkpoint in a single file. Configs come from its tensors' shapes, facts about its training from metadata.
 
     Averaged weights (`model_ema.`) next to the plain ones are ignored. `others` replace the file's own components,
-    which may then be missing. Raises CheckpointError for a file that is damaged, pickled, incomplete, quantized or of
-    a kind that isn't supported.
+    which may then be missing. `left_out` are optional components that aren't read. Raises CheckpointError for a file
+    that is damaged, pickled, incomplete, quantized or of a kind that isn't supported.
     """
     refuse_pickle(path)
     tensors, metadata = read_header(path)
     tensors = with_scales(tensors)
-    family = _family(path, tensors, others)
+    if any(name.startswith(MARK) for name in tensors):
+        return _open_mmdit(path, source, choices, tensors, metadata, others, left_out)
+    refuse_texts(path, others)
+    family = _family(path, tensors, others).without(*left_out)
     weights = {c.name: component_tensors(tensors, family, c.name) for c in family.components}
     for held in weights.values():
         refuse_quantized(path, {}, held)
@@ -92,6 +101,89 @@ def open_file(
         about=about,
         doubts=tuple(training.doubts),
     )
+
+
+def _open_mmdit(
+    path: Path,
+    source: CheckpointSource,
+    choices: Choices,
+    tensors: Stored,
+    metadata: Mapping[str, object],
+    others: Mapping[str, Replacement],
+    left_out: Collection[str],
+) -> Checkpoint:
+    """The checkpoint in a single file of Stable Diffusion 3 or 3.5.
+
+    Text encoders that it lacks are read from the published files in `text_encoders` beside it, unless `others` has
+    them.
+    """
+    if not any(name.startswith(VAE_PREFIX) for name in tensors) and "vae" not in others:
+        raise CheckpointError(
+            f"{path} has a transformer but no VAE (no tensor '{VAE_PREFIX}...'). Pass the whole checkpoint, or add the "
+            f"VAE of another: latentc export {path.name} --vae FILE."
+        )
+    if "unet" in others:
+        raise CheckpointError(f"{path} has a transformer, not a UNet. Leave out --unet.")
+    _refuse_mmdit_leftovers(path, tensors)
+    denoiser = _bare(_prefixed(tensors, UNET_PREFIX), UNET_PREFIX)
+    whole, transformer = mmdit_family(path, denoiser)
+    family = whole.without(*left_out)
+    check_choices(family, choices)
+    held = {text.component: _prefixed(tensors, text.prefix) for text in family.texts}
+    lacking = {name: family.component(name).optional for name in held if not held[name] and name not in others}
+    others = {**others, **open_others(beside(path, lacking), None)}
+    weights = {c.name: component_tensors(tensors, family, c.name) for c in family.components}
+    weights |= {name: other.tensors for name, other in others.items()}
+    for one in weights.values():
+        refuse_quantized(path, {}, one)
+    configs: dict[str, Config] = {family.denoiser: transformer}
+    for text in family.texts:
+        shapes = _bare(weights[text.component], text.prefix)
+        read = t5_config(shapes, family, text.component) if text.style == "t5" else text_config(shapes, family, text)
+        configs[text.component] = read
+    shapes = _bare(weights[family.vae], VAE_PREFIX)
+    base = vae_config(shapes, family) if "vae" not in others else None
+    configs[family.vae] = configured(others["vae"], family, None) if base is None else base
+    for name, config in configs.items():
+        where = others[name].where if name in others else f"{path} (from its tensors' shapes)"
+        check_config(where, config, len(weights[name]))
+    check_statistics(path, family, configs[family.vae])
+    check_fit(path, family, configs)
+    card, unread = _card(path, source, metadata)
+    scheduler = family.config("scheduler")
+    size = choices.facts().get(PIXELS)
+    return Checkpoint(
+        family=family,
+        source=source,
+        configs=configs,
+        scheduler=scheduler,
+        model_index=model_index(family, scheduler),
+        layout="original",
+        weights=weights,
+        others=others,
+        left_out=tuple(left_out),
+        card=card,
+        length=min(facts.length for facts in family.tokenizers),
+        size=cast("int | None", size.value if size else None),
+        trained_for=tuple(choices.facts().values()),
+        choices=choices,
+        notices=(
+            *zeros_instead(whole, family),
+            *(f"{name} is read from {Path(others[name].source.location).name}." for name in lacking),
+            *_left_over(tensors, whole),
+            *unread,
+        ),
+    )
+
+
+def _refuse_mmdit_leftovers(path: Path, tensors: Stored) -> None:
+    """Raise CheckpointError if the file also holds a UNet, which a merge left behind."""
+    if f"{UNET_PREFIX}input_blocks.0.0.weight" in tensors:
+        raise CheckpointError(f"{path} holds both a transformer and a UNet. Download the checkpoint again.")
+
+
+def _prefixed(tensors: Stored, prefix: str) -> Stored:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _card(path: Path, source: CheckpointSource, metadata: Mapping[str, object]) -> tuple[Card, list[str]]:

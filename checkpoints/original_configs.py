@@ -99,7 +99,8 @@ def text_config(shapes: Shapes, family: Family, text: TextLayout) -> Config:
         "max_position_embeddings": axis(shapes, names["position"], 0),
     }
     if family.component(text.component).cls == "CLIPTextModelWithProjection":
-        config["projection_dim"] = axis(shapes, "text_projection", 1)
+        name = "text_projection.weight" if text.style == "transformers" else "text_projection"
+        config["projection_dim"] = axis(shapes, name, 1) if name in shapes or text.style == "openclip" else width
     return config
 
 

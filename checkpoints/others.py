@@ -1,4 +1,4 @@
-"""Replacement components: a VAE or UNet from its own file or folder, in place of the checkpoint's."""
+"""Components from elsewhere: a VAE or UNet in place of the checkpoint's, and text encoders that its file lacks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from .fields import check_fields
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .named_configs import named_unet, named_vae
-from .names import UNET_PREFIX, VAE_PREFIX, Stored
+from .names import UNET_PREFIX, VAE_PREFIX
 from .original_configs import unet_config, vae_config
+from .original_mmdit import FILES
 from .refusals import refuse_names, refuse_quantized, refuse_unet
 from .source import CheckpointSource, check_class, path_of, read_json
 from .stored import read_header, refuse_pickle, with_scales
+from .views import Stored
 
 REPLACEABLE = ("unet", "vae")
 """Components that can be replaced."""
@@ -46,12 +48,45 @@ def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Rep
     Raises CheckpointError for a component that can't be replaced, or a place that doesn't hold one.
     """
     check_variant(variant)
-    unknown = sorted(set(places) - set(REPLACEABLE))
+    unknown = sorted(set(places) - {*REPLACEABLE, *FILES})
     if unknown:
         raise CheckpointError(
             f"The component {unknown[0]} cannot be replaced; only {' and '.join(REPLACEABLE)} can. Leave it out."
         )
-    return {name: _open(name, place, variant) for name, place in places.items()}
+    return {
+        name: _text(name, place) if name in FILES else _open(name, place, variant) for name, place in places.items()
+    }
+
+
+def refuse_texts(where: object, others: Collection[str]) -> None:
+    """Raise CheckpointError for text encoders of their own for a checkpoint that has them."""
+    given = sorted({*others} & {*FILES})
+    if given:
+        raise CheckpointError(
+            f"{where} has its own text encoders, so {given[0]} cannot be read from elsewhere. Only single files of "
+            "Stable Diffusion 3 without text encoders take them separately. Leave it out."
+        )
+
+
+def _text(component: str, name: str) -> Replacement:
+    """A text encoder of Stable Diffusion 3 from its own file, under the names that it has in a whole file."""
+    path = path_of(name)
+    if not is_regular(path):
+        raise CheckpointError(
+            f"{component} {name!r} is not a file. Only text encoders of Stable Diffusion 3 can be given, as files such "
+            f"as {FILES[component][0]}; of other checkpoints, only {' and '.join(REPLACEABLE)} can be replaced."
+        )
+    refuse_pickle(path)
+    tensors = with_scales(read_header(path)[0])
+    prefix = next(
+        one.prefix
+        for family in FAMILIES
+        for one in family.texts
+        if one.component == component and one.prefix.startswith(_SEPARATE)
+    )
+    source = CheckpointSource("file", str(path.resolve()))
+    renamed = {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in tensors.items()}
+    return Replacement(component, source, renamed, "original", None, source.location)
 
 
 def configured(other: Replacement, family: Family, base: Config | None) -> Config:
@@ -121,6 +156,8 @@ _SCALES: Config = {"scaling_factor": 0.18215, "shift_factor": None, "latents_mea
 """Keys that scale latents, with AutoencoderKL's defaults."""
 
 _ADDED = ("label_emb.", "add_embedding.")
+_SEPARATE = "text_encoders."
+"""Start of the names, in a whole file, of text encoders that are also published as files of their own."""
 
 
 def _prefix(component: str) -> str:

@@ -21,8 +21,9 @@ from ..core.manifest import Fact
 from ..core.reading import CONFIG_BYTES, is_regular, read_json, read_small
 from ..core.record import LONGEST, shown
 from ..core.request import MAX_SIDE, SPACINGS
-from .names import UNET_PREFIX, Stored
+from .names import UNET_PREFIX
 from .stored import StoredTensor, stored_bytes
+from .views import Stored
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PREDICTION, ZERO_SNR, SPACING, PIXELS = "prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "pixels"

@@ -17,7 +17,6 @@ from ..core.manifest import Fact
 from ..core.record import shown
 from ..core.request import MAX_SIDE, SPACINGS
 from .families import Config, Family
-from .names import Stored
 from .statements import (
     FEW_STEPS,
     PIXELS,
@@ -29,6 +28,7 @@ from .statements import (
     statements,
     traces,
 )
+from .views import Stored
 
 _FLAGS = {
     PREDICTION: "--prediction epsilon, v_prediction or sample",

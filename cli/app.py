@@ -105,14 +105,30 @@ def export(
         str | None,
         typer.Option(help="UNet to use instead (such as Lightning, Hyper-SD or LCM): a file, folder or Hub id."),
     ] = None,
+    without_t5: Annotated[
+        bool,
+        typer.Option("--without-t5", help="Leave out T5 of Stable Diffusion 3, which takes 9.5 GB; zeros replace it."),
+    ] = False,
+    text_encoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clip_l.safetensors, clip_g.safetensors and t5xxl_fp16.safetensors, for a single file of "
+            "Stable Diffusion 3 without them. Default: the folder text_encoders beside the file."
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, and compare each graph with PyTorch."""
+    from ..checkpoints.original_mmdit import in_folder
     from ..export.export import export as run_export
     from . import show
     from .progress import shown
 
+    replaced = {name: place for name, place in (("vae", vae), ("unet", unet)) if place is not None}
+    texts = in_folder(text_encoders) if text_encoders is not None else {}
+    if without_t5:
+        texts.pop("text_encoder_3", None)
     with shown(quiet or as_json) as tell:
         bundle = run_export(
             checkpoint,
@@ -120,7 +136,8 @@ def export(
             revision=revision,
             prediction=prediction,
             variant=variant,
-            components={name: place for name, place in (("vae", vae), ("unet", unet)) if place is not None},
+            components=replaced | texts,
+            without=("text_encoder_3",) if without_t5 else (),
             spacing=spacing,
             zero_snr=zero_snr,
             size=size,

@@ -3,7 +3,9 @@
 Operations that would lose more than rounding stay in f32: sums of many terms (norms, softmax), powers and exponentials,
 and everything that leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the high
 frequencies). The softmax inside a fused Attention can't be controlled: TensorRT refuses `softmax_precision`. Inputs and
-outputs stay f32. Where the checkpoint's weights are f16, they are used from the bundle's file without a copy.
+outputs stay f32. So do the nodes that the export marked, whose values f16 can't hold in published checkpoints: T5's
+residuals, a block of Stable Diffusion 3.5 Large (`PartSpec.wide`). Where the checkpoint's weights are f16, they are
+used from the bundle's file without a copy.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 
 from ..core.errors import CompileError
 from ..core.external import values_of
+from ..core.recipes import WIDE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,9 +32,6 @@ NARROW = frozenset(
 )
 """Operators computed in f16. The two norms take f16 and sum in f32 internally (`stash_type`). All other operators, such
 as Softmax or the sums of an expanded norm, stay in f32."""
-
-WIDE = "latentc.precision"
-"""Metadata key of nodes that a pass inserted and that stay in f32."""
 
 PHASES = frozenset({"Sin", "Cos"})
 SCALES = {"Resize": (0,), "Pad": (0, 2), "GroupNorm": (0,)}

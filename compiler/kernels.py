@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..core.errors import CompileError
+from ..core.recipes import WIDE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -74,6 +75,8 @@ class _Before:
         stem = f"{self._node.name or self._node.outputs[0].name}.{len(self._made)}"
         one: ir.Node = cast("Any", ir).node(op, inputs, attributes, domain=domain, name=stem)
         one.outputs[0].name, one.outputs[0].type = stem, self._old.type
+        if WIDE in self._node.metadata_props:
+            one.metadata_props[WIDE] = self._node.metadata_props[WIDE]
         self._made.append(one)
         return one.outputs[0]
 

@@ -19,16 +19,16 @@ from ..core.errors import CompileError, RuntimeMissing
 from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.norms import stage_norms
-from ..core.recipes import Pass
+from ..core.recipes import WIDE, Pass
 from ..runtimes.base import LINK, Runtime, Target
-from .half import WIDE, to_half
+from .half import to_half
 from .kernels import rewrite
 from .scratch import scratch_folder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING_VERSION = 4
+LOWERING_VERSION = 5
 """Part of every key: increase it when a pass changes its output."""
 
 INLINE_BYTES = 512 * 2**20
@@ -186,10 +186,11 @@ def fold(model: ir.Model) -> ir.Model:
 
 
 def lower_opset(model: ir.Model) -> ir.Model:
-    """Convert from opset 23 to 18: Attention, GroupNormalization and Gelu are expanded into smaller operators."""
+    """Convert from opset 23 to 18: attention, norms and Gelu are expanded into smaller operators."""
     expansions: dict[str, Callable[[Tape, ir.Node], ir.Value]] = {
         "Attention": _attention,
         "GroupNormalization": _group_norm,
+        "RMSNormalization": _rms_norm,
         "Gelu": _gelu,
     }
     for node in list(model.graph):
@@ -208,8 +209,8 @@ class Tape:
     def __init__(self, node: ir.Node) -> None:
         self.node = node
         self.count = 0
-        self.wide = False
-        """Whether nodes that are inserted now stay in f32."""
+        self.kept = self.wide = WIDE in node.metadata_props
+        """Whether nodes that are inserted now stay in f32: always, where the node itself does."""
 
     def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Insert an operator; returns its output."""
@@ -252,6 +253,8 @@ def _take_place(node: ir.Node, value: ir.Value) -> None:
     old = node.outputs[0]
     graph = cast("ir.Graph", node.graph)
     value.shape, value.type = old.shape, old.type
+    if old.is_graph_output():
+        value.name, old.name = old.name, value.name
     cast("Any", ir.convenience).replace_all_uses_with(old, value, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
@@ -309,17 +312,32 @@ def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
     variance = tape("ReduceMean", tape("Mul", centred, centred), tape.constant([2]))
     epsilon = tape.constant(float(_attribute(node, "epsilon", 1e-5)))
     normal = tape("Div", centred, tape("Sqrt", tape("Add", variance, epsilon)))
-    tape.wide = False
+    tape.wide = tape.kept
     whole = tape("Reshape", normal, tape("Shape", sample))
     axes = tape.constant(list(range(1, len(sample.shape) - 1)))
     scaled = tape("Mul", whole, tape("Unsqueeze", scale, axes))
     return tape("Add", scaled, tape("Unsqueeze", bias, axes))
 
 
+def _rms_norm(tape: Tape, node: ir.Node) -> ir.Value:
+    """The last axis over the root of its mean square, then scaled; always in f32. Source: arXiv 1910.07467."""
+    sample, scale = node.inputs
+    rank = None if sample is None or sample.shape is None else len(sample.shape)
+    if _attribute(node, "axis", -1) not in (-1, None if rank is None else rank - 1):
+        raise _refuse(node, "covers more than the last axis")
+    tape.wide = True
+    square = tape("ReduceMean", tape("Mul", sample, sample), tape.constant([-1]))
+    epsilon = tape.constant(float(_attribute(node, "epsilon", 1e-5)))
+    return tape("Mul", tape("Div", sample, tape("Sqrt", tape("Add", square, epsilon))), scale)
+
+
 def _gelu(tape: Tape, node: ir.Node) -> ir.Value:
-    """Half of x (1 + erf(x / sqrt 2)). Source: arXiv 1606.08415."""
-    if _attribute(node, "approximate", "none") != "none":
-        raise _refuse(node, "uses an approximation")
+    """Half of x (1 + erf(x / sqrt 2)), or its approximation by tanh, in f32. Source: arXiv 1606.08415."""
     value = node.inputs[0]
-    error = tape("Erf", tape("Mul", value, tape.constant(math.sqrt(0.5))))
+    if _attribute(node, "approximate", "none") == "tanh":
+        tape.wide = True  # the cube of 41 is out of range of f16
+        cube = tape("Mul", tape("Mul", value, value), tape("Mul", value, tape.constant(0.044715)))
+        error = tape("Tanh", tape("Mul", tape("Add", value, cube), tape.constant(math.sqrt(2 / math.pi))))
+    else:
+        error = tape("Erf", tape("Mul", value, tape.constant(math.sqrt(0.5))))
     return tape("Mul", tape("Mul", value, tape.constant(0.5)), tape("Add", error, tape.constant(1.0)))

@@ -12,7 +12,7 @@ from ..core.errors import ProfileError, RuntimeMissing
 from ..core.manifest import ROLE_NAMES, Role
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
-from ..core.shapes import Setting, embedding_length, shape_of, sizes
+from ..core.shapes import Setting, embedding_length, shape_of, size_complaint, sizes
 from ..profiles import OWN, Profile
 from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, runtime
 from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
@@ -176,6 +176,7 @@ def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
             location=source.argument,
             family=manifest.family,
             variant=source.variant,
+            left_out=manifest.left_out,
             components={name: other.argument for name, other in manifest.components.items()},
         ),
     )
@@ -225,6 +226,8 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
         settings = [] if free else [Setting(*model.own_size, guided=both) for both in prompts]
     else:
         sides = [model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes]
+        if wrong := next(filter(None, (size_complaint(model, *side) for side in sides)), None):
+            raise ProfileError(f"Profile {profile.name} has a size under [shapes] that {bundle.folder} lacks: {wrong}")
         settings = [Setting(width, height, images, guided) for width, height in sides]
     return [
         {tensor.name: shape_of(tensor.shape, sizes(model, info.role, one)) for tensor in info.inputs}

@@ -267,6 +267,8 @@ class Manifest(Record):
     source: Source
     components: dict[str, Other] = Field(default_factory=dict)
     """Replaced components (`export --vae --unet`), keyed by name."""
+    left_out: tuple[Line, ...] = ()
+    """Optional components of the checkpoint that were left out at the user's request, such as T5."""
     license: License = License()
     notices: tuple[str, ...] = ()
     """What differs from the checkpoint's files, or was left out, in sentences."""

@@ -14,6 +14,10 @@ Pass = Literal["half", "stage", "fold", "widen"]
 """Passes of the lowering (`compiler.lower`), beside opset and fixed shapes."""
 
 
+WIDE = "latentc.precision"
+"""Metadata key of nodes of a graph that stay in f32 where the recipe computes in f16."""
+
+
 def _known(name: Any) -> Any:
     if not isinstance(name, str) or name in RECIPES:
         return name

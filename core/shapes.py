@@ -47,6 +47,16 @@ def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
     }
 
 
+def size_complaint(model: Model, width: int, height: int) -> str | None:
+    """Why a model can't generate images of this size in pixels, as a sentence; None if it can."""
+    step = model.downscale * model.patch
+    if width % step or height % step:
+        return f"{width}x{height} is not a valid size for this model: use multiples of {step} pixels."
+    if model.largest_side is not None and max(width, height) > (largest := model.largest_side * model.downscale):
+        return f"{width}x{height} is too large for this model: use at most {largest} pixels per side."
+    return None
+
+
 def rows_of(length: int, base: int, chunks: int) -> int:
     """Rows of `length` token ids that hold a prompt of `chunks` chunks of `base` ids."""
     return -(-chunks * base // length)

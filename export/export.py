@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -51,12 +51,13 @@ def export(
     zero_snr: bool | None = None,
     size: int | None = None,
     scheduler: str | None = None,
+    without: Collection[str] = (),
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant` and `components` are the arguments
-    of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as `dpm++2m`, replaces the
+    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components` and `without` are the
+    arguments of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as `dpm++2m`, replaces the
     checkpoint's own in the bundle. Each exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
@@ -80,6 +81,7 @@ def export(
         size=size,
         variant=variant,
         components=components,
+        without=without,
     )
     opened = settle(opened, scheduler)
     specs = part_specs(opened)
@@ -136,7 +138,7 @@ def _export_part(
     path = fresh / graph_path(spec.name)
     path.parent.mkdir(exist_ok=True)
     on_progress(f"{spec.name}: read", None)
-    kept = kept_as(tensor.dtype for tensor in checkpoint.weights[spec.component].values())
+    kept = kept_as(checkpoint.weights[spec.component].values())
     component = computing(checkpoint, spec.component)
     module = as_part(checkpoint, spec, component)
     on_progress(f"{spec.name}: reference", None)
@@ -243,6 +245,7 @@ def _write_manifest(
             name: Other.model_validate(asdict(other.source) | {"digest": checkpoint.digest(name)})
             for name, other in checkpoint.others.items()
         },
+        left_out=checkpoint.left_out,
         license=License(declared=card.license, name=card.name, link=card.link, files=tuple(card.files)),
         notices=checkpoint.notices,
         model=model_facts(checkpoint),

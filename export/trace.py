@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..checkpoints.parts import PartSpec
 from ..core.errors import CompileError
 from ..core.manifest import TensorInfo
+from ..core.recipes import WIDE
 from ..core.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -67,8 +70,33 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     model: ir.Model = program.model
     _label(model.graph.inputs, spec.inputs)
     _label(model.graph.outputs, spec.outputs)
+    wide = _wide(model, spec)
     _forget_origin(model)
+    for node in wide:
+        node.metadata_props[WIDE] = "f32"
     return model
+
+
+def _wide(model: ir.Model, spec: PartSpec) -> list[ir.Node]:
+    """The nodes of the modules that stay in f32; raises `CompileError` where there are none of a pattern."""
+    found: list[ir.Node] = []
+    modules = {node: _module_of(node) for node in model.graph}
+    for pattern in spec.wide:
+        own = [node for node, module in modules.items() if re.fullmatch(pattern, module)]
+        if not own:
+            raise CompileError(
+                f"{spec.name} has no operators of a module {pattern!r}, which is to stay in f32. Install the versions "
+                "of torch, diffusers and transformers that constraints.txt names."
+            )
+        found += own
+    return found
+
+
+def _module_of(node: ir.Node) -> str:
+    """The path of the innermost module that a node comes from."""
+    scopes: object = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    names = [str(name) for name in cast("list[object]", scopes)]
+    return names[-2].removeprefix("model.") if len(names) > 1 else ""
 
 
 def _example(tensor: TensorInfo, sizes: dict[str, int]) -> torch.Tensor:

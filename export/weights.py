@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..checkpoints.open import Checkpoint
+    from ..checkpoints.stored import StoredTensor
 
 DATA = "model.onnx_data"
 INLINE_BYTES = 1024
@@ -24,12 +25,17 @@ Kept = Literal["f32", "f16", "bf16"]
 """Types of weights in a bundle; the graph casts them to f32 where it uses them."""
 
 
-def kept_as(dtypes: Iterable[str]) -> Kept:
-    """The type in which a component's weights are kept, given its tensors' types (safetensors' names).
+def kept_as(tensors: Iterable[StoredTensor]) -> Kept:
+    """The type in which a component's weights are kept.
 
-    f16 or bf16 if all of them are stored so; else f32, which holds each of them exactly.
+    f16 or bf16 if all of them are stored so; else f32, which holds each of them exactly. f16 holds fp8 exactly, unless
+    it is scaled.
     """
-    floats = {dtype for dtype in dtypes if dtype.startswith(("F", "BF"))}
+    floats = {
+        "F16" if one.dtype.startswith("F8") and one.scale is None else one.dtype
+        for one in tensors
+        if one.dtype.startswith(("F", "BF"))
+    }
     return "f16" if floats == {"F16"} else "bf16" if floats == {"BF16"} else "f32"
 
 
@@ -136,7 +142,7 @@ def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
     """A component that computes in f32; its weights stay in f16 or bf16 if all of them are stored so."""
     import torch
 
-    kept = kept_as(tensor.dtype for tensor in checkpoint.weights[component].values())
+    kept = kept_as(checkpoint.weights[component].values())
     if kept == "f32":
         return checkpoint.module(component)
     narrow = torch.bfloat16 if kept == "bf16" else torch.float16

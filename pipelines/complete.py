@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
 from ..core.request import Request
+from ..core.shapes import size_complaint
 from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, samplers, schedule
 from ..sampling.schedulers.settings import settings
@@ -25,7 +26,7 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
     """The request with width, height, seed and scheduler filled in.
 
     `scheduler` is the checkpoint's own `scheduler_config.json`. Raises `RequestError` for a size that
-    isn't a whole number of latents, and if later images would have seeds above `MAX_SEED`.
+    the model can't generate, and if later images would have seeds above `MAX_SEED`.
     """
     filled = request.model_copy(
         update={
@@ -36,10 +37,8 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
         }
     )
     width, height, seed = size_and_seed(filled)
-    if width % model.downscale or height % model.downscale:
-        raise RequestError(
-            f"{width}x{height} is not a valid size for this model: use multiples of {model.downscale} pixels."
-        )
+    if wrong := size_complaint(model, width, height):
+        raise RequestError(wrong)
     if seed + filled.count - 1 > MAX_SEED:
         raise RequestError(
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."

@@ -115,6 +115,8 @@ class CheckpointOrigin:
     variant: str | None = None
     components: Mapping[str, str] = field(default_factory=dict[str, str])
     """Locations of components that come from elsewhere, keyed by component."""
+    left_out: tuple[str, ...] = ()
+    """Optional components that were left out."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
-from .base import COUNTS, Facts, Job, Runtime, Target, numbered
+from .base import COUNTS, CheckpointOrigin, Facts, Job, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line
 from .cuda import TF32_OVERRIDE
 from .host import HostEngine
@@ -49,6 +49,8 @@ class Reference(Record):
     location: str
     """Folder or file on this machine; for a hub id, the folder that it was downloaded to."""
     variant: str | None = None
+    left_out: tuple[str, ...] = ()
+    """Optional components that were left out."""
     components: dict[str, str] = Field(default_factory=dict)
     """Locations of components that come from elsewhere, keyed by component."""
     family: str
@@ -112,10 +114,11 @@ class Torch(Runtime):
                 "another runtime."
             )
         on_progress(f"{job.part}: read the checkpoint", None)
-        checkpoint = _open(origin.location, origin.family, origin.variant, origin.components)
+        checkpoint = _open(origin)
         reference = Reference(
             location=str(checkpoint.place),
             variant=origin.variant,
+            left_out=origin.left_out,
             components=dict(origin.components),
             family=origin.family,
             part=job.part,
@@ -136,7 +139,7 @@ class Torch(Runtime):
                 f"The torch runtime runs the checkpoint itself, and {reference.location} does not exist any more. "
                 "Restore it, or export the checkpoint again from its current location."
             )
-        checkpoint = _open(reference.location, reference.family, reference.variant, reference.components)
+        checkpoint = _open(reference)
         spec = _spec(checkpoint, reference.part, target)
         if checkpoint.digest(spec.component) != reference.digest:
             raise CheckpointError(
@@ -195,10 +198,16 @@ def in_f32(torch: Any) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _open(name: str, family: str, variant: str | None, components: Mapping[str, str]) -> Checkpoint:
+def _open(origin: CheckpointOrigin | Reference) -> Checkpoint:
     from ..checkpoints.open import open_checkpoint
 
-    return open_checkpoint(name, family=family, variant=variant, components=components)
+    return open_checkpoint(
+        origin.location,
+        family=origin.family,
+        variant=origin.variant,
+        components=origin.components,
+        without=origin.left_out,
+    )
 
 
 def _spec(checkpoint: Checkpoint, part: str, target: Target) -> PartSpec:

@@ -139,7 +139,7 @@ def traced_once(shared):
         import onnx_ir
         import torch
 
-        digest = hashlib.sha256(f"{spec.inputs} {spec.outputs} {module}".encode())
+        digest = hashlib.sha256(f"{spec.inputs} {spec.outputs} {spec.wide} {spec.patch} {module}".encode())
         state = module.state_dict()
         if sum(tensor.nbytes for tensor in state.values()) > LARGE:  # of full size, and all zeros
             return trace(spec, module)

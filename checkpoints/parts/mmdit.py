@@ -15,6 +15,11 @@ DEFAULTS = {"patch_size": 2, "pos_embed_max_size": 96}
 """Values of a config without them, as in diffusers."""
 
 
+WIDE = {38: (r"transformer_blocks\.35(\..*)?",)}
+"""Blocks that exceed f16's largest number, by the number of layers: NVIDIA keeps this one of Stable Diffusion 3.5 Large
+in f32 too (TensorRT's demo, `UpcastLayer`)."""
+
+
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     """The denoiser: latents, a timestep and prompt embeddings to the velocity that the scheduler reads."""
     config = DEFAULTS | dict(checkpoint.configs[component.name])
@@ -28,7 +33,10 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     wires = (Wire(input="hidden_states", source=LATENTS),)
     name, out, patch = component.name, floats("out_sample", *latents), config["patch_size"]
     largest = config["pos_embed_max_size"] * patch
-    return (PartSpec(name, "denoiser", name, inputs, (out,), _call, wires, patch=patch, largest_side=largest),)
+    wide = WIDE.get(config["num_layers"], ())
+    return (
+        PartSpec(name, "denoiser", name, inputs, (out,), _call, wires, wide=wide, patch=patch, largest_side=largest),
+    )
 
 
 def _call(model: Any, _outputs: tuple[str, ...], latents: Any, states: Any, pooled: Any, timestep: Any) -> Any:

@@ -30,6 +30,8 @@ class PartSpec:
     """Sources of those inputs that are fed the same way in every family."""
     tracing: Callable[[Any], AbstractContextManager[None]] | None = None
     """A context for the component's module while it is traced, where the tracer needs a hint."""
+    wide: tuple[str, ...] = ()
+    """Modules whose own operators stay in f32 where an engine computes in f16: regular expressions of their paths."""
     patch: int = 1
     """Heights and widths in latents are multiples of this."""
     largest_side: int | None = None

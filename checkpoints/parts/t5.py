@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from ..families import Component
 
 
+WIDE = (r"encoder\.block\.\d+\.layer\.[01]", r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.wo")
+"""The sums of residuals, which exceed f16's largest number in T5-XXL, and the product before them, which transformers
+keeps in f32 (`_keep_in_fp32_modules`)."""
+
+
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     """The text encoder: rows of ids to states. It takes no mask: padding is attended to, as in diffusers' pipeline."""
     config, name = checkpoint.configs[component.name], component.name
     length = next(checkpoint.length_of(facts) for facts in checkpoint.family.tokenizers if facts.encoder == name)
     ids = TensorInfo(name=IDS, dtype="int64", shape=("batch", length))
     states = floats("last_hidden_state", "batch", length, config["d_model"])
-    return (PartSpec(name, "text_encoder", name, (ids,), (states,), _call),)
+    return (PartSpec(name, "text_encoder", name, (ids,), (states,), _call, wide=WIDE),)
 
 
 def _call(model: Any, _outputs: tuple[str, ...], input_ids: Any) -> tuple[Any, ...]:

@@ -144,6 +144,84 @@ def original(family: str, tensors, configs):
     return found
 
 
+MMDIT_TEXTS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
+MMDIT_ENDS = (
+    ("pos_embed.proj.", "x_embedder.proj."),
+    ("pos_embed.pos_embed", "pos_embed"),
+    ("time_text_embed.timestep_embedder.linear_1.", "t_embedder.mlp.0."),
+    ("time_text_embed.timestep_embedder.linear_2.", "t_embedder.mlp.2."),
+    ("time_text_embed.text_embedder.linear_1.", "y_embedder.mlp.0."),
+    ("time_text_embed.text_embedder.linear_2.", "y_embedder.mlp.2."),
+    ("proj_out.", "final_layer.linear."),
+)
+MMDIT_BLOCK = (
+    ("norm1_context.linear.", "context_block.adaLN_modulation.1."),
+    ("norm1.linear.", "x_block.adaLN_modulation.1."),
+    ("ff_context.net.0.proj.", "context_block.mlp.fc1."),
+    ("ff_context.net.2.", "context_block.mlp.fc2."),
+    ("ff.net.0.proj.", "x_block.mlp.fc1."),
+    ("ff.net.2.", "x_block.mlp.fc2."),
+    ("attn.to_out.0.", "x_block.attn.proj."),
+    ("attn.to_add_out.", "context_block.attn.proj."),
+    ("attn.norm_q.", "x_block.attn.ln_q."),
+    ("attn.norm_k.", "x_block.attn.ln_k."),
+    ("attn.norm_added_q.", "context_block.attn.ln_q."),
+    ("attn.norm_added_k.", "context_block.attn.ln_k."),
+    ("attn2.to_out.0.", "x_block.attn2.proj."),
+    ("attn2.norm_q.", "x_block.attn2.ln_q."),
+    ("attn2.norm_k.", "x_block.attn2.ln_k."),
+)
+MMDIT_JOINED = (
+    (("attn.to_q.", "attn.to_k.", "attn.to_v."), "x_block.attn.qkv."),
+    (("attn2.to_q.", "attn2.to_k.", "attn2.to_v."), "x_block.attn2.qkv."),
+    (("attn.add_q_proj.", "attn.add_k_proj.", "attn.add_v_proj."), "context_block.attn.qkv."),
+)
+
+
+def swapped(tensor):
+    import torch
+
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def mmdit_names(tensors):
+    """The transformer's tensors of Stable Diffusion 3, without prefix, as Stability AI names them."""
+    import torch
+
+    last = max(int(re.match(r"transformer_blocks\.(\d+)", name)[1]) for name in tensors if "blocks." in name)
+    found = {}
+    for name, tensor in tensors.items():
+        block = re.match(r"transformer_blocks\.(\d+)\.(.*)", name)
+        if block is None:
+            if name.startswith("norm_out.linear."):
+                found[name.replace("norm_out.linear.", "final_layer.adaLN_modulation.1.")] = swapped(tensor)
+                continue
+            for old, new in MMDIT_ENDS:
+                if name.startswith(old):
+                    name = name.replace(old, new)
+                    break
+            found[name] = tensor
+            continue
+        start, rest = f"joint_blocks.{block[1]}.", block[2]
+        joined = next(((parts, new) for parts, new in MMDIT_JOINED if rest.startswith(parts)), None)
+        if joined:
+            parts, new = joined
+            if rest.startswith(parts[0]):
+                kind = rest.removeprefix(parts[0])
+                rows = [tensors[f"transformer_blocks.{block[1]}.{part}{kind}"] for part in parts]
+                found[f"{start}{new}{kind}"] = torch.cat(rows)
+            continue
+        old, new = next((old, new) for old, new in MMDIT_BLOCK if rest.startswith(old))
+        swaps = int(block[1]) == last and old == "norm1_context.linear."
+        found[start + rest.replace(old, new)] = swapped(tensor) if swaps else tensor
+    return found
+
+
+def encoder_files(tensors):
+    """The text encoders' files: tensors by the stem of the published name."""
+    return {stem: dict(tensors[name]) for name, stem in MMDIT_TEXTS.items() if name in tensors}
+
+
 @pytest.fixture(scope="session")
 def as_original():
     """`as_original(family, tensors, configs)`: diffusers' names turned into the original ones."""
@@ -178,6 +256,26 @@ def single_file(checkpoint, read_folder, tmp_path_factory):
         return made[family]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mmdit_file(checkpoint, read_folder):
+    """`mmdit_file(family)`: tensors of Stable Diffusion 3's single file, and of each text encoder's own file."""
+
+    def make(family: str):
+        tensors, configs = read_folder(checkpoint(family))
+        levels = len(configs["vae"]["block_out_channels"])
+        found = {UNET + name: tensor for name, tensor in mmdit_names(tensors["transformer"]).items()}
+        entries = (vae_entry(name, tensor, levels) for name, tensor in tensors["vae"].items())
+        return found | {VAE + name: tensor for name, tensor in entries}, encoder_files(tensors)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def named_mmdit():
+    """`named_mmdit(tensors)`: diffusers' names of the transformer turned into the original ones."""
+    return mmdit_names
 
 
 @pytest.fixture

@@ -216,7 +216,13 @@ def test_a_vae_of_unknown_scale_is_refused(other, own):
         ("vae", lambda other: other("sd1")[0] / "unet", "holds a UNet2DConditionModel"),
         ("vae", lambda other: other("sd1")[0] / "tokenizer", "no config.json"),
         ("vae", lambda _: "no/such-thing/here", "vae 'no/such-thing/here' was not found"),
-        ("text_encoder", lambda other: other("sd1")[0], "text_encoder cannot be replaced; only unet and vae can"),
+        ("text_encoder", lambda other: other("sd1")[0], "is not a file. .*only unet and vae can be replaced"),
+        (
+            "text_encoder",
+            lambda other: other("sd1")[0] / "unet/diffusion_pytorch_model.safetensors",
+            "has its own text",
+        ),
+        ("tokenizer", lambda other: other("sd1")[0], "tokenizer cannot be replaced; only unet and vae can"),
     ],
 )
 def test_other_components_are_refused_when_they_are_opened(component, make, match, other, checkpoint):

@@ -1,0 +1,79 @@
+"""Names of the transformer of Stable Diffusion 3 and 3.5 in Stability AI's layout.
+
+Source: Stability-AI/sd3.5 (`mmditx.py`), and diffusers' `convert_sd3_to_diffusers.py`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .views import Plan, Stored, View, views
+
+_DIRECT = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+    "context_embedder": "context_embedder",
+    "final_layer.linear": "proj_out",
+}
+# Modules of a block, by their names behind `x_block.` and `context_block.`.
+_IMAGE = {
+    "attn.proj": "attn.to_out.0",
+    "attn.ln_q": "attn.norm_q",
+    "attn.ln_k": "attn.norm_k",
+    "attn2.proj": "attn2.to_out.0",
+    "attn2.ln_q": "attn2.norm_q",
+    "attn2.ln_k": "attn2.norm_k",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": "norm1.linear",
+}
+_TEXT = {
+    "attn.proj": "attn.to_add_out",
+    "attn.ln_q": "attn.norm_added_q",
+    "attn.ln_k": "attn.norm_added_k",
+    "mlp.fc1": "ff_context.net.0.proj",
+    "mlp.fc2": "ff_context.net.2",
+    "adaLN_modulation.1": "norm1_context.linear",
+}
+_JOINED = {
+    ("x_block", "attn.qkv"): ("attn.to_q", "attn.to_k", "attn.to_v"),
+    ("x_block", "attn2.qkv"): ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    ("context_block", "attn.qkv"): ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+_BLOCK = re.compile(r"joint_blocks\.(\d+)\.(x_block|context_block)\.(.+)\.(weight|bias)$")
+
+
+def mmdit_plan(tensors: Stored) -> Plan:
+    """The plan of a transformer in the original layout, from its tensors without prefix; unknown ones are left out.
+
+    Queries, keys and values are stored as one matrix. In the layers whose modulation has a shift and a scale only, the
+    two are stored in the other order than diffusers has them.
+    """
+    last = max((int(match[1]) for name in tensors if (match := _BLOCK.match(name))), default=0)
+    plan: Plan = {}
+    for name, view in views(tensors).items():
+        stem, _, kind = name.rpartition(".")
+        if name == "pos_embed":
+            plan["pos_embed.pos_embed"] = view
+        elif stem in _DIRECT:
+            plan[f"{_DIRECT[stem]}.{kind}"] = view
+        elif stem == "final_layer.adaLN_modulation.1":
+            plan[f"norm_out.linear.{kind}"] = view.swapped()
+        elif match := _BLOCK.match(name):
+            plan |= _block(view, int(match[1]), match[2], match[3], kind, last)
+    return plan
+
+
+def _block(view: View, number: int, side: str, module: str, kind: str, last: int) -> Plan:
+    start = f"transformer_blocks.{number}"
+    if joined := _JOINED.get((side, module)):
+        rows = view.shape[0] // len(joined)
+        return {f"{start}.{one}.{kind}": view[rows * i : rows * (i + 1)] for i, one in enumerate(joined)}
+    names = _IMAGE if side == "x_block" else _TEXT
+    if module not in names:
+        return {}
+    swaps = number == last and (side, module) == ("context_block", "adaLN_modulation.1")
+    return {f"{start}.{names[module]}.{kind}": view.swapped() if swaps else view}
