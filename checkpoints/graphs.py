@@ -73,7 +73,7 @@ ADDITIONAL = ("timestep_cond",)
 
 
 @dataclass(frozen=True)
-class Graph:
+class ForeignGraph:
     """One part's graph in the folder."""
 
     path: Path
@@ -95,7 +95,7 @@ class Graphs:
     folder: Path
     checkpoint: Checkpoint
     """The model's family and configs. It has no weights."""
-    parts: Mapping[str, Graph]
+    parts: Mapping[str, ForeignGraph]
     """Keyed by diffusers' name of the part; the image encoder may be missing."""
     tokenizers: Mapping[str, Path]
     """Folder of each tokenizer."""
@@ -183,7 +183,7 @@ def open_graphs(
     return Graphs(place, checkpoint, graphs, tokenizers, tuple(dict.fromkeys(files)))
 
 
-def _absent(family: Family, index: Config, found: Mapping[str, Graph]) -> list[str]:
+def _absent(family: Family, index: Config, found: Mapping[str, ForeignGraph]) -> list[str]:
     """The optional components that the folder has no graph of, and that model_index.json doesn't have either."""
     optional = [one.name for one in family.components if one.optional and one.name not in found]
     return [name for name in optional if index and index.get(name) in (None, [None, None])]
@@ -216,11 +216,11 @@ def _denoisers() -> tuple[str, ...]:
     return tuple(dict.fromkeys(family.denoiser for family in FAMILIES))
 
 
-def _find(folder: Path, given: Mapping[str, str]) -> dict[str, Graph]:
+def _find(folder: Path, given: Mapping[str, str]) -> dict[str, ForeignGraph]:
     """The graphs in a folder, keyed by part, each of them inspected."""
     if unknown := sorted(given.keys() - PLACES.keys()):
         raise CheckpointError(f"--part {unknown[0]!r} is not the name of a part. Parts: {', '.join(PLACES)}.")
-    found: dict[str, Graph] = {}
+    found: dict[str, ForeignGraph] = {}
     for name, places in PLACES.items():
         if name in given:
             path = _graph_in(folder / given[name])
@@ -258,7 +258,7 @@ def _graph_in(folder: Path) -> Path | None:
     return graphs[0] if graphs else None
 
 
-def _inspected(path: Path) -> Graph:
+def _inspected(path: Path) -> ForeignGraph:
     try:
         facts = inspect_graph(path, ADVICE)
         sizes = {one.location: 0 for one in facts.external}
@@ -271,10 +271,10 @@ def _inspected(path: Path) -> Graph:
         check_foreign_graph(facts, {name: size for name, size in sizes.items() if size}, ADVICE)
     except BundleError as exc:
         raise CheckpointError(str(exc)) from exc
-    return Graph(path, facts)
+    return ForeignGraph(path, facts)
 
 
-def _no_denoiser(folder: Path, found: Mapping[str, Graph]) -> str:
+def _no_denoiser(folder: Path, found: Mapping[str, ForeignGraph]) -> str:
     below = [folder / one for places in PLACES.values() for one in places]
     if any(os.path.lexists(place / OPENVINO) for place in (folder, *below)):
         return (
@@ -294,7 +294,9 @@ def _no_denoiser(folder: Path, found: Mapping[str, Graph]) -> str:
     return f"{folder} has no ONNX graphs of a diffusion model: unet/{GRAPH}, vae_decoder/{GRAPH} ... were expected."
 
 
-def _family(reading: _Reading, folder: Path, denoiser: str, graph: Graph, index: Config, wanted: str | None) -> Family:
+def _family(
+    reading: _Reading, folder: Path, denoiser: str, graph: ForeignGraph, index: Config, wanted: str | None
+) -> Family:
     """The family by its configs and by the denoiser's graph; raises CheckpointError where these disagree."""
     names = {value.name for value in graph.facts.inputs}
     able = [one for one in FAMILIES if one.denoiser == denoiser and not one.frames and _takes(one, names)]
@@ -356,7 +358,7 @@ def _published(family: Family) -> PartSpec:
     return next(spec for spec in part_specs(made) if spec.role == "denoiser" and "@" not in spec.name)
 
 
-def _alike(graph: Graph, able: list[Family]) -> list[Family]:
+def _alike(graph: ForeignGraph, able: list[Family]) -> list[Family]:
     """Those families whose published model has the graph's width of prompt embeddings."""
     width = _width(graph.facts.inputs, "encoder_hidden_states")
     return [one for one in able if _width_of(_published(one)) == width and width is not None]
@@ -379,7 +381,9 @@ def _config_places(component: str, vae: bool = False) -> tuple[str, ...]:
     return tuple(f"{one}/config.json" for one in dict.fromkeys(folders))
 
 
-def _configs(reading: _Reading, family: Family, found: Mapping[str, Graph], *, published: bool) -> dict[str, Config]:
+def _configs(
+    reading: _Reading, family: Family, found: Mapping[str, ForeignGraph], *, published: bool
+) -> dict[str, Config]:
     """The config of each component. With `published`, missing ones are the family's, with the graphs' own widths."""
     made: dict[str, Config] = {}
     for component in family.components:
@@ -403,7 +407,7 @@ def _configs(reading: _Reading, family: Family, found: Mapping[str, Graph], *, p
     return made
 
 
-def _of_graph(family: Family, component: Component, found: Mapping[str, Graph]) -> Config:
+def _of_graph(family: Family, component: Component, found: Mapping[str, ForeignGraph]) -> Config:
     """The published config with the widths of the graph: such folders have no config, only the pipeline's constants."""
     config = family.config(component.name)
     denoiser, encoder = found[family.denoiser].facts, found.get(component.name)

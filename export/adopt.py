@@ -41,7 +41,7 @@ from ..sampling.wires import uncomputed
 from .edges import Fit, adapt, fit, is_narrow
 from .export import info_of, write_configs, write_json
 from .scheduler import settle
-from .sessions import Session, cpu_operators
+from .sessions import CpuSession, cpu_operators
 from .weights import DATA, INLINE_BYTES, parameters, write
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")
@@ -306,7 +306,7 @@ def _original_db(found: Fit, cases: Sequence[Any], narrow: str | None) -> tuple[
     """The worst PSNR of the rewritten graph's outputs against the file's own, run as it is; and a notice."""
     name, path = found.spec.name, found.graph.path
     try:
-        with Session(path) as session:
+        with CpuSession(path) as session:
             figures: list[float] = []
             for case in cases:
                 wanted = {found.outputs[key].name: key for key in case.outputs if key in found.outputs}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..checkpoints.graphs import Graph, same_names
+from ..checkpoints.graphs import ForeignGraph, same_names
 from ..checkpoints.parts import PartSpec
 from ..core.errors import CheckpointError
 from ..core.external import values_of
@@ -56,7 +56,7 @@ class Fit:
 
     spec: PartSpec
     """The part, with those outputs that the graph has."""
-    graph: Graph
+    graph: ForeignGraph
     inputs: Mapping[str, Value]
     """The graph's input of each of the part's inputs."""
     outputs: Mapping[str, Value]
@@ -75,7 +75,7 @@ class Fit:
         return made
 
 
-def fit(spec: PartSpec, graph: Graph, needed: Sequence[str], *, title: str) -> Fit:
+def fit(spec: PartSpec, graph: ForeignGraph, needed: Sequence[str], *, title: str) -> Fit:
     """Map a graph's inputs and outputs to a part's.
 
     `needed` are the outputs that the model reads; `title` names its family. Raises CheckpointError naming the tensor,
@@ -94,7 +94,7 @@ def fit(spec: PartSpec, graph: Graph, needed: Sequence[str], *, title: str) -> F
     return Fit(replace(spec, outputs=kept), graph, inputs, outputs, tuple(notices))
 
 
-def _refuse_swapped(spec: PartSpec, graph: Graph) -> None:
+def _refuse_swapped(spec: PartSpec, graph: ForeignGraph) -> None:
     """Raise CheckpointError for the VAE's other half."""
     if spec.role not in ("encoder", "decoder"):
         return
@@ -108,7 +108,7 @@ def _refuse_swapped(spec: PartSpec, graph: Graph) -> None:
         )
 
 
-def _inputs(spec: PartSpec, graph: Graph) -> dict[str, Value]:
+def _inputs(spec: PartSpec, graph: ForeignGraph) -> dict[str, Value]:
     left = {value.name: value for value in graph.facts.inputs}
     found: dict[str, Value] = {}
     for tensor in spec.inputs:
@@ -130,7 +130,7 @@ def _inputs(spec: PartSpec, graph: Graph) -> dict[str, Value]:
     return found
 
 
-def _check_input(graph: Graph, tensor: TensorInfo, value: Value) -> None:
+def _check_input(graph: ForeignGraph, tensor: TensorInfo, value: Value) -> None:
     allowed = INTEGERS if tensor.dtype == "int64" else (*FLOATS, *INTEGERS) if tensor.name == TIMESTEP else FLOATS
     where = f"{graph.path} has an input {shown(value.name)}"
     if value.dtype not in allowed:
@@ -166,7 +166,9 @@ def _check_dims(where: str, tensor: TensorInfo, value: Value) -> None:
         )
 
 
-def _outputs(spec: PartSpec, graph: Graph, needed: Sequence[str], title: str) -> tuple[dict[str, Value], list[str]]:
+def _outputs(
+    spec: PartSpec, graph: ForeignGraph, needed: Sequence[str], title: str
+) -> tuple[dict[str, Value], list[str]]:
     has = {value.name: value for value in graph.facts.outputs}
     if spec.role != "text_encoder":
         (tensor,) = spec.outputs
@@ -199,7 +201,7 @@ def _outputs(spec: PartSpec, graph: Graph, needed: Sequence[str], title: str) ->
     return found, notices
 
 
-def _check_output(graph: Graph, tensor: TensorInfo, value: Value) -> None:
+def _check_output(graph: ForeignGraph, tensor: TensorInfo, value: Value) -> None:
     where = f"{graph.path} has an output {shown(value.name)}"
     if value.dtype not in FLOATS:
         raise CheckpointError(f"{where} of type {value.dtype}; expected: {', '.join(FLOATS)}. {AGAIN}")
@@ -254,7 +256,7 @@ def adapt(model: ir.Model, found: Fit) -> ir.Model:
     return model
 
 
-def _check_finite(model: ir.Model, graph: Graph) -> None:
+def _check_finite(model: ir.Model, graph: ForeignGraph) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or value.dtype is None or value.dtype.name not in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"):

@@ -30,7 +30,7 @@ from ..sampling.pixels import quantized
 from ..sampling.prompt import Vocabulary, ids_of
 from .reference import AT_SHARES, MAX_PIXELS, OTHER_TEXT_EACH, SEED, Asked, exact
 from .scheduler import least_steps
-from .sessions import Session
+from .sessions import CpuSession
 from .texts import MOST_WORDS, ODD_TEXTS, WORLDS, Frame, full_chunk, spread
 
 PATCHES = (1, 2, 4, 8, 16, 32)
@@ -77,7 +77,7 @@ class OwnReferences:
         part = self.bundle.one("denoiser")
         info = self.bundle.part(part)
         last: CheckpointError | None = None
-        with Session(self.bundle.graph(part)) as session:
+        with CpuSession(self.bundle.graph(part)) as session:
             for patch in PATCHES if model.patch == 1 else (model.patch,):
                 odd = -(-LEAST_SIDE // patch) // 2 * 2 + 1
                 height, width = odd * patch, (odd + 2) * patch
@@ -114,15 +114,15 @@ class OwnReferences:
         (denoiser,) = (part for part in host.denoisers.values())
         ended: dict[str, Array] = {}
         self.on_progress(f"{denoiser}: run", None)
-        with Session(self.bundle.graph(denoiser)) as session:
+        with CpuSession(self.bundle.graph(denoiser)) as session:
             stored[denoiser] = self._draw(host, session, denoiser, asked, texts, ended)
         self.on_progress(f"{host.decoder}: run", None)
-        with Session(self.bundle.graph(host.decoder)) as session:
+        with CpuSession(self.bundle.graph(host.decoder)) as session:
             stored[host.decoder] = self._decode(host, session, ended)
         for name, part in self.bundle.manifest.parts.items():
             if part.role == "encoder":
                 self.on_progress(f"{name}: run", None)
-                with Session(self.bundle.graph(name)) as session:
+                with CpuSession(self.bundle.graph(name)) as session:
                     stored[name] = self._encode(host.model, session, name)
         return stored
 
@@ -184,7 +184,7 @@ class OwnReferences:
         """Encode every prompt; adds the references of the text encoders to `stored`."""
         rows: dict[str, dict[bytes, dict[str, Array]]] = {one.part: {} for one in host.model.text_encoders}
         with ExitStack() as stack:
-            sessions = {name: stack.enter_context(Session(self.bundle.graph(name))) for name in rows}
+            sessions = {name: stack.enter_context(CpuSession(self.bundle.graph(name))) for name in rows}
 
             def call(part: str, given: Mapping[str, Array]) -> dict[str, Array]:
                 for row in range(len(next(iter(given.values())))):
@@ -215,7 +215,7 @@ class OwnReferences:
     def _draw(
         self,
         host: Host,
-        session: Session,
+        session: CpuSession,
         part: str,
         wishes: tuple[Asked, ...],
         texts: Mapping[str, Text],
@@ -264,7 +264,7 @@ class OwnReferences:
         self.samples[part] = [*firsts, *ends[:2], *ends[-2:]]
         return pack([*cases, *ends], shared)
 
-    def _at_ends(self, host: Host, session: Session, part: str, cases: list[Case], output: str) -> list[Case]:
+    def _at_ends(self, host: Host, session: CpuSession, part: str, cases: list[Case], output: str) -> list[Case]:
         """The additional calls of `reference`: timesteps over the whole range, other texts, and other shapes."""
         model = host.model
         like = cases[0]
@@ -300,7 +300,7 @@ class OwnReferences:
             add({**case.feeds, **{name: other.feeds[name][-1:] for name in texts if name in other.feeds}})
         return made
 
-    def _decode(self, host: Host, session: Session, ended: Mapping[str, Array]) -> dict[str, Array]:
+    def _decode(self, host: Host, session: CpuSession, ended: Mapping[str, Array]) -> dict[str, Array]:
         (output,) = (tensor.name for tensor in self.bundle.part(host.decoder).outputs)
         given = {name: latents.astype(np.float32) for name, latents in ended.items()}
         for name, size in self._sizes(host.model, own_only=True).items():
@@ -315,7 +315,7 @@ class OwnReferences:
         self.samples[host.decoder] = cases[:2]
         return pack(cases, {})
 
-    def _encode(self, model: Model, session: Session, part: str) -> dict[str, Array]:
+    def _encode(self, model: Model, session: CpuSession, part: str) -> dict[str, Array]:
         (output,) = (tensor.name for tensor in self.bundle.part(part).outputs)
         cases: list[Case] = []
         for name, (height, width) in self._sizes(model, own_only=False).items():

@@ -17,7 +17,7 @@ from ..core.tensors import Array
 CPU = "CPUExecutionProvider"
 
 
-class Session:
+class CpuSession:
     """One graph, unmodified; closed at the end of the `with` block."""
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class Session:
                 "again."
             ) from exc
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> CpuSession:
         return self
 
     def __exit__(

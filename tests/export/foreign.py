@@ -173,3 +173,27 @@ def nvidia(bundle, folder):
             typed(model, "input_ids", ir.DataType.INT32)
         save(axes(model, {"batch": "2B", "height": "H", "width": "W", "length": "L"}), folder / "ONNX" / place)
     return folder
+
+
+def old_diffusers(bundle, checkpoint, folder):
+    """A folder as diffusers' OnnxStableDiffusionPipeline of 2022 wrote it: no configs, and an encoder that samples."""
+    optimum(bundle, checkpoint, folder)
+    for name in bundle.manifest.parts:
+        (folder / name / "config.json").unlink()
+    edit_json(folder / "model_index.json", _class_name="OnnxStableDiffusionPipeline")
+    model = ir.load(folder / "vae_encoder" / "model.onnx")
+    map_values(model)
+    value = model.graph.outputs[0]
+    channels = value.shape[1] // 2
+    number = [ir.node("Constant", [], {"value": ir.tensor(np.array([one], np.int64))}) for one in (0, channels, 1)]
+    node = ir.node("Slice", [value, *(one.outputs[0] for one in number)])
+    out = node.outputs[0]
+    out.name, out.type = "latent_sample", value.type
+    out.shape = ir.Shape([value.shape[0], channels, *value.shape[2:]])
+    for one in (*number, node):
+        model.graph.append(one)
+    model.graph.outputs[:] = [out]
+    for path in (folder / "vae_encoder").iterdir():
+        path.unlink()
+    save(model, folder / "vae_encoder")
+    return folder

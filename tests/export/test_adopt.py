@@ -14,13 +14,15 @@ import pytest
 
 from latentc.compiler.build import build
 from latentc.core.bundle import open_bundle, verify_files
-from latentc.core.errors import CheckpointError, ParityError, ProfileError
+from latentc.core.errors import CheckpointError, ParityError, ProfileError, RequestError
 from latentc.core.request import Request
 from latentc.core.standing import SELF_CONSISTENT
 from latentc.core.tensors import psnr_db
 from latentc.export.adopt import adopt
+from latentc.pipelines.complete import check
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.sampling.draw import SCHEDULER
 
 from . import foreign
 
@@ -170,6 +172,42 @@ def test_nvidias_layout_takes_configs_from_elsewhere(exported, checkpoint, tmp_p
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         found = pipeline(REQUEST, latents=latents).images
     assert psnr_db(diffusers_images(checkpoint("sd1"), REQUEST, latents), found) >= 60
+
+
+def test_folders_without_configs_have_the_pipelines_numbers(exported, checkpoint, tmp_path):
+    """diffusers' pipeline for ONNX of 2022 has Stable Diffusion's scaling factor in its code, and no configs."""
+    folder = foreign.old_diffusers(exported("sd1"), checkpoint("sd1"), tmp_path / "folder")
+    with pytest.raises(CheckpointError, match="--family"):
+        adopt(folder, tmp_path / "b")  # its width is not that of a published model
+    opened = adopt(folder, tmp_path / "b", family="sd1", size=128)
+    assert opened.manifest.model.scaling_factor == 0.18215
+    assert opened.manifest.model.own_size == (128, 128)
+    assert "vae_encoder" not in opened.manifest.parts
+    assert any("returns latents" in notice for notice in opened.manifest.notices)
+
+
+def test_sizes_that_a_graph_cannot_run_at_are_refused(own, tmp_path):
+    """A graph that halves the latents and doubles them again runs at multiples of two only."""
+
+    def halved(model):
+        value = model.graph.inputs[0]
+        numbers = [
+            ir.node("Constant", [], {"value": ir.tensor(np.array(one, np.float32))}) for one in ([], [1, 1, 2, 2])
+        ]
+        pool = ir.node("AveragePool", [value], {"kernel_shape": [2, 2], "strides": [2, 2]})
+        grown = ir.node("Resize", [pool.outputs[0], *(one.outputs[0] for one in numbers)], {"mode": "nearest"})
+        summed = ir.node("Add", [value, grown.outputs[0]])
+        ir.convenience.replace_all_uses_with(value, summed.outputs[0])
+        pool.replace_input_with(0, value)
+        summed.replace_input_with(0, value)
+        foreign.insert(model, [*numbers, pool, grown, summed])
+
+    folder = own()
+    edited("unet", halved)(folder)
+    opened = adopt(folder, tmp_path / "b")
+    assert opened.manifest.model.patch == 2
+    with pytest.raises(RequestError, match="multiples of 16"):
+        check(Request(prompt="a", width=136, height=128), opened.manifest.model, opened.json(SCHEDULER))
 
 
 def test_microsofts_operators_are_named_with_the_runtimes_that_take_them(exported, checkpoint, tmp_path):
