@@ -29,22 +29,6 @@ from . import foreign
 ONNXRUNTIME, OPENVINO = load_profile("cpu-onnxruntime"), load_profile("cpu-openvino-f32")
 
 
-@pytest.fixture(scope="session")
-def optimum(shared, exported, checkpoint):
-    """`optimum(family)`: a folder as optimum writes it. Don't change it."""
-
-    def make(family):
-        return shared(f"{family}-optimum", lambda folder: foreign.optimum(exported(family), checkpoint(family), folder))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def adopted(shared, optimum):
-    """`adopted(family)`: the bundle of that folder. Don't change it."""
-    return lambda family: open_bundle(shared(f"{family}-adopted", lambda folder: adopt(optimum(family), folder)))
-
-
 @pytest.fixture
 def own(optimum, tmp_path):
     """`own(family)`: a folder as optimum writes it, to be changed."""
@@ -82,7 +66,7 @@ def diffusers_images(checkpoint, request, latents):
 REQUEST = Request(prompt="two apples", negative_prompt="blurry", width=128, height=128, steps=6, guidance=5.0, seed=1)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd35m"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", pytest.param("sd35m", marks=pytest.mark.slow)])
 def test_images_are_those_of_diffusers(own_adopted, checkpoint, family):
     """The truth from outside: the same graphs through another way, and diffusers' tokenizer, scheduler and loop."""
     opened = own_adopted(family)
