@@ -314,7 +314,10 @@ def _family(
             raise CheckpointError(f"{config} matches no known family. {supported()}")
     elif index.get("_class_name"):
         named = [one for one in FAMILIES if index["_class_name"] in one.pipelines]
-        stated = next((one for one in _alike(graph, able) if one in named), named[0] if named else None)
+        fits = [one for one in _alike(graph, able) if one in named] or [one for one in able if one in named]
+        if len(fits) == 1 or (named and not fits):
+            stated = (fits or named)[0]
+        able = fits or able
     if stated is not None and stated not in able:
         listed = " or ".join(one.title for one in able)
         raise CheckpointError(

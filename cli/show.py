@@ -80,7 +80,8 @@ def bundle(
     parts = table(None, "part", "parameters", "weights", "on disk", against, right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
-        parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
+        figure = f"{part.psnr_db:.0f} dB" if part.psnr_db else "not compared"
+        parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), figure)
     console.print(parts)
     for name, part in manifest.parts.items():
         if part.operators:

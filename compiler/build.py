@@ -17,7 +17,7 @@ from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
 from ..core.references import stored_at
-from ..core.standing import Standing
+from ..core.standing import PROVED, Standing
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from .apart import measured_apart
@@ -84,10 +84,10 @@ class Build:
     steps: Steps | None
     """Figures of the whole step, of what the prompt changes in it, and of an image; None without the device."""
     seconds: float
-    standing: Standing
-    """What stands behind the references that the engines agree with."""
     notes: tuple[str, ...] = ()
     """Messages on what was not proved."""
+    standing: Standing = PROVED
+    """What stands behind the references that the engines agree with."""
 
     @property
     def step_psnr_db(self) -> float | None:
@@ -146,7 +146,7 @@ def build(
         engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
     steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
     return Build(
-        profile.name, tuple(engines), host, steps, time.perf_counter() - start, bundle.standing, unproved(bundle)
+        profile.name, tuple(engines), host, steps, time.perf_counter() - start, unproved(bundle), bundle.standing
     )
 
 

@@ -80,7 +80,7 @@ class Part(Record):
     digest: str
     psnr_db: float
     """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references. For an
-    adopted part, against the graph that it was adopted from."""
+    adopted part, against the graph that it was adopted from, run as it is; 0 where that cannot be run."""
     proved: Annotated[str | None, Field(exclude_if=_is_unset)] = None
     """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`. None for an adopted
     part."""

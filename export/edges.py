@@ -37,7 +37,7 @@ AGAIN = "Export the model to ONNX again."
 FREE = "Export the model to ONNX again with dynamic axes (optimum-cli without --no-dynamic-axes)."
 
 OUTPUTS: Mapping[str, tuple[tuple[str, int], ...]] = {
-    "last_hidden_state": (("last_hidden_state", 3), ("text_embeddings", 3), ("hidden_states", 3)),
+    "last_hidden_state": (("last_hidden_state", 3), ("text_embeddings", 3)),
     "text_embeds": (("text_embeds", 2), ("text_embeddings", 2), ("pooled_output", 2)),
     "pooler_output": (("pooler_output", 2), ("pooled_output", 2)),
 }

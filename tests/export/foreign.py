@@ -87,6 +87,29 @@ def half_edges(model):
     return model
 
 
+def bfloat16(model):
+    """Every number in bf16, edges included, as in NVIDIA's transformers."""
+    kind = ir.DataType.BFLOAT16
+
+    def narrow(tensor):
+        return ir.tensor(np.asarray(tensor.numpy()).astype(kind.numpy()), name=tensor.name)
+
+    for value in model.graph.initializers.values():
+        if value.dtype == ir.DataType.FLOAT:
+            value.const_value = narrow(value.const_value)
+    for node in model.graph:
+        for name, attribute in list(node.attributes.items()):
+            if name == "to" and attribute.value == ir.DataType.FLOAT:
+                node.attributes[name] = ir.AttrInt64(name, int(kind))
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.FLOAT:
+                node.attributes[name] = ir.AttrTensor(name, narrow(attribute.value))
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for value in (*values, *(out for node in model.graph for out in node.outputs)):
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = ir.TensorType(kind)
+    return model
+
+
 def renamed(model, names):
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.name = names.get(value.name, value.name)

@@ -158,6 +158,36 @@ def test_nvidias_layout_takes_configs_from_elsewhere(exported, checkpoint, tmp_p
     assert psnr_db(diffusers_images(checkpoint("sd1"), REQUEST, latents), found) >= 60
 
 
+def test_nvidias_hidden_states_are_the_layer_that_the_model_reads(own, tmp_path):
+    """Their text encoders have one output of states, besides the pooled embedding."""
+
+    def renamed(model):
+        names = {"hidden_states.1": "hidden_states", "text_embeds": "text_embeddings"}
+        model.graph.outputs[:] = [value for value in model.graph.outputs if value.name in names]
+        foreign.renamed(model, names)
+
+    folder = own("sdxl")
+    for part in ("text_encoder", "text_encoder_2"):
+        edited(part, renamed)(folder)
+    opened = adopt(folder, tmp_path / "b")
+    assert [tensor.name for tensor in opened.part("text_encoder").outputs] == ["hidden_states.1"]
+    assert {tensor.name for tensor in opened.part("text_encoder_2").outputs} == {"hidden_states.1", "text_embeds"}
+    assert sum("is read as layer 1" in notice for notice in opened.manifest.notices) == 2
+
+
+@pytest.mark.slow
+def test_a_graph_of_bf16_is_widened_and_not_called_compared(own, tmp_path):
+    """ONNX Runtime's CPU has no bf16, so there is nothing that the rewritten graph could be compared with."""
+    folder = own()
+    edited("unet", foreign.bfloat16)(folder)
+    opened = adopt(folder, tmp_path / "b")
+    unet = opened.part("unet")
+    assert (unet.weights, unet.psnr_db) == ("bf16", 0.0)
+    assert any("not compared with the file" in notice for notice in opened.manifest.notices)
+    assert str(tmp_path) not in " ".join(opened.manifest.notices)
+    assert min(one.artifact.parity.psnr_db for one in build(opened, ONNXRUNTIME).engines) >= 90
+
+
 def test_folders_without_configs_have_the_pipelines_numbers(exported, checkpoint, tmp_path):
     """diffusers' pipeline for ONNX of 2022 has Stable Diffusion's scaling factor in its code, and no configs."""
     folder = foreign.old_diffusers(exported("sd1"), checkpoint("sd1"), tmp_path / "folder")
