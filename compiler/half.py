@@ -37,7 +37,7 @@ PHASES = frozenset({"Sin", "Cos"})
 SCALES = {"Resize": (0,), "Pad": (0, 2), "GroupNorm": (0,)}
 """Operators with f32 inputs that are parameters, such as scales: the indices of the inputs that are data."""
 
-LARGEST = float(np.finfo(np.float16).max)
+LARGEST, LARGEST_F32 = float(np.finfo(np.float16).max), float(np.finfo(np.float32).max)
 
 
 def to_half(model: ir.Model) -> ir.Model:
@@ -129,6 +129,8 @@ class _Narrowing:
     def _weight(self, value: ir.Value, values: Any) -> ir.Value:
         import onnx_ir as ir
 
+        if values.size == 1 and abs(float(values.reshape(()))) == LARGEST_F32:  # what masks hide by
+            values = np.sign(values) * LARGEST
         if np.isfinite(values).all() and np.abs(values).max(initial=0.0) > LARGEST:
             raise CompileError(
                 f"The weight {value.name} contains {np.abs(values).max():.3g}, but the largest f16 is {LARGEST:.0f}. "

@@ -111,6 +111,12 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             f"The manifest states a model size of {'x'.join(map(str, host.model.own_size))} pixels, but the checkpoint "
             f"has {stored.default_size}x{stored.default_height or stored.default_size}. {by.again}"
         )
+    if (stored.patch, stored.largest_side) != (host.model.patch, host.model.largest_side):
+        raise ParityError(
+            f"The manifest states sides that are multiples of {host.model.patch} latents, up to "
+            f"{host.model.largest_side or 'any'}, but the checkpoint has {stored.patch} and "
+            f"{stored.largest_side or 'any'}. {AGAIN}"
+        )
     answer = _recorded_text(bundle, host.model)
     called = _calls(bundle, host)
     decoded = {case.name: case for case in stored_cases(bundle, host.decoder)}

@@ -81,6 +81,9 @@ class Drawings(Record):
     """The model's own image width in pixels."""
     default_height: int | None = None
     """The model's own image height, if it differs from the width."""
+    patch: int = 1
+    largest_side: int | None = None
+    """Limits of the denoiser's sizes, as in `Model`."""
     scheduler: dict[str, Any]
     """The scheduler's config, with the corrections of diffusers' pipeline."""
     tokens: dict[str, ReferenceTokens]

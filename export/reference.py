@@ -152,6 +152,8 @@ class References:
         return Drawings(
             default_size=self.checkpoint.pixels,
             default_height=self.checkpoint.height,
+            patch=self.facts.patch,
+            largest_side=self.facts.largest_side,
             scheduler=self.scheduler,
             tokens=self._tokens,
             drawings=tuple(self.drawings),

@@ -14,8 +14,9 @@ from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.sampling.draw import latent_shape
 
-FAMILIES = ("sd1", "sd2", "sdxl")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "sd35m", "sd35l")
 PROFILES = ("cpu-openvino-f32", "cpu-onnxruntime", "torch-f32")
 PROMPT = "a lighthouse on a cliff, sunset"
 NEGATIVE = "fog"
@@ -49,9 +50,10 @@ def diffusers_picture(folder, request, latents):
 def test_pictures_are_diffusers_own(bundle, checkpoint, family):
     opened = bundle(family)
     request = Request(
-        prompt=PROMPT, negative_prompt=NEGATIVE, width=136, height=72, steps=8, guidance=6.0, seed=3, count=2
+        prompt=PROMPT, negative_prompt=NEGATIVE, width=144, height=80, steps=8, guidance=6.0, seed=3, count=2
     )
-    latents = np.random.default_rng(5).standard_normal((2, 4, 9, 17), dtype=np.float32)
+    shape = latent_shape(opened.manifest.model, request)
+    latents = np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
     expected = (diffusers_picture(checkpoint(family), request, latents) * 255).round()
     assert expected.std() > 5, "a flat picture shows nothing"
     for name in PROFILES:
