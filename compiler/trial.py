@@ -115,7 +115,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         raise ParityError(
             f"The manifest states sides that are multiples of {host.model.patch} latents, up to "
             f"{host.model.largest_side or 'any'}, but the checkpoint has {stored.patch} and "
-            f"{stored.largest_side or 'any'}. {AGAIN}"
+            f"{stored.largest_side or 'any'}. {by.again}"
         )
     answer = _recorded_text(bundle, host.model)
     called = _calls(bundle, host)

@@ -131,6 +131,8 @@ class OwnReferences:
         return Drawings(
             default_size=self.checkpoint.pixels,
             default_height=self.checkpoint.height,
+            patch=self.bundle.manifest.model.patch,
+            largest_side=self.bundle.manifest.model.largest_side,
             scheduler=self._scheduler,
             tokens=self._tokens,
             drawings=tuple(self.drawings),
