@@ -11,6 +11,7 @@ from functools import partial
 from statistics import median
 from typing import Literal
 
+from ..core.standing import SELF_CONSISTENT
 from .reading import (
     UNKNOWN,
     Section,
@@ -292,6 +293,8 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
     ]
     single = any(UNKNOWN in cell for line in lines for cell in line.cells or ())
     note = " ".join([*([NOTES[title]] if title in NOTES else []), *([SINGLE] if single else [])])
+    if any(model.standing for model in section.models):
+        note = note.replace("against PyTorch", f"against {SELF_CONSISTENT.reference}")
     return FigureTable(title, tuple(list(reads)[index] for index in filled), tuple(lines), note)
 
 

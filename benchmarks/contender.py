@@ -131,6 +131,11 @@ def contenders_of(
 def _checkpoint_folder(bundle: Bundle) -> str:
     """The folder that the bundle was exported from; raises `CheckpointError` if the baseline can't use it."""
     source, others = bundle.manifest.source, bundle.manifest.components
+    if source.adopted is not None:
+        raise CheckpointError(
+            f"{bundle.folder} was adopted from ONNX graphs, so there is no checkpoint that this baseline could run. "
+            "Omit the baseline."
+        )
     if source.variant or others:
         what = f"{', '.join(others)} from another source" if others else f"the variant {source.variant}"
         raise CheckpointError(

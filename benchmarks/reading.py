@@ -166,7 +166,10 @@ def machine_title(machine: Machine) -> str:
 def models_title(section: Section) -> str:
     """The checkpoint of a section, or the names of its bundles if there are several."""
     models = list(section.models)
-    return checkpoint_title(models[0]) if len(models) == 1 else ", ".join(model.name for model in models)
+    names = [checkpoint_title(models[0])] if len(models) == 1 else [model.name for model in models]
+    return ", ".join(
+        f"{name} ({model.standing})" if model.standing else name for name, model in zip(names, models, strict=True)
+    )
 
 
 def checkpoint_title(model: MeasuredModel) -> str:

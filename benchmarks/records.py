@@ -237,6 +237,9 @@ class MeasuredModel(ResultRecord):
     family: str
     random: bool
     """Whether its weights are random: times are valid, images are noise."""
+    standing: str | None = None
+    """`self-consistent` for a bundle that was adopted from ONNX graphs: its parity is agreement with these, and no
+    PyTorch reference stands behind it."""
     parameters: dict[str, int]
     digests: dict[str, str]
     latentc: str
@@ -333,6 +336,7 @@ def model_of(bundle: Bundle) -> MeasuredModel:
         checkpoint=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
         random=manifest.source.random,
+        standing=manifest.standing.word if manifest.standing.statement else None,
         parameters={name: part.parameters for name, part in manifest.parts.items()},
         digests={name: part.digest for name, part in manifest.parts.items()},
         latentc=manifest.latentc,

@@ -52,6 +52,11 @@ def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]
         _check_weights(bundles, plan)
     if not plan.suite:
         return
+    if adopted := [bundle.folder.name for bundle in bundles if bundle.manifest.source.adopted is not None]:
+        raise RequestError(
+            f"{', '.join(adopted)} was adopted from ONNX graphs: no PyTorch reference stands behind it, with whose "
+            "images those of the suite could be compared. Omit --suite."
+        )
     _require(METRICS, "bench")
     suite = suite_for(*bundles)
     sizes = {size_and_seed(request)[:2] for request in wanted}

@@ -48,6 +48,8 @@ def row_of(
     """Make the line. `common` has the fields that the lines of a run share; image paths are relative to `folder`."""
     stable, stability = stability_of(contender.draws) if contender.draws else (None, None)
     leaves_out = [*LEAVES_OUT, *uncounted, *contender.leaves_out]
+    if stated := contender.bundle.standing.statement:
+        leaves_out.append(stated)
     first = {part.role: name for name, part in reversed(contender.bundle.manifest.parts.items())}
     ceilings = {stage: contender.ceiling_tflops.get(first.get(role, "")) for stage, role in STAGE_ROLES.items()}
     if work is not None:

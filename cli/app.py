@@ -148,6 +148,71 @@ def export(
 
 
 @app.command()
+def adopt(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="A folder of ONNX graphs that another tool exported: optimum or Olive (unet/model.onnx and others), a "
+            "repository for AMD's GPUs, or NVIDIA's for TensorRT (ONNX/transformer/bf16 ...).",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the bundle to; it must not exist.")],
+    family: Annotated[
+        str | None, typer.Option(help="Model family, such as sd15 or sdxl, where the folder does not tell.")
+    ] = None,
+    configs: Annotated[
+        Path | None,
+        typer.Option(help="A diffusers folder that supplies missing tokenizers, scheduler and configs."),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Folder of a part's graph, such as transformer=transformer/bf16."),
+    ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(help="Prediction type: epsilon, v_prediction or sample. Default: as the scheduler's config says."),
+    ] = None,
+    spacing: Annotated[str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace.")] = None,
+    zero_snr: Annotated[
+        bool | None,
+        typer.Option("--zero-snr/--no-zero-snr", help="Whether the model was trained with zero terminal SNR."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side, in pixels, of the square images the model was trained on.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Default scheduler of the bundle, such as euler, instead of the folder's.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle of ONNX graphs that another tool exported. No PyTorch reference stands behind it."""
+    from ..export.adopt import adopt as run_adopt
+    from . import show
+    from .progress import shown
+
+    pairs = [one.partition("=") for one in part or ()]
+    if wrong := next((name for name, equals, place in pairs if not (name and equals and place)), None):
+        raise typer.BadParameter(f"{wrong!r} is not NAME=FOLDER, such as unet=unet/fp16.", param_hint="--part")
+    with shown(quiet or as_json) as tell:
+        bundle = run_adopt(
+            folder,
+            output,
+            family=family,
+            configs=configs,
+            parts={name: place for name, _, place in pairs},
+            prediction=prediction,
+            spacing=spacing,
+            zero_snr=zero_snr,
+            size=size,
+            scheduler=scheduler,
+            on_progress=tell,
+        )
+    show.bundle(bundle, as_json)
+
+
+@app.command()
 def build(
     bundle: Folder,
     profile: Profiles = None,

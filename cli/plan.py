@@ -83,6 +83,8 @@ def _summary(one: BuildPlan) -> str:
         summary.append(f"It does not fit: {'. '.join(one.complaints)}.")
     elif one.measured and not one.unbuildable and one.device_bytes is not None:
         summary.append("It fits.")
+    if one.statement:
+        summary.append(one.statement)
     return " ".join(summary)
 
 
@@ -91,4 +93,6 @@ def _plain(one: BuildPlan) -> dict[str, Any]:
     built = [engine.built and engine.built.model_dump(mode="json") for engine in one.engines]
     plain = asdict(replace(one, engines=tuple(replace(engine, built=None) for engine in one.engines)))
     engines = [{**engine, "built": there} for engine, there in zip(plain["engines"], built, strict=True)]
+    if one.statement is None:
+        plain.pop("statement")
     return {**plain, "engines": engines, "complaints": one.complaints}

@@ -62,7 +62,8 @@ def bundle(
         if artifacts is not None:
             engines = {"engines": [one.model_dump() for one in artifacts], "damaged": [path.name for path in broken]}
             engines["leftovers"] = [_plain_leftover(one) for one in unneeded]
-        emit({"folder": str(opened.folder), **manifest.model_dump(mode="json", exclude={"files"}), **engines})
+        stands = {"standing": opened.standing.word}
+        emit({"folder": str(opened.folder), **stands, **manifest.model_dump(mode="json", exclude={"files"}), **engines})
         return
     console = Screen()
     label = ", random weights" if manifest.source.random else ""
@@ -73,11 +74,21 @@ def bundle(
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
     console.print(_license(manifest.license), markup=False)
-    parts = table(None, "part", "parameters", "weights", "on disk", "against PyTorch", right=("parameters", "on disk"))
+    if opened.standing.statement:
+        console.print(opened.standing.statement, markup=False)
+    against = f"against {opened.standing.reference}"
+    parts = table(None, "part", "parameters", "weights", "on disk", against, right=("parameters", "on disk"))
     for name, part in manifest.parts.items():
         stored = sum(file.bytes for file in opened.files(name).values())
-        parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), f"{part.psnr_db:.0f} dB")
+        figure = f"{part.psnr_db:.0f} dB" if part.psnr_db else "not compared"
+        parts.add_row(name, f"{part.parameters:,}", part.weights, size(stored), figure)
     console.print(parts)
+    for name, part in manifest.parts.items():
+        if part.operators:
+            from ..compiler.targets import takers
+
+            able = ", ".join(takers(part.operators)) or "none that latentc knows"
+            console.print(f"{name} uses {', '.join(part.operators)}; runtimes that support it: {able}", markup=False)
     for notice in manifest.notices:
         console.print(f"note: {notice}", markup=False)
     from ..compiler.faults import AGAIN
@@ -213,6 +224,7 @@ def plain_builds(done: Sequence[Build]) -> list[dict[str, Any]]:
     return [
         {
             "profile": build.profile,
+            "standing": build.standing.word,
             "seconds": round(build.seconds, 3),
             "host_psnr_db": build.host_psnr_db,
             "step_psnr_db": build.step_psnr_db,
@@ -283,7 +295,7 @@ def verified(
     """Print whether all digests match; raises `typer.Exit` with code 1 if one does not."""
     files = len(opened.manifest.files)
     if as_json:
-        facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts)}
+        facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts), **_standing(opened)}
         left = [_plain_leftover(one) for one in unneeded]
         emit({**facts, "whole": not faults, "faults": faults, "leftovers": left})
     elif faults:
@@ -292,10 +304,17 @@ def verified(
         say(f"{opened.folder}: all {files} files and {len(artifacts)} engines match their digests.")
     else:
         say(f"{opened.folder}: all {files} files match their digests; no engine has been built yet.")
+    if not as_json and not faults and opened.standing.statement:
+        say(opened.standing.statement)
     if not as_json and (note := _unneeded(opened, unneeded, artifacts)):
         say(note, err=bool(faults))
     if faults:
         raise typer.Exit(1)
+
+
+def _standing(opened: Bundle) -> dict[str, Any]:
+    """The field of JSON objects about a bundle behind which no PyTorch reference stands."""
+    return {"standing": opened.standing.word} if opened.standing.statement else {}
 
 
 def picture(shown: Shown, as_json: bool) -> None:
@@ -311,6 +330,8 @@ def picture(shown: Shown, as_json: bool) -> None:
     if shown.drawing:
         for part, engine in shown.drawing.engines.items():
             say(f"{part}: {engine}")
+        if shown.drawing.standing:
+            say(f"The engines are {shown.drawing.standing}: no PyTorch reference stands behind them.")
     for notice in shown.notices:
         say(f"note: {notice}")
 

@@ -69,6 +69,7 @@ def _answer(opened: Bundle, profile: Profile) -> Answer:
     for want, outcome in found:
         row: dict[str, Any] = {"profile": profile.name, "part": want.part, "engine": want.name}
         row |= {"runtime": want.target.runtime, "hit": not isinstance(outcome, Miss)}
+        row |= {"standing": opened.standing.word} if opened.standing.statement else {}
         if isinstance(outcome, Miss):
             row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             complete = False
@@ -97,7 +98,7 @@ def _print(opened: Bundle, one: Answer) -> None:
     say(f"{opened.folder}, compared with what profile {profile.name} needs ({device}):")
     width = max((len(row["part"]) for row in one.rows), default=0)
     for row in one.rows:
-        say(f"  {row['part']:<{width}}  {_state(row)}")
+        say(f"  {row['part']:<{width}}  {_state(row, opened.standing.verb)}")
         if row.get("differences"):
             _print_differences(row["differences"])
     build = f"latentc build {opened.argument} --profile {profile.argument}"
@@ -111,13 +112,15 @@ def _print(opened: Bundle, one: Answer) -> None:
         say(_alternative(opened))
     elif one.refusal:
         say(one.refusal)
+    elif one.complete and opened.standing.statement:
+        say(opened.standing.statement)
     elif not one.complete:
         say(f"To {'build what is missing' if missing else 'check the engines on this machine'}: {build}")
 
 
-def _state(row: Mapping[str, Any]) -> str:
+def _state(row: Mapping[str, Any], verb: str) -> str:
     if row["hit"]:
-        return f"found: {row['engine']}" + ("" if row["compared"] else ", not yet proved on this machine")
+        return f"found: {row['engine']}" + ("" if row["compared"] else f", not yet {verb} on this machine")
     if row["nearest"] is None:
         return f"not built: the bundle has no {row['runtime']} engine of this part"
     if row["nearest"] == row["engine"]:

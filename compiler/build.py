@@ -17,6 +17,7 @@ from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
 from ..core.references import stored_at
+from ..core.standing import PROVED, Standing
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from .apart import measured_apart
@@ -85,6 +86,8 @@ class Build:
     seconds: float
     notes: tuple[str, ...] = ()
     """Messages on what was not proved."""
+    standing: Standing = PROVED
+    """What stands behind the references that the engines agree with."""
 
     @property
     def step_psnr_db(self) -> float | None:
@@ -142,7 +145,9 @@ def build(
         again = any(one.artifact.key == want.key for one in engines)
         engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
     steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
-    return Build(profile.name, tuple(engines), host, steps, time.perf_counter() - start, unproved(bundle))
+    return Build(
+        profile.name, tuple(engines), host, steps, time.perf_counter() - start, unproved(bundle), bundle.standing
+    )
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:

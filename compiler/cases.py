@@ -35,7 +35,6 @@ from .lower import lowered, needed_passes
 from .scratch import scratch_folder
 from .targets import job_of
 
-AT_EXPORT = "PyTorch, at export"
 ORIGIN = "made by"
 """Key of the origin beside the outputs of a stored reference: no output has this name."""
 
@@ -63,6 +62,11 @@ class Fixed:
     cases: tuple[Case, ...]
 
 
+def stored_origin(bundle: Bundle) -> str:
+    """What computed the references in the bundle."""
+    return f"{bundle.standing.reference}, {bundle.standing.when}"
+
+
 def read_stored(bundle: Bundle, part: str) -> Arrays:
     """Read the arrays of a part's references. The caller checks the file's digest first (`verify_files`)."""
     return _arrays(bundle, stored_at(part))
@@ -83,7 +87,8 @@ def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
     whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
     if not whole or (info.takes("timestep") and (_lacks(cases) or not text_pairs(cases, model.latents_input))):
         raise BundleError(
-            f"{bundle.folder / stored_at(part)} lacks references of {part}, so it cannot be proved. {AGAIN}"
+            f"{bundle.folder / stored_at(part)} lacks references of {part}, so it cannot be {bundle.standing.verb}. "
+            f"{bundle.standing.again}"
         )
 
 
@@ -116,17 +121,17 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Prog
     timesteps are left, a referee runs the exported graph in f32; the graph itself is proved against PyTorch. Raises
     `RuntimeMissing` where neither is available.
     """
-    cases = stored_cases(bundle, part)
+    cases, stored = stored_cases(bundle, part), stored_origin(bundle)
     if shape is None:
-        return Fixed(AT_EXPORT, cases)
+        return Fixed(stored, cases)
     fitting = _fitting(bundle.part(part), cases, shape)
     if not _lacks(fitting):
-        return Fixed(AT_EXPORT, fitting)
+        return Fixed(stored, fitting)
     if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
-        return Fixed(f"{AT_EXPORT}, at one timestep", fitting)
+        return Fixed(f"{stored}, at one timestep", fitting)
     ends = _ends(cases, bundle.manifest.model.latents_input)
     origin, made = _refereed(bundle, part, _stretched(bundle, part, ends, shape), shape, on_progress)
-    return Fixed(f"{AT_EXPORT}; {origin}" if fitting else origin, (*fitting, *made))
+    return Fixed(f"{stored}; {origin}" if fitting else origin, (*fitting, *made))
 
 
 def made_reference(bundle: Bundle, part: str, shape: Shapes | None) -> str | None:
@@ -291,5 +296,5 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
 
 def _arrays(bundle: Bundle, name: str) -> Arrays:
     if name not in bundle.manifest.files:
-        raise BundleError(f"{bundle.folder / name} was not found, so engines cannot be proved. {AGAIN}")
+        raise BundleError(f"{bundle.folder / name} was not found, so engines cannot be {bundle.standing.verb}. {AGAIN}")
     return read_arrays(bundle.folder / name, ARRAYS_BYTES, BundleError, AGAIN)

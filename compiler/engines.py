@@ -118,7 +118,7 @@ class Engines:
         if not lacking and recall(key, Steps):
             return None
         return (
-            f"The engines for profile {self.profile.name} are not proved on this machine yet "
+            f"The engines for profile {self.profile.name} are not {self.bundle.standing.verb} on this machine yet "
             f"({', '.join(dict.fromkeys(lacking)) or 'the whole step'}). The first `latentc run` or `latentc build` "
             "compares them with the references, once."
         )
@@ -134,8 +134,8 @@ class Engines:
             kept.append(remember(key, measured.steps))
         if not all(kept):
             notice = (
-                f"The engines were proved before generation, which took {seconds:.1f} s. This is repeated at every "
-                f"start, because {state_folder()} is not writable. Set {STATE} to a writable folder."
+                f"The engines were {self.bundle.standing.verb} before generation, which took {seconds:.1f} s. This is "
+                f"repeated at every start, because {state_folder()} is not writable. Set {STATE} to a writable folder."
             )
             self.notices = (notice,)
 
@@ -168,7 +168,9 @@ class Engines:
                 proved = self._proved.get(want.key)
                 if proved is not None and proved != engine_key(self.bundle, self._adapter, artifact):
                     place = self.bundle.engines / artifact.name
-                    raise BundleError(f"{place} was replaced after it was proved. Open the bundle again.")
+                    raise BundleError(
+                        f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again."
+                    )
                 marks = _marks(self.bundle, artifact)
                 self._loaded[want.key] = load_engine(self.bundle, artifact, self._adapter, want)
                 self._files[want.key] = artifact, marks

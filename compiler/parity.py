@@ -24,7 +24,6 @@ from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
-    AT_EXPORT,
     REFEREES,
     read_stored,
     refereed,
@@ -32,6 +31,7 @@ from .cases import (
     shape_referee,
     shapes_of,
     stored_cases,
+    stored_origin,
     stored_shape,
 )
 from .lower import LOWERING_VERSION, lowered, needed_passes
@@ -66,12 +66,12 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
     answers: dict[int, Array] = {}
     if not given:
         raise BundleError(
-            f"The bundle has no references of {part} that fit this engine, so it cannot be proved. {AGAIN}"
+            f"The bundle has no references of {part} that fit this engine, so it cannot be compared. {AGAIN}"
         )
     worst = Parity(psnr_db=float("inf"), cosine=1.0, reference=origin)
     for index, case in enumerate((*given, *given[:1])):
         found = engine.run(case.feeds)
-        check_outputs(part, case, found)
+        check_outputs(part, case, found, origin.partition(",")[0])
         if index in paired:
             answers[index] = found[_answer(case)]
         for name, wanted in case.outputs.items():
@@ -94,8 +94,8 @@ def _answer(case: Case) -> str:
     return next(iter(case.outputs))
 
 
-def check_outputs(part: str, case: Case, found: dict[str, Array]) -> None:
-    """Raise `ParityError` where an output of an engine is missing or has another shape."""
+def check_outputs(part: str, case: Case, found: dict[str, Array], by: str) -> None:
+    """Raise `ParityError` where an output of an engine is missing, or has another shape than the one computed `by`."""
     for name, wanted in case.outputs.items():
         if name not in found:
             gives = sorted(found) or "nothing"
@@ -103,7 +103,7 @@ def check_outputs(part: str, case: Case, found: dict[str, Array]) -> None:
         if found[name].shape != wanted.shape:
             raise ParityError(
                 f"The engine of {part} returns {name!r} of shape {list(found[name].shape)} for inputs "
-                f"{shapes_of(case.feeds)}, but PyTorch returned {list(wanted.shape)}. Build it again."
+                f"{shapes_of(case.feeds)}, but {by} returned {list(wanted.shape)}. Build it again."
             )
 
 
@@ -132,8 +132,9 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
     for part, figure in figures.items():
         if not figure.psnr_db >= GRAPH_DB:
             raise ParityError(
-                f"The graph of {part}, run in f32, differs from what PyTorch computed at export: {figure.worst} agrees "
-                f"to {figure.psnr_db:.1f} dB, but {GRAPH_DB:.0f} dB is required. The bundle was changed. {AGAIN}"
+                f"The graph of {part}, run in f32, differs from what {bundle.standing.reference} computed "
+                f"{bundle.standing.when}: {figure.worst} agrees to {figure.psnr_db:.1f} dB, but {GRAPH_DB:.0f} dB is "
+                f"required. The bundle was changed. {bundle.standing.again}"
             )
     return {part: figures[part].psnr_db if part in figures else _exported(bundle, part) for part in keys}
 
@@ -147,10 +148,10 @@ def is_exported_here(bundle: Bundle, part: str) -> bool:
 def _exported(bundle: Bundle, part: str) -> float:
     """The PSNR in dB that the export measured."""
     info = bundle.part(part)
-    if info.proved != proof_digest(info.digest, _fixed(bundle, part)):
+    if info.measured_for != proof_digest(info.digest, _fixed(bundle, part)):
         raise RuntimeMissing(
-            f"The graph of {part} was changed since its export, so it must be proved in f32, and neither "
-            f"{' nor '.join(REFEREES)} is installed to run it. {install('onnxruntime')}"
+            f"The graph of {part} was changed since its export, so it must be {bundle.standing.verb} in f32, and "
+            f"neither {' nor '.join(REFEREES)} is installed to run it. {install('onnxruntime')}"
         )
     return info.psnr_db
 
@@ -160,10 +161,12 @@ def run_graphs(bundle: str, parts: list[str], on_progress: Progress) -> dict[str
     opened, name, figures = open_bundle(bundle), shape_referee(), dict[str, Any]()
     assert name is not None
     for part in parts:
-        on_progress(f"{part}: prove its graph", None)
+        on_progress(f"{part}: {opened.standing.verb.removesuffix('d')} its graph", None)
         _check_table(opened, part)
         with refereed(opened, part, name) as (origin, engine):
-            found = measure(part, engine, AT_EXPORT, stored_cases(opened, part), opened.manifest.model.latents_input)
+            found = measure(
+                part, engine, stored_origin(opened), stored_cases(opened, part), opened.manifest.model.latents_input
+            )
         figures[part] = GraphFigure(psnr_db=found.psnr_db, worst=found.worst, run_by=origin).model_dump(mode="json")
     return figures
 
@@ -240,8 +243,8 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     if name is None:
         able = _able(target.recipe.graph)
         raise RuntimeMissing(
-            f"This machine has no {target.device}, so {part} must be proved on the CPU in {target.recipe.graph}. That "
-            f"requires {' or '.join(able)}. {install(able[-1])}"
+            f"This machine has no {target.device}, so {part} must be {bundle.standing.verb} on the CPU in "
+            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install(able[-1])}"
         )
     adapter = runtime(name)
     run_by, key = _typed_key(bundle, part, target, name)

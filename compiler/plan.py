@@ -85,6 +85,8 @@ class BuildPlan:
     disk_free_bytes: int
     build_seconds: float | None
     """Time to compile and compare missing engines, on two cores."""
+    statement: str | None
+    """What does not stand behind the bundle, in sentences."""
     unbuildable: str | None
     """Why it can't be built here, if so; then no key is known, and no engine is looked up in the bundle."""
 
@@ -141,6 +143,7 @@ def planned(
         disk_bytes=_all([one.disk_bytes for one in missing], sum),
         disk_free_bytes=shutil.disk_usage(bundle.folder).free,
         build_seconds=_all([each for one in missing for each in (one.build_seconds, one.compare_seconds)], sum),
+        statement=bundle.standing.statement,
         unbuildable=unbuildable,
     )
 

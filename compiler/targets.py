@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, embedding_length, shape_of, size_complaint, sizes
 from ..profiles import OWN, Profile
-from ..runtimes import CheckpointOrigin, Job, Runtime, Target, distribution, runtime
+from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, runtime
 from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
 from ..runtimes.ranges import CHUNKS
 from .cache import folder_name
@@ -120,6 +120,7 @@ def targets(
             f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
             f"{adapter.facts.newest_opset}. Write opset = {adapter.facts.newest_opset}."
         )
+    _check_adopted(bundle, profile, adapter)
     shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
@@ -128,6 +129,35 @@ def targets(
             about = (profile.runtime, device, precision, profile.options, part.inputs, part.outputs, shape)
             asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number)))
     return asked
+
+
+def _check_adopted(bundle: Bundle, profile: Profile, adapter: Runtime) -> None:
+    """Raise `ProfileError` where a runtime can't take a bundle that was adopted from other tools' graphs."""
+    if bundle.manifest.source.adopted is None:
+        return
+    if adapter.facts.needs_checkpoint:
+        raise ProfileError(
+            f"{adapter.facts.title} runs the modules of a checkpoint, but {bundle.folder} was adopted from ONNX graphs "
+            f"and has none. Use another profile than {profile.name}."
+        )
+    for name, part in bundle.manifest.parts.items():
+        if lacking := adapter.unsupported(profile.device, part.operators):
+            able = ", ".join(takers(part.operators)) or "none that latentc knows"
+            raise ProfileError(
+                f"{name} uses {', '.join(lacking)}, which {profile.runtime} does not support on {profile.device}. "
+                f"Runtimes that do: {able}. Use a profile of one of them, or export the model to ONNX again without "
+                "these operators."
+            )
+
+
+def takers(operators: Collection[str]) -> tuple[str, ...]:
+    """Names of latentc's runtimes that support all of these operators, which ONNX does not define."""
+    adapters = {name: runtime(name) for name in RUNTIMES}
+    return tuple(
+        name
+        for name, one in adapters.items()
+        if one.facts.reads_onnx and not one.unsupported(one.facts.devices[0], operators)
+    )
 
 
 def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from ..core.bundle import AGAIN, Bundle
+from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
 from ..core.manifest import Model
 from ..core.record import Record
 from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
+from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import TIMESTEP
 from ..sampling.denoise import Walk, feeds, is_guided, step
@@ -88,33 +89,33 @@ def check_host(bundle: Bundle, host: Host) -> float:
     try:
         return _check_host(bundle, host)
     except (KeyError, IndexError, StopIteration, ValueError, TypeError, AssertionError) as exc:
-        raise BundleError(f"{bundle.folder / DRAWN} lacks references ({exc!r}). Export the checkpoint again.") from exc
+        raise BundleError(f"{bundle.folder / DRAWN} lacks references ({exc!r}). {bundle.standing.again}") from exc
 
 
 def _check_host(bundle: Bundle, host: Host) -> float:
     stored, arrays = stored_drawings(bundle)
-    drawings = stored.drawings
+    drawings, by = stored.drawings, bundle.standing
     if lacking := [name for part in host.denoisers.values() for name in _lacking(host, part, stored, arrays)]:
         raise BundleError(
             f"{bundle.folder / DRAWINGS} lacks the reference images {', '.join(lacking)} that every export generates, "
-            f"so nothing can be proved. {AGAIN}"
+            f"so nothing can be {bundle.standing.verb}. {bundle.standing.again}"
         )
-    _check_tokens(host, stored)
+    _check_tokens(host, stored, by)
     if dict(host.scheduler) != stored.scheduler:
         raise ParityError(
-            "The scheduler config is not the one that diffusers' pipeline used at export. Differing fields: "
-            f"{', '.join(sorted(set(_differing(host.scheduler, stored.scheduler))))}. {AGAIN}"
+            f"The scheduler config is not the one that {by.pipeline} used {by.when}. Differing fields: "
+            f"{', '.join(sorted(set(_differing(host.scheduler, stored.scheduler))))}. {by.again}"
         )
     if (stored.default_size, stored.default_height) != (host.model.default_size, host.model.default_height):
         raise ParityError(
             f"The manifest states a model size of {'x'.join(map(str, host.model.own_size))} pixels, but the checkpoint "
-            f"has {stored.default_size}x{stored.default_height or stored.default_size}. {AGAIN}"
+            f"has {stored.default_size}x{stored.default_height or stored.default_size}. {by.again}"
         )
     if (stored.patch, stored.largest_side) != (host.model.patch, host.model.largest_side):
         raise ParityError(
             f"The manifest states sides that are multiples of {host.model.patch} latents, up to "
             f"{host.model.largest_side or 'any'}, but the checkpoint has {stored.patch} and "
-            f"{stored.largest_side or 'any'}. {AGAIN}"
+            f"{stored.largest_side or 'any'}. {by.again}"
         )
     answer = _recorded_text(bundle, host.model)
     called = _calls(bundle, host)
@@ -133,8 +134,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         if latent_shape(host.model, drawing.request) != trial.start.shape:
             raise ParityError(
                 f"The manifest gives latents of shape {list(latent_shape(host.model, drawing.request))} for "
-                f"{drawing.request.width}x{drawing.request.height} pixels, but diffusers' pipeline used "
-                f"{list(trial.start.shape)}. {AGAIN}"
+                f"{drawing.request.width}x{drawing.request.height} pixels, but {by.pipeline} used "
+                f"{list(trial.start.shape)}. {by.again}"
             )
         text = read_text(host, drawing.request, answer, {})
         changing = (host.model.latents_input, TIMESTEP)
@@ -142,8 +143,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         found = constants(host, drawing.request, text)
         if found.keys() != wanted.keys():
             raise ParityError(
-                f"latentc gives the {part} the inputs {sorted(found)}, but diffusers' pipeline gave it "
-                f"{sorted(wanted)}. The manifest does not match the checkpoint. {AGAIN}"
+                f"latentc gives the {part} the inputs {sorted(found)}, but {by.pipeline} gave it "
+                f"{sorted(wanted)}. The manifest does not match the checkpoint. {by.again}"
             )
         for name, array in wanted.items():
             compare(array, found[name], name, drawing)
@@ -162,9 +163,9 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             compare(trial.images, images, "the pixels", drawing)
     if not worst >= HOST_DB:
         raise ParityError(
-            f"What latentc computes outside the engines differs from diffusers' pipeline at export, most in {where}: "
+            f"What latentc computes outside the engines differs from {by.pipeline} {by.when}, most in {where}: "
             f"{worst:.1f} dB, but {HOST_DB:.0f} dB is required. The bundle's manifest, scheduler config or tokenizer "
-            f"does not match the checkpoint. {AGAIN}"
+            f"does not match the checkpoint. {by.again}"
         )
     return round(worst, 2)
 
@@ -188,8 +189,8 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [key for key in {**one, **other} if key not in one or key not in other or one[key] != other[key]]
 
 
-def _check_tokens(host: Host, stored: Drawings) -> None:
-    """Raise `ParityError` where a tokenizer gives other ids for a text than transformers' did."""
+def _check_tokens(host: Host, stored: Drawings, by: Standing) -> None:
+    """Raise `ParityError` where a tokenizer gives other ids for a text than the one of the references did."""
     for encoder, vocabulary in zip(host.model.text_encoders, host.vocabularies, strict=True):
         wanted = stored.tokens[encoder.part]
         frame = (vocabulary.start, vocabulary.end, vocabulary.pad, vocabulary.length)
@@ -197,8 +198,8 @@ def _check_tokens(host: Host, stored: Drawings) -> None:
         other = [text for text, ids in pairs if tuple(ids_of(vocabulary, text)) != ids]
         if other or frame != (wanted.start, wanted.end, wanted.pad, wanted.length):
             raise ParityError(
-                f"The tokenizer of {encoder.part} gives other token ids than transformers gave at export, for "
-                f"{(other or ['start, end and padding'])[0]!r}. It is not the checkpoint's tokenizer. {AGAIN}"
+                f"The tokenizer of {encoder.part} gives other token ids than {by.tokenizer} gave {by.when}, for "
+                f"{(other or ['start, end and padding'])[0]!r}. It is not the checkpoint's tokenizer. {by.again}"
             )
 
 
@@ -293,7 +294,7 @@ def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *,
     found = reference(bundle, host.denoiser(request), shape).cases
     case = next((one for one in found if one.name == f"{like.name}.0"), None)
     if case is None:
-        raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. {AGAIN}")
+        raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. {bundle.standing.again}")
     start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))
     sigma = np.float32(_walk(host, like).schedule.init_noise_sigma)
     made = replace(
@@ -352,7 +353,7 @@ def _through(engine: EngineOf) -> Answer:
 
 def _recorded_text(bundle: Bundle, model: Model) -> Answer:
     """Text encoders that return PyTorch's outputs for the ids of transformers' tokenizers."""
-    known: dict[str, dict[bytes, dict[str, Array]]] = {}
+    known, by = dict[str, dict[bytes, dict[str, Array]]](), bundle.standing
     for encoder in model.text_encoders:
         case = next(case for case in stored_cases(bundle, encoder.part) if case.name == "prompts")
         known[encoder.part] = {
@@ -364,8 +365,8 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
         found = [row for row in rows if row is not None]
         if len(found) < len(rows):
             raise ParityError(
-                f"The tokenizer of {part} gives other token ids than transformers gave at export, for the prompts of "
-                f"the bundle's references. The tokenizer in {bundle.folder} is not the checkpoint's. {AGAIN}"
+                f"The tokenizer of {part} gives other token ids than {by.tokenizer} gave {by.when}, for the prompts of "
+                f"the bundle's references. The tokenizer in {bundle.folder} is not the checkpoint's. {by.again}"
             )
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 

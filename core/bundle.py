@@ -39,6 +39,7 @@ from .reading import (
     refuse_pointer,
 )
 from .record import complaints, in_a_line, shown
+from .standing import Standing
 from .wires import complaint
 
 MANIFEST = "latentc.json"
@@ -59,6 +60,11 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+
+    @property
+    def standing(self) -> Standing:
+        """What stands behind its figures: see `Manifest.standing`."""
+        return self.manifest.standing
 
     @property
     def argument(self) -> str:
@@ -309,7 +315,7 @@ def checked_graph(bundle: Bundle, part: str) -> Path:
     names = (info.path, *(f"{folder}/{name}" for name in files))
     place = plain_files(bundle, part, {Path(name).name: bundle.folder / name for name in names})
     graph = place / Path(info.path).name
-    check_graph(graph, files, opset=info.opset, inputs=info.inputs, outputs=info.outputs)
+    check_graph(graph, files, opset=info.opset, inputs=info.inputs, outputs=info.outputs, others=info.operators)
     return graph
 
 

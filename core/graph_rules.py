@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,15 @@ REFUSED = {
 }
 """ONNX operators that no exported diffusion model needs, keyed by purpose."""
 
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+FOREIGN_OPSETS = range(11, 24)
+"""Opsets of graphs from other tools: 14 is usual, and newer ones than ours are not supported by every runtime."""
+
+GROUPS_OF_CHANNELS = 21
+"""From this opset on, GroupNormalization scales each channel; before, each group."""
+
 ENGINE_DOMAINS = frozenset({"", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
 """Operator domains that ONNX Runtime's optimizer and providers write."""
 
@@ -53,11 +63,13 @@ def check_graph(
     opset: int,
     inputs: Iterable[TensorInfo],
     outputs: Iterable[TensorInfo],
+    others: Iterable[str] = (),
     advice: str = AGAIN,
 ) -> None:
     """Refuse a bundle's graph that does not look like one our export writes. Only the graph file itself is read.
 
     `files` maps names to sizes in bytes: the files in the graph's folder that the manifest lists for the part.
+    `others` are the operators that ONNX does not define, with their domains, as in the manifest.
     Accepted: external data in those files only, of the tensors' exact sizes; standard ONNX operators of one opset; no
     control flow, functions, subgraphs, sequences or strings; sizes within limits; the expected inputs and outputs, by
     name, dtype and rank.
@@ -66,14 +78,36 @@ def check_graph(
     """
     facts = inspect_graph(path, advice)
     _check_structure(facts, advice)
-    if unknown := sorted({domain for domain, _ in (*facts.operators, *facts.opsets)} - {""}):
-        raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "standard ONNX operators", advice)
-    if facts.opsets != (("", opset),):
+    check_others(facts, frozenset(others), advice)
+    if [version for domain, version in facts.opsets if not domain] != [opset]:
         has = ", ".join(str(version) for _, version in facts.opsets) or "none"
         raise _refusal(facts, f"states opset {has}", f"{opset}, as in the manifest", advice)
     _check_files(facts, files, advice)
     _check_values(facts, "input", facts.inputs, inputs, advice)
     _check_values(facts, "output", facts.outputs, outputs, advice)
+    if facts.contexts:
+        raise _refusal(facts, "contains compiled code (EPContext)", "a portable graph", advice)
+
+
+def check_foreign_graph(facts: GraphFacts, files: Mapping[str, int], advice: str) -> None:
+    """Refuse a graph that another tool exported and that is not safe to open, or that latentc does not support.
+
+    `files` maps names to sizes in bytes: the other files in the graph's folder. Accepted: what `check_graph` accepts,
+    at any opset of `FOREIGN_OPSETS`, with any inputs and outputs, and Microsoft's operators. Raises `BundleError`.
+    """
+    _check_structure(facts, advice)
+    others = [one for one in other_operators(facts) if one.startswith(f"{MICROSOFT}.")]
+    used = {domain for domain, _ in facts.operators}
+    check_others(replace(facts, opsets=tuple(one for one in facts.opsets if one[0] in used)), others, advice)
+    stated = [version for domain, version in facts.opsets if not domain]
+    if len(stated) != 1 or stated[0] not in FOREIGN_OPSETS:
+        has = ", ".join(map(str, stated)) or "none"
+        expected = f"one from {FOREIGN_OPSETS[0]} to {FOREIGN_OPSETS[-1]}"
+        raise _refusal(facts, f"states opset {has}", expected, advice)
+    if stated[0] < GROUPS_OF_CHANNELS and ("", "GroupNormalization") in facts.operators:
+        expected = f"opset {GROUPS_OF_CHANNELS} or newer, which scales each channel"
+        raise _refusal(facts, f"has GroupNormalization of opset {stated[0]}", expected, advice)
+    _check_files(facts, files, advice)
     if facts.contexts:
         raise _refusal(facts, "contains compiled code (EPContext)", "a portable graph", advice)
 
@@ -95,6 +129,24 @@ def check_engine_graph(path: Path, files: Mapping[str, int], advice: str) -> Non
         if mode or name not in files or not _plain(name):
             where = shown(name) if not mode else "the graph itself"
             raise _refusal(facts, f"has compiled code in {where}", f"a file of {_listed(files)}", advice)
+
+
+def other_operators(facts: GraphFacts) -> tuple[str, ...]:
+    """The operators of a graph that ONNX does not define, with their domains, sorted."""
+    return tuple(sorted(f"{domain}.{name}" for domain, name in facts.operators if domain))
+
+
+def check_others(facts: GraphFacts, others: Collection[str], advice: str) -> None:
+    """Raise `BundleError` for an operator that ONNX does not define and that is not one of `others`."""
+    if found := sorted(name for domain, name in facts.operators if domain and name in ENGINE_REFUSED):
+        raise _refusal(facts, f"has the operator {found[0]}", "operators that run no other code", advice)
+    domains = {one.rpartition(".")[0] for one in others}
+    if unknown := sorted({domain for domain, _ in (*facts.operators, *facts.opsets)} - {"", *domains}):
+        raise _refusal(facts, f"uses the operator domain {shown(unknown[0])}", "standard ONNX operators", advice)
+    if unlisted := sorted(set(other_operators(facts)) - set(others)):
+        raise _refusal(
+            facts, f"has the operator {shown(unlisted[0])}", f"{_listed(others)}, as in the manifest", advice
+        )
 
 
 def _check_structure(facts: GraphFacts, advice: str) -> None:

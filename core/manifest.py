@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
+from .standing import PROVED, SELF_CONSISTENT, Standing
 from .wires import GUIDANCE, LATENTS, MAX_LENGTH, TIMESTEP, Wire
 
 SCHEMA_VERSION = 4
@@ -35,11 +36,19 @@ Dim = (
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,255}$")]
 """Untrusted text: one line without control characters."""
 
+Operator = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+\.[A-Za-z][A-Za-z0-9_]*$")]
+"""An operator with its domain."""
+
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _is_unset(value: object) -> bool:
+    """Whether an optional field is left out of the manifest, so that those of other bundles stay as they are."""
+    return value is None or value == ()
 
 
 class TensorInfo(Record):
@@ -70,15 +79,32 @@ class Part(Record):
     outputs: tuple[TensorInfo, ...]
     digest: str
     psnr_db: float
-    """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references."""
-    proved: str
-    """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`."""
+    """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references. For an
+    adopted part, against the graph that it was adopted from, run as it is; 0 where that cannot be run."""
+    proved: Annotated[str | None, Field(exclude_if=_is_unset)] = None
+    """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`. None for an adopted
+    part."""
+    compared: Annotated[str | None, Field(exclude_if=_is_unset)] = None
+    """The same digest for an adopted part, with which no PyTorch was compared."""
     bf16_db: Annotated[float, Field(ge=0, le=200)]
-    """PSNR of PyTorch's own modules in bf16 against f32: what a correct bf16 engine can reach."""
+    """PSNR of PyTorch's own modules in bf16 against f32: what a correct bf16 engine can reach; 0 if not measured."""
+    operators: Annotated[tuple[Operator, ...], Field(max_length=256, exclude_if=_is_unset)] = ()
+    """Operators that ONNX does not define, such as `com.microsoft.GroupNorm`; only adopted graphs have any."""
+
+    @property
+    def measured_for(self) -> str | None:
+        """Digest of the files that `psnr_db` was measured with."""
+        return self.proved or self.compared
 
     def takes(self, name: str) -> bool:
         """Whether the graph has an input of this name."""
         return any(tensor.name == name for tensor in self.inputs)
+
+    @model_validator(mode="after")
+    def _measured_once(self) -> Part:
+        if (self.proved is None) == (self.compared is None):
+            raise ValueError("either proved or compared should be set, and not both")
+        return self
 
     @model_validator(mode="after")
     def _role_fits(self) -> Part:
@@ -171,6 +197,17 @@ class Model(Record):
         return self
 
 
+class Adopted(Record):
+    """The ONNX graphs that a bundle was adopted from."""
+
+    statement: str
+    """What does not stand behind it, in sentences."""
+    exporters: dict[str, Line] = Field(default_factory=dict)
+    """What exported each graph, as the file says, such as `pytorch 2.8.0`, keyed by part."""
+    files: dict[str, FileInfo]
+    """Every file that was read, by its path in the folder."""
+
+
 class Source(Record):
     """Source of the bundle, or of one of its components."""
 
@@ -181,6 +218,8 @@ class Source(Record):
     """Whether the weights are random, from `new-checkpoint`: for tests and benchmarks only."""
     variant: str | None = None
     """Requested weight file variant: `fp16`, `ema` ..."""
+    adopted: Annotated[Adopted | None, Field(exclude_if=_is_unset)] = None
+    """Set if it was adopted from ONNX graphs, so that no PyTorch reference stands behind it."""
 
     @property
     def argument(self) -> str:
@@ -238,3 +277,15 @@ class Manifest(Record):
     files: dict[str, FileInfo]
     versions: dict[str, str]
     trained_for: tuple[Fact, ...] = ()
+
+    @property
+    def standing(self) -> Standing:
+        """What stands behind its figures, and the words for that."""
+        return PROVED if self.source.adopted is None else SELF_CONSISTENT
+
+    @model_validator(mode="after")
+    def _parts_stand_alike(self) -> Manifest:
+        adopted = self.source.adopted is not None
+        if any((part.compared is not None) != adopted for part in self.parts.values()):
+            raise ValueError("the parts of an adopted bundle, and of no other, should be compared instead of proved")
+        return self

@@ -106,6 +106,9 @@ class Origin:
     """SHA-256 of the digests of the bundle's parts."""
     versions: Mapping[str, str]
     """Versions of the libraries used for generation and for the export."""
+    standing: str | None = None
+    """`self-consistent` for a bundle that was adopted from ONNX graphs; None where PyTorch's reference stands behind
+    it."""
 
 
 @dataclass(frozen=True)

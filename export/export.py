@@ -106,8 +106,8 @@ def export(
         hashed: dict[str, FileInfo] = {}
         parts = {spec.name: _export_part(opened, spec, references, fresh, hashed, on_progress) for spec in specs}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
-        _write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
-        _write_configs(opened, specs, tokenizers, fresh)
+        write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
+        write_configs(opened, specs, tokenizers, fresh)
         on_progress("digest", None)
         _write_manifest(opened, parts, hashed, fresh)
     return open_bundle(folder)
@@ -160,7 +160,7 @@ def _export_part(
     found = check(spec.name, path, unpack(stored))
     own = {str(one.relative_to(fresh)): one for one in (path, path.with_name(DATA)) if one.exists()}
     new = own | {stored_at(spec.name): fresh / stored_at(spec.name)}
-    hashed |= {name: _info(one) for name, one in new.items() if name not in hashed}  # variants share their weights
+    hashed |= {name: info_of(one) for name, one in new.items() if name not in hashed}  # variants share their weights
     graph = digest({name: hashed[name] for name in own})
     fixed = hashed[stored_at(spec.name)].sha256
     remember(graph_key(graph, fixed), found.model_copy(update={"exported_here": True}))
@@ -197,7 +197,7 @@ def _bytes(checkpoint: Checkpoint, component: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in checkpoint.weights[component].values())
 
 
-def _write_configs(
+def write_configs(
     checkpoint: Checkpoint, specs: Sequence[PartSpec], tokenizers: dict[str, dict[str, bytes]], fresh: Path
 ) -> None:
     """Write the files that diffusers and Optimum expect next to the graphs."""
@@ -212,7 +212,7 @@ def _write_configs(
             if checkpoint.size and spec.role == "denoiser"
             else {}
         )
-        _write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
+        write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
     index.pop("vae", None)
@@ -221,11 +221,11 @@ def _write_configs(
         for name, content in files.items():
             (fresh / tokenizer / name).write_bytes(content)
     (fresh / "scheduler").mkdir()
-    _write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
     for name, entry in index.items():  # components that aren't in the bundle, such as a safety checker, as in diffusers
         if isinstance(entry, list) and not (fresh / name).is_dir():
             index[name] = [None, None]
-    _write_json(fresh / "model_index.json", index)
+    write_json(fresh / "model_index.json", index)
     for name, content in checkpoint.card.files.items():
         (fresh / name).write_bytes(content)
 
@@ -236,7 +236,7 @@ def _write_manifest(
     """Write the manifest of all files in `fresh`; files in `hashed` aren't read again."""
     source, card = checkpoint.source, checkpoint.card
     paths = {str(path.relative_to(fresh)): path for path in sorted(fresh.rglob("*")) if path.is_file()}
-    files = {name: hashed.get(name) or _info(path) for name, path in paths.items()}
+    files = {name: hashed.get(name) or info_of(path) for name, path in paths.items()}
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,
@@ -257,11 +257,13 @@ def _write_manifest(
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
 
 
-def _info(path: Path) -> FileInfo:
+def info_of(path: Path) -> FileInfo:
+    """Digest and size of a file."""
     return FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, as diffusers does."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -236,7 +236,7 @@ class References:
             feeds = {name: array.repeat(rows, axis=0) for name, array in fixed.items()}
             feeds |= {
                 latents: self.random.standard_normal(self.facts.latents(rows, *size), dtype=np.float32),
-                TIMESTEP: np.array([_exact(last * share) if share < 1 else last], np.float32),
+                TIMESTEP: np.array([exact(last * share) if share < 1 else last], np.float32),
             }
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         for case in made[: len(AT_SHARES) : OTHER_TEXT_EACH]:
@@ -509,7 +509,7 @@ def _one(timesteps: Any) -> torch.Tensor:
     return torch.as_tensor(timesteps).float().reshape(-1)[:1]
 
 
-def _exact(timestep: float) -> int:
+def exact(timestep: float) -> int:
     """The nearest timestep that bf16 represents exactly. The last one, and the images, test rounded timesteps."""
     unit = 4 if timestep > 512 else 2 if timestep > 256 else 1
     return round(timestep / unit) * unit

@@ -97,4 +97,6 @@ def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens
         remarks.append(f"{width}x{height} is far from the model's native size, {own}; images may look wrong.")
     if manifest.source.random:
         remarks.append("The weights of this checkpoint are random: the image is noise.")
+    if manifest.standing.statement:
+        remarks.append(manifest.standing.statement)
     return remarks

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
@@ -51,6 +51,8 @@ class Drawing(Record):
     bundle: str
     """`drawing_digest`: SHA-256 of everything in the bundle that determines the image."""
     versions: dict[str, str]
+    standing: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """`self-consistent` where no PyTorch reference stands behind the engines."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def origin(bundle: Bundle) -> Origin:
         family=manifest.family,
         bundle=drawing_digest(bundle),
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
+        standing=manifest.standing.word if manifest.standing.statement else None,
     )
 
 
@@ -102,6 +105,7 @@ def drawings(result: Result) -> Iterator[Drawing]:
             family=made.family,
             bundle=made.bundle,
             versions=dict(made.versions),
+            standing=made.standing,
         )
 
 

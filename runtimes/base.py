@@ -6,7 +6,7 @@ A new runtime is a file in this package, a line in `RUNTIMES`, an extra in `pypr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -217,6 +217,10 @@ class Facts:
     sums_in_a_row: frozenset[str] = frozenset()
     """Devices on which long sums in f32 lose accuracy, because they are sequential: group norms are then expanded
     (`core.norms`)."""
+    others: frozenset[str] = frozenset()
+    """Operators that ONNX does not define and that it supports, such as `com.microsoft.GroupNorm`."""
+    needs_checkpoint: bool = False
+    """Whether it runs the modules of the checkpoint that a bundle was exported from."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     """Operators without a kernel, by device: the compiler replaces them (`compiler.kernels`)."""
 
@@ -285,6 +289,11 @@ class Runtime(Protocol):
     def threads_option(self, device: str) -> str | None:
         """`Facts.threads` on the CPU; None on other devices."""
         return self.facts.threads if device == "CPU" else None
+
+    def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:
+        """Those of these operators, which ONNX does not define, that it doesn't support on a device; sorted."""
+        del device
+        return tuple(sorted(set(operators) - self.facts.others)) if self.facts.reads_onnx else ()
 
     def check(self, options: Mapping[str, Option]) -> None:
         """Raise `ProfileError` for an unknown option, with the nearest name, and for an invalid value."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..core.engine import Engine
 from ..core.errors import CompileError, RuntimeMissing
+from ..core.graph_rules import MICROSOFT
 from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
@@ -50,6 +51,16 @@ GFX = (
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 
 
+OTHERS = frozenset(
+    f"{MICROSOFT}.{name}"
+    for name in (
+        *("Attention", "BiasAdd", "BiasGelu", "FastGelu", "FusedMatMul", "Gelu", "GroupNorm", "MatMulNBits"),
+        *("MultiHeadAttention", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    )
+)
+"""Microsoft's operators that its parser knows (src/onnx/parse_*.cpp of its repository in 2026); none was run here."""
+
+
 class MIGraphX(Runtime):
     """The adapter to MIGraphX."""
 
@@ -62,6 +73,7 @@ class MIGraphX(Runtime):
         typed=True,
         reads_bf16=False,
         free_sizes=False,
+        others=OTHERS,
     )
 
     def missing(self, device: str) -> str | None:

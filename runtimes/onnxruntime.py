@@ -16,10 +16,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ import numpy as np
 from ..core.engine import Engine
 from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissing
 from ..core.files import sha256_json
-from ..core.graph_rules import check_engine_graph
+from ..core.graph_rules import MICROSOFT, check_engine_graph
 from ..core.install import install, pip
 from ..core.limits import threads
 from ..core.progress import Progress
@@ -137,6 +137,17 @@ HUNGRY = 2.7
 """`per_value` with `PATTERN`, and with fixed sizes."""
 
 
+@cache
+def _cpu_kernels() -> frozenset[str] | None:
+    """Operators of other domains than ONNX's with a CPU kernel; None where the library is missing or lists none."""
+    try:
+        library: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        listed: Any = library.get_all_opkernel_def()
+    except Exception:  # not installed, damaged, or built without the list
+        return None
+    return frozenset(f"{one.domain}.{one.op_name}" for one in listed if one.provider == "CPUExecutionProvider")
+
+
 class ONNXRuntime(Runtime):
     """The adapter to ONNX Runtime."""
 
@@ -206,6 +217,14 @@ class ONNXRuntime(Runtime):
         if device != "CPU" and not elsewhere and (reason := fault(place, provider.precisions[0])):
             return f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
         return None
+
+    def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:
+        """On the CPU, operators without a kernel, by the library's own list where it is installed. Other providers may
+        lack kernels too: a build refuses nodes that they leave to the CPU.
+        """
+        own = {one for one in operators if one.startswith(f"{MICROSOFT}.")}
+        kernels = _cpu_kernels() if numbered(device)[0] == "CPU" else None
+        return tuple(sorted((set(operators) - own) | (own - kernels if kernels is not None else set())))
 
     def versions(self) -> dict[str, str]:
         """The library's version, and the flavour's name where it isn't the default one."""

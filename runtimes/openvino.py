@@ -21,6 +21,7 @@ import numpy as np
 
 from ..core.engine import Engine
 from ..core.errors import CompileError, ProfileError, RuntimeMissing
+from ..core.graph_rules import MICROSOFT
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
@@ -94,10 +95,26 @@ CPU_COSTS = Costs(
 )
 
 
+OTHERS = frozenset(
+    f"{MICROSOFT}.{name}"
+    for name in (
+        *("Attention", "BiasAdd", "BiasGelu", "BifurcationDetector", "DequantizeLinear", "DynamicQuantizeLSTM"),
+        "DynamicQuantizeMatMul",
+        *("EmbedLayerNormalization", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "GatherBlockQuantized"),
+        *("GatherND", "Gelu", "GroupNorm", "GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits"),
+        *("MultiHeadAttention", "Pad", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearLeakyRelu"),
+        *("QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QuantizeLinear"),
+        *("QuickGelu", "Range", "RotaryEmbedding", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+        "Trilu",
+    )
+)
+"""Microsoft's operators that its ONNX frontend converts, in 2026.4.1; a test asks the installed one."""
+
+
 class OpenVINO(Runtime):
     """The adapter to OpenVINO."""
 
-    facts = Facts(title="OpenVINO", at_load=AT_LOAD, threads=THREADS)
+    facts = Facts(title="OpenVINO", at_load=AT_LOAD, threads=THREADS, others=OTHERS)
 
     def devices(self) -> tuple[str, ...]:
         """Devices by OpenVINO's names: CPU, GPU, GPU.1, NPU."""

@@ -72,6 +72,7 @@ class Torch(Runtime):
         at_load=frozenset({THREADS}),
         threads=THREADS,
         reads_onnx=False,
+        needs_checkpoint=True,
     )
 
     def missing(self, device: str) -> str | None:

@@ -22,6 +22,7 @@ from latentc.core.manifest import FileInfo
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
 from latentc.core.references import stored_at
 from latentc.export import trace as tracer
+from latentc.export.adopt import adopt
 from latentc.export.export import export
 from latentc.export.weights import write
 
@@ -187,6 +188,23 @@ def bundle(exported, tmp_path_factory):
         return open_bundle(folders[family])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def optimum(shared, exported, checkpoint):
+    """`optimum(family)`: a folder of ONNX graphs as optimum writes it. Don't change it."""
+    from .export import foreign
+
+    def make(family: str) -> Path:
+        return shared(f"{family}-optimum", lambda folder: foreign.optimum(exported(family), checkpoint(family), folder))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adopted(shared, optimum):
+    """`adopted(family)`: the bundle of that folder. Don't change it."""
+    return lambda family: open_bundle(shared(f"{family}-adopted", lambda folder: adopt(optimum(family), folder)))
 
 
 @pytest.fixture

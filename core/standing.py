@@ -1,0 +1,55 @@
+"""What stands behind the figures of a bundle: PyTorch, or only the graphs that it was adopted from.
+
+Every output that names it takes its words from here, by `Manifest.standing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The words for one kind of bundle."""
+
+    word: str
+    """The name for engines that agree with the references."""
+    verb: str
+    """Participle for engines and graphs that were compared with the references."""
+    reference: str
+    """What computed the references of the parts."""
+    pipeline: str
+    """What computed the reference images."""
+    tokenizer: str
+    """What computed the token ids of the references."""
+    when: str
+    """When the references were computed."""
+    again: str
+    """How to make the bundle again."""
+    statement: str | None = None
+    """A sentence for everyone who uses the bundle; None where there is nothing to say."""
+
+
+PROVED = Standing(
+    word="proved",
+    verb="proved",
+    reference="PyTorch",
+    pipeline="diffusers' pipeline",
+    tokenizer="transformers",
+    when="at export",
+    again="Export the checkpoint again.",
+)
+
+SELF_CONSISTENT = Standing(
+    word="self-consistent",
+    verb="compared",
+    reference="the adopted graph",
+    pipeline="latentc's own pipeline",
+    tokenizer="the tokenizer",
+    when="at adoption",
+    again="Adopt the graphs again.",
+    statement=(
+        "This bundle was adopted from ONNX graphs, and no PyTorch reference stands behind it. Its engines are "
+        "self-consistent at best: they agree with these graphs, run without optimization."
+    ),
+)

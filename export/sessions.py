@@ -1,0 +1,76 @@
+"""Graphs run by ONNX Runtime on the CPU, without optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..core.errors import CheckpointError
+from ..core.limits import is_out_of_memory, threads
+from ..core.record import in_a_line
+from ..core.telemetry import switch_off_events
+from ..core.tensors import Array
+
+CPU = "CPUExecutionProvider"
+
+
+class CpuSession:
+    """One graph, unmodified; closed at the end of the `with` block."""
+
+    def __init__(self, path: Path) -> None:
+        ort: Any = import_module("onnxruntime")
+        switch_off_events(ort)
+        options = ort.SessionOptions()
+        if (count := threads()) is not None:
+            options.intra_op_num_threads = count
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.log_severity_level = 4
+        self.path = path
+        try:
+            self._session: Any = ort.InferenceSession(str(path), options, providers=[CPU])
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise
+            raise CheckpointError(
+                f"ONNX Runtime cannot run {path} on the CPU: {in_a_line(exc).rstrip('.')}. Export the model to ONNX "
+                "again."
+            ) from exc
+
+    def __enter__(self) -> CpuSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+        """Run the graph; returns these outputs, in order (None: all). Raises CheckpointError."""
+        try:
+            return self._session.run(None if outputs is None else list(outputs), dict(feeds))
+        except Exception as exc:
+            if is_out_of_memory(exc):
+                raise
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise CheckpointError(
+                f"ONNX Runtime failed to run {self.path} with {shapes}: {in_a_line(exc).rstrip('.')}. Export the model "
+                "to ONNX again."
+            ) from exc
+
+    def answer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph; returns its outputs by name."""
+        names = [str(output.name) for output in self._session.get_outputs()]
+        return dict(zip(names, self.run(names, feeds), strict=True))
+
+
+def cpu_operators() -> frozenset[str] | None:
+    """Operators of other domains than ONNX's that ONNX Runtime has a CPU kernel for; None if it does not list them."""
+    library: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    listed = getattr(library, "get_all_opkernel_def", None)
+    if listed is None:
+        return None
+    return frozenset(f"{one.domain}.{one.op_name}" for one in listed() if one.domain and one.provider == CPU)
