@@ -10,7 +10,7 @@ from typing import cast
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics
+from .bounds import check_config, check_fit, check_pixels, check_scheduler, check_statistics, check_video
 from .card import read_card
 from .checkpoint import Checkpoint
 from .families import FAMILIES, UNET, Config, Family, family_of
@@ -19,6 +19,7 @@ from .files import check_variant, component_weights, convert, names_in, variants
 from .names import Stored, text_layers
 from .others import Replacement, configured, rescaled, start_of
 from .parts import CLASSES
+from .processor import read_processor
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import CheckpointSource, check_class, check_entry, read_json
@@ -26,6 +27,9 @@ from .statements import PIXELS
 from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
 from .training import Choices
+
+USUAL_LENGTH = 77
+"""Token ids per row where nothing reads a prompt, so that the number has no effect."""
 
 # Components of diffusers' pipelines that a bundle doesn't need, and why.
 _WITHOUT = {
@@ -65,6 +69,7 @@ def open_folder(
             f"{supported()}"
         )
     _refuse_refiner(folder, family, model_index, others)
+    processor = read_processor(folder, family)
     configs: dict[str, Config] = {}
     rescaling: tuple[str, ...] = ()
     for component in family.components:
@@ -94,6 +99,7 @@ def open_folder(
     check_pixels(places[family.denoiser], configs[family.denoiser], configs[family.vae])
     check_statistics(places[family.vae], family, configs[family.vae])
     check_fit(folder, family, configs)
+    check_video(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
     latents, resized = read_size(model_index, configs[family.denoiser]) if choices.size is None else (None, [])
@@ -107,6 +113,7 @@ def open_folder(
         weights=weights,
         folder=folder,
         length=length,
+        processor=processor,
         card=card,
         size=choices.size or (latents and latents * 2 ** (len(configs[family.vae]["block_out_channels"]) - 1)),
         notices=(
@@ -180,12 +187,12 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
             f"{folder} pads prompts to {differing} (model_max_length or max_position_embeddings), but these lengths "
             "must be equal. Compare the configs with those that the checkpoint was published with."
         )
-    return lengths.popitem()[1], notices
+    return next(iter(lengths.values()), USUAL_LENGTH), notices
 
 
 def _left_out(family: Family, model_index: Config) -> list[str]:
     """Notices about components that the index lists and a bundle leaves out."""
-    known = {"scheduler", *(one.name for one in (*family.components, *family.tokenizers))}
+    known = {"scheduler", family.processor, *(one.name for one in (*family.components, *family.tokenizers))}
     notices: list[str] = []
     for name, entry in model_index.items():
         cls: object = cast("list[object]", entry)[-1] if isinstance(entry, list) and entry else None
@@ -223,6 +230,11 @@ def _no_index(folder: Path) -> str:
 
 
 def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Collection[str]) -> None:
+    if given and family.texts == () and family.processor is not None:
+        raise CheckpointError(
+            f"{folder} is a {family.title} checkpoint, whose components cannot be replaced. Leave out "
+            f"{' and '.join(f'--{name}' for name in given)}."
+        )
     for component in family.components:
         if component.name in given:
             continue

@@ -112,6 +112,8 @@ def model_index(family: Family, scheduler: Config) -> Config:
         **{tokenizer.name: ["transformers", "CLIPTokenizer"] for tokenizer in family.tokenizers},
         "feature_extractor": [None, None],
     }
+    if family.processor is not None:
+        return index | {family.processor: ["transformers", "CLIPImageProcessor"]}
     if family.pooled is not None:
         return index | {
             "image_encoder": [None, None],

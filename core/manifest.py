@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from .record import Record
-from .wires import GUIDANCE, LATENTS, TIMESTEP, Wire
+from .wires import GUIDANCE, LATENTS, MOTION, TIMESTEP, Wire
 
 SCHEMA_VERSION = 4
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """The function of a part in the pipeline, independent of the name in its family."""
 
-Task = Literal["text"]
+Task = Literal["text", "image_to_video"]
 """A task that a model supports: "text" is text to image."""
 
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
@@ -40,6 +40,8 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_NEW_IN_MODEL = ("frame_guidance", "image_reader")
 
 
 class TensorInfo(Record):
@@ -99,10 +101,21 @@ class TextEncoder(Record):
     """Number of token ids: rows of its embedding table."""
 
 
+class ImageReader(Record):
+    """How the image encoder reads the request's image."""
+
+    size: Annotated[int, Field(ge=8, le=4096)]
+    """Side in pixels of the square that the image is resized to."""
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+    """Of red, green and blue, from 0 to 1: they are subtracted, and divided by."""
+
+
 class Model(Record):
     """What the pipeline needs to know about the model."""
 
-    text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
+    text_encoders: Annotated[tuple[TextEncoder, ...], Field(max_length=8)]
+    """In the order in which they read the prompt; empty for a model that reads none."""
     length: Annotated[int, Field(ge=3, le=4096)] = 77
     """Token ids per row of each text encoder: start, a chunk of the prompt, end, and padding."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
@@ -117,6 +130,10 @@ class Model(Record):
     default_height: Annotated[int, Field(ge=8, le=8192)] | None = None
     frames: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Number of frames per video; None for an image model, whose latents have no frame axis."""
+    frame_guidance: tuple[Finite, Finite] | None = None
+    """Default guidance scales of the first and the last frame, if each frame has its own; None for a single scale."""
+    image_reader: ImageReader | None = None
+    """None for a model without an image encoder."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
     """Supported tasks; the first is the default."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
@@ -144,12 +161,36 @@ class Model(Record):
 
     def read_of(self, part: str) -> tuple[str, ...]:
         """Names of the outputs of a part that wires read."""
-        return tuple(dict.fromkeys(wire.name for wire in self.wires if wire.owner == part))
+        return tuple(dict.fromkeys(wire.output for wire in self.wires if wire.owner == part))
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether a request needs an image."""
+        return self.tasks[0] == "image_to_video"
+
+    @property
+    def takes_motion(self) -> bool:
+        """Whether the denoiser takes frames per second, motion bucket and noise augmentation."""
+        return any(wire.source == MOTION for wire in self.wires)
+
+    @model_serializer(mode="wrap")
+    def _without_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out fields that most models don't have, so that digests of older bundles stay as they are."""
+        dumped = handler(self)
+        return {key: value for key, value in dumped.items() if key not in _NEW_IN_MODEL or value is not None}
 
     @property
     def own_size(self) -> tuple[int, int]:
         """The model's own image size, width and height in pixels."""
         return self.default_size, self.default_height or self.default_size
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> Model:
+        if "text" in self.tasks and not self.text_encoders:
+            raise ValueError("text_encoders should have at least one item for the task text")
+        if self.reads_image and (self.frames is None or self.image_reader is None):
+            raise ValueError("frames and image_reader are needed for the task image_to_video")
+        return self
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> Model:
