@@ -46,4 +46,6 @@ _ADVICE = "Compare it with the one that the checkpoint was published with."
 
 
 def _number(value: object, least: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(cast("float", value)) and least <= cast("float", value) <= _MOST
+    return (
+        type(value) in (int, float) and math.isfinite(cast("float", value)) and least <= cast("float", value) <= _MOST
+    )

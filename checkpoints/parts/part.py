@@ -30,6 +30,8 @@ class PartSpec:
     """Sources of those inputs that are fed the same way in every family."""
     tracing: Callable[[Any], AbstractContextManager[None]] | None = None
     """A context for the component's module while it is traced, where the tracer needs a hint."""
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Ranges of free sizes to give to the tracer instead of its own (`export.trace.LIMITS`)."""
 
     def takes(self, name: str) -> bool:
         """Whether it has an input of this name."""

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from ..families import Component
 
 
+COPIED = 63
+"""diffusers copies tensors of more frames than this before upsampling, and the tracer keeps to the side that it saw. The
+graph is the same on both."""
+
+
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     """The denoiser: latents of all frames beside those of the image, a timestep, the image's embedding and the motion.
 
@@ -28,7 +33,8 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     )
     wires = (Wire(input="sample", source=LATENTS), Wire(input="added_time_ids", source=MOTION))
     out = floats("out_sample", "batch", frames, config["out_channels"], "height", "width")
-    return (PartSpec(component.name, "denoiser", component.name, inputs, (out,), _call, wires, resizing),)
+    limits = {"batch": (1, COPIED // frames) if 2 * frames <= COPIED else (2, COPIED)}
+    return (PartSpec(component.name, "denoiser", component.name, inputs, (out,), _call, wires, resizing, limits),)
 
 
 def _call(model: Any, _outputs: tuple[str, ...], sample: Any, timestep: Any, *fixed: Any) -> tuple[Any, ...]:
