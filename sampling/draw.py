@@ -170,8 +170,8 @@ def read_given(host: Host, request: Request, given: Given, call: Call, engines: 
     width, height = request.width, request.height
     assert width is not None
     assert height is not None
-    strength = np.array(request.noise_aug_strength or 0, np.float32)
-    noisy: NDArray[np.float32] = fitted(given.image, width, height) + strength * given.noise
+    noise = np.multiply(given.noise, request.noise_aug_strength or 0, dtype=np.float32)
+    noisy = np.add(fitted(given.image, width, height), noise, dtype=np.float32)
     pictured = encode_image(host.model, host.roles, given.image, noisy, call, engines)
     return Text(None, is_guided(host.model, request), {}, pictured)
 

@@ -37,8 +37,9 @@ def fitted(image: Pixels, width: int, height: int) -> NDArray[np.float32]:
 
 def for_encoder(image: Pixels, reader: ImageReader) -> NDArray[np.float32]:
     """The image as the image encoder reads it, [1, 3, size, size]: resized with antialiasing, and normalized."""
-    signed = np.moveaxis(image.astype(np.float64) / 255 * 2 - 1, -1, 0)
-    shares = (antialiased(signed, (reader.size, reader.size)) + 1) / 2
+    size = (reader.size, reader.size)
+    colours = (image[..., index] for index in range(3))  # one at a time, as an image may have 50 million pixels
+    shares = np.stack([(antialiased(one.astype(np.float64) / 255 * 2 - 1, size) + 1) / 2 for one in colours])
     mean, std = (np.array(one, np.float64)[:, None, None] for one in (reader.mean, reader.std))
     return ((shares - mean) / std).astype(np.float32)[None]
 

@@ -49,6 +49,16 @@ def checked_latents(latents: Array, shape: tuple[int, ...]) -> NDArray[np.float3
     return latents
 
 
+def checked_image_noise(noise: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The noise for the image that a caller passed in; raises `RequestError` for a wrong shape or dtype, or NaN."""
+    if noise.shape != shape or noise.dtype != np.float32 or not np.isfinite(noise).all():
+        raise RequestError(
+            f"The image noise passed in is {noise.dtype} {list(noise.shape)}; this request needs finite float32 "
+            f"{list(shape)}: [count, 3, height, width]. Pass values of that shape, or none."
+        )
+    return noise
+
+
 def checked_noise(noise: Noise, shape: tuple[int, ...]) -> Noise:
     """The caller's noise function, wrapped to raise `RequestError` if it returns a wrong shape or dtype."""
 
