@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import shown
+from .bounds import flat
 from .families import PROCESSOR, Config, Family
 from .source import read_json
 
@@ -35,9 +36,8 @@ def read_processor(folder: Path, family: Family) -> Config:
     if config.get("do_normalize", True) is not True:
         raise CheckpointError(f"{path} has do_normalize = false, but diffusers normalizes the image. {_ADVICE}")
     for key, least in (("image_mean", -_MOST), ("image_std", 1e-3)):
-        value: object = config.get(key)
-        listed = cast("list[object]", value) if isinstance(value, list) else []
-        if len(listed) != 3 or not all(_number(one, least) for one in listed):
+        value: Any = config.get(key)
+        if [_number(one, least) for one in flat(value)] != [True] * 3:
             raise CheckpointError(f"{path} has {key} = {shown(value)}, but three numbers were expected. {_ADVICE}")
     return config
 

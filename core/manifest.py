@@ -187,7 +187,7 @@ class Model(Record):
     @model_validator(mode="after")
     def _tasks_fit(self) -> Model:
         if "text" in self.tasks and not self.text_encoders:
-            raise ValueError("text_encoders should have at least one item for the task text")
+            raise ValueError("text_encoders: the task text needs at least one")
         if self.reads_image and (self.frames is None or self.image_reader is None):
             raise ValueError("frames and image_reader are needed for the task image_to_video")
         return self

@@ -37,6 +37,11 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
             "scheduler": request.scheduler or own_scheduler(scheduler),
         }
     )
+    if (filled.min_guidance or 0) > 1 and not filled.guided:
+        raise RequestError(
+            f"min_guidance is {filled.min_guidance}, but a guidance of {filled.guidance} for the last frame disables "
+            "guidance for all. Give both above 1, or leave min_guidance out."
+        )
     width, height, seed = size_and_seed(filled)
     if width % model.downscale or height % model.downscale:
         raise RequestError(

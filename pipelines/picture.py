@@ -34,7 +34,7 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class Picture:
+class Decoded:
     """A decoded image, and what was changed of it."""
 
     pixels: Pixels
@@ -42,22 +42,22 @@ class Picture:
     notices: tuple[str, ...] = ()
 
 
-def load_picture(image: ImageLike | Picture) -> Picture:
+def load_picture(image: ImageLike | Decoded) -> Decoded:
     """Decode an image: turned as its EXIF says, and without transparency, as in diffusers' `load_image`.
 
     Raises `RequestError` for a file that is missing, damaged, animated, too large or of another format, for more than
     8 bits per colour, and for an array of another shape or type.
     """
-    if isinstance(image, Picture):
+    if isinstance(image, Decoded):
         return image
     if isinstance(image, Path | str):
         return _file(image)
     if isinstance(image, Image.Image):
         return _decoded("The image", image)
-    return Picture(_array(image))
+    return Decoded(_array(image))
 
 
-def read_picture(request: Request, model: Model, image: ImageLike | Picture | None) -> Picture | None:
+def read_picture(request: Request, model: Model, image: ImageLike | Decoded | None) -> Decoded | None:
     """The decoded image of a request; None for a model that reads none.
 
     Raises `RequestError` as `load_picture` does, if it is missing or can't be used, or isn't the one that the request
@@ -83,7 +83,7 @@ def read_picture(request: Request, model: Model, image: ImageLike | Picture | No
     return picture
 
 
-def about_picture(picture: Picture, request: Request) -> list[str]:
+def about_picture(picture: Decoded, request: Request) -> list[str]:
     """Notices about the image of a completed request."""
     height, width = picture.pixels.shape[:2]
     notices = list(picture.notices)
@@ -94,7 +94,7 @@ def about_picture(picture: Picture, request: Request) -> list[str]:
     return notices
 
 
-def _file(path: Path | str) -> Picture:
+def _file(path: Path | str) -> Decoded:
     try:
         with regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are checked here
@@ -116,7 +116,7 @@ def _file(path: Path | str) -> Picture:
         raise RequestError(f"{path} is damaged ({type(exc).__name__}). Save it again.") from exc
 
 
-def _decoded(what: object, image: Image.Image) -> Picture:
+def _decoded(what: object, image: Image.Image) -> Decoded:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise RequestError(
@@ -135,7 +135,7 @@ def _decoded(what: object, image: Image.Image) -> Picture:
     if image.getexif().get(_ORIENTATION, 1) != 1:
         notices.append("The image was turned as its EXIF says.")
     turned = ImageOps.exif_transpose(image)
-    return Picture(np.asarray(turned.convert("RGB")), tuple(notices))
+    return Decoded(np.asarray(turned.convert("RGB")), tuple(notices))
 
 
 def _array(image: Array) -> Pixels:

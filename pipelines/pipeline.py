@@ -30,7 +30,7 @@ from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
 from .engines import EngineProvider
-from .picture import ImageLike, Picture, about_picture, read_picture
+from .picture import Decoded, ImageLike, about_picture, read_picture
 from .png import origin
 from .save import save
 
@@ -102,7 +102,7 @@ class Pipeline:
         request: Request,
         on_step: OnStep | None = None,
         *,
-        image: ImageLike | Picture | None = None,
+        image: ImageLike | Decoded | None = None,
         latents: Array | None = None,
         noise: Noise | None = None,
         image_noise: Array | None = None,
@@ -166,7 +166,7 @@ class Pipeline:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
     def _notices(
-        self, request: Request, asked: Request, drawn: Drawn, picture: Picture | None, *, passed_in: bool
+        self, request: Request, asked: Request, drawn: Drawn, picture: Decoded | None, *, passed_in: bool
     ) -> tuple[str, ...]:
         """Notices about a result, for the request's author."""
         host, text = self._host, drawn.text

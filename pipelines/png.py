@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.reading import parse_json, unreadable
+from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
 from ..core.request import Origin, Request, Result
 from ..core.version import __version__
@@ -27,6 +27,9 @@ from .complete import size_and_seed
 from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
+
+FRAME_NAME = "{:04d}.png"
+"""Name of a frame in a folder of frames."""
 
 
 class Drawing(Record):
@@ -112,8 +115,8 @@ def read(path: Path | str) -> Shown:
     Exact JSON takes precedence over the text; if they disagree, `notices` says so. No pixel is decoded. Raises
     `RequestError` for a file of another format, one that is damaged or too large, or one without a request.
     """
-    if Path(path).is_dir():
-        path = first_frame(Path(path))
+    if is_folder(path) and is_regular(first := Path(path) / FRAME_NAME.format(0)):
+        path = first
     found = read_texts(path, (PARAMETERS, OURS))
     text = found.texts.get(PARAMETERS, "")
     drawing, why = _drawing(found.texts.get(OURS))
@@ -135,17 +138,6 @@ def read(path: Path | str) -> Shown:
         notices.append(f"The file's latentc record cannot be read ({why}): the request is taken from the text.")
     request = drawing.request if drawing else parsed.request
     return Shown(request, text, parsed.rest, drawing, found.width, found.height, tuple(notices), tuple(differ))
-
-
-def first_frame(folder: Path) -> Path:
-    """The first frame of a folder of PNGs; raises `RequestError` if it has none."""
-    try:
-        names = sorted(name for name in folder.iterdir() if name.suffix.lower() == ".png")
-    except OSError as exc:
-        raise RequestError(unreadable(folder, exc, "Check the path.")) from exc
-    if not names:
-        raise RequestError(f"{folder} is a folder without a PNG. Pass a file, or a folder of frames.")
-    return names[0]
 
 
 def _prefixed(versions: Mapping[str, str]) -> dict[str, str]:

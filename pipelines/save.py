@@ -25,7 +25,7 @@ from ..core.errors import RequestError
 from ..core.files import fresh_folder, why_unwritable, write_bytes
 from ..core.request import Request, Result
 from . import exif, video
-from .png import Drawing, drawings, texts
+from .png import FRAME_NAME, Drawing, drawings, texts
 
 Pixels = NDArray[np.uint8]
 
@@ -179,7 +179,7 @@ def _write_frames(path: Path, frames: Pixels, drawing: Drawing) -> Path:
             continue
         with fresh_folder(target, RequestError) as fresh:
             for number, frame in enumerate(frames):
-                (fresh / video.FRAME_NAME.format(number)).write_bytes(encoded(frame, drawing))
+                (fresh / FRAME_NAME.format(number)).write_bytes(encoded(frame, drawing))
         return target
     raise AssertionError("numbers end")
 

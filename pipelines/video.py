@@ -33,8 +33,6 @@ FPS = int(MOTION["fps"])
 QUALITY = "17"
 """x264's constant rate factor: visually lossless."""
 
-FRAME_NAME = "{:04d}.png"
-
 
 def check_suffix(suffix: str) -> None:
     """Raise `RequestError` for a suffix that videos don't have, and `RuntimeMissing` if its library isn't installed."""

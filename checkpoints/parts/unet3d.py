@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 COPIED = 63
-"""diffusers copies tensors of more frames than this before upsampling, and the tracer keeps to the side that it saw. The
-graph is the same on both."""
+"""diffusers copies tensors of more frames than this before upsampling, and the tracer keeps to the side that it saw.
+The graph is the same on both.
+"""
 
 
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
