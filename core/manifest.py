@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_NEW_IN_MODEL = ("frame_guidance", "image_reader")
+_NEW_IN_MODEL = ("frame_guidance", "encodes_in_f32", "image_reader")
 
 
 class TensorInfo(Record):
@@ -132,6 +132,8 @@ class Model(Record):
     """Number of frames per video; None for an image model, whose latents have no frame axis."""
     frame_guidance: tuple[Finite, Finite] | None = None
     """Default guidance scales of the first and the last frame, if each frame has its own; None for a single scale."""
+    encodes_in_f32: bool | None = None
+    """Whether diffusers' pipeline raises the VAE to f32 to encode images (`force_upcast`); None is False."""
     image_reader: ImageReader | None = None
     """None for a model without an image encoder."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,7 +39,8 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     import torch
 
     onnx_export = cast("Any", torch.onnx).export
-    sizes, dimensions = _sizes(spec.limits)
+    sizes, dimensions = _sizes()
+    dimensions |= {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in spec.limits.items()}
     example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
     dynamic = tuple(
         {axis: _scaled(dim, dimensions) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
@@ -77,13 +78,11 @@ def _example(tensor: TensorInfo, sizes: dict[str, int]) -> torch.Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-def _sizes(limits: Mapping[str, tuple[int, int]]) -> tuple[dict[str, int], dict[str, Any]]:
+def _sizes() -> tuple[dict[str, int], dict[str, Any]]:
     """An example of each dynamic size, and the tracer's dimension for it."""
     import torch
 
-    dims: dict[str, Any] = {
-        name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in (LIMITS | dict(limits)).items()
-    }
+    dims: dict[str, Any] = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in LIMITS.items()}
     return EXAMPLE_SIZES, dims
 
 

@@ -126,6 +126,8 @@ class Pipeline:
         started = perf_counter()
         model = self.bundle.manifest.model
         asked = complete(request, model, self._host.scheduler)
+        if model.frames is not None and asked.decode_chunk_size is None:
+            asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
         picture = read_picture(request, model, image)
         given: Given | None = None
         if picture is not None:

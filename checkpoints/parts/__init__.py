@@ -93,6 +93,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         default_height=checkpoint.height,
         frames=checkpoint.frames,
         frame_guidance=family.frame_guidance,
+        encodes_in_f32=(family.tasks == ("image_to_video",) and bool(config.get("force_upcast", True))) or None,
         image_reader=_image_reader(checkpoint),
         tasks=family.tasks,
         wires=(*own, *(_wire(checkpoint, wire) for wire in family.wires)),

@@ -28,6 +28,12 @@ _READS = frozenset({
     "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range",
     "initializer_factor",
 })  # fmt: skip
-_REQUIRED = dict.fromkeys(("hidden_size", "num_hidden_layers", "projection_dim", "image_size", "patch_size"), int)
+_REQUIRED: dict[str, type] = {
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "projection_dim": int,
+    "image_size": int,
+    "patch_size": int,
+}
 
 CLASSES = {"CLIPVisionModelWithProjection": ComponentClass(parts, _READS, _REQUIRED)}

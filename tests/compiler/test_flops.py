@@ -17,12 +17,18 @@ from latentc.core.errors import BundleError, ShapeError
 from latentc.core.shapes import shape_of
 
 FAMILIES = ("sd1", "sd2", "sdxl")
-PUBLISHED = (("sd1", "unet", 64, 803e9), ("sdxl", "unet", 128, 6.76e12), ("sd1", "vae_decoder", 64, 2.51e12))
-"""Family, part, side in latents, FLOP of one forward of one picture."""
+PUBLISHED = (
+    ("sd1", "unet", (64, 64), 803e9),
+    ("sdxl", "unet", (128, 128), 6.76e12),
+    ("sd1", "vae_decoder", (64, 64), 2.51e12),
+    ("svd", "unet", (72, 128), 44.8e12),
+    ("svd_xt", "unet", (72, 128), 79.9e12),
+)
+"""Family, part, sides in latents, FLOP of one forward of one picture or video; those of videos counted by hand."""
 
 
 def shapes_of(inputs, batch, height, width, length=77):
-    sizes = {"batch": batch, "height": height, "width": width, "length": length}
+    sizes = {"batch": batch, "height": height, "width": width, "length": length, "frames": 3}
     return {tensor.name: shape_of(tensor.shape, sizes) for tensor in inputs}
 
 
@@ -36,12 +42,17 @@ def torch_flops(module, spec, shapes, device):
     from torch.utils.flop_counter import FlopCounterMode
 
     feeds = [torch.ones(shapes[t.name], dtype=getattr(torch, t.dtype), device=device) for t in spec.inputs]
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.device(device),
+    ):
         module(*feeds)
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "svd"])
 def test_every_part_counts_as_pytorch_counts_it(bundle, checkpoint, family):
     opened, source = bundle(family), open_checkpoint(str(checkpoint(family)))
     for name, part in opened.manifest.parts.items():
@@ -69,28 +80,26 @@ def test_lowering_doesn_t_change_the_count(bundle, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "part", "side", "published"), PUBLISHED)
-def test_pytorch_counts_the_published_figures(family, part, side, published):
+@pytest.mark.parametrize(("family", "part", "sides", "published"), PUBLISHED)
+def test_pytorch_counts_the_published_figures(family, part, sides, published):
     """So that agreeing with PyTorch's counter is agreeing with the published figures; on the meta device, at once."""
     spec, module = full_size(family, part)
-    assert torch_flops(module, spec, shapes_of(spec.inputs, 1, side, side), "meta") == pytest.approx(
-        published, rel=0.01
-    )
+    assert torch_flops(module, spec, shapes_of(spec.inputs, 1, *sides), "meta") == pytest.approx(published, rel=0.01)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "part", "side", "published"), [one for one in PUBLISHED if one[0] == "sd1"])
-def test_full_size_graphs_count_as_published(tmp_path, monkeypatch, family, part, side, published):
+@pytest.mark.parametrize(("family", "part", "sides", "published"), [one for one in PUBLISHED if one[0] == "sd1"])
+def test_full_size_graphs_count_as_published(tmp_path, monkeypatch, family, part, sides, published):
     """Traced at one size: free ones, which the tiny parts are counted with, take three times as long. SDXL's UNet takes
     half a minute, and has no operator that the tiny one doesn't have.
     """
     from torch.export import Dim
 
-    sizes = {"batch": 1, "height": side, "width": side, "length": 77}
+    sizes = {"batch": 1, "height": sides[0], "width": sides[1], "length": 77}
     monkeypatch.setattr("latentc.export.trace._sizes", lambda: (sizes, dict.fromkeys(sizes, Dim.STATIC)))
     graph = tmp_path / "model.onnx"
     spec = full_size_graph(family, part, graph)
-    counted = count_flops(graph, shapes_of(spec.inputs, 1, side, side))
+    counted = count_flops(graph, shapes_of(spec.inputs, 1, *sides))
     assert counted == pytest.approx(published, rel=0.01)
 
 
