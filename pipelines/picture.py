@@ -149,7 +149,7 @@ def _array(image: Array) -> Pixels:
     _check_sides("The image", width, height)
     if width * height > MAX_PIXELS:
         raise RequestError(
-            f"The image has {width}x{height} pixels, but the limit is {MAX_PIXELS:,}. Pass a smaller one."
+            f"The image has {width}x{height} pixels, but the limit is {MAX_PIXELS:,} pixels. Pass a smaller image."
         )
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)

@@ -43,7 +43,7 @@ def check_suffix(suffix: str) -> None:
         )
     if suffix == ".mp4" and find_spec("av") is None:
         raise RuntimeMissing(
-            f"Saving .mp4 requires av, which is not installed. {install('video')} Or use .webp or .gif."
+            f"Saving .mp4 requires av, which is not installed. {install('video')} Or save .webp or .gif."
         )
 
 

@@ -42,12 +42,7 @@ def torch_flops(module, spec, shapes, device):
     from torch.utils.flop_counter import FlopCounterMode
 
     feeds = [torch.ones(shapes[t.name], dtype=getattr(torch, t.dtype), device=device) for t in spec.inputs]
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.device(device),
-    ):
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         module(*feeds)
     return counter.get_total_flops()
 
@@ -111,7 +106,8 @@ def full_size(family, part):
         facts, CheckpointSource("folder", "none"), configs, facts.config("scheduler"), {}, "diffusers", {}
     )
     spec = part_spec(checkpoint, part)
-    return spec, as_part(checkpoint, spec, build(facts.component(spec.component), configs[spec.component]))
+    module = build(facts.component(spec.component), configs[spec.component])
+    return spec, as_part(checkpoint, spec, module.to("meta"))  # AlphaBlender of diffusers leaves a number on the CPU
 
 
 def full_size_graph(family, part, path):
