@@ -293,7 +293,7 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
 
 
 def _check_text(bundle: Bundle, part: str, profile: Profile, figure: float, floor: float) -> None:
-    """Raise `ParityError` where the prompt, or the image, changes a denoiser's output in another way than it changes PyTorch's."""
+    """Raise `ParityError` where the prompt, or the image, changes a denoiser's output otherwise than PyTorch's."""
     least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     if not figure >= least:
         what = "image" if bundle.manifest.model.reads_image else "prompt"

@@ -185,9 +185,10 @@ def _upcast(bundle: Bundle, profile: Profile, has: tuple[Precision, ...]) -> Pro
     the encoder's precision keeps it, and so does a device without f32: parity decides.
     """
     named = {"encoder", *(name for name, part in bundle.manifest.parts.items() if part.role == "encoder")}
-    if not bundle.manifest.model.encodes_in_f32 or "f32" not in has or named & profile.precision.keys():
+    exact = max(RECIPES, key=lambda name: RECIPES[name].floor_db)
+    if not bundle.manifest.model.encodes_in_f32 or exact not in has or named & profile.precision.keys():
         return profile
-    return profile.model_copy(update={"precision": {**profile.precision, "encoder": ("f32",)}})
+    return profile.model_copy(update={"precision": {**profile.precision, "encoder": (exact,)}})
 
 
 def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[Mapping[str, tuple[int, ...]] | None]:

@@ -67,7 +67,8 @@ class AskedVideo:
 class VideoReferences:
     """Computes the references of each part, as `export.reference.References` does; everything runs with the denoiser.
 
-    The pipeline runs when the first part is taken. All components are then loaded, in the type that they are stored in.
+    The pipeline runs when the first part is taken. All components are then loaded, in the type that they are stored in, but
+    for the image encoder, which is widened to f32.
     """
 
     def __init__(self, checkpoint: Checkpoint, seed: int, run: Callable[..., dict[str, Array]]) -> None:
@@ -84,7 +85,13 @@ class VideoReferences:
 
     def read_prompts(self) -> None:
         """Run diffusers' pipeline on each image, and record the calls of all parts."""
-        modules = {one.name: computing(self.checkpoint, one.name) for one in self.checkpoint.family.components}
+        # The pipeline rounds the image to the stored type of the image encoder's first weight, so that is widened.
+        modules = {
+            one.name: self.checkpoint.module(one.name)
+            if one.library == "transformers"
+            else computing(self.checkpoint, one.name)
+            for one in self.checkpoint.family.components
+        }
         with muted(*LOGGERS):
             for asked in self._wishes():
                 self._record(self._pipeline(modules), asked)

@@ -1,5 +1,7 @@
 """What the gate catches in a model of videos: faults in graphs, in engines, in the manifest and in the host's code."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,13 +12,16 @@ from latentc.compiler.cases import reference
 from latentc.compiler.engines import load
 from latentc.compiler.parity import check_graphs, measure
 from latentc.compiler.proof import Steps, check_floor, check_steps
-from latentc.compiler.targets import wanted
+from latentc.compiler.targets import targets, wanted
 from latentc.compiler.trial import check_host, measure_steps
 from latentc.core.bundle import MANIFEST, open_bundle
-from latentc.core.errors import BundleError, ParityError
+from latentc.core.errors import BundleError, ParityError, ShapeError
 from latentc.core.files import read_sealed, write_sealed
 from latentc.core.references import DRAWN
+from latentc.core.request import Request
+from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.runtimes import runtime
 from latentc.sampling import draw as sampling
 from latentc.sampling import image as reading
 from latentc.sampling import wires
@@ -323,9 +328,43 @@ def test_whole_steps_and_videos_are_proved(sound, part, run):
         check_steps(opened, PROFILE, wants, Steps(denoisers={"unet": found}))
 
 
+def test_images_are_encoded_in_f32_unless_the_profile_names_the_encoder(exported):
+    opened, has = exported("svd"), ("f16", "f32")
+
+    def precisions(opened, **given):
+        profile = PROFILE.model_copy(update={"precision": {name: (one,) for name, one in given.items()}})
+        return {part: target.precision for part, target in targets(opened, profile, runtime("onnxruntime"), has)}
+
+    found = precisions(opened, default="f16")
+    assert found == {"image_encoder": "f16", "unet": "f16", "vae_decoder": "f16", "vae_encoder": "f32"}
+    assert precisions(opened, default="f16", encoder="f16")["vae_encoder"] == "f16"
+    assert precisions(opened, default="f16", vae_encoder="f16")["vae_encoder"] == "f16"
+    model = opened.manifest.model.model_copy(update={"encodes_in_f32": None})
+    other = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
+    assert precisions(other, default="f16")["vae_encoder"] == "f16"
+
+
+def test_chunks_of_a_profile_have_engines_of_their_own(exported):
+    opened = exported("svd")
+    shapes = PROFILE.shapes.model_copy(update={"sizes": ("96x80",), "decode_frames": 6})
+    profile = PROFILE.model_copy(update={"shapes": shapes})
+    found = targets(opened, profile, runtime("onnxruntime"), ("f32",))
+    frames = [target.shape["latent_sample"][1] for part, target in found if part == "vae_decoder"]
+    assert frames == [6, 2]
+    assert [target.shape for part, target in found if part == "image_encoder"] == [{"pixel_values": (1, 3, 224, 224)}]
+
+
 def test_engines_of_a_fixed_size_are_proved(bundle):
     """The references have no such size: a referee computes them."""
-    profile = PROFILE.model_copy(update={"shapes": PROFILE.shapes.model_copy(update={"sizes": ("104x88",)})})
+    shapes = PROFILE.shapes.model_copy(update={"sizes": ("104x88",), "decode_frames": 6})
+    profile = PROFILE.model_copy(update={"shapes": shapes})
     built = build(bundle("svd"), profile)
     assert built.steps.step_db > 90
-    assert {one.artifact.part for one in built.engines} == {"image_encoder", "unet", "vae_decoder", "vae_encoder"}
+    parts = [one.artifact.part for one in built.engines]
+    assert sorted(parts) == ["image_encoder", "unet", "vae_decoder", "vae_decoder", "vae_encoder"]
+    image = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
+    with Pipeline.open(bundle("svd"), profile) as pipeline:
+        result = pipeline(Request(width=104, height=88, steps=1, seed=1), image=image)
+        assert result.request.decode_chunk_size == 6
+        with pytest.raises(ShapeError):
+            pipeline(Request(width=104, height=88, steps=1, seed=1, decode_chunk_size=5), image=image)

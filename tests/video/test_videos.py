@@ -7,13 +7,17 @@ import pytest
 from PIL import Image
 
 from latentc.checkpoints import find_family
+from latentc.checkpoints.random import new_checkpoint
 from latentc.compiler.build import build
+from latentc.compiler.trial import check_host
 from latentc.core.errors import RequestError
 from latentc.core.images import pixels_sha256
 from latentc.core.request import MOTION, Request
 from latentc.core.tensors import psnr_db
+from latentc.export.export import export
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.sampling.draw import load_host
 
 PROFILES = ("cpu-openvino-f32", "cpu-onnxruntime", "torch-f32")
 REQUEST = Request(
@@ -117,6 +121,15 @@ def test_defaults_are_those_of_diffusers():
     family = find_family("svd")
     assert family.frame_guidance == (known["min_guidance_scale"], known["max_guidance_scale"])
     assert (family.pixels, family.high) == (known["width"], known["height"])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_f16_is_exported(tmp_path):
+    """As all published ones are: the graphs compute in f32, and diffusers' pipeline must do so too."""
+    folder = new_checkpoint("svd", "tiny", 2, tmp_path / "half", dtype="f16")
+    opened = export(folder, tmp_path / "half.bundle")
+    assert {part.weights for part in opened.manifest.parts.values()} == {"f16"}
+    assert check_host(opened, load_host(opened)) > 100
 
 
 @pytest.mark.slow
