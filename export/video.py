@@ -67,8 +67,8 @@ class AskedVideo:
 class VideoReferences:
     """Computes the references of each part, as `export.reference.References` does; everything runs with the denoiser.
 
-    The pipeline runs when the first part is taken. All components are then loaded, in the type that they are stored in, but
-    for the image encoder, which is widened to f32.
+    All components are loaded together for that, in the type that they are stored in, but for the image encoder, which
+    is widened to f32.
     """
 
     def __init__(self, checkpoint: Checkpoint, seed: int, run: Callable[..., dict[str, Array]]) -> None:
