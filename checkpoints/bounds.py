@@ -58,9 +58,11 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "joint_attention_dim": (1, MAX_WIDTH),
     "caption_projection_dim": (1, MAX_WIDTH),
     "pooled_projection_dim": (1, MAX_WIDTH),
-    "patch_size": (1, 64),
     "pos_embed_max_size": (1, 1024),
     "dual_attention_layers": (0, MAX_WIDTH),
+    "num_frames": (1, 1024),
+    "image_size": (8, 4096),
+    "patch_size": (1, 4096),
 }
 _SCHEDULER_INTEGERS: dict[str, tuple[int, int]] = {
     "num_train_timesteps": (2, MAX_TIMESTEPS),
@@ -181,6 +183,34 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
                 f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), but {family.pooled} and "
                 f"the image size give {made}",
             )
+
+
+IMAGE_SIDE = 224
+"""Side in pixels to which diffusers' pipeline resizes the image for the image encoder, whatever its config says."""
+
+
+def check_video(where: object, family: Family, configs: Mapping[str, Config]) -> None:
+    """Raise CheckpointError for components of Stable Video Diffusion that don't fit together."""
+    if family.tasks != ("image_to_video",):
+        return
+    unet, vae = configs[family.denoiser], configs[family.vae]
+    side = configs["image_encoder"]["image_size"]
+    if side != IMAGE_SIDE:
+        raise _apart(where, f"The image encoder reads images of {side} pixels, but diffusers resizes to {IMAGE_SIDE}")
+    latents, picture = vae["latent_channels"], (vae.get("in_channels", 3), vae.get("out_channels", 3))
+    if (unet["out_channels"], unet["in_channels"]) != (latents, 2 * latents) or picture != (3, 3):
+        raise _apart(
+            where,
+            f"The UNet reads {unet['in_channels']} channels and writes {unet['out_channels']}, and the VAE has "
+            f"{latents} latent channels and images of {picture[0]}",
+        )
+    reads, made = unet["projection_class_embeddings_input_dim"], 3 * unet["addition_time_embed_dim"]
+    if reads != made:
+        raise _apart(
+            where,
+            f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), but frames per second, "
+            f"motion and noise augmentation give {made}",
+        )
 
 
 def _apart(where: object, what: str) -> CheckpointError:

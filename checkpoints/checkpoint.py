@@ -59,6 +59,8 @@ class Checkpoint:
     """The caller's share of these facts."""
     notices: tuple[str, ...] = field(default=(), repr=False)
     """What was assumed, repaired, overridden or left out: sentences for the user who exports it."""
+    processor: Config = field(default_factory=dict[str, Any], repr=False)
+    """Config of the image processor, if the family has one."""
     about: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """For each notice about the scheduler's config, the key that it concerns; `_class_name` for the class."""
     doubts: tuple[str, ...] = field(default=(), repr=False)
@@ -67,14 +69,34 @@ class Checkpoint:
     @property
     def pixels(self) -> int:
         """Native width in pixels, and usually height: the family's, unless its config or the caller says otherwise."""
-        sides = latent_sides(self.configs[self.family.denoiser])
+        sides = self._sides
         return self.size or (self.family.pixels if sides is None else sides[1] * self.downscale)
 
     @property
     def height(self) -> int | None:
         """Native height in pixels, where it differs from the width."""
-        sides = latent_sides(self.configs[self.family.denoiser])
-        return sides[0] * self.downscale if self.size is None and sides and sides[0] != sides[1] else None
+        if self.size is not None:
+            return None
+        if (sides := self._sides) is None:
+            return self.family.high
+        return sides[0] * self.downscale if sides[0] != sides[1] else None
+
+    @property
+    def _sides(self) -> tuple[int, int] | None:
+        """Native height and width in latents, from the denoiser's config; None where the family's own are used.
+
+        The published number of a family whose images aren't square means nothing: Stable Video Diffusion has 96, for
+        latents of 72x128.
+        """
+        family, config = self.family, self.configs[self.family.denoiser]
+        if family.high is not None and config.get("sample_size") == family.config(family.denoiser)["sample_size"]:
+            return None
+        return latent_sides(config)
+
+    @property
+    def frames(self) -> int | None:
+        """Number of frames of a video: the denoiser's config has it, or the family; None for an image."""
+        return self.configs[self.family.denoiser].get("num_frames") or self.family.frames
 
     @property
     def downscale(self) -> int:

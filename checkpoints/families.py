@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import CheckpointError
+from ..core.manifest import Task
 from ..core.wires import ZEROS, Wire
 
 Config = dict[str, Any]
@@ -106,7 +107,17 @@ class Family:
     masks_padding: bool = False
     """Whether diffusers' pipeline reads a text encoder's `use_attention_mask`."""
     frames: int | None = None
-    """Number of frames of a model that generates frames; None for one that generates images."""
+    """Number of frames of a model that generates frames, unless the denoiser's config has `num_frames`; None for one
+    that generates images.
+    """
+    tasks: tuple[Task, ...] = ("text",)
+    """Supported tasks; the first is the default."""
+    frame_guidance: tuple[float, float] | None = None
+    """Default guidance scales of the first and the last frame, if each frame has its own."""
+    processor: str | None = None
+    """The folder with the config of transformers' image processor: the mean and deviation of colours."""
+    high: int | None = None
+    """Native height in pixels of a family whose images aren't square."""
     denoiser: str = "unet"
     """The component that is called at each step."""
     vae: str = "vae"
@@ -115,8 +126,8 @@ class Family:
     """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
     """Published configs by component, and that of the `scheduler`; None reads `configs/<name>`."""
-    like: str | None = None
-    """The family whose published configs it shares, where `configs/<name>` has none of its own."""
+    shares: str | None = None
+    """The family whose published configs it has, where `configs/<name>` has no file of its own."""
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
@@ -180,10 +191,10 @@ class Family:
         """The published, full-size config of a component, or of the `scheduler`."""
         if self.configs is not None:
             return deepcopy(self.configs[component])
-        own = _CONFIGS / self.name / f"{component}.json"
-        if self.like is not None and not own.exists():
-            return find_family(self.like).config(component)
-        return json.loads(own.read_text(encoding="utf-8"))
+        path = _CONFIGS / self.name / f"{component}.json"
+        if self.shares is not None and not path.is_file():
+            path = _CONFIGS / self.shares / path.name
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def tiny_config(self, component: str) -> Config:
         """The config of a component's tiny variant: the published one with small overrides."""
@@ -214,6 +225,8 @@ _TEXT = Component("text_encoder", "transformers", "CLIPTextModel")
 _TEXT_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjection")
 _TEXT_3 = Component("text_encoder_3", "transformers", "T5EncoderModel", optional=True)
 UNET, MMDIT = "UNet2DConditionModel", "SD3Transformer2DModel"
+PROCESSOR = "preprocessor_config.json"
+"""The file of transformers' image processors."""
 
 _UNET = Component("unet", "diffusers", UNET)
 _TRANSFORMER = Component("transformer", "diffusers", MMDIT)
@@ -288,6 +301,54 @@ _SD3 = Family(
         "text_encoder": _TINY_TEXT | {"hidden_size": 8, "intermediate_size": 32, "projection_dim": 8},
         "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
         "text_encoder_3": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2},
+    },
+)
+_SVD = Family(
+    name="svd",
+    title="Stable Video Diffusion",
+    aliases=("svd14", "img2vid", "stable-video-diffusion-img2vid"),
+    pipelines=("StableVideoDiffusionPipeline",),
+    components=(
+        Component("image_encoder", "transformers", "CLIPVisionModelWithProjection"),
+        Component("unet", "diffusers", "UNetSpatioTemporalConditionModel"),
+        Component("vae", "diffusers", "AutoencoderKLTemporalDecoder"),
+    ),
+    tokenizers=(),
+    wires=(
+        Wire(input="sample", source="vae_encoder.mode", axis="channels", empty="zeros"),
+        Wire(input="encoder_hidden_states", source="image_encoder.image_embeds", empty="zeros"),
+    ),
+    pixels=1024,
+    high=576,
+    frames=14,
+    tasks=("image_to_video",),
+    frame_guidance=(1.0, 3.0),
+    processor="feature_extractor",
+    marks={"in_channels": 8},  # of any number of frames
+    texts=(),
+    heads=heads_of_64,
+    # Its group norms have 32 groups, whatever their width.
+    tiny={
+        "image_encoder": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "projection_dim": 32,
+            "patch_size": 56,
+        },
+        "unet": {
+            "block_out_channels": [32, 64],
+            "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+            "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+            "num_attention_heads": [2, 4],
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 24,
+            "sample_size": 16,
+        },
+        "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "sample_size": 128},
     },
 )
 
@@ -381,7 +442,7 @@ FAMILIES: list[Family] = [
         title="Stable Diffusion 3.5 Medium",
         aliases=("sd3.5m", "sd3.5-medium"),
         marks={"qk_norm": "rms_norm", "dual_attention_layers": True},
-        like="sd3",
+        shares="sd3",
         tiny={**_SD3.tiny, "transformer": _TINY_MMDIT | {"dual_attention_layers": [0, 1], "pos_embed_max_size": 32}},
     ),
     replace(
@@ -390,8 +451,18 @@ FAMILIES: list[Family] = [
         title="Stable Diffusion 3.5 Large",
         aliases=("sd35", "sd3.5", "sd3.5l", "sd3.5-large", "sd3.5-turbo"),
         marks={"qk_norm": "rms_norm", "dual_attention_layers": None},
-        like="sd3",
+        shares="sd3",
     ),
+    replace(
+        _SVD,
+        name="svd_xt",
+        title="Stable Video Diffusion XT",
+        aliases=("svd25", "svd-xt", "img2vid-xt", "img2vid-xt-1-1", "stable-video-diffusion-img2vid-xt"),
+        frames=25,
+        marks={"num_frames": 25},
+        shares="svd",
+    ),
+    _SVD,
 ]
 """To support another family, add its row here and its classes to `parts.CLASSES`."""
 

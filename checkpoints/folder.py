@@ -10,7 +10,7 @@ from typing import cast
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics
+from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics, check_video
 from .card import read_card
 from .checkpoint import Checkpoint, zeros_instead
 from .families import FAMILIES, UNET, Config, Family, family_of
@@ -19,6 +19,7 @@ from .files import check_variant, component_weights, convert, names_in, variants
 from .names import text_layers
 from .others import Replacement, configured, refuse_texts, rescaled, start_of
 from .parts import CLASSES
+from .processor import read_processor
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_quantized, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
 from .source import CheckpointSource, check_class, check_entry, read_json
@@ -27,6 +28,9 @@ from .stored import PICKLES
 from .tokenizer import row_length, tokenizer_class
 from .training import Choices
 from .views import Stored
+
+USUAL_LENGTH = 77
+"""Token ids per row where nothing reads a prompt, so that the number has no effect."""
 
 # Components of diffusers' pipelines that a bundle doesn't need, and why.
 _WITHOUT = {
@@ -72,6 +76,7 @@ def open_folder(
     whole, family = family, family.without(*dict.fromkeys((*_absent(family, model_index), *left_out)))
     check_choices(family, choices)
     _refuse_refiner(folder, family, model_index, others)
+    processor = read_processor(folder, family)
     configs: dict[str, Config] = {}
     rescaling: tuple[str, ...] = ()
     for component in family.components:
@@ -101,6 +106,7 @@ def open_folder(
     check_pixels(places[family.denoiser], configs[family.denoiser], configs[family.vae])
     check_statistics(places[family.vae], family, configs[family.vae])
     check_fit(folder, family, configs)
+    check_video(folder, family, configs)
     length, lengths = _length(folder, family, configs, model_index)
     card, unread = read_card(folder)
     latents, resized = read_size(model_index, configs[family.denoiser]) if choices.size is None else (None, [])
@@ -114,6 +120,7 @@ def open_folder(
         weights=weights,
         folder=folder,
         length=length,
+        processor=processor,
         card=card,
         size=choices.size or (latents and latents * 2 ** (len(configs[family.vae]["block_out_channels"]) - 1)),
         notices=(
@@ -209,12 +216,12 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
             f"{folder} pads prompts to {differing} (model_max_length or max_position_embeddings), but these lengths "
             "must be equal. Compare the configs with those that the checkpoint was published with."
         )
-    return lengths.popitem()[1], notices
+    return next(iter(lengths.values()), USUAL_LENGTH), notices
 
 
 def _left_out(family: Family, model_index: Config) -> list[str]:
     """Notices about components that the index lists and a bundle leaves out."""
-    known = {"scheduler", *(one.name for one in (*family.components, *family.tokenizers))}
+    known = {"scheduler", family.processor, *(one.name for one in (*family.components, *family.tokenizers))}
     notices: list[str] = []
     for name, entry in model_index.items():
         cls: object = cast("list[object]", entry)[-1] if isinstance(entry, list) and entry else None
@@ -252,6 +259,11 @@ def _no_index(folder: Path) -> str:
 
 
 def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Collection[str]) -> None:
+    if given and family.texts == () and family.processor is not None:
+        raise CheckpointError(
+            f"{folder} is a {family.title} checkpoint, whose components cannot be replaced. Leave out "
+            f"{' and '.join(f'--{name}' for name in given)}."
+        )
     for component in family.components:
         if component.name in given:
             continue

@@ -145,10 +145,14 @@ def wanted(names: Iterable[str], variant: str | None = None) -> list[str]:
     names = list(names)
     tokenizers = {tokenizer.name for family in FAMILIES for tokenizer in family.tokenizers}
     components = {one.name: one for family in FAMILIES for one in family.components}
+    processors = {family.processor for family in FAMILIES if family.processor is not None}
+    if any(name.partition("/")[0] in tokenizers for name in names):  # only a model without a prompt reads an image
+        texts = {one.name for family in FAMILIES if family.tokenizers for one in family.components}
+        components, processors = {name: one for name, one in components.items() if name in texts}, set[str]()
     chosen: list[str] = []
     for name in names:
         folder, _, file = name.rpartition("/")
-        small = folder in {"scheduler", *tokenizers} and file.endswith((".json", ".txt"))
+        small = folder in {"scheduler", *tokenizers, *processors} and file.endswith((".json", ".txt"))
         if (
             small
             or name in ("model_index.json", "config.json")

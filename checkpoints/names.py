@@ -47,7 +47,7 @@ def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
         return _t5_plan(views(tensors))
     plan: Plan = {}
     for name, view in views(tensors).items():
-        if cls.startswith("CLIP") and (_spare_text(name, cls) or (layers and _text_layer(name) >= layers)):
+        if cls.startswith("CLIPText") and (_spare_text(name, cls) or (layers and _text_layer(name) >= layers)):
             continue
         match = _OLD_ATTENTION.search(name)
         if match:

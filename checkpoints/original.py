@@ -205,6 +205,8 @@ def model_index(family: Family, scheduler: Config) -> Config:
         **{one.name: ["transformers", KINDS[one.kind].classes[0]] for one in family.tokenizers},
         "feature_extractor": [None, None],
     }
+    if family.processor is not None:
+        return index | {family.processor: ["transformers", "CLIPImageProcessor"]}
     if family.denoiser != "unet":
         return index | {"image_encoder": [None, None]}
     if family.pooled is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..core.errors import CheckpointError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
-from .families import Component, Config, Family, find_family
+from .families import PROCESSOR, Component, Config, Family, find_family
 from .modules import build
 from .names import T5_TABLES
 from .original import model_index
@@ -119,7 +119,7 @@ def _shapes(component: Component, config: Config) -> dict[str, Shape]:
     shapes = {name: tuple(tensor.shape) for name, tensor in build(component, config).state_dict().items()}
     if T5_TABLES[0] in shapes:
         del shapes[T5_TABLES[1]]  # the same table
-    elif component.library == "transformers":
+    if component.cls.startswith("CLIPText"):
         bare = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
         shapes = {name if name.startswith("text_projection") else f"text_model.{name}": s for name, s in bare.items()}
     return dict(sorted(shapes.items()))
@@ -138,6 +138,9 @@ def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
         "are meaningless. They are for testing and benchmarking.\n",
         encoding="utf-8",
     )
+    if family.processor is not None:
+        (folder / family.processor).mkdir()
+        _write_json(folder / family.processor / PROCESSOR, family.config(family.processor))
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     for tokenizer in family.tokenizers:

@@ -64,6 +64,10 @@ _SCALINGS = (
     ("a CosXL checkpoint (EDM scaling)", "edm_vpred."),
 )
 
+_SVD_IMAGE = "conditioner.embedders.0.open_clip."
+_SVD_TIME = ("time_stack.", "time_mixer.")
+"""Tensors of Stable Video Diffusion in the original layout: diffusers has no single-file conversion for it."""
+
 _ENCODERS = ("text_model.", "vision_model.", "text_projection", "encoder.block.")
 
 # Kinds of single files, by their tensors' names, first match wins; each function counts the names that match.
@@ -131,6 +135,11 @@ def refuse_names(where: object, names: Names, *, whole: bool = False) -> None:
     for what, mark in _SCALINGS:
         if any(name.startswith(mark) for name in names):
             raise _unsupported(where, what)
+    if any(name.startswith(_SVD_IMAGE) for name in names) and any(mark in name for name in names for mark in _SVD_TIME):
+        raise CheckpointError(
+            f"{where} is a video model, Stable Video Diffusion in the original layout, which is supported as a "
+            "diffusers folder only. Pass that folder, or the hub id of a repository that has one."
+        )
     for what, count in _FILES:
         if count(names) > (LEFT_OVER if whole else 0):
             raise _unsupported(where, what)
@@ -211,7 +220,7 @@ def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
 
 def supported() -> str:
     """A sentence that lists the supported families."""
-    return f"latentc supports text-to-image checkpoints of {', '.join(family.title for family in FAMILIES)}."
+    return f"latentc supports checkpoints of {', '.join(family.title for family in FAMILIES)}."
 
 
 def _unsupported(where: object, what: str) -> CheckpointError:

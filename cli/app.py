@@ -282,7 +282,8 @@ def run(
         typer.Option(
             "--output",
             "-o",
-            help="Image file: .png or .webp (both lossless), or .jpg. With several images, -1, -2 ... are appended to "
+            help="Image file: .png or .webp (both lossless), or .jpg. Video: .mp4, .webp (lossless), .gif, or a name "
+            "without a suffix for a folder of PNGs. With several images, -1, -2 ... are appended to "
             "the name. Use - for standard output. An existing file is an error. Default: the first of out.png, "
             "out-1.png ... that does not exist.",
         ),
@@ -305,6 +306,9 @@ def run(
             help="Repeat the request stored in an image. Prompts and options given here override it.",
         ),
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image that a video is generated from, instead of a prompt.")
+    ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
@@ -316,7 +320,11 @@ def run(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale. 1 or less disables guidance. Default: 7.5.")
+        float | None,
+        typer.Option(
+            help="Guidance scale; of a video, that of the last frame. 1 or less disables guidance. Default: 7.5, of a "
+            "video 3."
+        ),
     ] = None,
     guidance_rescale: Annotated[
         float | None,
@@ -333,17 +341,31 @@ def run(
         str | None,
         typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing."),
     ] = None,
+    fps: Annotated[int | None, typer.Option(help="Video: frames per second. Default: 7.")] = None,
+    motion_bucket_id: Annotated[
+        int | None, typer.Option(help="Video: amount of motion, 0 to 255. Default: 127.")
+    ] = None,
+    noise_aug_strength: Annotated[
+        float | None, typer.Option(help="Video: deviation of the noise that is added to the image. Default: 0.02.")
+    ] = None,
+    min_guidance: Annotated[
+        float | None, typer.Option(help="Video: guidance scale of the first frame. Default: 1.")
+    ] = None,
+    decode_chunk_size: Annotated[
+        int | None,
+        typer.Option(help="Video: frames that are decoded at once. Fewer take less memory, and change the frames."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Generate images from prompts with the engines of a profile."""
+    """Generate images from prompts, or a video from an image, with the engines of a profile."""
     from ..pipelines.png import read
     from .ask import ask, parse_size
     from .choose import choose_one
     from .draw import draw
 
-    if not (prompts or prompt_file or picture):
-        context.fail("Missing PROMPT: give a prompt, --prompts FILE or --from IMAGE.")
+    if not (prompts or prompt_file or picture or image):
+        context.fail("Missing PROMPT: give a prompt, --prompts FILE or --from IMAGE; for a video, --image FILE.")
     stored = read(picture) if picture else None
     values = {
         "negative_prompt": negative,
@@ -355,13 +377,19 @@ def run(
         "scheduler": scheduler,
         **parse_size(size),
         "timestep_spacing": spacing,
+        "fps": fps,
+        "motion_bucket_id": motion_bucket_id,
+        "noise_aug_strength": noise_aug_strength,
+        "min_guidance": min_guidance,
+        "decode_chunk_size": decode_chunk_size,
     }
-    requests = ask(prompts or [], prompt_file, stored, values)
+    requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
         choose_one(profile, threads),
         requests,
         output,
+        image=image,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,
@@ -460,7 +488,7 @@ def profiles(as_json: Json = False) -> None:
 @app.command()
 def new_checkpoint(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to; it must not exist.")],
-    family: Annotated[str, typer.Option(help="Model family: sd15, sd21 or sdxl.")] = "sd15",
+    family: Annotated[str, typer.Option(help="Model family: sd15, sd21, sdxl, svd or svd_xt.")] = "sd15",
     size: Annotated[
         Literal["tiny", "full"], typer.Option(help="tiny: a few MB. full: the size of the published model.")
     ] = "tiny",

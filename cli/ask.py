@@ -46,8 +46,10 @@ def parse_size(size: str | None) -> dict[str, int]:
     return {} if size is None else dict(zip(("width", "height"), sides(size), strict=True))
 
 
-def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any]) -> list[Request]:
-    """Build one request per prompt.
+def ask(
+    prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any], *, image: bool = False
+) -> list[Request]:
+    """Build one request per prompt, or with an `image` and no prompt, one for the image.
 
     `file` has one prompt per line, or with `.jsonl` one request per line as a JSON object; `-` is standard input.
     Fields in `given` override those of the file, which override those stored in the image. The list is empty if there
@@ -59,7 +61,7 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
         check_name(given["scheduler"])
     asked: list[tuple[str, dict[str, Any]]] = [("", {"prompt": prompt}) for prompt in prompts]
     asked += _lines(file) if file else []
-    if not asked and shown:
+    if not asked and (shown or image):
         asked.append(("", {}))
     if len(asked) > MAX_REQUESTS:
         raise RequestError(
@@ -68,6 +70,8 @@ def ask(prompts: list[str], file: str | None, shown: Shown | None, given: dict[s
     requests: list[Request] = []
     for number, (place, one) in enumerate(asked, 1):
         with _of_many(number, len(asked), place):
+            if "prompt" not in {**base, **one} and not image:
+                raise RequestError("Invalid request: prompt: field required.")
             request = Request.model_validate({**base, **one, **given})
             if request.scheduler is not None:
                 check_name(request.scheduler)

@@ -13,16 +13,18 @@ from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
-from ..pipelines.png import FRAMES, Shown, drawings
+from ..pipelines.picture import load_picture, read_picture
+from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
+from ..sampling.draw import IMAGE_STAGE
 from . import BEFORE
 from .ask import check_all, differences
 from .text import as_json as json_text
 from .text import emit_bytes, say
 
-DEFAULT = Path("out.png")
-"""Default of `--output`: the first of out.png, out-1.png, out-2.png ... that does not exist."""
+DEFAULT, DEFAULT_VIDEO = Path("out.png"), Path("out.mp4")
+"""Defaults of `--output`: the first of out.png, out-1.png, out-2.png ... that does not exist."""
 STREAM = "-"
 
 
@@ -32,6 +34,7 @@ def draw(
     requests: Sequence[Request],
     output: str | Path | None = None,
     *,
+    image: Path | None = None,
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -39,17 +42,20 @@ def draw(
 ) -> None:
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
-    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name.
+    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image` is
+    the image of requests for a model that generates from one.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
     from .progress import shown
 
-    names = _names(requests, output, overwrite=overwrite, as_json=as_json)
     opened = open_bundle(bundle)
+    model = opened.manifest.model
+    names = _names(requests, output, overwrite=overwrite, as_json=as_json, videos=model.frames is not None)
     check_all(requests, opened)
-    if opened.manifest.model.frames is not None:
-        raise RequestError(FRAMES)
+    picture = load_picture(image) if image is not None else None
+    for request in requests:
+        read_picture(request, model, picture)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []
@@ -72,7 +78,7 @@ def draw(
                         tell(what, step.index / step.total)
 
                     tell(what, 0.0)
-                    result = pipeline(request, on_step)
+                    result = pipeline(request, on_step, image=picture)
                     files: tuple[Path, ...] = ()
                     if stream:
                         streamed += [encoded(result.images[0], next(drawings(result)))]
@@ -97,10 +103,15 @@ def draw(
         _say(records, err=stream)
 
 
-def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite: bool, as_json: bool) -> list[Path]:
-    """The file of each image; empty for standard output."""
+def _names(
+    requests: Sequence[Request], output: str | Path | None, *, overwrite: bool, as_json: bool, videos: bool
+) -> list[Path]:
+    """The file of each image, or of `videos`; empty for standard output."""
     count = sum(request.count for request in requests)
+    default = DEFAULT_VIDEO if videos else DEFAULT
     if str(output) == STREAM:
+        if videos:
+            raise RequestError("Standard output takes one image, and this model generates videos. Use --output FILE.")
         if count > 1:
             raise RequestError(
                 f"Standard output takes one image, and {count} were requested. Use --output FILE, or request one image."
@@ -113,9 +124,9 @@ def _names(requests: Sequence[Request], output: str | Path | None, *, overwrite:
             )
         return []
     if output is None and not overwrite:
-        check_names(DEFAULT, 1, taken=True)
-        return [DEFAULT] * count
-    return check_names(DEFAULT if output is None else output, count, requests, overwrite=overwrite)
+        check_names(default, 1, taken=True, videos=videos)
+        return [default] * count
+    return check_names(default if output is None else output, count, requests, overwrite=overwrite, videos=videos)
 
 
 def _record(
@@ -138,9 +149,10 @@ def _say(records: Sequence[Mapping[str, Any]], *, err: bool) -> None:
     for record in records:
         seconds, steps = record["seconds"], record["step_seconds"]
         files = ", ".join(record["files"]) or ("standard output" if err else "no file")
+        first = f"image {seconds[IMAGE_STAGE]:.2f}" if IMAGE_STAGE in seconds else f"text {seconds['text_encoder']:.2f}"
         say(
             f"{files}   {record['profile']}, seed {record['request']['seed']}, "
-            f"{seconds['total']:.2f} s (text {seconds['text_encoder']:.2f}, {counted(len(steps), 'denoiser call')} of "
+            f"{seconds['total']:.2f} s ({first}, {counted(len(steps), 'denoiser call')} of "
             f"{sum(steps) / len(steps):.3f}, decode {seconds['vae_decoder']:.2f}), loaded in {seconds['load']:.2f} s",
             err=err,
         )

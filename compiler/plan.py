@@ -122,7 +122,8 @@ def planned(
     here = machine()
     absent = adapter.missing(profile.device) is not None
     earlier = artifacts(bundle)
-    planned = tuple(_plan_one(bundle, adapter, *one, earlier, absent=absent) for one in asked)
+    frames = profile.shapes.decode_frames
+    planned = tuple(_plan_one(bundle, adapter, *one, earlier, absent=absent, frames=frames) for one in asked)
     missing = [engine for engine in planned if engine.built is None]
     # An image has one size. What a builder reports of its own engine takes precedence over the prediction.
     drawing = {
@@ -257,9 +258,10 @@ def _plan_one(
     earlier: Sequence[Artifact],
     *,
     absent: bool,
+    frames: int | None = None,
 ) -> EnginePlan:
     costs = adapter.costs(target.device, target.options, free=target.shape is None)
-    shape = _shape(bundle, part, target)
+    shape = _shape(bundle, part, target, frames)
     if costs is None:
         weights = _weights(bundle, part, None, target.precision)
         alive = _alive(bundle, adapter, None, part, target.precision, shape)
@@ -343,11 +345,11 @@ def _weights(bundle: Bundle, part: str, costs: Costs | None, precision: Precisio
     return info.parameters * (min(width, RECIPES[info.weights].weight_bytes) if costs and costs.stores else width)
 
 
-def _shape(bundle: Bundle, part: str, target: Target) -> dict[str, Shape]:
+def _shape(bundle: Bundle, part: str, target: Target, frames: int | None = None) -> dict[str, Shape]:
     if target.shape is not None:
         return dict(target.shape)
     model = bundle.manifest.model
-    free = sizes(model, bundle.part(part).role, Setting(*model.own_size))
+    free = sizes(model, bundle.part(part).role, Setting(*model.own_size, frames=frames))
     return {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
 
 

@@ -219,7 +219,7 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
         floor = max(floor, profile.parity_db[want.target.recipe.graph])
     if parity.psnr_db >= floor:
         if parity.text_db is not None and parity.text_share >= want.target.recipe.rounding:
-            _check_text(want.part, profile, parity.text_db, floor)
+            _check_text(bundle, want.part, profile, parity.text_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
     advice = _advice(profile, want)
@@ -283,7 +283,7 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
         )
     rounding = max(want.target.recipe.rounding for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
-        _check_text(denoiser, profile, figure, floor)
+        _check_text(bundle, denoiser, profile, figure, floor)
     whole = min(floor_db(bundle, profile, want) for want in drawing)
     least = max(min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB), LEAST_PICTURE_DB) if whole > 0 else whole
     if steps.picture_db is not None and not steps.picture_db >= least:
@@ -295,12 +295,13 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
         )
 
 
-def _check_text(part: str, profile: Profile, figure: float, floor: float) -> None:
-    """Raise `ParityError` where the text changes a denoiser's output in another way than it changes PyTorch's."""
+def _check_text(bundle: Bundle, part: str, profile: Profile, figure: float, floor: float) -> None:
+    """Raise `ParityError` where the prompt, or the image, changes a denoiser's output otherwise than PyTorch's."""
     least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     if not figure >= least:
+        what = "image" if bundle.manifest.model.reads_image else "prompt"
         raise ParityError(
-            f"The change that the prompt makes to the {part}'s output has an SNR of {figure:.1f} dB through profile "
-            f"{profile.name} (0 dB: the prompt has no effect), but {least:.0f} dB is required. The engine will not be "
+            f"The change that the {what} makes to the {part}'s output has an SNR of {figure:.1f} dB through profile "
+            f"{profile.name} (0 dB: the {what} has no effect), but {least:.0f} dB is required. The engine will not be "
             f"used. Give the {part} a wider type under [precision]."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..profiles import OWN, Profile
 from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, runtime
 from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
 from ..runtimes.ranges import CHUNKS
+from ..sampling.pixels import frame_chunks
 from .cache import folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
@@ -124,7 +125,7 @@ def targets(
     shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
-        precision = choose(profile, name, part.role, precisions)
+        precision = choose(_upcast(bundle, profile, precisions), name, part.role, precisions)
         for shape in shapes(bundle, profile, name, free=free):
             about = (profile.runtime, device, precision, profile.options, part.inputs, part.outputs, shape)
             asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number)))
@@ -212,12 +213,24 @@ def choose(profile: Profile, part: str, role: Role, has: tuple[Precision, ...]) 
     )
 
 
+def _upcast(bundle: Bundle, profile: Profile, has: tuple[Precision, ...]) -> Profile:
+    """The profile with the VAE's encoder in f32, for a model whose images diffusers encodes so. A profile that names
+    the encoder's precision keeps it, and so does a device without f32: parity decides.
+    """
+    named = {"encoder", *(name for name, part in bundle.manifest.parts.items() if part.role == "encoder")}
+    exact = max(RECIPES, key=lambda name: RECIPES[name].floor_db)
+    if not bundle.manifest.model.encodes_in_f32 or exact not in has or named & profile.precision.keys():
+        return profile
+    return profile.model_copy(update={"precision": {**profile.precision, "encoder": (exact,)}})
+
+
 def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[Mapping[str, tuple[int, ...]] | None]:
     """Input shapes to build a part for; None is the engine for every shape, where the runtime takes `free` sizes.
 
     Text encoders have no image size, so their rows stay free. Otherwise one engine takes one prompt of one chunk, and,
     with guidance, another takes it together with the negative prompt. With guidance the UNet is called with two rows
-    per image. The VAE is called with one image at a time.
+    per image. The VAE and the image encoder are called with one image at a time; the decoder of a video with all
+    frames, or with `decode_frames` of them, and those that are left.
     """
     model, info = bundle.manifest.model, bundle.part(part)
     images, guided = profile.shapes.images, profile.shapes.guided
@@ -228,11 +241,17 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
         sides = [model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes]
         if wrong := next(filter(None, (size_complaint(model, *side) for side in sides)), None):
             raise ProfileError(f"Profile {profile.name} has a size under [shapes] that {bundle.folder} lacks: {wrong}")
-        settings = [Setting(width, height, images, guided) for width, height in sides]
-    return [
+        chunks: Iterable[int | None] = (None,)
+        if info.role == "decoder" and model.frames is not None:
+            chunks = dict.fromkeys(len(one) for one in frame_chunks(model.frames, profile.shapes.decode_frames))
+        settings = [Setting(*side, images, guided, frames=frames) for side in sides for frames in chunks]
+    found = [
         {tensor.name: shape_of(tensor.shape, sizes(model, info.role, one)) for tensor in info.inputs}
         for one in settings
-    ] or [None]
+    ]
+    if info.role == "image_encoder":  # which sees every size of image resized to its own
+        found = found[:1]
+    return [*found] or [None]
 
 
 def _sides(size: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from pydantic import ConfigDict
 from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
+from ..core.images import pixels_sha256
 from ..core.manifest import Model
 from ..core.record import Record
 from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
@@ -28,9 +29,24 @@ from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import TIMESTEP
 from ..sampling.denoise import Walk, feeds, is_guided, step
-from ..sampling.draw import Host, constants, draw, latent_shape, read_text, unscaled, walk_of
-from ..sampling.pixels import quantized
+from ..sampling.draw import (
+    Given,
+    Host,
+    beside_latents,
+    constants,
+    decoded_shapes,
+    draw,
+    image_shape,
+    latent_shape,
+    read_given,
+    read_text,
+    sample_shape,
+    unscaled,
+    walk_of,
+)
+from ..sampling.pixels import frame_chunks, quantized
 from ..sampling.prompt import ids_of
+from ..sampling.wires import READS_IMAGE
 from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
 WHOLE = "whole"
@@ -38,6 +54,8 @@ WHOLE = "whole"
 
 DRAWN_ALWAYS = {WHOLE: True, "wide": True, "single": False, "long": True}
 """Drawings that every export makes with each denoiser, and whether they are guided."""
+VIDEOS_ALWAYS = {WHOLE: True, "wide": True, "single": False, "other": True}
+"""The same for a model that generates a video from an image."""
 
 HOST_DB = 80.0
 """The PSNR in dB that the host must reach against diffusers: both compute in f32."""
@@ -64,6 +82,10 @@ class StepTrial:
     """Noise that a stochastic scheduler added, in order of the steps."""
     images: NDArray[np.uint8] | None
     """[count, height, width, 3]; None unless the drawing is complete."""
+    given: Given | None = None
+    """The image of the request, for a model that reads one."""
+    beside: NDArray[np.float32] | None = None
+    """What is concatenated to the latents, where it isn't computed from the image."""
 
 
 class StepFigures(Record):
@@ -118,14 +140,17 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             f"{stored.largest_side or 'any'}. {by.again}"
         )
     answer = _recorded_text(bundle, host.model)
+    pictured = _recorded_images(bundle, host)
     called = _calls(bundle, host)
-    decoded = {case.name: case for case in stored_cases(bundle, host.decoder)}
+    decoded: dict[str, list[Case]] = {}
+    for case in stored_cases(bundle, host.decoder):
+        decoded.setdefault(case.drawing, []).append(case)
     worst, where = PERFECT_DB, "nothing"
 
     def compare(wanted: Array, found: Array, what: str, drawing: ReferenceDrawing) -> None:
         nonlocal worst, where
         if (figure := psnr_db(wanted, found)) < worst:
-            worst, where = figure, f"{what} of {drawing.request.prompt!r}"
+            worst, where = figure, f"{what} of {drawing.request.prompt or drawing.name!r}"
 
     for drawing in drawings:
         part = host.denoiser(drawing.request)
@@ -137,7 +162,20 @@ def _check_host(bundle: Bundle, host: Host) -> float:
                 f"{drawing.request.width}x{drawing.request.height} pixels, but {by.pipeline} used "
                 f"{list(trial.start.shape)}. {by.again}"
             )
-        text = read_text(host, drawing.request, answer, {})
+        if trial.given is None:
+            text = read_text(host, drawing.request, answer, {})
+        else:
+
+            def compared(
+                part: str, feeds: Mapping[str, Array], drawing: ReferenceDrawing = drawing
+            ) -> dict[str, Array]:
+                case = pictured[part][drawing.name]
+                for name, array in feeds.items():
+                    compare(case.feeds[name][:1], array, f"{name} of the {part}", drawing)
+                return {name: array[:1] for name, array in case.outputs.items()}
+
+            _check_image(drawing, trial.given, by)
+            text = read_given(host, drawing.request, trial.given, compared, {})
         changing = (host.model.latents_input, TIMESTEP)
         wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in changing}
         found = constants(host, drawing.request, text)
@@ -148,7 +186,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             )
         for name, array in wanted.items():
             compare(array, found[name], name, drawing)
-        walk = _walk(host, trial)
+        walk = replace(_walk(host, trial), beside=beside_latents(host, drawing.request, text))
         compare(trial.befores[0], trial.start * np.float32(walk.schedule.init_noise_sigma), "the start", drawing)
         for index, (before, after) in enumerate(zip(trial.befores, trial.afters, strict=True)):
             case = cases[f"{drawing.name}.{index}"]
@@ -157,10 +195,23 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             found = step(_answering(trial.outputs[index]), walk, index, before)
             compare(after, found, f"the latents after call {index + 1}", drawing)
         if drawing.complete and trial.images is not None:
-            case = decoded[drawing.name]
-            compare(case.feeds["latent_sample"], unscaled(host.model, trial.afters[-1]), "the scaled latents", drawing)
-            images = np.stack([quantized(image) for image in case.outputs["sample"]])
-            compare(trial.images, images, "the pixels", drawing)
+            latents = unscaled(host.model, trial.afters[-1])
+            cases_of = iter(decoded[drawing.name])
+            images: list[Array] = []
+            if host.model.reads_image:  # recorded chunk by chunk
+                for one in latents:
+                    frames: list[Array] = []
+                    for chunk in frame_chunks(len(one), drawing.request.decode_chunk_size):
+                        case = next(cases_of)
+                        found = one[chunk.start : chunk.stop]
+                        compare(case.feeds["latent_sample"][0], found, "the scaled latents", drawing)
+                        frames.append(case.outputs["sample"][0])
+                    images.append(quantized(np.concatenate(frames)))
+            else:
+                case = next(cases_of)
+                compare(case.feeds["latent_sample"], latents, "the scaled latents", drawing)
+                images = [quantized(image) for image in case.outputs["sample"]]
+            compare(trial.images, np.stack(images), "the pixels", drawing)
     if not worst >= HOST_DB:
         raise ParityError(
             f"What latentc computes outside the engines differs from {by.pipeline} {by.when}, most in {where}: "
@@ -177,12 +228,18 @@ def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array
     own = {drawing.name: drawing for drawing in stored.drawings if host.denoisers.get(drawing.request.variant) == part}
     at = "".join(part.partition("@")[1:])
     lacking: list[str] = []
-    for name, guided in DRAWN_ALWAYS.items():
+    for name, guided in (VIDEOS_ALWAYS if host.model.reads_image else DRAWN_ALWAYS).items():
         drawing = own.get(f"{name}{at}")
         whole = name != WHOLE or (drawing is not None and drawing.complete and f"{drawing.name}/images" in arrays)
         if drawing is None or drawing.calls < 1 or drawing.request.guided != guided or not whole:
             lacking.append(f"{name}{at}")
     return lacking
+
+
+def _check_image(drawing: ReferenceDrawing, given: Given, by: Standing) -> None:
+    """Raise `ParityError` where the recorded image is not the one that the drawing's request names."""
+    if pixels_sha256(given.image) != drawing.request.image_sha256:
+        raise ParityError(f"The image of the reference {drawing.name} is not the one that it was made from. {by.again}")
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -231,13 +288,18 @@ def measure_steps(
 
 def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and relative size of what guidance adds, over all calls together."""
-    text = read_text(host, trial.request, _through(engine), {})
+    if trial.given is None:
+        text = read_text(host, trial.request, _through(engine), {})
+    else:
+        text = read_given(host, trial.request, trial.given, _through(engine), {})
     fixed = constants(host, trial.request, text)
-    shapes = shapes_of(fixed) | {host.model.latents_input: trial.outputs[0].shape, TIMESTEP: (1,)}
+    beside = beside_latents(host, trial.request, text) if trial.beside is None else trial.beside
+    sample = sample_shape(trial.outputs[0].shape, beside)
+    shapes = shapes_of(fixed) | {host.model.latents_input: sample, TIMESTEP: (1,)}
     one = engine(host.denoiser(trial.request), shapes)
     run = one.bind(fixed)
     other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # stands for another request
-    walk = _walk(host, trial)
+    walk = replace(_walk(host, trial), beside=beside)
     answers: list[Array] = []
 
     def kept(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -260,10 +322,11 @@ def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple
 def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
     """PSNR of the image that the pipeline generates; None where the decoder accepts other sizes only."""
     try:
-        engine(host.decoder, {"latent_sample": (1, *trial.start.shape[1:])})
+        for shape in decoded_shapes(trial.start.shape, trial.request.decode_chunk_size):
+            engine(host.decoder, {"latent_sample": shape})
     except ShapeError:
         return None
-    drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise))
+    drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise), given=trial.given)
     assert trial.images is not None
     return round(psnr_db(trial.images, drawn.images), 2)
 
@@ -297,9 +360,14 @@ def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *,
         raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. {bundle.standing.again}")
     start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))
     sigma = np.float32(_walk(host, like).schedule.init_noise_sigma)
+    given, beside = like.given, None
+    if given is not None:  # resized with the whole input, not encoded at that size
+        given = replace(given, noise=stretched(given.noise, image_shape(host.model, request)))
+        channels = start.shape[-3]
+        beside = np.ascontiguousarray(case.feeds[host.model.latents_input][..., channels:, :, :])
     made = replace(
         like, request=request, start=start, befores=(start * sigma,), outputs=(_output(case),),
-        noise=noise[None], images=None,
+        noise=noise[None], images=None, given=given, beside=beside,
     )  # fmt: skip
     return replace(made, afters=(step(_answering(made.outputs[0]), _walk(host, made), 0, made.befores[0]),))
 
@@ -321,6 +389,7 @@ def _trial(drawing: ReferenceDrawing, arrays: Mapping[str, Array], cases: Mappin
         outputs=tuple(_output(cases[f"{name}.{index}"]) for index in range(drawing.calls)),
         noise=arrays[f"{name}/noise"],
         images=arrays.get(f"{name}/images"),
+        given=Given(arrays[f"{name}/image"], arrays[f"{name}/image_noise"]) if f"{name}/image" in arrays else None,
     )
 
 
@@ -371,6 +440,16 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
         return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
     return answer
+
+
+def _recorded_images(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
+    """Recorded calls of each part that reads the image, keyed by part and drawing."""
+    parts = dict.fromkeys(wire.owner for wire in host.model.wires if wire.of_part)
+    return {
+        part: {case.name: case for case in stored_cases(bundle, part)}
+        for part in parts
+        if host.roles[part] in READS_IMAGE
+    }
 
 
 def _fed(given: Mapping[str, Array]) -> list[bytes]:

@@ -83,8 +83,11 @@ class Bundle:
 
     @property
     def drawing(self) -> tuple[str, ...]:
-        """Names of the parts used for text to image: all but the image encoder of the VAE."""
-        return tuple(name for name, part in self.manifest.parts.items() if part.role != "encoder")
+        """Names of the parts used to generate images: all but an encoder of the VAE that no wire reads."""
+        model = self.manifest.model
+        return tuple(
+            name for name, part in self.manifest.parts.items() if part.role != "encoder" or model.read_of(name)
+        )
 
     @property
     def plainly_drawing(self) -> tuple[str, ...]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
 from .standing import PROVED, SELF_CONSISTENT, Standing
-from .wires import GUIDANCE, LATENTS, MAX_LENGTH, TIMESTEP, Wire
+from .wires import GUIDANCE, LATENTS, MAX_LENGTH, MOTION, TIMESTEP, Wire
 
 SCHEMA_VERSION = 4
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """The function of a part in the pipeline, independent of the name in its family."""
 
-Task = Literal["text"]
+Task = Literal["text", "image_to_video"]
 """A task that a model supports: "text" is text to image."""
 
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
@@ -46,9 +47,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _is_unset(value: object) -> bool:
-    """Whether an optional field is left out of the manifest, so that those of other bundles stay as they are."""
-    return value is None or value == ()
+def _unless(default: object) -> Callable[[object], bool]:
+    """Leave a field out of the manifest if it has its default, so that digests of older bundles stay as they are."""
+    return lambda value: value == default
 
 
 class TensorInfo(Record):
@@ -81,14 +82,14 @@ class Part(Record):
     psnr_db: float
     """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references. For an
     adopted part, against the graph that it was adopted from, run as it is; 0 where that cannot be run."""
-    proved: Annotated[str | None, Field(exclude_if=_is_unset)] = None
+    proved: Annotated[str | None, Field(exclude_if=_unless(None))] = None
     """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`. None for an adopted
     part."""
-    compared: Annotated[str | None, Field(exclude_if=_is_unset)] = None
+    compared: Annotated[str | None, Field(exclude_if=_unless(None))] = None
     """The same digest for an adopted part, with which no PyTorch was compared."""
     bf16_db: Annotated[float, Field(ge=0, le=200)]
     """PSNR of PyTorch's own modules in bf16 against f32: what a correct bf16 engine can reach; 0 if not measured."""
-    operators: Annotated[tuple[Operator, ...], Field(max_length=256, exclude_if=_is_unset)] = ()
+    operators: Annotated[tuple[Operator, ...], Field(max_length=256, exclude_if=_unless(()))] = ()
     """Operators that ONNX does not define, such as `com.microsoft.GroupNorm`; only adopted graphs have any."""
 
     @property
@@ -123,25 +124,36 @@ class TextEncoder(Record):
     """Whether it also takes an `attention_mask`, which hides padding."""
     vocabulary: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """Number of token ids: rows of its embedding table."""
-    length: Annotated[int, Field(ge=2, le=MAX_LENGTH)] | None = None
+    length: Annotated[Annotated[int, Field(ge=2, le=MAX_LENGTH)] | None, Field(exclude_if=_unless(None))] = None
     """Token ids per row, where it is larger than the model's `length` (T5: 256)."""
+
+
+class ImageReader(Record):
+    """How the image encoder reads the request's image."""
+
+    size: Annotated[int, Field(ge=8, le=4096)]
+    """Side in pixels of the square that the image is resized to."""
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+    """Of red, green and blue, from 0 to 1: they are subtracted, and divided by."""
 
 
 class Model(Record):
     """What the pipeline needs to know about the model."""
 
-    text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
+    text_encoders: Annotated[tuple[TextEncoder, ...], Field(max_length=8)]
+    """In the order in which they read the prompt; empty for a model that reads none."""
     length: Annotated[int, Field(ge=3, le=MAX_LENGTH)] = 77
     """Token ids per row of a text encoder: start, a chunk of the prompt, end, and padding."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=256)]
     """Pixels per latent along each side."""
     scaling_factor: Positive
-    shift_factor: Finite = 0.0
+    shift_factor: Annotated[Finite, Field(exclude_if=_unless(0.0))] = 0.0
     """Added to the decoder's input: latents / scaling_factor + shift_factor."""
-    patch: Annotated[int, Field(ge=1, le=64)] = 1
+    patch: Annotated[int, Field(ge=1, le=64, exclude_if=_unless(1))] = 1
     """Latents per side that the denoiser joins into one token: heights and widths must be multiples of it."""
-    largest_side: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    largest_side: Annotated[Annotated[int, Field(ge=1, le=1 << 16)] | None, Field(exclude_if=_unless(None))] = None
     """Largest height and width in latents that the denoiser has positions for; None for no limit."""
     latents_mean: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=1024)] | None = None
     latents_std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=1024)] | None = None
@@ -151,6 +163,12 @@ class Model(Record):
     default_height: Annotated[int, Field(ge=8, le=8192)] | None = None
     frames: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Number of frames per video; None for an image model, whose latents have no frame axis."""
+    frame_guidance: Annotated[tuple[Finite, Finite] | None, Field(exclude_if=_unless(None))] = None
+    """Default guidance scales of the first and the last frame, if each frame has its own; None for a single scale."""
+    encodes_in_f32: Annotated[bool | None, Field(exclude_if=_unless(None))] = None
+    """Whether diffusers' pipeline raises the VAE to f32 to encode images (`force_upcast`); None is False."""
+    image_reader: Annotated[ImageReader | None, Field(exclude_if=_unless(None))] = None
+    """None for a model without an image encoder."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
     """Supported tasks; the first is the default."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
@@ -178,12 +196,30 @@ class Model(Record):
 
     def read_of(self, part: str) -> tuple[str, ...]:
         """Names of the outputs of a part that wires read."""
-        return tuple(dict.fromkeys(wire.name for wire in self.wires if wire.owner == part))
+        return tuple(dict.fromkeys(wire.output for wire in self.wires if wire.owner == part))
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether a request needs an image."""
+        return self.tasks[0] == "image_to_video"
+
+    @property
+    def takes_motion(self) -> bool:
+        """Whether the denoiser takes frames per second, motion bucket and noise augmentation."""
+        return any(wire.source == MOTION for wire in self.wires)
 
     @property
     def own_size(self) -> tuple[int, int]:
         """The model's own image size, width and height in pixels."""
         return self.default_size, self.default_height or self.default_size
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> Model:
+        if "text" in self.tasks and not self.text_encoders:
+            raise ValueError("text_encoders: the task text needs at least one")
+        if self.reads_image and (self.frames is None or self.image_reader is None):
+            raise ValueError("frames and image_reader are needed for the task image_to_video")
+        return self
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> Model:
@@ -218,7 +254,7 @@ class Source(Record):
     """Whether the weights are random, from `new-checkpoint`: for tests and benchmarks only."""
     variant: str | None = None
     """Requested weight file variant: `fp16`, `ema` ..."""
-    adopted: Annotated[Adopted | None, Field(exclude_if=_is_unset)] = None
+    adopted: Annotated[Adopted | None, Field(exclude_if=_unless(None))] = None
     """Set if it was adopted from ONNX graphs, so that no PyTorch reference stands behind it."""
 
     @property
@@ -267,7 +303,7 @@ class Manifest(Record):
     source: Source
     components: dict[str, Other] = Field(default_factory=dict)
     """Replaced components (`export --vae --unet`), keyed by name."""
-    left_out: tuple[Line, ...] = ()
+    left_out: Annotated[tuple[Line, ...], Field(exclude_if=_unless(()))] = ()
     """Optional components of the checkpoint that were left out at the user's request, such as T5."""
     license: License = License()
     notices: tuple[str, ...] = ()

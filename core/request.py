@@ -9,7 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from .errors import RequestError
 from .record import Record, complaints
@@ -25,19 +32,33 @@ _OTHER_NAMES = {
     "prompt": "text caption positive positiveprompt promptstring",
     "negative_prompt": "negative neg negprompt nprompt uc ucprompt negativetext negprompttext unconditionalprompt",
     "steps": "numinferencesteps numsteps nsteps inferencesteps samplesteps samplingsteps samplestep step ddimsteps",
-    "guidance": "guidancescale cfg cfgscale scale truecfgscale unconditionalguidancescale cfgvalue",
+    "guidance": "guidancescale cfg cfgscale scale truecfgscale unconditionalguidancescale cfgvalue maxguidancescale "
+    "maxguidance maxcfg",
+    "min_guidance": "minguidancescale mincfg",
+    "fps": "framespersecond framerate fpsid",
+    "motion_bucket_id": "motionbucket motion",
+    "noise_aug_strength": "noiseaug noiseaugmentation augmentation condaug augmentationlevel",
+    "decode_chunk_size": "decodechunk decodingt chunksize",
     "guidance_rescale": "cfgrescale rescale rescalecfg guidancerescalephi",
     "seed": "noiseseed manualseed randomseed generator seeds",
-    "count": "numimagesperprompt numimages numoutputs batchsize batchcount batch niter nsamples n images numsamples",
+    "count": "numimagesperprompt numimages numoutputs batchsize batchcount batch niter nsamples n images numsamples "
+    "numvideosperprompt numvideos",
     "scheduler": "sampler samplername samplerindex samplertype samplemethod samplingmethod schedulername scheduletype "
     "schedulertype schedule noiseschedule",
     "width": "w imagewidth",
     "height": "h imageheight",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
-    _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise image initimage inputimage mask "
+    "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
+    "the number of frames is a fact of the checkpoint": "numframes frames videolength",
+    _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise mask "
     "maskimage lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
 }
+
+MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
+"""Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
+VIDEO_FIELDS = (*MOTION, "min_guidance", "decode_chunk_size", "image_sha256")
+"""Fields that a model without an image or frames refuses."""
 
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
@@ -51,13 +72,20 @@ class Request(Record):
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
     full denoiser.
+
+    A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
+    the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
+    added to the image); `min_guidance` (1), the guidance scale of the first frame, where `guidance` (3) is that of the
+    last; `decode_chunk_size`, the number of frames that are decoded at once (all). `image_sha256` is the digest of the
+    image's pixels, which is itself passed to the pipeline: another image is then an error.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {
         name: field for field, names in _OTHER_NAMES.items() for name in names.split()
     }
 
-    prompt: str
+    prompt: str = ""
+    """Required by every model that reads one: see `has_prompt`."""
     negative_prompt: str = ""
     width: Side | None = None
     height: Side | None = None
@@ -69,6 +97,18 @@ class Request(Record):
     scheduler: str | None = None
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
+    fps: int | None = Field(default=None, ge=1, le=120)
+    motion_bucket_id: int | None = Field(default=None, ge=0, le=255)
+    noise_aug_strength: float | None = Field(default=None, ge=0.0, le=10.0, allow_inf_nan=False)
+    min_guidance: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    decode_chunk_size: int | None = Field(default=None, ge=1, le=1024)
+    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what only some models take, where it is None: what others store stays as it was."""
+        dumped = handler(self)
+        return {key: value for key, value in dumped.items() if key not in VIDEO_FIELDS or value is not None}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -82,6 +122,11 @@ class Request(Record):
     def guided(self) -> bool:
         """Whether the denoiser also sees the negative prompt."""
         return self.guidance > 1.0
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a prompt was given; it may be empty."""
+        return "prompt" in self.model_fields_set
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,21 @@ class Setting:
     guided: bool = True
     chunks: int = 1
     """Chunks per prompt."""
+    frames: int | None = None
+    """Frames that the decoder takes at once; None for all of them."""
 
 
 def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
     """The free sizes that a part of this role is called with, keyed by axis name.
 
     A denoiser is called with all images at once, and twice as many rows with guidance; text encoders with the prompts;
-    the VAE with one image at a time.
+    the VAE and the image encoder with one image at a time, or the frames of one video.
     """
     prompts = GUIDED_ROWS if setting.guided else 1
     rows = {"denoiser": setting.images * prompts, "control": setting.images * prompts, "text_encoder": prompts}
     return {
         "batch": rows.get(role, 1),
-        "frames": model.frames or 1,
+        "frames": (role == "decoder" and setting.frames) or model.frames or 1,
         "height": setting.height // model.downscale,
         "width": setting.width // model.downscale,
         "length": embedding_length(model, setting.chunks),

@@ -3,6 +3,7 @@
 A source is `<part>.<output>`, an output of a part that runs once per request; or `request.<fact>`, a value from the
 request; or `step.latents`, the latents as scaled by the scheduler; or `zeros.<length>`, zeros for the token ids of a
 text encoder that was left out. `timestep` is fed by name, and has no wire.
+A source with one axis fewer than its input is repeated along the input's second axis: image latents for each frame.
 """
 
 from __future__ import annotations
@@ -48,8 +49,15 @@ SIZE = "request.size"
 ZEROS = "zeros"
 """Owner of the source `zeros.<length>`: the number of token ids per row of the missing text encoder."""
 
-AXES = {"width": -1, "length": 1}
-"""Axes along which arrays are concatenated: the last one, and the one of the token ids."""
+MOTION = "request.motion"
+"""Frames per second less one, motion bucket and noise augmentation, as Stable Video Diffusion takes them."""
+
+AXES = {"width": -1, "length": 1, "channels": -3}
+"""Axes along which arrays are concatenated: the last one, the one of the token ids, and the channels of latents."""
+
+MODE = "mode"
+DERIVED = {MODE: "latent_parameters"}
+"""Sources that are computed from an output of the VAE's encoder, and that output: the mode is its first half."""
 
 MAX_LENGTH = 4096
 """Limit of the token ids per row of a text encoder."""
@@ -63,7 +71,7 @@ class Wire(Record):
 
     input: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     source: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}(\.[a-z0-9_-]{1,63}){1,2}$")]
-    axis: Literal["width", "length"] | None = None
+    axis: Literal["width", "length", "channels"] | None = None
     """Axis along which it is concatenated to the result of earlier wires; None for the first wire of the input."""
     pad: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     """Width to which the result so far is padded with zeros."""
@@ -79,6 +87,11 @@ class Wire(Record):
     def name(self) -> str:
         """The output or fact that is read."""
         return self.source.partition(".")[2]
+
+    @property
+    def output(self) -> str:
+        """The output that is read, or that what is read is computed from."""
+        return DERIVED.get(self.name, self.name)
 
     @property
     def of_part(self) -> bool:
@@ -99,20 +112,23 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
     for wire in wires:
         if wire.input not in inputs or wire.input == TIMESTEP:
             return f"wires {wire.source} to {shown(wire.input)}, which is not an input of {' or '.join(stepping)}"
-        if len(latents) == 1 and wire.input == latents[0].input and wire != Wire(input=wire.input, source=LATENTS):
+        if len(latents) == 1 and wire.input == latents[0].input and not _beside_latents(wire):
             return f"wires {wire.source} to {wire.input}, which takes only the unmodified latents"
+        if wire.axis == "channels" and (len(latents) != 1 or wire.input != latents[0].input):
+            return f"wires {wire.source} to {wire.input} along its channels, which only latents have"
         if (wire.axis is None) == (wire.input in made):
             which, lacks = ("another", "no axis") if wire.axis is None else ("the first", "an axis")
             return f"wires {wire.source} to {wire.input}: {which} source of this input has {lacks} to be joined along"
         found: list[int | None] = [None]
         if wire.of_part:
             part = parts.get(wire.owner)
-            output = next((one for one in part.outputs if one.name == wire.name), None) if part else None
-            if output is None:
+            output = next((one for one in part.outputs if one.name == wire.output), None) if part else None
+            if output is None or (wire.output != wire.name and part is not None and part.role != "encoder"):
                 return f"wires {wire.source} to {wire.input}, but no part has this output"
             has = len(output.shape)
-            for axes in (len(tensor.shape) for tensor in inputs[wire.input]):
-                if axes != has:
+            for tensor in inputs[wire.input]:
+                axes = len(tensor.shape)
+                if axes != has and not (axes == has + 1 and isinstance(tensor.shape[1], int)):
                     return f"wires {wire.source} of {has} axes to {wire.input}, which has {axes} axes"
             found = [_width(output)]
         elif wire.owner == ZEROS:
@@ -132,6 +148,32 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
                 return f"has a part {part} with an input {shown(tensor.name)} that no wire feeds"
     if stepping and len(latents) != 1:
         return f"has {len(latents)} wires of {LATENTS}; expected one"
+    return _unfilled(wires, parts, latents[0]) if latents else None
+
+
+def _beside_latents(wire: Wire) -> bool:
+    """Whether it is the wire of the latents, or of something that is concatenated to their channels."""
+    alone = wire == Wire(input=wire.input, source=LATENTS)
+    return alone or (wire.of_part and wire.axis == "channels" and wire.pad is None)
+
+
+def _unfilled(wires: tuple[Wire, ...], parts: Mapping[str, Called], latents: Wire) -> str | None:
+    """What is wrong with the channels of a denoiser's latents, as a clause: those that it returns, and those of the
+    wires that are concatenated to them.
+    """
+    more = 0
+    for wire in (one for one in wires if one.axis == "channels"):
+        shape = next(one.shape for one in parts[wire.owner].outputs if one.name == wire.output)
+        channels = shape[AXES["channels"]] if len(shape) > 2 else None
+        if not isinstance(channels, int):
+            return f"wires {wire.source} to {wire.input}, although it has no channels"
+        more += channels // 2 if wire.name == MODE else channels
+    for name, part in parts.items() if more else ():
+        if part.role != "denoiser":
+            continue
+        (own,) = (tensor.shape for tensor in part.inputs if tensor.name == latents.input)
+        if own[-3] != (total := int(part.outputs[0].shape[-3]) + more):
+            return f"wires {total} channels to {latents.input} of {name}, which has {own[-3]}"
     return None
 
 
@@ -141,6 +183,8 @@ def _joined(before: list[int | None] | None, found: list[int | None], wire: Wire
         widths = found
     elif wire.axis == "length":
         widths = list(dict.fromkeys([*before, *found]))
+    elif wire.axis == "channels":
+        widths = before
     else:
         widths = [None if None in (one, found[0]) else (one or 0) + (found[0] or 0) for one in before]
     return [None if one is None else max(one, wire.pad or 0) for one in widths]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checkpoints.families import PROCESSOR
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, proof_digest
@@ -33,6 +34,7 @@ from .scheduler import settle
 
 if TYPE_CHECKING:
     from .reference import References
+    from .video import VideoReferences
 
 log = logging.getLogger("latentc.export")
 
@@ -93,15 +95,16 @@ def export(
     ready()  # which takes seconds
     opened.check_modules()
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
-    from .reference import References
+    from .reference import references_of
 
     folder = Path(folder).resolve()
     stored = sum(_bytes(opened, component.name) for component in opened.family.components)
     with fresh_folder(folder, BundleError, stored) as fresh:
-        references = References(opened)
+        references = references_of(opened)
         (fresh / "reference").mkdir()
-        on_progress("prompts: reference", None)
-        with computing_in_torch("text encoders"):
+        prompts = bool(opened.family.tokenizers)
+        on_progress("prompts: reference" if prompts else "videos: reference", None)
+        with computing_in_torch("text encoders" if prompts else "components"):
             references.read_prompts()
         hashed: dict[str, FileInfo] = {}
         parts = {spec.name: _export_part(opened, spec, references, fresh, hashed, on_progress) for spec in specs}
@@ -126,7 +129,7 @@ def _logged(on_progress: Progress) -> Progress:
 def _export_part(
     checkpoint: Checkpoint,
     spec: PartSpec,
-    references: References,
+    references: References | VideoReferences,
     fresh: Path,
     hashed: dict[str, FileInfo],
     on_progress: Progress,
@@ -220,6 +223,9 @@ def write_configs(
         (fresh / tokenizer).mkdir()
         for name, content in files.items():
             (fresh / tokenizer / name).write_bytes(content)
+    if family.processor is not None:
+        (fresh / family.processor).mkdir()
+        write_json(fresh / family.processor / PROCESSOR, checkpoint.processor)
     (fresh / "scheduler").mkdir()
     write_json(fresh / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
     for name, entry in index.items():  # components that aren't in the bundle, such as a safety checker, as in diffusers

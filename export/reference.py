@@ -28,6 +28,7 @@ from ..sampling.draw import unscaled
 from .scheduler import least_steps
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
 from .trace import muted
+from .video import VideoReferences
 from .weights import computing
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ def run(module: torch.nn.Module, spec: PartSpec, feeds: Mapping[str, Array]) -> 
     with torch.no_grad():
         outputs: Any = module(*(torch.as_tensor(feeds[tensor.name]) for tensor in spec.inputs))
     return {tensor.name: output.numpy() for tensor, output in zip(spec.outputs, outputs, strict=True)}
+
+
+def references_of(checkpoint: Checkpoint) -> References | VideoReferences:
+    """What computes a checkpoint's references: from prompts, or from images."""
+    return References(checkpoint) if checkpoint.family.tokenizers else VideoReferences(checkpoint, SEED, run)
 
 
 class References:

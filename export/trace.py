@@ -45,6 +45,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
 
     onnx_export = cast("Any", torch.onnx).export
     sizes, dimensions = _sizes(spec)
+    dimensions |= {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in spec.limits.items()}
     example = tuple(_example(tensor, sizes) for tensor in spec.inputs)
     dynamic = tuple(
         {axis: _scaled(dim, dimensions) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -135,7 +136,15 @@ def widening(module: torch.nn.Module) -> torch.nn.Module:
         for name, parameter in list(owner.named_parameters(recurse=False)):
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parametrize.register_parametrization(owner, name, Widen(), unsafe=True)
+    for owner in module.modules():
+        if isinstance(owner, torch.nn.ModuleList):  # diffusers' TemporalDecoder rounds to the type of its blocks
+            cast("Any", owner).parameters = partial(_widened, list(owner.parameters()))
     return module.eval()
+
+
+def _widened(stored: list[torch.nn.Parameter]) -> Iterator[torch.Tensor]:
+    """The parameters in the type that they compute in."""
+    return (one.float() for one in stored)
 
 
 def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:

@@ -88,8 +88,8 @@ def _size(path: Path | str, file: BinaryIO, size: int) -> tuple[int, int]:
     head = file.read(33)
     if not head.startswith(_SIGNATURE) or len(head) < 24:
         raise RequestError(
-            f"{path} is not a PNG, JPEG or WebP file. Only these can hold a request; pass the original file, not a "
-            "converted copy."
+            f"{path} is not a PNG, JPEG or WebP file, and not a GIF or MP4. Only these can hold a request; pass the "
+            "original file, not a converted copy."
         )
     width, height = struct.unpack(">II", head[16:24])
     if head[8:16] != b"\0\0\0\x0dIHDR" or zlib.crc32(head[12:29]).to_bytes(4, "big") != head[29:] or not width * height:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import Request
+from ..core.request import MOTION, Request
 from ..core.shapes import size_complaint
 from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, samplers, schedule
@@ -28,14 +28,21 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
     `scheduler` is the checkpoint's own `scheduler_config.json`. Raises `RequestError` for a size that
     the model can't generate, and if later images would have seeds above `MAX_SEED`.
     """
+    _check_fields(request, model)
     filled = request.model_copy(
         update={
+            **_video(request, model),
             "width": request.width or model.own_size[0],
             "height": request.height or model.own_size[1],
             "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
             "scheduler": request.scheduler or own_scheduler(scheduler),
         }
     )
+    if (filled.min_guidance or 0) > 1 and not filled.guided:
+        raise RequestError(
+            f"min_guidance is {filled.min_guidance}, but a guidance of {filled.guidance} for the last frame disables "
+            "guidance for all. Give both above 1, or leave min_guidance out."
+        )
     width, height, seed = size_and_seed(filled)
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
@@ -44,6 +51,40 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object]) ->
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
         )
     return filled
+
+
+def _check_fields(request: Request, model: Model) -> None:
+    """Raise `RequestError` for a request that lacks what the model needs, or has what it doesn't take."""
+    reads = bool(model.text_encoders)
+    if reads and not request.has_prompt:
+        raise RequestError("The request has no prompt, and this model generates from one. Pass a prompt.")
+    allowed = {
+        "prompt": reads,
+        "negative_prompt": reads,
+        **dict.fromkeys(MOTION, model.takes_motion),
+        "min_guidance": model.frame_guidance is not None,
+        "decode_chunk_size": model.frames is not None,
+        "image_sha256": model.reads_image,
+    }
+    given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
+    if given:
+        kind = "a video from an image, without a prompt" if model.reads_image else "from a prompt alone"
+        them = "it" if len(given) == 1 else "them"
+        raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
+
+
+def _video(request: Request, model: Model) -> dict[str, object]:
+    """Defaults of the fields that only a model of videos takes."""
+    made: dict[str, object] = {}
+    if model.takes_motion:
+        made |= {name: default for name, default in MOTION.items() if getattr(request, name) is None}
+    if model.frame_guidance is not None:
+        first, last = model.frame_guidance
+        if request.min_guidance is None:
+            made["min_guidance"] = first
+        if "guidance" not in request.model_fields_set:
+            made["guidance"] = last
+    return made
 
 
 def check(request: Request, model: Model, scheduler: Mapping[str, object]) -> None:
@@ -75,10 +116,33 @@ def own_scheduler(config: Mapping[str, object]) -> str | None:
     return None
 
 
-def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
-    """Notices about a completed request, for its author."""
+def notices(
+    request: Request, manifest: Manifest, vocabulary: Vocabulary | None, tokens: Tokens | None, guided: bool
+) -> list[str]:
+    """Notices about a completed request, for its author. `vocabulary` and `tokens` are those of its prompt, if any."""
     remarks: list[str] = []
     width, height, _ = size_and_seed(request)
+    if vocabulary is not None and tokens is not None:
+        remarks += _about_prompt(request, vocabulary, tokens, guided)
+    own_width, own_height = manifest.model.own_size
+    made = own_width * own_height
+    if not made / FAR <= width * height <= made * FAR:
+        own = f"{own_width}x{own_height}"
+        remarks.append(f"{width}x{height} is far from the model's native size, {own}; images may look wrong.")
+    frames, chunk = manifest.model.frames, request.decode_chunk_size
+    if frames is not None and chunk is not None and chunk < frames:
+        remarks.append(
+            f"The {frames} frames were decoded {chunk} at a time (decode_chunk_size). That changes them, most at the "
+            "borders of chunks, because the decoder mixes the frames that it decodes together."
+        )
+    if manifest.source.random:
+        remarks.append("The weights of this checkpoint are random: the image is noise.")
+    return remarks
+
+
+def _about_prompt(request: Request, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
+    """Notices about the prompts of a request."""
+    remarks: list[str] = []
     if tokens.chunks > 1:
         counts = " and ".join(str(count) for count in tokens.counts)
         remarks.append(
@@ -90,13 +154,4 @@ def notices(request: Request, manifest: Manifest, vocabulary: Vocabulary, tokens
         remarks.append(f"The negative prompt was not used: the model {why}.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
         remarks += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
-    own_width, own_height = manifest.model.own_size
-    made = own_width * own_height
-    if not made / FAR <= width * height <= made * FAR:
-        own = f"{own_width}x{own_height}"
-        remarks.append(f"{width}x{height} is far from the model's native size, {own}; images may look wrong.")
-    if manifest.source.random:
-        remarks.append("The weights of this checkpoint are random: the image is noise.")
-    if manifest.standing.statement:
-        remarks.append(manifest.standing.statement)
     return remarks

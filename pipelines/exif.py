@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..core.errors import RequestError
 from ..core.reading import regular, unreadable
-from . import chunks
+from . import chunks, containers
 from .chunks import MAX_CHUNKS, MAX_TEXT, CutShort, Damaged, Texts
 
 COMMENT, NOTE, EXIF_IFD = 0x9286, 0x927C, 0x8769
@@ -44,7 +44,7 @@ def packed(texts: Mapping[str, str]) -> bytes:
 
 
 def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
-    """The texts of a PNG, JPEG or WebP file by keyword.
+    """The texts of a PNG, JPEG, WebP, GIF or MP4 file by keyword.
 
     Raises `RequestError` for a file of another format, or one that is damaged or too large.
     """
@@ -56,6 +56,9 @@ def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
                 kind, read = "JPEG", _jpeg
             elif head.startswith(b"RIFF") and head[8:] == b"WEBP":
                 kind, read = "WebP", _webp
+            elif (found := containers.kind_of(head)) is not None:
+                kind = found
+                return containers.read_texts(found, file, os.fstat(file.fileno()).st_size, wanted)
             else:
                 return chunks.read_texts(path, wanted)
             return _texts(*read(file, os.fstat(file.fileno()).st_size), wanted)

@@ -14,6 +14,7 @@ from ..compiler.engines import load
 from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import RequestError
+from ..core.images import pixels_sha256
 from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
@@ -22,12 +23,14 @@ from ..core.tensors import Array
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
-from ..sampling.draw import Drawn, draw, host_files, latent_shape, load_host
-from ..sampling.noise import added_noise, checked_latents, checked_noise, initial_noise
+from ..sampling.draw import Drawn, Given, draw, host_files, image_shape, latent_shape, load_host
+from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
+from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
 from .engines import EngineProvider
+from .picture import Decoded, ImageLike, about_picture, read_picture
 from .png import origin
 from .save import save
 
@@ -99,10 +102,16 @@ class Pipeline:
         request: Request,
         on_step: OnStep | None = None,
         *,
+        image: ImageLike | Decoded | None = None,
         latents: Array | None = None,
         noise: Noise | None = None,
+        image_noise: Array | None = None,
     ) -> Result:
         """Generate the images of a request.
+
+        `image` is the image of a model that generates from one: a file, a Pillow image, or an array [height, width, 3],
+        uint8 or floats from 0 to 1. `image_noise` is added to it instead of noise from the seed, after it was resized:
+        float32 standard normal values, [count, 3, height, width].
 
         `on_step` is called after each denoiser call, in the calling thread; returning False
         cancels. `latents` are used instead of initial noise from the seed: float32 standard normal
@@ -115,13 +124,31 @@ class Pipeline:
         """
         check_process(self._process, "This pipeline was")
         started = perf_counter()
-        asked = complete(request, self.bundle.manifest.model, self._host.scheduler)
-        drawn = self._draw(request, asked, on_step, latents, noise)
-        messages = self._notices(request, asked, drawn, passed_in=latents is not None)
+        model = self.bundle.manifest.model
+        asked = complete(request, model, self._host.scheduler)
+        if model.frames is not None and asked.decode_chunk_size is None:
+            asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
+        picture = read_picture(request, model, image)
+        given: Given | None = None
+        if picture is not None:
+            asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
+            shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
+            noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
+            given = Given(picture.pixels, noisy)
+        drawn = self._draw(request, asked, on_step, latents, noise, given)
+        messages = self._notices(
+            request, asked, drawn, picture, passed_in=latents is not None or image_noise is not None
+        )
         return self._result(asked, drawn, messages, perf_counter() - started)
 
     def _draw(
-        self, request: Request, asked: Request, on_step: OnStep | None, latents: Array | None, noise: Noise | None
+        self,
+        request: Request,
+        asked: Request,
+        on_step: OnStep | None,
+        latents: Array | None,
+        noise: Noise | None,
+        given: Given | None,
     ) -> Drawn:
         """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
         _, _, seed = size_and_seed(asked)
@@ -133,16 +160,21 @@ class Pipeline:
                 self._engines.engine,
                 start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
                 noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
+                given=given,
                 on_step=on_step,
                 engines=self.describe(),
             )
         except MemoryError as exc:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
-    def _notices(self, request: Request, asked: Request, drawn: Drawn, *, passed_in: bool) -> tuple[str, ...]:
+    def _notices(
+        self, request: Request, asked: Request, drawn: Drawn, picture: Decoded | None, *, passed_in: bool
+    ) -> tuple[str, ...]:
         """Notices about a result, for the request's author."""
         host, text = self._host, drawn.text
-        messages = notices(asked, self.bundle.manifest, host.vocabularies[0], text.tokens, text.guided)
+        vocabulary = next(iter(host.vocabularies), None)
+        messages = notices(asked, self.bundle.manifest, vocabulary, text.tokens, text.guided)
+        messages += [] if picture is None else about_picture(picture, asked)
         messages += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
         messages += [
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)

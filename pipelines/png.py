@@ -1,8 +1,8 @@
-"""The request inside an image file: PNG, JPEG or WebP.
+"""The request inside a file: PNG, JPEG, WebP, GIF or MP4.
 
 A PNG has two text chunks: `parameters`, in AUTOMATIC1111's form for other tools (iTXt if it isn't Latin-1), and
 `latentc`, exact JSON with the engines and versions. Both come before the pixels. JPEG and WebP have the same in EXIF
-(`exif.py`).
+(`exif.py`); GIF and MP4 have the JSON as a comment (`containers.py`). A folder of frames has it in each PNG.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.reading import parse_json
+from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
 from ..core.request import Origin, Request, Result
 from ..core.version import __version__
@@ -28,8 +28,8 @@ from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
 
-FRAMES = "This model generates frames, which cannot be saved to image files. Use a Pipeline, and its result's `images`."
-"""The error for saving frames."""
+FRAME_NAME = "{:04d}.png"
+"""Name of a frame in a folder of frames."""
 
 
 class Drawing(Record):
@@ -87,11 +87,9 @@ def origin(bundle: Bundle) -> Origin:
 
 
 def drawings(result: Result) -> Iterator[Drawing]:
-    """The record of each image of a result; raises `RequestError` for frames, and for a result without `origin`."""
+    """The record of each image or video of a result; raises `RequestError` for a result without `origin`."""
     if (made := result.origin) is None:
         raise RequestError("No pipeline made this result, so it cannot be saved. Generate it with a Pipeline.")
-    if result.images.ndim > 4:
-        raise RequestError(FRAMES)
     _, _, seed = size_and_seed(result.request)
     for index in range(len(result.images)):
         yield Drawing(
@@ -115,11 +113,14 @@ def texts(drawing: Drawing) -> dict[str, str]:
 
 
 def read(path: Path | str) -> Shown:
-    """The request inside a PNG, JPEG or WebP, written by latentc or by any tool that uses AUTOMATIC1111's form.
+    """The request inside a file or a folder of frames that latentc wrote, or a PNG, JPEG or WebP of any tool that uses
+    AUTOMATIC1111's form.
 
     Exact JSON takes precedence over the text; if they disagree, `notices` says so. No pixel is decoded. Raises
     `RequestError` for a file of another format, one that is damaged or too large, or one without a request.
     """
+    if is_folder(path) and is_regular(first := Path(path) / FRAME_NAME.format(0)):
+        path = first
     found = read_texts(path, (PARAMETERS, OURS))
     text = found.texts.get(PARAMETERS, "")
     drawing, why = _drawing(found.texts.get(OURS))

@@ -4,7 +4,7 @@
     .webp           exact pixels (lossless); the request in EXIF
     .jpg, .jpeg     quality 95, without chroma subsampling; the request in EXIF, which is limited to 64 kB
 
-Several images are numbered: `out.png`, `out-1.png`, `out-2.png`.
+Several images are numbered: `out.png`, `out-1.png`, `out-2.png`. Videos have other formats (`video.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..core.errors import RequestError
-from ..core.files import why_unwritable, write_bytes
+from ..core.files import fresh_folder, why_unwritable, write_bytes
 from ..core.request import Request, Result
-from . import exif
-from .png import Drawing, drawings, texts
+from . import exif, video
+from .png import FRAME_NAME, Drawing, drawings, texts
 
 Pixels = NDArray[np.uint8]
 
@@ -36,12 +36,14 @@ ROOM = 50_000
 def save(result: Result, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
     """Write each image of a result, with its request inside, and return their paths.
 
-    The suffix selects the format: .png, .jpg, .jpeg or .webp. Later images are numbered: `out.png`, `out-1.png`. Each
-    file appears complete or not at all. Raises `RequestError` before anything is written for another suffix, for a
-    folder that isn't writable and, unless `overwrite`, if one of the files exists. If one file fails to be written, the
-    others are written nevertheless, and the error names both.
+    The suffix selects the format: .png, .jpg, .jpeg or .webp; for videos .mp4, .webp or .gif, and none for a folder of
+    PNGs. Later images are numbered: `out.png`, `out-1.png`. Each file appears complete or not at all. Raises
+    `RequestError` before anything is written for another suffix, for a folder that isn't writable and, unless
+    `overwrite`, if one of the files exists; `RuntimeMissing` for .mp4 without its library. If one file fails to be
+    written, the others are written nevertheless, and the error names both.
     """
-    paths = check_names(path, len(result.images), (result.request,), overwrite=overwrite)
+    videos = result.images.ndim > 4
+    paths = check_names(path, len(result.images), (result.request,), overwrite=overwrite, videos=videos)
     make_place(paths[0])
     return write(result, paths, overwrite=overwrite)
 
@@ -52,19 +54,27 @@ def numbered(first: Path, index: int) -> Path:
 
 
 def check_names(
-    path: Path | str, count: int, requests: Sequence[Request] = (), *, overwrite: bool = False, taken: bool = False
+    path: Path | str,
+    count: int,
+    requests: Sequence[Request] = (),
+    *,
+    overwrite: bool = False,
+    taken: bool = False,
+    videos: bool = False,
 ) -> list[Path]:
-    """The paths of `count` images; raises `RequestError` if one can't be written, before any is generated.
+    """The paths of `count` images or `videos`; raises `RequestError` if one can't be written, before any is generated.
 
     Creates nothing. Existing files are refused unless `overwrite`; with `taken` they are not checked at all.
     """
     first = Path(path)
-    if first.suffix.lower() not in _FORMATS:
+    if videos:
+        video.check_suffix(first.suffix.lower())
+    elif first.suffix.lower() not in _FORMATS:
         raise RequestError(
             f"{str(path)!r} is not a valid name for an image: use NAME.png, NAME.jpg or NAME.webp, which can hold the "
             "request."
         )
-    if _FORMATS[first.suffix.lower()] is _jpeg:
+    if _FORMATS.get(first.suffix.lower()) is _jpeg:
         for request in requests:
             _check_room(request)
     names = [numbered(first, index) for index in range(count)]
@@ -77,6 +87,11 @@ def check_names(
         there = [name for name in names if _is_there(name, place)]
     except (OSError, ValueError) as exc:  # a name that is too long or has a NUL, or a file in place of a folder
         raise _unwritable(first, exc) from exc
+    frames = videos and not first.suffix
+    if frames and (full := next((name for name in there if name.is_dir() and not taken and any(name.iterdir())), None)):
+        raise RequestError(f"{full} already exists and is not empty. Choose another name: no folder is overwritten.")
+    if frames:
+        there = [name for name in there if not name.is_dir()]
     if folder := next((name for name in there if name.is_dir() and not taken), None):
         raise RequestError(f"{folder} cannot be written: it is a folder. Choose another name.")
     if there and not (overwrite or taken):
@@ -132,7 +147,10 @@ def attempt(
     lost: list[str] = []
     for image, drawing, path in zip(result.images, drawings(result), paths, strict=True):
         try:
-            written.append(_write(path, encoded(image, drawing, path.suffix), overwrite))
+            if image.ndim > 3 and not path.suffix:
+                written.append(_write_frames(path, image, drawing))
+            else:
+                written.append(_write(path, encoded(image, drawing, path.suffix), overwrite))
         except OSError as exc:
             lost.append(f"{path} ({why_unwritable(path, exc)})")
         except RequestError as exc:
@@ -147,8 +165,23 @@ def failed(lost: Sequence[str], written: Sequence[Path | str]) -> RequestError:
 
 
 def encoded(image: Pixels, drawing: Drawing, suffix: str = ".png") -> bytes:
-    """One image, [height, width, 3], as the bytes of a file with its request inside."""
+    """One image, [height, width, 3], or a video, as the bytes of a file with its request inside."""
+    if image.ndim > 3:
+        return video.encoded(image, texts(drawing), suffix, drawing.request.fps)
     return _FORMATS[suffix.lower()](image, texts(drawing))
+
+
+def _write_frames(path: Path, frames: Pixels, drawing: Drawing) -> Path:
+    """Write a folder of PNGs, each with the request inside; if one has appeared meanwhile, the next free number."""
+    for index in numbers():
+        target = numbered(path, index)
+        if target.is_dir() and any(target.iterdir()):
+            continue
+        with fresh_folder(target, RequestError) as fresh:
+            for number, frame in enumerate(frames):
+                (fresh / FRAME_NAME.format(number)).write_bytes(encoded(frame, drawing))
+        return target
+    raise AssertionError("numbers end")
 
 
 def _write(path: Path, content: bytes, overwrite: bool) -> Path:

@@ -36,6 +36,7 @@ class Shapes(Record):
         **dict.fromkeys(("size", "resolution", "resolutions", "widthheight"), "sizes"),
         **dict.fromkeys(("batch", "batchsize", "count", "numimagesperprompt"), "images"),
         **dict.fromkeys(("guidance", "cfg", "guidancescale", "doclassifierfreeguidance"), "guided"),
+        **dict.fromkeys(("decodechunksize", "decodechunk", "chunksize"), "decode_frames"),
     }
 
     sizes: Annotated[tuple[Size, ...], Field(max_length=64)] = ()
@@ -44,6 +45,8 @@ class Shapes(Record):
     """Images per request, for static sizes."""
     guided: bool = True
     """Whether static sizes are for guidance above 1, which doubles the denoiser's batch."""
+    decode_frames: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Frames of a video that are decoded at once, for requests that don't say; None is all of them."""
 
     @field_validator("sizes")
     @classmethod

@@ -5,10 +5,15 @@ from __future__ import annotations
 from ..core.manifest import TensorInfo
 from ..core.shapes import shape_of
 
-RANGES: dict[str, tuple[int, int, int]] = {"batch": (1, 2, 8), "height": (8, 64, 128), "width": (8, 64, 128)}
+RANGES: dict[str, tuple[int, int, int]] = {
+    "batch": (1, 2, 8),
+    "frames": (1, 8, 25),
+    "height": (8, 64, 128),
+    "width": (8, 64, 128),
+}
 CHUNKS = (1, 1, 4)
 """Smallest, typical and largest value of each free size, with sides in latents: up to 1024 pixels, four images with
-guidance, and four chunks of a prompt.
+guidance, four chunks of a prompt, and 25 frames that are decoded together.
 """
 
 OUTSIDE = "up to 1024 pixels, four images with guidance, and prompts of four chunks"

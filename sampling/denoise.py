@@ -14,7 +14,7 @@ from ..core.errors import CancelledError
 from ..core.manifest import Model
 from ..core.request import Request, Step
 from ..core.tensors import Array, check_finite
-from ..core.wires import TIMESTEP
+from ..core.wires import AXES, TIMESTEP
 from .guidance import guide
 from .schedulers import Noise, Schedule
 
@@ -28,8 +28,10 @@ class Walk:
 
     schedule: Schedule
     noise: Noise
-    guidance: float | None
-    """Guidance scale that combines the outputs for negative and positive rows; None if all rows are positive."""
+    guidance: float | Array | None
+    """Guidance scale, or one for each frame, that combines the outputs for negative and positive rows; None if all rows
+    are positive.
+    """
     guidance_rescale: float
     latents: str
     """Name of the denoiser's input for latents."""
@@ -37,6 +39,8 @@ class Walk:
     """The denoiser's name, for errors."""
     engine: str
     """Name of the engine that runs it, for errors."""
+    beside: Array | None = None
+    """What is concatenated to the channels of the scaled latents at each step, [rows, ...]; None for nothing."""
 
 
 def is_guided(model: Model, request: Request) -> bool:
@@ -51,6 +55,8 @@ def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Arr
     """
     scaled = walk.schedule.scale(latents, index)
     sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
+    if walk.beside is not None:
+        sample = np.concatenate([sample, walk.beside], axis=AXES["channels"])
     return {walk.latents: sample, TIMESTEP: np.array([walk.schedule.timesteps[index]], np.float32)}
 
 

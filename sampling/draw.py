@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -15,18 +15,22 @@ from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
-from ..core.manifest import Model, Task, TensorInfo
+from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from .denoise import OnStep, Walk, denoise, is_guided
-from .pixels import decode
+from .guidance import frame_scales
+from .image import Pixels, encode_image, fitted
+from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
 from .schedulers import Noise, schedule
 from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
 STAGES = ("text_encoder", "denoiser", "vae_decoder")
+IMAGE_STAGE = "image_encoder"
+"""The stage of the parts that read the request's image, in a model that reads one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Host:
     """Inputs of the denoisers, by name of the part."""
     decoder: str
     """Name of the decoder part."""
+    roles: Mapping[str, Role] = field(default_factory=dict[str, Role])
+    """Role of each part."""
 
     def denoiser(self, request: Request) -> str:
         """The denoiser part for a request; see `denoiser_of`."""
@@ -60,13 +66,25 @@ def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """The prompts of a request: their tokens, and the text encoders' outputs."""
+    """What the encoders make of a request: the tokens of its prompts, and the outputs for them and for its image."""
 
-    tokens: Tokens
+    tokens: Tokens | None
+    """None for a model that reads no prompt."""
     guided: bool
     """Whether negative rows come first."""
     encoded: Mapping[str, Mapping[str, Array]]
-    """Outputs by part and name, with a row for each prompt."""
+    """Outputs of text encoders by part and name, with a row for each prompt."""
+    pictured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict[str, Mapping[str, Array]])
+    """Outputs of the parts that read the image by part and name, with a row for each image that is generated."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The image of a request, and the noise that is added to it before the VAE's encoder."""
+
+    image: Pixels
+    noise: NDArray[np.float32]
+    """Standard normal values, [count, 3, height, width]."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,7 @@ def load_host(bundle: Bundle) -> Host:
         denoisers=denoisers,
         inputs={name: parts[name].inputs for name in denoisers.values()},
         decoder=bundle.one("decoder"),
+        roles={name: part.role for name, part in parts.items()},
     )
 
 
@@ -147,6 +166,31 @@ def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, st
     return Text(tokens, guided, encode(host.model, tokens, zeros, call, engines))
 
 
+def read_given(host: Host, request: Request, given: Given, call: Call, engines: Mapping[str, str]) -> Text:
+    """Run the parts that read the image of a request, with width, height and noise augmentation."""
+    width, height = request.width, request.height
+    assert width is not None
+    assert height is not None
+    noise = np.multiply(given.noise, request.noise_aug_strength or 0, dtype=np.float32)
+    noisy = np.add(fitted(given.image, width, height), noise, dtype=np.float32)
+    pictured = encode_image(host.model, host.roles, given.image, noisy, call, engines)
+    return Text(None, is_guided(host.model, request), {}, pictured)
+
+
+def image_shape(model: Model, request: Request) -> tuple[int, ...]:
+    """Shape of the VAE encoder's input for the images of a request with width and height: [count, 3, height, width]."""
+    count, *_, height, width = latent_shape(model, request)
+    return count, 3, height * model.downscale, width * model.downscale
+
+
+def guidance_of(model: Model, request: Request) -> float | Array:
+    """The guidance scale of a request, or that of each frame: from `min_guidance` to `guidance`."""
+    if model.frame_guidance is None or model.frames is None:
+        return request.guidance
+    first = model.frame_guidance[0] if request.min_guidance is None else request.min_guidance
+    return frame_scales(first, request.guidance, model.frames)
+
+
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
     """The `Walk` of a request with width and height from noise to latents."""
     tokens = math.prod(latent_shape(host.model, request)[-2:]) // host.model.patch**2
@@ -154,7 +198,7 @@ def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine:
     return Walk(
         schedule=schedule(host.scheduler, request.steps, request.scheduler, spacing=spacing, tokens=tokens),
         noise=noise,
-        guidance=request.guidance if guided else None,
+        guidance=guidance_of(host.model, request) if guided else None,
         guidance_rescale=request.guidance_rescale,
         latents=host.model.latents_input,
         part=host.denoiser(request),
@@ -164,8 +208,19 @@ def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine:
 
 def constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
     """The denoiser's inputs that are the same at every step, for a request with width and height."""
+    made = _wired(host, request, text)
+    made.pop(host.model.latents_input, None)
+    return made
+
+
+def beside_latents(host: Host, request: Request, text: Text) -> Array | None:
+    """What is concatenated to the channels of the latents at every step; None for nothing."""
+    return _wired(host, request, text).get(host.model.latents_input)
+
+
+def _wired(host: Host, request: Request, text: Text) -> dict[str, Array]:
     inputs = host.inputs[host.denoiser(request)]
-    return wired(host.model, inputs, request, text.encoded, guided=text.guided)
+    return wired(host.model, inputs, request, text.encoded, text.pictured, guided=text.guided)
 
 
 def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -191,6 +246,8 @@ class Draft:
     """Standard normal values of the shape that `latent_shape` returns."""
     noise: Noise
     on_step: OnStep | None
+    given: Given | None = None
+    """The request's image, for a model that reads one."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)
@@ -225,18 +282,53 @@ def read_prompts(draft: Draft) -> None:
     draft.text = read_text(draft.host, draft.request, call, draft.engines)
 
 
-def find_engines(draft: Draft) -> None:
-    """Reads `walk`, `text` and `start`; writes `denoiser`, with its constants bound, and `decoder`.
+def read_image(draft: Draft) -> None:
+    """Reads the image; writes `text`."""
+    assert draft.given is not None
+    draft.seconds[IMAGE_STAGE] = 0.0
 
-    Both before the loop: a size that the decoder wasn't built for fails now, not after the last step.
+    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
+        return _timed(draft.seconds, IMAGE_STAGE, one.run)(feeds)
+
+    draft.text = read_given(draft.host, draft.request, draft.given, call, draft.engines)
+
+
+def find_engines(draft: Draft) -> None:
+    """Reads `walk`, `text` and `start`; writes `denoiser`, with its constants bound, `decoder`, and `walk` with what is
+    beside its latents.
+
+    All before the loop: a size that the decoder wasn't built for fails now, not after the last step.
     """
     fixed = constants(draft.host, draft.request, draft.text)
-    rows, one = draft.request.count * (2 if draft.text.guided else 1), draft.start.shape[1:]
+    beside = beside_latents(draft.host, draft.request, draft.text)
+    rows = draft.request.count * (2 if draft.text.guided else 1)
     shapes = {name: array.shape for name, array in fixed.items()}
-    denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: (rows, *one), TIMESTEP: (1,)})
-    decoder = draft.engine(draft.host.decoder, {"latent_sample": (1, *one)})
+    sample = sample_shape((rows, *draft.start.shape[1:]), beside)
+    denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: sample, TIMESTEP: (1,)})
+    decoders = {
+        shape: draft.engine(draft.host.decoder, {"latent_sample": shape})
+        for shape in decoded_shapes(draft.start.shape, draft.request.decode_chunk_size)
+    }
+    draft.walk = replace(draft.walk, beside=beside)
     draft.denoiser = denoiser.bind(fixed)
-    draft.decoder = _timed(draft.seconds, "vae_decoder", decoder.run)
+    draft.decoder = _timed(
+        draft.seconds, "vae_decoder", lambda given: decoders[given["latent_sample"].shape].run(given)
+    )
+
+
+def sample_shape(latents: tuple[int, ...], beside: Array | None) -> tuple[int, ...]:
+    """Shape of the denoiser's input for latents of this shape, with what is concatenated to their channels."""
+    more = 0 if beside is None else beside.shape[-3]
+    return (*latents[:-3], latents[-3] + more, *latents[-2:])
+
+
+def decoded_shapes(latents: tuple[int, ...], chunk: int | None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the decoder's input for latents of this shape: one image, or one chunk of frames and what is left."""
+    if len(latents) < 5:
+        return ((1, *latents[1:]),)
+    chunks = frame_chunks(latents[1], chunk)
+    return tuple((1, frames, *latents[2:]) for frames in dict.fromkeys(len(one) for one in chunks))
 
 
 def walk_latents(draft: Draft) -> None:
@@ -249,11 +341,12 @@ def walk_latents(draft: Draft) -> None:
 def decode_latents(draft: Draft) -> None:
     """Reads `latents` and `decoder`; writes `images`."""
     part = draft.host.decoder
-    draft.images = decode(draft.decoder, draft.latents, part, draft.named(part))
+    draft.images = decode(draft.decoder, draft.latents, part, draft.named(part), draft.request.decode_chunk_size)
 
 
 TASKS: dict[Task, tuple[Stage, ...]] = {
     "text": (plan_walk, read_prompts, find_engines, walk_latents, decode_latents),
+    "image_to_video": (plan_walk, read_image, find_engines, walk_latents, decode_latents),
 }
 """The stages of each task, in order."""
 
@@ -265,16 +358,18 @@ def draw(
     *,
     start: NDArray[np.float32],
     noise: Noise,
+    given: Given | None = None,
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
     """Generate the images of a request with width and height, by the stages of the model's first task.
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
-    stochastic scheduler adds. `engines` names the engine of each part, for errors.
+    stochastic scheduler adds. `given` is the image of a request that has one. `engines` names the engine of each
+    part, for errors.
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
-    draft = Draft(host, request, engine, engines, start, noise, on_step)
+    draft = Draft(host, request, engine, engines, start, noise, on_step, given)
     for stage in TASKS[host.model.tasks[0]]:
         stage(draft)
     return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds)

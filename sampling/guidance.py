@@ -7,13 +7,23 @@ import numpy as np
 from ..core.tensors import Array
 
 
-def guide(output: Array, guidance: float, rescale: float) -> Array:
+def frame_scales(first: float, last: float, frames: int) -> Array:
+    """A guidance scale for each frame, from the first's to the last's in equal steps: float32 [1, frames, 1, 1, 1].
+
+    Source: diffusers' StableVideoDiffusionPipeline.
+    """
+    return np.linspace(first, last, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
+
+
+def guide(output: Array, guidance: float | Array, rescale: float) -> Array:
     """Combine the denoiser's output for [negative, positive] rows, float32 [2 * count, ...], into [count, ...].
+
+    `guidance` is one scale, or an array of scales that fits the output.
 
     Source: Ho and Salimans, arXiv:2207.12598; the scale is Imagen's w (arXiv:2205.11487).
     """
     negative, positive = np.split(output, 2)
-    combined = negative + np.float32(guidance) * (positive - negative)
+    combined = negative + np.asarray(guidance, np.float32) * (positive - negative)
     return rescaled(combined, positive, rescale) if rescale > 0 else combined
 
 

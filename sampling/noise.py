@@ -1,8 +1,9 @@
 """Noise drawn from the seed, the same on every runtime, device and precision.
 
-Each image has two streams of its own, one for the initial latents and one for the noise that a
-stochastic scheduler adds: image k of a request with seed s is image 0 of a request with seed s + k,
-whatever the count, and passing in latents does not change the second stream.
+Each image has three streams of its own, for the initial latents, for the noise that a stochastic
+scheduler adds, and for the noise that is added to the request's image: image k of a request with seed
+s is image 0 of a request with seed s + k, whatever the count, and passing in latents does not change
+the other streams.
 
 Values come from numpy's PCG64 and its ziggurat in float32. numpy guarantees the bits of the former
 but not of the latter, so a test checks the first values.
@@ -17,12 +18,17 @@ from ..core.errors import RequestError
 from ..core.tensors import Array
 from .schedulers import Noise
 
-_INITIAL, _ADDED = 0, 1
+_INITIAL, _ADDED, _IMAGE = 0, 1, 2
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Standard normal float32 values of `shape`, [count, channels, height, width]; image k is drawn from seed + k."""
     return np.stack([_draw(_stream(seed + image, _INITIAL), shape[1:]) for image in range(shape[0])])
+
+
+def image_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal float32 values for the request's image, [count, 3, height, width]; see `initial_noise`."""
+    return np.stack([_draw(_stream(seed + image, _IMAGE), shape[1:]) for image in range(shape[0])])
 
 
 def added_noise(seed: int, shape: tuple[int, ...]) -> Noise:
@@ -41,6 +47,16 @@ def checked_latents(latents: Array, shape: tuple[int, ...]) -> NDArray[np.float3
     if not np.isfinite(latents).all():
         raise RequestError("The latents passed in contain NaN or infinity. Pass standard normal values, or none.")
     return latents
+
+
+def checked_image_noise(noise: Array, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The noise for the image that a caller passed in; raises `RequestError` for a wrong shape or dtype, or NaN."""
+    if noise.shape != shape or noise.dtype != np.float32 or not np.isfinite(noise).all():
+        raise RequestError(
+            f"The image noise passed in is {noise.dtype} {list(noise.shape)}; this request needs finite float32 "
+            f"{list(shape)}: [count, 3, height, width]. Pass values of that shape, or none."
+        )
+    return noise
 
 
 def checked_noise(noise: Noise, shape: tuple[int, ...]) -> Noise:

@@ -9,17 +9,33 @@ from ..core.engine import Run
 from ..core.tensors import check_finite
 
 
-def decode(run: Run, latents: NDArray[np.float32], part: str, engine: str) -> NDArray[np.uint8]:
+def frame_chunks(frames: int, chunk: int | None) -> tuple[range, ...]:
+    """The frames that are decoded together: `chunk` at a time, the last chunk may be shorter; None is all of them.
+
+    Source: diffusers' `decode_chunk_size`, which however runs on through the videos of a batch.
+    """
+    return tuple(range(first, min(first + (chunk or frames), frames)) for first in range(0, frames, chunk or frames))
+
+
+def decode(
+    run: Run, latents: NDArray[np.float32], part: str, engine: str, chunk: int | None = None
+) -> NDArray[np.uint8]:
     """Decode latents [count, channels, height / 8, width / 8] into sRGB [count, height, width, 3].
 
     Latents with frames, [count, frames, ...], give [count, frames, height, width, 3]. The decoder runs on one image at
-    a time: its activations take far more memory than any other part's.
+    a time: its activations take far more memory than any other part's. `chunk` is the number of frames at a time.
     `part` and `engine` name the decoder and its engine, for errors.
     Raises `NotFiniteError` naming the image that contains NaN or infinity.
     """
     images: list[NDArray[np.uint8]] = []
     for index in range(len(latents)):
-        image = run({"latent_sample": latents[index : index + 1]})["sample"][0]
+        one = latents[index : index + 1]
+        if latents.ndim > 4:
+            chunks = frame_chunks(one.shape[1], chunk)
+            frames = [run({"latent_sample": one[:, each.start : each.stop]})["sample"][0] for each in chunks]
+            image = np.concatenate(frames)
+        else:
+            image = run({"latent_sample": one})["sample"][0]
         check_finite(image, f"Image {index} of {len(latents)}, as decoded", part, engine)
         images.append(quantized(image))
     return np.stack(images)

@@ -11,7 +11,7 @@ from ..core.manifest import Model, TensorInfo
 from ..core.request import Request
 from ..core.shapes import rows_of
 from ..core.tensors import Array
-from ..core.wires import AXES, GUIDANCE, LATENTS, SIZE, ZEROS, Wire
+from ..core.wires import AXES, DERIVED, GUIDANCE, LATENTS, MOTION, SIZE, ZEROS, Wire
 from .guidance import guidance_embedding
 
 if TYPE_CHECKING:
@@ -32,18 +32,36 @@ def guidance_row(request: Request, width: int) -> Array:
     return guidance_embedding(request.guidance, width, 1)[0]
 
 
-SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row}
+def motion_row(request: Request, _width: int) -> Array:
+    """Frames per second less one, as it was trained; the motion bucket; and the noise augmentation: f32 [3].
+
+    Source: diffusers' StableVideoDiffusionPipeline.
+    """
+    assert request.fps is not None
+    return np.array([request.fps - 1, request.motion_bucket_id, request.noise_aug_strength], np.float32)
+
+
+SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row, MOTION: motion_row}
 """Functions from a request with width and height, and an input's width, to a row f32 [width]. Families may add some."""
+
+
+READS_IMAGE = ("image_encoder", "encoder")
+"""Roles of parts that read the request's image."""
 
 
 def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None:
     """Half a sentence about the first wire whose source nothing here computes; None if there is none."""
     for wire in wires:
-        known = parts[wire.owner].role == "text_encoder" if wire.of_part else wire.source in (LATENTS, *SOURCES)
-        if not (known or wire.owner == ZEROS):
+        if wire.of_part:
+            role = parts[wire.owner].role
+            known = role == "text_encoder" or (role in READS_IMAGE and (role == "encoder") == (wire.name in DERIVED))
+        else:
+            known = wire.owner == ZEROS or wire.source in (LATENTS, *SOURCES)
+        if not known:
             return (
                 f"wires {wire.source} to {wire.input}, a source that this version of latentc does not know: it knows "
-                f"{', '.join(SOURCES)} and the outputs of text encoders"
+                f"{', '.join(SOURCES)}, the outputs of text and image encoders, and {', '.join(DERIVED)} of a VAE's "
+                "encoder"
             )
     return None
 
@@ -53,29 +71,37 @@ def wired(
     inputs: Iterable[TensorInfo],
     request: Request,
     encoded: Mapping[str, Mapping[str, Array]],
+    pictured: Mapping[str, Mapping[str, Array]] = {},
     *,
     guided: bool,
 ) -> dict[str, Array]:
     """The inputs that are the same at every step, by name: f32, negative rows first if guided.
 
-    `encoded` holds the text encoders' outputs by part and name, with a row for each prompt. Rows are repeated for
-    every image: [negative] * count + [positive] * count.
+    `encoded` holds the text encoders' outputs by part and name, with a row for each prompt; rows are repeated for
+    every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's image, with a
+    row for each image that is generated. What belongs beside the latents is under their name.
     """
     made: dict[str, Array] = {}
-    widths = {tensor.name: tensor.shape[-1] for tensor in inputs}
+    shapes = {tensor.name: tensor.shape for tensor in inputs}
     for wire in model.wires:
-        if wire.source == LATENTS or wire.input not in widths:
+        if wire.source == LATENTS or wire.input not in shapes:
             continue
+        shape = shapes[wire.input]
         if wire.owner == ZEROS:
             array = _zeros(model, int(wire.name), made[wire.input])
+        elif wire.owner in pictured:
+            array = _of_image(wire, pictured[wire.owner][wire.name], guided=guided)
         else:
-            array = _known(wire, request, encoded, widths[wire.input], guided=guided)
-        if wire.axis is not None:
+            array = _known(wire, request, encoded, shape[-1], guided=guided)
+            array = np.repeat(array, request.count, axis=0)
+        if array.ndim == len(shape) - 1:
+            array = np.repeat(array[:, None], int(shape[1]), axis=1)
+        if wire.axis is not None and wire.input in made:
             array = np.concatenate([made[wire.input], array], axis=AXES[wire.axis])
         if wire.pad is not None and wire.pad > array.shape[-1]:
             array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, wire.pad - array.shape[-1])])
         made[wire.input] = array
-    return {name: np.repeat(array, request.count, axis=0) for name, array in made.items()}
+    return made
 
 
 def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[str, Array], request: Request) -> None:
@@ -98,6 +124,13 @@ def _zeros(model: Model, length: int, before: Array) -> Array:
     """
     rows = rows_of(length, model.length, before.shape[1] // model.length)
     return np.zeros((before.shape[0], rows * length, before.shape[2]), np.float32)
+
+
+def _of_image(wire: Wire, rows: Array, *, guided: bool) -> Array:
+    """The value of a wire that reads the image, with negative rows first if guided."""
+    if not guided:
+        return rows
+    return np.concatenate([np.zeros_like(rows) if wire.empty == "zeros" else rows, rows])
 
 
 def _known(

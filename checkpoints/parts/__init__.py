@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...core.errors import CheckpointError
-from ...core.manifest import Model, TextEncoder
+from ...core.manifest import ImageReader, Model, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
-from . import clip, mmdit, t5, unet, vae
+from . import clip, mmdit, t5, unet, unet3d, vae, vae_temporal, vision
 from .part import ComponentClass, PartSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CLASSES", "ComponentClass", "PartSpec", "as_part", "model_facts", "part_spec", "part_specs"]
 
-CLASSES: dict[str, ComponentClass] = {**clip.CLASSES, **t5.CLASSES, **unet.CLASSES, **mmdit.CLASSES, **vae.CLASSES}
+CLASSES: dict[str, ComponentClass] = {
+    **clip.CLASSES,
+    **t5.CLASSES,
+    **unet.CLASSES,
+    **mmdit.CLASSES,
+    **vae.CLASSES,
+    **vision.CLASSES,
+    **unet3d.CLASSES,
+    **vae_temporal.CLASSES,
+}
 """Component classes by name. To support components of another class, add it here."""
 
 
@@ -89,8 +98,23 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         latents_std=std,
         default_size=checkpoint.pixels,
         default_height=checkpoint.height,
-        frames=family.frames,
+        frames=checkpoint.frames,
+        frame_guidance=family.frame_guidance,
+        encodes_in_f32=(family.tasks == ("image_to_video",) and bool(config.get("force_upcast", True))) or None,
+        image_reader=_image_reader(checkpoint),
+        tasks=family.tasks,
         wires=(*own, *(_wire(checkpoint, wire, denoiser) for wire in family.wires)),
+    )
+
+
+def _image_reader(checkpoint: Checkpoint) -> ImageReader | None:
+    """How the image encoder reads images; None for a family without one."""
+    found = next((spec for spec in part_specs(checkpoint) if spec.role == "image_encoder"), None)
+    if found is None:
+        return None
+    config = checkpoint.processor
+    return ImageReader(
+        size=checkpoint.configs[found.component]["image_size"], mean=config["image_mean"], std=config["image_std"]
     )
 
 

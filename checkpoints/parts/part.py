@@ -36,6 +36,8 @@ class PartSpec:
     """Heights and widths in latents are multiples of this."""
     largest_side: int | None = None
     """Largest height and width in latents; None for no limit."""
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Ranges of free sizes to give to the tracer instead of its own (`export.trace.LIMITS`)."""
 
     def takes(self, name: str) -> bool:
         """Whether it has an input of this name."""

@@ -22,7 +22,7 @@ from latentc.compiler.proof import Steps, check_steps
 from latentc.compiler.targets import targets, wanted
 from latentc.compiler.trial import StepFigures
 from latentc.core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle
-from latentc.core.errors import BundleError, CheckpointError, ParityError, RequestError
+from latentc.core.errors import BundleError, CheckpointError, ParityError, RequestError, RuntimeMissing
 from latentc.core.files import read_sealed, write_sealed
 from latentc.core.manifest import Manifest
 from latentc.core.recipes import RECIPES
@@ -33,6 +33,7 @@ from latentc.core.wires import Wire
 from latentc.export.export import export
 from latentc.export.weights import INLINE_BYTES
 from latentc.pipelines.pipeline import Pipeline
+from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 from latentc.runtimes import runtime
@@ -131,16 +132,26 @@ def test_frames_are_an_axis_of_latents_and_of_what_is_drawn(made_up_bundle, draw
     assert result.latents.shape == (1, 3, 4, 9, 12)
     assert result.images.shape == (1, 3, 72, 96, 3)
     assert (result.images[0, 0] != result.images[0, 1]).any()
-    with pytest.raises(RequestError, match="generates frames, which cannot be saved to image files"):
+    with pytest.raises(RequestError, match="'.png' is not a format for videos"):
         result.save(tmp_path / "out.png")
+    (path,) = result.save(tmp_path / "out.webp")
+    assert read(path).request.prompt == REQUEST.prompt
+    apart = drawn("moving", request.model_copy(update={"decode_chunk_size": 1}), noise(bundle, request))
+    assert (apart.latents == result.latents).all()
+    assert (apart.images != result.images).any()
+    assert any("3 frames were decoded 1 at a time" in notice for notice in apart.notices)
 
 
 @pytest.mark.slow
 def test_frames_that_no_file_holds_are_refused_before_they_are_drawn(made_up_bundle, monkeypatch, tmp_path):
     monkeypatch.setattr("latentc.pipelines.pipeline.Pipeline.open", None)
     monkeypatch.chdir(tmp_path)
-    for output in ("out.png", None):
-        with pytest.raises(RequestError, match="generates frames, which cannot be saved to image files"):
+    monkeypatch.setattr("latentc.pipelines.video.find_spec", lambda name: None)
+    for output, error, says in (
+        ("out.png", RequestError, "'.png' is not a format for videos"),
+        (None, RuntimeMissing, "Saving .mp4 requires av, which is not installed"),
+    ):
+        with pytest.raises(error, match=says):
             run(made_up_bundle("moving").folder, PROFILE, [REQUEST], output)
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,165 @@
+"""The image of a request: a file, a Pillow image or an array, decoded to pixels before any work is spent on it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ..core.errors import RequestError
+from ..core.images import pixels_sha256
+from ..core.manifest import Model
+from ..core.reading import regular, unreadable
+from ..core.request import Request
+from ..core.tensors import Array
+from ..sampling.image import Pixels
+
+ImageLike = Path | str | Image.Image | Array
+"""An image file, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Formats that are opened: others of Pillow's are rare, and are not decoded."""
+MAX_BYTES = 1 << 28
+MAX_PIXELS = 50_000_000
+LEAST_SIDE = 16
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_ALPHA = ("LA", "PA", "RGBA")
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image, and what was changed of it."""
+
+    pixels: Pixels
+    """[height, width, 3], sRGB."""
+    notices: tuple[str, ...] = ()
+
+
+def load_picture(image: ImageLike | Decoded) -> Decoded:
+    """Decode an image: turned as its EXIF says, and without transparency, as in diffusers' `load_image`.
+
+    Raises `RequestError` for a file that is missing, damaged, animated, too large or of another format, for more than
+    8 bits per colour, and for an array of another shape or type.
+    """
+    if isinstance(image, Decoded):
+        return image
+    if isinstance(image, Path | str):
+        return _file(image)
+    if isinstance(image, Image.Image):
+        return _decoded("The image", image)
+    return Decoded(_array(image))
+
+
+def read_picture(request: Request, model: Model, image: ImageLike | Decoded | None) -> Decoded | None:
+    """The decoded image of a request; None for a model that reads none.
+
+    Raises `RequestError` as `load_picture` does, if it is missing or can't be used, or isn't the one that the request
+    was made with.
+    """
+    if not model.reads_image:
+        if image is not None:
+            raise RequestError("This model generates from a prompt alone, so it does not take an image. Leave it out.")
+        return None
+    if image is None:
+        named = f" with the SHA-256 {request.image_sha256[:12]}..." if request.image_sha256 else ""
+        raise RequestError(
+            f"This model generates a video from an image{named}, and none was given. Pass it with --image (in Python: "
+            "image=...)."
+        )
+    picture = load_picture(image)
+    if request.image_sha256 not in (None, found := pixels_sha256(picture.pixels)):
+        wanted = str(request.image_sha256)
+        raise RequestError(
+            f"The request was made with another image: the SHA-256 of its pixels is {wanted[:12]}..., and that of this "
+            f"one {found[:12]}.... Pass that image, or leave image_sha256 out of the request."
+        )
+    return picture
+
+
+def about_picture(picture: Decoded, request: Request) -> list[str]:
+    """Notices about the image of a completed request."""
+    height, width = picture.pixels.shape[:2]
+    notices = list(picture.notices)
+    if (width, height) != (request.width, request.height):
+        stretched = width * (request.height or 0) != height * (request.width or 0)
+        more = ", which changes its proportions" if stretched else ""
+        notices.append(f"The image of {width}x{height} pixels was resized to {request.width}x{request.height}{more}.")
+    return notices
+
+
+def _file(path: Path | str) -> Decoded:
+    try:
+        with regular(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sizes are checked here
+            file.seek(0, 2)
+            if (size := file.tell()) > MAX_BYTES:
+                raise RequestError(f"{path} has {size:,} bytes, but the limit is {MAX_BYTES:,}. Pass a smaller image.")
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as opened:
+                return _decoded(path, opened)
+    except RequestError:
+        raise
+    except Image.UnidentifiedImageError as exc:
+        raise RequestError(f"{path} is not an image of a known format. Use one of: {', '.join(FORMATS)}.") from exc
+    except Image.DecompressionBombError as exc:
+        raise RequestError(f"{path} has too many pixels; the limit is {MAX_PIXELS:,}. Pass a smaller image.") from exc
+    except (OSError, ValueError) as exc:
+        raise RequestError(unreadable(path, exc, "Check the path.")) from exc
+    except Exception as exc:  # Pillow raises many kinds of errors for untrusted bytes
+        raise RequestError(f"{path} is damaged ({type(exc).__name__}). Save it again.") from exc
+
+
+def _decoded(what: object, image: Image.Image) -> Decoded:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise RequestError(
+            f"{what} has {width}x{height} pixels, but the limit is {MAX_PIXELS:,} pixels. Pass a smaller image."
+        )
+    _check_sides(what, width, height)
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise RequestError(f"{what} is animated ({frames} frames). Pass a single frame of it.")
+    if image.mode not in _MODES:
+        raise RequestError(
+            f"{what} has pixels of type {image.mode}, which is not 8 bits per colour. Convert it to 8-bit RGB."
+        )
+    notices: list[str] = []
+    if image.mode in _ALPHA or "transparency" in image.info:
+        notices.append("The transparency of the image was ignored.")
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        notices.append("The image was turned as its EXIF says.")
+    turned = ImageOps.exif_transpose(image)
+    return Decoded(np.asarray(turned.convert("RGB")), tuple(notices))
+
+
+def _array(image: Array) -> Pixels:
+    array: NDArray[Any] = np.zeros(0) if not isinstance(cast("object", image), np.ndarray) else image
+    if array.ndim != 3 or array.shape[2] != 3:
+        kind = (
+            f"an array of shape {list(array.shape)}" if isinstance(cast("object", image), np.ndarray) else type(image)
+        )
+        raise RequestError(f"The image is {kind}; a path, a Pillow image or an array [height, width, 3] was expected.")
+    height, width, _ = array.shape
+    _check_sides("The image", width, height)
+    if width * height > MAX_PIXELS:
+        raise RequestError(
+            f"The image has {width}x{height} pixels, but the limit is {MAX_PIXELS:,} pixels. Pass a smaller image."
+        )
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise RequestError(f"The image is {array.dtype}; uint8, or floats from 0 to 1, were expected.")
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise RequestError("The image has values outside 0 to 1. Scale floats to that range, or pass uint8.")
+    return (array.astype(np.float64) * 255).round().astype(np.uint8)
+
+
+def _check_sides(what: object, width: int, height: int) -> None:
+    if min(width, height) < LEAST_SIDE:
+        raise RequestError(f"{what} has {width}x{height} pixels; at least {LEAST_SIDE} a side are needed.")
