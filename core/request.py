@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -57,10 +55,12 @@ _OTHER_NAMES = {
 
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
-VIDEO_FIELDS = (*MOTION, "min_guidance", "decode_chunk_size", "image_sha256")
-"""Fields that a model without an image or frames refuses."""
-
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
+
+
+def _is_none(value: object) -> bool:
+    """Leaves out what only some models take: what other models' images store stays as it was."""
+    return value is None
 
 
 class Request(Record):
@@ -97,18 +97,12 @@ class Request(Record):
     scheduler: str | None = None
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
-    fps: int | None = Field(default=None, ge=1, le=120)
-    motion_bucket_id: int | None = Field(default=None, ge=0, le=255)
-    noise_aug_strength: float | None = Field(default=None, ge=0.0, le=10.0, allow_inf_nan=False)
-    min_guidance: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
-    decode_chunk_size: int | None = Field(default=None, ge=1, le=1024)
-    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what only some models take, where it is None: what others store stays as it was."""
-        dumped = handler(self)
-        return {key: value for key, value in dumped.items() if key not in VIDEO_FIELDS or value is not None}
+    fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
+    motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
+    noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)
+    min_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=100.0, allow_inf_nan=False)
+    decode_chunk_size: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1024)
+    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -137,6 +137,8 @@ def notices(
         )
     if manifest.source.random:
         remarks.append("The weights of this checkpoint are random: the image is noise.")
+    if manifest.standing.statement:
+        remarks.append(manifest.standing.statement)
     return remarks
 
 

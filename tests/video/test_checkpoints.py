@@ -179,6 +179,6 @@ def test_what_the_hub_downloads():
 
 def test_families_are_told_apart_by_their_frames():
     config = XT.config("unet")
-    assert family_of(config) == XT
-    assert family_of(config | {"num_frames": 14}) == SVD
-    assert family_of(config | {"num_frames": 4}) == SVD
+    assert family_of(config, "unet") == XT
+    assert family_of(config | {"num_frames": 14}, "unet") == SVD
+    assert family_of(config | {"num_frames": 4}, "unet") == SVD
