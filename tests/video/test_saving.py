@@ -208,6 +208,13 @@ def test_the_command_makes_a_video_and_repeats_it(bundle, photo_file, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_benchmark_of_videos_is_refused(bundle, tmp_path):
+    refused = latentc("bench", bundle("svd").folder, "-o", tmp_path / "a.jsonl", "-p", "cpu-onnxruntime")
+    assert "generates videos from images, which latentc bench cannot measure yet" in refused.stderr
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+@pytest.mark.slow
 def test_the_command_refuses_a_video_of_a_text_model(bundle, photo_file, tmp_path):
     folder = bundle("sd1").folder
     refused = latentc("run", folder, "a cat", "--fps", 7, "-o", tmp_path / "a.png")
