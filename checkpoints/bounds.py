@@ -220,7 +220,7 @@ def _apart(where: object, what: str) -> CheckpointError:
 def check_choices(family: Family, choices: Choices) -> None:
     """Raise CheckpointError for facts about the training that a model of flow matching doesn't have."""
     given = [name for name in choices.facts() if name != "pixels"]
-    if given and family.component(family.denoiser).cls == MMDIT:
+    if given and family.flow_matching:
         raise CheckpointError(
             f"{family.title} was trained by flow matching, which has no {' and no '.join(given)}. Leave "
             f"{'it' if len(given) == 1 else 'them'} out."

@@ -143,6 +143,11 @@ class Family:
         return tuple(tokenizer.encoder for tokenizer in self.tokenizers)
 
     @property
+    def flow_matching(self) -> bool:
+        """Whether it was trained by flow matching, so that its schedulers are `FLOW_SCHEDULERS`."""
+        return self.component(self.denoiser).cls == MMDIT
+
+    @property
     def pooled(self) -> str | None:
         """The text encoder whose `text_embeds` the denoiser takes, along with the image size, as in SDXL."""
         return next((wire.owner for wire in self.wires if wire.input == "text_embeds"), None)

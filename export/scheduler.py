@@ -19,13 +19,22 @@ MOST_STEPS = 10
 def settle(opened: Checkpoint, name: str | None) -> Checkpoint:
     """The checkpoint with the scheduler of its bundle: the one called `name`, such as `dpm++2m`, or its own.
 
-    Raises CheckpointError naming the class or the config key that isn't supported, for unresolved doubts about what
-    the model was trained for, and for an unknown name.
+    Raises CheckpointError naming the class or the config key that isn't supported, for a scheduler of flow matching
+    where the family wasn't trained by it, or the reverse, for unresolved doubts about what the model was trained for,
+    and for an unknown name.
     """
     if opened.doubts:
         raise CheckpointError(" ".join(opened.doubts))
     config, notices = dict(opened.scheduler), opened.notices
     own = str(config.get("_class_name"))[:LONGEST]
+    flow = opened.family.flow_matching
+    if (samplers(config) is FLOW_SCHEDULERS) != flow:
+        was, is_one = ("by", "not one") if flow else ("without", "one")
+        raise CheckpointError(
+            f"{opened.family.title} was trained {was} flow matching, but the scheduler of {opened.source.location}, "
+            f"{own}, is {is_one} of flow matching. Compare scheduler_config.json with the one that the checkpoint was "
+            "published with."
+        )
     if name is not None:
         try:
             config = named(config, name)

@@ -9,8 +9,9 @@ from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
 from ..core.request import MOTION, Request
 from ..core.shapes import size_complaint
+from ..sampling.draw import schedule_of
 from ..sampling.prompt import Tokens, Vocabulary
-from ..sampling.schedulers import KNOWN_KEYS, samplers, schedule
+from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
 from . import syntax
 
@@ -89,8 +90,8 @@ def _video(request: Request, model: Model) -> dict[str, object]:
 
 def check(request: Request, model: Model, scheduler: Mapping[str, object]) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines."""
-    complete(request, model, scheduler)
-    schedule(scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing)
+    named = complete(request, model, scheduler)
+    schedule_of(model, scheduler, named.model_copy(update={"scheduler": request.scheduler}))
 
 
 def size_and_seed(request: Request) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from .guidance import frame_scales
 from .image import Pixels, encode_image, fitted
 from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
-from .schedulers import Noise, schedule
+from .schedulers import Noise, Schedule, schedule
 from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -191,12 +191,16 @@ def guidance_of(model: Model, request: Request) -> float | Array:
     return frame_scales(first, request.guidance, model.frames)
 
 
+def schedule_of(model: Model, scheduler: Mapping[str, Any], request: Request) -> Schedule:
+    """The steps of a request with width and height; `scheduler` is the checkpoint's `scheduler_config.json`."""
+    tokens = math.prod(latent_shape(model, request)[-2:]) // model.patch**2
+    return schedule(scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing, tokens=tokens)
+
+
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
     """The `Walk` of a request with width and height from noise to latents."""
-    tokens = math.prod(latent_shape(host.model, request)[-2:]) // host.model.patch**2
-    spacing = request.timestep_spacing
     return Walk(
-        schedule=schedule(host.scheduler, request.steps, request.scheduler, spacing=spacing, tokens=tokens),
+        schedule=schedule_of(host.model, host.scheduler, request),
         noise=noise,
         guidance=guidance_of(host.model, request) if guided else None,
         guidance_rescale=request.guidance_rescale,

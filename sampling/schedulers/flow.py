@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...core.errors import ProfileError, RequestError
 from .arrays import mixed
 from .sigmas import ended, ramped
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FLOW = "flow_prediction"
 """`prediction_type` of denoisers that predict velocities of flow matching."""
+
+MAX_EXPONENT = 700.0
+"""Above it, the exponential of a float is infinite."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,25 @@ def shifted(levels: Table, shift: float) -> Table:
 
 
 def shift_at(settings: Settings, tokens: int) -> float:
-    """The shift for an image of this many tokens, where it depends on the size; else the config's."""
+    """The shift for an image of this many tokens, where it depends on the size; else the config's.
+
+    Raises `ProfileError` for a config that gives no shift, and `RequestError` for an image for which it gives none.
+    """
     if not settings.use_dynamic_shifting:
         return settings.shift
-    rise = (settings.max_shift - settings.base_shift) / (settings.max_image_seq_len - settings.base_image_seq_len)
-    exponent = settings.base_shift + rise * (tokens - settings.base_image_seq_len)
-    return math.exp(exponent) if settings.time_shift_type == "exponential" else exponent
+    span = settings.max_image_seq_len - settings.base_image_seq_len
+    if span == 0:
+        raise ProfileError(
+            f"The scheduler config has base_image_seq_len = max_image_seq_len = {settings.max_image_seq_len}, but "
+            "use_dynamic_shifting needs two different numbers of tokens. Correct them."
+        )
+    rise = (settings.max_shift - settings.base_shift) / span
+    found = settings.base_shift + rise * (tokens - settings.base_image_seq_len)
+    if settings.time_shift_type == "exponential":
+        found = math.exp(found) if found < MAX_EXPONENT else math.inf
+    if not 0 < found < math.inf:
+        raise RequestError(
+            f"The scheduler config's use_dynamic_shifting gives an image of {tokens:,} tokens a shift of {found:g}, "
+            "but a positive number was expected. Use another size."
+        )
+    return found

@@ -23,7 +23,7 @@ def folder(own_folder):
     """`folder(cls, **config)`: a checkpoint whose index and scheduler config name this class."""
 
     def make(cls, **config):
-        made = own_folder()
+        made = own_folder("sd3" if cls.startswith("FlowMatch") else "sd1")
         for name, changes in (
             ("model_index.json", {"scheduler": ["diffusers", cls]}),
             ("scheduler/scheduler_config.json", {"_class_name": cls, **config}),
@@ -39,7 +39,34 @@ def folder(own_folder):
 def own_folder(checkpoint, tmp_path):
     import shutil
 
-    return lambda: shutil.copytree(checkpoint("sd1"), tmp_path / "own")
+    return lambda family="sd1": shutil.copytree(checkpoint(family), tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("family", "cls", "config", "said"),
+    [
+        ("sd3", "EulerDiscreteScheduler", {}, "was trained by flow matching, but .* is not one of flow matching"),
+        ("sd3", "DDIMScheduler", {"shift": 3.0}, "is not one of flow matching"),
+        ("sd1", "FlowMatchEulerDiscreteScheduler", {}, "was trained without flow matching, but .* is one of flow"),
+        (
+            "sd1",
+            "DPMSolverMultistepScheduler",
+            {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+            "is one of flow matching",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", [None, "euler"])
+def test_flow_matching_belongs_to_the_family(family, cls, config, said, name, own_folder):
+    """Otherwise the images are noise, in silence."""
+    made = own_folder(family)
+    for file, changes in (
+        ("model_index.json", {"scheduler": ["diffusers", cls]}),
+        ("scheduler/scheduler_config.json", {"_class_name": cls, **config}),
+    ):
+        (made / file).write_text(json.dumps(json.loads((made / file).read_text()) | changes))
+    with pytest.raises(CheckpointError, match=said):
+        settle(open_checkpoint(str(made)), name)
 
 
 def test_a_class_that_isnt_there_is_refused_with_the_nearest(folder, tmp_path):

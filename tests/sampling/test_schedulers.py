@@ -483,6 +483,20 @@ def test_every_key_of_diffusers_is_known() -> None:
         assert set(inspect.signature(their_class(sampler.class_name).__init__).parameters) - {"self"} <= known
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"base_image_seq_len": 256, "max_image_seq_len": 256}, ProfileError, "needs two different numbers of tokens"),
+        ({"max_image_seq_len": 257, "max_shift": 10.0}, RequestError, "an image of 8,192 tokens a shift of inf"),
+        ({"time_shift_type": "linear", "max_shift": 0.1}, RequestError, "an image of 8,192 tokens a shift of -0.3"),
+    ],
+)
+def test_a_size_without_a_shift_is_refused(change, error, message) -> None:
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, **change}
+    with pytest.raises(error, match=message):
+        schedule(config, 4, tokens=8192)
+
+
 def test_keys_that_nobody_set_keep_the_defaults() -> None:
     config = said(SDXL, use_karras_sigmas=True, _use_default_values=["use_karras_sigmas"])
     np.testing.assert_array_equal(schedule(config, 5).timesteps, schedule(SDXL, 5).timesteps)
