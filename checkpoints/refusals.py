@@ -97,7 +97,7 @@ _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
         "a video model",
         _has("time_stack.", "temopral_conv.", "temporal_transformer_blocks.", ".time_mixer.", "patch_embedding.weight"),
     ),
-    ("a transformer of Stable Diffusion 3", _has("joint_blocks.")),
+    ("a transformer of Stable Diffusion 3 without its VAE", _has("joint_blocks.")),
     ("a Flux checkpoint", _has("double_blocks.", "single_blocks.", "single_transformer_blocks.")),
     ("a diffusion transformer", _has("transformer_blocks.0.attn.add_k_proj.", "cap_embedder.", "double_layers.")),
     (

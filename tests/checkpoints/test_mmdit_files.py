@@ -130,6 +130,16 @@ def test_clip_is_needed(stem, single):
         open_checkpoint(str(place / "apart" / "model.safetensors"))
 
 
+def test_swapped_files_of_clip_are_refused(single):
+    """Together they are as wide as in the right order."""
+    texts = single("sd3") / "apart" / "text_encoders"
+    (texts / "clip_l.safetensors").rename(texts / "other")
+    (texts / "clip_g.safetensors").rename(texts / "clip_l.safetensors")
+    (texts / "other").rename(texts / "clip_g.safetensors")
+    with pytest.raises(CheckpointError, match="are swapped: text_encoder is 16 wide and text_encoder_2 is 8 wide"):
+        open_checkpoint(str(texts.parent / "model.safetensors"))
+
+
 def test_a_projection_that_is_missing_is_the_identity(single):
     place = single("sd3")
     file = place / "apart" / "text_encoders" / "clip_l.safetensors"
