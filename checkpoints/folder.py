@@ -126,7 +126,7 @@ def open_folder(
         notices=(
             *notice_of_pipeline(family, model_index),
             *zeros_instead(whole, family),
-            *_left_out(whole, model_index),
+            *spare_components(whole, model_index),
             *notices,
             *rescaling,
             *about,
@@ -219,9 +219,9 @@ def _length(folder: Path, family: Family, configs: dict[str, Config], model_inde
     return next(iter(lengths.values()), USUAL_LENGTH), notices
 
 
-def _left_out(family: Family, model_index: Config) -> list[str]:
-    """Notices about components that the index lists and a bundle leaves out."""
-    known = {"scheduler", family.processor, *(one.name for one in (*family.components, *family.tokenizers))}
+def spare_components(family: Family, model_index: Config, parts: Collection[str] = ()) -> list[str]:
+    """Notices about components that the index lists and a bundle leaves out; `parts` are further names of its own."""
+    known = {"scheduler", family.processor, *parts, *(one.name for one in (*family.components, *family.tokenizers))}
     notices: list[str] = []
     for name, entry in model_index.items():
         cls: object = cast("list[object]", entry)[-1] if isinstance(entry, list) and entry else None

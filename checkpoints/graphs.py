@@ -23,10 +23,10 @@ from ..core.record import shown
 from ..core.wires import TIMESTEP
 from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .card import read_card
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, zeros_instead
 from .families import FAMILIES, UNET, Component, Config, Family, family_of, find_family
 from .fields import check_fields
-from .folder import zeros_instead
+from .folder import spare_components
 from .parts import PartSpec, part_specs
 from .refusals import notice_of_pipeline, refuse_pipeline, refuse_unet, supported
 from .scheduler import read_scheduler, read_size
@@ -176,7 +176,7 @@ def open_graphs(
     tokenizers = {facts.name: _tokenizer(reading, facts.name) for facts in chosen.tokenizers}
     graphs = {name: one for name, one in found.items() if name in specs}
     notices = [f"{name} is left out: {chosen.title} has no such part." for name in found if name not in specs]
-    notices = (*checkpoint.notices, *zeros_instead(whole, chosen), *notices)
+    notices = (*checkpoint.notices, *zeros_instead(whole, chosen), *spare_components(whole, index, PLACES), *notices)
     checkpoint = replace(checkpoint, notices=notices)
     stored = [path / name for path in tokenizers.values() for name in FILES if is_regular(path / name)]
     files = (*reading.read, *stored, *(file for one in graphs.values() for file in one.files))

@@ -315,7 +315,8 @@ def run(
     size: Annotated[
         str | None,
         typer.Option(
-            help="WIDTHxHEIGHT in pixels, or one number for a square; multiples of 8. Default: the model's own size."
+            help="WIDTHxHEIGHT in pixels, or one number for a square; multiples of 8 (of 16 for "
+            "Stable Diffusion 3). Default: the model's own size."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,

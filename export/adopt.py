@@ -36,10 +36,8 @@ from ..core.references import DRAWINGS, DRAWN, stored_at
 from ..core.standing import SELF_CONSISTENT
 from ..core.tensors import psnr_db
 from ..core.version import __version__
-from ..core.wires import complaint
-from ..sampling.wires import uncomputed
 from .edges import Fit, adapt, fit, is_narrow
-from .export import info_of, write_configs, write_json
+from .export import check_size, checked_facts, info_of, write_configs, write_json
 from .scheduler import settle
 from .sessions import CpuSession, cpu_operators
 from .weights import DATA, INLINE_BYTES, parameters, write
@@ -155,6 +153,7 @@ def adopt_apart(
     bundle = Bundle(place, manifest(facts, hashed))
     references = OwnReferences(bundle, checkpoint, on_progress)
     facts = references.measure_patch(facts)
+    check_size(facts, str(graphs.folder))
     bundle = Bundle(place, manifest(facts, hashed))
     references.bundle = bundle
     stored = references.compute()
@@ -188,9 +187,8 @@ def _fitted(folder: Path | str, choices: Choices, scheduler: str | None, **asked
     """The opened folder, with the scheduler of the bundle, and how each graph maps to its part."""
     graphs = open_graphs(folder, choices=choices, **asked)
     opened = settle(graphs.checkpoint, scheduler)
-    specs, facts = {spec.name: spec for spec in part_specs(opened)}, model_facts(opened)
-    if wrong := complaint(facts.wires, specs) or uncomputed(facts.wires, specs):
-        raise CheckpointError(f"{graphs.folder} {wrong}. Its components do not fit together.")
+    specs = {spec.name: spec for spec in part_specs(opened)}
+    facts = checked_facts(opened, tuple(specs.values()))
     fits: dict[str, Fit] = {}
     for name, spec in specs.items():
         if name not in graphs.parts:

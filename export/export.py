@@ -21,11 +21,12 @@ from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, pro
 from ..core.errors import BundleError, CheckpointError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
-from ..core.manifest import FileInfo, License, Manifest, Other, Part, Source
+from ..core.manifest import FileInfo, License, Manifest, Model, Other, Part, Source
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember
 from ..core.references import DRAWINGS, DRAWN, stored_at, unpack
+from ..core.shapes import size_complaint
 from ..core.version import __version__
 from ..core.wires import complaint
 from ..sampling.wires import uncomputed
@@ -87,11 +88,7 @@ def export(
     )
     opened = settle(opened, scheduler)
     specs = part_specs(opened)
-    wires, named = model_facts(opened).wires, {spec.name: spec for spec in specs}
-    if wrong := complaint(wires, named):
-        raise CheckpointError(f"{opened.source.location} {wrong}. Its components do not fit together.")
-    if wrong := uncomputed(wires, named):
-        raise CheckpointError(f"{opened.source.location} {wrong}. Add the source to sampling.wires.SOURCES.")
+    checked_facts(opened, specs)
     ready()  # which takes seconds
     opened.check_modules()
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
@@ -114,6 +111,26 @@ def export(
         on_progress("digest", None)
         _write_manifest(opened, parts, hashed, fresh)
     return open_bundle(folder)
+
+
+def checked_facts(opened: Checkpoint, specs: Sequence[PartSpec]) -> Model:
+    """Facts about the model of a checkpoint with these parts.
+
+    Raises CheckpointError for wires that don't fit the parts, and for a size of its own that it can't generate.
+    """
+    facts, named, where = model_facts(opened), {spec.name: spec for spec in specs}, opened.source.location
+    if wrong := complaint(facts.wires, named):
+        raise CheckpointError(f"{where} {wrong}. Its components do not fit together.")
+    if wrong := uncomputed(facts.wires, named):
+        raise CheckpointError(f"{where} {wrong}. Add the source to sampling.wires.SOURCES.")
+    check_size(facts, where)
+    return facts
+
+
+def check_size(model: Model, where: str) -> None:
+    """Raise CheckpointError for a model that can't generate images of its own size."""
+    if wrong := size_complaint(model, *model.own_size):
+        raise CheckpointError(f"The native size of {where} is not possible. {wrong} Pass another one with --size.")
 
 
 def _logged(on_progress: Progress) -> Progress:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from latentc.checkpoints.graphs import open_graphs
 from latentc.compiler.build import build
 from latentc.core.bundle import open_bundle, verify_files
 from latentc.core.errors import CheckpointError, ParityError, ProfileError, RequestError
@@ -222,6 +223,15 @@ def test_sizes_that_a_graph_cannot_run_at_are_refused(own, tmp_path):
     assert opened.manifest.model.patch == 2
     with pytest.raises(RequestError, match="multiples of 16"):
         check(Request(prompt="a", width=136, height=128), opened.manifest.model, opened.json(SCHEDULER))
+    with pytest.raises(CheckpointError, match="The native size of .* is not possible. 136x136 .*multiples of 16"):
+        adopt(folder, tmp_path / "c", size=136)
+
+
+def test_what_the_index_lists_besides_is_named(own):
+    folder = own()
+    foreign.edit_json(folder / "model_index.json", safety_checker=["diffusers", "OnnxRuntimeModel"])
+    shutil.copytree(folder / "text_encoder", folder / "safety_checker")
+    assert any("safety_checker (OnnxRuntimeModel) is left out" in one for one in open_graphs(folder).checkpoint.notices)
 
 
 def test_microsofts_operators_are_named_with_the_runtimes_that_take_them(exported, checkpoint, tmp_path):
