@@ -22,7 +22,7 @@ from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ParityError, ShapeError
 from ..core.images import pixels_sha256
 from ..core.manifest import Model
-from ..core.record import Record
+from ..core.record import Record, shown
 from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
 from ..core.standing import Standing
@@ -138,6 +138,11 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             f"The manifest states sides that are multiples of {host.model.patch} latents, up to "
             f"{host.model.largest_side or 'any'}, but the checkpoint has {stored.patch} and "
             f"{stored.largest_side or 'any'}. {by.again}"
+        )
+    if stored.frame_guidance != host.model.frame_guidance:
+        raise ParityError(
+            f"The manifest states the default guidance {shown(host.model.frame_guidance)} for the first and the last "
+            f"frame, but the checkpoint has {shown(stored.frame_guidance)}. {by.again}"
         )
     answer = _recorded_text(bundle, host.model)
     pictured = _recorded_images(bundle, host)

@@ -12,12 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from .record import Record
 from .request import Request
 from .tensors import Array
 from .wires import TIMESTEP
+
+if TYPE_CHECKING:
+    from .manifest import Model
 
 DRAWINGS = "reference/drawings.json"
 DRAWN = "reference/drawings.npz"
@@ -84,11 +89,19 @@ class Drawings(Record):
     patch: int = 1
     largest_side: int | None = None
     """Limits of the denoiser's sizes, as in `Model`."""
+    frame_guidance: Annotated[tuple[float, float] | None, Field(exclude_if=lambda value: value is None)] = None
+    """Default guidance scales of the first and the last frame, as in `Model`."""
     scheduler: dict[str, Any]
     """The scheduler's config, with the corrections of diffusers' pipeline."""
     tokens: dict[str, ReferenceTokens]
     """Reference token ids, keyed by text encoder."""
     drawings: tuple[ReferenceDrawing, ...]
+
+
+def stated(model: Model) -> dict[str, Any]:
+    """Facts about a model that no recorded call shows, as fields of `Drawings`."""
+    names = ("default_size", "default_height", "patch", "largest_side", "frame_guidance")
+    return {name: getattr(model, name) for name in names}
 
 
 def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:

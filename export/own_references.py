@@ -19,7 +19,7 @@ from ..core.bundle import Bundle
 from ..core.errors import CheckpointError
 from ..core.manifest import Model, Part
 from ..core.progress import Progress
-from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack
+from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
 from ..core.request import Request
 from ..core.shapes import embedding_length, shape_of
 from ..core.tensors import Array
@@ -129,10 +129,7 @@ class OwnReferences:
     def made(self) -> Drawings:
         """The record of all reference images, after `compute`."""
         return Drawings(
-            default_size=self.checkpoint.pixels,
-            default_height=self.checkpoint.height,
-            patch=self.bundle.manifest.model.patch,
-            largest_side=self.bundle.manifest.model.largest_side,
+            **stated(self.bundle.manifest.model),
             scheduler=self._scheduler,
             tokens=self._tokens,
             drawings=tuple(self.drawings),

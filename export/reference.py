@@ -20,7 +20,7 @@ from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import CompileError
 from ..core.manifest import Role
-from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack
+from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -156,10 +156,7 @@ class References:
     def made(self) -> Drawings:
         """The record of all reference images, once `take` was called for every part."""
         return Drawings(
-            default_size=self.checkpoint.pixels,
-            default_height=self.checkpoint.height,
-            patch=self.facts.patch,
-            largest_side=self.facts.largest_side,
+            **stated(self.facts),
             scheduler=self.scheduler,
             tokens=self._tokens,
             drawings=tuple(self.drawings),

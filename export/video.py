@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.images import pixels_sha256
-from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, pack
+from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, pack, stated
 from ..core.request import MOTION, Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -125,8 +125,7 @@ class VideoReferences:
     def made(self) -> Drawings:
         """The record of all reference videos."""
         return Drawings(
-            default_size=self.checkpoint.pixels,
-            default_height=self.checkpoint.height,
+            **stated(self.facts),
             scheduler=self.scheduler,
             tokens={},
             drawings=tuple(self.drawings),

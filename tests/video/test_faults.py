@@ -66,7 +66,11 @@ def encodes(wire):
 FILES = {
     "the image's latents in the negative rows": (encodes(2), HOST + "sample"),
     "the image's embedding in the negative rows": (encodes(3), HOST + "encoder_hidden_states"),
-    "one guidance scale": (manifest(lambda model: model.pop("frame_guidance")), HOST + "the latents after call"),
+    "other scales of guidance by default": (
+        manifest(lambda model: model.update(frame_guidance=[1.5, 3.0])),
+        r"default guidance \(1.5, 3.0\) for the first and the last frame, but the checkpoint has \(1.0, 3.0\)",
+    ),
+    "one guidance scale": (manifest(lambda model: model.pop("frame_guidance")), "the default guidance None for"),
     "another deviation": (
         manifest(lambda model: model["image_reader"].update(std=[0.27, 0.26, 0.28])),
         HOST + "pixel_values of the image_encoder",
