@@ -130,6 +130,8 @@ class Pipeline:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
         picture = read_picture(request, model, image)
         given: Given | None = None
+        if picture is None and image_noise is not None:
+            raise RequestError("This model reads no image, so it does not take image_noise. Leave it out.")
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
@@ -180,7 +182,7 @@ class Pipeline:
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)
         ]
         if passed_in:
-            messages.append("The initial latents were passed in: the seed alone does not reproduce this image.")
+            messages.append("Noise was passed in: the seed alone does not reproduce this result.")
         return (*messages, *self._engines.notices)
 
     def _result(self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float) -> Result:

@@ -15,17 +15,17 @@ from latentc.benchmarks.planted import HIGH, attribute, gain, larger, manifest, 
 from latentc.benchmarks.power import opened_graph, reseal
 from latentc.checkpoints import find_family, open_checkpoint
 from latentc.checkpoints.families import FAMILIES
-from latentc.checkpoints.parts import CLASSES, as_part, part_spec
+from latentc.checkpoints.parts import CLASSES, as_part, part_spec, part_specs
 from latentc.compiler.build import build
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
 from latentc.compiler.proof import prove_host
 from latentc.core.bundle import open_bundle
-from latentc.core.errors import CompileError, ParityError, ProfileError, RequestError
+from latentc.core.errors import CheckpointError, CompileError, ParityError, ProfileError, RequestError
 from latentc.core.recipes import WIDE
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.export.export import export
+from latentc.export.export import checked_facts, export
 from latentc.export.trace import trace
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -190,6 +190,8 @@ def test_what_flow_matching_has_not_is_refused(bundle):
         ):
             with pytest.raises(RequestError, match=match):
                 pipeline(REQUEST.model_copy(update=change))
+        with pytest.raises(RequestError, match="reads no image, so it does not take image_noise"):
+            pipeline(REQUEST, image_noise=np.zeros((1, 3, 80, 144), np.float32))
 
 
 @pytest.mark.parametrize("size", ["136x128", "512x512"])
@@ -197,6 +199,13 @@ def test_sizes_that_a_model_lacks_are_not_built(bundle, size):
     profile = PROFILE.model_copy(update={"shapes": Shapes(sizes=(size,))})
     with pytest.raises(ProfileError, match=r"has a size under \[shapes\] that .* lacks: "):
         build(bundle("sd3"), profile)
+
+
+def test_a_native_size_that_the_model_lacks_is_refused(checkpoint):
+    for size, match in ((136, "136x136 is not a valid size .* multiples of 16 pixels"), (400, "400x400 is too large")):
+        opened = open_checkpoint(str(checkpoint("sd3")), size=size)
+        with pytest.raises(CheckpointError, match=f"The native size of .* is not possible. {match}.* with --size"):
+            checked_facts(opened, part_specs(opened))
 
 
 FAULTS = {
