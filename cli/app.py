@@ -39,6 +39,13 @@ Threads = Annotated[
         help="CPU threads. Default: as the profile says, otherwise what CPU affinity and the container allow.",
     ),
 ]
+Sequential = Annotated[
+    bool,
+    typer.Option(
+        "--sequential",
+        help="Load each part only while it runs, so that the largest one must fit in memory instead of all. Slower.",
+    ),
+]
 ProfileName = Annotated[
     str | None,
     typer.Option(
@@ -217,6 +224,7 @@ def build(
     bundle: Folder,
     profile: Profiles = None,
     threads: Threads = None,
+    sequential: Sequential = False,
     force: Annotated[
         bool, typer.Option("--force", help="Build even if the plan predicts that it will not fit.")
     ] = False,
@@ -239,7 +247,7 @@ def build(
     from .progress import shown, within
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
-    chosen = choose(profile, threads)
+    chosen = choose(profile, threads, sequential=sequential)
     for one in chosen:  # before the first is built
         check(opened, one, force=force, like=other)
     builds: list[Build] = []
@@ -258,7 +266,7 @@ def build(
 
 
 @app.command()
-def plan(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None:
+def plan(bundle: Folder, profile: Profiles = None, sequential: Sequential = False, as_json: Json = False) -> None:
     """Predict the build time, disk space and memory that a profile needs, and whether it fits."""
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
@@ -266,7 +274,7 @@ def plan(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> Non
     from .plan import show
 
     opened = open_bundle(bundle)
-    show([run_plan(opened, one) for one in choose(profile)], as_json)
+    show([run_plan(opened, one) for one in choose(profile, sequential=sequential)], as_json)
 
 
 @app.command()
@@ -311,6 +319,7 @@ def run(
     ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
+    sequential: Sequential = False,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     size: Annotated[
         str | None,
@@ -387,7 +396,7 @@ def run(
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
-        choose_one(profile, threads),
+        choose_one(profile, threads, sequential=sequential),
         requests,
         output,
         image=image,

@@ -8,11 +8,11 @@ from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
 
-def choose(names: str | None, threads: int | None = None) -> list[Profile]:
+def choose(names: str | None, threads: int | None = None, *, sequential: bool = False) -> list[Profile]:
     """Load profiles from names or files separated by commas; None selects the one recommended for this machine.
 
-    `threads` sets the number of threads of each profile. Raises `ProfileError` for an unknown profile and for two with
-    the same name, and `RuntimeMissing` if no profile works on this machine.
+    `threads` sets the number of threads of each profile; `sequential` loads one part at a time. Raises `ProfileError`
+    for an unknown profile and for two with the same name, and `RuntimeMissing` if no profile works on this machine.
     """
     if names is not None:
         each = [names] if is_regular(names) else names.split(",")  # a path may contain a comma
@@ -22,12 +22,16 @@ def choose(names: str | None, threads: int | None = None) -> list[Profile]:
             raise ProfileError(
                 f"Two profiles are named {twice}, so their results could not be distinguished. Rename one."
             )
-        return found
+        return [one.sequentially() for one in found] if sequential else found
     from ..runtimes.diagnose import advised
 
-    return [with_threads(advised(), threads)]
+    one = with_threads(advised(), threads)
+    return [one.sequentially() if sequential else one]
 
 
-def choose_one(name: str | None, threads: int | None = None) -> Profile:
+def choose_one(name: str | None, threads: int | None = None, *, sequential: bool = False) -> Profile:
     """Like `choose`, for a command that takes one profile."""
-    return choose(None, threads)[0] if name is None else with_threads(load_profile(name), threads)
+    if name is None:
+        return choose(None, threads, sequential=sequential)[0]
+    one = with_threads(load_profile(name), threads)
+    return one.sequentially() if sequential else one

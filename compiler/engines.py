@@ -28,6 +28,7 @@ from .cache import Artifact, built_profiles, damage, find, is_whole, load_engine
 from .faults import broken
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
+from .sequential import Sequential
 from .targets import Wanted, wanted
 
 _Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
@@ -35,7 +36,10 @@ _Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
 
 @dataclass
 class Engines:
-    """The engines of a bundle for one profile, each loaded on first use. Thread-safe."""
+    """The engines of a bundle for one profile, each loaded on first use. Thread-safe.
+
+    If the profile is sequential, an engine that is loaded replaces the one that was.
+    """
 
     bundle: Bundle
     profile: Profile
@@ -82,7 +86,10 @@ class Engines:
             )
         chosen = max(fitting, key=lambda want: want.target.shape is not None)
         if chosen.target.shape is None and self.bundle.part(part).role == "denoiser":
-            check_room(self.bundle, self._wanted, part, dict(shapes))
+            check_room(self.bundle, self._wanted, part, dict(shapes), sequential=self.profile.sequential)
+        if self.profile.sequential:
+            self._artifact(chosen)  # one that isn't built is reported before the work begins
+            return Sequential(lambda: self._load(chosen), self._lock)
         return self._load(chosen)
 
     def check(self, on_progress: Progress = quiet) -> None:
@@ -154,7 +161,7 @@ class Engines:
 
     def preload(self, parts: Collection[str]) -> None:
         """Load parts now instead of on first use, except those that have engines of several sizes."""
-        for part in parts:
+        for part in () if self.profile.sequential else parts:
             candidates = [want for want in self._wanted if want.part == part]
             if len(candidates) == 1:
                 self._load(candidates[0])
@@ -172,6 +179,8 @@ class Engines:
                         f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again."
                     )
                 marks = _marks(self.bundle, artifact)
+                if self.profile.sequential:
+                    self._free()
                 self._loaded[want.key] = load_engine(self.bundle, artifact, self._adapter, want)
                 self._files[want.key] = artifact, marks
             self._check_files(want.key)
@@ -215,9 +224,12 @@ class Engines:
             return
         with self._lock:
             self._closed = True
-            for engine in self._loaded.values():
-                engine.close()
-            self._loaded.clear()
+            self._free()
+
+    def _free(self) -> None:
+        for engine in self._loaded.values():
+            engine.close()
+        self._loaded.clear()
 
     def __enter__(self) -> Engines:
         return self

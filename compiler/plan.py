@@ -67,13 +67,16 @@ class BuildPlan:
     """Predictions for all engines of a profile."""
 
     profile: str
+    sequential: bool
+    """Whether only one part at a time is in memory."""
     device: str
     measured: bool
     """Whether the runtime was measured; if not, held bytes are weights and activations only, a lower bound."""
     on_host: bool
     engines: tuple[EnginePlan, ...]
     held_bytes: int
-    """Memory of all engines that generate an image, loaded at once; of a denoiser and its variants, the largest."""
+    """Memory of all engines that generate an image, loaded at once, or of the largest if the profile is sequential; of
+    a denoiser and its variants, the largest."""
     device_bytes: int | None
     """Memory of the device; None where it is unknown."""
     build_bytes: int | None
@@ -133,11 +136,12 @@ def planned(
     on_host = costs.on_host if costs else profile.device == "CPU"
     return BuildPlan(
         profile=profile.name,
+        sequential=profile.sequential,
         device=profile.device,
         measured=costs is not None,
         on_host=on_host,
         engines=planned,
-        held_bytes=(costs.base if costs else 0) + _at_once(bundle, drawing),
+        held_bytes=(costs.base if costs else 0) + _at_once(bundle, drawing, sequential=profile.sequential),
         device_bytes=_room(profile, here, absent=absent, on_host=on_host),
         build_bytes=_all([one.build_bytes for one in missing], max),
         free_bytes=here.available_bytes,
@@ -149,8 +153,12 @@ def planned(
     )
 
 
-def _at_once(bundle: Bundle, held: Mapping[str, int]) -> int:
-    """Total memory of the parts that generate an image, from each part's own: only one denoiser is used."""
+def _at_once(bundle: Bundle, held: Mapping[str, int], *, sequential: bool) -> int:
+    """Total memory of the parts that generate an image, from each part's own: only one denoiser is used, and only one
+    part at a time if the profile is sequential.
+    """
+    if sequential:
+        return max(held.values(), default=0)
     denoisers = bundle.variants("denoiser").values()
     others = sum(size for part, size in held.items() if part not in denoisers)
     return others + max((held[part] for part in denoisers if part in held), default=0)
@@ -174,8 +182,11 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
     return (sizes.pop() if len(sizes) == 1 else None) or stated  # GPUs differ: which one will be used is unknown
 
 
-def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: int, width: int) -> int | None:
-    """Bytes of the machine's own memory that generation takes, with all engines loaded, for engines of free sizes.
+def drawing_bytes(
+    bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: int, width: int, *, sequential: bool = False
+) -> int | None:
+    """Bytes of the machine's own memory that generation takes, with all engines loaded, or if `sequential` the largest
+    one, for engines of free sizes.
 
     `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where a device has memory of its
     own, or the runtime was never measured.
@@ -194,7 +205,7 @@ def drawing_bytes(bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: 
         shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
         base = max(base, costs.base)
         held[want.part] = _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
-    return base + _at_once(bundle, held) or None
+    return base + _at_once(bundle, held, sequential=sequential) or None
 
 
 @dataclass(frozen=True)
@@ -397,7 +408,8 @@ def _complaints(found: BuildPlan) -> Iterable[str]:
     if found.device_bytes is not None and found.held_bytes > found.device_bytes:
         yield (
             f"Generating an image takes {least}{sized(found.held_bytes)} on {found.device}, which has "
-            f"{sized(found.device_bytes)}: set narrower types under [precision], or a smaller size under [shapes]"
+            f"{sized(found.device_bytes)}: {'' if found.sequential else 'use --sequential, '}set narrower types under "
+            "[precision], or a smaller size under [shapes]"
         )
     if found.unbuildable:
         return

@@ -18,8 +18,11 @@ from .targets import Wanted
 STATUS = Path("/proc/self/statm")
 
 
-def check_room(bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise `RequestError` where a denoiser's call at these shapes won't fit in memory, with all engines loaded.
+def check_room(
+    bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict[str, tuple[int, ...]], *, sequential: bool
+) -> None:
+    """Raise `RequestError` where a denoiser's call at these shapes won't fit in memory, with all engines loaded, or one
+    at a time.
 
     An image of the model's own size is not checked: `latentc plan` and the build do that.
     """
@@ -33,7 +36,7 @@ def check_room(bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict
         return
     needed: int | None = None
     with suppress(LatentcError):  # without a prediction the request runs
-        needed = drawing_bytes(bundle, wanted, rows, height, width)
+        needed = drawing_bytes(bundle, wanted, rows, height, width, sequential=sequential)
     room = _room()
     if needed is not None and room is not None and needed > room:
         scale = bundle.manifest.model.downscale

@@ -54,12 +54,14 @@ class Pipeline:
         on_progress: Progress = quiet,
         *,
         threads: int | None = None,
+        sequential: bool = False,
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
         Without a profile, the one that `latentc doctor` advises on this machine is used. `threads` is the number of
         CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
-        affects loading only, not how engines are built. Engines that this machine has not proved yet are proved first,
+        affects loading only, not how engines are built. `sequential` loads each part only while it runs, so that memory
+        must hold the largest one instead of all. Engines that this machine has not proved yet are proved first,
         which `on_progress` reports. All engines are loaded, except those of denoiser variants, which are loaded when a
         request needs one.
 
@@ -68,6 +70,7 @@ class Pipeline:
         """
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
+        chosen = chosen.sequentially() if sequential else chosen
         verify_files(opened, host_files(opened.manifest.model))
         return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen)
 

@@ -92,6 +92,10 @@ class Profile(Record):
     """
     memory_gb: float | None = Field(default=None, gt=0)
     """The device's memory in 10^9 bytes, shared by everything that is loaded at once; None if not known."""
+    sequential: bool = False
+    """Whether only one part at a time is in memory: each is loaded when it runs, and frees the one before it. It takes
+    the memory of the largest part instead of that of all, and the time to load them for each request.
+    """
     runtime: str
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)
@@ -131,6 +135,12 @@ class Profile(Record):
         """A copy that remembers the user's own file that it came from."""
         copy = self.model_copy()
         copy._file = file
+        return copy
+
+    def sequentially(self) -> Profile:
+        """A copy that keeps only one part at a time in memory."""
+        copy = self.model_copy(update={"sequential": True})
+        copy._file = self._file
         return copy
 
     def with_options(self, options: Mapping[str, Option]) -> Profile:

@@ -317,6 +317,13 @@ def _of_name(name: str, config: Mapping[str, object]) -> tuple[Sampler, dict[str
             f"{name!r} does not support this model, which was trained by flow matching. Use one of: "
             f"{', '.join([*rows, *able])}."
         )
+    own = next((pair for pair in RAMPS.items() if config.get(pair[1])), None)
+    continuous = config.get("timestep_type") == "continuous" and "timestep_type" in rows[base].keys
+    if continuous and own is not None and asked != own[1]:
+        raise RequestError(
+            f"{name!r} would change the noise levels that the model was trained on, which are spaced as in "
+            f"'{base}-{own[0]}'. Use that, or leave the scheduler out."
+        )
     sampler = rows[base]
     ramps = {key: key == asked for key in RAMPS.values() if key in sampler.keys}
     shift = {"flow_shift": config.get("shift", config.get("flow_shift", 1.0))}

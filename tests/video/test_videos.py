@@ -10,7 +10,7 @@ from latentc.checkpoints import find_family
 from latentc.checkpoints.random import new_checkpoint
 from latentc.compiler.build import build
 from latentc.compiler.trial import check_host
-from latentc.core.errors import RequestError
+from latentc.core.errors import ProfileError, RequestError
 from latentc.core.images import pixels_sha256
 from latentc.core.request import MOTION, Request
 from latentc.core.tensors import psnr_db
@@ -18,6 +18,7 @@ from latentc.export.export import export
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.draw import load_host
+from latentc.sampling.schedulers import schedule
 
 PROFILES = ("cpu-openvino-f32", "cpu-onnxruntime", "torch-f32")
 REQUEST = Request(
@@ -206,3 +207,14 @@ def test_what_a_text_model_refuses(drawn, photo):
 def test_wrong_image_noise_is_refused(drawn, photo):
     with pytest.raises(RequestError, match=r"needs finite float32 \[1, 3, 80, 96\]"):
         drawn("svd", "cpu-onnxruntime")(REQUEST, image=photo(), image_noise=np.zeros((1, 3, 80, 80), np.float32))
+
+
+def test_a_scheduler_of_other_noise_levels_is_refused():
+    """Names without the checkpoint's spacing would begin at a noise level of 5 instead of 700."""
+    config = find_family("svd").config("scheduler")
+    assert np.array_equal(schedule(config, 5, "euler-karras").timesteps, schedule(config, 5).timesteps)
+    for name in ("euler", "euler-beta"):
+        with pytest.raises(RequestError, match="would change the noise levels .* as in 'euler-karras'"):
+            schedule(config, 5, name)
+    with pytest.raises(ProfileError, match="timestep_type = 'continuous', which DDIMScheduler does not support"):
+        schedule(config, 5, "ddim")
