@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from time import perf_counter
@@ -141,8 +141,9 @@ class Pipeline:
             noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
             given = Given(picture.pixels, noisy)
         drawn = self._draw(request, asked, on_step, latents, noise, given)
+        passed = {"initial latents": latents, "image's noise values": image_noise}
         messages = self._notices(
-            request, asked, drawn, picture, passed_in=latents is not None or image_noise is not None
+            request, asked, drawn, picture, [name for name, one in passed.items() if one is not None]
         )
         return self._result(asked, drawn, messages, perf_counter() - started)
 
@@ -173,9 +174,9 @@ class Pipeline:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
     def _notices(
-        self, request: Request, asked: Request, drawn: Drawn, picture: Decoded | None, *, passed_in: bool
+        self, request: Request, asked: Request, drawn: Drawn, picture: Decoded | None, passed_in: Sequence[str]
     ) -> tuple[str, ...]:
-        """Notices about a result, for the request's author."""
+        """Notices about a result, for the request's author. `passed_in` lists the noise that is not from the seed."""
         host, text = self._host, drawn.text
         vocabulary = next(iter(host.vocabularies), None)
         messages = notices(asked, self.bundle.manifest, vocabulary, text.tokens, text.guided)
@@ -185,7 +186,9 @@ class Pipeline:
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)
         ]
         if passed_in:
-            messages.append("Noise was passed in: the seed alone does not reproduce this result.")
+            messages.append(
+                f"The {' and the '.join(passed_in)} were passed in: the seed alone does not reproduce this image."
+            )
         return (*messages, *self._engines.notices)
 
     def _result(self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float) -> Result:
