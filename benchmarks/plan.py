@@ -73,6 +73,11 @@ class Plan:
 
 def requests_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Request]:
     """Every size with every batch, for all bundles. Raises `RequestError` for one that a bundle doesn't support."""
+    if video := next((one for one in bundles if one.manifest.model.reads_image), None):
+        raise RequestError(
+            f"{video.folder} generates videos from images, which latentc bench cannot measure yet. `latentc run` shows "
+            "the time of each stage."
+        )
     own = {bundle.manifest.model.own_size for bundle in bundles}
     if len(own) > 1 and not plan.sizes:
         sizes = {bundle.folder.name: "x".join(map(str, bundle.manifest.model.own_size)) for bundle in bundles}

@@ -52,11 +52,6 @@ def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, a
     if plan.repeat < 1:
         raise RequestError(f"--repeat is {plan.repeat}; it must be 1 or more.")
     opened = [open_bundle(folder) for folder in folders]
-    if video := next((one for one in opened if one.manifest.model.reads_image), None):
-        raise RequestError(
-            f"{video.folder} generates videos from images, which latentc bench cannot measure yet. `latentc run` shows "
-            "the time of each stage."
-        )
     rows = bench(opened, plan, output, silent if quiet or as_json else _say)
     if as_json:
         say(json_text([json.loads(row.model_dump_json(exclude_none=True)) for row in rows], indent=None))

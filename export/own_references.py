@@ -15,7 +15,7 @@ import numpy as np
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.parts.clip import VOCABULARY
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, checked_graph
 from ..core.errors import CheckpointError
 from ..core.manifest import Model, Part
 from ..core.progress import Progress
@@ -77,7 +77,7 @@ class OwnReferences:
         part = self.bundle.one("denoiser")
         info = self.bundle.part(part)
         last: CheckpointError | None = None
-        with CpuSession(self.bundle.graph(part)) as session:
+        with CpuSession(checked_graph(self.bundle, part)) as session:
             for patch in PATCHES if model.patch == 1 else (model.patch,):
                 odd = -(-LEAST_SIDE // patch) // 2 * 2 + 1
                 height, width = odd * patch, (odd + 2) * patch
@@ -114,15 +114,15 @@ class OwnReferences:
         (denoiser,) = (part for part in host.denoisers.values())
         ended: dict[str, Array] = {}
         self.on_progress(f"{denoiser}: run", None)
-        with CpuSession(self.bundle.graph(denoiser)) as session:
+        with CpuSession(checked_graph(self.bundle, denoiser)) as session:
             stored[denoiser] = self._draw(host, session, denoiser, asked, texts, ended)
         self.on_progress(f"{host.decoder}: run", None)
-        with CpuSession(self.bundle.graph(host.decoder)) as session:
+        with CpuSession(checked_graph(self.bundle, host.decoder)) as session:
             stored[host.decoder] = self._decode(host, session, ended)
         for name, part in self.bundle.manifest.parts.items():
             if part.role == "encoder":
                 self.on_progress(f"{name}: run", None)
-                with CpuSession(self.bundle.graph(name)) as session:
+                with CpuSession(checked_graph(self.bundle, name)) as session:
                     stored[name] = self._encode(host.model, session, name)
         return stored
 
@@ -183,7 +183,7 @@ class OwnReferences:
         """Encode every prompt; adds the references of the text encoders to `stored`."""
         rows: dict[str, dict[bytes, dict[str, Array]]] = {one.part: {} for one in host.model.text_encoders}
         with ExitStack() as stack:
-            sessions = {name: stack.enter_context(CpuSession(self.bundle.graph(name))) for name in rows}
+            sessions = {name: stack.enter_context(CpuSession(checked_graph(self.bundle, name))) for name in rows}
 
             def call(part: str, given: Mapping[str, Array]) -> dict[str, Array]:
                 for row in range(len(next(iter(given.values())))):
