@@ -165,6 +165,7 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
         raise _apart(
             where, f"The VAE reads images of {picture[0]} channels and writes {picture[1]}, but 3 were expected"
         )
+    _check_order(where, family, configs)
     if cls == MMDIT:  # an export checks its wires
         return
     width = sum(configs[encoder]["hidden_size"] for encoder in family.encoders)
@@ -183,6 +184,17 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
                 f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), but {family.pooled} and "
                 f"the image size give {made}",
             )
+
+
+def _check_order(where: object, family: Family, configs: Mapping[str, Config]) -> None:
+    """Raise CheckpointError for CLIP encoders in the wrong order: together they are as wide as in the right one."""
+    names = [one.encoder for one in family.tokenizers if one.kind == "clip"]
+    own = {name: configs[name]["hidden_size"] for name in names}
+    published = {name: family.config(name)["hidden_size"] for name in names}
+    if sorted(names, key=own.__getitem__) != sorted(names, key=published.__getitem__):
+        widths = " and ".join(f"{name} is {own[name]} wide" for name in names)
+        usual = " and ".join(f"{published[name]}" for name in names)
+        raise _apart(where, f"The text encoders are swapped: {widths}, but published ones are {usual}")
 
 
 IMAGE_SIDE = 224

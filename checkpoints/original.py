@@ -141,7 +141,6 @@ def _open_mmdit(
         shapes = _bare(weights[text.component], text.prefix)
         read = t5_config(shapes, family, text.component) if text.style == "t5" else text_config(shapes, family, text)
         configs[text.component] = read
-    _refuse_swapped_texts(path, family, configs)
     shapes = _bare(weights[family.vae], VAE_PREFIX)
     base = vae_config(shapes, family) if "vae" not in others else None
     configs[family.vae] = configured(others["vae"], family, None) if base is None else base
@@ -175,19 +174,6 @@ def _open_mmdit(
             *unread,
         ),
     )
-
-
-def _refuse_swapped_texts(path: Path, family: Family, configs: Mapping[str, Config]) -> None:
-    """Raise CheckpointError for CLIP encoders in the wrong order: together they are as wide as in the right one."""
-    names = [text.component for text in family.texts if text.style != "t5"]
-    own = {name: configs[name]["hidden_size"] for name in names}
-    published = {name: family.config(name)["hidden_size"] for name in names}
-    if sorted(names, key=own.__getitem__) != sorted(names, key=published.__getitem__):
-        listed = " and ".join(f"{name} is {own[name]} wide" for name in names)
-        raise CheckpointError(
-            f"The text encoders of {path} are swapped: {listed}. text_encoder is CLIP-L (clip_l.safetensors), and "
-            "text_encoder_2 is the wider OpenCLIP bigG (clip_g.safetensors)."
-        )
 
 
 def _refuse_mmdit_leftovers(path: Path, tensors: Stored) -> None:

@@ -108,10 +108,9 @@ def _built(
     from tokenizers.models import BPE
 
     if not KINDS[facts.kind].vocabulary or not KINDS[facts.kind].vocabulary <= files.keys():
-        lacks = " and ".join(sorted(KINDS[facts.kind].vocabulary) or ["tokenizer.json"])
+        lacks = "".join(f", and no {' and '.join(sorted(one))}" for one in (KINDS[facts.kind].vocabulary,) if one)
         raise CheckpointError(
-            f"{facts.name} has no tokenizer.json, and no {lacks} (it has: {', '.join(sorted(files)) or 'nothing'}). "
-            f"{AGAIN}"
+            f"{facts.name} has no tokenizer.json{lacks} (it has: {', '.join(sorted(files)) or 'nothing'}). {AGAIN}"
         )
     vocabulary = check_vocabulary(files["vocab.json"])
     lines = [line for line in files["merges.txt"].decode("utf-8").splitlines() if line.strip()]

@@ -125,9 +125,12 @@ def _decoded(what: object, image: Image.Image) -> Decoded:
     _check_sides(what, width, height)
     if (frames := getattr(image, "n_frames", 1)) > 1:
         raise RequestError(f"{what} is animated ({frames} frames). Pass a single frame of it.")
-    if image.mode not in _MODES:
+    tiles = cast("list[Any]", getattr(image, "tile", None) or [])
+    stored = next((str(tile[3]) for tile in tiles), "") if image.format == "PNG" else ""
+    if image.mode not in _MODES or ";16" in stored:  # which Pillow cuts to 8 bits where there are several colours
+        kind = image.mode if image.mode not in _MODES else stored
         raise RequestError(
-            f"{what} has pixels of type {image.mode}, which is not 8 bits per colour. Convert it to 8-bit RGB."
+            f"{what} has pixels of type {kind}, which is not 8 bits per colour. Convert it to 8-bit RGB."
         )
     notices: list[str] = []
     if image.mode in _ALPHA or "transparency" in image.info:

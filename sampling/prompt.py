@@ -168,7 +168,7 @@ def encode(
 
 def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
     path = bundle.folder / encoder.tokenizer / "tokenizer.json"
-    again = bundle.standing.again
+    again = "Export the checkpoint again."
     content = read_small(path, TABLE_BYTES, BundleError, again)
     with mapped(BundleError, f"{path} is not a valid tokenizer", again):
         tokenizer, padding, several = _parsed(content)

@@ -188,9 +188,12 @@ def settings(
                 f"The scheduler config has an unknown key, {key!r}. {suggest(key, list(known))} Rename or remove it."
             )
         if key in FACTS and key not in sampler.keys and value != FACTS[key]:
+            spaced = next(
+                (f"-{ramp}" for ramp, name in RAMPS.items() if given.get(name) and key == "timestep_type"), ""
+            )
             raise ProfileError(
                 f"The model was trained with {key} = {shown(value)}, which {sampler.class_name} does not support. "
-                "Choose another scheduler, such as 'euler'."
+                f"Choose another scheduler, such as 'euler{spaced}'."
             )
     values = {**sampler.defaults, **{key: given[key] for key in given if key in sampler.keys}, **asks}
     try:

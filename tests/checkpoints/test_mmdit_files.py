@@ -140,6 +140,15 @@ def test_swapped_files_of_clip_are_refused(single):
         open_checkpoint(str(texts.parent / "model.safetensors"))
 
 
+def test_swapped_folders_of_clip_are_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("sd3"), tmp_path / "own")
+    (folder / "text_encoder").rename(folder / "other")
+    (folder / "text_encoder_2").rename(folder / "text_encoder")
+    (folder / "other").rename(folder / "text_encoder_2")
+    with pytest.raises(CheckpointError, match="are swapped: text_encoder is 16 wide and text_encoder_2 is 8 wide"):
+        open_checkpoint(str(folder))
+
+
 def test_a_projection_that_is_missing_is_the_identity(single):
     place = single("sd3")
     file = place / "apart" / "text_encoders" / "clip_l.safetensors"

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
-from latentc.checkpoints.families import FAMILIES
+from latentc.checkpoints.families import FAMILIES, find_family
 from latentc.checkpoints.plain_tokenizer import complete_plainly
 from latentc.checkpoints.tokenizer import complete, shipped_files
 from latentc.core.errors import CheckpointError
@@ -62,3 +62,9 @@ def test_files_that_are_no_tokenizer(name):
 def test_ids_that_the_text_encoder_does_not_know():
     with pytest.raises(CheckpointError, match="only knows ids up to 99"):
         complete_plainly(shipped_files(clip()), clip(), 77, rows=100)
+
+
+def test_what_a_tokenizer_of_t5_lacks_is_said_once():
+    files = shipped_files(find_family("sd1").tokenizers[0])
+    with pytest.raises(CheckpointError, match=r"tokenizer_3 has no tokenizer.json \(it has: merges.txt, "):
+        complete_plainly(files, find_family("sd3").tokenizers[2], 256)

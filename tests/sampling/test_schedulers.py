@@ -505,6 +505,10 @@ def test_keys_that_nobody_set_keep_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"_class_name": "HeunDiscreteScheduler", "timestep_type": "continuous", "use_karras_sigmas": True},
+            "HeunDiscreteScheduler does not support. Choose another scheduler, such as 'euler-karras'",
+        ),
         ({"timestep_spaceing": "leading"}, "unknown key, 'timestep_spaceing'. Did you mean 'timestep_spacing'"),
         ({"sharpness": 3.0}, "unknown key, 'sharpness'. .*Known: algorithm_type, "),
         ({"_class_name": "EulerDiscretScheduler"}, "Did you mean 'EulerDiscreteScheduler'"),

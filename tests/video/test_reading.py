@@ -1,5 +1,8 @@
 """Images that are read, as diffusers prepares them; and those that are refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -99,7 +102,18 @@ def of(content, name="x.png"):
     return make
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def deep():
+    """A PNG with three colours of 16 bits, which Pillow opens as 8 bits each."""
+    head, rows = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0), (b"\0" + bytes(32 * 6)) * 32
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 BAD = {
+    "16 bits in three colours": (of(deep()), "pixels of type RGB;16B, which is not 8 bits per colour"),
     "missing": (lambda folder: folder / "none.png", "none.png"),
     "a folder": (lambda folder: folder, "cannot be read|not a regular file"),
     "empty": (of(b""), "not an image of a known format"),
