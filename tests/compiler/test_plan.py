@@ -106,7 +106,9 @@ def test_what_cannot_fit_is_refused_before_it_is_built(own_bundle, monkeypatch):
     assert found.measured
     assert found.held_bytes > found.device_bytes == 50_000_000
     (complaint,) = found.complaints
-    assert re.match(r"Generating an image takes \d+ MB on CPU, which has \d+ MB: set narrower types", complaint)
+    assert re.match(
+        r"Generating an image takes \d+ MB on CPU, which has \d+ MB: use --sequential, set narrower types", complaint
+    )
     with pytest.raises(CompileError, match="Profile cpu-onnxruntime is predicted not to fit.*latentc build .* --force"):
         build(opened, profile)
     assert not [path for path in opened.engines.glob("*-*") if path.is_dir()]
