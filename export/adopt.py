@@ -27,6 +27,7 @@ from ..core.errors import BundleError, CheckpointError, RuntimeMissing
 from ..core.files import fresh_folder, write_sealed
 from ..core.graph_rules import other_operators
 from ..core.install import install
+from ..core.kernels import cpu_kernels
 from ..core.manifest import Adopted, FileInfo, License, Manifest, Model, Part, Source
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
@@ -39,7 +40,7 @@ from ..core.version import __version__
 from .edges import Fit, adapt, fit, is_narrow
 from .export import check_size, checked_facts, info_of, write_configs, write_json
 from .scheduler import settle
-from .sessions import CpuSession, cpu_operators
+from .sessions import CpuSession
 from .weights import DATA, INLINE_BYTES, parameters, write
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")
@@ -196,7 +197,7 @@ def _fitted(folder: Path | str, choices: Choices, scheduler: str | None, **asked
         if spec.role == "encoder" and _samples(spec, graphs):
             continue
         fits[name] = fit(spec, graphs.parts[name], facts.read_of(name), title=opened.family.title)
-    able = cpu_operators()
+    able = cpu_kernels()
     for name, one in fits.items():
         unable = [op for op in other_operators(one.graph.facts) if able is not None and op not in able]
         if unable:

@@ -18,8 +18,8 @@ from ..core.limits import threads
 from ..core.norms import stage_norms
 from ..core.records import GRAPH_DB, GraphFigure
 from ..core.references import Case
-from ..core.telemetry import switch_off_events
 from ..core.tensors import PERFECT_DB, Array, psnr_db
+from .sessions import unoptimized
 
 if TYPE_CHECKING:
     from ..checkpoints.open import Checkpoint
@@ -58,19 +58,11 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
     Group norms are decomposed (`core.norms`) in a temporary file next to the graph.
     Raises `ParityError` below `GRAPH_DB`, naming the part, the case and the output.
     """
-    ort: Any = import_module("onnxruntime")
     library: Any = import_module("onnx_ir")
-    switch_off_events(ort)
-    options = ort.SessionOptions()
-    if (count := threads()) is not None:
-        options.intra_op_num_threads = count
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.log_severity_level = 3
     path = graph.with_name("check.onnx")
     library.save(stage_norms(library.load(graph)), path)
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = unoptimized(path)
     finally:
         path.unlink()
     figures: dict[str, float] = {}
@@ -84,7 +76,8 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
             f"The exported {part} differs from PyTorch: {worst} agrees to {figures[worst]:.1f} dB, but at least "
             f"{GRAPH_DB:.0f} dB is required. No bundle was written; please report the checkpoint."
         )
-    return GraphFigure(psnr_db=round(figures[worst], 2), worst=worst, run_by=f"onnxruntime {ort.__version__}")
+    run_by = f"onnxruntime {import_module('onnxruntime').__version__}"
+    return GraphFigure(psnr_db=round(figures[worst], 2), worst=worst, run_by=run_by)
 
 
 def bf16_figure(checkpoint: Checkpoint, spec: PartSpec, cases: Iterable[Case]) -> float:

@@ -20,7 +20,6 @@ from ..core.errors import CheckpointError
 from ..core.manifest import Model, Part
 from ..core.progress import Progress
 from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
-from ..core.request import Request
 from ..core.shapes import embedding_length, shape_of
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -165,18 +164,6 @@ class OwnReferences:
     def _more(self) -> int:
         return max(0, least_steps(self._scheduler) - 2)
 
-    def _request(self, model: Model, asked: Asked) -> Request:
-        height, width = (side * model.downscale for side in asked.size)
-        return Request(
-            prompt=" ".join(asked.prompts),
-            negative_prompt=asked.negative,
-            width=width,
-            height=height,
-            steps=asked.steps,
-            guidance=asked.guidance,
-            count=asked.count,
-        )
-
     def _read_prompts(
         self, host: Host, asked: tuple[Asked, ...], stored: dict[str, dict[str, Array]]
     ) -> dict[str, Text]:
@@ -191,7 +178,7 @@ class OwnReferences:
                     rows[part][b"".join(array.tobytes() for array in one.values())] = one
                 return sessions[part].answer(given)
 
-            texts = {one.name: read_text(host, self._request(host.model, one), call, {}) for one in asked}
+            texts = {one.name: read_text(host, one.request(host.model.downscale), call, {}) for one in asked}
             for encoder, vocabulary in zip(host.model.text_encoders, host.vocabularies, strict=True):
                 self._tokens[encoder.part] = _tokens(vocabulary)
                 unique = list(rows[encoder.part].values())
@@ -225,7 +212,7 @@ class OwnReferences:
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
         for asked in wishes:
-            request, text = self._request(host.model, asked), texts[asked.name]
+            request, text = asked.request(host.model.downscale), texts[asked.name]
             shape = latent_shape(host.model, request)
             start = self.random.standard_normal(shape, dtype=np.float32)
             fixed = shared[asked.name] = constants(host, request, text)

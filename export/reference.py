@@ -76,6 +76,21 @@ class Asked:
     calls: int | None = None
     """Number of denoiser calls to record; None records all of them and the image."""
 
+    def request(self, downscale: int, *, scheduler: str | None = None, variant: str | None = None) -> Request:
+        """The same as a request; `downscale` is the number of pixels per latent along each side."""
+        height, width = (side * downscale for side in self.size)
+        return Request(
+            prompt=" ".join(self.prompts),
+            negative_prompt=self.negative,
+            width=width,
+            height=height,
+            steps=self.steps,
+            guidance=self.guidance,
+            count=self.count,
+            scheduler=scheduler,
+            variant=variant,
+        )
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -318,23 +333,13 @@ class References:
         }
         if whole:
             self.drawn[f"{name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
-        request = self._request(asked, spec.name.partition("@")[2] or None)
+        request = asked.request(
+            self.facts.downscale,
+            scheduler=None if self._own else DRAWS_INSTEAD,
+            variant=spec.name.partition("@")[2] or None,
+        )
         self.drawings.append(ReferenceDrawing(name=name, request=request, calls=len(calls), complete=whole))
         return calls
-
-    def _request(self, asked: Asked, variant: str | None) -> Request:
-        height, width = (side * self.facts.downscale for side in asked.size)
-        return Request(
-            prompt=" ".join(asked.prompts),
-            negative_prompt=asked.negative,
-            width=width,
-            height=height,
-            steps=asked.steps,
-            guidance=asked.guidance,
-            count=asked.count,
-            scheduler=None if self._own else DRAWS_INSTEAD,
-            variant=variant,
-        )
 
     def _wishes(self, tokenizer: Any) -> tuple[Asked, ...]:
         """The reference images: timesteps over the whole range, two sizes, one to four rows, one chunk and two."""

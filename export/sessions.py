@@ -9,29 +9,33 @@ from types import TracebackType
 from typing import Any
 
 from ..core.errors import CheckpointError
+from ..core.kernels import CPU
 from ..core.limits import is_out_of_memory, threads
 from ..core.record import in_a_line
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 
-CPU = "CPUExecutionProvider"
+
+def unoptimized(path: Path) -> Any:
+    """ONNX Runtime's session of a graph on the CPU, without optimization; raises what the library raises."""
+    ort: Any = import_module("onnxruntime")
+    switch_off_events(ort)
+    options = ort.SessionOptions()
+    if (count := threads()) is not None:
+        options.intra_op_num_threads = count
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.log_severity_level = 4  # errors are raised too
+    return ort.InferenceSession(str(path), options, providers=[CPU])
 
 
 class CpuSession:
     """One graph, unmodified; closed at the end of the `with` block."""
 
     def __init__(self, path: Path) -> None:
-        ort: Any = import_module("onnxruntime")
-        switch_off_events(ort)
-        options = ort.SessionOptions()
-        if (count := threads()) is not None:
-            options.intra_op_num_threads = count
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.log_severity_level = 4
         self.path = path
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[CPU])
+            self._session: Any = unoptimized(path)
         except Exception as exc:
             if is_out_of_memory(exc):
                 raise
@@ -65,12 +69,3 @@ class CpuSession:
         """Run the graph; returns its outputs by name."""
         names = [str(output.name) for output in self._session.get_outputs()]
         return dict(zip(names, self.run(names, feeds), strict=True))
-
-
-def cpu_operators() -> frozenset[str] | None:
-    """Operators of other domains than ONNX's that ONNX Runtime has a CPU kernel for; None if it does not list them."""
-    library: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    listed = getattr(library, "get_all_opkernel_def", None)
-    if listed is None:
-        return None
-    return frozenset(f"{one.domain}.{one.op_name}" for one in listed() if one.domain and one.provider == CPU)

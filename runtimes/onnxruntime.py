@@ -19,7 +19,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissin
 from ..core.files import sha256_json
 from ..core.graph_rules import MICROSOFT, check_engine_graph
 from ..core.install import install, pip
+from ..core.kernels import cpu_kernels
 from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.recipes import Precision
@@ -137,17 +138,6 @@ HUNGRY = 2.7
 """`per_value` with `PATTERN`, and with fixed sizes."""
 
 
-@cache
-def _cpu_kernels() -> frozenset[str] | None:
-    """Operators of other domains than ONNX's with a CPU kernel; None where the library is missing or lists none."""
-    try:
-        library: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        listed: Any = library.get_all_opkernel_def()
-    except Exception:  # not installed, damaged, or built without the list
-        return None
-    return frozenset(f"{one.domain}.{one.op_name}" for one in listed if one.provider == "CPUExecutionProvider")
-
-
 class ONNXRuntime(Runtime):
     """The adapter to ONNX Runtime."""
 
@@ -223,7 +213,7 @@ class ONNXRuntime(Runtime):
         lack kernels too: a build refuses nodes that they leave to the CPU.
         """
         own = {one for one in operators if one.startswith(f"{MICROSOFT}.")}
-        kernels = _cpu_kernels() if numbered(device)[0] == "CPU" else None
+        kernels = cpu_kernels() if numbered(device)[0] == "CPU" else None
         return tuple(sorted((set(operators) - own) | (own - kernels if kernels is not None else set())))
 
     def versions(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ def own_folder(checkpoint, tmp_path):
 )
 @pytest.mark.parametrize("name", [None, "euler"])
 def test_flow_matching_belongs_to_the_family(family, cls, config, said, name, own_folder):
-    """Otherwise the images are noise, in silence."""
+    """Otherwise the images are noise, without an error."""
     made = own_folder(family)
     for file, changes in (
         ("model_index.json", {"scheduler": ["diffusers", cls]}),

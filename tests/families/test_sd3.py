@@ -286,7 +286,7 @@ def planted(opened, name):
         if name == "text_encoder_3":
             for block in module.encoder.block:
                 block.layer[1].DenseReluDense.wo.weight *= 1e5
-        else:  # inside one block; the published one is told by the number of layers
+        else:  # inside one block; the published one is known by its number of layers
             spec = replace(spec, wide=(r"transformer_blocks\.1(\..*)?",))
             block = module.transformer_blocks[1]
             block.ff.net[0].proj.weight *= 5e4

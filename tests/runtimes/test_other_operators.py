@@ -5,7 +5,7 @@ import pytest
 from onnx import helper
 
 from latentc.core.graph_rules import MICROSOFT
-from latentc.export.sessions import cpu_operators
+from latentc.core.kernels import cpu_kernels
 from latentc.runtimes import RUNTIMES, runtime
 
 MHA, GROUP_NORM, SPLIT = (f"{MICROSOFT}.{name}" for name in ("MultiHeadAttention", "GroupNorm", "BiasSplitGelu"))
@@ -41,8 +41,8 @@ def test_onnx_runtimes_cpu_takes_what_it_has_kernels_for():
     assert adapter.unsupported("CPU", (MHA, GROUP_NORM, SPLIT)) == (SPLIT, GROUP_NORM)
     assert adapter.unsupported("CUDA", (MHA, GROUP_NORM)) == ()  # a build refuses what its provider leaves to the CPU
     assert adapter.unsupported("CPU", ("org.other.Thing",)) == ("org.other.Thing",)
-    assert MHA in (cpu_operators() or ())
-    assert GROUP_NORM not in (cpu_operators() or ())
+    assert MHA in (cpu_kernels() or ())
+    assert GROUP_NORM not in (cpu_kernels() or ())
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
