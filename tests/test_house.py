@@ -176,11 +176,15 @@ def test_the_root_holds_no_other_module():
 
 
 def test_commands_stay_thin():
-    for node in ast.parse((ROOT / "cli" / "app.py").read_text()).body:
-        if isinstance(node, ast.FunctionDef):
-            body = [statement for statement in node.body if not isinstance(statement, ast.Expr | ast.ImportFrom)]
-            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
-            assert lines <= 30, node.name
+    seen = 0
+    for name in ("app", "bundles", "images", "devices", "measures"):
+        for node in ast.parse((ROOT / "cli" / f"{name}.py").read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                body = [statement for statement in node.body if not isinstance(statement, ast.Expr | ast.ImportFrom)]
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 30, node.name
+                seen += 1
+    assert seen >= 19, "the commands are elsewhere"
 
 
 IMPORT_ALL = """

@@ -1,0 +1,155 @@
+"""Commands that generate images and videos, and show what is stored in them.
+
+Packages are imported inside the functions, so that `latentc --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Folder, Json, ProfileName, Quiet, Sequential, Threads
+
+
+def run(
+    context: typer.Context,
+    bundle: Folder,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="Prompts. Several prompts run one after another."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Image file: .png or .webp (both lossless), or .jpg. Video: .mp4, .webp (lossless), .gif, or a name "
+            "without a suffix for a folder of PNGs. With several images, -1, -2 ... are appended to "
+            "the name. Use - for standard output. An existing file is an error. Default: the first of out.png, "
+            "out-1.png ... that does not exist.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.")] = False,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="File with one prompt per line, or a .jsonl file with one request per line as a JSON object. Use - "
+            "for standard input.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="IMAGE",
+            help="Repeat the request stored in an image. Prompts and options given here override it.",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image that a video is generated from, instead of a prompt.")
+    ] = None,
+    profile: ProfileName = None,
+    threads: Threads = None,
+    sequential: Sequential = False,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="WIDTHxHEIGHT in pixels, or one number for a square; multiples of 8 (of 16 for "
+            "Stable Diffusion 3). Default: the model's own size."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance scale; of a video, that of the last frame. 1 or less disables guidance. Default: 7.5, of a "
+            "video 3."
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(help="Guidance rescale factor, 0 to 1. Reduces overexposure at high guidance. Default: 0."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of each prompt's first image. Default: random; the output shows it.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Images per prompt, with consecutive seeds. Default: 1.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Scheduler, such as euler or dpm++2m-karras. Default: the bundle's.")
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing."),
+    ] = None,
+    fps: Annotated[int | None, typer.Option(help="Video: frames per second. Default: 7.")] = None,
+    motion_bucket_id: Annotated[
+        int | None, typer.Option(help="Video: amount of motion, 0 to 255. Default: 127.")
+    ] = None,
+    noise_aug_strength: Annotated[
+        float | None, typer.Option(help="Video: deviation of the noise that is added to the image. Default: 0.02.")
+    ] = None,
+    min_guidance: Annotated[
+        float | None, typer.Option(help="Video: guidance scale of the first frame. Default: 1.")
+    ] = None,
+    decode_chunk_size: Annotated[
+        int | None,
+        typer.Option(help="Video: frames that are decoded at once. Fewer take less memory, and change the frames."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Generate images from prompts, or a video from an image, with the engines of a profile."""
+    from ..pipelines.png import read
+    from .ask import ask, parse_size
+    from .choose import choose_one
+    from .draw import draw
+
+    if not (prompts or prompt_file or picture or image):
+        context.fail("Missing PROMPT: give a prompt, --prompts FILE or --from IMAGE; for a video, --image FILE.")
+    stored = read(picture) if picture else None
+    values = {
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "guidance_rescale": guidance_rescale,
+        "seed": seed,
+        "count": count,
+        "scheduler": scheduler,
+        **parse_size(size),
+        "timestep_spacing": spacing,
+        "fps": fps,
+        "motion_bucket_id": motion_bucket_id,
+        "noise_aug_strength": noise_aug_strength,
+        "min_guidance": min_guidance,
+        "decode_chunk_size": decode_chunk_size,
+    }
+    requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
+    draw(
+        bundle,
+        choose_one(profile, threads, sequential=sequential),
+        requests,
+        output,
+        image=image,
+        overwrite=overwrite,
+        origin=(picture, stored) if picture and stored else None,
+        quiet=quiet,
+        as_json=as_json,
+    )
+
+
+def show_picture(
+    picture: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP made by latentc or AUTOMATIC1111.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show the request that is stored in an image."""
+    from ..pipelines.png import read
+    from . import show
+
+    show.picture(read(picture), as_json)

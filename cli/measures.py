@@ -1,0 +1,202 @@
+"""Commands that measure and compare.
+
+Packages are imported inside the functions, so that `latentc --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Folder, Json, ProfileName, Profiles, Quiet, Threads
+
+
+def bench(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE",
+            help="Folders made by `latentc export`. Several bundles are measured with the same requests.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to append the measurements to.")],
+    profile: Profiles = None,
+    threads: Threads = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="Baselines, separated by commas: torch-eager, torch-compile, diffusers; after `make peers` also "
+            "optimum-openvino, optimum-onnxruntime, openvino-genai."
+        ),
+    ] = "",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Image sizes, separated by commas: WIDTHxHEIGHT in pixels, or one number for a square, such as "
+            "512,768x512. Default: the model's own size."
+        ),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas, such as 1,2.")] = "1",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Guidance scale. 1 or less disables guidance.")] = 7.5,
+    repeat: Annotated[
+        int, typer.Option(help="Minimum number of runs; up to 3 times as many until the times are stable.")
+    ] = 6,
+    limit: Annotated[float, typer.Option(min=1, help="Time limit in seconds for each import, build, load and run.")] = (
+        3600.0
+    ),
+    apart: Annotated[
+        bool,
+        typer.Option(
+            help="Use one process at a time, a new one for each run, if profiles do not fit in memory together."
+        ),
+    ] = False,
+    ceiling: Annotated[
+        bool, typer.Option(help="Also measure matrix products, as the upper bound that rates are compared with.")
+    ] = True,
+    suite: Annotated[
+        bool,
+        typer.Option(help="Also generate 16 images with each profile and baseline, and compare them with PyTorch's."),
+    ] = False,
+    clip: Annotated[
+        Path | None,
+        typer.Option(help="With --suite: folder of a CLIP model, to score how well images match their prompts."),
+    ] = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(help="With --suite: folder of the published LPIPS weights, to compare images with PyTorch's."),
+    ] = None,
+    fid: Annotated[
+        Path | None,
+        typer.Option(help="With --suite: folder of the published FID weights, to compare images with PyTorch's."),
+    ] = None,
+    captions: Annotated[
+        int, typer.Option(min=0, help="For `scenes` bundles: also generate this many captions and score the images.")
+    ] = 0,
+    keep: Annotated[Path | None, typer.Option(help="Folder to save the images of the first run in.")] = None,
+    peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' virtual environments.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure profiles and baselines in alternation; exit 1 if one fails, or if its images fail the parity check."""
+    from ..benchmarks.plan import Plan
+    from .bench import measure, parse_batches, parse_sizes
+    from .choose import choose
+
+    plan = Plan(
+        profiles=tuple(choose(profile, threads)),
+        threads=threads,
+        baselines=tuple(filter(None, against.split(","))),
+        sizes=parse_sizes(size),
+        batches=parse_batches(batch),
+        steps=steps,
+        repeat=repeat,
+        guidance=guidance,
+        limit=limit,
+        apart=apart,
+        ceiling=ceiling,
+        keep=keep,
+        peers=peers,
+        suite=suite,
+        clip=clip,
+        lpips=lpips,
+        fid=fid,
+        captions=captions,
+    )
+    measure(bundles, plan, output, quiet=quiet, as_json=as_json)
+
+
+def score(
+    bundle: Folder,
+    profile: ProfileName = None,
+    threads: Threads = None,
+    captions: Annotated[
+        int, typer.Option(min=1, help="Number of captions, none of which was in the training set.")
+    ] = 500,
+    guidance: Annotated[str, typer.Option(help="Guidance scales, separated by commas, such as 2,4.")] = "4",
+    nights: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of captions without a sky to generate with and without a negative prompt for night."
+        ),
+    ] = 0,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Image file to write: a contact sheet of 32 captions at the last guidance scale."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write the scores to.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how well images of a `scenes` bundle match their captions."""
+    from .choose import choose_one
+    from .score import parse_guidances
+    from .score import score as run_score
+
+    guidances = parse_guidances(guidance)
+    run_score(
+        bundle, choose_one(profile, threads), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json
+    )
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS", help="Result files of `latentc bench`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("report"),
+    as_json: Json = False,
+) -> None:
+    """Write measurements as an HTML page, and as Markdown for a README."""
+    from .report import report as write
+
+    write(results, output, as_json)
+
+
+def compare(
+    context: typer.Context,
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS", help="Two result files of `latentc bench`, old and new; with --machines any number."
+        ),
+    ],
+    effect: Annotated[
+        float, typer.Option(min=0, help="Smallest relative change in time that counts: 0.05 is 5 %.")
+    ] = 0.05,
+    machines: Annotated[
+        bool, typer.Option("--machines", help="Show results of several machines side by side, one column each.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what got slower, larger or less accurate beyond the noise; exit 1 if anything did."""
+    from .report import compare as compare_two
+    from .report import machines as compare_machines
+
+    if machines:
+        compare_machines(results, as_json)
+        return
+    if len(results) != 2:
+        context.fail(f"`compare` takes two files, the old results and the new results; got {len(results)}.")
+    compare_two(results[0], results[1], effect, as_json)
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to work in. Existing bundles and engines in it are reused.")
+    ] = Path("demo"),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Export the `scenes` checkpoint that ships with latentc, build it for the profiles torch-f32 (the reference),
+    cpu-openvino-f32, cpu-openvino and cpu-onnxruntime, and generate one 128x128 image with each, from the same prompt
+    and seed. Print a table of times, memory and parity. Profiles whose runtime is not installed are skipped; nothing is
+    downloaded. FOLDER gets scenes.bundle, an image per profile, sheet.png (all images, and their differences from the
+    reference) and results.jsonl (for `latentc report`).
+    """
+    from ..benchmarks.demo import run_demo
+    from .bench import show_demo
+    from .progress import shown
+
+    with shown(quiet or as_json) as tell:
+        outcome = run_demo(folder, tell)
+    show_demo(outcome, as_json)

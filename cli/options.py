@@ -1,0 +1,59 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `latentc export`.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to standard output, without progress.")]
+Profiles = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        "-p",
+        help="Profile names or .toml files, separated by commas (`latentc profiles` lists the names). "
+        "Default: the profile that `latentc doctor` recommends.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads. Default: as the profile says, otherwise what CPU affinity and the container allow.",
+    ),
+]
+Sequential = Annotated[
+    bool,
+    typer.Option(
+        "--sequential",
+        help="Load each part only while it runs, so that the largest one must fit in memory instead of all. Slower.",
+    ),
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        "-p",
+        help="Profile name or .toml file. Default: the profile that `latentc doctor` recommends.",
+    ),
+]
+NewBundle = Annotated[Path, typer.Option("--output", "-o", help="Folder to write the bundle to; it must not exist.")]
+Prediction = Annotated[
+    str | None, typer.Option(help="Prediction type: epsilon, v_prediction or sample. Default: as the configs say.")
+]
+Spacing = Annotated[
+    str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing.")
+]
+ZeroSnr = Annotated[
+    bool | None,
+    typer.Option("--zero-snr/--no-zero-snr", help="Whether the model was trained with zero terminal SNR."),
+]
+NativeSize = Annotated[int | None, typer.Option(help="Side, in pixels, of the square images the model was trained on.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Default scheduler of the bundle, such as euler, instead of the model's own.")
+]
