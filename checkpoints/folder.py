@@ -25,12 +25,9 @@ from .scheduler import read_scheduler, read_size
 from .source import CheckpointSource, check_class, check_entry, read_json
 from .statements import PIXELS
 from .stored import PICKLES
-from .tokenizer import row_length, tokenizer_class
+from .tokenizer import common_length
 from .training import Choices
 from .views import Stored
-
-USUAL_LENGTH = 77
-"""Token ids per row where nothing reads a prompt, so that the number has no effect."""
 
 # Components of diffusers' pipelines that a bundle doesn't need, and why.
 _WITHOUT = {
@@ -107,7 +104,7 @@ def open_folder(
     check_statistics(places[family.vae], family, configs[family.vae])
     check_fit(folder, family, configs)
     check_video(folder, family, configs)
-    length, lengths = _length(folder, family, configs, model_index)
+    length, lengths = common_length(folder, family, configs, model_index, lambda name: folder / name)
     card, unread = read_card(folder)
     latents, resized = read_size(model_index, configs[family.denoiser]) if choices.size is None else (None, [])
     return Checkpoint(
@@ -197,26 +194,6 @@ def _weights(
         f"variant {found} are used."
         for found in sorted(set(filter(None, differing.values())))
     ]
-
-
-def _length(folder: Path, family: Family, configs: dict[str, Config], model_index: Config) -> tuple[int, list[str]]:
-    """The number of token ids per row, the same for every CLIP, and notices. Checks tokenizer classes too."""
-    lengths: dict[str, int] = {}
-    notices: list[str] = []
-    for facts in family.tokenizers:
-        tokenizer_class(model_index, facts)
-        if facts.kind == "t5":
-            continue
-        positions = configs[facts.encoder].get("max_position_embeddings") or facts.length
-        lengths[facts.name], notice = row_length(folder / facts.name, positions)
-        notices += [notice] if notice else []
-    if len(set(lengths.values())) > 1:
-        differing = " and ".join(f"{length} tokens for {name}" for name, length in lengths.items())
-        raise CheckpointError(
-            f"{folder} pads prompts to {differing} (model_max_length or max_position_embeddings), but these lengths "
-            "must be equal. Compare the configs with those that the checkpoint was published with."
-        )
-    return next(iter(lengths.values()), USUAL_LENGTH), notices
 
 
 def spare_components(family: Family, model_index: Config, parts: Collection[str] = ()) -> list[str]:

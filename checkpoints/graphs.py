@@ -32,7 +32,7 @@ from .refusals import notice_of_pipeline, refuse_pipeline, refuse_unet, supporte
 from .scheduler import read_scheduler, read_size
 from .source import CheckpointSource, check_class, path_of, read_json
 from .statements import PIXELS
-from .tokenizer import FILES, row_length, tokenizer_class
+from .tokenizer import FILES, common_length
 from .training import Choices
 
 ADVICE = "Export the model to ONNX again, or download the files again."
@@ -291,7 +291,10 @@ def _no_denoiser(folder: Path, found: Mapping[str, ForeignGraph]) -> str:
             f"{folder} has a model_index.json but no ONNX graphs, so it looks like a checkpoint: run `latentc export` "
             "on it."
         )
-    return f"{folder} has no ONNX graphs of a diffusion model: unet/{GRAPH}, vae_decoder/{GRAPH} ... were expected."
+    return (
+        f"{folder} has no ONNX graphs of a diffusion model: unet/{GRAPH}, vae_decoder/{GRAPH} ... were expected. Pass "
+        "the folder that the export wrote, or name the parts: --part unet=FOLDER."
+    )
 
 
 def _family(
@@ -437,18 +440,7 @@ def _checkpoint(
     check_pixels(reading.folder / family.denoiser, configs[family.denoiser], configs[family.vae])
     check_statistics(reading.folder / family.vae, family, configs[family.vae])
     check_fit(reading.folder, family, configs)
-    lengths: dict[str, int] = {}
-    notices: list[str] = []
-    for one in family.tokenizers:
-        tokenizer_class(index, one)
-        if one.kind == "t5":
-            continue
-        positions = configs[one.encoder].get("max_position_embeddings") or one.length
-        lengths[one.name], notice = row_length(_tokenizer(reading, one.name), positions)
-        notices += [notice] if notice else []
-    if len(set(lengths.values())) > 1:
-        listed = " and ".join(f"{length} tokens for {name}" for name, length in lengths.items())
-        raise CheckpointError(f"{reading.folder} pads prompts to {listed}, but these lengths must be equal.")
+    length, notices = common_length(reading.folder, family, configs, index, lambda one: _tokenizer(reading, one))
     card, unread = read_card(reading.folder)
     latents, resized = read_size(index, configs[family.denoiser]) if choices.size is None else (None, [])
     scale = 2 ** (len(configs[family.vae]["block_out_channels"]) - 1)
@@ -462,7 +454,7 @@ def _checkpoint(
         layout="diffusers",
         weights={},
         folder=reading.folder,
-        length=lengths.popitem()[1],
+        length=length,
         card=card,
         size=choices.size or (latents and latents * scale),
         notices=(*notice_of_pipeline(family, index), *about, *resized, *notices, *unread),

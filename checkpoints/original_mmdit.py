@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.errors import CheckpointError
+from ..core.reading import is_folder
 from .families import FAMILIES, MMDIT, Config, Family, family_of
 from .files import names_in
 from .names import UNET_PREFIX
@@ -103,6 +104,8 @@ def beside(path: Path, lacking: Mapping[str, bool]) -> dict[str, str]:
 
 def in_folder(folder: Path) -> dict[str, str]:
     """The text encoders' files in a folder, by component; raises CheckpointError where there is none."""
+    if not is_folder(folder):
+        raise CheckpointError(f"{folder} was not found, or is not a folder. Check the path of --text-encoders.")
     there = names_in(folder)
     found = {
         component: str(folder / name)

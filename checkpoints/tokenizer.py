@@ -24,7 +24,10 @@ from ..core.install import install
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
 from ..core.vocabulary import check_merges, check_settings, check_tokenizer, check_vocabulary, mapped
-from .families import TokenizerFacts
+from .families import Family, TokenizerFacts
+
+USUAL_LENGTH = 77
+"""Token ids per row where nothing reads a prompt, so that the number has no effect."""
 
 CONFIG = "tokenizer_config.json"
 FILES = ("vocab.json", "merges.txt", CONFIG, "special_tokens_map.json", "tokenizer.json")
@@ -182,6 +185,35 @@ def row_length(place: Path, positions: int) -> tuple[int, str | None]:
         return int(limit), None
     what = f"model_max_length = {shown(limit)}" if limit is not None else "no model_max_length"
     return positions, f"{place.name} has {what}: prompts are padded to the text encoder's {positions} positions."
+
+
+def common_length(
+    where: object,
+    family: Family,
+    configs: Mapping[str, Mapping[str, Any]],
+    model_index: Mapping[str, Any],
+    place: Callable[[str], Path],
+) -> tuple[int, list[str]]:
+    """The number of token ids per row, the same for every CLIP, and notices. Checks tokenizer classes too.
+
+    `place` gives the folder of a tokenizer by name. Raises CheckpointError for lengths that differ, naming `where`.
+    """
+    lengths: dict[str, int] = {}
+    notices: list[str] = []
+    for facts in family.tokenizers:
+        tokenizer_class(model_index, facts)
+        if facts.kind == "t5":
+            continue
+        positions = configs[facts.encoder].get("max_position_embeddings") or facts.length
+        lengths[facts.name], notice = row_length(place(facts.name), positions)
+        notices += [notice] if notice else []
+    if len(set(lengths.values())) > 1:
+        differing = " and ".join(f"{length} tokens for {name}" for name, length in lengths.items())
+        raise CheckpointError(
+            f"{where} pads prompts to {differing} (model_max_length or max_position_embeddings), but these lengths "
+            "must be equal. Compare the configs with those that the checkpoint was published with."
+        )
+    return next(iter(lengths.values()), USUAL_LENGTH), notices
 
 
 def complete(

@@ -241,7 +241,7 @@ def plain_builds(done: Sequence[Build]) -> list[dict[str, Any]]:
 def _further(build: Build) -> str:
     """Parity of what else was compared with diffusers."""
     assert build.steps is not None
-    figures = ("effect of the prompt", build.steps.difference_db), ("final image", build.steps.picture_db)
+    figures = (f"effect of the {build.condition}", build.steps.difference_db), ("final image", build.steps.picture_db)
     return "".join(f"; {name}: {figure:.1f} dB" for name, figure in figures if figure is not None)
 
 

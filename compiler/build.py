@@ -88,6 +88,8 @@ class Build:
     """Messages on what was not proved."""
     standing: Standing = PROVED
     """What stands behind the references that the engines agree with."""
+    condition: str = "prompt"
+    """What the model generates from: `prompt` or `image`."""
 
     @property
     def step_psnr_db(self) -> float | None:
@@ -146,7 +148,14 @@ def build(
         engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
     steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
     return Build(
-        profile.name, tuple(engines), host, steps, time.perf_counter() - start, unproved(bundle), bundle.standing
+        profile=profile.name,
+        engines=tuple(engines),
+        host_psnr_db=host,
+        steps=steps,
+        seconds=time.perf_counter() - start,
+        notes=unproved(bundle),
+        standing=bundle.standing,
+        condition=bundle.manifest.model.condition,
     )
 
 

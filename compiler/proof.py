@@ -299,7 +299,7 @@ def _check_text(bundle: Bundle, part: str, profile: Profile, figure: float, floo
     """Raise `ParityError` where the prompt, or the image, changes a denoiser's output otherwise than PyTorch's."""
     least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     if not figure >= least:
-        what = "image" if bundle.manifest.model.reads_image else "prompt"
+        what = bundle.manifest.model.condition
         raise ParityError(
             f"The change that the {what} makes to the {part}'s output has an SNR of {figure:.1f} dB through profile "
             f"{profile.name} (0 dB: the {what} has no effect), but {least:.0f} dB is required. The engine will not be "

@@ -199,6 +199,11 @@ class Model(Record):
         return tuple(dict.fromkeys(wire.output for wire in self.wires if wire.owner == part))
 
     @property
+    def condition(self) -> str:
+        """What it generates from: `prompt` or `image`."""
+        return "image" if self.reads_image else "prompt"
+
+    @property
     def reads_image(self) -> bool:
         """Whether a request needs an image."""
         return self.tasks[0] == "image_to_video"

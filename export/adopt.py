@@ -38,7 +38,7 @@ from ..core.standing import SELF_CONSISTENT
 from ..core.tensors import psnr_db
 from ..core.version import __version__
 from .edges import Fit, adapt, fit, is_narrow
-from .export import check_size, checked_facts, info_of, write_configs, write_json
+from .export import check_size, checked_facts, info_of, versions_of, write_configs, write_json
 from .scheduler import settle
 from .sessions import CpuSession
 from .weights import DATA, INLINE_BYTES, parameters, write
@@ -146,7 +146,7 @@ def adopt_apart(
             model=model,
             parts=parts,
             files=dict(files),
-            versions=_versions(),
+            versions=versions_of(LIBRARIES),
             trained_for=checkpoint.trained_for,
         )
 
@@ -326,15 +326,3 @@ def _original_db(found: Fit, cases: Sequence[Any], narrow: str | None) -> tuple[
             f"{ORIGINAL_DB[narrow]:.0f} dB is required. It cannot be adopted; please report it."
         )
     return worst, None
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

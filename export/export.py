@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -274,7 +274,7 @@ def _write_manifest(
         model=model_facts(checkpoint),
         parts=parts,
         files=files,
-        versions={name: found for name in LIBRARIES if (found := _version(name))},
+        versions=versions_of(LIBRARIES),
         trained_for=checkpoint.trained_for,
     )
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
@@ -290,8 +290,10 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those of these libraries that are installed."""
+    found: dict[str, str] = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from latentc.checkpoints import open_checkpoint
+from latentc.checkpoints.original_mmdit import in_folder
 from latentc.core.errors import CheckpointError
 from latentc.export.weights import kept_as
 
@@ -120,6 +122,23 @@ def test_a_folder_without_t5_is_opened_as_diffusers_does(checkpoint, tmp_path):
     assert opened.family.encoders == ("text_encoder", "text_encoder_2")
     assert any("zeros replace" in one for one in opened.notices)
     assert opened.left_out == ()
+
+
+def test_a_folder_of_text_encoders_is_read_or_refused(single, tmp_path):
+    place = single("sd3") / "apart"
+    found = in_folder(place / "text_encoders")
+    assert {name: Path(file).name for name, file in found.items()} == {
+        "text_encoder": "clip_l.safetensors",
+        "text_encoder_2": "clip_g.safetensors",
+        "text_encoder_3": "t5xxl_fp16.safetensors",
+    }
+    moved = shutil.move(place / "text_encoders", tmp_path / "elsewhere")
+    opened = open_checkpoint(str(place / "model.safetensors"), components=in_folder(Path(moved)))
+    assert opened.others.keys() == found.keys()
+    with pytest.raises(CheckpointError, match="was not found, or is not a folder. Check the path of --text-encoders"):
+        in_folder(place / "text_encoders")
+    with pytest.raises(CheckpointError, match="has no text encoders of Stable Diffusion 3. Files such as clip_l"):
+        in_folder(place)
 
 
 @pytest.mark.parametrize("stem", ["clip_l", "clip_g"])

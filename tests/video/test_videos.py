@@ -61,7 +61,7 @@ def drawn(bundle):
 
     def make(family, name):
         if (family, name) not in opened:
-            build(bundle(family), load_profile(name))
+            assert build(bundle(family), load_profile(name)).condition == "image"
             opened[family, name] = Pipeline.open(bundle(family), name)
         return opened[family, name]
 
