@@ -61,7 +61,8 @@ def drawn(bundle):
 
     def make(family, name):
         if (family, name) not in opened:
-            assert build(bundle(family), load_profile(name)).condition == "image"
+            condition = build(bundle(family), load_profile(name)).condition
+            assert condition == ("image" if family.startswith("svd") else "prompt")
             opened[family, name] = Pipeline.open(bundle(family), name)
         return opened[family, name]
 
