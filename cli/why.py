@@ -74,7 +74,7 @@ def _answer(opened: Bundle, profile: Profile) -> Answer:
             row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             complete = False
         else:
-            row["compared"] = proved_here(opened, adapter, outcome) is not None
+            row["compared"] = proved_here(opened, adapter, outcome, profile.device) is not None
             complete &= bool(row["compared"] or absent)
         rows.append(row)
     return Answer(profile, tuple(rows), complete, _refusal(opened, profile) if complete else None, absent)

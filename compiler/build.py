@@ -265,7 +265,7 @@ def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from:
         artifact = seal(fresh, want.fields, made.parity, made.seconds, profile.name, refitted_from)
         share(bundle, fresh, artifact.files)
     if site.here and made.parity.graph_run_by is None:
-        remember(engine_key(bundle, site.adapter, artifact), made.parity)
+        remember(engine_key(bundle, site.adapter, artifact, profile.device), made.parity)
     return artifact
 
 
@@ -273,7 +273,7 @@ def _prove(site: Site, artifact: Artifact) -> Parity:
     """Compare an engine that this machine didn't build."""
     measured = measured_apart(site.bundle, site.profile, [artifact], steps=False, on_progress=site.on_progress)
     parity = measured.parities[artifact.key]
-    remember(engine_key(site.bundle, site.adapter, artifact), parity)
+    remember(engine_key(site.bundle, site.adapter, artifact, site.profile.device), parity)
     return parity
 
 
@@ -292,7 +292,7 @@ def _clear(bundle: Bundle, name: str) -> None:
 def _prove_steps(site: Site, built: Mapping[str, Artifact]) -> Steps:
     """Compare whole steps of the engines with diffusers', once per set of engines."""
     bundle, profile, adapter, wants = site.bundle, site.profile, site.adapter, site.engines
-    key = steps_key(bundle, adapter, [built[want.key] for want in wants], guided=profile.shapes.guided)
+    key = steps_key(bundle, profile, adapter, [built[want.key] for want in wants])
     steps = recall(key, Steps)
     if steps is None:
         opened = partial(Engines, bundle, profile, (adapter, wants), built)

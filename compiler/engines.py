@@ -24,7 +24,7 @@ from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
-from .cache import Artifact, built_profiles, damage, find, is_whole, load_engine
+from .cache import Artifact, Parity, built_profiles, damage, find, is_whole, load_engine
 from .faults import broken
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
@@ -98,11 +98,10 @@ class Engines:
         Raises `BundleError` where an engine isn't built, and `ParityError` where one, or the whole step, is below.
         """
         prove_host(self.bundle)
-        guided = self.profile.shapes.guided
         pairs = self._pairs()
         artifacts = [artifact for _, artifact in pairs]
-        known = {one.key: found for one in artifacts if (found := proved_here(self.bundle, self._adapter, one))}
-        steps = recall(steps_key(self.bundle, self._adapter, artifacts, guided=guided), Steps)
+        known = {one.key: found for one in artifacts if (found := self._parity(one))}
+        steps = recall(self._steps_key(artifacts), Steps)
         if steps is None or len(known) < len(artifacts):
             start = time.perf_counter()
             unknown = [one for one in artifacts if one.key not in known]
@@ -114,15 +113,14 @@ class Engines:
             if artifact.key in known:  # measuring stops at the first that is below its floor
                 check_floor(self.bundle, self.profile, want, known[artifact.key], artifact.parity)
         assert steps is not None
-        self._proved = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
+        self._proved = {one.key: self._engine_key(one) for one in artifacts}
         check_steps(self.bundle, self.profile, self._wanted, steps)
 
     def unproved(self) -> str | None:
         """A sentence on what `check` would have to prove first; None where this machine proved everything."""
         artifacts = [artifact for _, artifact in self._pairs()]
-        lacking = [one.part for one in artifacts if not proved_here(self.bundle, self._adapter, one)]
-        key = steps_key(self.bundle, self._adapter, artifacts, guided=self.profile.shapes.guided)
-        if not lacking and recall(key, Steps):
+        lacking = [one.part for one in artifacts if not self._parity(one)]
+        if not lacking and recall(self._steps_key(artifacts), Steps):
             return None
         return (
             f"The engines for profile {self.profile.name} are not {self.bundle.standing.verb} on this machine yet "
@@ -130,15 +128,23 @@ class Engines:
             "compares them with the references, once."
         )
 
+    def _engine_key(self, artifact: Artifact) -> str:
+        return engine_key(self.bundle, self._adapter, artifact, self.profile.device)
+
+    def _parity(self, artifact: Artifact) -> Parity | None:
+        return proved_here(self.bundle, self._adapter, artifact, self.profile.device)
+
+    def _steps_key(self, artifacts: list[Artifact]) -> str:
+        return steps_key(self.bundle, self.profile, self._adapter, artifacts)
+
     def _pairs(self) -> list[tuple[Wanted, Artifact]]:
         return [(want, self._artifact(want)) for want in self._wanted]
 
     def _remember(self, artifacts: list[Artifact], measured: Measured, seconds: float) -> None:
-        keys = {one.key: engine_key(self.bundle, self._adapter, one) for one in artifacts}
+        keys = {one.key: self._engine_key(one) for one in artifacts}
         kept = [remember(keys[key], parity) for key, parity in measured.parities.items()]
         if measured.steps:
-            key = steps_key(self.bundle, self._adapter, artifacts, guided=self.profile.shapes.guided)
-            kept.append(remember(key, measured.steps))
+            kept.append(remember(self._steps_key(artifacts), measured.steps))
         if not all(kept):
             notice = (
                 f"The engines were {self.bundle.standing.verb} before generation, which took {seconds:.1f} s. This is "
@@ -173,7 +179,7 @@ class Engines:
             if want.key not in self._loaded:
                 artifact = self._artifact(want)
                 proved = self._proved.get(want.key)
-                if proved is not None and proved != engine_key(self.bundle, self._adapter, artifact):
+                if proved is not None and proved != self._engine_key(artifact):
                     place = self.bundle.engines / artifact.name
                     raise BundleError(
                         f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again."

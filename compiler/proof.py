@@ -123,23 +123,27 @@ class _Host(Record):
     psnr_db: float
 
 
-def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> str:
-    """The key of an engine's stored figures: its bytes, its references, and the device of this machine."""
+def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str) -> str:
+    """The key of an engine's stored figures: its bytes, its references, and what runs it on a device of this machine.
+
+    The device is the profile's, with its number.
+    """
     facts = {
         "engine": artifact.key,
         "referee": made_reference(bundle, artifact.part, artifact.fields.fixed),
         "files": {name: info.sha256 for name, info in artifact.files.items()},
         "references": bundle.manifest.files[stored_at(artifact.part)].sha256,
-        "here": device_here(adapter, artifact.fields.device_name),
+        "here": device_here(adapter, device),
+        "drivers": adapter.drivers(device),
         "latents": bundle.manifest.model.latents_input,
         "read": bundle.manifest.model.read_of(artifact.part),
     }
     return record_key("engine", facts)
 
 
-def proved_here(bundle: Bundle, adapter: Runtime, artifact: Artifact) -> Parity | None:
-    """An engine's parity on this machine; None where it was never compared here."""
-    return recall(engine_key(bundle, adapter, artifact), Parity)
+def proved_here(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str) -> Parity | None:
+    """An engine's parity on a device of this machine; None where it was never compared there with these drivers."""
+    return recall(engine_key(bundle, adapter, artifact, device), Parity)
 
 
 def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine) -> Parity:
@@ -150,10 +154,11 @@ def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine)
     return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
 
 
-def steps_key(bundle: Bundle, adapter: Runtime, artifacts: Iterable[Artifact], *, guided: bool) -> str:
-    """The key of the stored figures of a set of engines."""
-    each = sorted(engine_key(bundle, adapter, artifact) for artifact in artifacts)
-    return record_key("steps", {"engines": each, "guided": guided, "bundle": bundle.digest, **_code(bundle)})
+def steps_key(bundle: Bundle, profile: Profile, adapter: Runtime, artifacts: Iterable[Artifact]) -> str:
+    """The key of the stored figures of a profile's engines."""
+    each = sorted(engine_key(bundle, adapter, artifact, profile.device) for artifact in artifacts)
+    facts = {"engines": each, "guided": profile.shapes.guided, "bundle": bundle.digest, **_code(bundle)}
+    return record_key("steps", facts)
 
 
 def _code(bundle: Bundle) -> dict[str, object]:

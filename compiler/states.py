@@ -73,7 +73,7 @@ class Site:
         """What is known of an engine that exists."""
         if not self.here:
             return Found(want, "absent device", artifact, artifact.parity)
-        parity = proved_here(self.bundle, self.adapter, artifact)
+        parity = proved_here(self.bundle, self.adapter, artifact, self.profile.device)
         return Found(want, "unproved" if parity is None else "proved", artifact, parity)
 
     def source(self, want: Wanted) -> Found:

@@ -19,6 +19,7 @@ from ..core.manifest import TensorInfo
 from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision, Recipe
 from ..core.record import suggest
+from .machine import drivers
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the engine will hold on the device as reported by the compiler, keyed by purpose."""
@@ -270,6 +271,13 @@ class Runtime(Protocol):
         """Properties of the device that affect the artifact (instruction set, architecture); part of its key."""
         del device
         return {}
+
+    def drivers(self, device: str) -> dict[str, str]:
+        """Versions of what compiles or runs an engine on the device when it is loaded, such as the GPU's driver.
+
+        They are not part of the artifact's key: when they change, engines stay, and are proved again.
+        """
+        return {} if device == "CPU" else drivers()
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """Precisions in which the device computes natively through this runtime."""

@@ -110,6 +110,12 @@ def shut(pattern: str, root: Path = ROOT) -> str | None:
     return f"this user cannot open {found[0]}. {ENTER}"
 
 
+@cache
+def drivers() -> dict[str, str]:
+    """Names of this machine's GPUs, and the versions of their kernel drivers; read once per process."""
+    return {gpu.name: gpu.driver for gpu in machine().gpus if gpu.driver}
+
+
 def processor() -> str:
     """Description of this CPU for keys: its instruction sets, or its name where they are not reported."""
     return " ".join(instructions()) or _cpu_name(_cpu_info(ROOT))

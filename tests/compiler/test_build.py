@@ -101,6 +101,22 @@ def of_two_devices(monkeypatch):
     return here, of(NULL, device="right+left")
 
 
+def test_after_an_update_of_the_driver_engines_stay_and_are_proved_again(own_bundle, monkeypatch):
+    """What compiles at load isn't in an engine's key: PTX and SPIR-V, and MIGraphX's and TensorRT's own compilers."""
+    installed = {"GPU": "driver 1"}
+    monkeypatch.setattr(Null, "drivers", lambda self, device: installed if device == "left" else {})
+    opened, profile = own_bundle(), of(NULL, device="left")
+    first = build(opened, profile)
+    assert Engines(opened, profile).unproved() is None
+    installed["GPU"] = "driver 2"
+    assert "are not proved on this machine yet (text_encoder" in (Engines(opened, profile).unproved() or "")
+    again = build(opened, profile)
+    assert [one.how for one in again.engines] == ["there"] * len(first.engines)
+    assert Engines(opened, profile).unproved() is None
+    installed["GPU"] = "driver 1"
+    assert Engines(opened, profile).unproved() is None, "figures of both are remembered"
+
+
 @pytest.mark.slow
 def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypatch):
     here, profile = of_two_devices(monkeypatch)
@@ -110,10 +126,10 @@ def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypa
     load(opened, profile).close()
     here[:] = ["right"]
     adapter, found = runtime("null"), [one.artifact for one in first.engines]
-    assert [proved_here(opened, adapter, one) for one in found] == [None] * 4
+    assert [proved_here(opened, adapter, one, profile.device) for one in found] == [None] * 4
     again = build(opened, profile)
     assert all(one.hit for one in again.engines)
-    assert all(proved_here(opened, adapter, one) for one in found)
+    assert all(proved_here(opened, adapter, one, profile.device) for one in found)
     load(opened, profile).close()
     here[:] = ["left"]
     monkeypatch.setattr("latentc.compiler.engines.measured_apart", None)  # it is remembered
