@@ -60,7 +60,7 @@ def measure_ceiling(
         raise RuntimeMissing(f"Profile {profile.name} cannot be measured on this machine: {reason}")
     if not adapter.facts.reads_onnx:
         return None
-    adapter.check(profile.options)
+    adapter.check(profile.options, profile.device)
     best: float | None = None
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:

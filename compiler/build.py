@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,7 +153,7 @@ def build(
         host_psnr_db=host,
         steps=steps,
         seconds=time.perf_counter() - start,
-        notes=unproved(bundle),
+        notes=(*unproved(bundle), *_remarks(site, engines)),
         standing=bundle.standing,
         condition=bundle.manifest.model.condition,
     )
@@ -275,6 +275,12 @@ def _prove(site: Site, artifact: Artifact) -> Parity:
     parity = measured.parities[artifact.key]
     remember(engine_key(site.bundle, site.adapter, artifact, site.profile.device), parity)
     return parity
+
+
+def _remarks(site: Site, engines: Iterable[Built]) -> Iterable[str]:
+    """What the runtime remarks on engines: one sentence for all that it says the same of."""
+    each = (site.adapter.remark(site.bundle.engines / one.artifact.name, site.profile.device) for one in engines)
+    return dict.fromkeys(filter(None, each))
 
 
 def _clear(bundle: Bundle, name: str) -> None:

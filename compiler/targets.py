@@ -107,7 +107,7 @@ def targets(
 
     Works without the runtime and its device. Raises `ProfileError` as `wanted` does.
     """
-    adapter.check(profile.options)
+    adapter.check(profile.options, profile.device)
     _check_parts(bundle, profile)
     device, number = numbered(profile.device) if adapter.facts.numbered else (profile.device, None)
     free = adapter.takes_free_sizes(profile.device, profile.options)

@@ -298,13 +298,23 @@ class Runtime(Protocol):
         """`Facts.threads` on the CPU; None on other devices."""
         return self.facts.threads if device == "CPU" else None
 
+    def remark(self, artifact: Path, device: str) -> str | None:
+        """What a user should know about a built engine, and what to do about it, in one or two sentences; None where
+        there is nothing.
+        """
+        del artifact, device
+        return None
+
     def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:
         """Those of these operators, which ONNX does not define, that it doesn't support on a device; sorted."""
         del device
         return tuple(sorted(set(operators) - self.facts.others)) if self.facts.reads_onnx else ()
 
-    def check(self, options: Mapping[str, Option]) -> None:
-        """Raise `ProfileError` for an unknown option, with the nearest name, and for an invalid value."""
+    def check(self, options: Mapping[str, Option], device: str | None = None) -> None:
+        """Raise `ProfileError` for an option that is unknown, with the nearest name, for an invalid value, and for one
+        that the device doesn't have. None stands for any device.
+        """
+        del device
         known = self.facts.options
         for name, value in options.items():
             if name not in known:

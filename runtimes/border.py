@@ -30,17 +30,19 @@ def rebuild(artifact: Path) -> str:
 
 
 @contextmanager
-def border(error: type[LatentcError], what: str, advice: str) -> Generator[None]:
+def border(error: type[LatentcError], what: str, advice: str, known: Mapping[str, str] = EMPTY) -> Generator[None]:
     """Raise `error` in place of any exception of another library in the block; latentc's own errors pass through.
 
     The message is `what`, the relevant lines of the library's message, and `advice`; where memory ran out, the advice
-    on that instead.
+    on that instead, and where the library's message has words of `known`, the advice that they are keys of.
     """
     try:
         yield
     except LatentcError:
         raise
     except Exception as exc:
+        if words := next((words for words in known if words in str(exc)), None):
+            raise error(f"{what}: {first_line(exc).rstrip('.')}. {known[words]}") from exc
         raise error(sentence(what, first_line(exc), advice, no_memory=is_out_of_memory(exc))) from exc
 
 

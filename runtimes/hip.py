@@ -1,13 +1,14 @@
 """AMD's HIP library through its C interface: where it is, the order of its GPUs, and whether this user may open them.
 
-HIP counts the GPUs that it may use (`VISIBLE`), and an integrated GPU often comes first. Its GPUs are
-matched by PCI address with those of the kernel's driver, which states their architectures.
+HIP counts the GPUs that it may use (`VISIBLE`, `CUDA_VISIBLE`, `ROCR_VISIBLE`), and an integrated GPU often comes
+first. Its GPUs are matched by PCI address with those of the kernel's driver, which states their architectures.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sysconfig
 from contextlib import suppress
 from ctypes.util import find_library
@@ -18,22 +19,47 @@ from typing import Any
 
 from ..core.errors import RuntimeMissing
 from ..core.limits import ROOT
-from .machine import ENTER, amd_gpus
+from .machine import ENTER, AmdGpu, amd_gpus
+from .machine import drivers as machine_drivers
 
 NAME = "libamdhip64.so"
-VISIBLE = "HIP_VISIBLE_DEVICES"
+VISIBLE, CUDA_VISIBLE = "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"
+"""Variables with the GPUs that HIP shows to a program, separated by commas; it follows the first that is set."""
+
+ROCR_VISIBLE = "ROCR_VISIBLE_DEVICES"
+"""The variable for the layer below: HIP counts the GPUs that it leaves."""
+
+ORDINAL = "GPU_DEVICE_ORDINAL"
+"""AMD documents that HIP follows it, but in its source only OpenCL does (rocclr/device/rocm/rocdevice.cpp)."""
+
+ENVIRONMENT = "MIGRAPHX_"
+"""Prefix of variables that change the code that MIGraphX makes."""
+
+LOADED = ("libmigraphx.so", NAME)
+"""Libraries whose loaded versions are stated."""
+
 ADDRESS_BYTES = 64
 WHEELS = {"rocm": "rocm-sdk-core", "migraphx": "migraphx"}
 """AMD's Python distributions of ROCm and MIGraphX."""
 
+ROCM = Path("/opt/rocm")
 INSTALL = "Install ROCm (rocm.docs.amd.com)."
 SHARE = "In a container, start it with --device /dev/kfd --device /dev/dri --group-add with that group's number."
 
 
 def roots() -> list[Path]:
-    """Folders where ROCm may be: the one that `ROCM_PATH` names, the usual one, and that of AMD's Python wheels."""
+    """Folders where ROCm may be: the one that `ROCM_PATH` names, the usual ones, and that of AMD's Python wheels.
+
+    From ROCm 7.14 on, packages install into folders such as /opt/rocm/core-7.14 and, for what isn't part of the core,
+    /opt/rocm/extras-7.
+    """
     named = [Path(path)] if (path := os.environ.get("ROCM_PATH")) else []
-    return [*named, Path("/opt/rocm"), Path(sysconfig.get_path("purelib")) / "_rocm_sdk_core"]
+    parts = [part for pattern in ("core*", "extras-*") for part in sorted(ROCM.glob(pattern), key=_newest)]
+    return [*named, ROCM, *parts, Path(sysconfig.get_path("purelib")) / "_rocm_sdk_core"]
+
+
+def _newest(folder: Path) -> list[int]:
+    return [-int(number) for number in re.findall(r"\d+", folder.name)]
 
 
 def library() -> str | None:
@@ -81,16 +107,29 @@ def number_of(architecture: str | None = None) -> int:
 
     Raises `RuntimeMissing` where HIP has no such GPU, or can't be used.
     """
-    places = [address.lower().partition(".")[0] for address in addresses()]
-    usable = [gpu for gpu in amd_gpus() if gpu.address in places and architecture in (None, gpu.architecture)]
+    usable = {number: gpu for number, gpu in _gpus().items() if architecture in (None, gpu.architecture)}
     if not usable:
         raise RuntimeMissing(
-            f"HIP offers no {architecture or 'AMD'} GPU; it has {len(places)}. Check {VISIBLE} and "
-            "ROCR_VISIBLE_DEVICES, and the GPU with: rocminfo."
+            f"HIP offers no {architecture or 'AMD'} GPU; it has {len(addresses())}. Check {VISIBLE}, {CUDA_VISIBLE} "
+            f"and {ROCR_VISIBLE}, and the GPU with: rocminfo."
         )
     if architecture:
-        return min(places.index(gpu.address) for gpu in usable)
-    return places.index(max(usable, key=lambda gpu: gpu.memory_bytes or 0).address)
+        return min(usable)
+    return max(usable, key=lambda number: (usable[number].memory_bytes or 0, -number))
+
+
+def gpu_at(number: int) -> AmdGpu:
+    """The GPU with HIP's number. Raises `RuntimeMissing` where there is none."""
+    if number not in (found := _gpus()):
+        raise RuntimeMissing(f"HIP has no GPU with number {number}; it has {len(addresses())}, numbered from 0 on.")
+    return found[number]
+
+
+def _gpus() -> dict[int, AmdGpu]:
+    """The kernel's GPUs, by HIP's numbers."""
+    known = {gpu.address: gpu for gpu in amd_gpus()}
+    places = [address.lower().partition(".")[0] for address in addresses()]
+    return {number: known[place] for number, place in enumerate(places) if place in known}
 
 
 def use(number: int) -> None:
@@ -99,9 +138,25 @@ def use(number: int) -> None:
 
 
 def alone(number: int) -> dict[str, str]:
-    """The environment of a program that should use one GPU only, which is this one for this process."""
-    visible = os.environ.get(VISIBLE)
-    return {VISIBLE: visible.split(",")[number] if visible else str(number)}
+    """The environment of a program that should use one GPU only, which is this one for this process.
+
+    Raises `RuntimeMissing` where the variables of this process don't state which one that is.
+    """
+    name = next((one for one in (VISIBLE, CUDA_VISIBLE) if os.environ.get(one)), None)
+    if name is None and os.environ.get(ORDINAL):
+        raise RuntimeMissing(
+            f"{ORDINAL} is set, and it is not documented reliably whether HIP follows it. Use {VISIBLE} instead, and "
+            f"run: unset {ORDINAL}."
+        )
+    if name is None:
+        return {VISIBLE: str(number)}
+    shown = list(dict.fromkeys(os.environ[name].split(",")))  # HIP leaves repeated ones out
+    if len(shown) != len(addresses()):
+        raise RuntimeMissing(
+            f"{name} is {os.environ[name]!r}, but HIP has {len(addresses())} GPUs, so they cannot be matched. Set only "
+            f"{VISIBLE}, to existing numbers such as 0 or 0,1."
+        )
+    return {VISIBLE: shown[number]}
 
 
 def denied(architecture: str | None = None, root: Path = ROOT) -> str | None:
@@ -118,6 +173,31 @@ def denied(architecture: str | None = None, root: Path = ROOT) -> str | None:
             return f"This user cannot open {there}, which ROCm requires. {ENTER}"
         return f"The AMD GPU's device file {choice[0]} does not exist here. {SHARE}"
     return None
+
+
+def environment() -> dict[str, str]:
+    """Variables that change MIGraphX's code, for keys of what it compiles; empty where none is set."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)}
+
+
+def loaded(root: Path = ROOT) -> dict[str, str]:
+    """File names, which end in the version, of ROCm's libraries in this process, which may come from any folder."""
+    maps = root / "proc/self/maps"
+    lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.is_file() else []
+    files = {Path(line.split(maxsplit=5)[5]).name for line in lines if len(line.split(maxsplit=5)) == 6}
+    stems = {name.removeprefix("lib").partition(".")[0]: name for name in LOADED}
+    found = {stem: sorted(file for file in files if file.startswith(name)) for stem, name in stems.items()}
+    return {stem: " ".join(names) for stem, names in found.items() if names}
+
+
+def drivers() -> dict[str, str]:
+    """Versions of what runs engines on AMD's GPUs: those of ROCm, of the loaded libraries, and of the kernel's driver.
+
+    The libraries are loaded first, so that the answer doesn't depend on what this process did before.
+    """
+    with suppress(RuntimeMissing):
+        _hip()
+    return machine_drivers() | versions() | loaded()
 
 
 def versions() -> dict[str, str]:

@@ -30,8 +30,8 @@ from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
-from . import hip
-from .base import COUNTS, MEMORY, Costs, Facts, Job, Option, Runtime, Target
+from . import hip, vulkan
+from .base import COUNTS, MEMORY, NUMBERED, Costs, Facts, Job, Option, Runtime, Target, numbered
 from .border import ENOUGH, border, call_program, first_line, rebuild
 from .cuda import capabilities
 from .host import HostEngine
@@ -60,6 +60,11 @@ CPU, VULKAN = "CPU", "Vulkan"
 THREADS = "threads"
 BASELINE = "vp_android_baseline_2022"
 """The Vulkan profile that code is generated for: features of all recent GPUs, without subgroups and f16."""
+
+NO_DRIVER = "install the GPU's Vulkan driver."
+
+UUID = "GPU-"
+"""What precedes a GPU's UUID in IREE's addresses."""
 
 DRIVERS = {CPU: "local-task", VULKAN: "vulkan"}
 """IREE's names of the drivers, except those of AMD's and NVIDIA's GPUs."""
@@ -107,6 +112,7 @@ class IREE(Runtime):
         devices=(CPU, VULKAN, *HIP, *PTX),
         options={**OPTIONS, THREADS: COUNTS},
         at_load=frozenset({THREADS}),
+        numbered=True,
         threads=THREADS,
         newest_opset=18,
         typed=True,
@@ -124,12 +130,12 @@ class IREE(Runtime):
             return reason
         if device == CPU:
             return None
-        if device == VULKAN:
+        if _is_vulkan(device):
             try:
-                found = _vulkan_gpus()
+                _vulkan_gpu(device)
             except RuntimeMissing as exc:
                 return str(exc)
-            return None if found else "Vulkan finds no GPU. Install the GPU's Vulkan driver."
+            return None
         if device in PTX:
             return _no_nvidia(device)
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
@@ -160,7 +166,7 @@ class IREE(Runtime):
                 f"IREE's compiler has version {versions['compiler']} and its runtime {versions['runtime']}; both must "
                 f"be the same. {INSTALL}"
             )
-        return self.missing(device) if device == VULKAN else _unknown(device)
+        return self.missing(device) if _is_vulkan(device) else _unknown(device)
 
     def versions(self) -> dict[str, str]:
         """The version of compiler and runtime, which are released together."""
@@ -168,16 +174,22 @@ class IREE(Runtime):
             return {"iree": metadata.version("iree-base-runtime")}
 
     def device(self, device: str) -> dict[str, str]:
-        """Name of a Vulkan GPU; instruction sets and name of a CPU; empty for others, whose name is enough."""
-        if device == VULKAN:
-            return {"gpu": "; ".join(str(one["name"]) for one in _vulkan_gpus())}
+        """Name of the opened Vulkan GPU; instruction sets and name of a CPU; empty for others, whose name is enough."""
+        if _is_vulkan(device):
+            return {"gpu": _vulkan_gpu(device).name}
         if device != CPU:
             return {}
         return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
 
+    def drivers(self, device: str) -> dict[str, str]:
+        """The driver that translates SPIR-V or PTX when a program is loaded; ROCm's versions for an AMD GPU."""
+        if _is_vulkan(device):
+            return {"vulkan": _vulkan_gpu(device).driver}
+        return hip.drivers() if device in HIP else super().drivers(device)
+
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, the types of the graph; on Vulkan f32 only, because not every GPU supports f16."""
-        return () if _unknown(device) else PRECISIONS[:1] if device == VULKAN else PRECISIONS
+        return () if _unknown(device) else PRECISIONS[:1] if _is_vulkan(device) else PRECISIONS
 
     def costs(self, device: str, options: Mapping[str, Option], *, free: bool) -> Costs:
         """Costs from the memory that the compiler plans, and from measured builds."""
@@ -187,7 +199,7 @@ class IREE(Runtime):
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Import the graph and compile it for the device, which isn't needed. The imported file is then removed."""
         target = job.target
-        if reason := self.unbuildable(target.device):
+        if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
         imported, planned = out / "imported.mlir", out / "planned.json"
@@ -227,7 +239,7 @@ class IREE(Runtime):
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the program and its weights onto the device."""
         del files
-        if reason := self.missing(target.device):
+        if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
         loaded = _Loaded(artifact, target)
         return HostEngine(target, loaded.call, loaded.release)
@@ -250,7 +262,7 @@ class _Loaded:
             if target.device == CPU and (count := target.options.get(THREADS, threads())) is not None:
                 config = runtime.Config(device=_in_threads(int(count)))
             else:
-                config = runtime.Config(_place(target.device))
+                config = runtime.Config(_place(target.place))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
@@ -370,18 +382,56 @@ def _memory(planned: Path, weights: Path, target: Target) -> dict[str, int]:
     return held
 
 
-def _vulkan_gpus() -> list[Any]:
+def _is_vulkan(device: str) -> bool:
+    return numbered(device)[0] == VULKAN
+
+
+def _vulkan_gpu(device: str) -> vulkan.VulkanGpu:
+    """The GPU that `Vulkan` or `Vulkan:1` means: the one with this number, or the only one of the best kind that there
+    is. To IREE itself, `vulkan` is the first one, often an integrated GPU or a CPU.
+
+    Raises `RuntimeMissing` where there is none, or several are equally good.
+    """
+    found, number = _vulkan_gpus(), numbered(device)[1]
+    listed = ", ".join(f"{VULKAN}{NUMBERED}{place} ({gpu.name}, {gpu.kind})" for place, gpu in enumerate(found))
+    if not found:
+        raise RuntimeMissing(f"Vulkan finds no GPU: {vulkan.denied() or NO_DRIVER}")
+    if number is not None:
+        if number >= len(found):
+            raise RuntimeMissing(f"Vulkan has no GPU with number {number}; it has: {listed}.")
+        return found[number]
+    best = min((gpu.kind for gpu in found), key=vulkan.PREFERENCE.index)
+    same = [gpu for gpu in found if gpu.kind == best]
+    if len(same) > 1:
+        raise RuntimeMissing(f"Vulkan has several GPUs: {listed}. Name one as the profile's device.")
+    if reason := vulkan.denied():
+        raise RuntimeMissing(f"Vulkan has only {same[0].name}, which computes on the CPU: {reason}")
+    return same[0]
+
+
+@cache
+def _vulkan_gpus() -> tuple[vulkan.VulkanGpu, ...]:
+    """IREE's devices, in its order, with what Vulkan states of them."""
+    stated = {gpu.uuid: gpu for gpu in vulkan.gpus()}
     try:
-        return _runtime().get_driver("vulkan").query_available_devices()
+        found = _runtime().get_driver("vulkan").query_available_devices()
     except Exception as exc:  # the loader may raise anything
         hint = "Install the loader (libvulkan1 on Debian and Ubuntu) and the GPU's driver."
         if "libvulkan" in str(exc):  # IREE's own message has nine lines
             raise RuntimeMissing(f"Vulkan's loader (libvulkan.so.1) was not found or cannot be loaded. {hint}") from exc
         raise RuntimeMissing(f"Vulkan cannot be used ({first_line(exc)}). {hint}") from exc
+    named = {
+        str(one["path"]).removeprefix(UUID): str(one["name"]) for one in reversed(found)
+    }  # of two drivers the first
+    return tuple(
+        stated.get(uuid) or vulkan.VulkanGpu(name, "other", "", uuid) for uuid, name in reversed(named.items())
+    )
 
 
 def _place(device: str) -> str:
-    """IREE's address of a device: the driver, and which GPU of an AMD architecture."""
+    """IREE's address of a device: the driver, and which GPU of Vulkan or of an AMD architecture."""
+    if _is_vulkan(device):
+        return f"{DRIVERS[VULKAN]}://{UUID}{_vulkan_gpu(device).uuid}"
     if device in HIP:
         _hip_driver()
         return f"hip://{hip.number_of(device)}"
@@ -423,8 +473,10 @@ def _flags(device: str) -> tuple[str, ...]:
 
 def _unknown(device: str) -> str | None:
     known = [CPU, VULKAN, *HIP, *PTX]
-    if device in known:
+    if device in known or _is_vulkan(device):
         return None
+    if (name := numbered(device)[0]) in known:
+        return f"IREE's devices have no numbers, except {VULKAN}'s. Write device = {name!r}."
     return f"latentc does not support device {device!r} through IREE. {suggest(device, known)}"
 
 

@@ -34,6 +34,16 @@ VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 ENTER = "Add the user to the group that owns it (usually: sudo usermod -aG render,video $USER) and log in again."
 """Advice on a device file that can't be opened."""
 
+WINDOWS_GPUS = (
+    *("powershell", "-NoProfile", "-NonInteractive", "-Command"),
+    "Get-CimInstance Win32_VideoController | Select-Object Name,DriverVersion,PNPDeviceID | ConvertTo-Csv -NoType",
+)
+"""The command that lists GPUs on Windows, with the versions of their drivers."""
+
+OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"
+"""Variable of ROCm: the architecture of all GPUs as `10.3.0`, or, with `_1` behind it, that of the topology's node 1
+(libhsakmt/src/topology.c)."""
+
 NVIDIA_FIELDS = "name,memory.total,driver_version,compute_cap"
 
 
@@ -143,6 +153,8 @@ def _memory(root: Path) -> tuple[int | None, int | None]:
 def _gpus(root: Path) -> Iterator[Gpu]:
     yield from _nvidia(root)
     yield from _amd(root)
+    if platform.system() == "Windows":
+        yield from _windows(_run(*WINDOWS_GPUS) or "")
     for card in _cards(root):
         if card.vendor not in ("NVIDIA", "AMD"):  # already found, with more details
             yield card
@@ -188,7 +200,10 @@ class AmdGpu:
 
 
 def amd_gpus(root: Path = ROOT) -> list[AmdGpu]:
-    """GPUs of the compute driver's topology, in its order; nodes without SIMDs are CPUs."""
+    """GPUs of the compute driver's topology, in its order; nodes without SIMDs are CPUs.
+
+    Architectures are those that ROCm reports: it follows `OVERRIDE`.
+    """
     found: list[AmdGpu] = []
     for path in _glob(root / "sys/class/kfd/kfd/topology/nodes", "*/properties"):
         pairs = (line.split() for line in (_read(path) or "").splitlines())
@@ -201,13 +216,24 @@ def amd_gpus(root: Path = ROOT) -> list[AmdGpu]:
         found.append(
             AmdGpu(
                 name=_read(path.parent / "name") or "unknown",
-                architecture=_gfx(target) if target else None,
+                architecture=_overridden(path.parent.name) or (_gfx(target) if target else None),
                 memory_bytes=sum(sizes) or None,
                 address=f"{properties.get('domain', 0):04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}",
                 render=properties.get("drm_render_minor", 0),
             )
         )
     return found
+
+
+def _windows(rows: str) -> Iterator[Gpu]:
+    """From the output of `WINDOWS_GPUS`, except NVIDIA's, of which nvidia-smi states more, and devices without a PCI
+    vendor of GPUs, such as remote desktops.
+    """
+    for row in csv.DictReader(rows.splitlines()):
+        vendor = re.search(r"VEN_([0-9A-F]{4})", row.get("PNPDeviceID") or "")
+        name = VENDORS.get(f"0x{vendor[1].lower()}") if vendor else None
+        if name not in (None, "NVIDIA"):
+            yield Gpu(name=row.get("Name") or "unknown", vendor=name, driver=row.get("DriverVersion") or None)
 
 
 def _amd(root: Path) -> Iterator[Gpu]:
@@ -220,6 +246,13 @@ def _amd(root: Path) -> Iterator[Gpu]:
             memory_bytes=gpu.memory_bytes,
             driver=f"amdgpu {version}" if version else "amdgpu",
         )
+
+
+def _overridden(node: str) -> str | None:
+    """The architecture that ROCm takes a GPU for, whatever it is; None without such a variable."""
+    stated = os.environ.get(f"{OVERRIDE}_{node}") or os.environ.get(OVERRIDE)
+    numbers = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", stated or "")
+    return numbers and f"gfx{numbers[1]}{int(numbers[2]):x}{int(numbers[3]):x}"
 
 
 def _gfx(target: int) -> str:

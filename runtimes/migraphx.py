@@ -3,7 +3,8 @@
 An artifact is `engine.mxr` and `names.json`. Sizes are fixed. On a machine with the GPU, the driver compiles for that
 GPU and measures its kernels. Without the GPU it compiles for an architecture, which drivers support since June 2026,
 without measuring and without the kernels of MIOpen, hipBLASLt and CK; it then assumes 120 compute units and one
-chiplet, unless `gpu_arch_params` states others. Fast math, which replaces f16's GELU by an approximation, is off.
+chiplet, unless `gpu_arch_params` states others, and the artifact also has `without_gpu.txt`. Fast math, which replaces
+f16's GELU by an approximation, is off.
 
 Written from its documentation (rocm.docs.amd.com/projects/AMDMIGraphX: driver options, cross-compilation, Python API)
 and sources, and tested with substitutes for ROCm's driver and module only, not on a device.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -22,20 +24,23 @@ from typing import Any
 import numpy as np
 
 from ..core.engine import Engine
-from ..core.errors import CompileError, RuntimeMissing
+from ..core.errors import CompileError, ProfileError, RuntimeMissing
 from ..core.graph_rules import MICROSOFT
 from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from . import hip
-from .base import Facts, Job, Runtime, Target
+from .base import Facts, Job, Option, Runtime, Target
 from .border import ENOUGH, border, call_program, first_line, rebuild
 from .host import HostEngine
 from .machine import machine
 from .order import read_names, write_names
 
 PROGRAM = "engine.mxr"
+CROSSED = "without_gpu.txt"
+"""The flags of an engine that was compiled without its GPU."""
+
 CROSS, PARAMS, TUNE = "--gpu-arch", "gpu_arch_params", "exhaustive_tune"
 INSTALL = (
     "Install it from ROCm's packages (apt install migraphx), or with ROCm 7.14 and 10 from AMD's wheel for Python 3.12 "
@@ -47,6 +52,29 @@ GFX = (
 )
 """Those of AMD's page for MIGraphX 2.19 and ROCm 10.2, in order: MI200, MI300, MI350, RX 7900, RX 7800, RX 7600, Radeon
 780M, 890M and 8060S (Ryzen AI Max), RX 9060, RX 9070."""
+
+LARGEST = {
+    "gfx90a": (110, 1),
+    "gfx942": (304, 8),
+    "gfx950": (256, 8),
+    "gfx1100": (96, 1),
+    "gfx1101": (60, 1),
+    "gfx1102": (32, 1),
+    "gfx1103": (12, 1),
+    "gfx1150": (16, 1),
+    "gfx1151": (40, 1),
+    "gfx1200": (32, 1),
+    "gfx1201": (64, 1),
+}
+"""Most compute units and chiplets that a GPU of an architecture has to HIP: gfx90a is half of an MI250X
+(ROCm/legacy-rocm-build, docs/reference/gpu-specs.rst at e88a729c)."""
+
+ONLY = {"gfx950": "{num_cu:256, num_chiplets:8}"}
+"""Parameters of architectures whose products all have the same: those of an MI350X and an MI355X, not divided."""
+
+UNITS, CHIPLETS = "num_cu", "num_chiplets"
+PARAM_NAMES = (UNITS, CHIPLETS, "max_threads_per_cu", "max_threads_per_block", "wavefront_size")
+FORM = re.compile(r"\{\s*(\w+\s*:\s*\d+\s*(,\s*\w+\s*:\s*\d+\s*)*)\}")
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16")
 
@@ -115,9 +143,36 @@ class MIGraphX(Runtime):
             return {"migraphx": re.findall(r"\d+\.\d+\.\d+", output)[0]}
 
     def device(self, device: str) -> dict[str, str]:
-        """Versions of ROCm, which brings the kernels, where it states them; the architecture is the device's name."""
+        """Versions of ROCm, which brings the kernels, where it states them, and variables that change the code; the
+        architecture is the device's name.
+        """
         del device
-        return hip.versions()
+        return hip.versions() | hip.environment()
+
+    def drivers(self, device: str) -> dict[str, str]:
+        """Versions of ROCm and of the libraries that load the program, which compile parts of it then."""
+        del device
+        with suppress(Exception):  # `missing` reports it
+            _module()
+        return hip.drivers()
+
+    def check(self, options: Mapping[str, Option], device: str | None = None) -> None:
+        """Also check the form of the device's parameters, and that a GPU of this architecture can have them."""
+        super().check(options, device)
+        if PARAMS in options:
+            _check_params(str(options[PARAMS]), device)
+
+    def remark(self, artifact: Path, device: str) -> str | None:
+        """State that engines were compiled without the GPU, and, on a machine with it, how to replace them."""
+        if not (artifact / CROSSED).is_file():
+            return None
+        slow = (
+            f"The engines were compiled for {device} on a machine without it, so its kernels were not measured, and "
+            "those of MIOpen, hipBLASLt and CK are not used"
+        )
+        if device in _architectures():
+            return f"{slow}. For faster ones, remove {artifact.parent} and build again on this machine."
+        return f"{slow}. A build on a machine with the GPU makes faster ones."
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16 on every GPU: it computes in the types of the graph."""
@@ -140,6 +195,8 @@ class MIGraphX(Runtime):
             variables=hip.alone(hip.number_of(target.device)) if here else {},
             result=out / PROGRAM,
         )
+        if not here:
+            (out / CROSSED).write_text(" ".join(flags) + "\n", encoding="utf-8")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the program onto the GPU."""
@@ -196,7 +253,27 @@ def _device_flags(target: Target) -> list[str]:
             f"{TUNE} measures kernels on the GPU, and this machine has no {target.device}. Remove it from [options], "
             "or build on a machine with the GPU."
         )
-    return [CROSS, target.device, *(["--gpu-arch-params", str(params)] if params else [])]
+    params = params or ONLY.get(target.device)
+    return [CROSS, target.device, *([f"{CROSS}-params", str(params)] if params else [])]
+
+
+def _check_params(text: str, device: str | None) -> None:
+    """Raise `ProfileError` for parameters in another form, of unknown names, or larger than a device's GPUs have."""
+    stated = FORM.fullmatch(text.strip())
+    if stated is None:
+        raise ProfileError(
+            f"{PARAMS} is {text!r}; it must have the form {{num_cu:304, num_chiplets:8}}. Correct it under [options]."
+        )
+    pairs = (pair.partition(":") for pair in stated[1].split(","))
+    given = {name.strip(): int(number) for name, _, number in pairs}
+    if unknown := sorted(given.keys() - set(PARAM_NAMES)):
+        raise ProfileError(f"{PARAMS} has no {unknown[0]!r}. {suggest(unknown[0], list(PARAM_NAMES))}")
+    for name, most in zip((UNITS, CHIPLETS), LARGEST.get(device or "", ()), strict=False):
+        if given.get(name, 1) not in range(1, most + 1):
+            raise ProfileError(
+                f"{PARAMS} has {name}:{given[name]}, but no {device} has more than {most}. Write those of your GPU "
+                "(rocminfo: Compute Unit, and num_xcc), or remove the option."
+            )
 
 
 @cache

@@ -16,7 +16,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -37,12 +40,12 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
-from . import hip
+from . import hip, vulkan
 from .base import MOST_THREADS, NUMBERED, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .cuda import capabilities, forces_tf32, gpu_name, has_tf32
 from .host import HostEngine
-from .machine import machine, processor
+from .machine import machine, processor, shut
 from .placement import (
     ALLOWED,
     SILENT,
@@ -54,7 +57,7 @@ from .placement import (
     place,
     plugged,
 )
-from .providers import PROVIDERS, Provider, offered, settings
+from .providers import DEVICE_ID, PROVIDERS, Provider, offered, settings
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -176,7 +179,7 @@ class ONNXRuntime(Runtime):
             known = suggest(device, list(PROVIDERS))
             return f"latentc does not support device {device!r} through ONNX Runtime. {known}"
         provider = PROVIDERS[device]
-        if number is not None and provider.vendor != "NVIDIA":
+        if number is not None and not provider.numbered:
             return f"{provider.name} has no numbered devices. Write device = {device!r}."
         if provider.system not in (None, platform.system()):
             return f"{provider.name} is available on {provider.system} only, and this is {platform.system()}."
@@ -200,12 +203,16 @@ class ONNXRuntime(Runtime):
             )
         if override := _override(provider):
             return override
-        if provider.vendor == "AMD" and (denied := hip.denied()):
-            return denied
-        if number is not None and _gpu(number) is None:
+        if provider.vendor == "AMD" and (reason := _no_amd(provider, number)):
+            return reason
+        if number is not None and provider.vendor == "NVIDIA" and _gpu(number) is None:
             return f"This machine has no NVIDIA GPU with number {number}; they are numbered from 0 on."
         if device != "CPU" and not elsewhere and (reason := fault(place, provider.precisions[0])):
+            if provider.nodes and (denied := shut(provider.nodes)):
+                return f"{provider.name} does not work: {denied}"
             return f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
+        if provider.nodes and (denied := vulkan.denied()):
+            return f"{provider.name} finds only a GPU in software: {denied}"
         return None
 
     def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:
@@ -236,12 +243,23 @@ class ONNXRuntime(Runtime):
             return {"architecture": platform.machine(), "instructions": processor()}
         if provider.system == "Darwin":  # one chip is both
             return {"gpu": machine().cpu}
+        if provider.vendor == "AMD":
+            return {"gpu": _amd_gpu(provider, number)} | hip.versions() | hip.loaded() | hip.environment()
         gpus = [gpu for gpu in machine().gpus if provider.vendor in (None, gpu.vendor)]
         if provider.vendor == "NVIDIA" and (capability := _gpu(number or 0)):
             driver = next((str(gpu.driver) for gpu in gpus), "")
             return {"gpu": f"{gpu_name(f'{capability}{NUMBERED}{number or 0}')} {capability} {driver}".strip()}
         found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
-        return {"gpu": found or f"unknown, of {platform.node()}"} | (hip.versions() if provider.vendor == "AMD" else {})
+        return {"gpu": found or f"unknown, of {platform.node()}"}
+
+    def drivers(self, device: str) -> dict[str, str]:
+        """The GPU's driver; where a provider makes code through Vulkan or DirectX, also those, and the GPU's number."""
+        name, number = numbered(device)
+        provider = PROVIDERS[name]
+        if provider.vendor == "AMD":
+            return hip.drivers()
+        more = {} if number is None or provider.vendor else {DEVICE_ID: str(number)}
+        return super().drivers(device) | more | (vulkan.drivers() if provider.nodes else {})
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """Precisions in which a trial graph runs on the device; for ahead-of-time compilers, those of `PROVIDERS`."""
@@ -310,29 +328,29 @@ class ONNXRuntime(Runtime):
         self._require(target, self.missing(target.place))
         path, on_cpu = artifact / GRAPH, target.device == "CPU"
         level = "off" if on_cpu else str(target.options.get(LEVEL, "all"))
-        chosen = settings(target, artifact / CACHE)
         try:
             check_engine_graph(path, _named(files, target), rebuild(artifact))
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
-        before = _marks(artifact / CACHE)
-        with border(CompileError, f"ONNX Runtime cannot load {path}", rebuild(artifact)):
-            session = open_session(str(path), _options(target, LEVELS[level]), target.device, chosen)
-        _check_names(session, target, path)
-        known = {artifact / name for name in files}
-        after = _marks(artifact / CACHE)
-        fresh = [path for path, mark in after.items() if path not in known or before.get(path) != mark]
-        if fresh:
-            for path in fresh:
-                path.unlink()
-            raise CompileError(
-                f"{PROVIDERS[target.device].name} did not accept its compiled code of {artifact.name} and recompiled "
-                f"{', '.join(path.name for path in fresh)}, which is not proved. {rebuild(artifact)}"
-            )
+        provider = PROVIDERS[target.device]
+        with ExitStack() as opening:
+            cache = opening.enter_context(_lent(artifact, files)) if provider.caches else artifact / CACHE
+            before = _marks(cache)
+            with border(CompileError, f"ONNX Runtime cannot load {path}", rebuild(artifact)):
+                options = _options(target, LEVELS[level])
+                session = open_session(str(path), options, target.device, settings(target, cache))
+            _check_names(session, target, path)
+            if fresh := [one.name for one, mark in _marks(cache).items() if before.get(one) != mark]:
+                raise CompileError(
+                    f"{provider.name} did not accept its compiled code of {artifact.name} and recompiled "
+                    f"{', '.join(fresh)}, which is not proved. {rebuild(artifact)}"
+                )
+            kept = opening.pop_all()
         names = [tensor.name for tensor in target.outputs]
-        if memory := PROVIDERS[target.device].memory:
+        if memory := provider.memory:
             call = DeviceCall(session, target, memory)
-            return HostEngine(target, call, call.release)
+            kept.callback(call.release)
+            return HostEngine(target, call, kept.close)
 
         def call_on_host(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
             del sizes
@@ -340,7 +358,7 @@ class ONNXRuntime(Runtime):
                 outputs: list[Array] = session.run(names, dict(feeds))
             return {name: output.astype(np.float32, copy=False) for name, output in zip(names, outputs, strict=True)}
 
-        return HostEngine(target, call_on_host)
+        return HostEngine(target, call_on_host, kept.close)
 
     def _require(self, target: Target, reason: str | None) -> None:
         if reason:
@@ -359,6 +377,33 @@ def _gpu(number: int) -> str | None:
         return capabilities()[number]
     except (RuntimeMissing, IndexError):
         return None
+
+
+def _no_amd(provider: Provider, number: int | None) -> str | None:
+    """Why a provider can't open its AMD GPU; None where it can."""
+    architecture = provider.architecture
+    has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD"]
+    if architecture and architecture not in has:
+        return f"This machine has no {architecture} GPU; AMD GPUs found: {', '.join(filter(None, has)) or 'none'}."
+    if reason := hip.denied(architecture):
+        return reason
+    if number is None:
+        return None
+    try:
+        found = hip.gpu_at(number).architecture
+    except RuntimeMissing as exc:
+        return str(exc)
+    return f"GPU {number} is a {found}, not a {architecture}." if architecture not in (None, found) else None
+
+
+def _amd_gpu(provider: Provider, number: int | None) -> str:
+    """Architecture and driver of the AMD GPU that a provider opens, or of all where HIP can't be used."""
+    gpus = [gpu for gpu in machine().gpus if gpu.vendor == "AMD"]
+    try:
+        opened = hip.gpu_at(hip.number_of(provider.architecture) if number is None else number).architecture
+    except RuntimeMissing:
+        return "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "unknown"
+    return f"{opened} {next((gpu.driver for gpu in gpus), '')}".strip()
 
 
 def _override(provider: Provider) -> str | None:
@@ -404,6 +449,26 @@ def _named(files: Mapping[str, int], target: Target) -> dict[str, int]:
     """The files of an artifact that its graph may refer to: weights, and code that was compiled ahead of time."""
     ahead = PROVIDERS[target.device].ahead
     return {name: size for name, size in files.items() if name == DATA or (ahead and name.endswith(CODE))}
+
+
+@contextmanager
+def _lent(artifact: Path, files: Iterable[str]) -> Generator[Path]:
+    """A folder with an artifact's compiled code, in which a provider may write, for as long as its session lives.
+
+    The code itself is never written to, and code that the provider makes is seen even where the artifact is read-only.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        advice = "Free space there, or set TMPDIR to another folder."
+        with border(CompileError, f"The compiled code of {artifact.name} cannot be copied to {scratch}", advice):
+            for name in files:
+                if name.startswith(f"{CACHE}/"):
+                    copy = Path(scratch) / Path(name).relative_to(CACHE)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    if os.access(artifact / name, os.W_OK):
+                        shutil.copyfile(artifact / name, copy)
+                    else:
+                        copy.symlink_to((artifact / name).resolve())
+        yield Path(scratch)
 
 
 def _marks(folder: Path) -> dict[Path, tuple[int, int]]:

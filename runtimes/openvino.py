@@ -47,6 +47,17 @@ CHOOSERS = ("AUTO", "MULTI", "HETERO", "BATCH")
 FILES = {"GPU": "dev/dri/renderD*", "NPU": "dev/accel/accel*"}
 """The devices' files on Linux, by kind."""
 
+DRIVER_VERSIONS = ("GPU_DRIVER_VERSION", "NPU_DRIVER_VERSION", "NPU_COMPILER_VERSION")
+"""Properties of devices that state what compiles for them; a CPU has none."""
+
+LIMITS = {
+    "Exceeded max size of memory": (
+        "On a GPU with more memory than one allocation may have, such as an Arc, write GPU_ENABLE_LARGE_ALLOCATIONS = "
+        "true under [options]; or request a smaller size or fewer images."
+    )
+}
+"""What the GPU's plugin says where one allocation is too large, and what to do."""
+
 DISCRETE = "DISCRETE"
 """OpenVINO's type of a GPU that is a card."""
 
@@ -150,7 +161,9 @@ class OpenVINO(Runtime):
         return {"openvino": _version()}
 
     def device(self, device: str) -> dict[str, str]:
-        """Architecture, capabilities, and the plugin's requirements of a blob, or the device's model without those."""
+        """Architecture, capabilities, versions of the driver and its compiler, and the plugin's requirements of a blob,
+        or the device's model without those.
+        """
         return dict(_facts(device))
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
@@ -167,28 +180,35 @@ class OpenVINO(Runtime):
         del options, free
         return CPU_COSTS if device == "CPU" else None
 
-    def check(self, options: Mapping[str, Option]) -> None:
-        """Options are OpenVINO's writable properties, by their own names. Values are tried on a tiny model."""
+    def check(self, options: Mapping[str, Option], device: str | None = None) -> None:
+        """Options are OpenVINO's writable properties, by their own names. Values are tried on a tiny model.
+
+        Without the device, which knows its properties, they can't be checked, except those that are reserved.
+        """
+        here = self.devices() if device is None else (device,) if self.missing(device) is None else ()
         for name, value in options.items():
             if name in RESERVED:
                 raise ProfileError(f"{name} cannot be set under [options]: {RESERVED[name]}.")
-            holders = [device for device in self.devices() if name in _settable(device)]
+            holders = [one for one in here if name in _settable(one)]
+            if not here:
+                continue
             if not holders:
-                known = sorted({key for device in self.devices() for key in _settable(device)} - RESERVED.keys())
-                raise ProfileError(f"OpenVINO has no option {name!r}. {suggest(name, known)}")
+                known = sorted({key for one in here for key in _settable(one)} - RESERVED.keys())
+                where = "" if device is None else f" for {device}"
+                raise ProfileError(f"OpenVINO has no option {name!r}{where}. {suggest(name, known)}")
             if name in COUNTS and type(value) is int and not -2 <= value <= MOST_THREADS:
                 raise ProfileError(
                     f"{name} is {value!r}; it must be {MOST_THREADS:,} or less. Correct it under [options]."
                 )
             with border(ProfileError, f"OpenVINO refuses {name} = {value!r}", "Correct it under [options]."):
-                _core().compile_model(_small_model(), holders[0], {name: value})
+                _core().compile_model(_small_model(), _opened(holders[0]), {name: value})
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Compile, check the precision, and stream the blob to its file, without a second copy in memory."""
         target = job.target
         self._require(target.device)
         advice = "Try opset = 18 in the profile."
-        with border(CompileError, f"OpenVINO refuses {job.part} on {target.device}", advice):
+        with border(CompileError, f"OpenVINO refuses {job.part} on {target.device}", advice, LIMITS):
             model, _mapped = _read(job)
             compiled = _core().compile_model(model, _opened(target.device), _config(target))
         _check_precision(compiled, target, job.part)
@@ -244,7 +264,7 @@ class _Loaded:
     """The state of one engine. The order of the fields is the order in which Python frees them."""
 
     def __init__(self, path: Path, target: Target) -> None:
-        with border(CompileError, f"OpenVINO cannot load {path}", rebuild(path.parent)):
+        with border(CompileError, f"OpenVINO cannot load {path}", rebuild(path.parent), LIMITS):
             # Private pages: the library accepts writable memory only, and never writes.
             blob = np.memmap(path, dtype=np.uint8, mode="c")
             tensor = _library().Tensor(blob, shared_memory=True)
@@ -259,7 +279,7 @@ class _Loaded:
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Run the engine: inputs are shared with the library for the call, outputs are copied."""
         del sizes
-        with border(CompileError, "OpenVINO failed while computing", ENOUGH):
+        with border(CompileError, "OpenVINO failed while computing", ENOUGH, LIMITS):
             self.request.infer(dict(feeds), share_inputs=True, share_outputs=True)
             return {name: self.request.get_tensor(name).data.astype(np.float32) for name in self.outputs}
 
@@ -366,6 +386,8 @@ def _facts(device: str) -> dict[str, str]:
         "architecture": str(_property(device, "DEVICE_ARCHITECTURE")),
         "capabilities": " ".join(sorted(_capabilities(device))),
     }
+    known: set[str] = {str(name) for name in _property(device, "SUPPORTED_PROPERTIES")}
+    facts |= {name.lower(): str(_property(device, name)) for name in DRIVER_VERSIONS if name in known}
     with border(RuntimeMissing, f"OpenVINO cannot compile for {device}", ASK):
         compiled = _core().compile_model(_small_model(), _opened(device), {})
     if "RUNTIME_REQUIREMENTS" in compiled.get_property("SUPPORTED_PROPERTIES"):

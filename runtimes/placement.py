@@ -108,7 +108,7 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
             options.add_session_config_entry(provider.entries + name, value)
         given = {}
     elif provider.vendor == "AMD" and DEVICE_ID not in given:
-        given[DEVICE_ID] = str(hip.number_of())  # the provider's default is the first one, often an integrated GPU
+        given[DEVICE_ID] = str(hip.number_of(provider.architecture))  # its default is often an integrated GPU
     number = int(settings[DEVICE_ID]) if DEVICE_ID in settings else None
     beside = [(PROVIDERS[other].name, fixed(PROVIDERS[other], number)) for other in provider.beside]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]

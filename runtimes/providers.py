@@ -16,6 +16,7 @@ from ..core.record import suggest
 from .base import Kind, Target
 from .cuda import OVERRIDDEN
 from .ranges import bounds
+from .vulkan import NODES
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Provider:
     """The only operating system that the library supports, by Python's name."""
     vendor: str | None = None
     """The only vendor whose GPUs it supports; None for several."""
+    architecture: str | None = None
+    """The architecture of the AMD GPU that it opens; None for the one with the most memory."""
+    numbered: bool = False
+    """Whether its GPUs have numbers, as in `CUDA:1`."""
+    choosers: tuple[str, ...] = ()
+    """Options that choose a GPU, which it ignores where a number is given."""
+    nodes: str | None = None
+    """Files on Linux, one of which it has to open."""
     entries: str | None = None
     """Prefix of its options in the session's configuration, where it ignores provider options."""
     attributes: Mapping[str, bool] = field(default_factory=dict[str, bool])
@@ -72,7 +81,7 @@ class Provider:
 
 
 DEVICE_ID = "device_id"
-"""The option of NVIDIA's providers for the number of a GPU."""
+"""The option of NVIDIA's, AMD's and Microsoft's providers for the number of a GPU: CUDA's, HIP's or DXGI's."""
 
 CUDA = Provider(
     "CUDAExecutionProvider",
@@ -97,6 +106,32 @@ CUDA = Provider(
     memory="cuda",
     captures="enable_cuda_graph",
     vendor="NVIDIA",
+    numbered=True,
+)
+
+ARCHITECTURES = (
+    *("gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151"),
+    *("gfx1200", "gfx1201"),
+)
+"""Those of AMD's GPUs that a profile can name, as in `MIGraphX-gfx1100`."""
+
+MIGRAPHX = Provider(
+    "MIGraphXExecutionProvider",
+    "onnxruntime-migraphx",
+    options={
+        "migraphx_arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+        "migraphx_exhaustive_tune": bool,
+        "migraphx_mem_limit": int,
+    },
+    caches=(("migraphx_model_cache_dir", "{}"),),
+    environment="ORT_MIGRAPHX_",
+    free_sizes=False,
+    needs=(
+        "an AMD GPU, and ROCm with MIGraphX in the version that the wheel was built for: ROCm 7.2 in /opt/rocm for "
+        "PyPI's 1.27.1; for ROCm 7.14 and 10, AMD has wheels for Python 3.12 (rocm.frameworks.amd.com)"
+    ),
+    vendor="AMD",
+    numbered=True,
 )
 
 HEXAGON = Provider(
@@ -161,25 +196,10 @@ PROVIDERS: dict[str, Provider] = {
         captures="trt_cuda_graph_enable",
         ranges="trt_profile",
         vendor="NVIDIA",
+        numbered=True,
     ),
-    "MIGraphX": Provider(
-        "MIGraphXExecutionProvider",
-        "onnxruntime-migraphx",
-        options={
-            "device_id": int,
-            "migraphx_arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
-            "migraphx_exhaustive_tune": bool,
-            "migraphx_mem_limit": int,
-        },
-        caches=(("migraphx_model_cache_dir", "{}"),),
-        environment="ORT_MIGRAPHX_",
-        free_sizes=False,
-        needs=(
-            "an AMD GPU, and ROCm with MIGraphX in the version that the wheel was built for: ROCm 7.2 in /opt/rocm for "
-            "PyPI's 1.27.1; for ROCm 7.14 and 10, AMD has wheels for Python 3.12 (rocm.frameworks.amd.com)"
-        ),
-        vendor="AMD",
-    ),
+    "MIGraphX": MIGRAPHX,
+    **{f"MIGraphX-{name}": replace(MIGRAPHX, architecture=name) for name in ARCHITECTURES},
     # Not offered: enableGraphCapture, which silently replays the first call's inputs, unless all tensors are on the GPU
     # (onnxruntime 32074).
     "WebGPU": Provider(
@@ -193,6 +213,7 @@ PROVIDERS: dict[str, Provider] = {
             "validationMode": ("disabled", "wgpuOnly", "basic", "full"),
         },
         entries="ep.webgpuexecutionprovider.",
+        nodes=NODES,
     ),
     "DirectML": Provider(
         "DmlExecutionProvider",
@@ -206,6 +227,8 @@ PROVIDERS: dict[str, Provider] = {
         switches=("false", "true"),
         attributes={"enable_mem_pattern": False},
         system="Windows",
+        numbered=True,
+        choosers=("device_filter", "performance_preference"),
     ),
     "CoreML": Provider(
         "CoreMLExecutionProvider",
@@ -239,7 +262,10 @@ def offered(provider: Provider, *, tf32: bool, forced: bool = False) -> tuple[Pr
 
 def fixed(provider: Provider, number: int | None) -> dict[str, str]:
     """Options that are set in any case: the provider's, and the number of the GPU."""
-    return dict(provider.fixed) if number is None else {**provider.fixed, DEVICE_ID: str(number)}
+    if number is None:
+        return dict(provider.fixed)
+    left = {name: value for name, value in provider.fixed.items() if name not in provider.choosers}
+    return {**left, DEVICE_ID: str(number)}
 
 
 def settings(target: Target, cache: Path) -> dict[str, str]:
@@ -253,6 +279,11 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
     for name in asked:
         if name not in provider.options:
             raise ProfileError(f"{provider.name} has no option {name!r}. {suggest(name, list(provider.options))}")
+    if target.number is not None and (ignored := [name for name in asked if name in provider.choosers]):
+        raise ProfileError(
+            f"{provider.name} ignores {' and '.join(ignored)} where the device has a number, such as {target.place}. "
+            "Remove one of them."
+        )
     if provider.captures and asked.get(provider.captures) and target.shape is None:
         raise ProfileError(
             f"{provider.captures} requires fixed shapes. Write sizes under [shapes], or remove the option."

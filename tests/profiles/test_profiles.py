@@ -111,7 +111,7 @@ def test_shipped_profiles_ask_for_what_their_runtimes_can():
     for profile in map(load_profile, profile_names()):
         adapter = runtime(profile.runtime)
         if adapter.unbuildable(profile.device) is None:
-            adapter.check(profile.options)
+            adapter.check(profile.options, profile.device)
             assert profile.opset <= adapter.facts.newest_opset or not adapter.facts.reads_onnx, profile.name
             for wishes in profile.precision.values():
                 assert set(wishes) & set(adapter.precisions(profile.device)), profile.name

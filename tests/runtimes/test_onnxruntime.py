@@ -264,7 +264,7 @@ def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
 @pytest.mark.parametrize("profile", [one for one in map(load_profile, profile_names()) if one.runtime == "onnxruntime"])
 def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_path):
     adapter, opened = ONNXRuntime(), bundle("sd1")
-    adapter.check(profile.options)
+    adapter.check(profile.options, profile.device)
     free = adapter.takes_free_sizes(profile.device, profile.options)
     for name, part in opened.manifest.parts.items():
         for shape in shapes(opened, profile, name, free=free):
