@@ -53,6 +53,99 @@ def test_a_gpu_is_found_by_its_architecture_and_the_largest_without_one(monkeypa
         hip.number_of("gfx1100")
 
 
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({}, "1"),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-4b2c1a9f8d3e6f7a,3,0"}, "1"),  # it acts below HIP, also in the other program
+        ({"HIP_VISIBLE_DEVICES": "4,5,7"}, "5"),
+        ({"CUDA_VISIBLE_DEVICES": "4,5,7"}, "5"),
+        ({"HIP_VISIBLE_DEVICES": "2,1,0", "CUDA_VISIBLE_DEVICES": "4,5,7", "GPU_DEVICE_ORDINAL": "9"}, "1"),
+        ({"HIP_VISIBLE_DEVICES": "4,4,5,7"}, "5"),
+        ({"HIP_VISIBLE_DEVICES": "GPU-4b2c1a9f8d3e6f7a,GPU-5,7"}, "GPU-5"),
+        ({"HIP_VISIBLE_DEVICES": "4,5"}, "HIP_VISIBLE_DEVICES is '4,5', but HIP has 3 GPUs, so they cannot be matched"),
+        ({"CUDA_VISIBLE_DEVICES": "0,9"}, "CUDA_VISIBLE_DEVICES is '0,9', but HIP has 3 GPUs"),
+        ({"GPU_DEVICE_ORDINAL": "0,2,1"}, "Use HIP_VISIBLE_DEVICES instead, and run: unset GPU_DEVICE_ORDINAL"),
+    ],
+)
+def test_another_program_sees_the_same_gpu_only(monkeypatch, variables, shown):
+    for name in (hip.VISIBLE, hip.CUDA_VISIBLE, hip.ROCR_VISIBLE, hip.ORDINAL):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hip, "addresses", lambda: ("0000:03:00.0", "0000:0d:00.0", "0000:0e:00.0"))
+    if " " in shown:
+        with pytest.raises(hip.RuntimeMissing, match=shown):
+            hip.alone(1)
+    else:
+        assert hip.alone(1) == {"HIP_VISIBLE_DEVICES": shown}
+
+
+def test_an_architecture_is_the_one_that_rocm_is_made_to_report(tmp_path, monkeypatch):
+    """As libhsakmt reads it: by the topology's node, or for all; three numbers, or it fails itself."""
+    for node, version in ((1, 100301), (2, 100302)):
+        folder = tmp_path / NODES / str(node)
+        folder.mkdir(parents=True)
+        (folder / "properties").write_text(f"simd_count 4\ngfx_target_version {version}\n")
+
+    def seen():
+        return [gpu.architecture for gpu in amd_gpus(tmp_path)]
+
+    assert seen() == ["gfx1031", "gfx1032"]
+    monkeypatch.setenv("HSA_OVERRIDE_GFX_VERSION_2", "9.0.10")
+    assert seen() == ["gfx1031", "gfx90a"]
+    monkeypatch.setenv("HSA_OVERRIDE_GFX_VERSION", "10.3.0")
+    assert seen() == ["gfx1030", "gfx90a"]
+    monkeypatch.setenv("HSA_OVERRIDE_GFX_VERSION", "gfx1030")
+    assert seen() == ["gfx1031", "gfx90a"]
+
+
+def test_the_packages_of_rocm_7_14_and_later_are_found(tmp_path, monkeypatch):
+    for name in ("core-7.9", "core-7.14", "core-10.1", "core", "extras-7", "extras-10", "lib"):
+        (tmp_path / name / "lib").mkdir(parents=True)
+    (tmp_path / "core-10.1/lib/libamdhip64.so.8").touch()
+    (tmp_path / "extras-10/lib/libmigraphx.so").touch()
+    monkeypatch.setattr(hip, "ROCM", tmp_path)
+    monkeypatch.delenv("ROCM_PATH", raising=False)
+    names = ["core", "core-10.1", "core-7.14", "core-7.9", "extras-10", "extras-7"]
+    assert hip.roots()[:-1] == [tmp_path, *(tmp_path / name for name in names)]
+    assert hip.library() == str(tmp_path / "core-10.1/lib/libamdhip64.so.8")
+    assert hip.versions()["migraphx"] == "libmigraphx.so"
+
+
+LOAD = """
+import ctypes, sys
+from latentc.runtimes import hip
+print(hip.loaded())
+for path in sys.argv[1:]:
+    ctypes.CDLL(path)
+print(hip.loaded())
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="no C compiler, or not Linux")
+def test_the_versions_are_those_of_the_libraries_that_were_loaded(tmp_path, monkeypatch):
+    """Whatever lies in the usual folders: real libraries, in another folder, through their links."""
+    (tmp_path / "empty.c").write_text("int nothing(void) { return 0; }")
+    paths = []
+    for name, version in (
+        ("libmigraphx.so", ".2019000.0"),
+        ("libamdhip64.so", ".7.2.70204"),
+        ("libmigraphx_c.so", ".3"),
+    ):
+        file = tmp_path / f"{name}{version}"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", file, tmp_path / "empty.c"], check=True)
+        (tmp_path / name).symlink_to(file.name)
+        paths.append(tmp_path / name)
+    done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, check=True)
+    versions = {"migraphx": "libmigraphx.so.2019000.0", "amdhip64": "libamdhip64.so.7.2.70204"}
+    assert done.stdout.splitlines() == ["{}", str(versions)]
+    monkeypatch.setattr(hip, "versions", lambda: {"rocm": "7.2.4", "migraphx": "libmigraphx.so.2015000.0"})
+    monkeypatch.setattr(hip, "loaded", lambda: versions)
+    monkeypatch.setattr(hip, "machine_drivers", lambda: {"Navi31": "amdgpu 6.14"})
+    assert hip.drivers() == {"Navi31": "amdgpu 6.14", "rocm": "7.2.4", **versions}
+
+
 def test_a_library_without_its_short_name_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(hip, "roots", lambda: [tmp_path / "nothing", tmp_path])
     monkeypatch.setattr(hip, "find_library", lambda name: f"lib{name}.so.6")

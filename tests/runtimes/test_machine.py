@@ -231,3 +231,21 @@ def test_a_device_file_that_cannot_be_opened(tree, monkeypatch):
     assert shut("dev/dri/renderD*", root) is None, "one is enough"
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert "renderD128. Add the user to the group" in (shut("dev/dri/renderD*", root) or "")
+
+
+WINDOWS = r""""Name","DriverVersion","PNPDeviceID"
+"Microsoft Remote Display Adapter","10.0.26100.1","SWD\REMOTEDISPLAYENUM\RDPIDD"
+"AMD Radeon RX 7900 XTX","32.0.21013.1000","PCI\VEN_1002&DEV_744C&SUBSYS_E471100&REV_C8\6&3A9C1D&0&00000019"
+"Intel(R) Arc(TM) A770 Graphics","32.0.101.6314","PCI\VEN_8086&DEV_56A0&SUBSYS_10208086&REV_08\6&1"
+"NVIDIA GeForce RTX 4090","32.0.15.6614","PCI\VEN_10DE&DEV_2684&SUBSYS_889D1043&REV_A1\4&1"
+"""
+
+
+def test_gpus_and_drivers_of_windows():
+    """The names of properties are those of Win32_VideoController; NVIDIA's are stated by nvidia-smi."""
+    found = [(gpu.name, gpu.vendor, gpu.driver) for gpu in module._windows(WINDOWS)]
+    assert found == [
+        ("AMD Radeon RX 7900 XTX", "AMD", "32.0.21013.1000"),
+        ("Intel(R) Arc(TM) A770 Graphics", "Intel", "32.0.101.6314"),
+    ]
+    assert list(module._windows("")) == []

@@ -76,6 +76,7 @@ def here(monkeypatch):
     monkeypatch.setattr(module, "_module", lambda: library)
     monkeypatch.setattr(hip, "denied", lambda architecture: None)
     monkeypatch.setattr(hip, "number_of", lambda architecture: 2)
+    monkeypatch.setattr(hip, "addresses", lambda: ("0000:03:00.0", "0000:0d:00.0", "0000:0e:00.0"))
     used = []
     monkeypatch.setattr(hip, "use", used.append)
     return used
@@ -115,6 +116,86 @@ def test_without_the_gpu_the_driver_receives_the_architecture_and_its_parameters
     assert "--disable-fast-math" not in (compile_to(case, tmp_path / "fast", fast_math=True), received())[1]
     with pytest.raises(CompileError, match="exhaustive_tune measures kernels on the GPU, and this machine has no gfx"):
         compile_to(case, tmp_path / "tuned", exhaustive_tune=True)
+
+
+DRIVER_OPTIONS = (Path(__file__).parent / "migraphx_driver_options.txt").read_text().splitlines()
+
+
+def test_every_flag_is_an_option_of_amds_driver(case, received, here, tmp_path, monkeypatch):
+    """A list of names from its source and documentation; an unknown one would print a refusal, and exit with 0."""
+    known = {line for line in DRIVER_OPTIONS if not line.startswith("#")}
+    assert known >= {"--help", "--gpu"}
+    commands = []
+    for number, (options, crossed) in enumerate(
+        [({}, False), ({"exhaustive_tune": True}, False), ({"fast_math": True}, False), (PARAMS, True)]
+    ):
+        if crossed:
+            monkeypatch.setattr(module, "machine", lambda: machine().model_copy(update={"gpus": ()}))
+        compile_to(case, tmp_path / str(number), **options)
+        commands.append({word for word in received()[1:-1] if word.startswith("-")})
+    given = set[str]().union(*commands)
+    assert given == {
+        *("--onnx", "--enable-offload-copy", "--disable-fast-math", "--exhaustive-tune", "--gpu-arch"),
+        *("--gpu-arch-params", "--binary", "--output"),
+    }
+    assert given <= known
+
+
+@pytest.mark.parametrize(
+    ("params", "device", "message"),
+    [
+        ("num_cu=304", "gfx942", r"'num_cu=304'; it must have the form \{num_cu:304, num_chiplets:8\}"),
+        ("{num_cu:many}", "gfx942", "it must have the form"),
+        ('{"num_cu":304}', "gfx942", "it must have the form"),
+        ("{}", "gfx942", "it must have the form"),
+        ("{num_cus:304}", "gfx942", "has no 'num_cus'. Did you mean 'num_cu'"),
+        ("{arch:gfx1100}", "gfx942", "it must have the form"),
+        ("{num_cu:304, num_chiplets:8}", "gfx1100", "has num_cu:304, but no gfx1100 has more than 96"),
+        ("{num_cu:304, num_chiplets:8}", "gfx950", "has num_cu:304, but no gfx950 has more than 256"),
+        ("{num_cu:60, num_chiplets:8}", "gfx1101", "has num_chiplets:8, but no gfx1101 has more than 1"),
+        ("{num_cu:0}", "gfx942", "has num_cu:0, but"),
+    ],
+)
+def test_parameters_of_another_device_or_form_are_refused(params, device, message):
+    assert set(module.LARGEST) == set(module.GFX)
+    with pytest.raises(ProfileError, match=message):
+        MIGraphX().check({"gpu_arch_params": params}, device)
+
+
+def test_parameters_that_fit_are_accepted_and_an_architecture_of_one_size_needs_none(case, received, tmp_path):
+    for device in module.GFX:
+        profile = load_profile("mi300x-mxr").model_copy(update={"device": device})
+        if device != "gfx942":
+            with pytest.raises(ProfileError, match=f"but no {device} has more than"):
+                MIGraphX().check(profile.options, profile.device)
+    MIGraphX().check(PARAMS, "gfx942")
+    MIGraphX().check({"gpu_arch_params": "{ num_cu : 228,num_chiplets:6, wavefront_size:64 }"}, "gfx942")
+    for device, params in (("gfx950", "{num_cu:256, num_chiplets:8}"), ("gfx90a", None)):
+        case.target = replace(case.target, device=device)
+        compile_to(case, tmp_path / device)
+        given = received()
+        assert ("--gpu-arch-params" in given) == (params is not None)
+        assert params is None or given[given.index("--gpu-arch-params") + 1] == params
+
+
+def test_an_engine_that_was_compiled_without_the_gpu_is_remarked(case, received, tmp_path, monkeypatch):
+    out = compile_to(case, tmp_path / "crossed")
+    elsewhere = MIGraphX().remark(out, "gfx942")
+    assert elsewhere is not None
+    assert elsewhere.startswith("The engines were compiled for gfx942 on a machine without it")
+    assert elsewhere.endswith("A build on a machine with the GPU makes faster ones.")
+    monkeypatch.setattr(module, "_architectures", lambda: ["gfx942"])
+    monkeypatch.setattr(hip, "number_of", lambda architecture: 0)
+    monkeypatch.setattr(hip, "denied", lambda architecture: None)
+    assert (MIGraphX().remark(out, "gfx942") or "").endswith(f"remove {tmp_path} and build again on this machine.")
+    assert MIGraphX().remark(compile_to(case, tmp_path / "measured"), "gfx942") is None
+
+
+def test_variables_that_change_the_code_are_in_the_key(monkeypatch):
+    monkeypatch.setattr(hip, "versions", lambda: {"rocm": "7.2.4"})
+    assert MIGraphX().device("gfx942") == {"rocm": "7.2.4"}
+    monkeypatch.setenv("MIGRAPHX_DISABLE_MLIR", "1")
+    assert MIGraphX().device("gfx942") == {"rocm": "7.2.4", "MIGRAPHX_DISABLE_MLIR": "1"}
 
 
 def test_with_the_gpu_it_is_compiled_for_that_one_and_measured(case, received, here, tmp_path, monkeypatch):

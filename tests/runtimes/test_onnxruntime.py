@@ -1,6 +1,7 @@
 """ONNX Runtime: no flavour over another, no provider in another's place."""
 
 import json
+import os
 import platform
 import shutil
 from collections import Counter
@@ -21,6 +22,7 @@ from latentc.profiles import load_profile, profile_names
 from latentc.runtimes import Target, placement, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
+from latentc.runtimes.machine import AmdGpu, Gpu
 from latentc.runtimes.onnxruntime import ONNXRuntime
 from latentc.runtimes.providers import PROVIDERS, Provider
 
@@ -164,10 +166,46 @@ def test_an_engine_that_was_compiled_again_over_the_old_one_is_refused(case, tmp
     monkeypatch.setattr(placement, "open_session", compiling)
     monkeypatch.setattr(module, "open_session", compiling)
     target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
-    files = files_in(tmp_path / "out")
+    files, proved = files_in(tmp_path / "out"), tmp_path / "out" / "cache" / "model.mxr"
     case.adapter.load(tmp_path / "out", target, files).close()
+    assert proved.read_bytes() == b"compiled"
+    proved.write_bytes(b"proved..")
     with pytest.raises(CompileError, match=r"recompiled model.mxr, which is not proved. Remove .*out"):
         case.adapter.load(tmp_path / "out", target, files)
+    assert proved.read_bytes() == b"proved..", "it was compiled elsewhere"
+
+
+def test_code_that_is_compiled_at_load_is_seen_though_the_bundle_is_read_only(case, tmp_path, monkeypatch):
+    """The provider can't store it there, and reports nothing; here it writes only where it may."""
+    stand_in(monkeypatch, caches=(("keep", "{}"),))
+    given = []
+    real, accepted = placement.open_session, [True]
+
+    def compiling(graph, options, device, settings):
+        given.append(Path(settings["keep"]))
+        new = given[-1] / ("model.mxr" if len(given) == 1 else "another.mxr")
+        if (len(given) == 1 or not accepted) and os.access(new.parent, os.W_OK):
+            new.write_bytes(b"compiled")
+        return real(graph, options, device, {})
+
+    monkeypatch.setattr(placement, "open_session", compiling)
+    monkeypatch.setattr(module, "open_session", compiling)
+    target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
+    files, access = files_in(tmp_path / "out"), os.access
+
+    def read_only(path, mode, **more):
+        return not (mode & os.W_OK and Path(path).is_relative_to(tmp_path)) and access(path, mode, **more)
+
+    monkeypatch.setattr(os, "access", read_only)
+    engine = case.adapter.load(tmp_path / "out", target, files)
+    (lent,) = given[-1].iterdir()
+    assert lent.resolve() == tmp_path / "out/cache/model.mxr", "what can't be written to isn't copied"
+    engine.close()
+    assert not given[-1].exists()
+    accepted.clear()
+    with pytest.raises(CompileError, match="recompiled another.mxr, which is not proved"):
+        case.adapter.load(tmp_path / "out", target, files)
+    assert not given[-1].exists()
 
 
 def test_a_build_that_stores_no_code_fails(case, tmp_path, monkeypatch):
@@ -193,7 +231,7 @@ def test_variables_that_override_the_profile_are_refused(monkeypatch):
 
 def test_without_access_to_the_gpu_no_engine_is_to_be_removed(monkeypatch):
     stand_in(monkeypatch, vendor="AMD")
-    monkeypatch.setattr(module.hip, "denied", lambda: "This user cannot open /dev/kfd, which ROCm requires.")
+    monkeypatch.setattr(module.hip, "denied", lambda _: "This user cannot open /dev/kfd, which ROCm requires.")
     assert ONNXRuntime().missing("DSP") == "This user cannot open /dev/kfd, which ROCm requires."
     assert ONNXRuntime().device("DSP").keys() == {"gpu"}
     monkeypatch.setattr(module.hip, "versions", lambda: {"rocm": "7.14.0", "migraphx": "libmigraphx.so.2016000.0"})
@@ -253,12 +291,75 @@ def test_options_that_a_provider_takes_as_entries_only(case, monkeypatch):
 
 def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
     library, given = placement._library(), []
-    monkeypatch.setattr(placement.hip, "number_of", lambda: 1)
+    gpus = {0: AmdGpu("Raphael", "gfx1036", 1, "", 0), 1: AmdGpu("Navi31", "gfx1100", 24, "", 0)}
+    gpus |= {2: AmdGpu("MI300X", "gfx942", 192, "", 0), 3: AmdGpu("Navi31", "gfx1100", 24, "", 0)}
+    monkeypatch.setattr(placement.hip, "_gpus", lambda: gpus)
+    monkeypatch.setattr(placement.hip, "addresses", lambda: ("",) * 4)
     monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
     monkeypatch.setattr(library, "InferenceSession", lambda graph, options, providers, **_: given.append(providers))
-    for options in ({}, {"device_id": "0"}):
-        placement.open_session("", library.SessionOptions(), "MIGraphX", options)
-    assert given == [[("MIGraphXExecutionProvider", {"device_id": number})] for number in ("1", "0")]
+    for device, options in (("MIGraphX", {}), ("MIGraphX-gfx1100", {}), ("MIGraphX", {"device_id": "0"})):
+        placement.open_session("", library.SessionOptions(), device, options)
+    assert given == [[("MIGraphXExecutionProvider", {"device_id": number})] for number in ("2", "1", "0")]
+    tried = []
+    monkeypatch.setattr(placement, "open_session", lambda *asked: tried.append(asked[2:]))
+    placement.fault.cache_clear()
+    placement.fault("MIGraphX-gfx1100:3", "f16")
+    placement.fault.cache_clear()
+    assert tried[0] == ("MIGraphX-gfx1100", {"device_id": "3"}), "the trial runs on the profile's GPU"
+    here = tuple(
+        Gpu(name=gpu.name, vendor="AMD", architecture=gpu.architecture, driver="amdgpu") for gpu in gpus.values()
+    )
+    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=here))
+    monkeypatch.setattr(module.hip, "versions", dict)
+    monkeypatch.setattr(module.hip, "loaded", lambda: {"migraphx": "libmigraphx.so.2019000.0"})
+    monkeypatch.setenv("MIGRAPHX_DISABLE_MLIR", "1")
+    more = {"migraphx": "libmigraphx.so.2019000.0", "MIGRAPHX_DISABLE_MLIR": "1"}
+    adapter = ONNXRuntime()
+    for device, architecture in (("MIGraphX", "gfx942"), ("MIGraphX-gfx1100", "gfx1100"), ("MIGraphX:0", "gfx1036")):
+        assert adapter.device(device) == {"gpu": f"{architecture} amdgpu", **more}, "the opened one only"
+    monkeypatch.setattr(module.hip, "denied", lambda _: None)
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["MIGraphXExecutionProvider"])
+    monkeypatch.setattr(module, "fault", lambda *_: None)
+    assert adapter.missing("MIGraphX-gfx1100:3") is None
+    assert adapter.missing("MIGraphX-gfx1100:2") == "GPU 2 is a gfx942, not a gfx1100."
+    assert adapter.missing("MIGraphX:4") == "HIP has no GPU with number 4; it has 4, numbered from 0 on."
+    assert "This machine has no gfx950 GPU; AMD GPUs found: gfx1036" in (adapter.missing("MIGraphX-gfx950") or "")
+
+
+def test_a_shipped_profile_for_an_amd_gpu_opens_that_one():
+    for profile in (load_profile(name) for name in profile_names()):
+        if profile.device.startswith("MIGraphX"):
+            assert (PROVIDERS[profile.device].architecture,) == profile.gpus
+
+
+def test_two_cards_of_directml_have_numbers(case, monkeypatch, tmp_path):
+    """With device_id its provider reads no preference and no filter (dml_provider_factory.cc)."""
+    numbered = target_of(case, "DirectML", number=1)
+    assert providers.settings(numbered, tmp_path) == {"device_id": "1"}
+    with pytest.raises(ProfileError, match="ignores performance_preference where the device has a number, such as Dir"):
+        providers.settings(replace(numbered, options={"performance_preference": "minimum_power"}), tmp_path)
+    monkeypatch.setattr(module.platform, "system", lambda: "Windows")
+    monkeypatch.setattr(placement._library(), "get_available_providers", lambda: ["DmlExecutionProvider"])
+    tried = []
+    monkeypatch.setattr(module, "fault", lambda *asked: tried.append(asked))
+    assert ONNXRuntime().missing("DirectML:1") is None
+    assert tried == [("DirectML:1", "f32")]
+    assert ONNXRuntime().drivers("DirectML:1")["device_id"] == "1", "each card is proved by itself"
+
+
+def test_a_gpu_of_webgpu_that_the_user_cannot_open_is_said(monkeypatch):
+    monkeypatch.setattr(placement._library(), "get_available_providers", lambda: ["WebGpuExecutionProvider"])
+    monkeypatch.setattr(module, "fault", lambda *_: "no adapter")
+    closed = "this user cannot open /dev/dri/renderD128. Add the user"
+    monkeypatch.setattr(module, "shut", lambda pattern: closed)
+    assert ONNXRuntime().missing("WebGPU") == f"WebGpuExecutionProvider does not work: {closed}"
+    monkeypatch.setattr(module, "shut", lambda pattern: None)
+    assert (ONNXRuntime().missing("WebGPU") or "").endswith("no adapter. It requires a GPU and its driver.")
+    monkeypatch.setattr(module, "fault", lambda *_: None)
+    monkeypatch.setattr(module.vulkan, "denied", lambda: closed)
+    assert ONNXRuntime().missing("WebGPU") == f"WebGpuExecutionProvider finds only a GPU in software: {closed}"
+    monkeypatch.setattr(module.vulkan, "drivers", lambda: {"Arc A770": "Mesa 26.1.2"})
+    assert ONNXRuntime().drivers("WebGPU")["Arc A770"] == "Mesa 26.1.2", "it compiles the shaders"
 
 
 @pytest.mark.parametrize("profile", [one for one in map(load_profile, profile_names()) if one.runtime == "onnxruntime"])

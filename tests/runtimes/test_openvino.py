@@ -185,7 +185,67 @@ def test_an_npu_takes_fixed_sizes():
     assert adapter.takes_free_sizes("GPU.1", {})
 
 
-def test_the_gpu_plugin_has_the_option_for_large_allocations():
-    """docs/targets.md advises it for an Arc with more memory than one allocation may have."""
-    (plugin,) = Path(module._library().__file__).parent.rglob("*openvino_intel_gpu_plugin.so")
-    assert b"GPU_ENABLE_LARGE_ALLOCATIONS" in plugin.read_bytes()
+def plugin(kind):
+    (found,) = Path(module._library().__file__).parent.rglob(f"*openvino_intel_{kind}_plugin.so")
+    return found.read_bytes()
+
+
+def test_too_large_an_allocation_is_answered_with_the_option_for_it(case, tmp_path, monkeypatch):
+    """For an Arc with more memory than one allocation may have; the message and the option are the plugin's."""
+    ((words, advice),) = module.LIMITS.items()
+    assert words.encode() in plugin("gpu")
+    assert b"GPU_ENABLE_LARGE_ALLOCATIONS" in plugin("gpu")
+    message = f"[GPU] {words} object allocation: requested 8589934592 bytes, but max alloc size is 4294959104 bytes."
+
+    def refuse(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(module, "_core", lambda: SimpleNamespace(compile_model=refuse))
+    monkeypatch.setattr(OpenVINO, "missing", lambda self, device: None)
+    monkeypatch.setattr(module, "_opened", lambda device: device)
+    with pytest.raises(CompileError) as refused:
+        case.compile(tmp_path / "out", device="GPU")
+    assert "write GPU_ENABLE_LARGE_ALLOCATIONS = true under [options]" in advice
+    assert str(refused.value) == f"OpenVINO refuses unet on GPU: {message} {advice}"
+
+
+def test_versions_of_what_compiles_for_a_gpu_or_npu_are_in_the_key(monkeypatch):
+    for name in module.DRIVER_VERSIONS:
+        assert name.encode() in plugin("gpu" if name.startswith("GPU") else "npu")
+    core = module._core()
+
+    def stated(device, name):
+        if name == "SUPPORTED_PROPERTIES":
+            return {"NPU_DRIVER_VERSION": "RO", "NPU_COMPILER_VERSION": "RO", "DEVICE_TYPE": "RO"}
+        return {"NPU_DRIVER_VERSION": 1688, "NPU_COMPILER_VERSION": 458759}.get(name) or core.get_property("CPU", name)
+
+    monkeypatch.setattr(module, "_property", stated)
+    monkeypatch.setattr(module, "_opened", lambda device: "CPU")
+    module._facts.cache_clear()
+    facts = OpenVINO().device("NPU")
+    module._facts.cache_clear()
+    assert facts["npu_driver_version"] == "1688"
+    assert facts["npu_compiler_version"] == "458759"
+    assert "gpu_driver_version" not in facts
+    monkeypatch.undo()
+    assert OpenVINO().device("CPU").keys() == {"architecture", "capabilities", "requirements"}, "a CPU has none"
+    module._facts.cache_clear()
+
+
+def test_an_option_is_checked_against_the_profiles_device(monkeypatch):
+    adapter = OpenVINO()
+    options = {"GPU_ENABLE_LARGE_ALLOCATIONS": True}
+    if not any(device.startswith("GPU") for device in adapter.devices()):
+        adapter.check(options, "GPU")  # a machine without one can't know; building fails for the GPU's sake
+    monkeypatch.setattr(OpenVINO, "missing", lambda self, device: None)
+    monkeypatch.setattr(OpenVINO, "devices", lambda self: ("CPU", "GPU"))
+    known = {"CPU": frozenset({"NUM_STREAMS"}), "GPU": frozenset(options)}
+    monkeypatch.setattr(module, "_settable", known.__getitem__)
+    tried = []
+    core = SimpleNamespace(compile_model=lambda model, *asked: tried.append(asked), available_devices=["CPU", "GPU"])
+    monkeypatch.setattr(module, "_core", lambda: core)
+    monkeypatch.setattr(module, "_small_model", lambda: None)
+    with pytest.raises(ProfileError, match="has no option 'GPU_ENABLE_LARGE_ALLOCATIONS' for CPU. Known: NUM_STREAMS"):
+        adapter.check(options, "CPU")
+    adapter.check(options, "GPU")
+    assert tried == [("GPU", options)]
