@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -147,13 +147,14 @@ def build(
         again = any(one.artifact.key == want.key for one in engines)
         engines.append(replace(built[want.key], how="there", note=None) if again else built[want.key])
     steps = _prove_steps(site, {key: one.artifact for key, one in built.items()}) if site.here else None
+    remark = site.adapter.remark([bundle.engines / one.artifact.name for one in built.values()], profile.device)
     return Build(
         profile=profile.name,
         engines=tuple(engines),
         host_psnr_db=host,
         steps=steps,
         seconds=time.perf_counter() - start,
-        notes=(*unproved(bundle), *_remarks(site, engines)),
+        notes=(*unproved(bundle), *((remark,) if remark else ())),
         standing=bundle.standing,
         condition=bundle.manifest.model.condition,
     )
@@ -275,12 +276,6 @@ def _prove(site: Site, artifact: Artifact) -> Parity:
     parity = measured.parities[artifact.key]
     remember(engine_key(site.bundle, site.adapter, artifact, site.profile.device), parity)
     return parity
-
-
-def _remarks(site: Site, engines: Iterable[Built]) -> Iterable[str]:
-    """What the runtime remarks on engines: one sentence for all that it says the same of."""
-    each = (site.adapter.remark(site.bundle.engines / one.artifact.name, site.profile.device) for one in engines)
-    return dict.fromkeys(filter(None, each))
 
 
 def _clear(bundle: Bundle, name: str) -> None:

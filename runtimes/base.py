@@ -298,11 +298,11 @@ class Runtime(Protocol):
         """`Facts.threads` on the CPU; None on other devices."""
         return self.facts.threads if device == "CPU" else None
 
-    def remark(self, artifact: Path, device: str) -> str | None:
-        """What a user should know about a built engine, and what to do about it, in one or two sentences; None where
-        there is nothing.
+    def remark(self, artifacts: Iterable[Path], device: str) -> str | None:
+        """What a user should know about a profile's built engines, and what to do about it, in one or two sentences;
+        None where there is nothing.
         """
-        del artifact, device
+        del artifacts, device
         return None
 
     def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -30,6 +30,7 @@ from ..core.progress import Progress
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
+from ..core.units import counted
 from . import hip
 from .base import Facts, Job, Option, Runtime, Target
 from .border import ENOUGH, border, call_program, first_line, rebuild
@@ -162,17 +163,18 @@ class MIGraphX(Runtime):
         if PARAMS in options:
             _check_params(str(options[PARAMS]), device)
 
-    def remark(self, artifact: Path, device: str) -> str | None:
+    def remark(self, artifacts: Iterable[Path], device: str) -> str | None:
         """State that engines were compiled without the GPU, and, on a machine with it, how to replace them."""
-        if not (artifact / CROSSED).is_file():
+        crossed = [artifact for artifact in artifacts if (artifact / CROSSED).is_file()]
+        if not crossed:
             return None
         slow = (
-            f"The engines were compiled for {device} on a machine without it, so its kernels were not measured, and "
-            "those of MIOpen, hipBLASLt and CK are not used"
+            f"{counted(len(crossed), 'engine')} for {device} compiled on a machine without that GPU: kernels were not "
+            "measured, and those of MIOpen, hipBLASLt and CK are not used."
         )
         if device in _architectures():
-            return f"{slow}. For faster ones, remove {artifact.parent} and build again on this machine."
-        return f"{slow}. A build on a machine with the GPU makes faster ones."
+            return f"{slow} For faster ones, remove {' '.join(map(str, crossed))} and build again on this machine."
+        return f"{slow} A build on a machine with the GPU makes faster ones."
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16 on every GPU: it computes in the types of the graph."""

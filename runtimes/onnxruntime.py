@@ -253,11 +253,15 @@ class ONNXRuntime(Runtime):
         return {"gpu": found or f"unknown, of {platform.node()}"}
 
     def drivers(self, device: str) -> dict[str, str]:
-        """The GPU's driver; where a provider makes code through Vulkan or DirectX, also those, and the GPU's number."""
+        """The GPU's driver; Vulkan's drivers, or the GPU's number, where a provider makes code through Vulkan or
+        DirectX; the system's version for Core ML, which is part of it.
+        """
         name, number = numbered(device)
         provider = PROVIDERS[name]
         if provider.vendor == "AMD":
             return hip.drivers()
+        if provider.system == "Darwin":
+            return {"macos": platform.mac_ver()[0]}
         more = {} if number is None or provider.vendor else {DEVICE_ID: str(number)}
         return super().drivers(device) | more | (vulkan.drivers() if provider.nodes else {})
 

@@ -180,15 +180,19 @@ def test_parameters_that_fit_are_accepted_and_an_architecture_of_one_size_needs_
 
 def test_an_engine_that_was_compiled_without_the_gpu_is_remarked(case, received, tmp_path, monkeypatch):
     out = compile_to(case, tmp_path / "crossed")
-    elsewhere = MIGraphX().remark(out, "gfx942")
+    elsewhere = MIGraphX().remark([out, out], "gfx942")
     assert elsewhere is not None
-    assert elsewhere.startswith("The engines were compiled for gfx942 on a machine without it")
+    assert elsewhere.startswith(
+        "2 engines for gfx942 compiled on a machine without that GPU: kernels were not measured"
+    )
     assert elsewhere.endswith("A build on a machine with the GPU makes faster ones.")
     monkeypatch.setattr(module, "_architectures", lambda: ["gfx942"])
     monkeypatch.setattr(hip, "number_of", lambda architecture: 0)
     monkeypatch.setattr(hip, "denied", lambda architecture: None)
-    assert (MIGraphX().remark(out, "gfx942") or "").endswith(f"remove {tmp_path} and build again on this machine.")
-    assert MIGraphX().remark(compile_to(case, tmp_path / "measured"), "gfx942") is None
+    measured = compile_to(case, tmp_path / "measured")
+    here = MIGraphX().remark([measured, out], "gfx942")
+    assert (here or "").endswith(f"For faster ones, remove {out} and build again on this machine.")
+    assert MIGraphX().remark([measured], "gfx942") is None
 
 
 def test_variables_that_change_the_code_are_in_the_key(monkeypatch):
@@ -276,7 +280,9 @@ def test_a_bundle_is_built_without_the_device_and_not_run(received, own_bundle, 
     opened, profile = own_bundle("sd1"), load_profile("mi300x-mxr")
     proved = Parity(psnr_db=99.0, cosine=1.0, reference="PyTorch, at export", graph_run_by="iree 3.13.0 CPU")
     monkeypatch.setattr("latentc.compiler.make.measure_typed", lambda *_: proved)
-    alone, both, *others = (one.artifact for one in build(opened, profile).engines)
+    built = build(opened, profile)
+    assert f"{len(built.engines)} engines for gfx942 compiled on a machine without that GPU" in built.notes[-1]
+    alone, both, *others = (one.artifact for one in built.engines)
     assert alone.fields.shape == {"input_ids": (1, 77)}
     assert both.fields.shape == {"input_ids": (2, 77)}, "the prompt and the negative one"
     assert {one.fields.precision for one in others} == {"f16", "f32"}
