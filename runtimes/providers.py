@@ -60,8 +60,6 @@ class Provider:
     """The only vendor whose GPUs it supports; None for several."""
     architecture: str | None = None
     """The architecture of the AMD GPU that it opens; None for the one with the most memory."""
-    numbered: bool = False
-    """Whether its GPUs have numbers, as in `CUDA:1`."""
     choosers: tuple[str, ...] = ()
     """Options that choose a GPU, which it ignores where a number is given."""
     nodes: str | None = None
@@ -78,6 +76,11 @@ class Provider:
     """Whether it compiles ahead of time into contexts, also for devices that this machine doesn't have."""
     demands: tuple[str, ...] = ()
     """Options that a profile must set."""
+
+    @property
+    def numbered(self) -> bool:
+        """Whether its GPUs have numbers, as in `CUDA:1`."""
+        return self.vendor is not None or bool(self.choosers)
 
 
 DEVICE_ID = "device_id"
@@ -106,7 +109,6 @@ CUDA = Provider(
     memory="cuda",
     captures="enable_cuda_graph",
     vendor="NVIDIA",
-    numbered=True,
 )
 
 ARCHITECTURES = (
@@ -131,7 +133,6 @@ MIGRAPHX = Provider(
         "PyPI's 1.27.1; for ROCm 7.14 and 10, AMD has wheels for Python 3.12 (rocm.frameworks.amd.com)"
     ),
     vendor="AMD",
-    numbered=True,
 )
 
 HEXAGON = Provider(
@@ -196,7 +197,6 @@ PROVIDERS: dict[str, Provider] = {
         captures="trt_cuda_graph_enable",
         ranges="trt_profile",
         vendor="NVIDIA",
-        numbered=True,
     ),
     "MIGraphX": MIGRAPHX,
     **{f"MIGraphX-{name}": replace(MIGRAPHX, architecture=name) for name in ARCHITECTURES},
@@ -227,7 +227,6 @@ PROVIDERS: dict[str, Provider] = {
         switches=("false", "true"),
         attributes={"enable_mem_pattern": False},
         system="Windows",
-        numbered=True,
         choosers=("device_filter", "performance_preference"),
     ),
     "CoreML": Provider(
