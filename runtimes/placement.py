@@ -11,6 +11,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -45,13 +46,10 @@ SMALL_BYTES = 16 * 2**10
 RECORDED_CALLS = 2
 """The first call is recorded, the second replayed."""
 
-HEAVY = frozenset(
-    {
-        *("Attention", "Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization"),
-        *("LayerNormalization", "MatMul", "Resize", "Softmax"),
-    }
-)
-"""Operators that must not run on the CPU, with outputs of any size."""
+HEAVY = re.compile("Attention|Conv|Einsum|Gemm|MatMul|Norm|Resize|Softmax")
+"""In the names of operators that only the device's own provider may run, with outputs of any size. ONNX Runtime fuses
+others into operators such as FusedConv and SkipLayerNormalization.
+"""
 
 ALLOWED = "allow_nodes_on_cpu"
 """The option that allows nodes on the CPU."""
@@ -87,15 +85,20 @@ def fault(device: str, precision: Precision) -> str | None:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             for attribute, value in provider.attributes.items():
                 setattr(options, attribute, value)
-            session = open_session(TRIAL % (code, code), options, name, fixed(provider, number))
+            session = open_session(TRIAL % (code, code), options, name, fixed(provider, number), alone=alone)
             found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
     except Exception as exc:  # the driver may raise anything
         return first_line(exc)
     return None if found.tolist() == [9, 16] else f"it computes {found.tolist()} for the squares of 3 and -4"
 
 
-def open_session(graph: str | bytes, options: Any, device: str, settings: Mapping[str, str]) -> Any:
-    """Open a session on a device; raises `RuntimeMissing` where ONNX Runtime fell back to another provider."""
+def open_session(
+    graph: str | bytes, options: Any, device: str, settings: Mapping[str, str], *, alone: bool = False
+) -> Any:
+    """Open a session on a device; raises `RuntimeMissing` where ONNX Runtime fell back to another provider.
+
+    `alone`: without the providers that run what the device's own doesn't support.
+    """
     provider = PROVIDERS[device]
     given = dict(settings)
     if provider.plugin:
@@ -110,7 +113,8 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
     elif provider.vendor == "AMD" and DEVICE_ID not in given:
         given[DEVICE_ID] = str(hip.number_of())  # the provider's default is the first one, often an integrated GPU
     number = int(settings[DEVICE_ID]) if DEVICE_ID in settings else None
-    beside = [(PROVIDERS[other].name, fixed(PROVIDERS[other], number)) for other in provider.beside]
+    others = [PROVIDERS[other] for other in provider.beside if not alone]
+    beside = [(other.name, fixed(other, number)) for other in others]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
     return _taken(_library().InferenceSession(graph, options, providers=asked, enable_fallback=0), provider)
 
@@ -175,11 +179,13 @@ def compile_ahead(graph: Path, context: Path, options: Any, target: Target, sett
             contexts += 1
             continue
         left[node.op_type] += 1
-        if node.op_type in HEAVY or not all(map(_small, node.outputs)):
+        if HEAVY.search(node.op_type) or not all(map(_small, node.outputs)):
             large[node.op_type] += 1
     _check_left(target, large)
-    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}}
-    return placed | ({"CPUExecutionProvider": dict(left.most_common())} if left else {})
+    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}} if contexts else {}
+    placed |= {"CPUExecutionProvider": dict(left.most_common())} if left else {}
+    _check_own(target, placed)
+    return placed
 
 
 def _small(value: Any) -> bool:
@@ -214,13 +220,15 @@ def place(
         node["op_name"]
         for node in nodes
         if node["provider"] == "CPUExecutionProvider"
-        and (node["op_name"] in HEAVY or int(node["output_size"]) > SMALL_BYTES)
+        and (HEAVY.search(node["op_name"]) or int(node["output_size"]) > SMALL_BYTES)
     )
     _check_left(target, large)
     counts: dict[str, Counter[str]] = {}
     for node in nodes:
         counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
-    return {name: dict(ops.most_common()) for name, ops in counts.items()}
+    placed = {name: dict(ops.most_common()) for name, ops in counts.items()}
+    _check_own(target, placed)
+    return placed
 
 
 def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
@@ -250,6 +258,28 @@ def _check_left(target: Target, large: Counter[str]) -> None:
             f"{', '.join(f'{count} {name}' for name, count in large.most_common())}. Try opset = 18 in the profile, "
             f"or set {ALLOWED} = true under [options] to allow this."
         )
+
+
+def _check_own(target: Target, placed: Placement) -> None:
+    """Raise `CompileError` where a device's own provider ran nothing, and for heavy operators that it left to others.
+
+    Their graphs are not rewritten for the provider beside it (`Facts.lacks`): CUDA's f16 Attention is inaccurate.
+    """
+    provider = PROVIDERS[target.device]
+    if provider.name not in placed:
+        raise CompileError(
+            f"{provider.name} runs none of this part's nodes; ONNX Runtime leaves them to "
+            f"{', '.join(sorted(placed)) or 'no provider that it reports'}. Try opset = 18 in the profile, or use "
+            f"another profile for this device."
+        )
+    for other in provider.beside:
+        ran = placed.get(PROVIDERS[other].name, {})
+        if heavy := {name: count for name, count in ran.items() if HEAVY.search(name)}:
+            raise CompileError(
+                f"{provider.name} does not support these nodes, and ONNX Runtime leaves them to "
+                f"{PROVIDERS[other].name}: {', '.join(f'{count} {name}' for name, count in heavy.items())}. Try "
+                f"opset = 18 in the profile, or write device = {other!r}, for which the graphs are rewritten."
+            )
 
 
 class DeviceCall:

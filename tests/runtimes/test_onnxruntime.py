@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,6 +125,88 @@ def test_work_left_to_the_cpu_is_refused_by_name(case, tmp_path, monkeypatch):
     for name, wanted in case.expected(case.feeds()).items():
         np.testing.assert_allclose(engine.run(case.feeds())[name], wanted, rtol=0, atol=1e-4)
     engine.close()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_provider_that_runs_no_node_never_builds(case, tmp_path, monkeypatch, allowed):
+    """Azure's provider is in the CPU's wheel too: ONNX Runtime opens it, and it takes no node of ours."""
+    stand_in(monkeypatch, name="AzureExecutionProvider", beside=("CPU",))
+    says = "AzureExecutionProvider runs none of this part's nodes; ONNX Runtime leaves them to CPUExecutionProvider"
+    with pytest.raises(CompileError, match=says if allowed else "leaves these nodes to the CPU"):
+        case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": allowed})
+
+
+ON_DEVICES = [device for device, provider in PROVIDERS.items() if device != "CPU" and not provider.ahead]
+
+
+def placed(monkeypatch, device, *nodes, options=None):
+    """Where nodes are run, by what a session reports: (provider, operator, bytes) for each."""
+
+    class Session:
+        def run(self, names, feeds):
+            pass
+
+        def end_profiling(self):
+            return events
+
+    with TemporaryDirectory() as folder:
+        events = Path(folder) / "events.json"
+        kernels = [{"op_name": name, "provider": by, "output_size": str(count)} for by, name, count in nodes]
+        events.write_text(json.dumps([{"name": "one_kernel_time", "args": kernel} for kernel in kernels]))
+        monkeypatch.setattr(placement, "open_session", lambda *_: Session())
+        target = SimpleNamespace(inputs=(), outputs=(), shape=None, device=device, options=options or {})
+        return placement.place(Path(), SimpleNamespace(), target, {}, {})
+
+
+@pytest.mark.parametrize("device", ON_DEVICES)
+def test_small_nodes_on_the_cpu_are_no_engine_of_a_device(monkeypatch, device):
+    name = PROVIDERS[device].name
+    small = ("CPUExecutionProvider", "Gather", 8)
+    assert placed(monkeypatch, device, (name, "Mul", 8), small)[name] == {"Mul": 1}
+    for nodes in ((small,), ()):
+        with pytest.raises(CompileError, match=f"{name} runs none of this part's nodes"):
+            placed(monkeypatch, device, *nodes)
+
+
+@pytest.mark.parametrize("left", ["Attention", "FusedConv", "GroupNormalization", "SkipLayerNormalization"])
+def test_tensorrt_leaves_nothing_heavy_to_cuda(monkeypatch, left):
+    """CUDA's own graphs are rewritten, because its f16 Attention is wrong; TensorRT's aren't."""
+    tensorrt, cuda = ("TensorrtExecutionProvider", "TRTKernel_graph_0", 1 << 20), "CUDAExecutionProvider"
+    assert placed(monkeypatch, "TensorRT", tensorrt, (cuda, "Cast", 1 << 20))[cuda] == {"Cast": 1}
+    says = rf"TensorrtExecutionProvider does not support .*CUDAExec.*: 2 {left}\. Try opset = 18 .*device = 'CUDA'"
+    for options in ({}, {"allow_nodes_on_cpu": True}):
+        with pytest.raises(CompileError, match=says):
+            placed(monkeypatch, "TensorRT", tensorrt, (cuda, left, 8), (cuda, left, 8), options=options)
+    assert placed(monkeypatch, "CUDA", (cuda, left, 8)), "what is CUDA's own it runs"
+
+
+def test_a_context_without_code_is_refused(tmp_path, monkeypatch):
+    """What a compiler ahead of time writes where it takes no node: the graph as it was."""
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("x", 1, [2]), onnx.helper.make_tensor_value_info("y", 1, [2])
+    node = onnx.helper.make_node("Mul", ["x", "x"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "small", value[:1], value[1:]))
+    monkeypatch.setattr(placement, "open_session", lambda *_: onnx.save(model, tmp_path / "context.onnx"))
+    options, target = (
+        SimpleNamespace(add_session_config_entry=lambda *_: None),
+        SimpleNamespace(device="QNN", options={}),
+    )
+    with pytest.raises(CompileError, match="QNNExecutionProvider runs none of this part's nodes"):
+        placement.compile_ahead(tmp_path / "graph.onnx", tmp_path / "context.onnx", options, target, {})
+
+
+def test_a_device_is_tried_without_the_provider_beside_it(monkeypatch):
+    opened = []
+    monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
+    session = SimpleNamespace(run=lambda *_: [np.array([9, 16])])
+    monkeypatch.setattr(
+        placement._library(),
+        "InferenceSession",
+        lambda *_, providers, **__: opened.append([*dict(providers)]) or session,
+    )
+    assert placement.fault.__wrapped__("TensorRT", "f16") is None
+    assert opened == [["TensorrtExecutionProvider", "CUDAExecutionProvider"], ["TensorrtExecutionProvider"]]
 
 
 def test_an_engine_that_was_compiled_again_at_load_is_refused(case, tmp_path, monkeypatch):
@@ -477,6 +560,12 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
         ({"enable_cuda_graf": True}, "Did you mean 'enable_cuda_graph'"),
         ({"preferredLayout": "NCWH"}, "one of: NCHW, NHWC"),
         ({"gpu_mem_limit": True}, "an integer"),
+        ({"gpu_mem_limit": -1}, "an integer from 0"),
+        ({"trt_builder_optimization_level": 99}, "an integer from 0 to 5"),
+        ({"trt_auxiliary_streams": -2}, "an integer from -1 to"),
+        ({"trt_max_workspace_size": 1 << 63}, "an integer from 0 to 9,223,372,036,854,775,807"),
+        ({"sdpa_kernel": 1024}, "an integer from 0 to 1,023"),
+        ({"soc_model": 0}, "an integer from 1 to"),
         ({"enableGraphCapture": True}, "no option 'enableGraphCapture'"),  # it answers wrongly with host inputs
         ({"migraphx_arena_extend_strategy": 1}, "one of: kNextPowerOfTwo, kSameAsRequested"),
         ({"allow_nodes_on_cpu": 1}, "true or false"),
@@ -486,6 +575,10 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
 def test_options_that_it_refuses(case, options, message):
     with pytest.raises(ProfileError, match=message):
         case.adapter.check(options)
+
+
+def test_every_number_of_a_provider_has_a_range():
+    assert not [name for provider in PROVIDERS.values() for name, kind in provider.options.items() if kind is int]
 
 
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "layout", "all"])
@@ -549,12 +642,14 @@ def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypat
             fed.update(feeds)
 
         def end_profiling(self):
-            (tmp_path / "events.json").write_text("[]")
+            node = {"op_name": "Conv", "provider": "CPUExecutionProvider", "output_size": "8"}
+            (tmp_path / "events.json").write_text(json.dumps([{"name": "conv_kernel_time", "args": node}]))
             return tmp_path / "events.json"
 
     monkeypatch.setattr(placement, "open_session", lambda *_: Session())
     picture = TensorInfo(name="x", dtype="float32", shape=("batch", channels, *sides))
-    target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options={})
+    options = {"allow_nodes_on_cpu": True}
+    target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options=options)
     model = Model(
         text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer"),),
         latent_channels=4,
