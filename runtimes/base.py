@@ -27,7 +27,7 @@ PLACEMENT = "placement.json"
 """In an artifact: counts of nodes by the provider that ran or compiled them, and by operator."""
 
 TIMING = ".timing"
-"""Folder beside the artifacts: TensorRT's caches of timings and of compiled code, by version and GPU."""
+"""Folder beside the artifacts: TensorRT's caches of timings, by version and GPU."""
 
 LINK = "weights"
 """In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""

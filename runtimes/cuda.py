@@ -55,6 +55,8 @@ class Driver:
 
     def __init__(self, library: Any, ordinal: int) -> None:
         self._library, self._stream = library, c_void_p()
+        self.ordinal = ordinal
+        """The GPU's number, by the driver's order."""
         with _RETAIN:
             if ordinal not in RETAINED:
                 device, context = c_int(), c_void_p()

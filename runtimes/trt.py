@@ -2,7 +2,7 @@
 
 TensorRT for RTX builds engines without a GPU, for NVIDIA GPUs of other machines. One engine can be for several GPUs:
 `sm86+sm89` is no larger than for one. TensorRT builds for the GPU of this machine, and times its kernels there; the
-timing cache is stored in the bundle, in `engines/.timing`, as is the code that TensorRT for RTX compiles at load.
+timing cache is stored in the bundle, in `engines/.timing`.
 
 An artifact is `engine.plan`, and `memory.json`, the device memory that the builder reports. Networks are strongly
 typed: the graph states the precision. Free sizes get one optimization profile, with the ranges in `ranges.py`.
@@ -13,7 +13,6 @@ Device memory and copies go through the driver's own library (`cuda.py`): no oth
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +33,8 @@ from .border import NO_REASON, border, first_line, sentence
 from .cuda import OVERRIDDEN, capabilities, driver_version, forces_tf32, gpu_name, has_tf32, open_driver
 from .host import HostEngine
 from .ranges import bounds
-from .trt_cache import cache_path, read_cache
+from .trt_cache import read_cache, timing_path
+from .trt_log import logger
 from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
@@ -74,12 +74,6 @@ OWN_MEMORY = "REQUIRE_USER_ALLOCATION"
 """The flag of TensorRT for RTX for an engine that allocates no memory during a call, so that it can be captured."""
 
 TRY = "Try opset = 18, or f32 for this part."
-
-REPORTED = {
-    "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
-    "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
-}
-"""Lines of the builder's log on device memory."""
 
 COSTS = Costs(
     per_engine=14_000_000,
@@ -285,7 +279,7 @@ class TensorRT(Runtime):
         """Build on the target GPU, with its timing cache of earlier builds."""
         target = job.target
         about = self.versions()[self._is.name], target.device, gpu_name(target.place)
-        kept = cache_path(job.shared, *about) if job.shared else None
+        kept = timing_path(job.shared, *about) if job.shared else None
         timed = config.create_timing_cache(read_cache(kept) if kept else b"")
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -452,28 +446,7 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
 
 @cache
 def _logger(module: str) -> Any:
-    """A logger that stores the last error and the reported memory, and prints nothing. The library keeps the first
-    logger that it is given, so there is one per process.
-    """
-    trt = _library(module)
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()  # pyright: ignore[reportUnknownMemberType]
-            self.clear()
-
-        def clear(self) -> None:
-            self.worst = ""
-            self.memory: dict[str, int] = {}
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.worst = " ".join(msg.split())[:400]
-            for name, pattern in REPORTED.items():
-                if found := pattern.search(msg):
-                    self.memory[name] = int(found[1])
-
-    return Log()
+    return logger(_library(module))
 
 
 @cache
