@@ -304,9 +304,12 @@ class DeviceCall:
                 self._make_room(feeds, sizes)
                 self._shapes = shapes
             for name, array in feeds.items():
-                if not isinstance(array, Bound) or self._there.get(name) is not array:
-                    self._values[name].update_inplace(np.ascontiguousarray(array))
-                self._there[name] = array
+                if isinstance(array, Bound) and self._there.get(name) is array:
+                    continue
+                self._there.pop(name, None)  # a copy that fails leaves a part of it
+                self._values[name].update_inplace(np.ascontiguousarray(array))
+                if isinstance(array, Bound):
+                    self._there[name] = array
             self._session.run_with_iobinding(self._binding)
             outputs = ((tensor.name, self._values[tensor.name].numpy()) for tensor in self._target.outputs)
             return {name: np.array(output, dtype=np.float32) for name, output in outputs}

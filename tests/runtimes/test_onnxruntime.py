@@ -312,6 +312,18 @@ def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
     assert copied[feeds["sample"].shape] == 3
     engine.run({**feeds, "encoder_hidden_states": 0 * context})
     np.testing.assert_array_equal(bound(feeds)["out_sample"], wanted["out_sample"])
+
+    def broken(value, array):
+        update(value, 0 * array)  # what is written before it fails
+        if array.shape == context.shape:
+            raise RuntimeError("an illegal memory access was encountered")
+        update(value, array)
+
+    monkeypatch.setattr(kind, "update_inplace", broken)
+    with pytest.raises(CompileError, match="illegal memory access"):
+        engine.run({**feeds, "encoder_hidden_states": context})
+    monkeypatch.setattr(kind, "update_inplace", update)
+    np.testing.assert_array_equal(bound(feeds)["out_sample"], wanted["out_sample"])
     engine.close()
     with pytest.raises(RuntimeMissing, match="closed"):
         bound(feeds)
