@@ -117,9 +117,10 @@ def targets(
             f'sizes = ["own"] under [shapes] of {profile.name}.'
         )
     if adapter.facts.reads_onnx and profile.opset > adapter.facts.newest_opset:
+        newest = adapter.facts.newest_opset
         raise ProfileError(
             f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
-            f"{adapter.facts.newest_opset}. Write opset = {adapter.facts.newest_opset}."
+            f"{newest}. {adapter.facts.newer_opset or f'Write opset = {newest}.'}"
         )
     _check_adopted(bundle, profile, adapter)
     shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)

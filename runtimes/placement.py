@@ -16,9 +16,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +77,7 @@ def fault(device: str, precision: Precision) -> str | None:
                 library.preload_dlls()  # CUDA and cuDNN from pip, which are not found otherwise
             if provider.loads:
                 with suppress(Exception):  # what is missing then, the session reports
-                    import_module(provider.loads)
+                    import_module(provider.loads[0])
             library.set_default_logger_severity(SILENT)  # else it logs each unavailable convolution algorithm
         for alone in (False, True):  # a library that can't be loaded is only reported if the CPU is allowed too
             options = library.SessionOptions()
@@ -121,13 +122,17 @@ def open_session(
 
 @contextmanager
 def _hushed() -> Generator[None]:
-    """Discard what a library writes to standard output: QNN's simulator would print a banner among lines of JSON."""
+    """Discard what a library writes to standard output: QNN's simulator would print a banner among lines of JSON.
+
+    Python's own standard output is discarded as well: in a notebook, it isn't the descriptor.
+    """
     sys.stdout.flush()
     kept = os.dup(1)
     try:
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         sys.stdout.flush()
         if sys.platform != "win32":  # there the buffer belongs to another C library

@@ -49,8 +49,10 @@ class Provider:
     """Prefix of the options that state the ranges of free sizes."""
     free_sizes: bool = True
     """Whether one engine serves every size; if not, each new shape is compiled, which may happen during a call."""
-    loads: str | None = None
-    """A module whose import loads libraries that the provider doesn't find otherwise, where it is installed."""
+    loads: tuple[str, str] | None = None
+    """A module whose import loads libraries that the provider doesn't find otherwise, where it is installed, and the
+    major version of it that the provider is linked with.
+    """
     needs: str = "a GPU and its driver"
     """What it requires besides the library."""
     system: str | None = None
@@ -159,7 +161,7 @@ PROVIDERS: dict[str, Provider] = {
         precisions=("f32", "tf32", "f16"),
         in_tf32=OVERRIDDEN,
         beside=("CUDA",),
-        loads="tensorrt",
+        loads=("tensorrt", "10"),
         needs='an NVIDIA GPU, its driver (580 or later), CUDA 13, cuDNN 9 and TensorRT 10 (pip: "tensorrt-cu13<11")',
         memory="cuda",
         captures="trt_cuda_graph_enable",

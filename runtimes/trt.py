@@ -30,7 +30,17 @@ from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision
 from .base import MEMORY, NUMBERED, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import NO_REASON, border, first_line, sentence
-from .cuda import OVERRIDDEN, capabilities, driver_version, forces_tf32, gpu_name, has_tf32, open_driver
+from .cuda import (
+    DRIVERS,
+    OVERRIDDEN,
+    capabilities,
+    driver_version,
+    forces_tf32,
+    gpu_name,
+    has_tf32,
+    old_driver,
+    open_driver,
+)
 from .host import HostEngine
 from .ranges import bounds
 from .trt_cache import read_cache, timing_path
@@ -73,7 +83,14 @@ ADVICE = {
 OWN_MEMORY = "REQUIRE_USER_ALLOCATION"
 """The flag of TensorRT for RTX for an engine that allocates no memory during a call, so that it can be captured."""
 
-TRY = "Try opset = 18, or f32 for this part."
+UPDATE = (
+    "Update TensorRT to 10.14 or later, which has an attention layer; on a Jetson, it comes with JetPack 7.2. With "
+    "opset = 18, the attention scores are stored, and take 1 GB in Stable Diffusion 1.5."
+)
+"""How to get support for opset 23."""
+
+JETSON = "sm87"
+"""Its memory is too small for the attention scores that opset 18 stores."""
 
 COSTS = Costs(
     per_engine=14_000_000,
@@ -102,11 +119,6 @@ class Library:
     """Whether it builds for GPUs that this machine doesn't have."""
     costs: Costs | None
 
-
-DRIVERS = {"13": ((13, 0), 580), "12": ((12, 2), 535)}
-"""For wheels of each major version of CUDA: the CUDA version that the driver must support, and the first driver that
-does. Source: docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html.
-"""
 
 RTX = Library(
     name="tensorrt-rtx",
@@ -156,6 +168,7 @@ class TensorRT(Runtime):
             devices=library.capabilities,
             options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.builds_elsewhere},
             newest_opset=_newest_opset(library),
+            newer_opset=UPDATE,
             numbered=True,
             typed=True,
             reads_bf16=False,
@@ -235,7 +248,7 @@ class TensorRT(Runtime):
             raise RuntimeMissing(reason)
         log = _logger(self._is.module)
         log.clear()
-        with border(CompileError, f"TensorRT cannot build {job.part}", TRY):
+        with border(CompileError, f"TensorRT cannot build {job.part}", _advice(target)):
             if self._is.builds_elsewhere:
                 self._build(job, out, log, on_progress)
             else:
@@ -253,7 +266,7 @@ class TensorRT(Runtime):
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(job.graph)):
             raise CompileError(
-                f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
+                f"TensorRT cannot read {job.part}: {parser.get_error(0).desc().rstrip('.')}. {_advice(target)}"
             )
         _let_decompose(trt, network)
         config = builder.create_builder_config()
@@ -270,7 +283,7 @@ class TensorRT(Runtime):
         else:
             plan = self._build_here(job, builder, network, config)
         if plan is None:
-            advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
+            advice = next((advice for words, advice in ADVICE.items() if words in log.worst), _advice(target))
             what = f"TensorRT cannot build {job.part} for {target.device}"
             raise CompileError(sentence(what, log.worst or NO_REASON, advice))
         (out / PLAN).write_bytes(plan)
@@ -327,6 +340,13 @@ class TensorRT(Runtime):
         return HostEngine(target, loaded.call, loaded.release)
 
 
+def _advice(target: Target) -> str:
+    """What to try where the library refuses a graph."""
+    if target.device == JETSON:
+        return "Install JetPack 7.2 or later, or try f32 for this part."
+    return "Try opset = 18 in the profile, or f32 for this part."
+
+
 def _install(library: Library) -> str:
     """A sentence on how to install the wheels that the driver supports; those for CUDA 13 without a driver."""
     try:
@@ -343,19 +363,13 @@ def _install(library: Library) -> str:
 
 def _old_driver(library: Library) -> str | None:
     """Report a driver that is too old for the installed wheels; None where it isn't, and for other installations."""
-    for major, (cuda, driver) in DRIVERS.items():
+    for major in DRIVERS:
         try:
             metadata.version(f"{library.name}-cu{major}-bindings")
         except metadata.PackageNotFoundError:
             continue
-        newest = driver_version()
-        if newest >= cuda:
-            return None
-        other = f", or install {library.name}-cu12 in place of {library.name}-cu{major}" * (newest >= DRIVERS["12"][0])
-        return (
-            f"{library.title}'s wheels for CUDA {major} require an NVIDIA driver {driver} or later; this machine's "
-            f"supports CUDA {newest[0]}.{newest[1]} only. Update the driver{other}."
-        )
+        older = f", or install {library.name}-cu12 in place of {library.name}-cu{major}"
+        return old_driver(f"{library.title}'s wheels", major, older * (driver_version() >= DRIVERS["12"][0]))
     return None
 
 

@@ -190,6 +190,7 @@ def graph_of(value, *, side=4):
 def drive(folder):
     adapter, driver = trt.tensorrt(), Driver()
     trt.capabilities, trt.driver_version = lambda: ["sm90"], lambda: (13, 0)
+    cuda.driver_version = trt.driver_version
     trt.gpu_name = lambda _: "NVIDIA H200"
     trt.open_driver = trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
@@ -248,7 +249,7 @@ def drive_rtx(folder):
     """Load and capture with TensorRT for RTX; that it builds is tested with the library itself."""
     adapter, driver = trt.tensorrt_rtx(), Driver()
     trt.capabilities = lambda: ["sm89"]
-    trt.driver_version = trt_cache.driver_version = lambda: (13, 0)
+    trt.driver_version = cuda.driver_version = trt_cache.driver_version = lambda: (13, 0)
     os.environ["LATENTC_STATE"] = str(folder / "state")
     trt_cache.gpu_name = lambda _: "NVIDIA L4"
     trt_plan.open_driver = lambda _: driver

@@ -1,8 +1,10 @@
 """ONNX Runtime: no flavour over another, no provider in another's place."""
 
 import json
+import os
 import platform
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
-from latentc.runtimes import Target, placement, providers
+from latentc.runtimes import Target, cuda, placement, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.onnxruntime import ONNXRuntime
@@ -101,6 +103,7 @@ def test_a_device_is_tried_before_it_is_offered(monkeypatch):
 
 def test_the_graph_that_devices_are_tried_with_is_whole():
     onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx.reference")
     for code, kind in placement.TYPES.values():
         model = onnx.load_from_string(placement.TRIAL % (code, code))
         onnx.checker.check_model(model, full_check=True)
@@ -428,6 +431,64 @@ def test_tensorrts_own_wheel_is_loaded_before_its_provider(monkeypatch):
         placement.fault.__wrapped__(device, "f16")
         assert ("tensorrt" in named) == (device == "TensorRT")
         named.clear()
+
+
+def test_what_libraries_print_while_they_are_tried_is_kept_off_standard_output(monkeypatch, capfd):
+    """`preload_dlls` prints what it can't load, C libraries write to the descriptor; lines of JSON go there."""
+    wrote = []
+
+    def preload():
+        sys.stdout.write("Failed to load libcudnn.so.9\n")
+        wrote.append(os.write(1, b"as a library in C does\n"))
+
+    monkeypatch.setattr(placement._library(), "preload_dlls", preload)
+    sys.stdout.write("before\n")
+    for device in ("CUDA", "TensorRT"):
+        assert placement.fault.__wrapped__(device, "f16")
+    sys.stdout.write("after\n")
+    assert len(wrote) == 2
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("built_with", "supported", "least"),
+    [("13.0", (12, 4), "13 require an NVIDIA driver 580"), ("12.8", (11, 8), "12 require an NVIDIA driver 535")],
+)
+def test_a_driver_that_is_too_old_for_the_wheel_is_named(monkeypatch, built_with, supported, least):
+    library = placement._library()
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(library, "cuda_version", built_with)
+    monkeypatch.setattr(module, "fault", lambda device, precision: None)
+    monkeypatch.setattr(cuda, "driver_version", lambda: supported)
+    assert ONNXRuntime().missing("CUDA") == (
+        f"ONNX Runtime's wheels for CUDA {least} or later; this machine's supports CUDA {supported[0]}.{supported[1]} "
+        "only. Update the driver."
+    )
+    monkeypatch.setattr(cuda, "driver_version", lambda: (13, 0))
+    assert ONNXRuntime().missing("CUDA") is None
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(library, "cuda_version", built_with)
+    monkeypatch.setattr(cuda, "LIBRARY", "libnowhere.so.1")
+    assert "NVIDIA's driver cannot be loaded (libnowhere" in ONNXRuntime().missing("CUDA")
+
+
+def test_tensorrt_of_another_version_is_named(monkeypatch):
+    has = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(placement._library(), "get_available_providers", lambda: has)
+    monkeypatch.setattr(module, "fault", lambda device, precision: "libnvinfer.so.10: cannot open shared object file")
+    versions = {"11.4.0.106": True, "10.16.1.11": False}
+    for version, named in versions.items():
+        monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+        reason = ONNXRuntime().missing("TensorRT")
+        assert reason.startswith("TensorrtExecutionProvider does not work: libnvinfer.so.10")
+        assert "TensorRT 10 (pip:" in reason
+        assert (f"Version {version} of tensorrt is installed, which the provider cannot use" in reason) == named
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # the import fails, as without libnvinfer.so.11
+    version = module.metadata.version
+    monkeypatch.setattr(module.metadata, "version", lambda name: "11.4.0" if name == "tensorrt" else version(name))
+    assert "Version 11.4.0 of tensorrt is installed" in ONNXRuntime().missing("TensorRT")
+    monkeypatch.undo()
 
 
 def test_one_of_several_nvidia_gpus_is_chosen_by_its_number(case, bundle, monkeypatch, tmp_path):

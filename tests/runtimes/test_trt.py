@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentc.compiler.build import build
 from latentc.compiler.lower import lowered, weights_of
-from latentc.compiler.targets import job_of
+from latentc.compiler.targets import job_of, targets
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
@@ -33,7 +33,7 @@ from latentc.runtimes import trt as trt_module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import RETAINED, Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
-from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
+from latentc.runtimes.trt import RTX, _advice, tensorrt, tensorrt_rtx
 from latentc.runtimes.trt_log import Messages, logger
 from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
 from latentc.runtimes.trt_refit import without_weights
@@ -425,6 +425,23 @@ def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     assert adapter.costs("sm89", {}, free=True) is None
 
 
+def test_an_old_library_is_updated_and_not_worked_around_with_opset_18(bundle, monkeypatch):
+    """At opset 18 the attention scores of SD 1.5 take 1 GB, of the 8 that a Jetson has."""
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="10.3.0"))
+    profile = load_profile("jetson-orin")
+    with pytest.raises(
+        ProfileError, match=r"opset 23, but tensorrt supports none newer than 18\. Update .*JetPack 7\.2"
+    ):
+        targets(bundle("sd1"), profile, tensorrt(), ("f32", "f16"))
+    assert "JetPack 7.2" in _advice(Target("tensorrt", "sm87", "f16", {}, (), ()))
+    assert "opset" not in _advice(Target("tensorrt", "sm87", "f16", {}, (), ()))
+    assert "opset = 18" in _advice(Target("tensorrt", "sm90", "f16", {}, (), ()))
+    assert profile.checked == ("tensorrt-cu12-bindings==10.16.1.11",)
+    found = BINDINGS / "tensorrt-10"
+    if found.exists():
+        assert [path.name for path in found.glob("*10.16.1.11.dist-info")], "the version that the tests drive"
+
+
 @pytest.mark.parametrize(
     ("driver", "wheel", "advice"),
     [
@@ -463,6 +480,7 @@ def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch, tmp_path):
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     monkeypatch.setattr("latentc.runtimes.cuda.capabilities", lambda: names)
     monkeypatch.setattr("latentc.runtimes.trt.capabilities", lambda: names)
+    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda module: Messages())
     monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
     adapter = tensorrt()
     assert (gpu_name("sm89"), gpu_name("sm89:0"), gpu_name("sm89:2")) == ("GPU 0", "GPU 0", "GPU 2")
