@@ -228,6 +228,11 @@ def driver_version() -> tuple[int, int]:
     return version.value // 1000, version.value % 1000 // 10
 
 
+def uncaptured(option: str, part: str) -> str:
+    """Advice for a part whose calls can't be captured as a graph: to switch that off for this part alone."""
+    return f"Write {option} = false under [part_options.{part}] of the profile, and build again."
+
+
 def old_driver(wheels: str, major: str, instead: str = "") -> str | None:
     """Report a driver that is too old for wheels of a major version of CUDA; None where it isn't. `instead` is what to
     do other than to update it. Raises `RuntimeMissing` without a driver.

@@ -306,7 +306,7 @@ class ONNXRuntime(Runtime):
                 _check_cache(out / CACHE, PROVIDERS[target.device])
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False
-                    check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
+                    check_capture(job.part, out / GRAPH, options, target, settings(target, out / CACHE))
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the graph and its weights. On the CPU the graph is not optimized again."""

@@ -33,6 +33,7 @@ from ..core.tensors import Array
 from . import hip
 from .base import Target, numbered
 from .border import ENOUGH, border, first_line
+from .cuda import uncaptured
 from .host import Bound
 from .providers import DEVICE_ID, PROVIDERS, Provider, fixed
 
@@ -236,8 +237,9 @@ def place(
     return placed
 
 
-def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
-    """Record a call with zeros and replay it; raises `CompileError`, with the library's message, where that fails.
+def check_capture(part: str, graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
+    """Record a call of a part with zeros and replay it; raises `CompileError`, with the library's message, where that
+    fails.
 
     A provider refuses to record a call if a node is computed elsewhere, such as on the CPU between two copies.
     """
@@ -245,8 +247,8 @@ def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[s
     assert target.shape is not None
     assert provider.memory is not None
     feeds = {tensor.name: np.zeros(target.shape[tensor.name], tensor.dtype) for tensor in target.inputs}
-    advice = f"Write {provider.captures} = false under [options] of the profile, and build again."
-    with border(CompileError, f"{provider.name} cannot record a call as a graph", advice):
+    assert provider.captures is not None
+    with border(CompileError, f"{provider.name} cannot record a call as a graph", uncaptured(provider.captures, part)):
         call = DeviceCall(open_session(str(graph), options, target.device, settings), target, provider.memory)
         try:
             for _ in range(RECORDED_CALLS):

@@ -40,6 +40,7 @@ from .cuda import (
     has_tf32,
     old_driver,
     open_driver,
+    uncaptured,
 )
 from .host import HostEngine
 from .ranges import bounds
@@ -75,7 +76,7 @@ ATTENTION = "IAttentionInputLayer"
 ADVICE = {
     "HW-specific datatypes": "This GPU does not support the type: build for a newer one, or use a graph without it.",
     "kWEIGHT_STREAMING": "Remove cuda_graph or weight_streaming_budget_mb from [options].",
-    "kREQUIRE_USER_ALLOCATION": "Write cuda_graph = false under [options].",
+    "kREQUIRE_USER_ALLOCATION": uncaptured("cuda_graph", "{part}"),
     "FP32 GEMM is not supported": "TensorRT has no f32 matrix products before Ampere (sm75): use f16 for this part.",
 }
 """Advice for messages of the builder: on FP8 for a GPU before Ada, on CUDA graphs, and on f32 for Turing."""
@@ -283,7 +284,8 @@ class TensorRT(Runtime):
         else:
             plan = self._build_here(job, builder, network, config)
         if plan is None:
-            advice = next((advice for words, advice in ADVICE.items() if words in log.worst), _advice(target))
+            known = (advice.format(part=job.part) for words, advice in ADVICE.items() if words in log.worst)
+            advice = next(known, _advice(target))
             what = f"TensorRT cannot build {job.part} for {target.device}"
             raise CompileError(sentence(what, log.worst or NO_REASON, advice))
         (out / PLAN).write_bytes(plan)

@@ -199,8 +199,8 @@ class LoadedPlan:
             driver.wait()
             if self._cache is not None and not self._context.is_stream_capturable(driver.stream):
                 raise CompileError(
-                    "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false under "
-                    "[options] of the profile, and build again."
+                    "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false for its "
+                    "part, for example under [part_options.text_encoder] of the profile, and build again."
                 )
             self._graph = driver.capture(lambda: self._execute(driver))
 

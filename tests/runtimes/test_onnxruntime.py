@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from latentc.compiler.lower import lowered
-from latentc.compiler.targets import choose, shapes
+from latentc.compiler.targets import choose, shapes, targets
 from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
+from latentc.profiles.profile import Shapes
 from latentc.runtimes import Target, cuda, placement, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
@@ -372,6 +373,29 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
             assert given.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
 
 
+def test_a_part_that_cannot_be_captured_is_left_out_by_its_name(bundle, tmp_path):
+    opened, adapter, profile = bundle("sd1"), ONNXRuntime(), load_profile("h100")
+    has = ("f32", "tf32", "f16")
+    assert all(target.options["enable_cuda_graph"] for _, target in targets(opened, profile, adapter, has))
+    without = {"text_encoder": {"enable_cuda_graph": False}}
+    found = targets(opened, profile.model_copy(update={"part_options": without}), adapter, has)
+    captured = {name: target.options["enable_cuda_graph"] for name, target in found}
+    assert captured == {"text_encoder": False, "unet": True, "vae_decoder": True, "vae_encoder": True}
+    assert [name for name, target in found if target.shape is None] == ["text_encoder"], "it may have free sizes then"
+    for _, target in found:
+        providers.settings(target, tmp_path)
+    for part, options, says in (
+        ("text_encoder", {"enable_cuda_graf": False}, "Did you mean 'enable_cuda_graph'"),
+        ("text_encodr", {"enable_cuda_graph": False}, "gives options for 'text_encodr', which is neither a role nor"),
+        ("default", {"enable_cuda_graph": False}, "gives options for 'default'"),
+    ):
+        with pytest.raises(ProfileError, match=says):
+            targets(opened, profile.model_copy(update={"part_options": {part: options}}), adapter, has)
+    unsized = profile.model_copy(update={"shapes": Shapes(), "part_options": without})
+    with pytest.raises(ProfileError, match="compiles for fixed sizes only"):
+        targets(opened, unsized, adapter, has)
+
+
 def test_another_providers_option_is_refused_on_the_cpu(case, tmp_path):
     with pytest.raises(ProfileError, match="CPUExecutionProvider has no option 'prefer_nhwc'"):
         case.compile(tmp_path / "out", options={"prefer_nhwc": True})
@@ -613,7 +637,10 @@ def test_what_cannot_be_recorded_is_said_when_it_is_built(case, accelerator, tmp
     feeds = case.feeds(2, 8, 8)
     shape = {name: array.shape for name, array in feeds.items()}
     options = {"allow_nodes_on_cpu": True, "records": True}
-    with pytest.raises(CompileError, match="cannot record a call as a graph.*graph capture.*records = false"):
+    with pytest.raises(
+        CompileError,
+        match=r"cannot record a call as a graph.*graph capture.*records = false under \[part_options\.unet\]",
+    ):
         case.compile(tmp_path / "out", device=accelerator, options=options, shape=shape)
 
 
