@@ -31,7 +31,7 @@ from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.tensors import Array
 from . import hip
-from .base import COUNTS, MEMORY, Costs, Facts, Job, Option, Runtime, Target
+from .base import COUNTS, MEMORY, Costs, Facts, Job, Option, Runtime, Target, numbered
 from .border import ENOUGH, border, call_program, first_line, rebuild
 from .cuda import capabilities
 from .host import HostEngine
@@ -107,6 +107,7 @@ class IREE(Runtime):
         devices=(CPU, VULKAN, *HIP, *PTX),
         options={**OPTIONS, THREADS: COUNTS},
         at_load=frozenset({THREADS}),
+        numbered=True,
         threads=THREADS,
         newest_opset=18,
         typed=True,
@@ -130,7 +131,7 @@ class IREE(Runtime):
             except RuntimeMissing as exc:
                 return str(exc)
             return None if found else "Vulkan finds no GPU. Install the GPU's Vulkan driver."
-        if device in PTX:
+        if numbered(device)[0] in PTX:
             return _no_nvidia(device)
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
@@ -187,7 +188,7 @@ class IREE(Runtime):
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Import the graph and compile it for the device, which isn't needed. The imported file is then removed."""
         target = job.target
-        if reason := self.unbuildable(target.device):
+        if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
         imported, planned = out / "imported.mlir", out / "planned.json"
@@ -227,7 +228,7 @@ class IREE(Runtime):
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the program and its weights onto the device."""
         del files
-        if reason := self.missing(target.device):
+        if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
         loaded = _Loaded(artifact, target)
         return HostEngine(target, loaded.call, loaded.release)
@@ -250,7 +251,7 @@ class _Loaded:
             if target.device == CPU and (count := target.options.get(THREADS, threads())) is not None:
                 config = runtime.Config(device=_in_threads(int(count)))
             else:
-                config = runtime.Config(_place(target.device))
+                config = runtime.Config(_place(target.place))
             weights = runtime.ParameterIndex()
             if (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
@@ -381,11 +382,11 @@ def _vulkan_gpus() -> list[Any]:
 
 
 def _place(device: str) -> str:
-    """IREE's address of a device: the driver, and which GPU of an AMD architecture."""
+    """IREE's address of a device: the driver, and which GPU of an AMD architecture or for NVIDIA's code."""
     if device in HIP:
         _hip_driver()
         return f"hip://{hip.number_of(device)}"
-    return DRIVERS.get(device, "cuda")
+    return DRIVERS[device] if device in DRIVERS else f"cuda://{_nvidia(device)}"
 
 
 @cache
@@ -397,16 +398,27 @@ def _hip_driver() -> Any:
     return _runtime().get_driver("hip")
 
 
+def _nvidia(device: str) -> int | None:
+    """CUDA's number of the first GPU that can run the PTX of `sm_80`, or of the one with the number in `sm_80:1`; None
+    where that can't. Raises `RuntimeMissing` without a driver.
+    """
+    (name, number), has = numbered(device), capabilities()
+    least = int(name.removeprefix("sm_"))
+    fits = (place for place, one in enumerate(has) if int(one.removeprefix("sm")) >= least)
+    return next((place for place in fits if number in (None, place)), None)
+
+
 def _no_nvidia(device: str) -> str | None:
     """Why no GPU can run the PTX of a compute capability; None where one can."""
-    least = int(device.removeprefix("sm_"))
     try:
         has = capabilities()
+        if _nvidia(device) is not None:
+            return None
     except RuntimeMissing as exc:
         return f"No GPU is available for {device} code: {exc}"
-    if not has or int(has[0].removeprefix("sm")) < least:  # it runs on the first one
-        return f"This machine has no GPU for {device} code; NVIDIA GPUs found: {', '.join(has) or 'none'}."
-    return None
+    name, number = numbered(device)
+    which = "" if number is None else f" with number {number}"
+    return f"This machine has no GPU{which} for {name} code; NVIDIA GPUs found: {', '.join(has) or 'none'}."
 
 
 def _flags(device: str) -> tuple[str, ...]:
@@ -422,9 +434,11 @@ def _flags(device: str) -> tuple[str, ...]:
 
 
 def _unknown(device: str) -> str | None:
-    known = [CPU, VULKAN, *HIP, *PTX]
-    if device in known:
+    known, (name, number) = [CPU, VULKAN, *HIP, *PTX], numbered(device)
+    if name in known and (number is None or name in PTX):
         return None
+    if name in known:
+        return f"IREE's devices have no numbers, except NVIDIA's. Write device = {name!r}."
     return f"latentc does not support device {device!r} through IREE. {suggest(device, known)}"
 
 
