@@ -29,6 +29,10 @@ def model():
 def answer(device, given):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 0 if placement.PROVIDERS[device].plugin else placement.SILENT
+    if device == "CPU":
+        options.intra_op_num_threads = 2  # the second may have an affinity
+        for name, text in given.items():
+            options.add_session_config_entry(name, text)
     kept = os.dup(2)
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)

@@ -202,9 +202,9 @@ def ask(tmp_path_factory):
     made = {}
 
     def answers(device, given):
-        name, provider, no_device = JUDGES[device]
+        name, provider, no_device = JUDGES.get(device, JUDGES["QNN"])
         if name is None:
-            installed("onnxruntime-qnn")
+            installed(PROVIDERS[device].extra)
         wheels, libraries = [wheel(name)] if name else [], []
         if provider:
             if name not in made:
@@ -354,10 +354,24 @@ def test_sessions_have_every_option_of_the_cpu():
         with pytest.raises(TypeError):
             setattr(session, name, WRONG)
     assert all(hasattr(ort.GraphOptimizationLevel, level) for level in onnxruntime.LEVELS.values())
-    entries = {
-        name for name in onnxruntime.ENTRIES if "arm64" not in name or platform.machine() in ("arm64", "aarch64")
-    }
-    assert {name for name in entries if not any(has(one, name) for one in found)} == set()
+    on_arm = platform.machine() in ("arm64", "aarch64")
+    names = [name for name in onnxruntime.ENTRIES if on_arm or "arm64" not in name]
+    assert [name for name in names if not any(has(one, name) for one in found)] == []
+
+
+@pytest.mark.slow
+def test_sessions_take_every_entry_of_the_cpu(ask):
+    """And refuse wrong ones, but for switches, of which any string is false."""
+    valid = {name: ["0", "1"] for name, kind in onnxruntime.ENTRIES.items() if kind is bool}
+    ranges = {name: kind for name, kind in onnxruntime.ENTRIES.items() if isinstance(kind, range)}
+    valid |= {name: [str(end) for end in ends(kind)] for name, kind in ranges.items()}
+    valid["session.intra_op_thread_affinities"] = ["1"]
+    assert valid.keys() == onnxruntime.ENTRIES.keys()
+    assert not any(ask("CPU", [{name: text} for name, texts in valid.items() for text in texts]))
+    wrong = ask("CPU", [{name: WRONG} for name in valid])
+    assert [name for name, error in zip(valid, wrong, strict=True) if not error] == [
+        name for name, kind in onnxruntime.ENTRIES.items() if kind is bool
+    ]
 
 
 # OpenVINO.
