@@ -51,5 +51,5 @@ def answer(device, given):
 
 if __name__ == "__main__":
     switch_off_events(onnxruntime)
-    hip.number_of = lambda *_: 0
+    hip.number_of = lambda *_, **__: 0
     print(json.dumps([answer(device, given) for device, given in json.load(sys.stdin)]))

@@ -29,20 +29,21 @@ from latentc.runtimes.providers import DEVICE_ID, PROVIDERS, settings
 HERE = Path(__file__).parent
 WHEELS, BINDINGS = (Path(sys.prefix) / name for name in ("wheels", "bindings"))
 LINES = (HERE.parents[1] / "constraints.txt").read_text().split()
-PINNED = {name: {version} for name, version in (line.split("==") for line in LINES)} | {
-    "migraphx": {"2.19"},  # not on PyPI: its driver's options were read in its source (docs/migraphx.md)
-    "tensorrt": {"10.16.1.11", "11.4.0.106"},  # the bindings in the Makefile; a constraint would replace JetPack's
+PINNED = dict(line.split("==") for line in LINES) | {
+    "migraphx": "2.19",  # not on PyPI: its driver's options were read in its source (docs/migraphx.md)
+    "tensorrt": "11.4.0.106",  # these two: the bindings in the Makefile; a constraint would replace JetPack's
+    "tensorrt-cu12-bindings": "10.16.1.11",
 }
-"""Versions of libraries with which options are checked, by distribution."""
+"""Versions of the libraries with which options are checked, by distribution."""
 
 PROFILES = [one for one in map(load_profile, profile_names()) if one.runtime != "null"]
 LIBRARIES = {
-    "iree": "iree-base-compiler",
-    "migraphx": "migraphx",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx-cu13-bindings",
-    "torch": "torch",
+    "iree": {"iree-base-compiler"},
+    "migraphx": {"migraphx"},
+    "openvino": {"openvino"},
+    "tensorrt": {"tensorrt", "tensorrt-cu12-bindings"},
+    "tensorrt-rtx": {"tensorrt-rtx-cu13-bindings"},
+    "torch": {"torch"},
 }
 """The library that parses a profile's options, by runtime; ONNX Runtime has one for each provider."""
 
@@ -57,7 +58,7 @@ def wheel(name):
     if not found:
         pytest.skip(f"The wheel {name} isn't in {folder}. Run: make wheels")
     ((distribution, version),) = [path.name.removesuffix(".dist-info").split("-") for path in found]
-    assert PINNED[distribution.replace("_", "-")] == {version}, "another version than the pinned one. Run: make wheels"
+    assert PINNED[distribution.replace("_", "-")] == version, "another version than the pinned one. Run: make wheels"
     return folder
 
 
@@ -67,7 +68,7 @@ def installed(name):
         version, files = metadata.version(name), metadata.files(name) or ()
     except metadata.PackageNotFoundError:
         pytest.skip(f"{name} is not installed")
-    assert version in PINNED[name], "another version than the pinned one is installed"
+    assert version == PINNED[name], "another version than the pinned one is installed"
     return [Path(str(path.locate())) for path in files]
 
 
@@ -154,20 +155,20 @@ def test_options_were_checked_with_the_pinned_version(profile):
     checked = dict(one.split("==") for one in profile.checked)
     for name, version in checked.items():
         assert name in PINNED, f"{name} has no pinned version: add it to constraints.txt or to PINNED."
-        assert version in PINNED[name], (
-            f"{name} is pinned to {' or '.join(PINNED[name])} now. With it installed (make wheels), run the tests in "
+        assert version == PINNED[name], (
+            f"{name} is pinned to {PINNED[name]} now. With it installed (make wheels), run the tests in "
             f"tests/profiles and tests/runtimes, look for its new and changed options, then change `checked`."
         )
     device = profile.device.partition(":")[0]
-    library = PROVIDERS[device].extra if profile.runtime == "onnxruntime" else LIBRARIES[profile.runtime]
-    assert library in checked, f"{library} parses its options"
+    parsers = {PROVIDERS[device].extra} if profile.runtime == "onnxruntime" else LIBRARIES[profile.runtime]
+    assert parsers & checked.keys(), "its options are parsed by another library"
 
 
 def test_the_pinned_bindings_of_tensorrt_are_those_that_are_tested():
     found = {path.name.removesuffix(".dist-info").split("-")[1] for path in BINDINGS.glob("tensorrt-*/*.dist-info")}
     if not found:
         pytest.skip(f"The bindings of TensorRT aren't in {BINDINGS}: `make` found none for this machine.")
-    assert found == PINNED["tensorrt"]
+    assert found == {PINNED["tensorrt"], PINNED["tensorrt-cu12-bindings"]}
 
 
 # Providers that parse their options on this machine.
