@@ -92,15 +92,17 @@ ATTRIBUTES: dict[str, Kind] = {
 }
 """Options that are attributes of SessionOptions, by its own names."""
 
-ENTRIES = (
-    "session.intra_op.allow_spinning",
-    "session.inter_op.allow_spinning",
-    "session.intra_op_thread_affinities",
-    "session.set_denormal_as_zero",
-    "session.dynamic_block_base",
-    "mlas.enable_gemm_fastmath_arm64_bfloat16",
-)
-"""Options that are entries of the session's configuration, by its own names; true and false are 1 and 0."""
+ENTRIES: dict[str, Kind] = {
+    "session.intra_op.allow_spinning": bool,
+    "session.inter_op.allow_spinning": bool,
+    "session.intra_op_thread_affinities": str,
+    "session.set_denormal_as_zero": bool,
+    "session.dynamic_block_base": range(1 << 31),
+    "mlas.enable_gemm_fastmath_arm64_bfloat16": bool,
+}
+"""Options that are entries of the session's configuration, by its own names; true and false are 1 and 0. The library
+takes any string for the switches, and most are false.
+"""
 
 LEVEL = "graph_optimization_level"
 THREADS = "intra_op_num_threads"
@@ -115,7 +117,7 @@ AT_LOAD = frozenset(
 
 OPTIONS: dict[str, Kind] = {
     **ATTRIBUTES,
-    **dict.fromkeys(ENTRIES, bool | int | str),
+    **ENTRIES,
     **{name: kind for provider in PROVIDERS.values() for name, kind in provider.options.items()},
     LEVEL: tuple(LEVELS),
     ALLOWED: bool,

@@ -1,7 +1,7 @@
 """Names, precisions and options of ONNX Runtime's execution providers.
 
-Names, options and values are the libraries' own, taken from the binaries of onnxruntime-gpu 1.31,
-onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, -qnn 2.7, and of onnxruntime 1.31 for macOS.
+Names, options and values are the libraries' own: in the versions that constraints.txt names, tests ask the parsers of
+onnxruntime-gpu, -migraphx, -webgpu and -qnn for each, and look for those of -directml and of Core ML in their files.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ HEXAGON = Provider(
         ),
         "qnn_context_priority": ("low", "normal", "normal_high", "high"),
         "soc_model": range(1, 1 << 31),  # 0 generates code for no specific chip
-        "vtcm_mb": range(1 << 31),
+        "vtcm_mb": range(1 << 12),  # from 4096 on it parses them, but no graph can be created
     },
     fixed={"backend_type": "htp"},
     enables={"f16": "enable_htp_fp16_precision"},
@@ -204,7 +204,7 @@ PROVIDERS: dict[str, Provider] = {
         "DmlExecutionProvider",
         "onnxruntime-directml",
         options={
-            "device_filter": ("gpu", "npu", "any"),
+            "device_filter": ("gpu", "any"),
             "disable_metacommands": bool,
             "performance_preference": ("default", "high_performance", "minimum_power"),
         },

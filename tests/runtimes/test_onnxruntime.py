@@ -669,16 +669,13 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
         ({"enableGraphCapture": True}, "no option 'enableGraphCapture'"),  # it answers wrongly with host inputs
         ({"migraphx_arena_extend_strategy": 1}, "one of: kNextPowerOfTwo, kSameAsRequested"),
         ({"allow_nodes_on_cpu": 1}, "true or false"),
-        ({"session.intra_op.allow_spinning": 0.5}, "true, false, an integer or a string"),
+        ({"session.intra_op.allow_spinning": 0}, "true or false"),
+        ({"session.dynamic_block_base": "four"}, "an integer from 0"),
     ],
 )
 def test_options_that_it_refuses(case, options, message):
     with pytest.raises(ProfileError, match=message):
         case.adapter.check(options)
-
-
-def test_every_number_of_a_provider_has_a_range():
-    assert not [name for provider in PROVIDERS.values() for name, kind in provider.options.items() if kind is int]
 
 
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "layout", "all"])
