@@ -73,7 +73,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             device={"name": target.device, **device},
             precision=target.precision,
             shape=dict(target.shape) if target.shape else "free",
-            options={name: value for name, value in profile.options.items() if name not in adapter.facts.at_load},
+            options={name: value for name, value in target.options.items() if name not in adapter.facts.at_load},
             opset=profile.opset if adapter.facts.reads_onnx else None,
             lowering=LOWERING_VERSION if adapter.facts.reads_onnx else None,
             length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
@@ -107,27 +107,30 @@ def targets(
 
     Works without the runtime and its device. Raises `ProfileError` as `wanted` does.
     """
-    adapter.check(profile.options, profile.device)
+    for options in (profile.options, *profile.part_options.values()):
+        adapter.check(options, profile.device)
     _check_parts(bundle, profile)
     device, number = numbered(profile.device) if adapter.facts.numbered else (profile.device, None)
-    free = adapter.takes_free_sizes(profile.device, profile.options)
-    if not (profile.shapes.sizes or free):
+    chosen = {name: profile.options_for(name, part.role) for name, part in bundle.manifest.parts.items()}
+    free = {name: adapter.takes_free_sizes(profile.device, options) for name, options in chosen.items()}
+    if not (profile.shapes.sizes or all(free.values())):
         raise ProfileError(
             f"On {profile.device} with these options, {profile.runtime} compiles for fixed sizes only. Write "
             f'sizes = ["own"] under [shapes] of {profile.name}.'
         )
     if adapter.facts.reads_onnx and profile.opset > adapter.facts.newest_opset:
+        newest = adapter.facts.newest_opset
         raise ProfileError(
             f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
-            f"{adapter.facts.newest_opset}. Write opset = {adapter.facts.newest_opset}."
+            f"{newest}. {adapter.facts.newer_opset or f'Write opset = {newest}.'}"
         )
     _check_adopted(bundle, profile, adapter)
     shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
         precision = choose(_upcast(bundle, profile, precisions), name, part.role, precisions)
-        for shape in shapes(bundle, profile, name, free=free):
-            about = (profile.runtime, device, precision, profile.options, part.inputs, part.outputs, shape)
+        for shape in shapes(bundle, profile, name, free=free[name]):
+            about = (profile.runtime, device, precision, chosen[name], part.inputs, part.outputs, shape)
             asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number)))
     return asked
 
@@ -191,11 +194,12 @@ def device_here(adapter: Runtime, device: str) -> str | None:
 
 def _check_parts(bundle: Bundle, profile: Profile) -> None:
     known = sorted({*ROLE_NAMES, *bundle.manifest.parts})
-    for name in profile.precision:
+    named = [("a precision", name) for name in profile.precision if name != "default"]
+    for what, name in (*named, *(("options", name) for name in profile.part_options)):
         base = name.rstrip("0123456789").removesuffix("_")  # text_encoder_2, in a bundle of one text encoder
-        if not {name, base} & {"default", *known}:
+        if not {name, base} & set(known):
             raise ProfileError(
-                f"Profile {profile.name} gives a precision for {name!r}, which is neither a role nor a part of "
+                f"Profile {profile.name} gives {what} for {name!r}, which is neither a role nor a part of "
                 f"{bundle.folder}. {suggest(name, known)}"
             )
 

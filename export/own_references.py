@@ -19,7 +19,7 @@ from ..core.bundle import Bundle, checked_graph
 from ..core.errors import CheckpointError
 from ..core.manifest import Model, Part
 from ..core.progress import Progress
-from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
+from ..core.references import ENDS, IDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
 from ..core.shapes import embedding_length, shape_of
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -196,6 +196,8 @@ class OwnReferences:
                     cases.append(Case(name, fed, {key: outputs[key] for key in kept}))
                 self.samples[encoder.part] = cases[:1]
                 stored[encoder.part] = pack(cases, {})
+                first, second = ({key: array[row : row + 1] for key, array in cases[0].feeds.items()} for row in (0, 1))
+                check_effects(sessions[encoder.part], encoder.part, first, {IDS: second[IDS]})
         return texts
 
     def _draw(
@@ -282,8 +284,10 @@ class OwnReferences:
                 }
             )
         texts = dict.fromkeys(wire.input for wire in model.wires if wire.of_part)
+        others = {name: other.feeds[name][-1:] for name in texts if name in other.feeds}
+        check_effects(session, part, made[0].feeds, {**made[1].feeds, **others})
         for case in made[: len(AT_SHARES) : OTHER_TEXT_EACH]:
-            add({**case.feeds, **{name: other.feeds[name][-1:] for name in texts if name in other.feeds}})
+            add({**case.feeds, **others})
         return made
 
     def _decode(self, host: Host, session: CpuSession, ended: Mapping[str, Array]) -> dict[str, Array]:
@@ -298,6 +302,7 @@ class OwnReferences:
             cases.append(Case(name, {"latent_sample": latents}, {output: images}))
             if name in ended:
                 self.drawn[f"{name}/images"] = np.stack([quantized(image) for image in images])
+        check_effects(session, host.decoder, cases[0].feeds, {"latent_sample": -cases[0].feeds["latent_sample"]})
         self.samples[host.decoder] = cases[:2]
         return pack(cases, {})
 
@@ -308,6 +313,7 @@ class OwnReferences:
             coarse = self.random.uniform(-1, 1, (1, 3, height, width)).astype(np.float32)
             given = {"sample": coarse.repeat(model.downscale, axis=2).repeat(model.downscale, axis=3)}
             cases.append(Case(name, given, {output: session.run([output], given)[0]}))
+        check_effects(session, part, cases[0].feeds, {"sample": -cases[0].feeds["sample"]})
         self.samples[part] = cases[:2]
         return pack(cases, {})
 
@@ -317,6 +323,23 @@ class OwnReferences:
         more = {} if own_only else {"square": (side, side), "other": (low, broad)}
         more |= {"portrait": (broad, low), "large": (large, large)}
         return more | ({"own": own} if own != (side, side) else {})
+
+
+def check_effects(session: CpuSession, part: str, feeds: Mapping[str, Array], others: Mapping[str, Array]) -> None:
+    """Raise CheckpointError for an input whose other values leave every output as it was.
+
+    Weights of zeros do that, for example. No comparison of an engine with its graph can show it.
+    """
+    outputs = session.answer(feeds)
+    for name, array in others.items():
+        if np.array_equal(array, feeds[name]):
+            continue
+        changed = session.answer({**feeds, name: array})
+        if all(np.array_equal(outputs[key], changed[key]) for key in outputs):
+            raise CheckpointError(
+                f"The graph of {part} does not depend on its input {name}: other values give the same outputs. Its "
+                "weights may be missing or zeros. Download the files again, or export the model to ONNX again."
+            )
 
 
 def _multiple(side: int, patch: int) -> int:

@@ -107,6 +107,8 @@ class Profile(Record):
     """Parity floor: the smallest accepted PSNR in dB against the exported reference, by precision."""
     options: dict[str, Option] = Field(default={})
     """The runtime's own settings, passed on unmodified; the runtime refuses unknown ones."""
+    part_options: dict[str, dict[str, Option]] = Field(default={})
+    """Settings by part or role, which are added to `options` or replace them."""
     _file: str | None = PrivateAttr(default=None)
 
     @field_validator("precision", mode="before")
@@ -145,9 +147,22 @@ class Profile(Record):
 
     def with_options(self, options: Mapping[str, Option]) -> Profile:
         """A copy with these options added to or replacing its own."""
-        copy = self.model_copy(update={"options": {**self.options, **options}})
+        others = {
+            part: {name: value for name, value in own.items() if name not in options}
+            for part, own in self.part_options.items()
+        }
+        copy = self.model_copy(update={"options": {**self.options, **options}, "part_options": others})
         copy._file = self._file
         return copy
+
+    def options_for(self, part: str, role: str) -> dict[str, Option]:
+        """Options for a part of this role: those of the part take precedence over those of the part that it is a
+        variant of, then those of the role, and `options`.
+        """
+        chosen = dict(self.options)
+        for name in (role, part.partition("@")[0], part):
+            chosen |= self.part_options.get(name, {})
+        return chosen
 
     def wishes(self, part: str, role: str) -> tuple[Precision, ...]:
         """Precisions for a part of this role, best first: those of the part, of the part that it is a variant of, of

@@ -28,7 +28,7 @@ PLACEMENT = "placement.json"
 """In an artifact: counts of nodes by the provider that ran or compiled them, and by operator."""
 
 TIMING = ".timing"
-"""Folder beside the artifacts: TensorRT's caches of timings and of compiled code, by version and GPU."""
+"""Folder beside the artifacts: TensorRT's caches of timings, by version and GPU."""
 
 LINK = "weights"
 """In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
@@ -207,6 +207,8 @@ class Facts:
     """Whether it compiles the lowered graph; if not, no graph is lowered."""
     newest_opset: int = 23
     """The newest ONNX operator set that it supports."""
+    newer_opset: str = ""
+    """A sentence on how to get support for a newer one; empty where a profile has to set an older one."""
     typed: bool = False
     """Whether it computes in the types of the graph, which is then lowered to the target's precision."""
     infers_shapes: bool = True

@@ -43,6 +43,11 @@ AMPERE = 80
 """The first compute capability with TF32."""
 
 
+DRIVERS = {"13": ((13, 0), 580), "12": ((12, 2), 535)}
+"""For wheels of each major version of CUDA: the CUDA version that the driver must support, and the first driver that
+does. Source: docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html.
+"""
+
 RETAINED: dict[int, c_void_p] = {}
 """The primary context of each GPU in use, until the process ends. Releasing the last reference would reset the context
 under NVIDIA's other libraries, which keep state in it.
@@ -55,6 +60,8 @@ class Driver:
 
     def __init__(self, library: Any, ordinal: int) -> None:
         self._library, self._stream = library, c_void_p()
+        self.ordinal = ordinal
+        """The GPU's number, by the driver's order."""
         with _RETAIN:
             if ordinal not in RETAINED:
                 device, context = c_int(), c_void_p()
@@ -219,6 +226,26 @@ def driver_version() -> tuple[int, int]:
     version = c_int()
     _call(_library(), "cuDriverGetVersion", byref(version))
     return version.value // 1000, version.value % 1000 // 10
+
+
+def uncaptured(option: str, part: str) -> str:
+    """Advice for a part whose calls can't be captured as a graph: to switch that off for this part alone."""
+    return f"Write {option} = false under [part_options.{part}] of the profile, and build again."
+
+
+def old_driver(wheels: str, major: str, instead: str = "") -> str | None:
+    """Report a driver that is too old for wheels of a major version of CUDA; None where it isn't. `instead` is what to
+    do other than to update it. Raises `RuntimeMissing` without a driver.
+    """
+    if major not in DRIVERS:
+        return None
+    (cuda, driver), newest = DRIVERS[major], driver_version()
+    if newest >= cuda:
+        return None
+    return (
+        f"{wheels} for CUDA {major} require an NVIDIA driver {driver} or later; this machine's supports CUDA "
+        f"{newest[0]}.{newest[1]} only. Update the driver{instead}."
+    )
 
 
 def open_driver(device: str) -> Driver:

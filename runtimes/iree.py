@@ -136,7 +136,7 @@ class IREE(Runtime):
             except RuntimeMissing as exc:
                 return str(exc)
             return None
-        if device in PTX:
+        if numbered(device)[0] in PTX:
             return _no_nvidia(device)
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
         if device not in has:
@@ -429,13 +429,13 @@ def _vulkan_gpus() -> tuple[vulkan.VulkanGpu, ...]:
 
 
 def _place(device: str) -> str:
-    """IREE's address of a device: the driver, and which GPU of Vulkan or of an AMD architecture."""
+    """IREE's address of a device: the driver, and which GPU of Vulkan, of an AMD architecture or for NVIDIA's code."""
     if _is_vulkan(device):
         return f"{DRIVERS[VULKAN]}://{UUID}{_vulkan_gpu(device).uuid}"
     if device in HIP:
         _hip_driver()
         return f"hip://{hip.number_of(device)}"
-    return DRIVERS.get(device, "cuda")
+    return DRIVERS[device] if device in DRIVERS else f"cuda://{_nvidia(device)}"
 
 
 @cache
@@ -447,16 +447,27 @@ def _hip_driver() -> Any:
     return _runtime().get_driver("hip")
 
 
+def _nvidia(device: str) -> int | None:
+    """CUDA's number of the first GPU that can run the PTX of `sm_80`, or of the one with the number in `sm_80:1`; None
+    where that can't. Raises `RuntimeMissing` without a driver.
+    """
+    (name, number), has = numbered(device), capabilities()
+    least = int(name.removeprefix("sm_"))
+    fits = (place for place, one in enumerate(has) if int(one.removeprefix("sm")) >= least)
+    return next((place for place in fits if number in (None, place)), None)
+
+
 def _no_nvidia(device: str) -> str | None:
     """Why no GPU can run the PTX of a compute capability; None where one can."""
-    least = int(device.removeprefix("sm_"))
     try:
         has = capabilities()
+        if _nvidia(device) is not None:
+            return None
     except RuntimeMissing as exc:
         return f"No GPU is available for {device} code: {exc}"
-    if not has or int(has[0].removeprefix("sm")) < least:  # it runs on the first one
-        return f"This machine has no GPU for {device} code; NVIDIA GPUs found: {', '.join(has) or 'none'}."
-    return None
+    name, number = numbered(device)
+    which = "" if number is None else f" with number {number}"
+    return f"This machine has no GPU{which} for {name} code; NVIDIA GPUs found: {', '.join(has) or 'none'}."
 
 
 def _flags(device: str) -> tuple[str, ...]:
@@ -472,11 +483,11 @@ def _flags(device: str) -> tuple[str, ...]:
 
 
 def _unknown(device: str) -> str | None:
-    known = [CPU, VULKAN, *HIP, *PTX]
-    if device in known or _is_vulkan(device):
+    known, (name, number) = [CPU, VULKAN, *HIP, *PTX], numbered(device)
+    if name in known and (number is None or name in (VULKAN, *PTX)):
         return None
-    if (name := numbered(device)[0]) in known:
-        return f"IREE's devices have no numbers, except {VULKAN}'s. Write device = {name!r}."
+    if name in known:
+        return f"IREE's devices have no numbers, except Vulkan's and NVIDIA's. Write device = {name!r}."
     return f"latentc does not support device {device!r} through IREE. {suggest(device, known)}"
 
 

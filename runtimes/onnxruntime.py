@@ -22,7 +22,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +43,7 @@ from ..core.tensors import Array
 from . import hip, vulkan
 from .base import MOST_THREADS, NUMBERED, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
-from .cuda import capabilities, forces_tf32, gpu_name, has_tf32
+from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, old_driver
 from .host import HostEngine
 from .machine import machine, processor, shut
 from .placement import (
@@ -95,15 +95,17 @@ ATTRIBUTES: dict[str, Kind] = {
 }
 """Options that are attributes of SessionOptions, by its own names."""
 
-ENTRIES = (
-    "session.intra_op.allow_spinning",
-    "session.inter_op.allow_spinning",
-    "session.intra_op_thread_affinities",
-    "session.set_denormal_as_zero",
-    "session.dynamic_block_base",
-    "mlas.enable_gemm_fastmath_arm64_bfloat16",
-)
-"""Options that are entries of the session's configuration, by its own names; true and false are 1 and 0."""
+ENTRIES: dict[str, Kind] = {
+    "session.intra_op.allow_spinning": bool,
+    "session.inter_op.allow_spinning": bool,
+    "session.intra_op_thread_affinities": str,
+    "session.set_denormal_as_zero": bool,
+    "session.dynamic_block_base": range(1 << 31),
+    "mlas.enable_gemm_fastmath_arm64_bfloat16": bool,
+}
+"""Options that are entries of the session's configuration, by its own names; true and false are 1 and 0. The library
+takes any string for the switches, and most are false.
+"""
 
 LEVEL = "graph_optimization_level"
 THREADS = "intra_op_num_threads"
@@ -118,7 +120,7 @@ AT_LOAD = frozenset(
 
 OPTIONS: dict[str, Kind] = {
     **ATTRIBUTES,
-    **dict.fromkeys(ENTRIES, bool | int | str),
+    **ENTRIES,
     **{name: kind for provider in PROVIDERS.values() for name, kind in provider.options.items()},
     LEVEL: tuple(LEVELS),
     ALLOWED: bool,
@@ -207,10 +209,13 @@ class ONNXRuntime(Runtime):
             return reason
         if number is not None and provider.vendor == "NVIDIA" and _gpu(number) is None:
             return f"This machine has no NVIDIA GPU with number {number}; they are numbered from 0 on."
+        if device != "CPU" and not elsewhere and (reason := _old_driver(provider)):
+            return reason
         if device != "CPU" and not elsewhere and (reason := fault(place, provider.precisions[0])):
             if provider.nodes and (denied := shut(provider.nodes)):
                 return f"{provider.name} does not work: {denied}"
-            return f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
+            why = f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
+            return f"{why} {_other_version(provider)}".rstrip()
         if provider.nodes and (denied := vulkan.denied()):
             return f"{provider.name} finds only a GPU in software: {denied}"
         return None
@@ -322,10 +327,10 @@ class ONNXRuntime(Runtime):
                 records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # needs tensors on the device
                 placed = place(out / GRAPH, options, target, chosen, job.usual)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
-                _check_cache(out / CACHE, PROVIDERS[target.device], placed)
+                _check_cache(out / CACHE, PROVIDERS[target.device])
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False
-                    check_capture(out / GRAPH, options, target, settings(target, out / CACHE))
+                    check_capture(job.part, out / GRAPH, options, target, settings(target, out / CACHE))
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the graph and its weights. On the CPU the graph is not optimized again."""
@@ -410,6 +415,34 @@ def _amd_gpu(provider: Provider, number: int | None) -> str:
     return f"{opened} {next((gpu.driver for gpu in gpus), '')}".strip()
 
 
+def _old_driver(provider: Provider) -> str | None:
+    """Report a driver that is too old for the CUDA version that the library was built with."""
+    built_with = str(getattr(_library(), "cuda_version", ""))
+    if provider.vendor != "NVIDIA" or not built_with:
+        return None
+    try:
+        return old_driver("ONNX Runtime's wheels", built_with.partition(".")[0])
+    except RuntimeMissing as exc:
+        return str(exc)
+
+
+def _other_version(provider: Provider) -> str:
+    """A sentence on an installed library of another major version than the provider's; empty without one."""
+    if provider.loads is None:
+        return ""
+    name, major = provider.loads
+    try:
+        found = str(import_module(name).__version__)
+    except Exception:  # without its own libraries it may raise anything
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return ""
+    if found.partition(".")[0] == major:
+        return ""
+    return f"Version {found} of {name} is installed, which the provider cannot use; use a separate environment."
+
+
 def _override(provider: Provider) -> str | None:
     """Why a provider wouldn't follow a profile: variables in the environment that take precedence; None without any."""
     prefix = provider.environment
@@ -424,9 +457,9 @@ def _override(provider: Provider) -> str | None:
     )
 
 
-def _check_cache(folder: Path, provider: Provider, placed: Mapping[str, object]) -> None:
-    """Raise `CompileError` where a provider that ran nodes stored no code: each load would recompile, without proof."""
-    if provider.caches and provider.name in placed and not any(folder.iterdir()):
+def _check_cache(folder: Path, provider: Provider) -> None:
+    """Raise `CompileError` where a provider stored no code: each load would recompile, without proof."""
+    if provider.caches and not any(folder.iterdir()):
         raise CompileError(
             f"{provider.name} stored no compiled code in its cache, so each load would recompile, which is not proved. "
             f"Check that {folder.parent.parent} has space left, and that this version has the option "

@@ -11,13 +11,15 @@ import ctypes
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +33,7 @@ from ..core.tensors import Array
 from . import hip
 from .base import Target, numbered
 from .border import ENOUGH, border, first_line
+from .cuda import uncaptured
 from .host import Bound
 from .providers import DEVICE_ID, PROVIDERS, Provider, fixed
 
@@ -45,13 +48,10 @@ SMALL_BYTES = 16 * 2**10
 RECORDED_CALLS = 2
 """The first call is recorded, the second replayed."""
 
-HEAVY = frozenset(
-    {
-        *("Attention", "Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization"),
-        *("LayerNormalization", "MatMul", "Resize", "Softmax"),
-    }
-)
-"""Operators that must not run on the CPU, with outputs of any size."""
+HEAVY = re.compile("Attention|Conv|Einsum|Gemm|MatMul|Norm|Resize|Softmax")
+"""In the names of operators that only the device's own provider may run, with outputs of any size. ONNX Runtime fuses
+others into operators such as FusedConv and SkipLayerNormalization.
+"""
 
 ALLOWED = "allow_nodes_on_cpu"
 """The option that allows nodes on the CPU."""
@@ -78,7 +78,7 @@ def fault(device: str, precision: Precision) -> str | None:
                 library.preload_dlls()  # CUDA and cuDNN from pip, which are not found otherwise
             if provider.loads:
                 with suppress(Exception):  # what is missing then, the session reports
-                    import_module(provider.loads)
+                    import_module(provider.loads[0])
             library.set_default_logger_severity(SILENT)  # else it logs each unavailable convolution algorithm
         for alone in (False, True):  # a library that can't be loaded is only reported if the CPU is allowed too
             options = library.SessionOptions()
@@ -87,15 +87,20 @@ def fault(device: str, precision: Precision) -> str | None:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             for attribute, value in provider.attributes.items():
                 setattr(options, attribute, value)
-            session = open_session(TRIAL % (code, code), options, name, fixed(provider, number))
+            session = open_session(TRIAL % (code, code), options, name, fixed(provider, number), alone=alone)
             found = session.run(None, {"x": np.array([3, -4], dtype)})[0]
     except Exception as exc:  # the driver may raise anything
         return first_line(exc)
     return None if found.tolist() == [9, 16] else f"it computes {found.tolist()} for the squares of 3 and -4"
 
 
-def open_session(graph: str | bytes, options: Any, device: str, settings: Mapping[str, str]) -> Any:
-    """Open a session on a device; raises `RuntimeMissing` where ONNX Runtime fell back to another provider."""
+def open_session(
+    graph: str | bytes, options: Any, device: str, settings: Mapping[str, str], *, alone: bool = False
+) -> Any:
+    """Open a session on a device; raises `RuntimeMissing` where ONNX Runtime fell back to another provider.
+
+    `alone`: without the providers that run what the device's own doesn't support.
+    """
     provider = PROVIDERS[device]
     given = dict(settings)
     if provider.plugin:
@@ -110,20 +115,25 @@ def open_session(graph: str | bytes, options: Any, device: str, settings: Mappin
     elif provider.vendor == "AMD" and DEVICE_ID not in given:
         given[DEVICE_ID] = str(hip.number_of(provider.architecture))  # its default is often an integrated GPU
     number = int(settings[DEVICE_ID]) if DEVICE_ID in settings else None
-    beside = [(PROVIDERS[other].name, fixed(PROVIDERS[other], number)) for other in provider.beside]
+    others = [PROVIDERS[other] for other in provider.beside if not alone]
+    beside = [(other.name, fixed(other, number)) for other in others]
     asked: list[Any] = [(provider.name, given), *beside] if device != "CPU" else [provider.name]
     return _taken(_library().InferenceSession(graph, options, providers=asked, enable_fallback=0), provider)
 
 
 @contextmanager
 def _hushed() -> Generator[None]:
-    """Discard what a library writes to standard output: QNN's simulator would print a banner among lines of JSON."""
+    """Discard what a library writes to standard output: QNN's simulator would print a banner among lines of JSON.
+
+    Python's own standard output is discarded as well: in a notebook, it isn't the descriptor.
+    """
     sys.stdout.flush()
     kept = os.dup(1)
     try:
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         sys.stdout.flush()
         if sys.platform != "win32":  # there the buffer belongs to another C library
@@ -175,11 +185,13 @@ def compile_ahead(graph: Path, context: Path, options: Any, target: Target, sett
             contexts += 1
             continue
         left[node.op_type] += 1
-        if node.op_type in HEAVY or not all(map(_small, node.outputs)):
+        if HEAVY.search(node.op_type) or not all(map(_small, node.outputs)):
             large[node.op_type] += 1
     _check_left(target, large)
-    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}}
-    return placed | ({"CPUExecutionProvider": dict(left.most_common())} if left else {})
+    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}} if contexts else {}
+    placed |= {"CPUExecutionProvider": dict(left.most_common())} if left else {}
+    _check_own(target, placed)
+    return placed
 
 
 def _small(value: Any) -> bool:
@@ -214,17 +226,20 @@ def place(
         node["op_name"]
         for node in nodes
         if node["provider"] == "CPUExecutionProvider"
-        and (node["op_name"] in HEAVY or int(node["output_size"]) > SMALL_BYTES)
+        and (HEAVY.search(node["op_name"]) or int(node["output_size"]) > SMALL_BYTES)
     )
     _check_left(target, large)
     counts: dict[str, Counter[str]] = {}
     for node in nodes:
         counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
-    return {name: dict(ops.most_common()) for name, ops in counts.items()}
+    placed = {name: dict(ops.most_common()) for name, ops in counts.items()}
+    _check_own(target, placed)
+    return placed
 
 
-def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
-    """Record a call with zeros and replay it; raises `CompileError`, with the library's message, where that fails.
+def check_capture(part: str, graph: Path, options: Any, target: Target, settings: Mapping[str, str]) -> None:
+    """Record a call of a part with zeros and replay it; raises `CompileError`, with the library's message, where that
+    fails.
 
     A provider refuses to record a call if a node is computed elsewhere, such as on the CPU between two copies.
     """
@@ -232,8 +247,8 @@ def check_capture(graph: Path, options: Any, target: Target, settings: Mapping[s
     assert target.shape is not None
     assert provider.memory is not None
     feeds = {tensor.name: np.zeros(target.shape[tensor.name], tensor.dtype) for tensor in target.inputs}
-    advice = f"Write {provider.captures} = false under [options] of the profile, and build again."
-    with border(CompileError, f"{provider.name} cannot record a call as a graph", advice):
+    assert provider.captures is not None
+    with border(CompileError, f"{provider.name} cannot record a call as a graph", uncaptured(provider.captures, part)):
         call = DeviceCall(open_session(str(graph), options, target.device, settings), target, provider.memory)
         try:
             for _ in range(RECORDED_CALLS):
@@ -250,6 +265,28 @@ def _check_left(target: Target, large: Counter[str]) -> None:
             f"{', '.join(f'{count} {name}' for name, count in large.most_common())}. Try opset = 18 in the profile, "
             f"or set {ALLOWED} = true under [options] to allow this."
         )
+
+
+def _check_own(target: Target, placed: Placement) -> None:
+    """Raise `CompileError` where a device's own provider ran nothing, and for heavy operators that it left to others.
+
+    Their graphs are not rewritten for the provider beside it (`Facts.lacks`): CUDA's f16 Attention is inaccurate.
+    """
+    provider = PROVIDERS[target.device]
+    if provider.name not in placed:
+        raise CompileError(
+            f"{provider.name} runs none of this part's nodes; ONNX Runtime leaves them to "
+            f"{', '.join(sorted(placed)) or 'no provider that it reports'}. Try opset = 18 in the profile, or use "
+            f"another profile for this device."
+        )
+    for other in provider.beside:
+        ran = placed.get(PROVIDERS[other].name, {})
+        if heavy := {name: count for name, count in ran.items() if HEAVY.search(name)}:
+            raise CompileError(
+                f"{provider.name} does not support these nodes, and ONNX Runtime leaves them to "
+                f"{PROVIDERS[other].name}: {', '.join(f'{count} {name}' for name, count in heavy.items())}. Try "
+                f"opset = 18 in the profile, or write device = {other!r}, for which the graphs are rewritten."
+            )
 
 
 class DeviceCall:
@@ -274,9 +311,12 @@ class DeviceCall:
                 self._make_room(feeds, sizes)
                 self._shapes = shapes
             for name, array in feeds.items():
-                if not isinstance(array, Bound) or self._there.get(name) is not array:
-                    self._values[name].update_inplace(np.ascontiguousarray(array))
-                self._there[name] = array
+                if isinstance(array, Bound) and self._there.get(name) is array:
+                    continue
+                self._there.pop(name, None)  # a copy that fails leaves a part of it
+                self._values[name].update_inplace(np.ascontiguousarray(array))
+                if isinstance(array, Bound):
+                    self._there[name] = array
             self._session.run_with_iobinding(self._binding)
             outputs = ((tensor.name, self._values[tensor.name].numpy()) for tensor in self._target.outputs)
             return {name: np.array(output, dtype=np.float32) for name, output in outputs}

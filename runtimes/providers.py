@@ -1,7 +1,7 @@
 """Names, precisions and options of ONNX Runtime's execution providers.
 
-Names, options and values are the libraries' own, taken from the binaries of onnxruntime-gpu 1.31,
-onnxruntime-migraphx and -webgpu 1.27, -directml 1.24, -qnn 2.7, and of onnxruntime 1.31 for macOS.
+Names, options and values are the libraries' own: in the versions that constraints.txt names, tests ask the parsers of
+onnxruntime-gpu, -migraphx, -webgpu and -qnn for each, and look for those of -directml and of Core ML in their files.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ class Provider:
     """Prefix of the options that state the ranges of free sizes."""
     free_sizes: bool = True
     """Whether one engine serves every size; if not, each new shape is compiled, which may happen during a call."""
-    loads: str | None = None
-    """A module whose import loads libraries that the provider doesn't find otherwise, where it is installed."""
+    loads: tuple[str, str] | None = None
+    """A module whose import loads libraries that the provider doesn't find otherwise, where it is installed, and the
+    major version of it that the provider is linked with.
+    """
     needs: str = "a GPU and its driver"
     """What it requires besides the library."""
     system: str | None = None
@@ -83,6 +85,9 @@ class Provider:
         return self.vendor is not None or bool(self.choosers)
 
 
+BYTES = range(1 << 63)
+"""Valid numbers of bytes: the providers parse a `size_t`."""
+
 DEVICE_ID = "device_id"
 """The option of NVIDIA's, AMD's and Microsoft's providers for the number of a GPU: CUDA's, HIP's or DXGI's."""
 
@@ -96,9 +101,9 @@ CUDA = Provider(
         "enable_cuda_graph": bool,
         "enable_skip_layer_norm_strict_mode": bool,
         "fuse_conv_bias": bool,
-        "gpu_mem_limit": int,
+        "gpu_mem_limit": BYTES,
         "prefer_nhwc": bool,
-        "sdpa_kernel": int,
+        "sdpa_kernel": range(1 << 10),  # flags of AttentionBackend in attention_common.h: 1 to 512; 0 is the default
         "tunable_op_enable": bool,
         "tunable_op_tuning_enable": bool,
     },
@@ -123,7 +128,7 @@ MIGRAPHX = Provider(
     options={
         "migraphx_arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
         "migraphx_exhaustive_tune": bool,
-        "migraphx_mem_limit": int,
+        "migraphx_mem_limit": BYTES,
     },
     caches=(("migraphx_model_cache_dir", "{}"),),
     environment="ORT_MIGRAPHX_",
@@ -150,8 +155,8 @@ HEXAGON = Provider(
             *("low_power_saver", "power_saver", "extreme_power_saver", "sustained_high_performance"),
         ),
         "qnn_context_priority": ("low", "normal", "normal_high", "high"),
-        "soc_model": int,
-        "vtcm_mb": int,
+        "soc_model": range(1, 1 << 31),  # 0 generates code for no specific chip
+        "vtcm_mb": range(1 << 12),  # from 4096 on it parses them, but no graph can be created
     },
     fixed={"backend_type": "htp"},
     enables={"f16": "enable_htp_fp16_precision"},
@@ -171,14 +176,15 @@ PROVIDERS: dict[str, Provider] = {
         "TensorrtExecutionProvider",
         "onnxruntime-gpu",
         options={
-            "trt_auxiliary_streams": int,
-            "trt_builder_optimization_level": int,
+            # ranges: tensorrt_provider_options.h, whose parser reads any integer
+            "trt_auxiliary_streams": range(-1, 1 << 31),
+            "trt_builder_optimization_level": range(6),
             "trt_build_heuristics_enable": bool,
             "trt_context_memory_sharing_enable": bool,
             "trt_cuda_graph_enable": bool,
             "trt_detailed_build_log": bool,
             "trt_layer_norm_fp32_fallback": bool,
-            "trt_max_workspace_size": int,
+            "trt_max_workspace_size": BYTES,
             "trt_sparsity_enable": bool,
         },
         switches=("False", "True"),  # its parser accepts no other strings; 0 and 1 raise
@@ -191,7 +197,7 @@ PROVIDERS: dict[str, Provider] = {
         precisions=("f32", "tf32", "f16"),
         in_tf32=OVERRIDDEN,
         beside=("CUDA",),
-        loads="tensorrt",
+        loads=("tensorrt", "10"),
         needs='an NVIDIA GPU, its driver (580 or later), CUDA 13, cuDNN 9 and TensorRT 10 (pip: "tensorrt-cu13<11")',
         memory="cuda",
         captures="trt_cuda_graph_enable",
@@ -219,7 +225,7 @@ PROVIDERS: dict[str, Provider] = {
         "DmlExecutionProvider",
         "onnxruntime-directml",
         options={
-            "device_filter": ("gpu", "npu", "any"),
+            "device_filter": ("gpu", "any"),
             "disable_metacommands": bool,
             "performance_preference": ("default", "high_performance", "minimum_power"),
         },

@@ -2,7 +2,7 @@
 
 TensorRT for RTX builds engines without a GPU, for NVIDIA GPUs of other machines. One engine can be for several GPUs:
 `sm86+sm89` is no larger than for one. TensorRT builds for the GPU of this machine, and times its kernels there; the
-timing cache is stored in the bundle, in `engines/.timing`, as is the code that TensorRT for RTX compiles at load.
+timing cache is stored in the bundle, in `engines/.timing`.
 
 An artifact is `engine.plan`, and `memory.json`, the device memory that the builder reports. Networks are strongly
 typed: the graph states the precision. Free sizes get one optimization profile, with the ranges in `ranges.py`.
@@ -13,7 +13,6 @@ Device memory and copies go through the driver's own library (`cuda.py`): no oth
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +30,22 @@ from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision
 from .base import MEMORY, NUMBERED, TOGETHER, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
 from .border import NO_REASON, border, first_line, sentence
-from .cuda import OVERRIDDEN, capabilities, driver_version, forces_tf32, gpu_name, has_tf32, open_driver
+from .cuda import (
+    DRIVERS,
+    OVERRIDDEN,
+    capabilities,
+    driver_version,
+    forces_tf32,
+    gpu_name,
+    has_tf32,
+    old_driver,
+    open_driver,
+    uncaptured,
+)
 from .host import HostEngine
 from .ranges import bounds
-from .trt_cache import cache_path, read_cache
+from .trt_cache import read_cache, timing_path
+from .trt_log import logger
 from .trt_plan import LoadedPlan
 from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
@@ -65,7 +76,7 @@ ATTENTION = "IAttentionInputLayer"
 ADVICE = {
     "HW-specific datatypes": "This GPU does not support the type: build for a newer one, or use a graph without it.",
     "kWEIGHT_STREAMING": "Remove cuda_graph or weight_streaming_budget_mb from [options].",
-    "kREQUIRE_USER_ALLOCATION": "Write cuda_graph = false under [options].",
+    "kREQUIRE_USER_ALLOCATION": uncaptured("cuda_graph", "{part}"),
     "FP32 GEMM is not supported": "TensorRT has no f32 matrix products before Ampere (sm75): use f16 for this part.",
 }
 """Advice for messages of the builder: on FP8 for a GPU before Ada, on CUDA graphs, and on f32 for Turing."""
@@ -73,13 +84,14 @@ ADVICE = {
 OWN_MEMORY = "REQUIRE_USER_ALLOCATION"
 """The flag of TensorRT for RTX for an engine that allocates no memory during a call, so that it can be captured."""
 
-TRY = "Try opset = 18, or f32 for this part."
+UPDATE = (
+    "Update TensorRT to 10.14 or later, which has an attention layer; on a Jetson, it comes with JetPack 7.2. With "
+    "opset = 18, the attention scores are stored, and take 1 GB in Stable Diffusion 1.5."
+)
+"""How to get support for opset 23."""
 
-REPORTED = {
-    "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
-    "activation_bytes": re.compile(r"Total Activation Memory: (\d+)"),
-}
-"""Lines of the builder's log on device memory."""
+JETSON = "sm87"
+"""Its memory is too small for the attention scores that opset 18 stores."""
 
 COSTS = Costs(
     per_engine=14_000_000,
@@ -108,11 +120,6 @@ class Library:
     """Whether it builds for GPUs that this machine doesn't have."""
     costs: Costs | None
 
-
-DRIVERS = {"13": ((13, 0), 580), "12": ((12, 2), 535)}
-"""For wheels of each major version of CUDA: the CUDA version that the driver must support, and the first driver that
-does. Source: docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html.
-"""
 
 RTX = Library(
     name="tensorrt-rtx",
@@ -162,6 +169,7 @@ class TensorRT(Runtime):
             devices=library.capabilities,
             options={name: kind for name, kind in OPTIONS.items() if name != REFIT or not library.builds_elsewhere},
             newest_opset=_newest_opset(library),
+            newer_opset=UPDATE,
             numbered=True,
             typed=True,
             reads_bf16=False,
@@ -241,7 +249,7 @@ class TensorRT(Runtime):
             raise RuntimeMissing(reason)
         log = _logger(self._is.module)
         log.clear()
-        with border(CompileError, f"TensorRT cannot build {job.part}", TRY):
+        with border(CompileError, f"TensorRT cannot build {job.part}", _advice(target)):
             if self._is.builds_elsewhere:
                 self._build(job, out, log, on_progress)
             else:
@@ -259,7 +267,7 @@ class TensorRT(Runtime):
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(job.graph)):
             raise CompileError(
-                f"TensorRT cannot read {job.part}: {parser.get_error(0).desc()}. Try opset = 18 in the profile."
+                f"TensorRT cannot read {job.part}: {parser.get_error(0).desc().rstrip('.')}. {_advice(target)}"
             )
         _let_decompose(trt, network)
         config = builder.create_builder_config()
@@ -276,7 +284,8 @@ class TensorRT(Runtime):
         else:
             plan = self._build_here(job, builder, network, config)
         if plan is None:
-            advice = next((advice for words, advice in ADVICE.items() if words in log.worst), TRY)
+            known = (advice.format(part=job.part) for words, advice in ADVICE.items() if words in log.worst)
+            advice = next(known, _advice(target))
             what = f"TensorRT cannot build {job.part} for {target.device}"
             raise CompileError(sentence(what, log.worst or NO_REASON, advice))
         (out / PLAN).write_bytes(plan)
@@ -285,7 +294,7 @@ class TensorRT(Runtime):
         """Build on the target GPU, with its timing cache of earlier builds."""
         target = job.target
         about = self.versions()[self._is.name], target.device, gpu_name(target.place)
-        kept = cache_path(job.shared, *about) if job.shared else None
+        kept = timing_path(job.shared, *about) if job.shared else None
         timed = config.create_timing_cache(read_cache(kept) if kept else b"")
         if timed is None or not config.set_timing_cache(timed, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -333,6 +342,13 @@ class TensorRT(Runtime):
         return HostEngine(target, loaded.call, loaded.release)
 
 
+def _advice(target: Target) -> str:
+    """What to try where the library refuses a graph."""
+    if target.device == JETSON:
+        return "Install JetPack 7.2 or later, or try f32 for this part."
+    return "Try opset = 18 in the profile, or f32 for this part."
+
+
 def _install(library: Library) -> str:
     """A sentence on how to install the wheels that the driver supports; those for CUDA 13 without a driver."""
     try:
@@ -349,19 +365,13 @@ def _install(library: Library) -> str:
 
 def _old_driver(library: Library) -> str | None:
     """Report a driver that is too old for the installed wheels; None where it isn't, and for other installations."""
-    for major, (cuda, driver) in DRIVERS.items():
+    for major in DRIVERS:
         try:
             metadata.version(f"{library.name}-cu{major}-bindings")
         except metadata.PackageNotFoundError:
             continue
-        newest = driver_version()
-        if newest >= cuda:
-            return None
-        other = f", or install {library.name}-cu12 in place of {library.name}-cu{major}" * (newest >= DRIVERS["12"][0])
-        return (
-            f"{library.title}'s wheels for CUDA {major} require an NVIDIA driver {driver} or later; this machine's "
-            f"supports CUDA {newest[0]}.{newest[1]} only. Update the driver{other}."
-        )
+        older = f", or install {library.name}-cu12 in place of {library.name}-cu{major}"
+        return old_driver(f"{library.title}'s wheels", major, older * (driver_version() >= DRIVERS["12"][0]))
     return None
 
 
@@ -452,28 +462,7 @@ def _monitor(trt: Any, part: str, on_progress: Progress) -> Any:
 
 @cache
 def _logger(module: str) -> Any:
-    """A logger that stores the last error and the reported memory, and prints nothing. The library keeps the first
-    logger that it is given, so there is one per process.
-    """
-    trt = _library(module)
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()  # pyright: ignore[reportUnknownMemberType]
-            self.clear()
-
-        def clear(self) -> None:
-            self.worst = ""
-            self.memory: dict[str, int] = {}
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.worst = " ".join(msg.split())[:400]
-            for name, pattern in REPORTED.items():
-                if found := pattern.search(msg):
-                    self.memory[name] = int(found[1])
-
-    return Log()
+    return logger(_library(module))
 
 
 @cache

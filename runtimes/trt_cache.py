@@ -1,8 +1,9 @@
-"""Caches of TensorRT, beside the artifacts: timings of the builder's kernels, and code that TensorRT for RTX compiled.
+"""Caches of TensorRT: timings of the builder's kernels, beside the artifacts, and code that TensorRT for RTX compiled.
 
 TensorRT for RTX compiles a plan for the GPU and driver when it is loaded. The compiled code is kept in one file for
-each plan, GPU and driver, so that later loads don't compile it again. An artifact is never changed. The library refuses
-the cache of another version, GPU or newer driver (docstring of `IRuntimeCache.deserialize`).
+each plan, GPU and driver, so that later loads don't compile it again. It is code for the GPU that no digest of an
+artifact covers, so it is kept in this user's state folder: a bundle that came from elsewhere cannot bring any. The
+library refuses the cache of another version, GPU or newer driver (docstring of `IRuntimeCache.deserialize`).
 """
 
 from __future__ import annotations
@@ -10,23 +11,34 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..core.files import write_bytes
 from ..core.reading import read_bounded
+from ..core.records import state_folder
 from .base import TIMING, numbered
 from .cuda import driver_version, gpu_name
+from .machine import machine
+
+COMPILED = "compiled"
+"""Folder of the compiled code, in the state folder."""
 
 MOST_BYTES = 1 << 28
 HASHED_BYTES = 1 << 20
 """How much of a plan the name of its cache depends on, beside its size. Two plans of one name would share a file."""
 
 
-def cache_path(engines: Path, *about: str) -> Path:
+def cache_path(folder: Path, *about: str) -> Path:
     """The file of a cache, named after what it depends on."""
     name = re.sub(r"[^\w.]+", "-", " ".join(about))
-    return engines / TIMING / f"{name}.cache"
+    return folder / f"{name}.cache"
+
+
+def timing_path(engines: Path, *about: str) -> Path:
+    """The file of the builder's timings."""
+    return cache_path(engines / TIMING, *about)
 
 
 def read_cache(path: Path) -> bytes:
@@ -44,18 +56,30 @@ class RuntimeCache:
         with plan.open("rb") as file:
             head = file.read(HASHED_BYTES)
         digest = hashlib.sha256(head + str(plan.stat().st_size).encode()).hexdigest()[:16]
-        driver = "CUDA {}.{}".format(*driver_version())
-        self._path = cache_path(plan.parents[1], "rtx", version, numbered(device)[0], gpu_name(device), driver, digest)
+        about = version, numbered(device)[0], gpu_name(device), _driver(), digest
+        self._path = cache_path(state_folder() / COMPILED, "rtx", *about)
         self._cache = config.create_runtime_cache()
         stored = read_cache(self._path)
-        self._stored = len(stored) if stored and self._cache.deserialize(stored) else 0
+        self._stored = _digest(stored) if stored and self._cache.deserialize(stored) else ""
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Store what was compiled since, unless the bundle is read-only."""
+        """Store what was compiled since, unless the state folder is read-only."""
         code = self._cache.serialize()
-        if code is None or len(bytes(code)) == self._stored or self._path.parent.is_symlink():
+        if code is None or (digest := _digest(code)) == self._stored:
             return
         with suppress(OSError):
-            self._path.parent.mkdir(exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path, bytes(code))
+            self._stored = digest
+
+
+def _digest(code: Any) -> str:
+    return hashlib.sha256(code).hexdigest()
+
+
+@cache
+def _driver() -> str:
+    """Version of NVIDIA's driver; the CUDA version that it supports, where the system doesn't report it."""
+    own = (gpu.driver for gpu in machine().gpus if gpu.vendor == "NVIDIA" and gpu.driver != "nvidia")
+    return next(filter(None, own), None) or "CUDA {}.{}".format(*driver_version())

@@ -24,8 +24,8 @@ from .host import Bound
 from .ranges import OUTSIDE
 from .trt_cache import RuntimeCache
 
-ROOMS: defaultdict[str, Room] = defaultdict(Room)
-"""The shared memory of each device."""
+ROOMS: defaultdict[int, Room] = defaultdict(Room)
+"""The shared memory of each GPU, by the driver's number: a device may have several names, such as sm89 and sm89:0."""
 
 
 class LoadedPlan:
@@ -58,33 +58,40 @@ class LoadedPlan:
         """Address and size of the memory that the context was given."""
         self._graph: int | None = None
         self._cache: RuntimeCache | None = None
+        self._called: set[tuple[tuple[int, ...], ...]] = set()
+        """Shapes of inputs that were called; code may be compiled in the first call of each."""
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)
-        self._room = ROOMS[target.device]
+        self._room = ROOMS[self._driver.ordinal]
         self._room.join()
         try:
             with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)), self._driver.current():
-                self._runtime = library.Runtime(log)
-                self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-                if self._engine is not None:
-                    if streamed is not None:
-                        _stream_weights(self._engine, streamed)
-                    how = library.ExecutionContextAllocationStrategy.USER_MANAGED
-                    if compiles:
-                        how = _configured(self._engine, library, how)
-                        self._cache = RuntimeCache(how, path, str(library.__version__), target.device)
-                    self._context = self._engine.create_execution_context(how)
-                if self._context is None:
-                    worst = log.worst or NO_REASON
-                    raise CompileError(sentence(f"TensorRT cannot load {path}", worst, rebuild(path.parent)))
+                self._open(library, path, streamed=streamed, compiles=compiles)
         except BaseException:
             self.release()
             raise
+
+    def _open(self, library: Any, path: Path, *, streamed: int | None, compiles: bool) -> None:
+        """Create the context. Other objects of the library are freed at the end, while the GPU's context is current."""
+        self._runtime = library.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is not None:
+            if streamed is not None:
+                _stream_weights(self._engine, streamed)
+            how = library.ExecutionContextAllocationStrategy.USER_MANAGED
+            if compiles:
+                how = _configured(self._engine, library, how)
+                self._cache = RuntimeCache(how, path, str(library.__version__), self._target.device)
+            self._context = self._engine.create_execution_context(how)
+        if self._context is None:
+            worst = self._log.worst or NO_REASON
+            raise CompileError(sentence(f"TensorRT cannot load {path}", worst, rebuild(path.parent)))
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
         driver = self._driver
         assert driver is not None
+        self._log.clear()
         with border(CompileError, "TensorRT failed while computing", ENOUGH), driver.current():
             outputs = {
                 tensor.name: np.empty(shape_of(tensor.shape, sizes), np.float32) for tensor in self._target.outputs
@@ -107,6 +114,10 @@ class LoadedPlan:
                     with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
                         driver.wait()
                     raise
+            shapes = tuple(array.shape for array in feeds.values())
+            if self._cache is not None and shapes not in self._called:  # a process may end without `release`
+                self._cache.save()
+                self._called.add(shapes)
         return outputs
 
     def release(self) -> None:
@@ -188,8 +199,8 @@ class LoadedPlan:
             driver.wait()
             if self._cache is not None and not self._context.is_stream_capturable(driver.stream):
                 raise CompileError(
-                    "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false under "
-                    "[options] of the profile, and build again."
+                    "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false for its "
+                    "part, for example under [part_options.text_encoder] of the profile, and build again."
                 )
             self._graph = driver.capture(lambda: self._execute(driver))
 

@@ -462,3 +462,32 @@ def test_a_graph_that_runs_at_no_free_size(own, tmp_path):
     edited("unet", baked)(folder)
     with pytest.raises(CheckpointError, match="states free sizes, but runs at none"):
         adopt(folder, tmp_path / "b")
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+def test_weights_of_zeros_are_refused(own, tmp_path, part):
+    def empty(model):
+        for value in model.graph.initializers.values():
+            if value.const_value.dtype.is_floating_point() and len(value.shape) > 1:
+                value.const_value = ir.tensor(np.zeros(value.shape.numpy(), np.float32), name=value.name)
+
+    folder = own()
+    edited(part, empty)(folder)
+    with pytest.raises(CheckpointError, match=f"graph of {part} does not depend on its input"):
+        adopt(folder, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_denoiser_that_ignores_the_text_is_refused(own, tmp_path):
+    def deaf(model):
+        value = next(one for one in model.graph.inputs if one.name == "encoder_hidden_states")
+        zero = ir.node("Constant", [], {"value": ir.tensor(np.array(0, np.float32))})
+        node = ir.node("Mul", [value, zero.outputs[0]])
+        ir.convenience.replace_all_uses_with(value, node.outputs[0])
+        node.replace_input_with(0, value)
+        foreign.insert(model, [zero, node])
+
+    folder = own()
+    edited("unet", deaf)(folder)
+    with pytest.raises(CheckpointError, match="unet does not depend on its input encoder_hidden_states"):
+        adopt(folder, tmp_path / "b")

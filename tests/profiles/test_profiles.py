@@ -102,6 +102,32 @@ def test_a_profile_knows_what_it_is_asked_for_by(tmp_path):
     assert load_profile(str(spaced)).model_copy(update={"opset": 18}).argument == f"'{spaced}'"
 
 
+def test_options_by_part_and_role_take_precedence(tmp_path):
+    profile = own(
+        tmp_path,
+        HEAD
+        + """
+        [options]
+        threads = 4
+        graph = true
+        [part_options.text_encoder]
+        graph = false
+        level = 1
+        [part_options.text_encoder_2]
+        level = 2
+        [part_options.unet]
+        level = 3
+        """,
+    )
+    assert profile.options_for("vae_decoder", "decoder") == {"threads": 4, "graph": True}
+    assert profile.options_for("text_encoder", "text_encoder") == {"threads": 4, "graph": False, "level": 1}
+    assert profile.options_for("text_encoder_2", "text_encoder") == {"threads": 4, "graph": False, "level": 2}
+    assert profile.options_for("unet@shallow", "denoiser") == {"threads": 4, "graph": True, "level": 3}
+    forced = profile.with_options({"level": 5})
+    assert forced.options_for("unet", "denoiser")["level"] == forced.options_for("vae", "decoder")["level"] == 5
+    assert forced.options_for("text_encoder", "text_encoder")["graph"] is False
+
+
 def test_a_slip_of_the_pen_is_suggested():
     with pytest.raises(ProfileError, match="Did you mean 'cpu-openvino'"):
         load_profile("cpu-openvin")

@@ -12,6 +12,7 @@ fails. Prints what was used, as JSON.
 
 import ctypes
 import json
+import os
 import re
 import sys
 import tempfile
@@ -153,7 +154,7 @@ def _is(kind, value):
 class Driver:
     """Memory that is nowhere, a stream that does nothing, graphs that hold what the stream was given."""
 
-    stream = 7
+    stream, ordinal = 7, 0
 
     def __init__(self):
         self.said, self.blocks = [], 0
@@ -189,6 +190,7 @@ def graph_of(value, *, side=4):
 def drive(folder):
     adapter, driver = trt.tensorrt(), Driver()
     trt.capabilities, trt.driver_version = lambda: ["sm90"], lambda: (13, 0)
+    cuda.driver_version = trt.driver_version
     trt.gpu_name = lambda _: "NVIDIA H200"
     trt.open_driver = trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=("batch", 4, "height", "width"))
@@ -247,7 +249,8 @@ def drive_rtx(folder):
     """Load and capture with TensorRT for RTX; that it builds is tested with the library itself."""
     adapter, driver = trt.tensorrt_rtx(), Driver()
     trt.capabilities = lambda: ["sm89"]
-    trt.driver_version = trt_cache.driver_version = lambda: (13, 0)
+    trt.driver_version = cuda.driver_version = trt_cache.driver_version = lambda: (13, 0)
+    os.environ["LATENTC_STATE"] = str(folder / "state")
     trt_cache.gpu_name = lambda _: "NVIDIA L4"
     trt_plan.open_driver = lambda _: driver
     sample = TensorInfo(name="sample", dtype="float32", shape=(2, 4, 8, 8))
@@ -262,7 +265,7 @@ def drive_rtx(folder):
             engine.run({"sample": np.zeros(shape["sample"], np.float32)})
         engine.close()
     assert driver.said.count("launch") == 2
-    (cache,) = (folder / ".timing").iterdir()
+    (cache,) = (folder / "state" / "compiled").iterdir()
     assert cache.read_bytes() == b"code"
 
 

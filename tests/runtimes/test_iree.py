@@ -1,6 +1,7 @@
 """IREE: code for devices that aren't here."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -82,7 +83,8 @@ def test_ptx_runs_on_that_gpu_and_on_later_ones(monkeypatch):
     assert IREE().missing("sm_80") is None
     assert IREE().missing("sm_120").endswith("NVIDIA GPUs found: sm90, sm75.")
     monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm75", "sm90"])
-    assert IREE().missing("sm_80"), "it runs on the first"
+    assert IREE().missing("sm_80") is None
+    assert _place("sm_80") == "cuda://1", "the first that fits"
 
 
 def test_without_vulkans_loader_the_reason_is_one_sentence_and_what_to_install():
@@ -163,3 +165,71 @@ def test_what_it_is_asked_for_is_checked(make_case, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(CompileError, match="cannot be read as ONNX"):
         adapter.compile(Job("unet", broken, broken.parent, case.target), tmp_path / "out", quiet)
+
+
+THREE_GPUS = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+int cuDeviceGetCount(int *count) { *count = 3; return 0; }
+int cuDeviceGet(int *device, int number) { *device = number; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "GPU %d", device); return 0; }
+int cuDeviceGetUuid(char *id, int device) { memset(id, device, 16); return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) {
+    *value = which == 75 ? (device ? 8 : 7) : which == 76 ? (device ? 9 : 5) : 1; return 0;
+}
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    FILE *file = fopen(getenv("OPENED"), "w"); fprintf(file, "%d", device); fclose(file); _exit(0);
+}
+static int unknown(void) { return 1; }
+#define IS(one) if (!strcmp(name, #one)) { *found = (void *)one; return 0; }
+int cuGetProcAddress(const char *name, void **found, int version, unsigned long long flags) {
+    IS(cuInit) IS(cuDriverGetVersion) IS(cuDeviceGetCount) IS(cuDeviceGet) IS(cuDeviceGetName) IS(cuDeviceGetUuid)
+    IS(cuDeviceGetAttribute) IS(cuDevicePrimaryCtxRetain) IS(cuGetProcAddress)
+    *found = (void *)unknown; return 0;
+}
+"""
+OPEN = """
+import sys
+import iree.runtime as runtime
+from latentc.runtimes.iree import IREE, _place
+print([IREE().missing(device) for device in ("sm_80", "sm_80:0", "sm_80:2", "sm_120", "sm_80:3")], flush=True)
+print(_place("sm_80"), _place("sm_80:2"), flush=True)
+runtime.Config(_place(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="no C compiler for Linux")
+@pytest.mark.parametrize(("device", "opened"), [("sm_80", "1"), ("sm_80:2", "2")])
+def test_irees_own_runtime_opens_the_nvidia_gpu_that_fits(tmp_path, device, opened):
+    """Its real runtime, on a driver that only counts: a Turing card, then two newer ones."""
+    source = tmp_path / "cuda.c"
+    source.write_text(THREE_GPUS)
+    for name in ("libcuda.so", "libcuda.so.1"):  # IREE's name for it, and ours
+        subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", tmp_path / name, source], check=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "OPENED": str(tmp_path / "opened")}
+    command = [sys.executable, "-c", OPEN, device]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    found = "NVIDIA GPUs found: sm75, sm89, sm89."
+    reasons = [
+        None,
+        f"This machine has no GPU with number 0 for sm_80 code; {found}",
+        None,
+        f"This machine has no GPU for sm_120 code; {found}",
+        f"This machine has no GPU with number 3 for sm_80 code; {found}",
+    ]
+    assert done.stdout == f"{reasons}\ncuda://1 cuda://2\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "opened").read_text() == opened
+
+
+def test_numbers_are_for_nvidias_gpus(monkeypatch):
+    assert IREE().unbuildable("sm_80:1") is None
+    assert (
+        IREE().unbuildable("gfx942:1")
+        == "IREE's devices have no numbers, except Vulkan's and NVIDIA's. Write device = 'gfx942'."
+    )
+    assert IREE().precisions("sm_80:1") == IREE().precisions("sm_80")

@@ -4,22 +4,25 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from latentc.compiler.lower import lowered
-from latentc.compiler.targets import choose, shapes
+from latentc.compiler.targets import choose, shapes, targets
 from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
-from latentc.runtimes import Target, placement, providers
+from latentc.profiles.profile import Shapes
+from latentc.runtimes import Target, cuda, placement, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.machine import AmdGpu, Gpu
@@ -102,6 +105,7 @@ def test_a_device_is_tried_before_it_is_offered(monkeypatch):
 
 def test_the_graph_that_devices_are_tried_with_is_whole():
     onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx.reference")
     for code, kind in placement.TYPES.values():
         model = onnx.load_from_string(placement.TRIAL % (code, code))
         onnx.checker.check_model(model, full_check=True)
@@ -126,6 +130,88 @@ def test_work_left_to_the_cpu_is_refused_by_name(case, tmp_path, monkeypatch):
     for name, wanted in case.expected(case.feeds()).items():
         np.testing.assert_allclose(engine.run(case.feeds())[name], wanted, rtol=0, atol=1e-4)
     engine.close()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_provider_that_runs_no_node_never_builds(case, tmp_path, monkeypatch, allowed):
+    """Azure's provider is in the CPU's wheel too: ONNX Runtime opens it, and it takes no node of ours."""
+    stand_in(monkeypatch, name="AzureExecutionProvider", beside=("CPU",))
+    says = "AzureExecutionProvider runs none of this part's nodes; ONNX Runtime leaves them to CPUExecutionProvider"
+    with pytest.raises(CompileError, match=says if allowed else "leaves these nodes to the CPU"):
+        case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": allowed})
+
+
+ON_DEVICES = [device for device, provider in PROVIDERS.items() if device != "CPU" and not provider.ahead]
+
+
+def placed(monkeypatch, device, *nodes, options=None):
+    """Where nodes are run, by what a session reports: (provider, operator, bytes) for each."""
+
+    class Session:
+        def run(self, names, feeds):
+            pass
+
+        def end_profiling(self):
+            return events
+
+    with TemporaryDirectory() as folder:
+        events = Path(folder) / "events.json"
+        kernels = [{"op_name": name, "provider": by, "output_size": str(count)} for by, name, count in nodes]
+        events.write_text(json.dumps([{"name": "one_kernel_time", "args": kernel} for kernel in kernels]))
+        monkeypatch.setattr(placement, "open_session", lambda *_: Session())
+        target = SimpleNamespace(inputs=(), outputs=(), shape=None, device=device, options=options or {})
+        return placement.place(Path(), SimpleNamespace(), target, {}, {})
+
+
+@pytest.mark.parametrize("device", ON_DEVICES)
+def test_small_nodes_on_the_cpu_are_no_engine_of_a_device(monkeypatch, device):
+    name = PROVIDERS[device].name
+    small = ("CPUExecutionProvider", "Gather", 8)
+    assert placed(monkeypatch, device, (name, "Mul", 8), small)[name] == {"Mul": 1}
+    for nodes in ((small,), ()):
+        with pytest.raises(CompileError, match=f"{name} runs none of this part's nodes"):
+            placed(monkeypatch, device, *nodes)
+
+
+@pytest.mark.parametrize("left", ["Attention", "FusedConv", "GroupNormalization", "SkipLayerNormalization"])
+def test_tensorrt_leaves_nothing_heavy_to_cuda(monkeypatch, left):
+    """CUDA's own graphs are rewritten, because its f16 Attention is wrong; TensorRT's aren't."""
+    tensorrt, cuda = ("TensorrtExecutionProvider", "TRTKernel_graph_0", 1 << 20), "CUDAExecutionProvider"
+    assert placed(monkeypatch, "TensorRT", tensorrt, (cuda, "Cast", 1 << 20))[cuda] == {"Cast": 1}
+    says = rf"TensorrtExecutionProvider does not support .*CUDAExec.*: 2 {left}\. Try opset = 18 .*device = 'CUDA'"
+    for options in ({}, {"allow_nodes_on_cpu": True}):
+        with pytest.raises(CompileError, match=says):
+            placed(monkeypatch, "TensorRT", tensorrt, (cuda, left, 8), (cuda, left, 8), options=options)
+    assert placed(monkeypatch, "CUDA", (cuda, left, 8)), "what is CUDA's own it runs"
+
+
+def test_a_context_without_code_is_refused(tmp_path, monkeypatch):
+    """What a compiler ahead of time writes where it takes no node: the graph as it was."""
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("x", 1, [2]), onnx.helper.make_tensor_value_info("y", 1, [2])
+    node = onnx.helper.make_node("Mul", ["x", "x"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "small", value[:1], value[1:]))
+    monkeypatch.setattr(placement, "open_session", lambda *_: onnx.save(model, tmp_path / "context.onnx"))
+    options, target = (
+        SimpleNamespace(add_session_config_entry=lambda *_: None),
+        SimpleNamespace(device="QNN", options={}),
+    )
+    with pytest.raises(CompileError, match="QNNExecutionProvider runs none of this part's nodes"):
+        placement.compile_ahead(tmp_path / "graph.onnx", tmp_path / "context.onnx", options, target, {})
+
+
+def test_a_device_is_tried_without_the_provider_beside_it(monkeypatch):
+    opened = []
+    monkeypatch.setattr(placement, "_taken", lambda session, provider: session)
+    session = SimpleNamespace(run=lambda *_: [np.array([9, 16])])
+    monkeypatch.setattr(
+        placement._library(),
+        "InferenceSession",
+        lambda *_, providers, **__: opened.append([*dict(providers)]) or session,
+    )
+    assert placement.fault.__wrapped__("TensorRT", "f16") is None
+    assert opened == [["TensorrtExecutionProvider", "CUDAExecutionProvider"], ["TensorrtExecutionProvider"]]
 
 
 def test_an_engine_that_was_compiled_again_at_load_is_refused(case, tmp_path, monkeypatch):
@@ -267,6 +353,18 @@ def test_tensors_stay_in_the_devices_memory(case, tmp_path, monkeypatch):
     assert copied[feeds["sample"].shape] == 3
     engine.run({**feeds, "encoder_hidden_states": 0 * context})
     np.testing.assert_array_equal(bound(feeds)["out_sample"], wanted["out_sample"])
+
+    def broken(value, array):
+        update(value, 0 * array)  # what is written before it fails
+        if array.shape == context.shape:
+            raise RuntimeError("an illegal memory access was encountered")
+        update(value, array)
+
+    monkeypatch.setattr(kind, "update_inplace", broken)
+    with pytest.raises(CompileError, match="illegal memory access"):
+        engine.run({**feeds, "encoder_hidden_states": context})
+    monkeypatch.setattr(kind, "update_inplace", update)
+    np.testing.assert_array_equal(bound(feeds)["out_sample"], wanted["out_sample"])
     engine.close()
     with pytest.raises(RuntimeMissing, match="closed"):
         bound(feeds)
@@ -301,7 +399,7 @@ def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
         placement.open_session("", library.SessionOptions(), device, options)
     assert given == [[("MIGraphXExecutionProvider", {"device_id": number})] for number in ("2", "1", "0")]
     tried = []
-    monkeypatch.setattr(placement, "open_session", lambda *asked: tried.append(asked[2:]))
+    monkeypatch.setattr(placement, "open_session", lambda *asked, **_: tried.append(asked[2:]))
     placement.fault.cache_clear()
     placement.fault("MIGraphX-gfx1100:3", "f16")
     placement.fault.cache_clear()
@@ -375,6 +473,29 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
             assert given.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
 
 
+def test_a_part_that_cannot_be_captured_is_left_out_by_its_name(bundle, tmp_path):
+    opened, adapter, profile = bundle("sd1"), ONNXRuntime(), load_profile("h100")
+    has = ("f32", "tf32", "f16")
+    assert all(target.options["enable_cuda_graph"] for _, target in targets(opened, profile, adapter, has))
+    without = {"text_encoder": {"enable_cuda_graph": False}}
+    found = targets(opened, profile.model_copy(update={"part_options": without}), adapter, has)
+    captured = {name: target.options["enable_cuda_graph"] for name, target in found}
+    assert captured == {"text_encoder": False, "unet": True, "vae_decoder": True, "vae_encoder": True}
+    assert [name for name, target in found if target.shape is None] == ["text_encoder"], "it may have free sizes then"
+    for _, target in found:
+        providers.settings(target, tmp_path)
+    for part, options, says in (
+        ("text_encoder", {"enable_cuda_graf": False}, "Did you mean 'enable_cuda_graph'"),
+        ("text_encodr", {"enable_cuda_graph": False}, "gives options for 'text_encodr', which is neither a role nor"),
+        ("default", {"enable_cuda_graph": False}, "gives options for 'default'"),
+    ):
+        with pytest.raises(ProfileError, match=says):
+            targets(opened, profile.model_copy(update={"part_options": {part: options}}), adapter, has)
+    unsized = profile.model_copy(update={"shapes": Shapes(), "part_options": without})
+    with pytest.raises(ProfileError, match="compiles for fixed sizes only"):
+        targets(opened, unsized, adapter, has)
+
+
 def test_another_providers_option_is_refused_on_the_cpu(case, tmp_path):
     with pytest.raises(ProfileError, match="CPUExecutionProvider has no option 'prefer_nhwc'"):
         case.compile(tmp_path / "out", options={"prefer_nhwc": True})
@@ -434,6 +555,64 @@ def test_tensorrts_own_wheel_is_loaded_before_its_provider(monkeypatch):
         placement.fault.__wrapped__(device, "f16")
         assert ("tensorrt" in named) == (device == "TensorRT")
         named.clear()
+
+
+def test_what_libraries_print_while_they_are_tried_is_kept_off_standard_output(monkeypatch, capfd):
+    """`preload_dlls` prints what it can't load, C libraries write to the descriptor; lines of JSON go there."""
+    wrote = []
+
+    def preload():
+        sys.stdout.write("Failed to load libcudnn.so.9\n")
+        wrote.append(os.write(1, b"as a library in C does\n"))
+
+    monkeypatch.setattr(placement._library(), "preload_dlls", preload)
+    sys.stdout.write("before\n")
+    for device in ("CUDA", "TensorRT"):
+        assert placement.fault.__wrapped__(device, "f16")
+    sys.stdout.write("after\n")
+    assert len(wrote) == 2
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("built_with", "supported", "least"),
+    [("13.0", (12, 4), "13 require an NVIDIA driver 580"), ("12.8", (11, 8), "12 require an NVIDIA driver 535")],
+)
+def test_a_driver_that_is_too_old_for_the_wheel_is_named(monkeypatch, built_with, supported, least):
+    library = placement._library()
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(library, "cuda_version", built_with)
+    monkeypatch.setattr(module, "fault", lambda device, precision: None)
+    monkeypatch.setattr(cuda, "driver_version", lambda: supported)
+    assert ONNXRuntime().missing("CUDA") == (
+        f"ONNX Runtime's wheels for CUDA {least} or later; this machine's supports CUDA {supported[0]}.{supported[1]} "
+        "only. Update the driver."
+    )
+    monkeypatch.setattr(cuda, "driver_version", lambda: (13, 0))
+    assert ONNXRuntime().missing("CUDA") is None
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(library, "cuda_version", built_with)
+    monkeypatch.setattr(cuda, "LIBRARY", "libnowhere.so.1")
+    assert "NVIDIA's driver cannot be loaded (libnowhere" in ONNXRuntime().missing("CUDA")
+
+
+def test_tensorrt_of_another_version_is_named(monkeypatch):
+    has = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(placement._library(), "get_available_providers", lambda: has)
+    monkeypatch.setattr(module, "fault", lambda device, precision: "libnvinfer.so.10: cannot open shared object file")
+    versions = {"11.4.0.106": True, "10.16.1.11": False}
+    for version, named in versions.items():
+        monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+        reason = ONNXRuntime().missing("TensorRT")
+        assert reason.startswith("TensorrtExecutionProvider does not work: libnvinfer.so.10")
+        assert "TensorRT 10 (pip:" in reason
+        assert (f"Version {version} of tensorrt is installed, which the provider cannot use" in reason) == named
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # the import fails, as without libnvinfer.so.11
+    version = module.metadata.version
+    monkeypatch.setattr(module.metadata, "version", lambda name: "11.4.0" if name == "tensorrt" else version(name))
+    assert "Version 11.4.0 of tensorrt is installed" in ONNXRuntime().missing("TensorRT")
+    monkeypatch.undo()
 
 
 def test_one_of_several_nvidia_gpus_is_chosen_by_its_number(case, bundle, monkeypatch, tmp_path):
@@ -558,7 +737,10 @@ def test_what_cannot_be_recorded_is_said_when_it_is_built(case, accelerator, tmp
     feeds = case.feeds(2, 8, 8)
     shape = {name: array.shape for name, array in feeds.items()}
     options = {"allow_nodes_on_cpu": True, "records": True}
-    with pytest.raises(CompileError, match="cannot record a call as a graph.*graph capture.*records = false"):
+    with pytest.raises(
+        CompileError,
+        match=r"cannot record a call as a graph.*graph capture.*records = false under \[part_options\.unet\]",
+    ):
         case.compile(tmp_path / "out", device=accelerator, options=options, shape=shape)
 
 
@@ -578,10 +760,17 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
         ({"enable_cuda_graf": True}, "Did you mean 'enable_cuda_graph'"),
         ({"preferredLayout": "NCWH"}, "one of: NCHW, NHWC"),
         ({"gpu_mem_limit": True}, "an integer"),
+        ({"gpu_mem_limit": -1}, "an integer from 0"),
+        ({"trt_builder_optimization_level": 99}, "an integer from 0 to 5"),
+        ({"trt_auxiliary_streams": -2}, "an integer from -1 to"),
+        ({"trt_max_workspace_size": 1 << 63}, "an integer from 0 to 9,223,372,036,854,775,807"),
+        ({"sdpa_kernel": 1024}, "an integer from 0 to 1,023"),
+        ({"soc_model": 0}, "an integer from 1 to"),
         ({"enableGraphCapture": True}, "no option 'enableGraphCapture'"),  # it answers wrongly with host inputs
         ({"migraphx_arena_extend_strategy": 1}, "one of: kNextPowerOfTwo, kSameAsRequested"),
         ({"allow_nodes_on_cpu": 1}, "true or false"),
-        ({"session.intra_op.allow_spinning": 0.5}, "true, false, an integer or a string"),
+        ({"session.intra_op.allow_spinning": 0}, "true or false"),
+        ({"session.dynamic_block_base": "four"}, "an integer from 0"),
     ],
 )
 def test_options_that_it_refuses(case, options, message):
@@ -650,12 +839,14 @@ def test_nodes_are_placed_at_the_models_own_width_and_height(tmp_path, monkeypat
             fed.update(feeds)
 
         def end_profiling(self):
-            (tmp_path / "events.json").write_text("[]")
+            node = {"op_name": "Conv", "provider": "CPUExecutionProvider", "output_size": "8"}
+            (tmp_path / "events.json").write_text(json.dumps([{"name": "conv_kernel_time", "args": node}]))
             return tmp_path / "events.json"
 
     monkeypatch.setattr(placement, "open_session", lambda *_: Session())
     picture = TensorInfo(name="x", dtype="float32", shape=("batch", channels, *sides))
-    target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options={})
+    options = {"allow_nodes_on_cpu": True}
+    target = SimpleNamespace(inputs=(picture,), outputs=(), shape=None, device="CPU", options=options)
     model = Model(
         text_encoders=(TextEncoder(part="text_encoder", tokenizer="tokenizer"),),
         latent_channels=4,

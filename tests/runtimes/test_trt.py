@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,18 +22,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentc.compiler.build import build
 from latentc.compiler.lower import lowered, weights_of
-from latentc.compiler.targets import job_of
+from latentc.compiler.targets import job_of, targets
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
-from latentc.runtimes import Job, Target
+from latentc.runtimes import Job, Target, trt_cache
 from latentc.runtimes import trt as trt_module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.cuda import RETAINED, Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
-from latentc.runtimes.trt import RTX, tensorrt, tensorrt_rtx
+from latentc.runtimes.trt import RTX, _advice, tensorrt, tensorrt_rtx
+from latentc.runtimes.trt_log import Messages, logger
 from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
 from latentc.runtimes.trt_refit import without_weights
 
@@ -320,8 +322,7 @@ def test_what_builds_is_freed_while_the_context_is_current(monkeypatch, tmp_path
     library = SimpleNamespace(__version__="11.4.0", IProgressMonitor=object, **kinds)
     monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
     monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: library)
-    log = SimpleNamespace(worst="", clear=lambda: None, memory={})
-    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda module: log)
+    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda module: Messages())
     target = Target("tensorrt", "sm89", "f16", {}, (), (), {})
     outcome = pytest.raises(CompileError, match="cannot build unet") if fails else nullcontext()
     with outcome:
@@ -329,6 +330,66 @@ def test_what_builds_is_freed_while_the_context_is_current(monkeypatch, tmp_path
     assert len(freed) >= 5
     assert all(freed)
     assert not memory.is_current
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_loads_is_freed_while_the_context_is_current(monkeypatch, tmp_path, fails):
+    memory, freed = Memory(), Counter()
+
+    class Held:
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, name):
+            if name == "create_execution_context" and fails:
+                return lambda how: None
+            return lambda *_: Held(name)
+
+        def __del__(self):
+            freed[self.name, memory.is_current] += 1
+
+    monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
+    monkeypatch.setattr("latentc.runtimes.trt_plan.RuntimeCache", lambda *_: SimpleNamespace(save=lambda: None))
+    (tmp_path / "engine.plan").write_bytes(b"plan")
+    library = SimpleNamespace(
+        Runtime=lambda log: Held("runtime"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=2),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE=3),
+        __version__="1.7.1",
+    )
+    target = Target("tensorrt-rtx", "sm89", "f16", {}, (), (), {})
+    outcome = pytest.raises(CompileError, match="cannot load") if fails else nullcontext()
+    with outcome:
+        LoadedPlan(library, Messages(), tmp_path / "engine.plan", target, compiles=True).release()
+    names = {"runtime", "deserialize_cuda_engine", "create_runtime_config"}
+    assert names <= {name for name, _ in freed}
+    assert all(current for _, current in freed), freed
+    ROOMS.clear()
+
+
+@installed
+def test_messages_belong_to_the_thread_that_they_were_reported_in():
+    """One logger of the library's own class serves all threads, as the library keeps the first that it is given."""
+    library = import_module(RTX.module)
+    log, error = logger(library), library.ILogger.ERROR
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as theirs:
+        for thread in (one, other):
+            thread.submit(log.clear).result()
+        one.submit(log.log, error, "one \n failed").result()
+        one.submit(log.log, library.ILogger.INFO, "Total Weights Memory: 12 bytes").result()
+        assert [thread.submit(lambda: log.worst).result() for thread in (one, other)] == ["one failed", ""]
+        theirs.submit(log.log, error, "a worker failed").result()
+        assert [thread.submit(lambda: log.worst).result() for thread in (one, other)] == [
+            "one failed",
+            "a worker failed",
+        ]
+        assert [thread.submit(lambda: dict(log.memory)).result() for thread in (one, other)] == [
+            {"weights_bytes": 12},
+            {},
+        ]
+        other.submit(log.clear).result()
+        assert other.submit(lambda: log.worst).result() == ""
+    assert log.worst == "", "this thread asked for nothing"
 
 
 @pytest.mark.slow
@@ -362,6 +423,23 @@ def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch):
     assert tensorrt().facts.newest_opset == 18, "what doesn't know attention isn't given it"
     assert adapter.versions() == {"tensorrt": "11.4.0"}
     assert adapter.costs("sm89", {}, free=True) is None
+
+
+def test_an_old_library_is_updated_and_not_worked_around_with_opset_18(bundle, monkeypatch):
+    """At opset 18 the attention scores of SD 1.5 take 1 GB, of the 8 that a Jetson has."""
+    monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="10.3.0"))
+    profile = load_profile("jetson-orin")
+    with pytest.raises(
+        ProfileError, match=r"opset 23, but tensorrt supports none newer than 18\. Update .*JetPack 7\.2"
+    ):
+        targets(bundle("sd1"), profile, tensorrt(), ("f32", "f16"))
+    assert "JetPack 7.2" in _advice(Target("tensorrt", "sm87", "f16", {}, (), ()))
+    assert "opset" not in _advice(Target("tensorrt", "sm87", "f16", {}, (), ()))
+    assert "opset = 18" in _advice(Target("tensorrt", "sm90", "f16", {}, (), ()))
+    assert profile.checked == ("tensorrt-cu12-bindings==10.16.1.11",)
+    found = BINDINGS / "tensorrt-10"
+    if found.exists():
+        assert [path.name for path in found.glob("*10.16.1.11.dist-info")], "the version that the tests drive"
 
 
 @pytest.mark.parametrize(
@@ -402,6 +480,7 @@ def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch, tmp_path):
     monkeypatch.setattr("latentc.runtimes.cuda._library", Memory)
     monkeypatch.setattr("latentc.runtimes.cuda.capabilities", lambda: names)
     monkeypatch.setattr("latentc.runtimes.trt.capabilities", lambda: names)
+    monkeypatch.setattr("latentc.runtimes.trt._logger", lambda module: Messages())
     monkeypatch.setattr("latentc.runtimes.trt._library", lambda module: SimpleNamespace(__version__="11.4.0"))
     adapter = tensorrt()
     assert (gpu_name("sm89"), gpu_name("sm89:0"), gpu_name("sm89:2")) == ("GPU 0", "GPU 0", "GPU 2")
@@ -637,14 +716,18 @@ def load(monkeypatch, tmp_path):
     shape = ("batch", 4, "height", "width")
     sample = (TensorInfo(name="sample", dtype="float32", shape=shape),)
     target = Target("tensorrt-rtx", "sm89", "f16", {}, sample, (sample[0].model_copy(update={"name": "out_sample"}),))
-    memory, log = Memory(), SimpleNamespace(worst="", clear=lambda: None)
+    memory, log = Memory(), Messages()
     monkeypatch.setattr("latentc.runtimes.cuda._library", lambda: memory)
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "state"))
+    gpus = (SimpleNamespace(vendor="NVIDIA", driver="nvidia 580.65"),)
+    monkeypatch.setattr("latentc.runtimes.trt_cache.machine", lambda: SimpleNamespace(gpus=gpus))
+    trt_cache._driver.cache_clear()
     folder = tmp_path / "engines" / "unet-1"
     folder.mkdir(parents=True)
     (folder / "engine.plan").write_bytes(b"plan")
     strategies = SimpleNamespace(USER_MANAGED=2)
 
-    def made(**how):
+    def made(device="sm89", **how):
         context = Context(memory)
         config = Config()
         engine = SimpleNamespace(
@@ -658,7 +741,7 @@ def load(monkeypatch, tmp_path):
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE=3),
             __version__="1.7.1",
         )
-        plan = LoadedPlan(library, log, folder / "engine.plan", target, **how)
+        plan = LoadedPlan(library, log, folder / "engine.plan", replace(target, device=device), **how)
         context.engine, context.config = engine, config
         return HostEngine(target, plan.call, plan.release), context
 
@@ -667,6 +750,7 @@ def load(monkeypatch, tmp_path):
     assert not memory.is_current, "the thread's own context is current again"
     assert memory.blocks == {}, "all was given back"
     ROOMS.clear()
+    trt_cache._driver.cache_clear()
 
 
 @pytest.fixture
@@ -744,8 +828,9 @@ def test_what_is_bound_is_copied_in_once(loaded):
     engine.close()
 
 
-def test_engines_of_a_gpu_take_turns_in_one_room(load):
-    (small, one), (large, other), memory = load(), load(), load.memory
+@pytest.mark.parametrize("name", ["sm89", "sm89:1"])
+def test_engines_of_a_gpu_take_turns_in_one_room(load, name):
+    (small, one), (large, other), memory = load(), load(name), load.memory
     feeds = [np.ones((1, 4, side, side), np.float32) for side in (4, 16)]
     small.run({"sample": feeds[0]})
     large.run({"sample": feeds[1]})
@@ -804,7 +889,9 @@ def test_what_cannot_be_captured_is_refused_in_words(load):
     (engine, context), memory = load(graphed=True, compiles=True), load.memory
     feed = np.ones((1, 4, 4, 4), np.float32)
     context.is_stream_capturable = lambda stream: False
-    with pytest.raises(CompileError, match="cannot capture this engine as a CUDA graph. Write cuda_graph = false"):
+    with pytest.raises(
+        CompileError, match=r"cannot capture this .* Write cuda_graph = false for its part, .*\[part_options\."
+    ):
         engine.run({"sample": feed})
     assert "cuStreamBeginCapture_v2" not in memory.calls
     context.is_stream_capturable = lambda stream: True
@@ -813,9 +900,10 @@ def test_what_cannot_be_captured_is_refused_in_words(load):
     engine.close()
 
 
-def test_compiled_code_is_kept_by_gpu_and_driver_beside_the_artifact(load):
+def test_compiled_code_is_kept_by_gpu_and_driver_outside_the_bundle(load, tmp_path, monkeypatch):
     feed = {"sample": np.ones((1, 4, 4, 4), np.float32)}
-    kept = load.folder.parent / ".timing"
+    kept = tmp_path / "state" / "compiled"
+    brought = load.folder.parent / ".timing"
 
     def called(compiled):
         engine, context = load(compiles=True)
@@ -827,20 +915,42 @@ def test_compiled_code_is_kept_by_gpu_and_driver_beside_the_artifact(load):
 
     assert called(b"one code") == b""
     (cache,) = kept.iterdir()
-    assert cache.name.startswith("rtx-1.7.1-sm89-GPU-1-CUDA-13.0-")
+    assert cache.name.startswith("rtx-1.7.1-sm89-GPU-1-nvidia-580.65-")
     assert cache.read_bytes() == b"one code"
     assert called(b"") == b"one code"
     cache.write_bytes(b"code of another version")
     assert called(b"one other code") == b""
     assert cache.read_bytes() == b"one other code"
-    load.memory.version = 13010
+    brought.mkdir()
+    cache.rename(brought / cache.name)
+    assert called(b"one code") == b"", "code that a bundle brings is not run"
+    gpus = (SimpleNamespace(vendor="NVIDIA", driver="nvidia"),)  # as in a container that hides the driver's version
+    monkeypatch.setattr("latentc.runtimes.trt_cache.machine", lambda: SimpleNamespace(gpus=gpus))
+    trt_cache._driver.cache_clear()
     assert called(b"one newer") == b""
     assert len(list(kept.iterdir())) == 2
+    assert any("-CUDA-13.0-" in path.name for path in kept.iterdir())
     assert [path.name for path in load.folder.iterdir()] == ["engine.plan"], "the artifact is as it was"
     shutil.rmtree(kept)
-    kept.symlink_to(load.folder)
-    assert called(b"one code") == b""
-    assert [path.name for path in load.folder.iterdir()] == ["engine.plan"], "links lead to other folders"
+    kept.write_text("not a folder")
+    assert called(b"one code") == b"", "what can't be kept is compiled again"
+
+
+def test_compiled_code_is_kept_after_the_first_call_of_each_shape(load, tmp_path, monkeypatch):
+    """A server that is killed never releases its engines."""
+    written = []
+    write = trt_cache.write_bytes
+    monkeypatch.setattr(trt_cache, "write_bytes", lambda path, code: written.append(code) or write(path, code))
+    engine, context = load(compiles=True)
+    calls = [(4, b"one a"), (4, b"one x"), (8, b"one b"), (4, b"one y"), (2, b"one b")]
+    for side, code in calls:  # code of the same length was changed too
+        context.config.code = code
+        engine.run({"sample": np.ones((1, 4, side, side), np.float32)})
+    assert written == [b"one a", b"one b"], "each once, and not what didn't change"
+    engine.close()
+    assert written == [b"one a", b"one b"]
+    (cache,) = (tmp_path / "state" / "compiled").iterdir()
+    assert cache.read_bytes() == b"one b"
 
 
 def test_weights_that_are_streamed_have_a_budget(load):

@@ -122,7 +122,10 @@ def test_which_gpu_is_meant(monkeypatch):
         "Vulkan has no GPU with number 3; it has: Vulkan:0 (Radeon Graphics, integrated), "
         "Vulkan:1 (Radeon RX 7900 XTX, discrete), Vulkan:2 (llvmpipe, cpu)."
     )
-    assert adapter.missing("gfx942:1") == "IREE's devices have no numbers, except Vulkan's. Write device = 'gfx942'."
+    assert (
+        adapter.missing("gfx942:1")
+        == "IREE's devices have no numbers, except Vulkan's and NVIDIA's. Write device = 'gfx942'."
+    )
     adapter = has(monkeypatch, CARD, CARD)
     assert "Vulkan has several GPUs: Vulkan:0 (Radeon RX 7900 XTX, " in (adapter.missing("Vulkan") or "")
     assert adapter.missing("Vulkan:1") is None
