@@ -14,7 +14,7 @@ from latentc.core.errors import CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.runtimes import Job
 from latentc.runtimes.border import call_program
-from latentc.runtimes.iree import HIP, IREE, PTX, _flags, _plain
+from latentc.runtimes.iree import HIP, IREE, PTX, _flags, _place, _plain
 from latentc.runtimes.machine import Gpu, machine
 
 from .conftest import lower, write_graph
