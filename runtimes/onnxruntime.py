@@ -33,6 +33,7 @@ from ..core.install import install, pip
 from ..core.kernels import cpu_kernels
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.reading import read_json
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
@@ -48,6 +49,7 @@ from .placement import (
     SILENT,
     DeviceCall,
     check_capture,
+    check_own,
     compile_ahead,
     fault,
     open_session,
@@ -102,6 +104,7 @@ ENTRIES = (
 )
 """Options that are entries of the session's configuration, by its own names; true and false are 1 and 0."""
 
+PLACEMENT_BYTES = 1 << 20
 LEVEL = "graph_optimization_level"
 THREADS = "intra_op_num_threads"
 AT_LOAD = frozenset(
@@ -318,6 +321,8 @@ class ONNXRuntime(Runtime):
             check_engine_graph(path, _named(files, target), rebuild(artifact))
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
+        if not on_cpu:
+            _check_placed(artifact, target)
         before = _marks(artifact / CACHE)
         with border(CompileError, f"ONNX Runtime cannot load {path}", rebuild(artifact)):
             session = open_session(str(path), _options(target, LEVELS[level]), target.device, chosen)
@@ -404,6 +409,17 @@ def _override(provider: Provider) -> str | None:
         f"{', '.join(found)} in the environment would override the options of {provider.name}, such as its precision "
         f"and its cache. Remove it: unset {' '.join(found)}."
     )
+
+
+def _check_placed(artifact: Path, target: Target) -> None:
+    """Raise `CompileError` for an engine that was built before placements were refused as they are now."""
+    advice = rebuild(artifact)
+    placed = read_json(artifact / PLACEMENT, PLACEMENT_BYTES, CompileError, advice)
+    with border(CompileError, f"{artifact / PLACEMENT} is not a list of nodes by provider", advice):
+        try:
+            check_own(target, placed)
+        except CompileError as exc:
+            raise CompileError(f"{exc} {advice}") from exc
 
 
 def _check_cache(folder: Path, provider: Provider) -> None:

@@ -14,7 +14,7 @@ from latentc.core.errors import CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.runtimes import Job
 from latentc.runtimes.border import call_program
-from latentc.runtimes.iree import HIP, IREE, PTX, _flags, _plain
+from latentc.runtimes.iree import HIP, IREE, PTX, _flags, _place, _plain
 from latentc.runtimes.machine import Gpu, machine
 
 from .conftest import lower, write_graph
@@ -83,7 +83,8 @@ def test_ptx_runs_on_that_gpu_and_on_later_ones(monkeypatch):
     assert IREE().missing("sm_80") is None
     assert IREE().missing("sm_120").endswith("NVIDIA GPUs found: sm90, sm75.")
     monkeypatch.setattr("latentc.runtimes.iree.capabilities", lambda: ["sm75", "sm90"])
-    assert IREE().missing("sm_80"), "it runs on the first"
+    assert IREE().missing("sm_80") is None
+    assert _place("sm_80") == "cuda://1", "the first that fits"
 
 
 def test_without_vulkans_loader_the_reason_is_one_sentence_and_what_to_install():
