@@ -120,7 +120,7 @@ HEXAGON = Provider(
         ),
         "qnn_context_priority": ("low", "normal", "normal_high", "high"),
         "soc_model": range(1, 1 << 31),  # 0 generates code for no specific chip
-        "vtcm_mb": range(1 << 31),
+        "vtcm_mb": range(1 << 12),  # from 4096 on it parses them, but no graph can be created
     },
     fixed={"backend_type": "htp"},
     enables={"f16": "enable_htp_fp16_precision"},
