@@ -32,6 +32,8 @@ NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it doesn't synchronize with the default stream, whose work would invalidate a capture."""
 
 NAME_BYTES = 256
+PINNED_BYTES = 16 << 20
+"""The largest array that is copied through pinned memory, which the system can't use otherwise."""
 
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 """Environment variable; 0 keeps NVIDIA's libraries from computing f32 in TF32, and 1 makes cuBLAS and cuDNN do so,
@@ -62,6 +64,12 @@ class Driver:
         self._library, self._stream = library, c_void_p()
         self.ordinal = ordinal
         """The GPU's number, by the driver's order."""
+        self._pinned: dict[int, tuple[int, int]] = {}
+        """Address and size of the pinned memory through which each address of the device is copied; 0 without any."""
+        self._copying: set[int] = set()
+        """Addresses of the device whose pinned memory is in use until the stream's work is done."""
+        self._results: list[tuple[Array, int]] = []
+        """Arrays that wait for their content, with the pinned memory that gets it."""
         with _RETAIN:
             if ordinal not in RETAINED:
                 device, context = c_int(), c_void_p()
@@ -98,24 +106,61 @@ class Driver:
         return address.value
 
     def free(self, address: int) -> None:
-        """Free memory of `allocate`."""
-        self._here("cuMemFree_v2", c_uint64(address))
+        """Free memory of `allocate`, and what it was copied through. The stream's work must be done."""
+        pinned, _ = self._pinned.pop(address, (0, 0))
+        try:
+            if pinned:
+                self._here("cuMemFreeHost", c_void_p(pinned))
+        finally:
+            self._here("cuMemFree_v2", c_uint64(address))
 
     def copy_in(self, address: int, array: Array) -> None:
-        """Copy a contiguous array to the device, in stream order."""
-        self._here(
-            "cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(array.ctypes.data), c_size_t(array.nbytes), self._stream
-        )
+        """Copy a contiguous array to the device, in stream order. It must stay unchanged until `wait`."""
+        source = self._staging(address, array.nbytes)
+        if source:
+            ctypes.memmove(source, array.ctypes.data, array.nbytes)
+            self._copying.add(address)
+        source = source or array.ctypes.data
+        self._here("cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(source), c_size_t(array.nbytes), self._stream)
 
     def copy_out(self, array: Array, address: int) -> None:
-        """Copy from the device to a contiguous array, in stream order."""
-        self._here(
-            "cuMemcpyDtoHAsync_v2", c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes), self._stream
-        )
+        """Copy from the device to a contiguous array, in stream order. It has its content after `wait`."""
+        to = self._staging(address, array.nbytes)
+        if to:
+            self._copying.add(address)
+        target = to or array.ctypes.data
+        self._here("cuMemcpyDtoHAsync_v2", c_void_p(target), c_uint64(address), c_size_t(array.nbytes), self._stream)
+        if to:
+            self._results.append((array, to))
+
+    def _staging(self, address: int, count: int) -> int:
+        """Pinned memory for a copy to or from an address, free to use; 0 for large copies, or where none can be had.
+
+        Copies of other memory are not asynchronous, and the driver makes them in pieces.
+        """
+        if not 0 < count <= PINNED_BYTES:
+            return 0
+        if address in self._copying:
+            self.wait()
+        pinned, held = self._pinned.get(address, (0, 0))
+        if held < count:
+            if pinned:
+                del self._pinned[address]
+                self._here("cuMemFreeHost", c_void_p(pinned))
+            fresh = c_void_p()
+            with suppress(CompileError):  # systems limit it; other memory can be copied as well
+                self._here("cuMemHostAlloc", byref(fresh), c_size_t(count), 0)
+            pinned = fresh.value or 0
+            self._pinned[address] = pinned, count
+        return pinned
 
     def wait(self) -> None:
-        """Wait until all work on the stream is done."""
+        """Wait until all work on the stream is done, and fill the arrays of `copy_out`."""
+        results, self._results = self._results, []
         self._here("cuStreamSynchronize", self._stream)
+        self._copying.clear()
+        for array, pinned in results:
+            ctypes.memmove(array.ctypes.data, pinned, array.nbytes)
 
     def capture(self, work: Callable[[], None]) -> int:
         """Capture what `work` submits to the stream, without running it; returns the graph's handle."""

@@ -36,6 +36,7 @@ from ..core.install import install, pip
 from ..core.kernels import cpu_kernels
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.reading import read_json
 from ..core.recipes import Precision
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
@@ -51,6 +52,7 @@ from .placement import (
     SILENT,
     DeviceCall,
     check_capture,
+    check_own,
     compile_ahead,
     fault,
     open_session,
@@ -107,6 +109,7 @@ ENTRIES: dict[str, Kind] = {
 takes any string for the switches, and most are false.
 """
 
+PLACEMENT_BYTES = 1 << 20
 LEVEL = "graph_optimization_level"
 THREADS = "intra_op_num_threads"
 AT_LOAD = frozenset(
@@ -341,6 +344,8 @@ class ONNXRuntime(Runtime):
             check_engine_graph(path, _named(files, target), rebuild(artifact))
         except BundleError as exc:
             raise CompileError(str(exc)) from exc
+        if not on_cpu:
+            _check_placed(artifact, target)
         provider = PROVIDERS[target.device]
         with ExitStack() as opening:
             cache = opening.enter_context(_lent(artifact, files)) if provider.caches else artifact / CACHE
@@ -455,6 +460,17 @@ def _override(provider: Provider) -> str | None:
         f"{', '.join(found)} in the environment would override the options of {provider.name}, such as its precision "
         f"and its cache. Remove it: unset {' '.join(found)}."
     )
+
+
+def _check_placed(artifact: Path, target: Target) -> None:
+    """Raise `CompileError` for an engine that was built before placements were refused as they are now."""
+    advice = rebuild(artifact)
+    placed = read_json(artifact / PLACEMENT, PLACEMENT_BYTES, CompileError, advice)
+    with border(CompileError, f"{artifact / PLACEMENT} is not a list of nodes by provider", advice):
+        try:
+            check_own(target, placed)
+        except CompileError as exc:
+            raise CompileError(f"{exc} {advice}") from exc
 
 
 def _check_cache(folder: Path, provider: Provider) -> None:

@@ -188,9 +188,9 @@ def compile_ahead(graph: Path, context: Path, options: Any, target: Target, sett
         if HEAVY.search(node.op_type) or not all(map(_small, node.outputs)):
             large[node.op_type] += 1
     _check_left(target, large)
-    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}} if contexts else {}
+    placed: Placement = {PROVIDERS[target.device].name: {"EPContext": contexts}}
     placed |= {"CPUExecutionProvider": dict(left.most_common())} if left else {}
-    _check_own(target, placed)
+    check_own(target, placed)
     return placed
 
 
@@ -233,7 +233,7 @@ def place(
     for node in nodes:
         counts.setdefault(node["provider"], Counter())[node["op_name"]] += 1
     placed = {name: dict(ops.most_common()) for name, ops in counts.items()}
-    _check_own(target, placed)
+    check_own(target, placed)
     return placed
 
 
@@ -267,16 +267,17 @@ def _check_left(target: Target, large: Counter[str]) -> None:
         )
 
 
-def _check_own(target: Target, placed: Placement) -> None:
+def check_own(target: Target, placed: Placement) -> None:
     """Raise `CompileError` where a device's own provider ran nothing, and for heavy operators that it left to others.
 
     Their graphs are not rewritten for the provider beside it (`Facts.lacks`): CUDA's f16 Attention is inaccurate.
     """
     provider = PROVIDERS[target.device]
-    if provider.name not in placed:
+    if not any(placed.get(provider.name, {}).values()):
+        others = sorted(placed.keys() - {provider.name})
         raise CompileError(
             f"{provider.name} runs none of this part's nodes; ONNX Runtime leaves them to "
-            f"{', '.join(sorted(placed)) or 'no provider that it reports'}. Try opset = 18 in the profile, or use "
+            f"{', '.join(others) or 'no provider that it reports'}. Try opset = 18 in the profile, or use "
             f"another profile for this device."
         )
     for other in provider.beside:

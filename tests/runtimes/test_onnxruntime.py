@@ -141,6 +141,22 @@ def test_a_provider_that_runs_no_node_never_builds(case, tmp_path, monkeypatch, 
         case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": allowed})
 
 
+def test_an_engine_that_another_provider_runs_is_not_loaded(case, tmp_path, monkeypatch):
+    """As an earlier version built and called it TensorRT."""
+    stand_in(monkeypatch)
+    target = case.compile(tmp_path / "out", device="DSP", options={"allow_nodes_on_cpu": True})
+    files, listed = files_in(tmp_path / "out"), tmp_path / "out" / "placement.json"
+    case.adapter.load(tmp_path / "out", target, files).close()
+    says = "CPUExecutionProvider runs none of this part's nodes; .* to CUDAExecutionProvider.*Remove .*out. Build again"
+    for placed in ({"CUDAExecutionProvider": {"Conv": 2}}, {"CPUExecutionProvider": {}, "CUDAExecutionProvider": {}}):
+        listed.write_text(json.dumps(placed))
+        with pytest.raises(CompileError, match=says):
+            case.adapter.load(tmp_path / "out", target, files)
+    listed.write_text('{"CPUExecutionProvider": [1]}')
+    with pytest.raises(CompileError, match="is not a list of nodes by provider"):
+        case.adapter.load(tmp_path / "out", target, files)
+
+
 ON_DEVICES = [device for device, provider in PROVIDERS.items() if device != "CPU" and not provider.ahead]
 
 

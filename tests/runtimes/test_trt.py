@@ -524,7 +524,7 @@ class Memory:
     """The driver's functions over the host's memory: what is copied in comes out."""
 
     def __init__(self):
-        self.blocks, self.calls, self.fails = {}, [], None
+        self.blocks, self.pinned, self.calls, self.fails = {}, {}, [], None
         self.captured = self.capturing = None
         self.entered, self.version = local(), 13000
 
@@ -603,6 +603,16 @@ class Memory:
         del self.blocks[address.value]
         return 0
 
+    def do_cuMemHostAlloc(self, address, count, flags):  # noqa: N802
+        block = ctypes.create_string_buffer(count.value)
+        address._obj.value = ctypes.addressof(block)
+        self.pinned[address._obj.value] = block
+        return 0
+
+    def do_cuMemFreeHost(self, address):  # noqa: N802
+        del self.pinned[address.value]
+        return 0
+
     def do_cuMemcpyHtoDAsync_v2(self, to, source, count, _):  # noqa: N802
         ctypes.memmove(to.value, source.value, count.value)
         return 0
@@ -634,6 +644,92 @@ def test_the_driver_copies_and_says_what_failed():
     library.fails = "cuMemAlloc_v2"
     with pytest.raises(CompileError, match=r"cuMemAlloc_v2 failed \(out of memory\)"):
         driver.allocate(8)
+
+
+class Later(Memory):
+    """A stream whose copies are made when it is waited for, as late as the driver may make them."""
+
+    def __init__(self):
+        super().__init__()
+        self.work = []
+
+    def do_cuMemcpyHtoDAsync_v2(self, *arguments):  # noqa: N802
+        self.work.append((super().do_cuMemcpyHtoDAsync_v2, arguments))
+        return 0
+
+    def do_cuMemcpyDtoHAsync_v2(self, *arguments):  # noqa: N802
+        self.work.append((super().do_cuMemcpyDtoHAsync_v2, arguments))
+        return 0
+
+    def do_cuStreamSynchronize(self, stream):  # noqa: N802
+        work, self.work = self.work, []
+        for copy, arguments in work:
+            copy(*arguments)
+        return 0
+
+
+def test_copies_through_pinned_memory_keep_the_streams_order():
+    library = Later()
+    driver = Driver(library, 0)
+    one, other, found = (np.full(6, value, np.float32) for value in (1, 2, 0))
+    address, second = driver.allocate(one.nbytes), np.empty(6, np.float32)
+    driver.copy_in(address, one)
+    one[:] = 5
+    driver.copy_out(found, address)
+    assert (found == 0).all(), "it isn't there yet"
+    driver.wait()
+    assert (found == 1).all(), "what the array was when it was copied"
+    driver.copy_in(address, other)
+    driver.copy_out(second, address)
+    driver.copy_in(address, np.full(3, 7, np.float32))  # a smaller one, before the copies before it were made
+    driver.copy_out(found, address)
+    driver.wait()
+    assert (second == 2).all()
+    assert found.tolist() == [7, 7, 7, 2, 2, 2]
+    assert len(library.pinned) == 1, "one for each address"
+    driver.free(address)
+    driver.close()
+    assert library.pinned == library.blocks == {}
+
+
+def test_a_copy_that_fails_fills_no_array_later():
+    library = Later()
+    driver = Driver(library, 0)
+    lost, found = np.zeros(2, np.float32), np.zeros(2, np.float32)
+    address = driver.allocate(lost.nbytes)
+    driver.copy_in(address, np.ones(2, np.float32))
+    driver.copy_out(lost, address)
+    library.fails = "cuStreamSynchronize"
+    with pytest.raises(CompileError, match="cuStreamSynchronize failed"):
+        driver.wait()
+    with pytest.raises(CompileError, match="cuStreamSynchronize failed"):
+        driver.copy_in(address, found)  # the pinned memory may still be read
+    library.fails = None
+    driver.copy_in(address, np.full(2, 3, np.float32))
+    driver.copy_out(found, address)
+    driver.wait()
+    assert (lost == 0).all()
+    assert (found == 3).all()
+
+
+@pytest.mark.parametrize("limit", ["large", "refused"])
+def test_what_cannot_be_pinned_is_copied_directly(monkeypatch, limit):
+    library = Later()
+    driver = Driver(library, 0)
+    if limit == "large":
+        monkeypatch.setattr("latentc.runtimes.cuda.PINNED_BYTES", 8)
+    else:
+        library.fails = "cuMemHostAlloc"
+    array, found = np.arange(6, dtype=np.float32), np.zeros(6, np.float32)
+    address = driver.allocate(array.nbytes)
+    for _ in range(2):
+        driver.copy_in(address, array)
+        driver.copy_out(found, address)
+        driver.wait()
+        assert (found == array).all()
+    assert library.calls.count("cuMemHostAlloc") == (limit == "refused"), "it isn't tried for each copy"
+    driver.free(address)
+    assert library.pinned == library.blocks == {}
 
 
 def test_a_gpu_has_one_context_until_the_process_ends():
@@ -748,7 +844,7 @@ def load(monkeypatch, tmp_path):
     made.memory, made.folder = memory, folder
     yield made
     assert not memory.is_current, "the thread's own context is current again"
-    assert memory.blocks == {}, "all was given back"
+    assert memory.blocks == memory.pinned == {}, "all was given back"
     ROOMS.clear()
     trt_cache._driver.cache_clear()
 
@@ -880,6 +976,7 @@ def test_what_fails_while_closing_keeps_nothing_else(load):
     assert memory.calls[-2:] == ["cuStreamDestroy_v2", "cuCtxPopCurrent_v2"]
     memory.fails = None
     memory.blocks.clear()
+    assert memory.pinned == {}
     other, _ = load()
     assert (other.run({"sample": np.ones((1, 4, 4, 4), np.float32)})["out_sample"] == 2).all(), "in a room of its own"
     other.close()
