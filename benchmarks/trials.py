@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 
@@ -43,6 +43,7 @@ from .bench import bench
 from .contender import OWN_COST
 from .line import Brief, Wish
 from .memory import resident_bytes, tree
+from .pairs import beyond, pairs_of
 from .plan import PROMPT, REPEAT, SEED, Plan
 from .process import Process
 from .records import Measurement
@@ -117,36 +118,6 @@ CLOCKS: Mapping[str, tuple[str, ...]] = {
 
 TOOL_SECONDS = 20.0
 
-Change = dict[str, Any]
-
-ON_CUDA: Mapping[str, Change] = {
-    "no-graph": {"options": {"enable_cuda_graph": False}},
-    "nchw": {"options": {"prefer_nhwc": False}},
-    "opset-18": {"opset": 18},
-    "vae-f16": {"precision": {"decoder": ("f16",)}},
-    "vae-tf32": {"precision": {"decoder": ("tf32",)}},
-}
-IN_TENSORRT: Mapping[str, Change] = {
-    "no-graph": {"options": {"cuda_graph": False}},
-    "opset-18": {"opset": 18},
-    "vae-f16": {"precision": {"decoder": ("f16",)}},
-    "vae-tf32": {"precision": {"decoder": ("tf32",)}},
-}
-HALF_OR_SINGLE: Mapping[str, Change] = {
-    "f32": {"precision": {"default": ("f32",)}},
-    "f16": {"precision": {"default": ("f16",), "decoder": ("f32",), "text_encoder": ("f32",)}},
-}
-PAIRS: Mapping[tuple[str, str], Mapping[str, Change]] = {
-    ("onnxruntime", "CUDA"): ON_CUDA,
-    ("onnxruntime", "TensorRT"): {"no-graph": {"options": {"trt_cuda_graph_enable": False}}},
-    ("tensorrt", ""): IN_TENSORRT,
-    ("tensorrt-rtx", ""): IN_TENSORRT,
-    ("iree", ""): HALF_OR_SINGLE,
-    ("migraphx", ""): {**HALF_OR_SINGLE, "exhaustive": {"options": {"exhaustive_tune": True}}},
-    ("openvino", "GPU"): HALF_OR_SINGLE,
-}
-"""By runtime and device ("" is any): changes to a profile that are measured against it in the same run."""
-
 
 @dataclass(frozen=True)
 class Session:
@@ -193,6 +164,9 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
     for one in profiles:
         found[f"load-{one.name}"] = Trial(partial(load_twice, one), 20, 300)
         found[f"close-{one.name}"] = Trial(partial(close_often, one), 20, 300)
+    for one in on_gpu:
+        if pairs_of(one):
+            found[f"pairs-{SCENES}-{one.name}"] = Trial(partial(measure_pairs, one, SCENES), 60, 900)
     for name in dict.fromkeys(one.runtime for one in profiles):
         found[f"contract-{name}"] = Trial(partial(contract, name), 20, 300)
     if shutil.which("migraphx-driver"):
@@ -202,28 +176,10 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
             found[f"build-{family}-{one.name}"] = Trial(partial(build_twice, one, family), 120, 1800)
         if on_gpu:
             found[family] = Trial(partial(measure, on_gpu, family, (1, 4) if family == "sd15" else (1,)), 120)
-        if family == "sd15":
-            for one in on_gpu:
-                if pairs_of(one):
-                    found[f"pairs-{one.name}"] = Trial(partial(measure_pairs, one), 120)
+        for one in on_gpu if family == "sd15" else ():
+            if pairs_of(one):
+                found[f"pairs-{family}-{one.name}"] = Trial(partial(measure_pairs, one, family), 120)
     return found
-
-
-def pairs_of(profile: Profile) -> list[Profile]:
-    """The profile with each change of `PAIRS` for its runtime and device."""
-    changes = PAIRS.get((profile.runtime, profile.device)) or PAIRS.get((profile.runtime, ""), {})
-    made: list[Profile] = []
-    for name, change in changes.items():
-        merged = {field: _changed(getattr(profile, field), value) for field, value in change.items()}
-        variant = profile.model_copy(update={**merged, "name": f"{profile.name}-{name}"})
-        if variant.model_dump(exclude={"name"}) != profile.model_dump(exclude={"name"}):
-            made.append(variant)
-    return made
-
-
-def _changed(old: Any, new: Any) -> Any:
-    """The new value; of a table, only the keys that it has are replaced."""
-    return {**old, **cast("dict[str, Any]", new)} if isinstance(new, dict) else new
 
 
 def machine_facts(session: Session) -> str:
@@ -388,10 +344,15 @@ def measure(
     return _bench([*usable, *beside], family, batches, session, repeat, suite=family == SCENES)
 
 
-def measure_pairs(profile: Profile, session: Session) -> str:
+def measure_pairs(profile: Profile, family: str, session: Session) -> str:
     """A profile and the same with one thing changed, run alternately on one device."""
     require(profile)
-    return _bench([profile, *pairs_of(profile)], "sd15", (1,), session, ROUNDS, suite=False)
+    refused = {one.name: reason for one in pairs_of(profile) if (reason := beyond(one))}
+    chosen = [one for one in pairs_of(profile) if one.name not in refused]
+    if not chosen:
+        raise RuntimeMissing("; ".join(refused.values()))
+    measured = _bench([profile, *chosen], family, (1,), session, None, suite=family == SCENES)
+    return "; ".join([measured, *refused.values()])
 
 
 def torch_profiles(profiles: Sequence[Profile], *, on_cpu: bool) -> list[Profile]:

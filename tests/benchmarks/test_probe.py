@@ -15,11 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from latentc.benchmarks import probe, trials
+from latentc.benchmarks.pairs import PAIRS, beyond, pairs_of
 from latentc.benchmarks.probe import Outcome, redact, run_trial, usable_profiles
 from latentc.benchmarks.records import read_records
-from latentc.benchmarks.trials import NOT_RUN, PAIRS, Session, Trial, pairs_of
+from latentc.benchmarks.trials import NOT_RUN, Session, Trial
 from latentc.cli.app import app
+from latentc.compiler.targets import targets
 from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
+from latentc.core.recipes import RECIPES
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
 from latentc.runtimes.machine import machine
@@ -75,9 +78,12 @@ def test_trials_follow_from_the_profiles():
     cuda, tensorrt = load_profile("h100"), load_profile("h100-tensorrt")
     names = list(trials.trials([cuda, tensorrt, ORT]))
     assert names.index("machine") < names.index("build-scenes-h100") < names.index("scenes") < names.index("sd15")
-    assert {"build-sd15-h100", "build-sd15-h100-tensorrt", "pairs-h100", "pairs-h100-tensorrt", "sdxl"} <= set(names)
+    assert {"build-sd15-h100", "build-sd15-h100-tensorrt", "pairs-sd15-h100", "pairs-scenes-h100-tensorrt"} <= set(
+        names
+    )
+    assert names.index("pairs-scenes-h100") < names.index("sd15") < names.index("pairs-sd15-h100") < names.index("sdxl")
     assert {"load-cpu-onnxruntime", "close-cpu-onnxruntime", "contract-onnxruntime"} <= set(names)
-    assert not {"build-sd15-cpu-onnxruntime", "pairs-cpu-onnxruntime"} & set(names), "full sizes are for GPUs"
+    assert not {"build-sd15-cpu-onnxruntime", "pairs-scenes-cpu-onnxruntime"} & set(names), "full sizes are for GPUs"
     assert "sd15" not in trials.trials([ORT])
 
 
@@ -91,6 +97,39 @@ def test_each_pair_changes_one_thing_that_its_runtime_has(name):
         changed = {field for field in type(profile).model_fields if getattr(profile, field) != getattr(variant, field)}
         assert len(changed - {"name"}) == 1
         assert variant.options.keys() <= known.options.keys()
+        assert variant.opset <= known.newest_opset
+
+
+def comes_to(profile, bundle):
+    """What each part is built with: the settings that a profile leaves out have their libraries' defaults."""
+    adapter = runtime(profile.runtime)
+    off = {name: False for name, kind in adapter.facts.options.items() if kind is bool}
+    found = targets(bundle, profile, adapter, tuple(RECIPES))
+    return profile.opset, [(part, one.precision, one.shape, off | dict(one.options)) for part, one in found]
+
+
+@pytest.mark.parametrize("name", [name for name in probe.profile_names() if load_profile(name).device != "CPU"])
+def test_both_sides_of_each_pair_differ_in_what_is_built(name, exported):
+    profile, bundle = load_profile(name), exported("sd1")
+    sides = [comes_to(one, bundle) for one in [profile, *pairs_of(profile)]]
+    assert all(one != sides[0] for one in sides[1:])
+    switches = {"onnxruntime": "enable_cuda_graph", "tensorrt": "cuda_graph", "tensorrt-rtx": "cuda_graph"}
+    if profile.device.startswith(("CUDA", "sm")):
+        switch = switches[profile.runtime]
+        flipped = [
+            one for one in pairs_of(profile) if one.options.get(switch, False) != profile.options.get(switch, False)
+        ]
+        assert len(flipped) == 1, "CUDA graphs on and off"
+    if profile.device not in ("NPU", "QNN"):
+        assert pairs_of(profile)
+
+
+def test_a_pair_in_what_the_gpu_does_not_compute_in_is_left_out():
+    profile = load_profile("rtx-2080")
+    left = {one.name: beyond(one) for one in pairs_of(profile)}
+    assert left["rtx-2080-vae-tf32"] == "rtx-2080-vae-tf32 was left out: sm75 does not compute in tf32"
+    assert left["rtx-2080-graph"] is None
+    assert "rtx-2080-vae-f16" not in left, "it is in f16 already"
 
 
 def test_every_pair_belongs_to_a_shipped_profile():
