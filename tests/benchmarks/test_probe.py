@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from latentc.benchmarks import probe, trials
 from latentc.benchmarks.pairs import PAIRS, beyond, pairs_of
-from latentc.benchmarks.probe import Outcome, redact, run_trial, usable_profiles
+from latentc.benchmarks.probe import Outcome, redact, run_trial, shipped_profiles
 from latentc.benchmarks.records import read_records
 from latentc.benchmarks.trials import NOT_RUN, Session, Trial
 from latentc.cli.app import app
@@ -25,7 +25,7 @@ from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
 from latentc.core.recipes import RECIPES
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
-from latentc.runtimes.machine import machine
+from latentc.runtimes.machine import Gpu, machine
 
 ORT = load_profile("cpu-onnxruntime")
 
@@ -139,12 +139,41 @@ def test_every_pair_belongs_to_a_shipped_profile():
 
 
 def test_shipped_profiles_that_work_here_are_tried():
-    found = usable_profiles()
+    found, left_out = shipped_profiles()
     assert found
     assert all(runtime(one.runtime).missing(one.device) is None for one in found)
     on_cpu = [one.runtime for one in found if one.device == "CPU"]
     assert len(set(on_cpu)) == len(on_cpu)
     assert not {"null", "torch"} & set(on_cpu)
+    on_gpu = {name for name in probe.profile_names() if load_profile(name).device != "CPU"}
+    assert on_gpu == left_out.keys() | {one.name for one in found if one.device != "CPU"}
+    assert all(len(reason) > 20 for reason in left_out.values())
+
+
+def test_each_profile_that_is_not_tried_has_its_reason_in_the_archive(tmp_path, monkeypatch):
+    here = machine().model_copy(update={"gpus": (Gpu(name="H100", vendor="NVIDIA", architecture="sm_90"),)})
+    monkeypatch.setattr(probe, "machine", lambda: here)
+
+    def missing(self, device):
+        if device == "gfx90a":
+            raise OSError("libamdhip64.so.7: version not found")
+        return None if device in ("CPU", "CUDA") else f"This machine has no {device}."
+
+    for name in ("onnxruntime", "iree"):
+        monkeypatch.setattr(type(runtime(name)), "missing", missing)
+    found, left_out = shipped_profiles()
+    assert "h100" in [one.name for one in found]
+    assert left_out["mi300x"] == "This machine has no gfx942."
+    assert left_out["mi250x"] == "OSError: libamdhip64.so.7: version not found"
+    assert left_out["mi300x-migraphx"] == "It is for gfx942; GPU architectures found: sm_90."
+    output = tmp_path / "probe.zip"
+    probe.probe(found, output, minutes=0, on_progress=quiet, only=["machine"], left_out=left_out)
+    with zipfile.ZipFile(output) as archive:
+        kept = json.loads(archive.read("not-tried.json"))
+    assert kept == left_out
+    assert "| mi300x | This machine has no gfx942. |" in outcomes(output)[1]
+    probe.probe([ORT], output, minutes=0, on_progress=quiet, only=["machine"])
+    assert "| h100 | It is not among the profiles that were requested" in outcomes(output)[1].replace("\\", "")
 
 
 READY = "open(sys.argv[1], 'w').close()\n"
