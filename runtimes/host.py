@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from ..core.engine import Run
+from ..core.engine import DeviceUse, Run
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.process import check_process, never_freed
 from ..core.shapes import sizes_of
@@ -57,10 +57,19 @@ if hasattr(os, "register_at_fork"):
 
 
 class HostEngine:
-    """An engine that calls one function; implements `Engine`. `release` frees the function's resources."""
+    """An engine that calls one function; implements `Engine`. `release` frees the function's resources.
 
-    def __init__(self, target: Target, call: Call, release: Callable[[], None] | None = None) -> None:
-        self.target = target
+    `device_use` is what the function counts of its calls on the device, if it does.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        call: Call,
+        release: Callable[[], None] | None = None,
+        device_use: DeviceUse | None = None,
+    ) -> None:
+        self.target, self.device_use = target, device_use
         self._call: Call | None = call
         self._release = release
         self._lock = Lock()

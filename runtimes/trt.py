@@ -330,7 +330,7 @@ class TensorRT(Runtime):
             streamed=None if budget is None else int(budget) << 20,
             compiles=self._is.builds_elsewhere,
         )
-        return HostEngine(target, loaded.call, loaded.release)
+        return HostEngine(target, loaded.call, loaded.release, loaded.use)
 
 
 def _install(library: Library) -> str:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..core.engine import DeviceUse
 from ..core.errors import CompileError
 from ..core.shapes import shape_of
 from ..core.tensors import Array
@@ -57,6 +58,9 @@ class LoadedPlan:
         self._place: tuple[int, int] | None = None
         """Address and size of the memory that the context was given."""
         self._graph: int | None = None
+        self._events: tuple[int, ...] = ()
+        """Around the work of a call, without its copies."""
+        self.use = DeviceUse()
         self._cache: RuntimeCache | None = None
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)
@@ -77,6 +81,8 @@ class LoadedPlan:
                 if self._context is None:
                     worst = log.worst or NO_REASON
                     raise CompileError(sentence(f"TensorRT cannot load {path}", worst, rebuild(path.parent)))
+                for _ in range(2):
+                    self._events += (self._driver.event(),)
         except BaseException:
             self.release()
             raise
@@ -103,6 +109,8 @@ class LoadedPlan:
                     for name, array in outputs.items():
                         driver.copy_out(array, self._buffers[name][0])
                     driver.wait()
+                    self.use.seconds += driver.elapsed(*self._events)
+                    self.use.calls += 1
                 except BaseException:
                     with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
                         driver.wait()
@@ -120,6 +128,8 @@ class LoadedPlan:
             last.callback(self._room.leave, driver)
             for address, _ in self._buffers.values():
                 last.callback(driver.free, address)
+            for event in self._events:
+                last.callback(driver.drop, event)
             last.callback(self._forget)
             last.callback(self._drop_graph, driver)
             if self._cache is not None:
@@ -180,10 +190,15 @@ class LoadedPlan:
 
     def _work(self, driver: Driver) -> None:
         """Run, or replay the captured graph. The first run at an address isn't captured: it may still load kernels."""
+        before, after = self._events
+        driver.record(before)
         if self._graph is not None:
             driver.launch(self._graph)
+            driver.record(after)
+            self.use.replays += 1
             return
         self._execute(driver)
+        driver.record(after)
         if self._graphed:
             driver.wait()
             if self._cache is not None and not self._context.is_stream_capturable(driver.stream):

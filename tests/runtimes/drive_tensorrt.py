@@ -169,6 +169,9 @@ class Driver:
     def current(self):
         return nullcontext()
 
+    def elapsed(self, first, last):
+        return 0.25
+
     def __getattr__(self, name):
         assert hasattr(cuda.Driver, name), f"the driver has no {name}"
         return lambda *_: self.said.append(name)
