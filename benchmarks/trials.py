@@ -23,7 +23,7 @@ import psutil
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
 from ..compiler.cache import Artifact, locked
-from ..compiler.targets import wanted
+from ..compiler.targets import job_of, wanted
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, write_text
@@ -35,9 +35,11 @@ from ..export.export import export
 from ..pipelines.pipeline import Pipeline
 from ..profiles import Profile
 from ..runtimes import runtime
-from ..runtimes.base import MEMORY, PLACEMENT, TIMING
+from ..runtimes.base import MEMORY, PLACEMENT, TIMING, Inspects
 from ..runtimes.diagnose import diagnose
 from ..runtimes.machine import machine
+from ..runtimes.providers import PROVIDERS
+from ..runtimes.trt import DETAILS, GRAPH
 from .baselines import PROFILE_MODULE
 from .bench import bench
 from .contender import OWN_COST
@@ -58,6 +60,14 @@ RESULTS = "results.jsonl"
 SCENES = "scenes"
 STEPS: Mapping[str, int] = {SCENES: 20, "sd15": 50, "sdxl": 30}
 """Denoising steps of each model that is measured."""
+
+LOADED_RUNS = 3
+"""Generations of a loaded engine: the first grows the memory that engines share, the second records at its last place,
+the third replays.
+"""
+
+RECORDING = (GRAPH, *(provider.captures for provider in PROVIDERS.values() if provider.captures))
+"""Options that record a call as a graph, of all runtimes."""
 
 CYCLES = 20
 """Times that an engine is loaded, run and closed to find memory that is not given back."""
@@ -167,6 +177,8 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
     for one in on_gpu:
         if pairs_of(one):
             found[f"pairs-{SCENES}-{one.name}"] = Trial(partial(measure_pairs, one, SCENES), 60, 900)
+        if isinstance(runtime(one.runtime), Inspects):
+            found[f"inspect-{SCENES}-{one.name}"] = Trial(partial(inspect, one, SCENES), 30, 600)
     for name in dict.fromkeys(one.runtime for one in profiles):
         found[f"contract-{name}"] = Trial(partial(contract, name), 20, 300)
     if shutil.which("migraphx-driver"):
@@ -179,6 +191,8 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
         for one in on_gpu if family == "sd15" else ():
             if pairs_of(one):
                 found[f"pairs-{family}-{one.name}"] = Trial(partial(measure_pairs, one, family), 120)
+            if isinstance(runtime(one.runtime), Inspects):
+                found[f"inspect-{family}-{one.name}"] = Trial(partial(inspect, one, family), 120, 900)
     return found
 
 
@@ -259,22 +273,25 @@ def _engine(bundle: Bundle, artifact: Artifact) -> dict[str, Any]:
 
 
 def load_twice(profile: Profile, session: Session) -> str:
-    """Load the engines in two new processes, run one step in each, and list the engines' files before and after.
+    """Load the engines in two new processes, generate three times in each, and list the engines' files before and
+    after.
 
     Raises `LatentcError` where a file changed: an engine that is compiled again at load was not compared with anything.
+    Also where calls should have been replayed from a recorded graph, and the last generation launched each kernel.
     """
     require(profile)
     bundle = bundle_of(SCENES, session)
     made = build(bundle, profile, _log)
     names = {one.artifact.name for one in made.engines}
-    request = Request(prompt=PROMPT, steps=1, seed=SEED).model_dump(mode="json")
+    request = Request(prompt=PROMPT, steps=2, seed=SEED).model_dump(mode="json")
     brief = asdict(Brief(str(bundle.folder), "", "", profile.model_dump(mode="json"), request, ceiling=False))
     listed, runs = [_files(bundle, names)], list[dict[str, Any]]()
     for _ in range(2):
         with Process(Path(sys.executable), PROFILE_MODULE) as process:
             process.ask("open", brief, session.left)
             loaded = process.ask("load", brief, session.left)
-            runs.append({**loaded, "run": process.ask("draw", asdict(Wish(request, "")), session.left)})
+            drawn = [process.ask("draw", asdict(Wish(request, "")), session.left) for _ in range(LOADED_RUNS)]
+            runs.append({**loaded, "runs": drawn})
         listed.append(_files(bundle, names))
     record = {"processes": runs, "files": listed[0]}
     write_text(session.folder / f"load-{profile.name}.json", json.dumps(record, indent=1) + "\n")
@@ -284,13 +301,48 @@ def load_twice(profile: Profile, session: Session) -> str:
     ):
         raise LatentcError(f"Loading changed the engine: {', '.join(changed)}. It was compiled again, unproved.")
     times = " s and ".join(f"{one['seconds']:.1f}" for one in runs)
-    return f"loaded in {times} s; {len(listed[0])} files, unchanged"
+    said = f"loaded in {times} s; {len(listed[0])} files, unchanged"
+    if (counts := runs[-1]["runs"][-1].get("replays")) is None:
+        return said
+    said += "; calls replayed from a graph: " + ", ".join(f"{part} {of[0]} of {of[1]}" for part, of in counts.items())
+    if records(profile) and any(replayed < calls for replayed, calls in counts.values()):
+        raise LatentcError(f"The profile records calls, but not all were replayed. {said}")
+    return said
 
 
 def _files(bundle: Bundle, names: set[str]) -> dict[str, str]:
     """Digests of all files of these engines, by path."""
     paths = [path for name in sorted(names) for path in sorted((bundle.engines / name).rglob("*")) if path.is_file()]
     return {path.relative_to(bundle.engines).as_posix(): sha256(path) for path in paths}
+
+
+def inspect(profile: Profile, family: str, session: Session) -> str:
+    """What the runtime's library says of each engine: layers with their types and tactics, and whether its last call
+    replayed a recorded graph. In `layers-FAMILY-PROFILE.json`, by engine.
+
+    Raises `LatentcError` where a profile records calls, and an engine's last call wasn't replayed.
+    """
+    require(profile)
+    adapter, bundle = runtime(profile.runtime), bundle_of(family, session)
+    assert isinstance(adapter, Inspects)
+    detailed = profile.with_options({DETAILS: True}) if DETAILS in adapter.facts.options else profile
+    build(bundle, detailed, _log)
+    found: dict[str, Any] = {}
+    for want in wanted(bundle, detailed, to_run=True)[1]:
+        _log(f"inspect {want.name}")
+        job = job_of(bundle, want.part, bundle.graph(want.part), want.target)
+        found[want.name] = adapter.inspect(bundle.engines / want.name, job)
+        write_text(session.folder / f"layers-{family}-{profile.name}.json", json.dumps(found, indent=1) + "\n")
+    replayed = [name for name, one in found.items() if one["replayed"]]
+    said = f"{len(replayed)} of {len(found)} engines replayed a recorded call"
+    if records(profile) and len(replayed) < len(found):
+        raise LatentcError(f"{said}, although the profile records calls.")
+    return said
+
+
+def records(profile: Profile) -> bool:
+    """Whether a profile asks for calls to be recorded and replayed, as CUDA graphs are."""
+    return any(profile.options.get(option) for option in RECORDING)
 
 
 def close_often(profile: Profile, session: Session, cycles: int = CYCLES) -> str:

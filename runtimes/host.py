@@ -13,7 +13,7 @@ import numpy as np
 from ..core.engine import DeviceUse, Run
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.process import check_process, never_freed
-from ..core.shapes import sizes_of
+from ..core.shapes import shape_of, sizes_of
 from ..core.tensors import Array
 from .base import Target
 
@@ -41,6 +41,12 @@ def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
         if size < 1:
             raise ShapeError(f"{name} is {size}; it must be 1 or more.")
     return sizes
+
+
+def zeros(target: Target, usual: Mapping[str, int]) -> dict[str, Array]:
+    """Inputs of an engine for a trial call; free sizes have their `usual` values."""
+    shapes = target.shape or {tensor.name: shape_of(tensor.shape, usual) for tensor in target.inputs}
+    return {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in target.inputs}
 
 
 _LIVE: WeakSet[HostEngine] = WeakSet()

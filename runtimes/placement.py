@@ -31,7 +31,7 @@ from ..core.tensors import Array
 from . import hip
 from .base import Target, numbered
 from .border import ENOUGH, border, first_line
-from .host import Bound
+from .host import Bound, zeros
 from .providers import DEVICE_ID, PROVIDERS, Provider, fixed
 
 Placement = dict[str, dict[str, int]]
@@ -197,12 +197,7 @@ def place(
 
     Free sizes have their `usual` values.
     """
-    feeds = {
-        tensor.name: np.zeros(
-            target.shape[tensor.name] if target.shape else shape_of(tensor.shape, usual), tensor.dtype
-        )
-        for tensor in target.inputs
-    }
+    feeds = zeros(target, usual)
     with tempfile.TemporaryDirectory() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "call")

@@ -6,6 +6,7 @@ time. It is as large as the requested shapes need, not the largest shapes of the
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -49,7 +50,7 @@ class LoadedPlan:
         compiles: bool = False,
     ) -> None:
         log.clear()
-        self._log, self._target, self._graphed = log, target, graphed
+        self._library, self._log, self._target, self._graphed = library, log, target, graphed
         self._buffers: dict[str, tuple[int, int]] = {}
         self._there: dict[str, Array] = {}
         """Bound arrays that are on the device."""
@@ -62,6 +63,7 @@ class LoadedPlan:
         """Around the work of a call, without its copies."""
         self.use = DeviceUse()
         self._cache: RuntimeCache | None = None
+        self._engine: Any = cast("Any", None)
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)
         self._room = ROOMS[target.device]
@@ -116,6 +118,21 @@ class LoadedPlan:
                         driver.wait()
                     raise
         return outputs
+
+    def layers(self) -> Any:
+        """What the library says of the engine's layers, in JSON's types: names and, for a plan that was built with
+        details, types, formats and tactics. As text where it isn't valid JSON.
+        """
+        assert self._driver is not None
+        with border(CompileError, "TensorRT cannot inspect the engine", ENOUGH), self._driver.current():
+            inspector = self._engine.create_engine_inspector()
+            inspector.execution_context = self._context
+            text = str(inspector.get_engine_information(self._library.LayerInformationFormat.JSON))
+            del inspector  # while the context is current
+        try:  # names of layers may have characters that JSON would escape
+            return json.loads(text, strict=False)
+        except ValueError:
+            return text
 
     def release(self) -> None:
         """Free the device's memory."""

@@ -8,8 +8,10 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -369,6 +371,61 @@ def test_an_engine_that_loading_changes_fails(session, own_bundle, monkeypatch):
     monkeypatch.setattr(trials, "_files", lambda bundle, names: next(lists))
     with pytest.raises(LatentcError, match=r"changed the engine: unet-1/graph\.onnx"):
         trials.load_twice(ORT, session)
+
+
+class Drawing:
+    """A process that says what its generations came to: `replays` of each."""
+
+    def __init__(self, replays):
+        self.replays = replays
+
+    def __call__(self, python, module):
+        self.answers = iter(self.replays)
+        return nullcontext(self)
+
+    def ask(self, verb, what, limit):
+        return {"seconds": 1.0, "replays": next(self.answers)} if verb == "draw" else {"seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "last", "outcome"),
+    [
+        ({"cuda_graph": True}, {"unet": (4, 4), "vae_decoder": (1, 1)}, "unet 4 of 4, vae_decoder 1 of 1"),
+        ({"cuda_graph": True}, {"unet": (4, 4), "vae_decoder": (0, 1)}, "records calls, but not all were replayed"),
+        ({}, {"unet": (0, 4)}, "unet 0 of 4"),
+        ({"cuda_graph": True}, None, "files, unchanged"),
+    ],
+)
+def test_a_loaded_engine_shows_that_its_calls_are_replayed(session, monkeypatch, options, last, outcome):
+    profile = load_profile("h100-tensorrt").model_copy(update={"options": options})
+    monkeypatch.setattr(trials, "require", lambda profile: None)
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: SimpleNamespace(folder=session.scratch))
+    monkeypatch.setattr(trials, "build", lambda *_: SimpleNamespace(engines=[]))
+    monkeypatch.setattr(trials, "_files", lambda bundle, names: {"engine.plan": "a"})
+    monkeypatch.setattr(trials, "Process", Drawing([{"unet": (0, 4)}, {"unet": (3, 4)}, last]))
+    failing = pytest.raises(LatentcError, match=outcome) if "but not" in outcome else nullcontext()
+    with failing:
+        assert trials.load_twice(profile, session).endswith(outcome)
+    kept = json.loads((session.folder / "load-h100-tensorrt.json").read_text())
+    assert [len(one["runs"]) for one in kept["processes"]] == [trials.LOADED_RUNS] * 2
+
+
+def test_layers_are_kept_by_engine_and_recorded_calls_must_be_replayed(session, own_bundle, monkeypatch):
+    bundle = own_bundle("sd1")
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    said = trials.inspect(ORT, "scenes", session)
+    kept = json.loads((session.folder / "layers-scenes-cpu-onnxruntime.json").read_text())
+    assert said == f"0 of {len(kept)} engines replayed a recorded call"
+    assert {name.rpartition("-")[0] for name in kept} >= {"unet", "vae_decoder"}
+    assert all(one["nodes_of_last_call"]["CPUExecutionProvider"] for one in kept.values())
+    monkeypatch.setattr(trials, "records", lambda profile: True)
+    with pytest.raises(LatentcError, match="0 of .* although the profile records calls"):
+        trials.inspect(ORT, "scenes", session)
+    monkeypatch.undo()
+    recording = [name for name in probe.profile_names() if trials.records(load_profile(name))]
+    assert recording == ["h100", "h100-onnxruntime-tensorrt", "h100-tensorrt", "jetson-orin"]
+    tensorrt = trials.trials([load_profile("rtx-4090")])
+    assert {"inspect-scenes-rtx-4090", "inspect-sd15-rtx-4090"} <= tensorrt.keys()
 
 
 @pytest.mark.parametrize(("grows", "leaks"), [(0, False), (70_000_000, True), (2_000_000, False)])

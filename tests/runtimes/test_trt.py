@@ -301,7 +301,8 @@ def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, versi
         *("ICudaEngine.weight_streaming_budget_v2", "IExecutionContext.set_device_memory", "ParserError.desc"),
         *("IExecutionContext.execute_async_v3", "IAttention.decomposable", "IBuilderConfig.progress_monitor"),
         *("Refitter.refit_cuda_engine", "SerializationFlag", "ISerializationConfig.set_flag"),
-        "IBuilderConfig.clear_flag",
+        *("IBuilderConfig.clear_flag", "IBuilderConfig.profiling_verbosity"),
+        *("ICudaEngine.create_engine_inspector", "EngineInspector.execution_context"),
     }
     assert wanted <= set(told["used"])
 
@@ -342,7 +343,7 @@ def test_what_is_asked_of_tensorrt_for_rtx_at_load_is_in_its_bindings():
         *("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
         *("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize"),
         *("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "IExecutionContext.is_stream_capturable"),
-        "IRuntimeCache.serialize",
+        *("IRuntimeCache.serialize", "EngineInspector.get_engine_information"),
     }
     assert wanted <= set(json.loads(done.stdout)["used"])
 
