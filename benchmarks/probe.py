@@ -6,6 +6,7 @@ trial, so that an interrupted run keeps what it has.
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import json
 import os
@@ -42,12 +43,17 @@ from .trials import NOT_RUN, RESULTS, Session, Trial, trials
 GRACE_SECONDS = 30.0
 """For a trial to write down what it has, once it is asked to stop."""
 
-TEXTS = (".json", ".jsonl", ".log", ".txt", ".md", ".csv")
+TEXTS = (".json", ".jsonl", ".log", ".txt", ".md", ".csv", ".xml")
 """Files of the archive that are searched for names of folders, users and machines."""
+
+REMOVED = "(removed)"
+PRIVATE_KEY = re.compile(r"(?i)serial|uuid")
+"""Keys of JSON whose values are such numbers."""
 
 NUMBERS = (
     re.compile(r"\b(GPU|MIG)-[0-9a-fA-F-]{8,}"),
-    re.compile(r"(?im)^([^\n:=]*(?:serial|uuid)[^\n:=]*[:=]).*$"),
+    re.compile(r"(?im)^([^\n:=<]*(?:serial|uuid)[^\n:=]*[:=]).*$"),
+    re.compile(r"(?i)(<\w*(?:serial|uuid|guid|identifier|machine_?id|(?:machine|computer|host|user)_?name)\w*>)[^<]*"),
 )
 """Serial numbers and identifiers of devices, as drivers' programs write them."""
 
@@ -241,7 +247,7 @@ def _pack(folder: Path, found: Sequence[Outcome], output: Path, hidden: Mapping[
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name = path.relative_to(folder).as_posix()
                 if path.suffix in TEXTS:
-                    text = path.read_text(encoding="utf-8", errors="replace")
+                    text = _text(path.read_bytes())
                     archive.writestr(name, redact(name, text, hidden))
                 else:
                     archive.write(path, name)
@@ -251,6 +257,12 @@ def _pack(folder: Path, found: Sequence[Outcome], output: Path, hidden: Mapping[
     finally:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
+
+
+def _text(content: bytes) -> str:
+    """The text of a file; programs of Windows may write UTF-16."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8", errors="replace")
 
 
 def redact(name: str, text: str, folders: Mapping[str, str]) -> str:
@@ -268,18 +280,20 @@ def redact(name: str, text: str, folders: Mapping[str, str]) -> str:
 
 def _redacted(value: Any, folders: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _redacted(one, folders) for key, one in cast("dict[str, Any]", value).items()}
+        pairs = cast("dict[str, Any]", value).items()
+        return {key: REMOVED if PRIVATE_KEY.search(key) else _redacted(one, folders) for key, one in pairs}
     if isinstance(value, list):
         return [_redacted(one, folders) for one in cast("list[Any]", value)]
     if not isinstance(value, str):
         return value
     for folder in sorted(folders, key=len, reverse=True):
         value = re.sub(rf"{re.escape(folder)}(?![\w-])", folders[folder], value)
-    for word, shown in ((platform.node(), "MACHINE"), (_user(), "USER")):
+    node = platform.node()
+    for word, shown in ((node, "MACHINE"), (node.partition(".")[0], "MACHINE"), (_user(), "USER")):
         if len(word) > 1:
             value = re.sub(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])", shown, value)
     for number in NUMBERS:
-        value = number.sub(r"\1 (removed)", value)
+        value = number.sub(rf"\1 {REMOVED}", value)
     return value
 
 

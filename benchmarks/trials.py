@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +31,16 @@ from ..core.request import Request
 from ..core.units import sized
 from ..export.export import export
 from ..pipelines.pipeline import Pipeline
-from ..profiles import Profile
-from ..runtimes import runtime
-from ..runtimes.base import MEMORY, PLACEMENT, TIMING, Inspects
-from ..runtimes.diagnose import diagnose
-from ..runtimes.machine import machine
+from ..profiles import Profile, load_profile, profile_names
+from ..runtimes import Target, hip, migraphx, runtime
+from ..runtimes.base import MEMORY, PLACEMENT, TIMING, Inspects, Option
+from ..runtimes.machine import amd_gpus
 from ..runtimes.providers import PROVIDERS
 from ..runtimes.trt import DETAILS, GRAPH
 from .baselines import PROFILE_MODULE
 from .bench import bench
 from .contender import OWN_COST
+from .facts import TOOL_SECONDS, list_devices, machine_facts, output_of
 from .line import Brief, Wish
 from .memory import resident_bytes, tree
 from .pairs import beyond, pairs_of
@@ -87,33 +85,11 @@ ROUNDS = 3
 NOT_RUN = 2
 """Exit code of a trial's process for what this machine can't do."""
 
+DEFAULT_PARAMS: Mapping[str, Option] = {"gpu_arch_params": "{num_cu:120, num_chiplets:1}"}
+"""What MIGraphX assumes of a GPU that isn't in the machine."""
+
 NO_TESTS = 5
 """Exit code of pytest where no test was selected."""
-
-VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING", "CUDA_CACHE_DISABLE",
-    "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "ORT_DISABLE_FLASH_ATTENTION",
-    "ORT_DISABLE_MEMORY_EFFICIENT_ATTENTION", "ORT_TENSORRT_FP16_ENABLE",
-    "ORT_TENSORRT_INT8_ENABLE", "ORT_TENSORRT_BF16_ENABLE", "ORT_MIGRAPHX_FP16_ENABLE", "ORT_MIGRAPHX_BF16_ENABLE",
-    "ORT_MIGRAPHX_FP8_ENABLE", "ORT_MIGRAPHX_INT8_ENABLE", "ORT_MIGRAPHX_EXHAUSTIVE_TUNE", "MIGRAPHX_DISABLE_FAST_GELU",
-    "MIGRAPHX_ENABLE_NHWC", "MIGRAPHX_ENABLE_CK", "MIGRAPHX_MLIR_USE_SPECIFIC_OPS", "HIP_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "HSA_ENABLE_SDMA", "GPU_DEVICE_ORDINAL", "MIOPEN_FIND_MODE",
-    "IREE_HIP_DYLIB_PATH", "OPENVINO_LOG_LEVEL", "OV_CPU_CAPABILITY", "VK_ICD_FILENAMES", "VK_DRIVER_FILES",
-    "MESA_VK_DEVICE_SELECT", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS",
-    "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LD_LIBRARY_PATH",
-)  # fmt: skip
-"""Environment variables that change what drivers and libraries do. No others are read: they may be secrets."""
-
-TOOLS: Mapping[str, tuple[str, ...]] = {
-    "nvidia-smi": ("-q", "-d", "CLOCK,POWER,TEMPERATURE,PERFORMANCE,MEMORY"),
-    "amd-smi": ("static", "--asic", "--driver", "--vram", "--vbios"),
-    "rocminfo": (),
-    "migraphx-driver": ("--version",),
-    "vulkaninfo": ("--summary",),
-    "clinfo": ("-l",),
-    "lscpu": (),
-}
-"""Vendors' programs whose output is kept where they are installed."""
 
 CLOCKS: Mapping[str, tuple[str, ...]] = {
     "nvidia-smi": (
@@ -125,8 +101,6 @@ CLOCKS: Mapping[str, tuple[str, ...]] = {
     "amd-smi": ("monitor", "--watch", "1", "--csv"),
 }
 """Programs that write clocks, power and temperature every second until they are stopped."""
-
-TOOL_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +141,10 @@ class Trial:
 def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
     """The trials for these profiles, by name, in the order that they run in."""
     on_gpu = [profile for profile in profiles if profile.device != "CPU"]
-    found = {"machine": Trial(machine_facts, 5, 120)}
+    found = {
+        "machine": Trial(lambda session: machine_facts(session.folder), 5, 400),
+        "devices": Trial(lambda session: list_devices(session.folder), 5, 120),
+    }
     for one in profiles:
         found[f"build-{SCENES}-{one.name}"] = Trial(partial(build_twice, one, SCENES), 20, 600)
     found[SCENES] = Trial(partial(measure, profiles, SCENES, (1,)), 60)
@@ -181,7 +158,7 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
             found[f"inspect-{SCENES}-{one.name}"] = Trial(partial(inspect, one, SCENES), 30, 600)
     for name in dict.fromkeys(one.runtime for one in profiles):
         found[f"contract-{name}"] = Trial(partial(contract, name), 20, 300)
-    if shutil.which("migraphx-driver"):
+    if migraphx.driver():
         found["migraphx-driver"] = Trial(driver_flags, 20, 300)
     for family in ("sd15", "sdxl"):
         for one in on_gpu:
@@ -194,34 +171,6 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
             if isinstance(runtime(one.runtime), Inspects):
                 found[f"inspect-{family}-{one.name}"] = Trial(partial(inspect, one, family), 120, 900)
     return found
-
-
-def machine_facts(session: Session) -> str:
-    """Hardware, drivers, libraries, and the environment variables that they read."""
-    here, states = machine(), diagnose()
-    write_text(session.folder / "machine.json", here.model_dump_json(indent=1) + "\n")
-    write_text(session.folder / "runtimes.json", json.dumps([asdict(one) for one in states], indent=1) + "\n")
-    set_here = {name: os.environ[name] for name in sorted(VARIABLES) if name in os.environ}
-    write_text(session.folder / "environment.json", json.dumps(set_here, indent=1) + "\n")
-    packages = sorted({f"{one.name}=={one.version}" for one in metadata.distributions() if one.name})
-    write_text(session.folder / "packages.txt", "\n".join(packages) + "\n")
-    for tool, arguments in TOOLS.items():
-        if path := shutil.which(tool):
-            write_text(session.folder / f"{tool}.log", output_of([path, *arguments]))
-    gpus = ", ".join(gpu.name for gpu in here.gpus) or "no GPU found"
-    return f"{here.cpu}; {gpus}; runtimes that work: {', '.join(one.name for one in states if one.works)}"
-
-
-def output_of(command: Sequence[str], seconds: float = TOOL_SECONDS) -> str:
-    """What a program writes to standard output and standard error, and its exit code."""
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-            stdin=subprocess.DEVNULL, timeout=seconds,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as exc:
-        return f"{exc}\n"
-    return f"$ {' '.join(command)}\n{done.stdout.rstrip()}\nexit code {done.returncode}\n"
 
 
 def build_twice(profile: Profile, family: str, session: Session) -> str:
@@ -504,18 +453,48 @@ def contract(name: str, session: Session, python: str = sys.executable) -> str:
 
 
 def driver_flags(session: Session) -> str:
-    """MIGraphX's own compiler, with and without the flags that latentc uses; its words are kept."""
+    """MIGraphX's own compiler, with each set of flags that latentc may give it, for the GPU that it uses; its words are
+    kept.
+    """
+    architecture, variables = amd_gpu()
     bundle = bundle_of(SCENES, session)
-    graph = bundle.folder / bundle.one("decoder") / "model.onnx"
-    architecture = next((gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD"), None)
-    flags = [[], ["--disable-fast-math"], *([["--gpu-arch", architecture]] if architecture else [])]
-    said = ""
-    for index, each in enumerate(flags):
+    part = bundle.one("decoder")
+    graph, info = bundle.graph(part), bundle.part(part)
+    said = output_of([str(migraphx.driver()), "compile", "--help"])
+    tries = flag_sets(architecture, here=bool(variables))
+    for index, (options, here) in enumerate(tries):
         out = session.scratch / f"driver-{index}.mxr"
-        command = ["migraphx-driver", "compile", "--onnx", str(graph), "--gpu", *each, "--binary", "-o", str(out)]
-        said += f"{output_of(command, session.left)}wrote {out.stat().st_size if out.exists() else 0:,} bytes\n\n"
-    write_text(session.folder / "migraphx-driver-flags.log", said)
-    return f"tried with {len(flags)} sets of flags: migraphx-driver-flags.log"
+        out.unlink(missing_ok=True)
+        target = Target("migraphx", architecture, "f32", options, info.inputs, info.outputs)
+        line = migraphx.command_line(target, graph, out, here=here)
+        said += output_of(line, session.left, variables)
+        said += f"wrote {out.stat().st_size if out.exists() else 0:,} bytes\n\n"
+        write_text(session.folder / "migraphx-driver-flags.log", said)
+    return f"tried with {len(tries)} sets of flags for {architecture}: migraphx-driver-flags.log"
+
+
+def amd_gpu() -> tuple[str, dict[str, str]]:
+    """Architecture of the AMD GPU that latentc uses, and the environment in which a program sees that one only; empty
+    where HIP can't be used. Raises `RuntimeMissing` without a GPU.
+    """
+    gpus = amd_gpus()
+    if not gpus:
+        raise RuntimeMissing("This machine has no AMD GPU.")
+    try:
+        number = hip.number_of()
+    except RuntimeMissing as exc:
+        log.info("%s", exc)
+        return str(max(gpus, key=lambda gpu: gpu.memory_bytes or 0).architecture), {}
+    address = hip.addresses()[number].lower().partition(".")[0]
+    return next(str(gpu.architecture) for gpu in gpus if gpu.address == address), hip.alone(number)
+
+
+def flag_sets(architecture: str, *, here: bool) -> list[tuple[dict[str, Option], bool]]:
+    """Options of MIGraphX's adapter to try, and whether for the GPU itself, or for its architecture only."""
+    shipped = [one for one in map(load_profile, profile_names()) if one.runtime == "migraphx"]
+    params = next((one.options for one in shipped if one.device == architecture and one.options), DEFAULT_PARAMS)
+    on_gpu: tuple[dict[str, Option], ...] = ({}, {"fast_math": True}, {"exhaustive_tune": True})
+    return [*((options, True) for options in on_gpu if here), ({}, False), (dict(params), False)]
 
 
 def require(profile: Profile) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from latentc.benchmarks import probe, trials
+from latentc.benchmarks import facts, probe, trials
 from latentc.benchmarks.pairs import PAIRS, beyond, pairs_of
 from latentc.benchmarks.probe import Outcome, redact, run_trial, shipped_profiles
 from latentc.benchmarks.records import read_records
@@ -26,8 +27,9 @@ from latentc.compiler.targets import targets
 from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
 from latentc.core.recipes import RECIPES
 from latentc.profiles import load_profile
-from latentc.runtimes import runtime
-from latentc.runtimes.machine import Gpu, machine
+from latentc.runtimes import hip, runtime
+from latentc.runtimes.iree import DYLIB
+from latentc.runtimes.machine import AmdGpu, Gpu, machine
 
 ORT = load_profile("cpu-onnxruntime")
 
@@ -303,11 +305,93 @@ def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
 def test_only_known_variables_of_the_environment_are_read(session, monkeypatch):
     monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-secret")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    trials.machine_facts(session)
+    facts.machine_facts(session.folder)
     kept = json.loads((session.folder / "environment.json").read_text())
     assert kept["NVIDIA_TF32_OVERRIDE"] == "0"
     assert "NVIDIA_API_KEY" not in kept
-    assert not [name for name in trials.VARIABLES if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS"))]
+    assert not [name for name in facts.VARIABLES if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS"))]
+
+
+SECRETS = ("C02XK0AAJHD5", "ADAS-PC", "ada", "adas-mac", "0F1E2D3C", "4D36E968", "00000000-0000-0000-0000-10de2684")
+PLANTED = {
+    "system_profiler": """{
+  "SPDisplaysDataType" : [
+    {
+      "_name" : "Apple M3 Max",
+      "spdisplays_ndrvs" : [
+        {
+          "_name" : "Studio Display of adas-mac",
+          "_spdisplays_display-serial-number" : "C02XK0AAJHD5",
+          "spdisplays_display_uuid" : "0F1E2D3C"
+        }
+      ],
+      "sppci_cores" : "40"
+    }
+  ]
+}""",
+    "vulkaninfo": "deviceName = NVIDIA RTX 4090\\n\\tdeviceUUID = 00000000-0000-0000-0000-10de2684\\n",
+    "dxdiag": "",
+}
+XML = (
+    "<?xml version='1.0'?><DxDiag><SystemInformation><MachineName>ADAS-PC</MachineName>"
+    "<MachineId>{0F1E2D3C}</MachineId></SystemInformation><DisplayDevice><CardName>NVIDIA RTX 4090</CardName><DeviceIdentifier>{4D36E968}"
+    "</DeviceIdentifier></DisplayDevice><SerialNumber>C02XK0AAJHD5</SerialNumber><Path>C:\\\\Users\\\\ada\\\\x</Path></DxDiag>"
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_what_programs_write_is_kept_without_names_and_numbers(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(probe.platform, "node", lambda: "adas-mac.local")
+    monkeypatch.setattr(probe.getpass, "getuser", lambda: "ada")
+    monkeypatch.setattr(facts, "LOOK_SECONDS", 0.05)
+    tools, folder = tmp_path / "tools", tmp_path / "archive"
+    tools.mkdir()
+    folder.mkdir()
+    (tmp_path / "planted.xml").write_text(XML, encoding=encoding)
+    for name, text in PLANTED.items():
+        (tools / f"{name}.txt").write_text(text.replace("\\n", "\n").replace("\\t", "\t"))
+        write = f'for file; do :; done; (sleep 0.2; cp {tmp_path}/planted.xml "$file") >/dev/null 2>&1 &'
+        (tools / name).write_text(f"#!/bin/sh\ncat {tools}/{name}.txt\n{write if name == 'dxdiag' else ''}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.setattr(facts, "diagnose", list)
+    facts.machine_facts(folder)
+    (folder / "devices.json").write_text(json.dumps({"gpus": [{"uuid": "0F1E2D3C", "name": "RTX 4090"}]}))
+    (folder / "not-tried.json").write_text("{}")
+    output = tmp_path / "probe.zip"
+    probe._pack(folder, [], output, {})
+    with zipfile.ZipFile(output) as archive:
+        kept = {name: archive.read(name).decode() for name in archive.namelist()}
+    everything = "\n".join(kept.values())
+    assert [secret for secret in SECRETS if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", everything)] == []
+    assert '"_name" : "Apple M3 Max"' in kept["system_profiler.log"]
+    assert '"sppci_cores" : "40"' in kept["system_profiler.log"]
+    assert "<CardName>NVIDIA RTX 4090</CardName>" in kept["dxdiag.xml"]
+    assert "deviceName = NVIDIA RTX 4090" in kept["vulkaninfo.log"]
+    assert json.loads(kept["devices.json"]) == {"gpus": [{"uuid": "(removed)", "name": "RTX 4090"}]}
+
+
+def test_devices_of_each_library_are_listed_and_what_fails_says_why(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("libamdhip64.so.7: undefined symbol")
+
+    monkeypatch.setattr(facts.hip, "library", lambda: "/opt/rocm/lib/libamdhip64.so.7")
+    monkeypatch.setattr(facts.hip, "addresses", lambda: ("0000:03:00.0", "0000:0e:00.0"))
+    monkeypatch.setattr(facts.hip, "number_of", broken)
+    monkeypatch.delenv(DYLIB, raising=False)
+    monkeypatch.setitem(facts.os.environ, DYLIB, "file:none")
+    said = facts.list_devices(tmp_path)
+    found = json.loads((tmp_path / "devices.json").read_text())
+    assert found["hip"]["library"] == "/opt/rocm/lib/libamdhip64.so.7"
+    assert found["hip"]["addresses"] == ["0000:03:00.0", "0000:0e:00.0"]
+    assert found["hip"]["number"] == {"error": "OSError: libamdhip64.so.7: undefined symbol"}
+    assert "CPUExecutionProvider" in found["onnxruntime"]["providers"]
+    assert "FULL_DEVICE_NAME" in found["openvino"]["CPU"]
+    assert {"vulkan", "hip", "local-task"} <= found["iree"].keys()
+    assert said.startswith("devices.json: ")
+    listed = [one for each in found["iree"].values() if isinstance(each, list) for one in each]
+    assert listed
+    assert all(one.keys() == {"device_id", "name"} for one in listed), "no identifier of a single device"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
@@ -514,3 +598,59 @@ def test_the_command_lists_trials_and_refuses_other_endings(tmp_path, monkeypatc
     again = CliRunner().invoke(app, [*command, "-o", "probe.zip"])
     assert "already exists" in str(again.exception)
     assert Path("probe.zip").read_bytes() == kept
+
+
+DRIVER = """#!/bin/sh
+echo "$HIP_VISIBLE_DEVICES|$*" >> "$(dirname "$0")/received"
+for file; do :; done
+case "$*" in *--help*|*FAIL*) ;; *) echo mxr > "$file";; esac
+"""
+
+
+def gpu(architecture, address, memory):
+    return AmdGpu(architecture, architecture, memory, address, 128)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_the_driver_of_migraphx_gets_what_the_adapter_gives_it(session, tmp_path, monkeypatch, usable):
+    """An integrated GPU is HIP's first; the driver is where ROCm is, not on the path."""
+    root = tmp_path / "rocm"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "migraphx-driver").write_text(DRIVER)
+    (root / "bin" / "migraphx-driver").chmod(0o755)
+    monkeypatch.setenv("ROCM_PATH", str(root))
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
+    assert shutil.which("migraphx-driver") is None
+    cards = [gpu("gfx1036", "0000:0e:00", 1 << 29), gpu("gfx942", "0000:03:00", 192 << 30)]
+    monkeypatch.setattr(trials, "amd_gpus", lambda: cards)
+    monkeypatch.setattr(hip, "amd_gpus", lambda: cards)
+
+    def addresses():
+        if not usable:
+            raise RuntimeMissing("hipGetDeviceCount of HIP failed with error 100.")
+        return ("0000:0e:00.0", "0000:03:00.0")
+
+    monkeypatch.setattr(hip, "addresses", addresses)
+    assert "migraphx-driver" in trials.trials([ORT])
+    graph = tmp_path / "model.onnx"
+    part = SimpleNamespace(inputs=(), outputs=())
+    bundle = SimpleNamespace(one=lambda role: "vae_decoder", graph=lambda part: graph, part=lambda name: part)
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    said = trials.driver_flags(session)
+    visible, lines = zip(
+        *(line.split("|") for line in (root / "bin" / "received").read_text().splitlines()), strict=True
+    )
+    assert lines[0] == "compile --help"
+    begin = f"compile --onnx {graph} --enable-offload-copy "
+    assert all(line.startswith(begin) for line in lines[1:])
+    flags = [line.removeprefix(begin).partition("--binary --output")[0].strip() for line in lines[1:]]
+    cross = "--gpu-arch gfx942"
+    assert flags == [
+        *(["--disable-fast-math", "", "--exhaustive-tune --disable-fast-math"] if usable else []),
+        f"{cross} --disable-fast-math",
+        f"{cross} --gpu-arch-params {{num_cu:304, num_chiplets:8}} --disable-fast-math",
+    ]
+    assert set(visible[1:]) == ({"1"} if usable else {""}), "the card alone"
+    kept = (session.folder / "migraphx-driver-flags.log").read_text()
+    assert kept.count("wrote 4 bytes") == len(flags)
+    assert said == f"tried with {len(flags)} sets of flags for gfx942: migraphx-driver-flags.log"
