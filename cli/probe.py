@@ -76,6 +76,6 @@ def probe(
         Screen(highlight=False).print(listed)
         if left_out:
             say(f"{counted(len(left_out), 'shipped profile')} not tried; summary.md says why: {', '.join(left_out)}.")
-        say(f"Results: {output}. Read summary.md in it before you attach it to a report. Nothing was sent.")
+        say(f"Results: {output}. Nothing was sent. Read its summary.md, then attach it to an issue of latentc.")
     if counts["failed"] or not counts["done"]:
         raise typer.Exit(1 if counts["failed"] else NOTHING)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import tomllib
 import zipfile
 from contextlib import nullcontext
 from functools import partial
@@ -334,7 +335,8 @@ PLANTED = {
 }
 XML = (
     "<?xml version='1.0'?><DxDiag><SystemInformation><MachineName>ADAS-PC</MachineName>"
-    "<MachineId>{0F1E2D3C}</MachineId></SystemInformation><DisplayDevice><CardName>NVIDIA RTX 4090</CardName><DeviceIdentifier>{4D36E968}"
+    "<MachineId>{0F1E2D3C}</MachineId></SystemInformation>"
+    "<DisplayDevice><CardName>NVIDIA RTX 4090</CardName><DeviceIdentifier>{4D36E968}"
     "</DeviceIdentifier></DisplayDevice><SerialNumber>C02XK0AAJHD5</SerialNumber><Path>C:\\\\Users\\\\ada\\\\x</Path></DxDiag>"
 )
 
@@ -598,6 +600,23 @@ def test_the_command_lists_trials_and_refuses_other_endings(tmp_path, monkeypatc
     again = CliRunner().invoke(app, [*command, "-o", "probe.zip"])
     assert "already exists" in str(again.exception)
     assert Path("probe.zip").read_bytes() == kept
+
+
+def test_what_owners_are_told_to_install_exists():
+    root = Path(probe.__file__).parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (root / "docs" / "probe.md").read_text()
+    named = {extra for each in re.findall(r'"\.\[([\w,-]+)\]"', text) for extra in each.split(",")}
+    assert {"export", "bench", "onnxruntime-qnn", "tensorrt-rtx"} <= named
+    assert named <= extras.keys()
+    assert all(
+        f"`{name}`" in text.replace("-MODEL-PROFILE", "").replace("-PROFILE", "") for name in ("devices", "inspect")
+    )
+    owners = ("NVIDIA", "AMD", "Intel Arc", "Windows", "Mac", "Snapdragon")
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "pip install" in line]
+    assert all(any(owner in line for line in lines) for owner in owners)
+    flavours = [sum(one.startswith("onnxruntime") for one in re.findall(r"[\w-]+", line)) for line in lines]
+    assert max(flavours) == 1, "flavours of ONNX Runtime overwrite each other"
 
 
 DRIVER = """#!/bin/sh
