@@ -147,7 +147,7 @@ def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
     }
     for one in profiles:
         found[f"build-{SCENES}-{one.name}"] = Trial(partial(build_twice, one, SCENES), 20, 600)
-    found[SCENES] = Trial(partial(measure, profiles, SCENES, (1,)), 60)
+    found[SCENES] = Trial(partial(measure, profiles, SCENES, (1,)), 60, 900)
     for one in profiles:
         found[f"load-{one.name}"] = Trial(partial(load_twice, one), 20, 300)
         found[f"close-{one.name}"] = Trial(partial(close_often, one), 20, 300)

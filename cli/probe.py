@@ -75,7 +75,7 @@ def probe(
             listed.add_row(one.name, one.outcome, f"{one.seconds:.0f}", escape(one.found))
         Screen(highlight=False).print(listed)
         if left_out:
-            say(f"{counted(len(left_out), 'shipped profile')} not tried; summary.md says why: {', '.join(left_out)}.")
+            say(f"{counted(len(left_out), 'profile')} for other devices were not tried; summary.md lists the reasons.")
         say(f"Results: {output}. Nothing was sent. Read its summary.md, then attach it to an issue of latentc.")
     if counts["failed"] or not counts["done"]:
         raise typer.Exit(1 if counts["failed"] else NOTHING)

@@ -7,9 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from latentc.benchmarks import sampler, vram
+from latentc.benchmarks import bench, sampler, vram
 from latentc.benchmarks.bench import _vram
 from latentc.benchmarks.compare import compare
+from latentc.benchmarks.line import Wish
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import sections
@@ -98,6 +99,32 @@ def test_clocks_power_and_temperature_of_each_gpu(gpus):
     ]
     found.mhz = {}  # one of the libraries' many errors
     assert {(one.core_mhz, one.memory_mhz, one.watts) for one in clocks(devices())} == {(None, None, 412.5)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked"), [("tensorrt 11.4.0 sm90 f16", True), ("onnxruntime 1.31.1 CPU f32", False)]
+)
+def test_each_repetition_has_the_clocks_and_the_gpu_s_own_times(gpus, engine, asked):
+    own = {"text_encoder": 0.1, "denoiser": [0.2, 0.3], "vae_decoder": 0.1} if asked else None
+    answer = {
+        "text_encoder": 1,
+        "denoiser": [1, 2],
+        "vae_decoder": 1,
+        "total": 6,
+        "device_seconds": own,
+        "replays": None,
+    }
+    contender = SimpleNamespace(
+        process=SimpleNamespace(ask=lambda verb, what, limit: answer),
+        wish=Wish({}, ""),
+        limit=1.0,
+        subject=SimpleNamespace(engines={"unet": engine}),
+    )
+    bench._gpus.cache_clear()
+    draw = bench._draw(contender)
+    bench._gpus.cache_clear()
+    assert [one.core_mhz for one in draw.clocks] == ([1980, 1980] if asked else [])
+    assert (draw.device_seconds and draw.device_seconds.denoiser) == ((0.2, 0.3) if asked else None)
 
 
 def test_what_is_asked_of_nvml_is_in_its_wheel():
