@@ -95,6 +95,8 @@ def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch)
 class Opened:
     """Stands for a plan on a GPU."""
 
+    use = None
+
     def call(self, feeds, sizes):
         raise AssertionError
 
