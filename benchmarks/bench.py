@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from .meaning import require_scenes
 from .others import other_cores, taken
 from .plan import PATIENCE, Plan, requests_of
 from .process import Process
-from .records import Draw, Likeness, Measurement, Memory, PartParity, Startup, Vram, append_records
+from .records import Draw, Likeness, Measurement, Memory, OnDevice, PartParity, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
 from .row import row_of, run_facts, work_of
 from .stability import stability_of
 from .suite import suite_for
+from .vram import Device, clocks, devices
 
 Afterwards = Callable[[Awake, Progress], None]
 """Work for the engines after their times were measured."""
@@ -266,8 +267,7 @@ def _vram(contender: Contender, held: dict[str, Any], before: Sequence[Vram] = (
     """GPU memory by device. If all engines run on the CPU, figures of whole devices are dropped as those of others."""
     known = {one.device: one for one in before}
     seen = [Vram(**one) for one in held["vram"]]
-    engines = [engine.partition(", nodes:")[0] for engine in contender.subject.engines.values()]
-    if all(" CPU" in engine for engine in engines):
+    if _on_cpu(contender):
         seen = [one for one in seen if one.by == "process"]
     for one in seen:
         was = known.get(one.device)
@@ -299,4 +299,17 @@ def _draw(contender: Contender, keep: bool = False) -> Draw:
         host=drawn.total - drawn.text_encoder - sum(drawn.denoiser) - drawn.vae_decoder,
         total=drawn.total,
         joules=used,
+        device_seconds=OnDevice(**drawn.device_seconds) if drawn.device_seconds else None,
+        clocks=() if _on_cpu(contender) else clocks(_gpus()),
     )
+
+
+@cache
+def _gpus() -> list[Device]:
+    return devices()
+
+
+def _on_cpu(contender: Contender) -> bool:
+    """Whether all engines run on the CPU, as they say of themselves."""
+    engines = [engine.partition(", nodes:")[0] for engine in contender.subject.engines.values()]
+    return all(" CPU" in engine for engine in engines)

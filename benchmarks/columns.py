@@ -70,12 +70,34 @@ def _median(stage: Stage) -> Read:
     return lambda row: figure(found.median if (found := row.summary(stage)) else None)
 
 
-def _percentile(name: Literal["p90", "p99"]) -> Read:
+def _percentile(name: Literal["p90", "p95", "p99"]) -> Read:
     def shown(row: Measurement) -> str:
         found = row.summary("total")
         return "" if found is None else figure(getattr(found, name)) if found.count > 1 else UNKNOWN
 
     return shown
+
+
+def _device(stage: Stage, name: Literal["median", "p95"]) -> Read:
+    """A figure by the device's own clock; a dash for runtimes that don't ask it."""
+
+    def shown(row: Measurement) -> str:
+        if idle(row):
+            return ""
+        found = row.on_device(stage)
+        return UNKNOWN if found is None else figure(getattr(found, name))
+
+    return shown
+
+
+def _clock(row: Measurement) -> str:
+    """Median of the core clocks of the GPUs right after each repetition."""
+    found: dict[str, list[int]] = {}
+    for one in (one for draw in row.draws for one in draw.clocks):
+        if one.core_mhz is not None:
+            found.setdefault(one.device, []).append(one.core_mhz)
+    alone = len(found) == 1
+    return "; ".join(f"{median(mhz):.0f}" if alone else f"{name}: {median(mhz):.0f}" for name, mhz in found.items())
 
 
 def _rate(stage: Stage) -> Read:
@@ -130,7 +152,14 @@ COLUMNS: dict[str, Read] = {
     "end to end, s": _whole,
     "total, s": _median("total"),
     "p90, s": _percentile("p90"),
+    "p95, s": _percentile("p95"),
     "p99, s": _percentile("p99"),
+    "one step p95, s": lambda row: figure(found.p95 if (found := row.summary("denoiser")) else None),
+    "on GPU: one step, s": _device("denoiser", "median"),
+    "on GPU: p95, s": _device("denoiser", "p95"),
+    "on GPU: decode, s": _device("vae_decoder", "median"),
+    "on GPU: text encoder, s": _device("text_encoder", "median"),
+    "clock, MHz": _clock,
     "text encoder, s": _median("text_encoder"),
     "one step, s": _median("denoiser"),
     "decode, s": _median("vae_decoder"),
@@ -173,7 +202,7 @@ def _fid(parity: Likeness) -> str:
     return f"{figure(parity.fid.distance)} ({parity.fid.pictures} images)" if parity.fid else ""
 
 
-SUMMARY = "Summary"
+SUMMARY, ON_GPU = "Summary", "On the GPU"
 TABLES: dict[str, tuple[str, ...]] = {
     SUMMARY: (
         *("end to end, s", RIVAL, "one step, s", "TFLOP/s", "memory", "one step, dB", "worst image, dB"),
@@ -192,6 +221,7 @@ TABLES: dict[str, tuple[str, ...]] = {
             "end to end, s",
             RIVAL,
             "p90, s",
+            "p95, s",
             "p99, s",
             "text encoder, s",
             "one step, s",
@@ -199,6 +229,10 @@ TABLES: dict[str, tuple[str, ...]] = {
             "host, s",
             "repetitions",
         ),
+    ),
+    ON_GPU: (
+        *("one step, s", "one step p95, s", "on GPU: one step, s", "on GPU: p95, s", "on GPU: decode, s"),
+        *("on GPU: text encoder, s", "clock, MHz"),
     ),
     "Rate": ("text encoder, TFLOP/s", "one step, TFLOP/s", "decode, TFLOP/s"),
     "Start and memory": (
@@ -237,6 +271,10 @@ NOTES = {
         "except text encoders, denoiser and decoder. Column x NAME: how many times as fast as NAME, the fastest "
         "baseline. The null profile does no work: its row is latentc's own overhead."
     ),
+    ON_GPU: (
+        "Seconds on GPU are by its own clock, without copies of inputs and outputs; the others are wall-clock time. "
+        "Clock: of the GPU's cores right after each repetition, median. —: this runtime does not ask the GPU's clock."
+    ),
     "Rate": (
         "Floating-point operations of the graph divided by the median time of the stage. In parentheses: share of the "
         "rate that a large matrix product reached on this machine in the same precision."
@@ -269,6 +307,8 @@ WHOLE = ("Overview",)
 def table(title: str, section: Section, rows: Sequence[Measurement] | None = None) -> FigureTable | None:
     """Build one of `TABLES` from all rows of a section, or from `rows`; None if it would be empty."""
     names = TABLES[title]
+    if title == ON_GPU and not any(row.on_device("denoiser") or _clock(row) for row in section.rows):
+        return None
     against = rival(section)
     reads: dict[str, Read] = {}
     for name in names:
@@ -291,7 +331,7 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
         TableLine(row, named(row, section), tuple(cells[index] for index in filled) if cells else None)
         for row, cells in listed
     ]
-    single = any(UNKNOWN in cell for line in lines for cell in line.cells or ())
+    single = title != ON_GPU and any(UNKNOWN in cell for line in lines for cell in line.cells or ())
     note = " ".join([*([NOTES[title]] if title in NOTES else []), *([SINGLE] if single else [])])
     if any(model.standing for model in section.models):
         note = note.replace("against PyTorch", f"against {SELF_CONSISTENT.reference}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .columns import SUMMARY, FigureTable, table
+from .columns import ON_GPU, SUMMARY, FigureTable, table
 from .headline import headline
 from .reading import (
     Section,
@@ -37,6 +37,10 @@ def markdown_table(found: FigureTable) -> str:
     return "\n".join(lines)
 
 
+def _blocks(found: FigureTable | None) -> list[str]:
+    return [markdown_table(found), found.note] if found else []
+
+
 def _section(section: Section) -> list[str]:
     first, found = section.first, table(SUMMARY, section)
     random = ", random weights" if any(model.random for model in section.models) else ""
@@ -51,7 +55,7 @@ def _section(section: Section) -> list[str]:
         *(["one process at a time"] if first.apart else []),
     ]
     gist = [plain(" ".join(said))] if (said := headline(section)) else []
-    lines = [title, *gist, *([markdown_table(found), found.note] if found else []), "; ".join(where) + "."]
+    lines = [title, *gist, *_blocks(found), *_blocks(table(ON_GPU, section)), "; ".join(where) + "."]
     failed = [
         f"- {plain(title_of(row, section))} failed: {plain(why)}" for row in section.rows if (why := failure(row))
     ]

@@ -6,6 +6,7 @@ trial, so that an interrupted run keeps what it has.
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import json
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -42,17 +43,28 @@ from .trials import NOT_RUN, RESULTS, Session, Trial, trials
 GRACE_SECONDS = 30.0
 """For a trial to write down what it has, once it is asked to stop."""
 
-TEXTS = (".json", ".jsonl", ".log", ".txt", ".md", ".csv")
+TEXTS = (".json", ".jsonl", ".log", ".txt", ".md", ".csv", ".xml")
 """Files of the archive that are searched for names of folders, users and machines."""
+
+REMOVED = "(removed)"
+PRIVATE_KEY = re.compile(r"(?i)serial|uuid")
+"""Keys of JSON whose values are such numbers."""
 
 NUMBERS = (
     re.compile(r"\b(GPU|MIG)-[0-9a-fA-F-]{8,}"),
-    re.compile(r"(?im)^([^\n:=]*(?:serial|uuid)[^\n:=]*[:=]).*$"),
+    re.compile(r"(?im)^([^\n:=<]*(?:serial|uuid)[^\n:=]*[:=]).*$"),
+    re.compile(r"(?i)(<\w*(?:serial|uuid|guid|identifier|machine_?id|(?:machine|computer|host|user)_?name)\w*>)[^<]*"),
 )
 """Serial numbers and identifiers of devices, as drivers' programs write them."""
 
 SHIPPED_NOT_TRIED = ("null", "torch")
 """Runtimes that aren't on trial: one computes nothing, the other is the reference."""
+
+
+NOT_TRIED = "not-tried.json"
+"""In the archive: why shipped profiles for GPUs and NPUs weren't tried, by name."""
+
+NOT_REQUESTED = "It is not among the profiles that were requested (--profile)."
 
 
 class Outcome(Record):
@@ -65,23 +77,40 @@ class Outcome(Record):
     """One line: what was found, or the reason."""
 
 
-def usable_profiles() -> list[Profile]:
+def shipped_profiles() -> tuple[list[Profile], dict[str, str]]:
     """The shipped profiles that work on this machine: each one for its GPU or NPU, and the best one of each runtime for
-    its CPU.
+    its CPU. And the reason of each profile for a GPU or NPU that doesn't.
     """
     architectures = {gpu.architecture for gpu in machine().gpus}
-    found: list[Profile] = []
-    on_cpu: set[str] = set()
+    found, left_out, on_cpu = list[Profile](), dict[str, str](), set[str]()
     for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
-        if profile.runtime in SHIPPED_NOT_TRIED or (profile.gpus and not set(profile.gpus) & architectures):
+        if profile.runtime in SHIPPED_NOT_TRIED or (profile.device == "CPU" and profile.runtime in on_cpu):
             continue
-        if profile.device == "CPU" and profile.runtime in on_cpu:
-            continue
-        with suppress(LatentcError):
-            if runtime(profile.runtime).missing(profile.device) is None:
-                found.append(profile)
-                on_cpu |= {profile.runtime} if profile.device == "CPU" else set()
-    return found
+        reason = _unfit(profile, architectures)
+        if reason is None:
+            found.append(profile)
+            on_cpu |= {profile.runtime} if profile.device == "CPU" else set()
+        elif profile.device != "CPU":
+            left_out[profile.name] = reason
+    return found, left_out
+
+
+def _unfit(profile: Profile, architectures: Collection[str | None]) -> str | None:
+    """Why a profile isn't tried on a machine with GPUs of these architectures; None where it is."""
+    if profile.gpus and not set(profile.gpus) & set(architectures):
+        has = ", ".join(sorted(filter(None, architectures))) or "none that the system names"
+        return f"It is for {' or '.join(profile.gpus)}; GPU architectures found: {has}."
+    try:
+        return runtime(profile.runtime).missing(profile.device)
+    except Exception as exc:  # a damaged library may raise anything
+        return f"{type(exc).__name__}: {exc}"
+
+
+def _not_tried(profiles: Sequence[Profile], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Why each shipped profile for a GPU or NPU isn't tried, by name."""
+    tried = {profile.name for profile in profiles}
+    shipped = [profile for profile in map(load_profile, profile_names()) if profile.device != "CPU"]
+    return {one.name: reasons.get(one.name, NOT_REQUESTED) for one in shipped if one.name not in tried}
 
 
 def chosen_trials(profiles: Sequence[Profile], only: Sequence[str] = ()) -> list[str]:
@@ -100,13 +129,14 @@ def probe(
     on_progress: Progress,
     only: Sequence[str] = (),
     scratch: Path | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
     """Run the trials for these profiles and write the archive `output`, a ZIP file.
 
     `only` names some of the trials. `scratch` is a folder for checkpoints and bundles (30 GB for the full sizes), which
-    stays; without one it is a temporary folder. Raises `RequestError` for the name of a trial that does not exist, and
-    `LatentcError` where `output` can't be written. After Ctrl-C the archive holds what was found until then, and
-    `KeyboardInterrupt` is raised again.
+    stays; without one it is a temporary folder. `left_out` has the reasons of shipped profiles that aren't tried, for
+    the archive. Raises `RequestError` for the name of a trial that does not exist, and `LatentcError` where `output`
+    can't be written. After Ctrl-C the archive holds what was found until then, and `KeyboardInterrupt` is raised again.
     """
     known, chosen = trials(profiles), chosen_trials(profiles, only)
     found: list[Outcome] = []
@@ -118,6 +148,8 @@ def probe(
         except OSError as exc:
             raise LatentcError(unwritable(place, exc, "Choose another folder with --scratch.")) from exc
         hidden = private_folders(Path(own), place, output.parent)
+        why = _not_tried(profiles, left_out or {})
+        write_text(folder / NOT_TRIED, json.dumps(why, indent=1) + "\n")
         _pack(folder, found, output, hidden)
         session = Session(folder, place, time.monotonic() + 60 * minutes)
         for index, name in enumerate(chosen):
@@ -207,7 +239,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _pack(folder: Path, found: Sequence[Outcome], output: Path, hidden: Mapping[str, str]) -> None:
     """Write the summary and the archive, without names of folders, users and machines in its texts."""
     write_text(folder / "trials.json", json.dumps([one.model_dump() for one in found], indent=1) + "\n")
-    write_text(folder / "summary.md", summary(found, folder / RESULTS))
+    write_text(folder / "summary.md", summary(found, folder))
     fresh = output.with_name(f".{output.name}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +247,7 @@ def _pack(folder: Path, found: Sequence[Outcome], output: Path, hidden: Mapping[
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 name = path.relative_to(folder).as_posix()
                 if path.suffix in TEXTS:
-                    text = path.read_text(encoding="utf-8", errors="replace")
+                    text = _text(path.read_bytes())
                     archive.writestr(name, redact(name, text, hidden))
                 else:
                     archive.write(path, name)
@@ -225,6 +257,12 @@ def _pack(folder: Path, found: Sequence[Outcome], output: Path, hidden: Mapping[
     finally:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
+
+
+def _text(content: bytes) -> str:
+    """The text of a file; programs of Windows may write UTF-16."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8", errors="replace")
 
 
 def redact(name: str, text: str, folders: Mapping[str, str]) -> str:
@@ -242,18 +280,20 @@ def redact(name: str, text: str, folders: Mapping[str, str]) -> str:
 
 def _redacted(value: Any, folders: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _redacted(one, folders) for key, one in cast("dict[str, Any]", value).items()}
+        pairs = cast("dict[str, Any]", value).items()
+        return {key: REMOVED if PRIVATE_KEY.search(key) else _redacted(one, folders) for key, one in pairs}
     if isinstance(value, list):
         return [_redacted(one, folders) for one in cast("list[Any]", value)]
     if not isinstance(value, str):
         return value
     for folder in sorted(folders, key=len, reverse=True):
         value = re.sub(rf"{re.escape(folder)}(?![\w-])", folders[folder], value)
-    for word, shown in ((platform.node(), "MACHINE"), (_user(), "USER")):
+    node = platform.node()
+    for word, shown in ((node, "MACHINE"), (node.partition(".")[0], "MACHINE"), (_user(), "USER")):
         if len(word) > 1:
             value = re.sub(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])", shown, value)
     for number in NUMBERS:
-        value = number.sub(r"\1 (removed)", value)
+        value = number.sub(rf"\1 {REMOVED}", value)
     return value
 
 
@@ -277,13 +317,16 @@ def private_folders(own: Path, *named: Path) -> dict[str, str]:
     return {path: word for path, word in found.items() if len(path) > 1}
 
 
-def summary(found: Sequence[Outcome], results: Path) -> str:
-    """What was tried, and the measurements, as Markdown."""
+def summary(found: Sequence[Outcome], folder: Path) -> str:
+    """What was tried, the measurements, and the profiles that weren't tried, as Markdown; `folder` is the archive's."""
     gpus = ", ".join(gpu.name for gpu in machine().gpus) or "a machine without a GPU"
     lines = [f"# Trials on {plain(gpus)}", "", "| trial | outcome | seconds | result |", "|---|---|--:|---|"]
     lines += [f"| {plain(one.name)} | {one.outcome} | {one.seconds:.0f} | {plain(one.found)} |" for one in found]
+    results = folder / RESULTS
     try:
         table = markdown(sections(read_records(results))) if results.exists() else ""
     except LatentcError as exc:  # a trial was killed in the middle of a line
         table = f"{plain(str(exc))}\n"
-    return "\n".join([*lines, "", table])
+    why: dict[str, str] = json.loads((folder / NOT_TRIED).read_bytes())
+    lines += ["", table, "## Profiles that were not tried", "", "| profile | reason |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {plain(name)} | {plain(reason)} |" for name, reason in why.items()), ""])

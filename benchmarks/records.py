@@ -58,6 +58,25 @@ class ResultRecord(Record):
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
+class OnDevice(ResultRecord):
+    """The seconds of one generation by the device's own clock, without copies of inputs and outputs."""
+
+    text_encoder: Seconds
+    denoiser: tuple[Seconds, ...]
+    vae_decoder: Seconds
+
+
+class Clocks(ResultRecord):
+    """The state of one GPU right after a generation, before it slows down."""
+
+    device: str
+    """Vendor and index in its library's list, for example `NVIDIA 0`."""
+    core_mhz: int | None = None
+    memory_mhz: int | None = None
+    watts: float | None = None
+    celsius: float | None = None
+
+
 class Draw(ResultRecord):
     """The seconds of one generation, from the request to all of its images."""
 
@@ -70,6 +89,10 @@ class Draw(ResultRecord):
     total: Seconds
     joules: float | None = None
     """Energy of the machine's CPU packages meanwhile, including other processes."""
+    device_seconds: OnDevice | None = None
+    """None for runtimes that don't ask the device."""
+    clocks: tuple[Clocks, ...] = ()
+    """One entry per GPU whose library reports it; none for engines on the CPU."""
 
 
 class Startup(ResultRecord):
@@ -310,6 +333,15 @@ class Measurement(ResultRecord):
             return found
         by_draw = summarize([median(draw.denoiser) for draw in self.draws if draw.denoiser])
         return replace(found, interval=by_draw.interval)
+
+    def on_device(self, stage: Stage) -> Summary | None:
+        """As `summary`, by the device's own clock; None without samples, and for stages that aren't on the device."""
+        found = [draw.device_seconds for draw in self.draws if draw.device_seconds is not None]
+        if not found or stage not in OnDevice.model_fields:
+            return None
+        if stage == "denoiser":
+            return summarize([seconds for one in found for seconds in one.denoiser])
+        return summarize([getattr(one, stage) for one in found])
 
     @property
     def joules(self) -> Summary | None:

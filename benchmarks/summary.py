@@ -17,6 +17,7 @@ class Summary:
     count: int
     median: float
     p90: float
+    p95: float
     p99: float
     """Close to the largest for fewer than a hundred samples."""
     minimum: float
@@ -43,6 +44,7 @@ def summarize(samples: Sequence[float]) -> Summary:
         count=len(ordered),
         median=median(ordered),
         p90=_percentile(ordered, 0.90),
+        p95=_percentile(ordered, 0.95),
         p99=_percentile(ordered, 0.99),
         minimum=ordered[0],
         maximum=ordered[-1],

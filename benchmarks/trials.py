@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -14,16 +13,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
 from ..compiler.cache import Artifact, locked
-from ..compiler.targets import wanted
+from ..compiler.targets import job_of, wanted
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, write_text
@@ -33,16 +31,19 @@ from ..core.request import Request
 from ..core.units import sized
 from ..export.export import export
 from ..pipelines.pipeline import Pipeline
-from ..profiles import Profile
-from ..runtimes import runtime
-from ..runtimes.base import MEMORY, PLACEMENT, TIMING
-from ..runtimes.diagnose import diagnose
-from ..runtimes.machine import machine
+from ..profiles import Profile, load_profile, profile_names
+from ..runtimes import Target, hip, migraphx, runtime
+from ..runtimes.base import MEMORY, PLACEMENT, TIMING, Inspects, Option
+from ..runtimes.machine import amd_gpus
+from ..runtimes.providers import PROVIDERS
+from ..runtimes.trt import DETAILS, GRAPH
 from .baselines import PROFILE_MODULE
 from .bench import bench
 from .contender import OWN_COST
+from .facts import TOOL_SECONDS, list_devices, machine_facts, output_of
 from .line import Brief, Wish
 from .memory import resident_bytes, tree
+from .pairs import beyond, pairs_of
 from .plan import PROMPT, REPEAT, SEED, Plan
 from .process import Process
 from .records import Measurement
@@ -57,6 +58,14 @@ RESULTS = "results.jsonl"
 SCENES = "scenes"
 STEPS: Mapping[str, int] = {SCENES: 20, "sd15": 50, "sdxl": 30}
 """Denoising steps of each model that is measured."""
+
+LOADED_RUNS = 3
+"""Generations of a loaded engine: the first grows the memory that engines share, the second records at its last place,
+the third replays.
+"""
+
+RECORDING = (GRAPH, *(provider.captures for provider in PROVIDERS.values() if provider.captures))
+"""Options that record a call as a graph, of all runtimes."""
 
 CYCLES = 20
 """Times that an engine is loaded, run and closed to find memory that is not given back."""
@@ -76,33 +85,11 @@ ROUNDS = 3
 NOT_RUN = 2
 """Exit code of a trial's process for what this machine can't do."""
 
+DEFAULT_PARAMS: Mapping[str, Option] = {"gpu_arch_params": "{num_cu:120, num_chiplets:1}"}
+"""What MIGraphX assumes of a GPU that isn't in the machine."""
+
 NO_TESTS = 5
 """Exit code of pytest where no test was selected."""
-
-VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING", "CUDA_CACHE_DISABLE",
-    "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "ORT_DISABLE_FLASH_ATTENTION",
-    "ORT_DISABLE_MEMORY_EFFICIENT_ATTENTION", "ORT_TENSORRT_FP16_ENABLE",
-    "ORT_TENSORRT_INT8_ENABLE", "ORT_TENSORRT_BF16_ENABLE", "ORT_MIGRAPHX_FP16_ENABLE", "ORT_MIGRAPHX_BF16_ENABLE",
-    "ORT_MIGRAPHX_FP8_ENABLE", "ORT_MIGRAPHX_INT8_ENABLE", "ORT_MIGRAPHX_EXHAUSTIVE_TUNE", "MIGRAPHX_DISABLE_FAST_GELU",
-    "MIGRAPHX_ENABLE_NHWC", "MIGRAPHX_ENABLE_CK", "MIGRAPHX_MLIR_USE_SPECIFIC_OPS", "HIP_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "HSA_ENABLE_SDMA", "GPU_DEVICE_ORDINAL", "MIOPEN_FIND_MODE",
-    "IREE_HIP_DYLIB_PATH", "OPENVINO_LOG_LEVEL", "OV_CPU_CAPABILITY", "VK_ICD_FILENAMES", "VK_DRIVER_FILES",
-    "MESA_VK_DEVICE_SELECT", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS",
-    "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LD_LIBRARY_PATH",
-)  # fmt: skip
-"""Environment variables that change what drivers and libraries do. No others are read: they may be secrets."""
-
-TOOLS: Mapping[str, tuple[str, ...]] = {
-    "nvidia-smi": ("-q", "-d", "CLOCK,POWER,TEMPERATURE,PERFORMANCE,MEMORY"),
-    "amd-smi": ("static", "--asic", "--driver", "--vram", "--vbios"),
-    "rocminfo": (),
-    "migraphx-driver": ("--version",),
-    "vulkaninfo": ("--summary",),
-    "clinfo": ("-l",),
-    "lscpu": (),
-}
-"""Vendors' programs whose output is kept where they are installed."""
 
 CLOCKS: Mapping[str, tuple[str, ...]] = {
     "nvidia-smi": (
@@ -114,38 +101,6 @@ CLOCKS: Mapping[str, tuple[str, ...]] = {
     "amd-smi": ("monitor", "--watch", "1", "--csv"),
 }
 """Programs that write clocks, power and temperature every second until they are stopped."""
-
-TOOL_SECONDS = 20.0
-
-Change = dict[str, Any]
-
-ON_CUDA: Mapping[str, Change] = {
-    "no-graph": {"options": {"enable_cuda_graph": False}},
-    "nchw": {"options": {"prefer_nhwc": False}},
-    "opset-18": {"opset": 18},
-    "vae-f16": {"precision": {"decoder": ("f16",)}},
-    "vae-tf32": {"precision": {"decoder": ("tf32",)}},
-}
-IN_TENSORRT: Mapping[str, Change] = {
-    "no-graph": {"options": {"cuda_graph": False}},
-    "opset-18": {"opset": 18},
-    "vae-f16": {"precision": {"decoder": ("f16",)}},
-    "vae-tf32": {"precision": {"decoder": ("tf32",)}},
-}
-HALF_OR_SINGLE: Mapping[str, Change] = {
-    "f32": {"precision": {"default": ("f32",)}},
-    "f16": {"precision": {"default": ("f16",), "decoder": ("f32",), "text_encoder": ("f32",)}},
-}
-PAIRS: Mapping[tuple[str, str], Mapping[str, Change]] = {
-    ("onnxruntime", "CUDA"): ON_CUDA,
-    ("onnxruntime", "TensorRT"): {"no-graph": {"options": {"trt_cuda_graph_enable": False}}},
-    ("tensorrt", ""): IN_TENSORRT,
-    ("tensorrt-rtx", ""): IN_TENSORRT,
-    ("iree", ""): HALF_OR_SINGLE,
-    ("migraphx", ""): {**HALF_OR_SINGLE, "exhaustive": {"options": {"exhaustive_tune": True}}},
-    ("openvino", "GPU"): HALF_OR_SINGLE,
-}
-"""By runtime and device ("" is any): changes to a profile that are measured against it in the same run."""
 
 
 @dataclass(frozen=True)
@@ -186,72 +141,36 @@ class Trial:
 def trials(profiles: Sequence[Profile]) -> dict[str, Trial]:
     """The trials for these profiles, by name, in the order that they run in."""
     on_gpu = [profile for profile in profiles if profile.device != "CPU"]
-    found = {"machine": Trial(machine_facts, 5, 120)}
+    found = {
+        "machine": Trial(lambda session: machine_facts(session.folder), 5, 400),
+        "devices": Trial(lambda session: list_devices(session.folder), 5, 120),
+    }
     for one in profiles:
         found[f"build-{SCENES}-{one.name}"] = Trial(partial(build_twice, one, SCENES), 20, 600)
-    found[SCENES] = Trial(partial(measure, profiles, SCENES, (1,)), 60)
+    found[SCENES] = Trial(partial(measure, profiles, SCENES, (1,)), 60, 900)
     for one in profiles:
         found[f"load-{one.name}"] = Trial(partial(load_twice, one), 20, 300)
         found[f"close-{one.name}"] = Trial(partial(close_often, one), 20, 300)
+    for one in on_gpu:
+        if pairs_of(one):
+            found[f"pairs-{SCENES}-{one.name}"] = Trial(partial(measure_pairs, one, SCENES), 60, 900)
+        if isinstance(runtime(one.runtime), Inspects):
+            found[f"inspect-{SCENES}-{one.name}"] = Trial(partial(inspect, one, SCENES), 30, 600)
     for name in dict.fromkeys(one.runtime for one in profiles):
         found[f"contract-{name}"] = Trial(partial(contract, name), 20, 300)
-    if shutil.which("migraphx-driver"):
+    if migraphx.driver():
         found["migraphx-driver"] = Trial(driver_flags, 20, 300)
     for family in ("sd15", "sdxl"):
         for one in on_gpu:
             found[f"build-{family}-{one.name}"] = Trial(partial(build_twice, one, family), 120, 1800)
         if on_gpu:
             found[family] = Trial(partial(measure, on_gpu, family, (1, 4) if family == "sd15" else (1,)), 120)
-        if family == "sd15":
-            for one in on_gpu:
-                if pairs_of(one):
-                    found[f"pairs-{one.name}"] = Trial(partial(measure_pairs, one), 120)
+        for one in on_gpu if family == "sd15" else ():
+            if pairs_of(one):
+                found[f"pairs-{family}-{one.name}"] = Trial(partial(measure_pairs, one, family), 120)
+            if isinstance(runtime(one.runtime), Inspects):
+                found[f"inspect-{family}-{one.name}"] = Trial(partial(inspect, one, family), 120, 900)
     return found
-
-
-def pairs_of(profile: Profile) -> list[Profile]:
-    """The profile with each change of `PAIRS` for its runtime and device."""
-    changes = PAIRS.get((profile.runtime, profile.device)) or PAIRS.get((profile.runtime, ""), {})
-    made: list[Profile] = []
-    for name, change in changes.items():
-        merged = {field: _changed(getattr(profile, field), value) for field, value in change.items()}
-        variant = profile.model_copy(update={**merged, "name": f"{profile.name}-{name}"})
-        if variant.model_dump(exclude={"name"}) != profile.model_dump(exclude={"name"}):
-            made.append(variant)
-    return made
-
-
-def _changed(old: Any, new: Any) -> Any:
-    """The new value; of a table, only the keys that it has are replaced."""
-    return {**old, **cast("dict[str, Any]", new)} if isinstance(new, dict) else new
-
-
-def machine_facts(session: Session) -> str:
-    """Hardware, drivers, libraries, and the environment variables that they read."""
-    here, states = machine(), diagnose()
-    write_text(session.folder / "machine.json", here.model_dump_json(indent=1) + "\n")
-    write_text(session.folder / "runtimes.json", json.dumps([asdict(one) for one in states], indent=1) + "\n")
-    set_here = {name: os.environ[name] for name in sorted(VARIABLES) if name in os.environ}
-    write_text(session.folder / "environment.json", json.dumps(set_here, indent=1) + "\n")
-    packages = sorted({f"{one.name}=={one.version}" for one in metadata.distributions() if one.name})
-    write_text(session.folder / "packages.txt", "\n".join(packages) + "\n")
-    for tool, arguments in TOOLS.items():
-        if path := shutil.which(tool):
-            write_text(session.folder / f"{tool}.log", output_of([path, *arguments]))
-    gpus = ", ".join(gpu.name for gpu in here.gpus) or "no GPU found"
-    return f"{here.cpu}; {gpus}; runtimes that work: {', '.join(one.name for one in states if one.works)}"
-
-
-def output_of(command: Sequence[str], seconds: float = TOOL_SECONDS) -> str:
-    """What a program writes to standard output and standard error, and its exit code."""
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-            stdin=subprocess.DEVNULL, timeout=seconds,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as exc:
-        return f"{exc}\n"
-    return f"$ {' '.join(command)}\n{done.stdout.rstrip()}\nexit code {done.returncode}\n"
 
 
 def build_twice(profile: Profile, family: str, session: Session) -> str:
@@ -303,22 +222,25 @@ def _engine(bundle: Bundle, artifact: Artifact) -> dict[str, Any]:
 
 
 def load_twice(profile: Profile, session: Session) -> str:
-    """Load the engines in two new processes, run one step in each, and list the engines' files before and after.
+    """Load the engines in two new processes, generate three times in each, and list the engines' files before and
+    after.
 
     Raises `LatentcError` where a file changed: an engine that is compiled again at load was not compared with anything.
+    Also where calls should have been replayed from a recorded graph, and the last generation launched each kernel.
     """
     require(profile)
     bundle = bundle_of(SCENES, session)
     made = build(bundle, profile, _log)
     names = {one.artifact.name for one in made.engines}
-    request = Request(prompt=PROMPT, steps=1, seed=SEED).model_dump(mode="json")
+    request = Request(prompt=PROMPT, steps=2, seed=SEED).model_dump(mode="json")
     brief = asdict(Brief(str(bundle.folder), "", "", profile.model_dump(mode="json"), request, ceiling=False))
     listed, runs = [_files(bundle, names)], list[dict[str, Any]]()
     for _ in range(2):
         with Process(Path(sys.executable), PROFILE_MODULE) as process:
             process.ask("open", brief, session.left)
             loaded = process.ask("load", brief, session.left)
-            runs.append({**loaded, "run": process.ask("draw", asdict(Wish(request, "")), session.left)})
+            drawn = [process.ask("draw", asdict(Wish(request, "")), session.left) for _ in range(LOADED_RUNS)]
+            runs.append({**loaded, "runs": drawn})
         listed.append(_files(bundle, names))
     record = {"processes": runs, "files": listed[0]}
     write_text(session.folder / f"load-{profile.name}.json", json.dumps(record, indent=1) + "\n")
@@ -328,13 +250,48 @@ def load_twice(profile: Profile, session: Session) -> str:
     ):
         raise LatentcError(f"Loading changed the engine: {', '.join(changed)}. It was compiled again, unproved.")
     times = " s and ".join(f"{one['seconds']:.1f}" for one in runs)
-    return f"loaded in {times} s; {len(listed[0])} files, unchanged"
+    said = f"loaded in {times} s; {len(listed[0])} files, unchanged"
+    if (counts := runs[-1]["runs"][-1].get("replays")) is None:
+        return said
+    said += "; calls replayed from a graph: " + ", ".join(f"{part} {of[0]} of {of[1]}" for part, of in counts.items())
+    if records(profile) and any(replayed < calls for replayed, calls in counts.values()):
+        raise LatentcError(f"The profile records calls, but not all were replayed. {said}")
+    return said
 
 
 def _files(bundle: Bundle, names: set[str]) -> dict[str, str]:
     """Digests of all files of these engines, by path."""
     paths = [path for name in sorted(names) for path in sorted((bundle.engines / name).rglob("*")) if path.is_file()]
     return {path.relative_to(bundle.engines).as_posix(): sha256(path) for path in paths}
+
+
+def inspect(profile: Profile, family: str, session: Session) -> str:
+    """What the runtime's library says of each engine: layers with their types and tactics, and whether its last call
+    replayed a recorded graph. In `layers-FAMILY-PROFILE.json`, by engine.
+
+    Raises `LatentcError` where a profile records calls, and an engine's last call wasn't replayed.
+    """
+    require(profile)
+    adapter, bundle = runtime(profile.runtime), bundle_of(family, session)
+    assert isinstance(adapter, Inspects)
+    detailed = profile.with_options({DETAILS: True}) if DETAILS in adapter.facts.options else profile
+    build(bundle, detailed, _log)
+    found: dict[str, Any] = {}
+    for want in wanted(bundle, detailed, to_run=True)[1]:
+        _log(f"inspect {want.name}")
+        job = job_of(bundle, want.part, bundle.graph(want.part), want.target)
+        found[want.name] = adapter.inspect(bundle.engines / want.name, job)
+        write_text(session.folder / f"layers-{family}-{profile.name}.json", json.dumps(found, indent=1) + "\n")
+    replayed = [name for name, one in found.items() if one["replayed"]]
+    said = f"{len(replayed)} of {len(found)} engines replayed a recorded call"
+    if records(profile) and len(replayed) < len(found):
+        raise LatentcError(f"{said}, although the profile records calls.")
+    return said
+
+
+def records(profile: Profile) -> bool:
+    """Whether a profile asks for calls to be recorded and replayed, as CUDA graphs are."""
+    return any(profile.options.get(option) for option in RECORDING)
 
 
 def close_often(profile: Profile, session: Session, cycles: int = CYCLES) -> str:
@@ -388,10 +345,15 @@ def measure(
     return _bench([*usable, *beside], family, batches, session, repeat, suite=family == SCENES)
 
 
-def measure_pairs(profile: Profile, session: Session) -> str:
+def measure_pairs(profile: Profile, family: str, session: Session) -> str:
     """A profile and the same with one thing changed, run alternately on one device."""
     require(profile)
-    return _bench([profile, *pairs_of(profile)], "sd15", (1,), session, ROUNDS, suite=False)
+    refused = {one.name: reason for one in pairs_of(profile) if (reason := beyond(one))}
+    chosen = [one for one in pairs_of(profile) if one.name not in refused]
+    if not chosen:
+        raise RuntimeMissing("; ".join(refused.values()))
+    measured = _bench([profile, *chosen], family, (1,), session, None, suite=family == SCENES)
+    return "; ".join([measured, *refused.values()])
 
 
 def torch_profiles(profiles: Sequence[Profile], *, on_cpu: bool) -> list[Profile]:
@@ -491,18 +453,48 @@ def contract(name: str, session: Session, python: str = sys.executable) -> str:
 
 
 def driver_flags(session: Session) -> str:
-    """MIGraphX's own compiler, with and without the flags that latentc uses; its words are kept."""
+    """MIGraphX's own compiler, with each set of flags that latentc may give it, for the GPU that it uses; its words are
+    kept.
+    """
+    architecture, variables = amd_gpu()
     bundle = bundle_of(SCENES, session)
-    graph = bundle.folder / bundle.one("decoder") / "model.onnx"
-    architecture = next((gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD"), None)
-    flags = [[], ["--disable-fast-math"], *([["--gpu-arch", architecture]] if architecture else [])]
-    said = ""
-    for index, each in enumerate(flags):
+    part = bundle.one("decoder")
+    graph, info = bundle.graph(part), bundle.part(part)
+    said = output_of([str(migraphx.driver()), "compile", "--help"])
+    tries = flag_sets(architecture, here=bool(variables))
+    for index, (options, here) in enumerate(tries):
         out = session.scratch / f"driver-{index}.mxr"
-        command = ["migraphx-driver", "compile", "--onnx", str(graph), "--gpu", *each, "--binary", "-o", str(out)]
-        said += f"{output_of(command, session.left)}wrote {out.stat().st_size if out.exists() else 0:,} bytes\n\n"
-    write_text(session.folder / "migraphx-driver-flags.log", said)
-    return f"tried with {len(flags)} sets of flags: migraphx-driver-flags.log"
+        out.unlink(missing_ok=True)
+        target = Target("migraphx", architecture, "f32", options, info.inputs, info.outputs)
+        line = migraphx.command_line(target, graph, out, here=here)
+        said += output_of(line, session.left, variables)
+        said += f"wrote {out.stat().st_size if out.exists() else 0:,} bytes\n\n"
+        write_text(session.folder / "migraphx-driver-flags.log", said)
+    return f"tried with {len(tries)} sets of flags for {architecture}: migraphx-driver-flags.log"
+
+
+def amd_gpu() -> tuple[str, dict[str, str]]:
+    """Architecture of the AMD GPU that latentc uses, and the environment in which a program sees that one only; empty
+    where HIP can't be used. Raises `RuntimeMissing` without a GPU.
+    """
+    gpus = amd_gpus()
+    if not gpus:
+        raise RuntimeMissing("This machine has no AMD GPU.")
+    try:
+        number = hip.number_of()
+    except RuntimeMissing as exc:
+        log.info("%s", exc)
+        return str(max(gpus, key=lambda gpu: gpu.memory_bytes or 0).architecture), {}
+    address = hip.addresses()[number].lower().partition(".")[0]
+    return next(str(gpu.architecture) for gpu in gpus if gpu.address == address), hip.alone(number)
+
+
+def flag_sets(architecture: str, *, here: bool) -> list[tuple[dict[str, Option], bool]]:
+    """Options of MIGraphX's adapter to try, and whether for the GPU itself, or for its architecture only."""
+    shipped = [one for one in map(load_profile, profile_names()) if one.runtime == "migraphx"]
+    params = next((one.options for one in shipped if one.device == architecture and one.options), DEFAULT_PARAMS)
+    on_gpu: tuple[dict[str, Option], ...] = ({}, {"fast_math": True}, {"exhaustive_tune": True})
+    return [*((options, True) for options in on_gpu if here), ({}, False), (dict(params), False)]
 
 
 def require(profile: Profile) -> None:

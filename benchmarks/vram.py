@@ -1,4 +1,4 @@
-"""GPU memory, from NVML for NVIDIA and AMD SMI for AMD.
+"""GPU memory and clocks, from NVML for NVIDIA and AMD SMI for AMD.
 
 Both are imported on demand. Without a driver both fail, and not only with ImportError (amdsmi 7.0.2 raises KeyError),
 so any exception means that the library is unavailable.
@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from ..core.record import Record
-from .records import Vram
+from .records import Clocks, Vram
 
 Answer = TypeVar("Answer")
 
@@ -31,6 +31,8 @@ class Device:
     """Bytes by process id."""
     used: Callable[[], int]
     """Bytes used by all processes."""
+    clocks: Callable[[], Clocks]
+    """Clocks, power and temperature at this moment."""
 
 
 @dataclass
@@ -98,6 +100,12 @@ def devices() -> list[Device]:
     return found
 
 
+def clocks(listed: Sequence[Device]) -> tuple[Clocks, ...]:
+    """The state of these GPUs at this moment; those that report nothing are left out."""
+    found = [_asked(device.clocks) for device in listed]
+    return tuple(one for one in found if one is not None and one.model_dump(exclude={"device"}, exclude_none=True))
+
+
 def _asked(question: Callable[[], Answer]) -> Answer | None:
     try:
         return question()
@@ -129,9 +137,25 @@ def _nvml() -> list[Device]:
                 if each.usedGpuMemory is not None
             }
 
-        return Device(f"NVIDIA {index}", by_process, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+        def clocks() -> Clocks:
+            milliwatts = _asked(lambda: int(nvml.nvmlDeviceGetPowerUsage(handle)))
+            return Clocks(
+                device=f"NVIDIA {index}",
+                core_mhz=_asked(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+                memory_mhz=_asked(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
+                watts=None if milliwatts is None else milliwatts / 1000,
+                celsius=_asked(lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+            )
+
+        return Device(f"NVIDIA {index}", by_process, lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used), clocks)
 
     return [found for index in range(nvml.nvmlDeviceGetCount()) if (found := _asked(partial(device, index)))]
+
+
+def _watts(power: Mapping[str, Any]) -> float:
+    """Power of the socket. Some GPUs report the present one, others an average, and "N/A" in place of the other."""
+    both = (power.get("current_socket_power"), power.get("average_socket_power"), power.get("socket_power"))
+    return next(float(one) for one in both if isinstance(one, (int, float)))
 
 
 def _amdsmi() -> list[Device]:
@@ -148,6 +172,19 @@ def _amdsmi() -> list[Device]:
         def used() -> int:
             return int(smi.amdsmi_get_gpu_memory_usage(handle, smi.AmdSmiMemoryType.VRAM))
 
-        return Device(f"AMD {index}", by_process, used)
+        def clock(kind: Any) -> int | None:
+            return _asked(lambda: int(smi.amdsmi_get_clock_info(handle, kind)["clk"]))
+
+        def clocks() -> Clocks:
+            sensor, current = smi.AmdSmiTemperatureType.HOTSPOT, smi.AmdSmiTemperatureMetric.CURRENT
+            return Clocks(
+                device=f"AMD {index}",
+                core_mhz=clock(smi.AmdSmiClkType.GFX),
+                memory_mhz=clock(smi.AmdSmiClkType.MEM),
+                watts=_asked(lambda: _watts(smi.amdsmi_get_power_info(handle))),
+                celsius=_asked(lambda: float(smi.amdsmi_get_temp_metric(handle, sensor, current))),
+            )
+
+        return Device(f"AMD {index}", by_process, used, clocks)
 
     return [device(index, handle) for index, handle in enumerate(smi.amdsmi_get_processor_handles())]

@@ -11,9 +11,10 @@ from pathlib import Path
 import typer
 from rich.markup import escape
 
-from ..benchmarks.probe import chosen_trials, usable_profiles
+from ..benchmarks.probe import chosen_trials, shipped_profiles
 from ..benchmarks.probe import probe as run
 from ..core.errors import RequestError, RuntimeMissing
+from ..core.units import counted
 from ..profiles import Profile
 from .progress import shown
 from .show import emit, table
@@ -49,7 +50,7 @@ def probe(
 
     Raises `typer.Exit` with code 1 where a trial failed, and 3 where none was done.
     """
-    chosen = usable_profiles() if profiles is None else list(profiles)
+    chosen, left_out = shipped_profiles() if profiles is None else (list(profiles), {})
     if not chosen:
         raise RuntimeMissing("No profile works on this machine yet. `latentc doctor` says what to install.")
     if output is None:
@@ -58,19 +59,23 @@ def probe(
         return
     try:
         with shown(quiet or as_json) as tell:
-            found = run(chosen, output, minutes=minutes, on_progress=tell, only=only, scratch=scratch)
+            found = run(
+                chosen, output, minutes=minutes, on_progress=tell, only=only, scratch=scratch, left_out=left_out
+            )
     except KeyboardInterrupt:
         if output.exists():
             say(f"{output} has the results so far.", err=True)
         raise
     counts = Counter(one.outcome for one in found)
     if as_json:
-        emit({"archive": str(output), "trials": [one.model_dump() for one in found]})
+        emit({"archive": str(output), "trials": [one.model_dump() for one in found], "left_out": left_out})
     else:
         listed = table(None, "trial", "outcome", "seconds", "result", right=("seconds",))
         for one in found:
             listed.add_row(one.name, one.outcome, f"{one.seconds:.0f}", escape(one.found))
         Screen(highlight=False).print(listed)
-        say(f"Results: {output}. Read summary.md in it before you attach it to a report. Nothing was sent.")
+        if left_out:
+            say(f"{counted(len(left_out), 'profile')} for other devices were not tried; summary.md lists the reasons.")
+        say(f"Results: {output}. Nothing was sent. Read its summary.md, then attach it to an issue of latentc.")
     if counts["failed"] or not counts["done"]:
         raise typer.Exit(1 if counts["failed"] else NOTHING)

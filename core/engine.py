@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from .tensors import Array
 
@@ -28,6 +29,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory. It cannot be used afterwards."""
+        ...
+
+
+@dataclass
+class DeviceUse:
+    """What the calls of one engine came to on its device, since it was loaded."""
+
+    seconds: float = 0.0
+    """Time by the device's own clock, without copies of inputs and outputs."""
+    calls: int = 0
+    replays: int = 0
+    """Calls that replayed a recorded graph, instead of launching each kernel."""
+
+
+@runtime_checkable
+class Clocked(Protocol):
+    """An engine whose device measures the time of its calls."""
+
+    @property
+    def device_use(self) -> DeviceUse | None:
+        """Grows with each call; None where the device isn't asked."""
         ...
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..core.engine import Engine
 from ..core.errors import ProfileError, RuntimeMissing
@@ -323,6 +323,19 @@ class Runtime(Protocol):
                 raise ProfileError(f"{self.facts.title} has no option {name!r}. {suggest(name, list(known))}")
             if allowed := misfit(value, known[name]):
                 raise ProfileError(f"{name} is {value!r}; it must be {allowed}. Correct it under [options].")
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """An adapter whose library can say what it made of a part, and how it runs it."""
+
+    def inspect(self, artifact: Path, job: Job) -> dict[str, Any]:
+        """Load an engine in its folder `artifact`, call it a few times with zeros, and return what its library says, in
+        JSON's types. `replayed` is whether the last call replayed a recorded graph. The artifact is not changed.
+
+        Raises `RuntimeMissing` or `CompileError`.
+        """
+        ...
 
 
 @runtime_checkable

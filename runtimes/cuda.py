@@ -1,4 +1,5 @@
-"""NVIDIA's driver library through its C interface: device memory, copies, one stream and its graphs; no CUDA toolkit.
+"""NVIDIA's driver library through its C interface: device memory, copies, one stream, its graphs and clock; no
+CUDA toolkit.
 
 Source: CUDA Driver API, docs.nvidia.com/cuda/cuda-driver-api. Functions are called by their versioned names (`_v2`).
 """
@@ -10,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint64, c_void_p
 from threading import Lock
 from traceback import clear_frames
 from typing import Any
@@ -187,6 +188,26 @@ class Driver:
     def forget(self, graph: int) -> None:
         """Free a captured graph."""
         self._here("cuGraphExecDestroy", c_void_p(graph))
+
+    def event(self) -> int:
+        """Create an event: a point in the stream's work at which the GPU reads its clock; returns its handle."""
+        event = c_void_p()
+        self._here("cuEventCreate", byref(event), 0)
+        return event.value or 0
+
+    def record(self, event: int) -> None:
+        """Let the GPU reach the event after the work that the stream was given so far."""
+        self._here("cuEventRecord", c_void_p(event), self._stream)
+
+    def elapsed(self, first: int, last: int) -> float:
+        """Seconds of the GPU between two recorded events; `wait` must have been called since."""
+        milliseconds = c_float()
+        self._here("cuEventElapsedTime", byref(milliseconds), c_void_p(first), c_void_p(last))
+        return milliseconds.value / 1000
+
+    def drop(self, event: int) -> None:
+        """Free an event."""
+        self._here("cuEventDestroy_v2", c_void_p(event))
 
     def close(self) -> None:
         """Destroy the stream."""

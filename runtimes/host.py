@@ -10,10 +10,10 @@ from weakref import WeakSet
 
 import numpy as np
 
-from ..core.engine import Run
+from ..core.engine import DeviceUse, Run
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.process import check_process, never_freed
-from ..core.shapes import sizes_of
+from ..core.shapes import shape_of, sizes_of
 from ..core.tensors import Array
 from .base import Target
 
@@ -43,6 +43,12 @@ def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
     return sizes
 
 
+def zeros(target: Target, usual: Mapping[str, int]) -> dict[str, Array]:
+    """Inputs of an engine for a trial call; free sizes have their `usual` values."""
+    shapes = target.shape or {tensor.name: shape_of(tensor.shape, usual) for tensor in target.inputs}
+    return {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in target.inputs}
+
+
 _LIVE: WeakSet[HostEngine] = WeakSet()
 
 
@@ -57,10 +63,19 @@ if hasattr(os, "register_at_fork"):
 
 
 class HostEngine:
-    """An engine that calls one function; implements `Engine`. `release` frees the function's resources."""
+    """An engine that calls one function; implements `Engine`. `release` frees the function's resources.
 
-    def __init__(self, target: Target, call: Call, release: Callable[[], None] | None = None) -> None:
-        self.target = target
+    `device_use` is what the function counts of its calls on the device, if it does.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        call: Call,
+        release: Callable[[], None] | None = None,
+        device_use: DeviceUse | None = None,
+    ) -> None:
+        self.target, self.device_use = target, device_use
         self._call: Call | None = call
         self._release = release
         self._lock = Lock()

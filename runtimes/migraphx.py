@@ -122,14 +122,14 @@ class MIGraphX(Runtime):
 
     def unbuildable(self, device: str) -> str | None:
         """Report a driver that is not installed, an unknown device, and one that isn't here, for an old driver."""
-        driver = _driver()
-        if driver is None:
+        program = driver()
+        if program is None:
             return f"migraphx-driver was not found. {INSTALL}"
         if reason := _unknown(device):
             return reason
         if device in _architectures():
             return _no_access(device)
-        if not _crosses(driver):
+        if not _crosses(program):
             return (
                 f"This machine has no {device} GPU, and its migraphx-driver cannot compile without the GPU: it has no "
                 f"{CROSS}, which was added in June 2026. Update ROCm, or build on a machine with the GPU."
@@ -139,8 +139,8 @@ class MIGraphX(Runtime):
     def versions(self) -> dict[str, str]:
         """The version of MIGraphX, from its driver, or from its module where there is no driver."""
         with border(RuntimeMissing, "The version of MIGraphX cannot be read", INSTALL):
-            driver = _driver()  # of the same package as the module, whose own version may be "dev"
-            output = call_program("migraphx-driver", driver, "--version") if driver else str(_module().__version__)
+            program = driver()  # of the same package as the module, whose own version may be "dev"
+            output = call_program("migraphx-driver", program, "--version") if program else str(_module().__version__)
             return {"migraphx": re.findall(r"\d+\.\d+\.\d+", output)[0]}
 
     def device(self, device: str) -> dict[str, str]:
@@ -187,18 +187,15 @@ class MIGraphX(Runtime):
             raise RuntimeMissing(reason)
         write_names(job, out)
         on_progress(f"{job.part}: compile", None)
-        flags: list[str] = ["--enable-offload-copy", *_device_flags(target)]
-        if not target.options.get("fast_math"):
-            flags.append("--disable-fast-math")
         here = target.device in _architectures()
         call_program(
             f"MIGraphX cannot compile {job.part} for {target.device}",
-            *(_driver(), "compile", "--onnx", job.graph, *flags, "--binary", "--output", out / PROGRAM),
+            *command_line(target, job.graph, out / PROGRAM, here=here),
             variables=hip.alone(hip.number_of(target.device)) if here else {},
             result=out / PROGRAM,
         )
         if not here:
-            (out / CROSSED).write_text(" ".join(flags) + "\n", encoding="utf-8")
+            (out / CROSSED).write_text(" ".join(_device_flags(target, here=False)) + "\n", encoding="utf-8")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the program onto the GPU."""
@@ -245,10 +242,18 @@ def _no_access(device: str) -> str | None:
     return None
 
 
-def _device_flags(target: Target) -> list[str]:
+def command_line(target: Target, graph: Path, program: Path, *, here: bool) -> list[str]:
+    """The driver's command line for a GPU that is `here`, or for its architecture only. Raises `CompileError`."""
+    flags = ["--enable-offload-copy", *_device_flags(target, here=here)]
+    if not target.options.get("fast_math"):
+        flags.append("--disable-fast-math")
+    return [str(driver()), "compile", "--onnx", str(graph), *flags, "--binary", "--output", str(program)]
+
+
+def _device_flags(target: Target, *, here: bool) -> list[str]:
     """The driver's flags for a GPU of this machine, or for an architecture. Raises `CompileError`."""
     tune, params = bool(target.options.get(TUNE)), target.options.get(PARAMS)
-    if target.device in _architectures():
+    if here:
         return ["--exhaustive-tune"] if tune else []
     if tune:
         raise CompileError(
@@ -284,7 +289,7 @@ def _crosses(driver: str) -> bool:
     return CROSS in call_program("migraphx-driver", driver, "compile", "--help")
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
     """Path of the compiler; None where it was not found."""
     found = (shutil.which(str(root / "bin" / "migraphx-driver")) for root in hip.roots())
     return shutil.which("migraphx-driver") or next(filter(None, found), None)

@@ -60,6 +60,7 @@ from .placement import (
     plugged,
 )
 from .providers import DEVICE_ID, PROVIDERS, Provider, offered, settings
+from .replay import last_call
 from .weights import read_graph
 
 GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
@@ -373,6 +374,18 @@ class ONNXRuntime(Runtime):
             return {name: output.astype(np.float32, copy=False) for name, output in zip(names, outputs, strict=True)}
 
         return HostEngine(target, call_on_host, kept.close)
+
+    def inspect(self, artifact: Path, job: Job) -> dict[str, Any]:
+        """The nodes that were run one by one in the last call, by provider and operator; none where it was replayed."""
+        target = job.target
+        self._require(target, self.missing(target.place))
+        level = "off" if target.device == "CPU" else str(target.options.get(LEVEL, "all"))
+        with tempfile.TemporaryDirectory() as scratch:  # providers write into their caches
+            copy = shutil.copytree(artifact, Path(scratch) / artifact.name)
+            with border(CompileError, f"ONNX Runtime cannot profile {artifact / GRAPH}", rebuild(artifact)):
+                options, chosen = _options(target, LEVELS[level]), settings(target, copy / CACHE)
+                nodes = last_call(copy / GRAPH, options, target, chosen, job.usual)
+        return {"nodes_of_last_call": nodes, "replayed": not nodes}
 
     def _require(self, target: Target, reason: str | None) -> None:
         if reason:

@@ -34,7 +34,7 @@ from . import hip
 from .base import Target, numbered
 from .border import ENOUGH, border, first_line
 from .cuda import uncaptured
-from .host import Bound
+from .host import Bound, zeros
 from .providers import DEVICE_ID, PROVIDERS, Provider, fixed
 
 Placement = dict[str, dict[str, int]]
@@ -209,12 +209,7 @@ def place(
 
     Free sizes have their `usual` values.
     """
-    feeds = {
-        tensor.name: np.zeros(
-            target.shape[tensor.name] if target.shape else shape_of(tensor.shape, usual), tensor.dtype
-        )
-        for tensor in target.inputs
-    }
+    feeds = zeros(target, usual)
     with tempfile.TemporaryDirectory() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "call")

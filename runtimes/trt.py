@@ -42,7 +42,7 @@ from .cuda import (
     open_driver,
     uncaptured,
 )
-from .host import HostEngine
+from .host import HostEngine, zeros
 from .ranges import bounds
 from .trt_cache import read_cache, timing_path
 from .trt_log import logger
@@ -51,12 +51,13 @@ from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
 
 PLAN = "engine.plan"
 PRECISIONS: tuple[Precision, ...] = ("f32", "tf32", "f16")
-LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT = (
+LEVEL, STREAMED, WORKSPACE, GRAPH, REFIT, DETAILS = (
     "builder_optimization_level",
     "weight_streaming_budget_mb",
     "workspace_mb",
     "cuda_graph",
     "refit",
+    "detailed_layers",
 )
 OPTIONS: dict[str, Kind] = {
     LEVEL: range(6),
@@ -64,12 +65,14 @@ OPTIONS: dict[str, Kind] = {
     WORKSPACE: range(1, 1 << 30),
     GRAPH: bool,
     REFIT: bool,
+    DETAILS: bool,
 }
 """Options and their valid values.
 
 `weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and limits those that are;
 `workspace_mb` limits the workspace of a kernel; `cuda_graph` captures the work of a call as a CUDA graph;
-`refit` builds a plan whose weights can be replaced (TensorRT only).
+`refit` builds a plan whose weights can be replaced (TensorRT only); `detailed_layers` builds a plan that states the
+types and tactics of its layers, for `latentc probe`.
 """
 
 ATTENTION = "IAttentionInputLayer"
@@ -89,6 +92,8 @@ UPDATE = (
     "opset = 18, the attention scores are stored, and take 1 GB in Stable Diffusion 1.5."
 )
 """How to get support for opset 23."""
+INSPECTED_CALLS = 3
+"""The first call is captured, the others are replayed."""
 
 JETSON = "sm87"
 """Its memory is too small for the attention scores that opset 18 stores."""
@@ -327,10 +332,14 @@ class TensorRT(Runtime):
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the plan onto the GPU."""
         del files
+        loaded = self._open(artifact, target)
+        return HostEngine(target, loaded.call, loaded.release, loaded.use)
+
+    def _open(self, artifact: Path, target: Target) -> LoadedPlan:
         if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
         budget = target.options.get(STREAMED)
-        loaded = LoadedPlan(
+        return LoadedPlan(
             _library(self._is.module),
             _logger(self._is.module),
             artifact / PLAN,
@@ -339,7 +348,21 @@ class TensorRT(Runtime):
             streamed=None if budget is None else int(budget) << 20,
             compiles=self._is.builds_elsewhere,
         )
-        return HostEngine(target, loaded.call, loaded.release)
+
+    def inspect(self, artifact: Path, job: Job) -> dict[str, Any]:
+        """The library's description of the layers, with types and tactics if the option `detailed_layers` is set."""
+        target = job.target
+        feeds = zeros(target, job.usual)
+        loaded = self._open(artifact, target)
+        engine = HostEngine(target, loaded.call, loaded.release, loaded.use)
+        try:
+            for _ in range(INSPECTED_CALLS - 1):
+                engine.run(feeds)
+            before = loaded.use.replays
+            engine.run(feeds)
+            return {"layers": loaded.layers(), "replayed": loaded.use.replays > before}
+        finally:
+            engine.close()
 
 
 def _advice(target: Target) -> str:
@@ -415,6 +438,8 @@ def _configure(trt: Any, config: Any, target: Target) -> None:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if options.get(GRAPH) and hasattr(trt.BuilderFlag, OWN_MEMORY):  # required for capture
         config.set_flag(getattr(trt.BuilderFlag, OWN_MEMORY))
+    if options.get(DETAILS):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.get(REFIT):
         config.set_flag(trt.BuilderFlag.REFIT)
 

@@ -6,6 +6,7 @@ time. It is as large as the requested shapes need, not the largest shapes of the
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..core.engine import DeviceUse
 from ..core.errors import CompileError
 from ..core.shapes import shape_of
 from ..core.tensors import Array
@@ -48,7 +50,7 @@ class LoadedPlan:
         compiles: bool = False,
     ) -> None:
         log.clear()
-        self._log, self._target, self._graphed = log, target, graphed
+        self._library, self._log, self._target, self._graphed = library, log, target, graphed
         self._buffers: dict[str, tuple[int, int]] = {}
         self._there: dict[str, Array] = {}
         """Bound arrays that are on the device."""
@@ -57,9 +59,13 @@ class LoadedPlan:
         self._place: tuple[int, int] | None = None
         """Address and size of the memory that the context was given."""
         self._graph: int | None = None
+        self._events: tuple[int, ...] = ()
+        """Around the work of a call, without its copies."""
+        self.use = DeviceUse()
         self._cache: RuntimeCache | None = None
         self._called: set[tuple[tuple[int, ...], ...]] = set()
         """Shapes of inputs that were called; code may be compiled in the first call of each."""
+        self._engine: Any = cast("Any", None)
         self._context: Any = cast("Any", None)
         self._driver: Driver | None = open_driver(target.device)
         self._room = ROOMS[self._driver.ordinal]
@@ -67,6 +73,8 @@ class LoadedPlan:
         try:
             with border(CompileError, f"TensorRT cannot load {path}", rebuild(path.parent)), self._driver.current():
                 self._open(library, path, streamed=streamed, compiles=compiles)
+                for _ in range(2):
+                    self._events += (self._driver.event(),)
         except BaseException:
             self.release()
             raise
@@ -110,6 +118,8 @@ class LoadedPlan:
                     for name, array in outputs.items():
                         driver.copy_out(array, self._buffers[name][0])
                     driver.wait()
+                    self.use.seconds += driver.elapsed(*self._events)
+                    self.use.calls += 1
                 except BaseException:
                     with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
                         driver.wait()
@@ -119,6 +129,21 @@ class LoadedPlan:
                 self._cache.save()
                 self._called.add(shapes)
         return outputs
+
+    def layers(self) -> Any:
+        """What the library says of the engine's layers, in JSON's types: names and, for a plan that was built with
+        details, types, formats and tactics. As text where it isn't valid JSON.
+        """
+        assert self._driver is not None
+        with border(CompileError, "TensorRT cannot inspect the engine", ENOUGH), self._driver.current():
+            inspector = self._engine.create_engine_inspector()
+            inspector.execution_context = self._context
+            text = str(inspector.get_engine_information(self._library.LayerInformationFormat.JSON))
+            del inspector  # while the context is current
+        try:  # names of layers may have characters that JSON would escape
+            return json.loads(text, strict=False)
+        except ValueError:
+            return text
 
     def release(self) -> None:
         """Free the device's memory."""
@@ -131,6 +156,8 @@ class LoadedPlan:
             last.callback(self._room.leave, driver)
             for address, _ in self._buffers.values():
                 last.callback(driver.free, address)
+            for event in self._events:
+                last.callback(driver.drop, event)
             last.callback(self._forget)
             last.callback(self._drop_graph, driver)
             if self._cache is not None:
@@ -191,10 +218,15 @@ class LoadedPlan:
 
     def _work(self, driver: Driver) -> None:
         """Run, or replay the captured graph. The first run at an address isn't captured: it may still load kernels."""
+        before, after = self._events
+        driver.record(before)
         if self._graph is not None:
             driver.launch(self._graph)
+            driver.record(after)
+            self.use.replays += 1
             return
         self._execute(driver)
+        driver.record(after)
         if self._graphed:
             driver.wait()
             if self._cache is not None and not self._context.is_stream_capturable(driver.stream):

@@ -82,10 +82,13 @@ class ProfileSubject:
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline, with all engines."""
         from ...sampling.draw import SCHEDULER
+        from ..device import ClockedEngines, DeviceLog
 
         start = perf_counter()
-        self._pipeline = self._pipeline_class.open(brief.bundle, self._profile)
+        opened = self._pipeline_class.open(brief.bundle, self._profile)
         seconds = perf_counter() - start
+        self._log = DeviceLog()
+        self._pipeline = opened.through(lambda engines: ClockedEngines(engines, self._log))
         bundle = self._pipeline.bundle
         return Loaded(seconds, self._pipeline.describe(), str(bundle.json(SCHEDULER).get("_class_name")))
 
@@ -93,6 +96,7 @@ class ProfileSubject:
         """Generate as `latentc run`, up to the pixels; the noise comes from the seed."""
         from ...core.request import Request
 
+        self._log.clear()
         result = self._pipeline(Request(**wish.request))
         pictures: tuple[str, ...] = ()
         if wish.keep is not None:
@@ -102,7 +106,15 @@ class ProfileSubject:
             for image, path in zip(result.images, pictures, strict=True):
                 Image.fromarray(image).save(Path(path))
         seconds = result.seconds
-        return Timed(seconds["text_encoder"], result.step_seconds, seconds["vae_decoder"], seconds["total"], pictures)
+        return Timed(
+            text_encoder=seconds["text_encoder"],
+            denoiser=result.step_seconds,
+            vae_decoder=seconds["vae_decoder"],
+            total=seconds["total"],
+            pictures=pictures,
+            device_seconds=self._log.by_stage(self._pipeline.bundle),
+            replays=self._log.counts(),
+        )
 
     def refer(self, path: str, suite: str, size: tuple[int, int]) -> None:
         """Generate the suite of this name as the reference, and save it to a file."""

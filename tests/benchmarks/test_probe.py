@@ -2,27 +2,35 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
+import tomllib
 import zipfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from latentc.benchmarks import probe, trials
-from latentc.benchmarks.probe import Outcome, redact, run_trial, usable_profiles
+from latentc.benchmarks import facts, probe, trials
+from latentc.benchmarks.pairs import PAIRS, beyond, pairs_of
+from latentc.benchmarks.probe import Outcome, redact, run_trial, shipped_profiles
 from latentc.benchmarks.records import read_records
-from latentc.benchmarks.trials import NOT_RUN, PAIRS, Session, Trial, pairs_of
+from latentc.benchmarks.trials import NOT_RUN, Session, Trial
 from latentc.cli.app import app
+from latentc.compiler.targets import targets
 from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
+from latentc.core.recipes import RECIPES
 from latentc.profiles import load_profile
-from latentc.runtimes import runtime
-from latentc.runtimes.machine import machine
+from latentc.runtimes import hip, runtime
+from latentc.runtimes.iree import DYLIB
+from latentc.runtimes.machine import AmdGpu, Gpu, machine
 
 ORT = load_profile("cpu-onnxruntime")
 
@@ -75,9 +83,12 @@ def test_trials_follow_from_the_profiles():
     cuda, tensorrt = load_profile("h100"), load_profile("h100-tensorrt")
     names = list(trials.trials([cuda, tensorrt, ORT]))
     assert names.index("machine") < names.index("build-scenes-h100") < names.index("scenes") < names.index("sd15")
-    assert {"build-sd15-h100", "build-sd15-h100-tensorrt", "pairs-h100", "pairs-h100-tensorrt", "sdxl"} <= set(names)
+    assert {"build-sd15-h100", "build-sd15-h100-tensorrt", "pairs-sd15-h100", "pairs-scenes-h100-tensorrt"} <= set(
+        names
+    )
+    assert names.index("pairs-scenes-h100") < names.index("sd15") < names.index("pairs-sd15-h100") < names.index("sdxl")
     assert {"load-cpu-onnxruntime", "close-cpu-onnxruntime", "contract-onnxruntime"} <= set(names)
-    assert not {"build-sd15-cpu-onnxruntime", "pairs-cpu-onnxruntime"} & set(names), "full sizes are for GPUs"
+    assert not {"build-sd15-cpu-onnxruntime", "pairs-scenes-cpu-onnxruntime"} & set(names), "full sizes are for GPUs"
     assert "sd15" not in trials.trials([ORT])
 
 
@@ -91,6 +102,39 @@ def test_each_pair_changes_one_thing_that_its_runtime_has(name):
         changed = {field for field in type(profile).model_fields if getattr(profile, field) != getattr(variant, field)}
         assert len(changed - {"name"}) == 1
         assert variant.options.keys() <= known.options.keys()
+        assert variant.opset <= known.newest_opset
+
+
+def comes_to(profile, bundle):
+    """What each part is built with: the settings that a profile leaves out have their libraries' defaults."""
+    adapter = runtime(profile.runtime)
+    off = {name: False for name, kind in adapter.facts.options.items() if kind is bool}
+    found = targets(bundle, profile, adapter, tuple(RECIPES))
+    return profile.opset, [(part, one.precision, one.shape, off | dict(one.options)) for part, one in found]
+
+
+@pytest.mark.parametrize("name", [name for name in probe.profile_names() if load_profile(name).device != "CPU"])
+def test_both_sides_of_each_pair_differ_in_what_is_built(name, exported):
+    profile, bundle = load_profile(name), exported("sd1")
+    sides = [comes_to(one, bundle) for one in [profile, *pairs_of(profile)]]
+    assert all(one != sides[0] for one in sides[1:])
+    switches = {"onnxruntime": "enable_cuda_graph", "tensorrt": "cuda_graph", "tensorrt-rtx": "cuda_graph"}
+    if profile.device.startswith(("CUDA", "sm")):
+        switch = switches[profile.runtime]
+        flipped = [
+            one for one in pairs_of(profile) if one.options.get(switch, False) != profile.options.get(switch, False)
+        ]
+        assert len(flipped) == 1, "CUDA graphs on and off"
+    if profile.device not in ("NPU", "QNN"):
+        assert pairs_of(profile)
+
+
+def test_a_pair_in_what_the_gpu_does_not_compute_in_is_left_out():
+    profile = load_profile("rtx-2080")
+    left = {one.name: beyond(one) for one in pairs_of(profile)}
+    assert left["rtx-2080-vae-tf32"] == "rtx-2080-vae-tf32 was left out: sm75 does not compute in tf32"
+    assert left["rtx-2080-graph"] is None
+    assert "rtx-2080-vae-f16" not in left, "it is in f16 already"
 
 
 def test_every_pair_belongs_to_a_shipped_profile():
@@ -100,12 +144,41 @@ def test_every_pair_belongs_to_a_shipped_profile():
 
 
 def test_shipped_profiles_that_work_here_are_tried():
-    found = usable_profiles()
+    found, left_out = shipped_profiles()
     assert found
     assert all(runtime(one.runtime).missing(one.device) is None for one in found)
     on_cpu = [one.runtime for one in found if one.device == "CPU"]
     assert len(set(on_cpu)) == len(on_cpu)
     assert not {"null", "torch"} & set(on_cpu)
+    on_gpu = {name for name in probe.profile_names() if load_profile(name).device != "CPU"}
+    assert on_gpu == left_out.keys() | {one.name for one in found if one.device != "CPU"}
+    assert all(len(reason) > 20 for reason in left_out.values())
+
+
+def test_each_profile_that_is_not_tried_has_its_reason_in_the_archive(tmp_path, monkeypatch):
+    here = machine().model_copy(update={"gpus": (Gpu(name="H100", vendor="NVIDIA", architecture="sm_90"),)})
+    monkeypatch.setattr(probe, "machine", lambda: here)
+
+    def missing(self, device):
+        if device == "gfx90a":
+            raise OSError("libamdhip64.so.7: version not found")
+        return None if device in ("CPU", "CUDA") else f"This machine has no {device}."
+
+    for name in ("onnxruntime", "iree"):
+        monkeypatch.setattr(type(runtime(name)), "missing", missing)
+    found, left_out = shipped_profiles()
+    assert "h100" in [one.name for one in found]
+    assert left_out["mi300x"] == "This machine has no gfx942."
+    assert left_out["mi250x"] == "OSError: libamdhip64.so.7: version not found"
+    assert left_out["mi300x-migraphx"] == "It is for gfx942; GPU architectures found: sm_90."
+    output = tmp_path / "probe.zip"
+    probe.probe(found, output, minutes=0, on_progress=quiet, only=["machine"], left_out=left_out)
+    with zipfile.ZipFile(output) as archive:
+        kept = json.loads(archive.read("not-tried.json"))
+    assert kept == left_out
+    assert "| mi300x | This machine has no gfx942. |" in outcomes(output)[1]
+    probe.probe([ORT], output, minutes=0, on_progress=quiet, only=["machine"])
+    assert "| h100 | It is not among the profiles that were requested" in outcomes(output)[1].replace("\\", "")
 
 
 READY = "open(sys.argv[1], 'w').close()\n"
@@ -233,11 +306,94 @@ def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
 def test_only_known_variables_of_the_environment_are_read(session, monkeypatch):
     monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-secret")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    trials.machine_facts(session)
+    facts.machine_facts(session.folder)
     kept = json.loads((session.folder / "environment.json").read_text())
     assert kept["NVIDIA_TF32_OVERRIDE"] == "0"
     assert "NVIDIA_API_KEY" not in kept
-    assert not [name for name in trials.VARIABLES if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS"))]
+    assert not [name for name in facts.VARIABLES if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS"))]
+
+
+SECRETS = ("C02XK0AAJHD5", "ADAS-PC", "ada", "adas-mac", "0F1E2D3C", "4D36E968", "00000000-0000-0000-0000-10de2684")
+PLANTED = {
+    "system_profiler": """{
+  "SPDisplaysDataType" : [
+    {
+      "_name" : "Apple M3 Max",
+      "spdisplays_ndrvs" : [
+        {
+          "_name" : "Studio Display of adas-mac",
+          "_spdisplays_display-serial-number" : "C02XK0AAJHD5",
+          "spdisplays_display_uuid" : "0F1E2D3C"
+        }
+      ],
+      "sppci_cores" : "40"
+    }
+  ]
+}""",
+    "vulkaninfo": "deviceName = NVIDIA RTX 4090\\n\\tdeviceUUID = 00000000-0000-0000-0000-10de2684\\n",
+    "dxdiag": "",
+}
+XML = (
+    "<?xml version='1.0'?><DxDiag><SystemInformation><MachineName>ADAS-PC</MachineName>"
+    "<MachineId>{0F1E2D3C}</MachineId></SystemInformation>"
+    "<DisplayDevice><CardName>NVIDIA RTX 4090</CardName><DeviceIdentifier>{4D36E968}"
+    "</DeviceIdentifier></DisplayDevice><SerialNumber>C02XK0AAJHD5</SerialNumber><Path>C:\\\\Users\\\\ada\\\\x</Path></DxDiag>"
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_what_programs_write_is_kept_without_names_and_numbers(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(probe.platform, "node", lambda: "adas-mac.local")
+    monkeypatch.setattr(probe.getpass, "getuser", lambda: "ada")
+    monkeypatch.setattr(facts, "LOOK_SECONDS", 0.05)
+    tools, folder = tmp_path / "tools", tmp_path / "archive"
+    tools.mkdir()
+    folder.mkdir()
+    (tmp_path / "planted.xml").write_text(XML, encoding=encoding)
+    for name, text in PLANTED.items():
+        (tools / f"{name}.txt").write_text(text.replace("\\n", "\n").replace("\\t", "\t"))
+        write = f'for file; do :; done; (sleep 0.2; cp {tmp_path}/planted.xml "$file") >/dev/null 2>&1 &'
+        (tools / name).write_text(f"#!/bin/sh\ncat {tools}/{name}.txt\n{write if name == 'dxdiag' else ''}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.setattr(facts, "diagnose", list)
+    facts.machine_facts(folder)
+    (folder / "devices.json").write_text(json.dumps({"gpus": [{"uuid": "0F1E2D3C", "name": "RTX 4090"}]}))
+    (folder / "not-tried.json").write_text("{}")
+    output = tmp_path / "probe.zip"
+    probe._pack(folder, [], output, {})
+    with zipfile.ZipFile(output) as archive:
+        kept = {name: archive.read(name).decode() for name in archive.namelist()}
+    everything = "\n".join(kept.values())
+    assert [secret for secret in SECRETS if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", everything)] == []
+    assert '"_name" : "Apple M3 Max"' in kept["system_profiler.log"]
+    assert '"sppci_cores" : "40"' in kept["system_profiler.log"]
+    assert "<CardName>NVIDIA RTX 4090</CardName>" in kept["dxdiag.xml"]
+    assert "deviceName = NVIDIA RTX 4090" in kept["vulkaninfo.log"]
+    assert json.loads(kept["devices.json"]) == {"gpus": [{"uuid": "(removed)", "name": "RTX 4090"}]}
+
+
+def test_devices_of_each_library_are_listed_and_what_fails_says_why(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("libamdhip64.so.7: undefined symbol")
+
+    monkeypatch.setattr(facts.hip, "library", lambda: "/opt/rocm/lib/libamdhip64.so.7")
+    monkeypatch.setattr(facts.hip, "addresses", lambda: ("0000:03:00.0", "0000:0e:00.0"))
+    monkeypatch.setattr(facts.hip, "number_of", broken)
+    monkeypatch.delenv(DYLIB, raising=False)
+    monkeypatch.setitem(facts.os.environ, DYLIB, "file:none")
+    said = facts.list_devices(tmp_path)
+    found = json.loads((tmp_path / "devices.json").read_text())
+    assert found["hip"]["library"] == "/opt/rocm/lib/libamdhip64.so.7"
+    assert found["hip"]["addresses"] == ["0000:03:00.0", "0000:0e:00.0"]
+    assert found["hip"]["number"] == {"error": "OSError: libamdhip64.so.7: undefined symbol"}
+    assert "CPUExecutionProvider" in found["onnxruntime"]["providers"]
+    assert "FULL_DEVICE_NAME" in found["openvino"]["CPU"]
+    assert {"vulkan", "hip", "local-task"} <= found["iree"].keys()
+    assert said.startswith("devices.json: ")
+    listed = [one for each in found["iree"].values() if isinstance(each, list) for one in each]
+    assert listed
+    assert all(one.keys() == {"device_id", "name"} for one in listed), "no identifier of a single device"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
@@ -301,6 +457,61 @@ def test_an_engine_that_loading_changes_fails(session, own_bundle, monkeypatch):
     monkeypatch.setattr(trials, "_files", lambda bundle, names: next(lists))
     with pytest.raises(LatentcError, match=r"changed the engine: unet-1/graph\.onnx"):
         trials.load_twice(ORT, session)
+
+
+class Drawing:
+    """A process that says what its generations came to: `replays` of each."""
+
+    def __init__(self, replays):
+        self.replays = replays
+
+    def __call__(self, python, module):
+        self.answers = iter(self.replays)
+        return nullcontext(self)
+
+    def ask(self, verb, what, limit):
+        return {"seconds": 1.0, "replays": next(self.answers)} if verb == "draw" else {"seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "last", "outcome"),
+    [
+        ({"cuda_graph": True}, {"unet": (4, 4), "vae_decoder": (1, 1)}, "unet 4 of 4, vae_decoder 1 of 1"),
+        ({"cuda_graph": True}, {"unet": (4, 4), "vae_decoder": (0, 1)}, "records calls, but not all were replayed"),
+        ({}, {"unet": (0, 4)}, "unet 0 of 4"),
+        ({"cuda_graph": True}, None, "files, unchanged"),
+    ],
+)
+def test_a_loaded_engine_shows_that_its_calls_are_replayed(session, monkeypatch, options, last, outcome):
+    profile = load_profile("h100-tensorrt").model_copy(update={"options": options})
+    monkeypatch.setattr(trials, "require", lambda profile: None)
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: SimpleNamespace(folder=session.scratch))
+    monkeypatch.setattr(trials, "build", lambda *_: SimpleNamespace(engines=[]))
+    monkeypatch.setattr(trials, "_files", lambda bundle, names: {"engine.plan": "a"})
+    monkeypatch.setattr(trials, "Process", Drawing([{"unet": (0, 4)}, {"unet": (3, 4)}, last]))
+    failing = pytest.raises(LatentcError, match=outcome) if "but not" in outcome else nullcontext()
+    with failing:
+        assert trials.load_twice(profile, session).endswith(outcome)
+    kept = json.loads((session.folder / "load-h100-tensorrt.json").read_text())
+    assert [len(one["runs"]) for one in kept["processes"]] == [trials.LOADED_RUNS] * 2
+
+
+def test_layers_are_kept_by_engine_and_recorded_calls_must_be_replayed(session, own_bundle, monkeypatch):
+    bundle = own_bundle("sd1")
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    said = trials.inspect(ORT, "scenes", session)
+    kept = json.loads((session.folder / "layers-scenes-cpu-onnxruntime.json").read_text())
+    assert said == f"0 of {len(kept)} engines replayed a recorded call"
+    assert {name.rpartition("-")[0] for name in kept} >= {"unet", "vae_decoder"}
+    assert all(one["nodes_of_last_call"]["CPUExecutionProvider"] for one in kept.values())
+    monkeypatch.setattr(trials, "records", lambda profile: True)
+    with pytest.raises(LatentcError, match="0 of .* although the profile records calls"):
+        trials.inspect(ORT, "scenes", session)
+    monkeypatch.undo()
+    recording = [name for name in probe.profile_names() if trials.records(load_profile(name))]
+    assert recording == ["h100", "h100-onnxruntime-tensorrt", "h100-tensorrt", "jetson-orin"]
+    tensorrt = trials.trials([load_profile("rtx-4090")])
+    assert {"inspect-scenes-rtx-4090", "inspect-sd15-rtx-4090"} <= tensorrt.keys()
 
 
 @pytest.mark.parametrize(("grows", "leaks"), [(0, False), (70_000_000, True), (2_000_000, False)])
@@ -389,3 +600,76 @@ def test_the_command_lists_trials_and_refuses_other_endings(tmp_path, monkeypatc
     again = CliRunner().invoke(app, [*command, "-o", "probe.zip"])
     assert "already exists" in str(again.exception)
     assert Path("probe.zip").read_bytes() == kept
+
+
+def test_what_owners_are_told_to_install_exists():
+    root = Path(probe.__file__).parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (root / "docs" / "probe.md").read_text()
+    named = {extra for each in re.findall(r'"\.\[([\w,-]+)\]"', text) for extra in each.split(",")}
+    assert {"export", "bench", "onnxruntime-qnn", "tensorrt-rtx"} <= named
+    assert named <= extras.keys()
+    kinds = {name.partition("-")[0] for name in trials.trials([load_profile("h100-tensorrt"), ORT])}
+    table = re.findall(r"(?m)^\| (`.+?) \|", text)
+    assert kinds <= {re.split("[-`]", one)[1] for line in table for one in line.split(", ")}, "each trial is described"
+    owners = ("NVIDIA", "AMD", "Intel Arc", "Windows", "Mac", "Snapdragon")
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "pip install" in line]
+    assert all(any(owner in line for line in lines) for owner in owners)
+    flavours = [sum(one.startswith("onnxruntime") for one in re.findall(r"[\w-]+", line)) for line in lines]
+    assert max(flavours) == 1, "flavours of ONNX Runtime overwrite each other"
+
+
+DRIVER = """#!/bin/sh
+echo "$HIP_VISIBLE_DEVICES|$*" >> "$(dirname "$0")/received"
+for file; do :; done
+case "$*" in *--help*|*FAIL*) ;; *) echo mxr > "$file";; esac
+"""
+
+
+def gpu(architecture, address, memory):
+    return AmdGpu(architecture, architecture, memory, address, 128)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_the_driver_of_migraphx_gets_what_the_adapter_gives_it(session, tmp_path, monkeypatch, usable):
+    """An integrated GPU is HIP's first; the driver is where ROCm is, not on the path."""
+    root = tmp_path / "rocm"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "migraphx-driver").write_text(DRIVER)
+    (root / "bin" / "migraphx-driver").chmod(0o755)
+    monkeypatch.setenv("ROCM_PATH", str(root))
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
+    assert shutil.which("migraphx-driver") is None
+    cards = [gpu("gfx1036", "0000:0e:00", 1 << 29), gpu("gfx942", "0000:03:00", 192 << 30)]
+    monkeypatch.setattr(trials, "amd_gpus", lambda: cards)
+    monkeypatch.setattr(hip, "amd_gpus", lambda: cards)
+
+    def addresses():
+        if not usable:
+            raise RuntimeMissing("hipGetDeviceCount of HIP failed with error 100.")
+        return ("0000:0e:00.0", "0000:03:00.0")
+
+    monkeypatch.setattr(hip, "addresses", addresses)
+    assert "migraphx-driver" in trials.trials([ORT])
+    graph = tmp_path / "model.onnx"
+    part = SimpleNamespace(inputs=(), outputs=())
+    bundle = SimpleNamespace(one=lambda role: "vae_decoder", graph=lambda part: graph, part=lambda name: part)
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
+    said = trials.driver_flags(session)
+    visible, lines = zip(
+        *(line.split("|") for line in (root / "bin" / "received").read_text().splitlines()), strict=True
+    )
+    assert lines[0] == "compile --help"
+    begin = f"compile --onnx {graph} --enable-offload-copy "
+    assert all(line.startswith(begin) for line in lines[1:])
+    flags = [line.removeprefix(begin).partition("--binary --output")[0].strip() for line in lines[1:]]
+    cross = "--gpu-arch gfx942"
+    assert flags == [
+        *(["--disable-fast-math", "", "--exhaustive-tune --disable-fast-math"] if usable else []),
+        f"{cross} --disable-fast-math",
+        f"{cross} --gpu-arch-params {{num_cu:304, num_chiplets:8}} --disable-fast-math",
+    ]
+    assert set(visible[1:]) == ({"1"} if usable else {""}), "the card alone"
+    kept = (session.folder / "migraphx-driver-flags.log").read_text()
+    assert kept.count("wrote 4 bytes") == len(flags)
+    assert said == f"tried with {len(flags)} sets of flags for gfx942: migraphx-driver-flags.log"

@@ -11,6 +11,7 @@ from latentc.benchmarks.records import (
     Figure,
     Likeness,
     Measurement,
+    OnDevice,
     Subject,
     Work,
     append_records,
@@ -53,10 +54,28 @@ def test_the_interval_of_the_median_is_that_of_the_tables(count, low, high):
 
 def test_many_samples_are_summarized():
     found = summarize([float(value) for value in range(4001)])
+    assert found.p95 == 3800
     assert (found.count, found.median, found.p90, found.p99, found.minimum, found.maximum) == (
         4001, 2000, 3600, 3960, 0, 4000,
     )  # fmt: skip
     assert found.spread == pytest.approx(1.96 * 4001**0.5 / 2 / 2000, rel=0.05)
+
+
+def test_the_device_s_own_times_are_beside_those_of_the_wall(measurement):
+    assert measurement.on_device("denoiser") is None
+    assert measurement.draws[0].device_seconds is None
+    assert "device_seconds" not in measurement.model_dump_json(exclude_none=True)
+    own = OnDevice(text_encoder=0.01, denoiser=(0.2, 0.4), vae_decoder=0.1)
+    timed = measurement.model_copy(
+        update={"draws": tuple(one.model_copy(update={"device_seconds": own}) for one in measurement.draws)}
+    )
+    again = Measurement.model_validate_json(timed.model_dump_json(exclude_none=True))
+    assert again == timed
+    found = again.on_device("denoiser")
+    assert (found.count, found.median, found.p95) == (6, pytest.approx(0.3), 0.4)
+    assert again.on_device("vae_decoder").median == 0.1
+    assert again.on_device("host") is again.on_device("total") is None
+    assert again.summary("denoiser") == measurement.summary("denoiser")
 
 
 def test_samples_are_by_stage_and_raw(measurement):

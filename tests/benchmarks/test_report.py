@@ -8,7 +8,7 @@ from PIL import Image
 
 from latentc.benchmarks.charts import LETTER, NARROW, Bar, Strip, bars, pareto, strips
 from latentc.benchmarks.reading import ParityPoint, axis_of, figure, front, points, sections
-from latentc.benchmarks.records import Figure, Likeness, Memory, append_records
+from latentc.benchmarks.records import Clocks, Figure, Likeness, Memory, OnDevice, append_records
 from latentc.benchmarks.report import report
 from latentc.core.errors import LatentcError
 
@@ -95,6 +95,22 @@ def test_one_repetition_has_no_interval_and_no_percentiles(measured, tmp_path):
     (tmp_path / "results.jsonl").unlink()
     page, text, _ = reported(tmp_path, measured("pair", (3.0, 3.1), stable=False))
     assert "—" not in text + page
+
+
+def test_times_of_the_gpu_s_own_clock_are_shown_and_a_dash_for_runtimes_without(measured, tmp_path):
+    timed = measured("rtx-4090", CALM, 30.0)
+    own = OnDevice(text_encoder=0.001, denoiser=(0.0123, 0.0123), vae_decoder=0.002)
+    clocks = (Clocks(device="NVIDIA 0", core_mhz=2520),)
+    draws = tuple(one.model_copy(update={"device_seconds": own, "clocks": clocks}) for one in timed.draws)
+    page, text, _ = reported(tmp_path, timed.model_copy(update={"draws": draws}), measured("vulkan", CALM, 30.0))
+    (line,) = (line for line in text.splitlines() if line.startswith("| rtx-4090 |") and "0.0123" in line)
+    assert line.endswith("| 0.0123 | 0.0123 | 0.00200 | 0.00100 | 2520 |")
+    assert any(line.startswith("| vulkan |") and line.endswith("| — | — | — | — |  |") for line in text.splitlines())
+    assert "this runtime does not ask the GPU's clock" in text
+    assert "<td>0.0123</td><td>0.0123</td>" in page
+    (tmp_path / "results.jsonl").unlink()
+    page, text, _ = reported(tmp_path, measured("vulkan", CALM, 30.0))
+    assert "GPU" not in text, "no table for runs without such times"
 
 
 def test_what_records_say_is_never_markup(measured, tmp_path):

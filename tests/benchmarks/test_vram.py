@@ -1,18 +1,21 @@
 """GPU memory by stand-ins for the vendors' libraries: there is no GPU here."""
 
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from latentc.benchmarks import sampler
+from latentc.benchmarks import bench, sampler, vram
 from latentc.benchmarks.bench import _vram
 from latentc.benchmarks.compare import compare
+from latentc.benchmarks.line import Wish
 from latentc.benchmarks.markdown import markdown
 from latentc.benchmarks.page import page
 from latentc.benchmarks.reading import sections
 from latentc.benchmarks.records import Memory, Vram
-from latentc.benchmarks.vram import Device, VramWatch, devices
+from latentc.benchmarks.vram import Device, VramWatch, clocks, devices
 from latentc.cli.bench import print_rows
 
 
@@ -20,7 +23,7 @@ class Gpus:
     """What two GPUs hold, changed between two looks."""
 
     def __init__(self, used=(0, 0)):
-        self.used = list(used)
+        self.used, self.mhz = list(used), {1: 1980, 2: 2619}
         self.compute, self.graphics = ([], []), ([], [])
 
     def nvml(self):
@@ -35,6 +38,10 @@ class Gpus:
         module.nvmlDeviceGetComputeRunningProcesses = lambda device: listed(self.compute[device])
         module.nvmlDeviceGetGraphicsRunningProcesses = lambda device: listed(self.graphics[device])
         module.nvmlDeviceGetMemoryInfo = lambda device: SimpleNamespace(used=self.used[device], total=80_000)
+        module.NVML_CLOCK_SM, module.NVML_CLOCK_MEM, module.NVML_TEMPERATURE_GPU = 1, 2, 0
+        module.nvmlDeviceGetClockInfo = lambda device, kind: self.mhz[kind]
+        module.nvmlDeviceGetPowerUsage = lambda device: 412_500
+        module.nvmlDeviceGetTemperature = lambda device, sensor: 61
         return module
 
     def amdsmi(self):
@@ -47,6 +54,12 @@ class Gpus:
             {"pid": pid, "memory_usage": {"vram_mem": held, "gtt_mem": 7, "cpu_mem": 7}}
             for pid, held in self.compute[device]
         ]
+        module.AmdSmiClkType = SimpleNamespace(GFX=1, MEM=2)
+        module.AmdSmiTemperatureType = SimpleNamespace(HOTSPOT=1)
+        module.AmdSmiTemperatureMetric = SimpleNamespace(CURRENT=0)
+        module.amdsmi_get_clock_info = lambda device, kind: {"clk": self.mhz[kind], "max_clk": 9}
+        module.amdsmi_get_power_info = lambda device: {"current_socket_power": "N/A", "average_socket_power": 412.5}
+        module.amdsmi_get_temp_metric = lambda device, sensor, metric: 61
         module.amdsmi_get_gpu_memory_usage = lambda device, kind: self.used[device] if kind == 0 else None
         return module
 
@@ -76,6 +89,50 @@ def test_each_gpu_has_its_own_resting_and_peak_figure(gpus):
     found.used[:] = [9000, 9000]  # what others took meanwhile is in the device's figure alone
     watch.see([10, 11])
     assert held(watch) == {f"{vendor} 0": (60, 100, "process"), f"{vendor} 1": (30, 30, "process")}
+
+
+def test_clocks_power_and_temperature_of_each_gpu(gpus):
+    found, vendor = gpus
+    state = {"core_mhz": 1980, "memory_mhz": 2619, "watts": 412.5, "celsius": 61.0}
+    assert [one.model_dump() for one in clocks(devices())] == [
+        {"device": f"{vendor} {index}", **state} for index in (0, 1)
+    ]
+    found.mhz = {}  # one of the libraries' many errors
+    assert {(one.core_mhz, one.memory_mhz, one.watts) for one in clocks(devices())} == {(None, None, 412.5)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked"), [("tensorrt 11.4.0 sm90 f16", True), ("onnxruntime 1.31.1 CPU f32", False)]
+)
+def test_each_repetition_has_the_clocks_and_the_gpu_s_own_times(gpus, engine, asked):
+    own = {"text_encoder": 0.1, "denoiser": [0.2, 0.3], "vae_decoder": 0.1} if asked else None
+    answer = {
+        "text_encoder": 1,
+        "denoiser": [1, 2],
+        "vae_decoder": 1,
+        "total": 6,
+        "device_seconds": own,
+        "replays": None,
+    }
+    contender = SimpleNamespace(
+        process=SimpleNamespace(ask=lambda verb, what, limit: answer),
+        wish=Wish({}, ""),
+        limit=1.0,
+        subject=SimpleNamespace(engines={"unet": engine}),
+    )
+    bench._gpus.cache_clear()
+    draw = bench._draw(contender)
+    bench._gpus.cache_clear()
+    assert [one.core_mhz for one in draw.clocks] == ([1980, 1980] if asked else [])
+    assert (draw.device_seconds and draw.device_seconds.denoiser) == ((0.2, 0.3) if asked else None)
+
+
+def test_what_is_asked_of_nvml_is_in_its_wheel():
+    nvml = pytest.importorskip("pynvml")
+    source = Path(vram.__file__).read_text()
+    names = set(re.findall(r"nvml\.(\w+)", source))
+    assert len(names) > 8
+    assert [name for name in sorted(names) if not hasattr(nvml, name)] == []
 
 
 def test_a_process_that_computes_and_draws_counts_once(monkeypatch):
@@ -240,7 +297,7 @@ def test_a_devices_figure_isnt_held_against_a_processs(measured):
 
 def test_devices_are_asked_for_their_idle_value_once_a_process(monkeypatch):
     asked = []
-    device = Device("NVIDIA 0", dict, lambda: asked.append("used") or 1000)
+    device = Device("NVIDIA 0", dict, lambda: asked.append("used") or 1000, dict)
     monkeypatch.setattr(sampler, "devices", lambda: [device])
     found = sampler.MemorySampler()
     for _ in range(2):

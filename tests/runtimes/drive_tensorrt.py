@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ ANSWERS = {
     "IRuntimeCache.serialize": b"code",
     "ICudaEngine.serialize_with_config": b"other plan",
     "INetworkDefinition.num_layers": 1,
+    "EngineInspector.get_engine_information": '{"Layers": [{"Name": "conv", "TacticName": "a\tb"}]}\n',
     "ICudaEngine.streamable_weights_size": 1 << 30,
     "ICudaEngine.weight_streaming_budget_v2": 100 << 20,
     "IExecutionContext.update_device_memory_size_for_shapes": 4096,
@@ -170,6 +172,9 @@ class Driver:
     def current(self):
         return nullcontext()
 
+    def elapsed(self, first, last):
+        return 0.25
+
     def __getattr__(self, name):
         assert hasattr(cuda.Driver, name), f"the driver has no {name}"
         return lambda *_: self.said.append(name)
@@ -201,6 +206,7 @@ def drive(folder):
         "weight_streaming_budget_mb": 100,
         "cuda_graph": True,
         "refit": True,
+        "detailed_layers": True,
     }
     shape = {"sample": (2, 4, 8, 8)}
     (folder / "graph.onnx").write_bytes(graph_of(1.0))
@@ -221,8 +227,13 @@ def drive(folder):
         for _ in range(3):
             engine.run({"sample": feed})
         engine.close()
+        assert ("IBuilderConfig.profiling_verbosity DETAILED" in flags) == bool(chosen), flags
     assert driver.said.count("launch") == 2, "the fixed engine captured its first call"
     assert driver.said.count("copy_in") == 3, "what was bound was copied in once for each engine"
+    job = Job("unet", folder / "graph.onnx", folder, target)
+    layers = {"Layers": [{"Name": "conv", "TacticName": "a\tb"}]}
+    assert adapter.inspect(made, job) == {"layers": layers, "replayed": True}
+    assert "EngineInspector.get_engine_information JSON" in flags
     assert adapter.refits(options)
     assert not adapter.refits({})
     (folder / "graph.onnx").write_bytes(graph_of(2.0))
@@ -265,6 +276,8 @@ def drive_rtx(folder):
             engine.run({"sample": np.zeros(shape["sample"], np.float32)})
         engine.close()
     assert driver.said.count("launch") == 2
+    job = Job("unet", folder / "graph.onnx", folder, replace(target, options={}))
+    assert adapter.inspect(folder / "unet", job)["replayed"] is False
     (cache,) = (folder / "state" / "compiled").iterdir()
     assert cache.read_bytes() == b"code"
 

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from latentc.compiler.build import build
 from latentc.compiler.lower import lowered, weights_of
 from latentc.compiler.targets import job_of, targets
+from latentc.core.engine import Clocked
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
@@ -95,6 +96,8 @@ def test_one_plan_is_for_several_gpus_and_no_larger(case, tmp_path, monkeypatch)
 
 class Opened:
     """Stands for a plan on a GPU."""
+
+    use = None
 
     def call(self, feeds, sizes):
         raise AssertionError
@@ -302,7 +305,8 @@ def test_everything_that_is_asked_of_tensorrt_is_in_its_bindings(tmp_path, versi
         *("ICudaEngine.weight_streaming_budget_v2", "IExecutionContext.set_device_memory", "ParserError.desc"),
         *("IExecutionContext.execute_async_v3", "IAttention.decomposable", "IBuilderConfig.progress_monitor"),
         *("Refitter.refit_cuda_engine", "SerializationFlag", "ISerializationConfig.set_flag"),
-        "IBuilderConfig.clear_flag",
+        *("IBuilderConfig.clear_flag", "IBuilderConfig.profiling_verbosity"),
+        *("ICudaEngine.create_engine_inspector", "EngineInspector.execution_context"),
     }
     assert wanted <= set(told["used"])
 
@@ -402,7 +406,7 @@ def test_what_is_asked_of_tensorrt_for_rtx_at_load_is_in_its_bindings():
         *("ICudaEngine.create_runtime_config", "IRuntimeConfig.set_execution_context_allocation_strategy"),
         *("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize"),
         *("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "IExecutionContext.is_stream_capturable"),
-        "IRuntimeCache.serialize",
+        *("IRuntimeCache.serialize", "EngineInspector.get_engine_information"),
     }
     assert wanted <= set(json.loads(done.stdout)["used"])
 
@@ -520,6 +524,9 @@ def no_gpu_in_use():
     RETAINED.clear()
 
 
+WORK_MILLISECONDS = 16
+
+
 class Memory:
     """The driver's functions over the host's memory: what is copied in comes out."""
 
@@ -527,6 +534,7 @@ class Memory:
         self.blocks, self.pinned, self.calls, self.fails = {}, {}, [], None
         self.captured = self.capturing = None
         self.entered, self.version = local(), 13000
+        self.clock, self.events, self.marks = 0, 0, {}
 
     @property
     def is_current(self):
@@ -593,6 +601,20 @@ class Memory:
             work()
         return 0
 
+    def do_cuEventCreate(self, event, flags):  # noqa: N802
+        assert flags == 0, "an event without timing has no time"
+        self.events += 1
+        event._obj.value = self.events
+        return 0
+
+    def do_cuEventRecord(self, event, stream):  # noqa: N802
+        self.marks[event.value] = self.clock
+        return 0
+
+    def do_cuEventElapsedTime(self, milliseconds, first, last):  # noqa: N802
+        milliseconds._obj.value = self.marks[last.value] - self.marks[first.value]
+        return 0
+
     def do_cuMemAlloc_v2(self, address, count):  # noqa: N802
         block = ctypes.create_string_buffer(count.value)
         address._obj.value = ctypes.addressof(block)
@@ -614,10 +636,12 @@ class Memory:
         return 0
 
     def do_cuMemcpyHtoDAsync_v2(self, to, source, count, _):  # noqa: N802
+        self.clock += 1000
         ctypes.memmove(to.value, source.value, count.value)
         return 0
 
     def do_cuMemcpyDtoHAsync_v2(self, to, source, count, _):  # noqa: N802
+        self.clock += 1000
         ctypes.memmove(to.value, source.value, count.value)
         return 0
 
@@ -775,6 +799,7 @@ class Context:
         def work():
             read = np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["sample"]))
             np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["out_sample"]))[:] = 2 * read
+            self.memory.clock += WORK_MILLISECONDS
 
         if self.memory.capturing is None:
             work()
@@ -839,7 +864,7 @@ def load(monkeypatch, tmp_path):
         )
         plan = LoadedPlan(library, log, folder / "engine.plan", replace(target, device=device), **how)
         context.engine, context.config = engine, config
-        return HostEngine(target, plan.call, plan.release), context
+        return HostEngine(target, plan.call, plan.release, plan.use), context
 
     made.memory, made.folder = memory, folder
     yield made
@@ -953,6 +978,23 @@ def test_a_captured_call_is_launched_until_its_room_moves(load):
     graphed.close()
     other.close()
     assert memory.calls.count("cuGraphExecDestroy") == 2
+
+
+def test_the_device_s_own_clock_is_read_around_the_work_and_replays_are_counted(load):
+    feed = {"sample": np.zeros((1, 4, 4, 4), np.float32)}
+    for graphed in (False, True):
+        engine, _ = load(graphed=graphed)
+        assert isinstance(engine, Clocked)
+        found = []
+        for _ in range(3):
+            engine.run(feed)
+            found.append((engine.device_use.seconds, engine.device_use.calls, engine.device_use.replays))
+        # the first call of a captured engine runs before the capture, which itself runs nothing
+        assert [seconds for seconds, _, _ in found] == pytest.approx([0.016, 0.032, 0.048]), "without the copies"
+        assert [(calls, replays) for _, calls, replays in found] == [(1, 0), (2, graphed), (3, 2 * graphed)]
+        engine.close()
+    created, dropped = load.memory.calls.count("cuEventCreate"), load.memory.calls.count("cuEventDestroy_v2")
+    assert created == dropped == 4
 
 
 def test_a_capture_that_fails_says_why(load):

@@ -1,0 +1,99 @@
+"""The device's own times of the calls of a pipeline, for engines that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..core.bundle import Bundle
+from ..core.engine import Clocked, DeviceUse, Engine, Run
+from ..core.manifest import Role
+from ..core.tensors import Array
+from ..pipelines.engines import EngineProvider
+
+STAGES: Mapping[Role, str] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "decoder": "vae_decoder"}
+"""The stage that a part of a role is timed in."""
+
+
+@dataclass
+class DeviceLog:
+    """What the calls of one generation came to on the device."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Of each call, by part."""
+    replays: dict[str, int] = field(default_factory=dict[str, int])
+    """Calls that replayed a recorded graph, by part."""
+
+    def clear(self) -> None:
+        """Begin a generation."""
+        self.seconds.clear()
+        self.replays.clear()
+
+    def add(self, part: str, before: DeviceUse, after: DeviceUse) -> None:
+        """Note one call."""
+        self.seconds.setdefault(part, []).append(after.seconds - before.seconds)
+        self.replays[part] = self.replays.get(part, 0) + after.replays - before.replays
+
+    def by_stage(self, bundle: Bundle) -> dict[str, float | tuple[float, ...]] | None:
+        """The fields of `records.OnDevice`; None where no device is asked."""
+        found: dict[str, list[float]] = {stage: [] for stage in STAGES.values()}
+        for part, seconds in self.seconds.items():
+            if stage := STAGES.get(bundle.part(part).role):
+                found[stage] += seconds
+        each = {stage: tuple(seconds) if stage == "denoiser" else sum(seconds) for stage, seconds in found.items()}
+        return each if self.seconds else None
+
+    def counts(self) -> dict[str, tuple[int, int]] | None:
+        """Replays and calls, by part; None where no device is asked."""
+        return {part: (self.replays[part], len(seconds)) for part, seconds in self.seconds.items()} or None
+
+
+@dataclass(frozen=True)
+class ClockedEngines:
+    """An `EngineProvider` that notes the device's time of each call; engines without it are passed on unchanged."""
+
+    engines: EngineProvider
+    log: DeviceLog
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """As `EngineProvider.notices`."""
+        return self.engines.notices
+
+    def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
+        """As `EngineProvider.engine`."""
+        engine = self.engines.engine(part, shapes)
+        if not isinstance(engine, Clocked) or (use := engine.device_use) is None:
+            return engine
+        return _NotedEngine(engine, use, lambda before, after: self.log.add(part, before, after))
+
+    def describe(self) -> dict[str, str]:
+        """As `EngineProvider.describe`."""
+        return self.engines.describe()
+
+    def close(self) -> None:
+        """As `EngineProvider.close`."""
+        self.engines.close()
+
+
+@dataclass(frozen=True)
+class _NotedEngine:
+    engine: Engine
+    use: DeviceUse
+    note: Callable[[DeviceUse, DeviceUse], None]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._noted(self.engine.run, feeds)
+
+    def bind(self, feeds: Mapping[str, Array]) -> Run:
+        run = self.engine.bind(feeds)
+        return lambda others: self._noted(run, others)
+
+    def _noted(self, run: Run, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        before = DeviceUse(self.use.seconds, self.use.calls, self.use.replays)
+        outputs = run(feeds)
+        self.note(before, self.use)
+        return outputs
+
+    def close(self) -> None:
+        self.engine.close()
