@@ -251,6 +251,21 @@ def test_options_that_a_provider_takes_as_entries_only(case, monkeypatch):
     assert asked == [[("CPUExecutionProvider", {})]]
 
 
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_cuda_sums_no_norm_in_f16(tmp_path, precision):
+    """Behind a residual the optimizer replaces LayerNormalization by an operator whose CUDA kernel sums in f16."""
+    onnx = pytest.importorskip("onnx")
+    net = """<ir_version: 10, opset_import: ["": 18]>
+    net (float[1, 4, 8] x, float[1, 4, 8] more) => (float[1, 4, 8] y)
+    <float[8] scale = {1, 1, 1, 1, 1, 1, 1, 1}, float[8] bias = {0, 0, 0, 0, 0, 0, 0, 0}>
+    { a = Add(x, more)  y = LayerNormalization<axis=-1>(a, scale, bias) }"""
+    options = module._options(Target("onnxruntime", "CUDA", precision, {}, (), ()), "ORT_ENABLE_ALL")
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    placement.open_session(onnx.parser.parse_model(net).SerializeToString(), options, "CPU", {})
+    kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
+    assert kinds == (["Add", "LayerNormalization"] if precision == "f16" else ["SkipLayerNormalization"])
+
+
 def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
     library, given = placement._library(), []
     monkeypatch.setattr(placement.hip, "number_of", lambda: 1)
