@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentc.compiler.lower import lowered
-from latentc.compiler.targets import choose, shapes
+from latentc.compiler.targets import choices, shapes
 from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
@@ -334,9 +334,9 @@ def test_tf32_is_asked_for_as_a_precision(monkeypatch):
 def test_f32_that_would_be_computed_in_tf32_is_refused_with_the_way_out():
     profile = load_profile("h100-onnxruntime-tensorrt").model_copy(update={"precision": {"default": ("f32",)}})
     with pytest.raises(ProfileError, match=r"supports tf32, f16 through .*NVIDIA_TF32_OVERRIDE=0 in the environment"):
-        choose(profile, "unet", "denoiser", ("tf32", "f16"))
+        choices(profile, "unet", "denoiser", ("tf32", "f16"))
     with pytest.raises(ProfileError) as refused:
-        choose(profile, "unet", "denoiser", ("f16",))
+        choices(profile, "unet", "denoiser", ("f16",))
     assert "TF32" not in str(refused.value)
 
 
