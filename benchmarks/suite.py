@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.open import SHIPPED
-from ..compiler.targets import choose
+from ..compiler.targets import wanted as required
 from ..core.arrays import read_sealed_arrays, write_arrays
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, NotFiniteError
@@ -27,7 +27,6 @@ from ..core.recipes import RECIPES, Precision
 from ..core.request import Request
 from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
-from ..runtimes import runtime
 from ..sampling.noise import initial_noise
 from .forced import Forced, RecordedCall, Recording, force, record
 from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, summarize
@@ -219,17 +218,18 @@ def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
     metric's library isn't installed.
     """
     profile, suite = pipeline.profile, references.suite
-    parts, denoiser = pipeline.bundle.manifest.parts, pipeline.bundle.one("denoiser")
+    denoiser = pipeline.bundle.one("denoiser")
     forced = force(pipeline, references.recording)
     wishes = _generations(pipeline.bundle, suite, references.size)
-    has = runtime(profile.runtime).precisions(profile.device)
+    _, engines = required(pipeline.bundle, profile, to_run=True)
+    precisions: dict[str, Precision] = {want.part: want.target.precision for want in engines}
     pictures = [_picture(pipeline, wish, wanted) for wish, wanted in zip(wishes, references.images, strict=True)]
     figures = [each.figures for each in pictures if each.figures is not None]
     return SuiteParity(
         suite=suite.title,
         reference=references.engines.get(denoiser, "unknown"),
         denoiser=denoiser,
-        precisions={part: choose(profile, part, parts[part].role, has) for part in forced.parts_psnr_db},
+        precisions={part: precisions[part] for part in forced.parts_psnr_db},
         forced=forced,
         pictures=tuple(pictures),
         summary=summarize(figures) if figures else None,

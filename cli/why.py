@@ -70,6 +70,7 @@ def _answer(opened: Bundle, profile: Profile) -> Answer:
         row: dict[str, Any] = {"profile": profile.name, "part": want.part, "engine": want.name}
         row |= {"runtime": want.target.runtime, "hit": not isinstance(outcome, Miss)}
         row |= {"standing": opened.standing.word} if opened.standing.statement else {}
+        row |= {"refused": [one.sentence for one in want.refused]} if want.refused else {}
         if isinstance(outcome, Miss):
             row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             complete = False
@@ -99,6 +100,8 @@ def _print(opened: Bundle, one: Answer) -> None:
     width = max((len(row["part"]) for row in one.rows), default=0)
     for row in one.rows:
         say(f"  {row['part']:<{width}}  {_state(row, opened.standing.verb)}")
+        for sentence in row.get("refused", ()):
+            say(f"      {sentence}")
         if row.get("differences"):
             _print_differences(row["differences"])
     build = f"latentc build {opened.argument} --profile {profile.argument}"

@@ -13,8 +13,8 @@ from ..core.quarantine import quarantined
 from ..profiles import Profile
 from .cache import Artifact, Parity, find, load_engine
 from .parity import LIMIT_SECONDS
-from .proof import Steps, floor_db, prove_engine, prove_steps
-from .targets import wanted
+from .proof import Steps, prove_engine, prove_steps
+from .targets import floor_db, wanted
 
 ADVICE = "The engine may not be the one that latentc built. Remove it, and build again."
 

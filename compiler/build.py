@@ -51,8 +51,9 @@ from .proof import (
     steps_key,
     unproved,
 )
+from .refused import refuse
 from .states import Found, Site, looked
-from .targets import Wanted, wanted
+from .targets import Wanted, floor_db, wanted
 
 How = Literal["there", "taken", "refitted", "compiled"]
 
@@ -117,6 +118,9 @@ def build(
     parts are taken over. Its engines of parts that differ by their weights alone are refitted with the new weights,
     where runtime and options support that, and compared as any other.
 
+    Where the profile names several precisions for a part, and its engine in one is below the floor, the next is built,
+    and `Build.notes` says so.
+
     Raises `CompileError` where missing engines are predicted not to fit, unless `force` is set; `ParityError` naming
     part and figure where an engine is below the profile's floor. Such an engine is not stored, unless it was built on
     another machine. Also raises `RuntimeMissing`, `ProfileError`, and `BundleError` for a damaged bundle.
@@ -125,6 +129,18 @@ def build(
     bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
     profile = advised() if profile is None else load_profile(profile)
     site = _site(bundle, profile, like, on_progress)
+    while True:
+        try:
+            return replace(_built(site, force=force), seconds=time.perf_counter() - start)
+        except _Refused as exc:
+            before, site = site, _site(bundle, profile, like, on_progress)
+            if site.engines == before.engines:  # the record cannot be read again
+                raise ParityError(str(exc)) from exc
+
+
+def _built(site: Site, *, force: bool) -> Build:
+    """One build; raises `_Refused` where it should be repeated, because another precision is next."""
+    bundle, profile, on_progress = site.bundle, site.profile, site.on_progress
     check_sizes(bundle)
     # Graphs and weights are verified when a part is compiled.
     verify_files(bundle, [name for name in bundle.manifest.files if not GRAPHS.search(name)])
@@ -153,11 +169,38 @@ def build(
         engines=tuple(engines),
         host_psnr_db=host,
         steps=steps,
-        seconds=time.perf_counter() - start,
-        notes=(*unproved(bundle), *((remark,) if remark else ())),
+        seconds=0.0,
+        notes=(*_refused(site), *unproved(bundle), *((remark,) if remark else ())),
         standing=bundle.standing,
         condition=bundle.manifest.model.condition,
     )
+
+
+class _Refused(ParityError):
+    """An engine is below its floor, and the profile names a further precision for its part."""
+
+
+def _refused(site: Site) -> tuple[str, ...]:
+    """Sentences on engines that were refused, and on what was built instead."""
+    return tuple(
+        dict.fromkeys(
+            f"{refused.sentence} {want.part} is built in {want.target.precision} instead."
+            for want in site.engines
+            for refused in want.refused
+        )
+    )
+
+
+def _require(site: Site, want: Wanted, parity: Parity, built: Parity | None = None) -> None:
+    """`check_floor`, for an engine that was not changed since it was built."""
+    bundle, profile = site.bundle, site.profile
+    try:
+        check_floor(bundle, profile, want, parity, built)
+    except ParityError as exc:
+        if want.is_last or (built is not None and built.psnr_db >= floor_db(bundle, profile, want, built)):
+            raise
+        refuse(bundle, want.fields, parity, floor_db(bundle, profile, want, parity))
+        raise _Refused(str(exc)) from exc
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
@@ -215,7 +258,8 @@ def _kept(site: Site, found: Found) -> Artifact:
     """An existing engine, proved first if it wasn't."""
     assert found.artifact is not None
     parity = found.parity or _prove(site, found.artifact)
-    check_floor(site.bundle, site.profile, found.want, parity, found.artifact.parity)
+    header = found.artifact.parity
+    _require(site, found.want, parity, header if header.graph_run_by is None else None)
     return found.artifact
 
 
@@ -263,6 +307,10 @@ def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from:
     bundle, profile = site.bundle, site.profile
     with fresh_folder(bundle.engines / want.name, BundleError) as fresh:
         made = make(bundle, profile, site.adapter, want, fresh, site.on_progress, here=site.here, refitted=refitted)
+        if refitted is None:
+            _require(site, want, made.parity)
+        else:  # compiled, it may reach the floor
+            check_floor(bundle, profile, want, made.parity)
         artifact = seal(fresh, want.fields, made.parity, made.seconds, profile.name, refitted_from)
         share(bundle, fresh, artifact.files)
     if site.here and made.parity.graph_run_by is None:

@@ -1,15 +1,18 @@
 """Conversion of a graph from f32 to f16, for runtimes that compute in the types of the graph.
 
-Operations that would lose more than rounding stay in f32: sums of many terms (norms, softmax), powers and exponentials,
-and everything that leads to a sine (a timestep times a frequency, where f16 would be off by whole periods of the high
-frequencies). The softmax inside a fused Attention can't be controlled: TensorRT refuses `softmax_precision`. Inputs and
-outputs stay f32. So do the nodes that the export marked, whose values f16 can't hold in published checkpoints: T5's
+Operations that would lose more than rounding stay in f32: sums of many terms (means, softmax, norms where the library
+doesn't sum them in f32), powers and exponentials, and everything that leads to a sine (a timestep times a frequency,
+where f16 would be off by whole periods of the high frequencies). In what type the products of MatMul, Gemm and Conv are
+summed, and the softmax inside a fused Attention, can't be stated in ONNX: IREE, and ONNX Runtime on CUDA, sum in f32;
+TensorRT doesn't say, and refuses `softmax_precision`. There the comparison on the device decides. Inputs and outputs
+stay f32. So do the nodes that the export marked, whose values f16 can't hold in published checkpoints: T5's
 residuals, a block of Stable Diffusion 3.5 Large (`PartSpec.wide`). Where the checkpoint's weights are f16, they are
 used from the bundle's file without a copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,12 +29,16 @@ NARROW = frozenset(
         *("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "Add", "Sub", "Mul", "Div", "Neg", "Relu", "Sigmoid"),
         *("Tanh", "Gelu", "Erf", "Concat", "Transpose", "Reshape", "Flatten", "Split", "Slice", "Expand", "Squeeze"),
         *("Unsqueeze", "Gather", "GatherND", "Resize", "Pad", "Identity", "Where", "Max", "Min"),
-        *("GroupNormalization", "LayerNormalization"),
-        *("GroupNorm", "MultiHeadAttention"),  # Microsoft's
+        "MultiHeadAttention",  # Microsoft's
     }
 )
-"""Operators computed in f16. The two norms take f16 and sum in f32 internally (`stash_type`). All other operators, such
-as Softmax or the sums of an expanded norm, stay in f32."""
+"""Operators computed in f16. All other operators, such as Softmax, ReduceMean, RMSNormalization or the sums of an
+expanded norm, stay in f32."""
+
+NORMS = frozenset({"GroupNormalization", "LayerNormalization", "GroupNorm"})
+"""Operators that take f16 only where the device sums them in f32 internally: `Facts.sums_in_f32`. TensorRT is not such
+a device. In onnx-tensorrt 10.1 the importer of GroupNormalization doesn't read `stash_type`, and since TensorRT 11 and
+RTX its layer of norms has no setting for it."""
 
 PHASES = frozenset({"Sin", "Cos"})
 SCALES = {"Resize": (0,), "Pad": (0, 2), "GroupNorm": (0,)}
@@ -40,14 +47,16 @@ SCALES = {"Resize": (0,), "Pad": (0, 2), "GroupNorm": (0,)}
 LARGEST, LARGEST_F32 = float(np.finfo(np.float16).max), float(np.finfo(np.float32).max)
 
 
-def to_half(model: ir.Model) -> ir.Model:
+def to_half(model: ir.Model, *, norms: bool = True) -> ir.Model:
     """Convert operators that keep their accuracy to f16; the graph's inputs and outputs don't change.
+
+    Without `norms` those stay in f32 too, as on a device that doesn't sum them in f32.
 
     Raises `CompileError` for a weight that is out of range of f16, and where the graph doesn't state its types.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    _Narrowing(model.graph).run()
+    _Narrowing(model.graph, NARROW | NORMS if norms else NARROW).run()
     cast("Any", RemoveUnusedNodesPass())(model)
     return model
 
@@ -55,8 +64,8 @@ def to_half(model: ir.Model) -> ir.Model:
 class _Narrowing:
     """One pass over a graph, in order: every value has an f16 twin, an f32 twin, or both."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, operators: Collection[str]) -> None:
+        self.graph, self.operators = graph, operators
         self.narrow: dict[ir.Value, ir.Value] = {}
         self.wide: dict[ir.Value, ir.Value] = {}
         self.changed: set[ir.Value] = set()
@@ -67,12 +76,12 @@ class _Narrowing:
         for node in list(self.graph):
             if node.op_type == "Cast" and self._widens(node):
                 self.narrow[node.outputs[0]] = cast("Any", node.inputs[0])
-            elif node.op_type in NARROW and node.outputs[0].dtype is None:
+            elif node.op_type in self.operators and node.outputs[0].dtype is None:
                 raise CompileError(
                     f"The graph does not state the output type of {node.op_type} {node.name!r}, so it cannot be "
                     "converted to f16. Export the checkpoint again."
                 )
-            elif node.op_type in NARROW and node not in kept and _is_f32(node.outputs[0]):
+            elif node.op_type in self.operators and node not in kept and _is_f32(node.outputs[0]):
                 self._narrow(node)
             else:
                 self._widen(node)

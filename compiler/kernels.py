@@ -4,7 +4,8 @@ ONNX Runtime's CUDA provider (1.31.1) has no kernel for GroupNormalization, whic
 and none for ArgMax of integers, which it computes on the CPU, between two copies, so that the call can't be recorded as
 a graph. Its Attention in f16 agreed with PyTorch to only 19 dB in a UNet of Stable Diffusion 1.5 on an H200, where
 opset 18's small operators reach 62 dB (benchmarks/results/2026-11-26-h200.md). It does have Microsoft's GroupNorm, for
-channels-last samples, with or without SiLU behind the norm, and Microsoft's MultiHeadAttention.
+channels-last samples, with or without SiLU behind the norm, and Microsoft's MultiHeadAttention, which takes a mask as a
+bias of the scores. What of ONNX's Attention that operator can't express stays in f32.
 Source: OperatorKernels.md and ContribOperators.md of the ONNX Runtime repository.
 """
 
@@ -32,8 +33,9 @@ SILU = 1
 def rewrite(model: ir.Model, lacks: Collection[str]) -> ir.Model:
     """Replace the operators of these names by equivalent ones.
 
-    The model is changed in place and returned. Norms of samples of another rank than three or four, and attention with
-    a mask, a cache, a causal flag or an unknown number of heads, are not replaced.
+    The model is changed in place and returned. Norms of samples of another rank than three or four are not replaced,
+    nor is attention with a cache, a softcap, several outputs, an unknown number of heads, fewer of them for keys, a
+    mask of unknown rank or type, or a causal flag where there may be more keys than queries: it stays in f32.
 
     Raises `CompileError` for an operator that has no replacement here.
     """
@@ -80,13 +82,39 @@ class _Before:
         self._made.append(one)
         return one.outputs[0]
 
+    def integers(self, op: str, *inputs: Any, **attributes: Any) -> Any:
+        """The output of an operator that gives int64."""
+        import onnx_ir as ir
+
+        made = self(op, *inputs, **attributes)
+        made.type = ir.TensorType(ir.DataType.INT64)
+        return made
+
     def whole(self, *values: int) -> Any:
         """A constant of int64."""
         import onnx_ir as ir
 
-        made = self("Constant", value=ir.tensor(np.array(values, np.int64)))
-        made.type = ir.TensorType(ir.DataType.INT64)
-        return made
+        return self.integers("Constant", value=ir.tensor(np.array(values, np.int64)))
+
+    def length(self, value: Any, axis: int) -> Any:
+        """The size of an axis, as int64 of one element."""
+        return self.integers("Shape", value, start=axis, end=axis + 1)
+
+    @property
+    def kind(self) -> Any:
+        """The old value's type in numpy."""
+        return cast("Any", self._old.dtype).numpy()
+
+    def number(self, value: float) -> Any:
+        """A scalar of the old value's type: an initializer, which the conversion to f16 keeps finite."""
+        import onnx_ir as ir
+
+        name, graph = f"latentc.{self._old.dtype}.{value:g}", self._model.graph
+        if name not in graph.initializers:
+            tensor = ir.tensor(np.array(value, self.kind), name=name)
+            one = ir.Value(name=name, shape=ir.Shape([]), type=self._old.type, const_value=tensor)
+            graph.register_initializer(one)
+        return graph.initializers[name]
 
     def take_place(self, value: Any, gone: Collection[ir.Node]) -> None:
         """Give `value` the old value's name, shape and users, and remove the nodes in `gone`, which computed it."""
@@ -129,11 +157,13 @@ def _group_norm(model: ir.Model, node: ir.Node) -> None:
 
 
 def _attention(model: ir.Model, node: ir.Node) -> None:
-    query, key, value, *rest = cast("Any", node.inputs)
+    query, key, value, mask, *cache = cast("Any", (*node.inputs, None)[: max(4, len(node.inputs))])
     given: Mapping[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
-    heads = None if query.shape is None or len(query.shape) != SAMPLE_RANK else query.shape[1]
-    plain = len(node.outputs) == 1 and not any(rest) and not given.get("is_causal") and not given.get("softcap")
-    if not plain or not isinstance(heads, int) or key.shape is None or key.shape[1] != heads:
+    heads, causal = _side(query, 1), bool(given.get("is_causal"))
+    plain = len(node.outputs) == 1 and not any(cache) and not given.get("softcap")
+    square = not causal or _is_same(_side(query, 2), _side(key, 2))
+    if not (plain and square and isinstance(heads, int) and _side(key, 1) == heads and _is_broadcast(mask, key)):
+        node.metadata_props[WIDE] = "f32"
         return
     add = _Before(model, node, node.outputs[0])
 
@@ -146,11 +176,50 @@ def _attention(model: ir.Model, node: ir.Node) -> None:
             by_row = add("Transpose", tensor, perm=HEADS_FIRST)
         return add("Reshape", by_row, add.whole(0, 0, -1))
 
-    scale = {"scale": float(given["scale"])} if given.get("scale") else {}
+    chosen: dict[str, Any] = {"scale": float(given["scale"])} if given.get("scale") else {}
     inputs = [rows(tensor) for tensor in (query, key, value)]
-    joined = add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, **scale)
+    if mask is not None:
+        inputs += [None, None, _bias(add, mask, query, key)]
+    if causal:
+        chosen["unidirectional"] = 1
+    joined = add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, **chosen)
     by_head = add("Reshape", joined, add.whole(0, 0, heads, -1))
     add.take_place(add("Transpose", by_head, perm=HEADS_FIRST), [node])
+
+
+def _bias(add: _Before, mask: Any, query: Any, key: Any) -> Any:
+    """What is added to the scores, of [batch or 1, heads or 1, queries, keys]: only the first two may be broadcast."""
+    missing = SAMPLE_RANK - len(mask.shape)
+    fits = _is_same(_side(mask, 2 - missing), _side(query, 2)) and _is_same(_side(mask, 3 - missing), _side(key, 2))
+    if mask.dtype.name == "BOOL":  # what may be seen
+        mask = add("Where", mask, add.number(0.0), add.number(float(np.finfo(add.kind).min)))
+    if missing:
+        mask = add("Unsqueeze", mask, add.whole(*range(missing)))
+    if not fits:
+        sides = [add.length(tensor, 2) for tensor in (query, key)]
+        mask = add("Expand", mask, add.integers("Concat", add.whole(1, 1), *sides, axis=0))
+    return mask
+
+
+def _side(value: Any, axis: int) -> Any:
+    """Size of an axis, or its symbol; None where there is no such axis, or more than four."""
+    shape: Any = () if value is None or value.shape is None else value.shape
+    return shape[axis] if 0 <= axis < len(shape) <= SAMPLE_RANK else None
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two sizes are known to be equal: numbers, or the same symbol."""
+    return one == other and getattr(one, "value", one) is not None
+
+
+def _is_broadcast(mask: Any, key: Any) -> bool:
+    """Whether a mask, if there is one, can be broadcast to the scores of these keys."""
+    if mask is None:
+        return True
+    if mask.shape is None or mask.dtype is None or not SAMPLE_RANK - 2 <= len(mask.shape) <= SAMPLE_RANK:
+        return False
+    last, keys = mask.shape[-1], _side(key, 2)
+    return last == 1 or not (isinstance(last, int) and isinstance(keys, int)) or last == keys
 
 
 def _perm(node: ir.Node) -> list[int] | None:

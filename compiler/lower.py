@@ -20,7 +20,7 @@ from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.norms import stage_norms
 from ..core.recipes import WIDE, Pass
-from ..runtimes.base import LINK, Runtime, Target
+from ..runtimes.base import LINK, TOGETHER, Runtime, Target
 from .half import to_half
 from .kernels import rewrite
 from .scratch import scratch_folder
@@ -28,7 +28,7 @@ from .scratch import scratch_folder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LOWERING_VERSION = 5
+LOWERING_VERSION = 6
 """Part of every key: increase it when a pass changes its output."""
 
 INLINE_BYTES = 512 * 2**20
@@ -40,10 +40,15 @@ def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tup
 
     `weights` is the type in which the part's weights are stored.
     """
-    recipe: dict[Pass, bool] = {"half": adapter.facts.typed, "stage": target.device in adapter.facts.sums_in_a_row}
+    facts = adapter.facts
+    recipe: dict[Pass, bool] = {
+        "half": facts.typed,
+        "norms": facts.typed and not set(target.device.split(TOGETHER)) <= facts.sums_in_f32,
+        "stage": target.device in facts.sums_in_a_row,
+    }
     own: dict[Pass, bool] = {
-        "fold": not adapter.facts.infers_shapes,
-        "widen": weights == "bf16" and not adapter.facts.reads_bf16,
+        "fold": not facts.infers_shapes,
+        "widen": weights == "bf16" and not facts.reads_bf16,
     }
     return (
         *(name for name in target.recipe.passes if recipe[name]),
@@ -64,9 +69,10 @@ def lowered(
 ) -> Generator[Path]:
     """Yield the path of the lowered graph, or of the part's own graph where nothing needs lowering.
 
-    The passes: `half` computes in f16 where accuracy allows; `fold` evaluates everything that follows from the shape;
-    `widen` converts weights stored in bf16 to f32, for libraries that don't read bf16; `stage` expands group norms for
-    runtimes that sum sequentially (`core.norms`). Operators that the device `lacks` kernels for are replaced by others.
+    The passes: `half` computes in f16 where accuracy allows; `norms` leaves norms in f32; `fold` evaluates everything
+    that follows from the shape; `widen` converts weights stored in bf16 to f32, for libraries that don't read bf16;
+    `stage` expands group norms for runtimes that sum sequentially (`core.norms`). Operators that the device `lacks`
+    kernels for are replaced by others.
     The graph is named `name`, in a new folder inside `scratch`, or inside the system's temporary folder where `scratch`
     is None or can't be written. It is removed after the block. `weights_of` finds the weights.
 
@@ -92,7 +98,7 @@ def lowered(
     if "fold" in passes and shape is not None:
         fold(model)
     if "half" in passes:
-        to_half(model)
+        to_half(model, norms="norms" not in passes)
     external = {str(value.const_value.location) for value in _initializers(model) if _is_external(value)}
     many = sum(value.const_value.nbytes for value in _initializers(model) if not _is_external(value)) > INLINE_BYTES
     with scratch_folder(scratch) as folder:

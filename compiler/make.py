@@ -24,12 +24,12 @@ from .cache import Parity
 from .cases import reference
 from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
-from .proof import check_floor, prove_engine
-from .targets import Wanted, job_of, wanted
+from .proof import prove_engine
+from .targets import Wanted, floor_db, job_of, wanted
 
 
 class Made(Record):
-    """Figures of a new engine."""
+    """Figures of a new engine, which the caller compares with the profile's floor."""
 
     parity: Parity
     seconds: float
@@ -49,8 +49,8 @@ def make(
 ) -> Made:
     """Compile an engine into an empty folder, or refit the one in folder `refitted` with its weights, and compare it.
 
-    Without the device (`here` is False) the graph is compared in the engine's own types before it is compiled.
-    Raises `ParityError` below the profile's floor, and `CompileError`.
+    Without the device (`here` is False) the graph is compared in the engine's own types first, and compiled if it
+    reaches the profile's floor. Raises `CompileError`.
     """
     if not adapter.facts.reads_onnx or is_exported_here(bundle, want.part):
         return _make(bundle, profile, adapter, want, folder, refitted, on_progress, here=here)
@@ -101,7 +101,8 @@ def _make(
     if not here:  # compared first, because compiling takes longer
         on_progress(f"{want.part}: compare its graph", None)
         parity = measure_typed(bundle, want.part, want.target)
-        check_floor(bundle, profile, want, parity)
+        if not parity.psnr_db >= floor_db(bundle, profile, want, parity):
+            return Made(parity=parity, seconds=0.0)
     else:
         reference(bundle, want.part, want.target.shape, on_progress)
     start = time.perf_counter()
@@ -115,7 +116,6 @@ def _make(
             parity = prove_engine(bundle, adapter, want, engine)
         finally:
             engine.close()
-        check_floor(bundle, profile, want, parity)
     return Made(parity=parity, seconds=seconds)
 
 

@@ -31,7 +31,7 @@ from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
 from .cases import made_reference, reference, stored_drawings
 from .parity import measure
-from .targets import Wanted, device_here
+from .targets import Wanted, device_here, floor_db
 from .trial import StepFigures, check_host, measure_steps
 
 STEP_LOSS_DB = 10.0
@@ -203,25 +203,9 @@ def _worst(found: list[StepFigures]) -> StepFigures:
     )
 
 
-def floor_db(bundle: Bundle, profile: Profile, want: Wanted) -> float:
-    """The PSNR in dB that an engine must reach: the profile's floor.
-
-    In bf16 it is higher where PyTorch's own modules reach more and the profile sets no floor of its own.
-    """
-    floor, recipe = profile.parity_db[want.target.precision], want.target.recipe
-    if recipe.module_margin_db is not None and floor == recipe.floor_db:
-        return max(floor, bundle.part(want.part).bf16_db - recipe.module_margin_db)
-    return floor
-
-
 def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, built: Parity | None = None) -> None:
-    """Raise `ParityError` where a part is below its floor; `built` is the figure of an engine's header.
-
-    The graph of an absent device's engine was run in its own types, and is held to their floor.
-    """
-    floor, precision = floor_db(bundle, profile, want), want.target.precision
-    if parity.graph_run_by is not None:
-        floor = max(floor, profile.parity_db[want.target.recipe.graph])
+    """Raise `ParityError` where a part is below its floor; `built` is the figure of an engine's header."""
+    floor, precision = floor_db(bundle, profile, want, parity), want.target.precision
     if parity.psnr_db >= floor:
         if parity.text_db is not None and parity.text_share >= want.target.recipe.rounding:
             _check_text(bundle, want.part, profile, parity.text_db, floor)

@@ -24,6 +24,7 @@ from ..runtimes.base import TIMING
 from .cache import HEADER, LOCK, TEMPORARY, Artifact, artifacts, is_old
 from .faults import KEY, broken, unpacks
 from .lower import LOWERING_VERSION
+from .refused import SUFFIX, Refusal, refusals
 from .scratch import LOCK as SCRATCH_LOCK
 from .scratch import PREFIX
 
@@ -32,6 +33,7 @@ NOTHING = "null"
 
 ENGINE = rf"({PART_NAME.pattern})-{KEY.pattern}"
 REFERENCE = rf"reference-{ENGINE}"
+REFUSED = re.compile(rf"{ENGINE}{re.escape(SUFFIX)}")
 FRESH = re.compile(rf"\.{ENGINE}\.tmp")
 PLAINS = re.compile(rf"{re.escape(PLAIN)}({PART_NAME.pattern}|{ENGINE})")
 LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE})(\.build)?\.lock")
@@ -113,11 +115,14 @@ def lost(bundle: Bundle) -> tuple[Leftover, ...]:
     for path in _entries(bundle.engines):
         if names.fullmatch(path.name) and not unpacks(path):
             found[path] = "a damaged reference"
+    for path, refused in refusals(bundle).items():
+        if why := "a damaged record" if refused is None else _reason(bundle, refused):
+            found[path] = f"the record of a refused engine: {why}"
     links = [path for folder in found for path in _files(folder)]
     times = Counter(node for path in links if (node := _node(path)))
     made: list[Leftover] = []
     for path, why in found.items():
-        lock = bundle.engines / f".{path.name.removesuffix('.npz')}{LOCK}"
+        lock = bundle.engines / f".{path.name.removesuffix('.npz').removesuffix(SUFFIX)}{LOCK}"
         made.append(_leftover(path, why, lock, times))
     return tuple(made)
 
@@ -139,8 +144,8 @@ def _node(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _reason(bundle: Bundle, artifact: Artifact) -> str | None:
-    """Why an engine won't be used again; None where it may be."""
+def _reason(bundle: Bundle, artifact: Artifact | Refusal) -> str | None:
+    """Why an engine, or the record of a refused one, won't be used again; None where it may be."""
     fields, name = artifact.fields, artifact.fields.runtime
     if name == NOTHING:
         return "built with the null runtime, which computes nothing"
@@ -224,6 +229,7 @@ def _unknown(bundle: Bundle) -> Iterator[Path]:
     whole = {one.name for one in artifacts(bundle)}
     for path in _entries(bundle.engines):
         ours = FRESH.fullmatch(path.name) or LOCKS.fullmatch(path.name) or names.fullmatch(path.name)
+        ours = ours or REFUSED.fullmatch(path.name)
         temporary = TEMPORARY.fullmatch(path.name) or path.name.startswith((PREFIX, PLAIN))
         if path.name not in whole and not ours and not temporary and path.name != TIMING:
             yield path

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from ..core.bundle import Bundle
@@ -18,9 +18,10 @@ from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distrib
 from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
 from ..runtimes.ranges import CHUNKS
 from ..sampling.pixels import frame_chunks
-from .cache import folder_name
+from .cache import Parity, folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
+from .refused import Refusal, refusal
 
 USUAL_LENGTH = 77
 """Length of the prompt embeddings of one chunk of CLIP: engines for another length have it in their key."""
@@ -34,6 +35,10 @@ class Wanted:
     target: Target
     fields: Key
     """Everything that the artifact depends on."""
+    refused: tuple[Refusal, ...] = ()
+    """Engines of the part in precisions that the profile names before this one."""
+    is_last: bool = True
+    """Whether the profile names no further precision that the device supports."""
 
     @cached_property
     def key(self) -> str:
@@ -49,6 +54,7 @@ class Wanted:
 def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, tuple[Wanted, ...]]:
     """The adapter, and the engines that a profile requires for a bundle: each part, at each of its sizes.
 
+    Each part is in the first of its precisions that the device supports, and in which no engine of it was refused.
     With `to_run` the device must be present; some compilers work without it. Raises `RuntimeMissing` where the runtime
     or its device is missing, `ProfileError` for an option, a part, a precision or an opset that is not supported.
     """
@@ -59,11 +65,12 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         if to_run and adapter.unbuildable(profile.device) is None:
             other = " Its engines can still be built here: build, then copy the bundle to a machine with the device."
         raise RuntimeMissing(f"Profile {profile.name} cannot be used on this machine: {reason}{other}")
-    asked = targets(bundle, profile, adapter, adapter.precisions(profile.device))
+    has = adapter.precisions(profile.device)
+    asked = targets(bundle, profile, adapter, has)
     versions = adapter.versions() | distribution(profile.runtime)
     device, length = adapter.device(profile.device), embedding_length(bundle.manifest.model, 1)
-    found: list[Wanted] = []
-    for name, target in asked:
+
+    def want(name: str, target: Target) -> Wanted:
         fields = Key(
             part=name,
             part_digest=bundle.part(name).digest,
@@ -78,8 +85,49 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             lowering=LOWERING_VERSION if adapter.facts.reads_onnx else None,
             length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
         )
-        found.append(Wanted(name, target, fields))
+        return Wanted(name, target, fields)
+
+    found: list[Wanted] = []
+    for name in dict.fromkeys(part for part, _ in asked):
+        wishes = choices(_upcast(bundle, profile, has), name, bundle.part(name).role, has)
+        own = [target for part, target in asked if part == name]
+        found += _accepted(bundle, profile, wishes, own, partial(want, name))
     return adapter, tuple(found)
+
+
+def _accepted(
+    bundle: Bundle,
+    profile: Profile,
+    wishes: tuple[Precision, ...],
+    asked: list[Target],
+    want: Callable[[Target], Wanted],
+) -> list[Wanted]:
+    """The engines of a part in the first precision in which none of them was refused; the last one is always tried."""
+    refused: tuple[Refusal, ...] = ()
+    for precision in wishes:
+        each = [want(replace(target, precision=precision)) for target in asked]
+        if precision == wishes[-1]:
+            return [replace(one, refused=refused) for one in each]
+        floors = ((one, floor_db(bundle, profile, one)) for one in each)
+        known = [found for one, floor in floors if (found := refusal(bundle, one.fields, floor))]
+        if not known:
+            return [replace(one, refused=refused, is_last=False) for one in each]
+        refused += (known[0],)
+    raise AssertionError("a part has at least one precision")
+
+
+def floor_db(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity | None = None) -> float:
+    """The PSNR in dB that an engine must reach: the profile's floor.
+
+    In bf16 it is higher where PyTorch's own modules reach more and the profile sets no floor of its own. The graph of
+    an absent device's engine, of which `parity` has the figures, was run in its own types, and is held to their floor.
+    """
+    floor, recipe = profile.parity_db[want.target.precision], want.target.recipe
+    if recipe.module_margin_db is not None and floor == recipe.floor_db:
+        floor = max(floor, bundle.part(want.part).bf16_db - recipe.module_margin_db)
+    if parity is not None and parity.graph_run_by is not None:
+        floor = max(floor, profile.parity_db[recipe.graph])
+    return floor
 
 
 def with_threads(profile: Profile, threads: int | None) -> Profile:
@@ -128,7 +176,7 @@ def targets(
     shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)
     asked: list[tuple[str, Target]] = []
     for name, part in bundle.manifest.parts.items():
-        precision = choose(_upcast(bundle, profile, precisions), name, part.role, precisions)
+        precision = choices(_upcast(bundle, profile, precisions), name, part.role, precisions)[0]
         for shape in shapes(bundle, profile, name, free=free[name]):
             about = (profile.runtime, device, precision, chosen[name], part.inputs, part.outputs, shape)
             asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number)))
@@ -204,12 +252,12 @@ def _check_parts(bundle: Bundle, profile: Profile) -> None:
             )
 
 
-def choose(profile: Profile, part: str, role: Role, has: tuple[Precision, ...]) -> Precision:
-    """The first of the profile's precisions for a part that the device supports."""
+def choices(profile: Profile, part: str, role: Role, has: tuple[Precision, ...]) -> tuple[Precision, ...]:
+    """The profile's precisions for a part, best first, without those that the device doesn't support."""
     wishes = profile.wishes(part, role)
-    for wish in wishes:
-        if wish in has:
-            return wish
+    found: list[Precision] = [wish for wish in wishes if wish in has]
+    if found:
+        return tuple(dict.fromkeys(found))
     exact = " ".join(RECIPES[one].exact_instead for one in has)
     raise ProfileError(
         f"Profile {profile.name} requires {part} in {' or '.join(wishes)}, but {profile.device} supports "

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from .record import suggest
 
-Pass = Literal["half", "stage", "fold", "widen"]
+Pass = Literal["half", "norms", "stage", "fold", "widen"]
 """Passes of the lowering (`compiler.lower`), beside opset and fixed shapes."""
 
 
@@ -117,7 +117,7 @@ RECIPES: dict[Precision, Recipe] = {
             weight_bytes=2,
             activation_bytes=2,
             dtype="float16",
-            passes=("half",),
+            passes=("half", "norms"),
             floor_db=40.0,
             rounding=0.0025,
             gate=Gate(part_psnr_db=35.0, psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0),

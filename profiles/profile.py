@@ -101,7 +101,8 @@ class Profile(Record):
     opset: int = Field(default=23, ge=18, le=23)
     """ONNX operator set of the graphs for the runtime: 23 (fused attention and group norm) or 18."""
     precision: dict[str, Annotated[tuple[Precision, ...], Field(min_length=1)]] = Field(default={"default": ("f32",)})
-    """Precisions by part, role or `default`, best first; the first that the device supports is used."""
+    """Precisions by part, role or `default`, best first. The first is used that the device supports, and in which the
+    engine reaches its parity floor."""
     shapes: Shapes = Shapes()
     parity_db: dict[Precision, float] = Field(default=FLOORS_DB)
     """Parity floor: the smallest accepted PSNR in dB against the exported reference, by precision."""

@@ -220,6 +220,9 @@ class Facts:
     sums_in_a_row: frozenset[str] = frozenset()
     """Devices on which long sums in f32 lose accuracy, because they are sequential: group norms are then expanded
     (`core.norms`)."""
+    sums_in_f32: frozenset[str] = frozenset()
+    """Devices whose norms sum f16 values in f32, by the library's source or by measurement. ONNX asks for it
+    (`stash_type`), but not every library follows. On other devices the norms of a part in f16 are computed in f32."""
     others: frozenset[str] = frozenset()
     """Operators that ONNX does not define and that it supports, such as `com.microsoft.GroupNorm`."""
     needs_checkpoint: bool = False

@@ -118,6 +118,7 @@ class IREE(Runtime):
         typed=True,
         infers_shapes=False,
         reads_bf16=False,
+        sums_in_f32=frozenset({CPU, VULKAN, *HIP, *PTX}),  # its importer follows `stash_type`
     )
 
     def missing(self, device: str) -> str | None:

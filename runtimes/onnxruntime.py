@@ -111,6 +111,7 @@ takes any string for the switches, and most are false.
 """
 
 PLACEMENT_BYTES = 1 << 20
+UNFUSED = "optimization.disable_specified_optimizers"
 LEVEL = "graph_optimization_level"
 THREADS = "intra_op_num_threads"
 AT_LOAD = frozenset(
@@ -159,6 +160,7 @@ class ONNXRuntime(Runtime):
         threads=THREADS,
         typed=True,
         sums_in_a_row=frozenset({"CPU"}),
+        sums_in_f32=frozenset({"CPU", "CUDA", "QNN", "QNN-simulator", "WebGPU"}),
         lacks={"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})},
     )
 
@@ -552,6 +554,8 @@ def _options(target: Target, level: str) -> Any:
         setattr(options, THREADS, limit)
     for name, value in PROVIDERS[target.device].attributes.items():
         setattr(options, name, value)
+    if unfused := PROVIDERS[target.device].unfused.get(target.precision):
+        options.add_session_config_entry(UNFUSED, unfused)
     for name, value in target.options.items():
         if name in ATTRIBUTES:
             setattr(options, name, value)

@@ -34,6 +34,8 @@ class Provider:
     """Its strings for false and true."""
     enables: Mapping[Precision, str] = field(default_factory=dict[Precision, str])
     """Options that are required to keep a graph's precision."""
+    unfused: Mapping[Precision, str] = field(default_factory=dict[Precision, str])
+    """Fusions of the library's optimizer, separated by semicolons, whose result is less accurate than its parts."""
     in_tf32: frozenset[Precision] = frozenset()
     """Precisions that it computes in TF32 where GPU and environment allow that, without an option against it."""
     caches: tuple[tuple[str, str], ...] = ()
@@ -110,6 +112,7 @@ CUDA = Provider(
     precisions=("f32", "tf32", "f16"),
     fixed={"use_tf32": "0"},
     enables={"tf32": "use_tf32"},
+    unfused={"f16": "SkipLayerNormFusion;EmbedLayerNormFusion"},  # these sum in f16, LayerNormalization in f32
     needs="an NVIDIA GPU, its driver (580 or later), CUDA 13 and cuDNN 9",
     memory="cuda",
     captures="enable_cuda_graph",

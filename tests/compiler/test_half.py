@@ -11,7 +11,7 @@ from latentc.cli.why import why as show_why
 from latentc.compiler.build import build
 from latentc.compiler.cache import Parity, find
 from latentc.compiler.half import to_half
-from latentc.compiler.lower import lower_opset, lowered
+from latentc.compiler.lower import lower_opset, lowered, needed_passes
 from latentc.compiler.parity import measure_typed
 from latentc.compiler.plan import plan
 from latentc.compiler.proof import check_floor
@@ -45,12 +45,12 @@ def graph_of(nodes, weights=(), opset=23, outputs=("y",), width=4):
     return ir.from_proto(shape_inference.infer_shapes(model))
 
 
-def run(model, x):
+def run(model, x, operators=()):
     from onnx.reference import ReferenceEvaluator
 
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    return ReferenceEvaluator(proto).run(None, {"x": x})
+    return ReferenceEvaluator(proto, new_ops=list(operators)).run(None, {"x": x})
 
 
 def types(model):
@@ -122,6 +122,87 @@ def test_an_input_that_is_an_output_and_two_outputs():
     for one, other in zip(wanted, run(half, X), strict=True):
         assert other.dtype == np.float32
         np.testing.assert_allclose(one, other, rtol=2e-3)
+
+
+def naive(op):
+    """A norm that computes everything in the type of its input, and doesn't follow `stash_type`."""
+    from onnx.reference.op_run import OpRun
+
+    def computed(self, x, scale, bias=None, epsilon=None, num_groups=None, **_):
+        kind = x.dtype.type
+        rows = x.reshape(2, num_groups or 1, -1)
+        count = kind(rows.shape[-1])
+        mean = np.zeros((*rows.shape[:2], 1), kind) if op == "RMSNormalization" else total(rows / count)
+        centred = rows - mean
+        y = (centred / np.sqrt(total(centred * centred / count) + kind(epsilon or 1e-5))).reshape(x.shape)
+        shape = (1, -1, 1, 1) if op == "GroupNormalization" else (-1,)
+        return ((y * scale.reshape(shape) + (0 if bias is None else bias.reshape(shape))).astype(kind),)
+
+    def total(rows):
+        added = np.zeros((*rows.shape[:2], 1), rows.dtype)
+        for column in np.moveaxis(rows, -1, 0):  # numpy's own sum of f16 adds up in f32
+            added = added + column[..., None]
+        return added
+
+    return type(op, (OpRun,), {"_run": computed, "op_domain": ""})
+
+
+NORMS = {
+    "GroupNormalization": ("8, 4, 8", "8", ", bias", "<num_groups=2>"),
+    "LayerNormalization": ("256", "256", ", bias", ""),
+    "RMSNormalization": ("256", "256", "", ""),
+}
+
+
+@pytest.mark.parametrize(("deviation", "mean"), [(600, 0), (1, 400)], ids=["large", "far from zero"])
+@pytest.mark.parametrize("op", NORMS)
+def test_norms_of_large_values_are_right_where_the_library_sums_in_f16(op, deviation, mean):
+    """A square of 600 is out of range of f16, and a sum of many terms of 400 loses what differs between them."""
+    sides, channels, bias, attributes = NORMS[op]
+    declared = f", float[{channels}] bias" if bias else ""
+    text = f"""<ir_version: 10, opset_import: ["": 23]>
+    net (float[2, {sides}] x, float[{channels}] scale{declared}) => (float[2, {sides}] y)
+    {{ n = {op}{attributes}(x, scale{bias})  y = Relu(n) }}"""
+
+    def model():
+        proto = onnx.parser.parse_model(text)
+        values = {"scale": np.linspace(0.5, 2, int(channels)), "bias": np.linspace(-1, 1, int(channels))}
+        for value in list(proto.graph.input)[1:]:
+            array = values[value.name].astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+            proto.graph.input.remove(value)
+        made = ir.from_proto(proto)
+        made.graph[0].outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        return made
+
+    x = np.random.default_rng(0).standard_normal([2, *map(int, sides.split(","))]) * deviation + mean
+    x = x.astype(np.float16).astype(np.float32)
+    wanted = run(model(), x, [naive(op)])[0]
+    half = to_half(model(), norms=False)
+    assert types(half) == [(op, "FLOAT"), ("Relu", "FLOAT16")]
+    found = run(half, x, [naive(op)])[0]
+    assert psnr_db(wanted, found) > 55
+    if op != "RMSNormalization":  # always f32
+        narrow = to_half(model())
+        assert types(narrow) == [(op, "FLOAT16"), ("Relu", "FLOAT16")]
+        with np.errstate(all="ignore"):
+            (lost,) = run(narrow, x, [naive(op)])
+        assert not psnr_db(wanted, lost) > 40, "the floor of f16"
+
+
+def test_norms_are_f16_only_on_devices_that_are_known_to_sum_in_f32():
+    def passes(name, device):
+        return needed_passes(runtime(name), Target(name, device, "f16", {}, (), ()))
+
+    for device in (*runtime("tensorrt").facts.devices, "sm86+sm89"):
+        assert "norms" in passes("tensorrt", device)
+        assert "norms" in passes("tensorrt-rtx", device)
+    unknown = [one for one in runtime("onnxruntime").facts.devices if "norms" in passes("onnxruntime", one)]
+    assert unknown == ["TensorRT", "MIGraphX", "DirectML", "CoreML"]
+    assert "norms" in passes("migraphx", "gfx942")
+    assert {passes("iree", one) for one in runtime("iree").facts.devices} == {("half", "fold")}
+    f32 = Target("tensorrt", "sm90", "f32", {}, (), ())
+    assert "norms" not in needed_passes(runtime("tensorrt"), f32)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])

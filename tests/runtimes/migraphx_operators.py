@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from latentc.compiler.lower import lowered, needed_passes
-from latentc.compiler.targets import choose
+from latentc.compiler.targets import choices
 from latentc.core.bundle import Bundle, open_bundle
 from latentc.core.shapes import Setting, shape_of, sizes
 from latentc.profiles import load_profile
@@ -69,7 +69,7 @@ def operators(bundle: Bundle, precision: str) -> dict[str, set[str]]:
     for name, part in bundle.manifest.parts.items():
         setting = sizes(bundle.manifest.model, part.role, Setting(*bundle.manifest.model.own_size))
         shape = {tensor.name: shape_of(tensor.shape, setting) for tensor in part.inputs}
-        chosen = choose(profile, name, part.role, ("f32", "f16")) if precision == "f16" else "f32"
+        chosen = choices(profile, name, part.role, ("f32", "f16"))[0] if precision == "f16" else "f32"
         target = Target("migraphx", "gfx942", chosen, {}, part.inputs, part.outputs, shape)
         passes = needed_passes(adapter, target, part.weights)
         with lowered(bundle.graph(name), name, adapter.facts.newest_opset, shape, passes) as path:

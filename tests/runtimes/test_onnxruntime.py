@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from latentc.compiler.lower import lowered
-from latentc.compiler.targets import choose, shapes, targets
+from latentc.compiler.targets import choices, shapes, targets
 from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import Model, TensorInfo, TextEncoder
@@ -403,6 +403,21 @@ def test_options_that_a_provider_takes_as_entries_only(case, monkeypatch):
     assert asked == [[("CPUExecutionProvider", {})]]
 
 
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_cuda_sums_no_norm_in_f16(tmp_path, precision):
+    """Behind a residual the optimizer replaces LayerNormalization by an operator whose CUDA kernel sums in f16."""
+    onnx = pytest.importorskip("onnx")
+    net = """<ir_version: 10, opset_import: ["": 18]>
+    net (float[1, 4, 8] x, float[1, 4, 8] more) => (float[1, 4, 8] y)
+    <float[8] scale = {1, 1, 1, 1, 1, 1, 1, 1}, float[8] bias = {0, 0, 0, 0, 0, 0, 0, 0}>
+    { a = Add(x, more)  y = LayerNormalization<axis=-1>(a, scale, bias) }"""
+    options = module._options(Target("onnxruntime", "CUDA", precision, {}, (), ()), "ORT_ENABLE_ALL")
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    placement.open_session(onnx.parser.parse_model(net).SerializeToString(), options, "CPU", {})
+    kinds = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
+    assert kinds == (["Add", "LayerNormalization"] if precision == "f16" else ["SkipLayerNormalization"])
+
+
 def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
     library, given = placement._library(), []
     gpus = {0: AmdGpu("Raphael", "gfx1036", 1, "", 0), 1: AmdGpu("Navi31", "gfx1100", 24, "", 0)}
@@ -557,9 +572,9 @@ def test_tf32_is_asked_for_as_a_precision(monkeypatch):
 def test_f32_that_would_be_computed_in_tf32_is_refused_with_the_way_out():
     profile = load_profile("h100-onnxruntime-tensorrt").model_copy(update={"precision": {"default": ("f32",)}})
     with pytest.raises(ProfileError, match=r"supports tf32, f16 through .*NVIDIA_TF32_OVERRIDE=0 in the environment"):
-        choose(profile, "unet", "denoiser", ("tf32", "f16"))
+        choices(profile, "unet", "denoiser", ("tf32", "f16"))
     with pytest.raises(ProfileError) as refused:
-        choose(profile, "unet", "denoiser", ("f16",))
+        choices(profile, "unet", "denoiser", ("f16",))
     assert "TF32" not in str(refused.value)
 
 

@@ -21,7 +21,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latentc.compiler.build import build
-from latentc.compiler.lower import lowered, weights_of
+from latentc.compiler.lower import lowered, needed_passes, weights_of
 from latentc.compiler.targets import job_of, targets
 from latentc.core.engine import Clocked
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
@@ -58,7 +58,8 @@ def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
     told = []
     out.mkdir()
     target = replace(case.target, device=device, precision="f16")
-    with lowered(case.bundle.graph("unet"), "half", 23, None, ("half",)) as graph:  # sm75 multiplies no f32 matrices
+    passes = needed_passes(case.adapter, target)
+    with lowered(case.bundle.graph("unet"), "half", 23, None, passes) as graph:  # sm75 multiplies no f32 matrices
         job = Job("unet", graph, weights_of(graph), target)
         case.adapter.compile(job, out, lambda what, share: told.append((what, share)))
     assert (out / "engine.plan").stat().st_size > 100_000
@@ -67,6 +68,41 @@ def test_plans_are_built_for_gpus_that_are_not_here(case, tmp_path, device):
     assert memory["activation_bytes"] > 0
     assert told, "the builder's phases are told of"
     assert all(what.startswith("unet: ") and 0 < share <= 1 for what, share in told)
+
+
+def parsed(graph):
+    """The layers of a network as the parser makes them, by the library's own types."""
+    trt, log = import_module(RTX.module), trt_module._logger(RTX.module)
+    builder = trt.Builder(log)
+    network = builder.create_network(trt_module._network_flags(trt))
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse_from_file(str(graph)), parser.get_error(0).desc()
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return [
+        (one.type.name, {one.get_input(0).dtype.name, one.get_output(0).dtype.name})
+        for one in layers
+        if one.num_inputs and one.type.name in ("NORMALIZATION", "CONVOLUTION", "MATRIX_MULTIPLY")
+    ]
+
+
+@installed
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("part", ["unet", "vae_decoder"])
+def test_norms_of_a_network_in_f16_are_f32(bundle, part, opset):
+    """Its layer of norms has no setting for the type of its sums, which may overflow in f16."""
+    library = import_module(RTX.module)
+    assert not hasattr(library.INormalizationLayer, "compute_precision"), "then norms could be f16 again"
+    target, found = Target("tensorrt-rtx", "sm89", "f16", {}, (), ()), {}
+    for name, passes in (("needed", needed_passes(tensorrt_rtx(), target)), ("narrow", ("half",))):
+        with lowered(bundle("sd1").graph(part), name, opset, None, passes) as graph:
+            found[name] = parsed(graph)
+    norms, others = ({"NORMALIZATION"}, {"CONVOLUTION", "MATRIX_MULTIPLY"})
+    assert {kind for kind, _ in found["needed"]} & others
+    assert all(types == {"HALF"} for kind, types in found["needed"] if kind in others)
+    if opset == 23 or part == "unet":  # in opset 18 group norms are smaller operators
+        assert any(kind in norms for kind, _ in found["needed"])
+        assert all(types == {"FLOAT"} for kind, types in found["needed"] if kind in norms)
+        assert all(types == {"HALF"} for kind, types in found["narrow"] if kind in norms), "what is mended"
 
 
 @installed
