@@ -33,6 +33,7 @@ _OTHER_NAMES = {
     "guidance": "guidancescale cfg cfgscale scale truecfgscale unconditionalguidancescale cfgvalue maxguidancescale "
     "maxguidance maxcfg",
     "min_guidance": "minguidancescale mincfg",
+    "strength": "denoisingstrength denoise denoisestrength imagestrength img2imgstrength",
     "fps": "framespersecond framerate fpsid",
     "motion_bucket_id": "motionbucket motion",
     "noise_aug_strength": "noiseaug noiseaugmentation augmentation condaug augmentationlevel",
@@ -48,10 +49,13 @@ _OTHER_NAMES = {
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
-    _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise mask "
+    _NOT_YET: "clipskip clipstopatlastlayers eta mask "
     "maskimage lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
 }
+
+STRENGTH = 0.8
+"""Default strength of image to image, as in diffusers' StableDiffusionImg2ImgPipeline."""
 
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
@@ -72,6 +76,9 @@ class Request(Record):
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
     full denoiser.
+
+    `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
+    it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image.
 
     A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
     the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
@@ -102,6 +109,7 @@ class Request(Record):
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)
     min_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=100.0, allow_inf_nan=False)
     decode_chunk_size: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1024)
+    strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
     image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="wrap")

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
-from ..core.manifest import Model
+from ..core.manifest import Manifest
 from ..core.reading import regular, unreadable
 from ..core.request import Request
 from ..core.tensors import Array
@@ -57,15 +57,18 @@ def load_picture(image: ImageLike | Decoded) -> Decoded:
     return Decoded(_array(image))
 
 
-def read_picture(request: Request, model: Model, image: ImageLike | Decoded | None) -> Decoded | None:
-    """The decoded image of a request; None for a model that reads none.
+def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decoded | None) -> Decoded | None:
+    """The decoded image of a request; None without one, for a model that needs none.
 
     Raises `RequestError` as `load_picture` does, if it is missing or can't be used, or isn't the one that the request
     was made with.
     """
-    if not model.reads_image:
-        if image is not None:
-            raise RequestError("This model generates from a prompt alone, so it does not take an image. Leave it out.")
+    if image is not None and not (manifest.model.reads_image or manifest.encodes):
+        raise RequestError(
+            "This bundle has no VAE encoder, so it generates from a prompt alone and does not take an image. Leave it "
+            "out, or use a bundle with an encoder."
+        )
+    if image is None and not manifest.model.reads_image:
         return None
     if image is None:
         named = f" with the SHA-256 {request.image_sha256[:12]}..." if request.image_sha256 else ""
@@ -83,14 +86,17 @@ def read_picture(request: Request, model: Model, image: ImageLike | Decoded | No
     return picture
 
 
-def about_picture(picture: Decoded, request: Request) -> list[str]:
-    """Notices about the image of a completed request."""
+def about_picture(picture: Decoded, request: Request, made: int, total: int) -> list[str]:
+    """Notices about the image of a completed request, of which `made` of `total` denoiser calls were made."""
     height, width = picture.pixels.shape[:2]
     notices = list(picture.notices)
     if (width, height) != (request.width, request.height):
         stretched = width * (request.height or 0) != height * (request.width or 0)
         more = ", which changes its proportions" if stretched else ""
         notices.append(f"The image of {width}x{height} pixels was resized to {request.width}x{request.height}{more}.")
+    if request.strength is not None:
+        calls = f"{made} denoiser calls of {total}" if made < total else f"all {total} denoiser calls"
+        notices.append(f"The image was changed with a strength of {request.strength:g}: {calls} were made.")
     return notices
 
 

@@ -112,9 +112,11 @@ class Pipeline:
     ) -> Result:
         """Generate the images of a request.
 
-        `image` is the image of a model that generates from one: a file, a Pillow image, or an array [height, width, 3],
-        uint8 or floats from 0 to 1. `image_noise` is added to it instead of noise from the seed, after it was resized:
-        float32 standard normal values, [count, 3, height, width].
+        `image` is a file, a Pillow image, or an array [height, width, 3], uint8 or floats from 0 to 1. A model of
+        videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size.
+        `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
+        to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
+        `latents`.
 
         `on_step` is called after each denoiser call, in the calling thread; returning False
         cancels. `latents` are used instead of initial noise from the seed: float32 standard normal
@@ -128,13 +130,13 @@ class Pipeline:
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         model = self.bundle.manifest.model
-        asked = complete(request, model, self._host.scheduler)
+        asked = complete(request, model, self._host.scheduler, image=image is not None)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
-        picture = read_picture(request, model, image)
+        picture = read_picture(request, self.bundle.manifest, image)
         given: Given | None = None
         if picture is None and image_noise is not None:
-            raise RequestError("This model reads no image, so it does not take image_noise. Leave it out.")
+            raise RequestError("image_noise was passed in without an image. Leave it out, or pass an image.")
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
@@ -180,7 +182,7 @@ class Pipeline:
         host, text = self._host, drawn.text
         vocabulary = next(iter(host.vocabularies), None)
         messages = notices(asked, self.bundle.manifest, vocabulary, text.tokens, text.guided)
-        messages += [] if picture is None else about_picture(picture, asked)
+        messages += [] if picture is None else about_picture(picture, asked, len(drawn.step_seconds), drawn.calls)
         messages += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
         messages += [
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)

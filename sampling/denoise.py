@@ -39,6 +39,8 @@ class Walk:
     """The denoiser's name, for errors."""
     engine: str
     """Name of the engine that runs it, for errors."""
+    first: int = 0
+    """The denoiser call at which the walk begins; later ones than 0 are for image to image."""
     beside: Array | None = None
     """What is concatenated to the channels of the scaled latents at each step, [rows, ...]; None for nothing."""
 
@@ -80,16 +82,15 @@ def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDAr
 
 
 def denoise(
-    run: Run, walk: Walk, start: NDArray[np.float32], on_step: OnStep | None = None
+    run: Run, walk: Walk, latents: NDArray[np.float32], on_step: OnStep | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Run all steps from noise to latents; returns the latents and the wall time of each denoiser call in seconds.
+    """Run all steps from the walk's first; returns the latents and the wall time of each denoiser call in seconds.
 
-    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `run` is the same as in `step`.
+    `latents` are those before the first call, [count, channels, height / 8, width / 8]; `run` is the same as in `step`.
 
     Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` as `step` does.
     """
     total = len(walk.schedule.timesteps)
-    latents = start * np.float32(walk.schedule.init_noise_sigma)
     seconds: list[float] = []
 
     def timed(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,10 +99,11 @@ def denoise(
         seconds.append(perf_counter() - started)
         return answer
 
-    for index in range(total):
+    for index in range(walk.first, total):
         latents = step(timed, walk, index, latents)
         if on_step is not None:
-            _report(on_step, Step(index=index + 1, total=total, latents=_frozen(latents)))
+            done = index + 1 - walk.first
+            _report(on_step, Step(index=done, total=total - walk.first, latents=_frozen(latents)))
     return latents, tuple(seconds)
 
 

@@ -90,6 +90,16 @@ def _reflected(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.minimum(index, 2 * size - 2 - index)
 
 
+def sampled(parameters: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Latents from the distribution that the VAE's encoder returns, [1, 2 * channels, ...]; a row for each of `noise`.
+
+    Source: diffusers' `DiagonalGaussianDistribution`, which bounds the logarithm of the variance.
+    """
+    mean, logarithm = np.split(parameters, 2, axis=1)
+    deviation = np.exp(np.float32(0.5) * np.clip(logarithm, -30, 20))
+    return mean + deviation * noise
+
+
 def encode_image(
     model: Model, roles: Mapping[str, Role], image: Pixels, fitted: NDArray[np.float32], call: Call,
     engines: Mapping[str, str] = {},

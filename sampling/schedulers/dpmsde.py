@@ -44,6 +44,12 @@ class DpmSde:
         """Return the sample at unit variance."""
         return scaled(sample, self._level(index))
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        if index % 2 and index < len(self.timesteps):
+            raise RequestError(f"DPM++ SDE cannot start at call {index}, the second of a step. Start at an even call.")
+        return 1.0, self.sigmas[(index + 1) // 2]
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Go to the step's geometric middle, then from its start to its end with the original predicted there."""
         before, after = self.sigmas[index // 2], self.sigmas[index // 2 + 1]
