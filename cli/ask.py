@@ -79,16 +79,16 @@ def ask(
     return requests
 
 
-def check_all(requests: Sequence[Request], bundle: Bundle, *, image: bool = False) -> None:
+def check_all(requests: Sequence[Request], bundle: Bundle, *, image: bool = False, mask: bool = False) -> None:
     """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
 
-    `image` is whether an image is passed in.
+    `image` and `mask` are whether they are passed in.
     """
     verify_files(bundle, [SCHEDULER])
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler, image=image)
+            check(request, bundle.manifest.model, scheduler, image=image, mask=mask)
             denoiser_of(bundle.variants("denoiser"), request)
 
 

@@ -55,9 +55,17 @@ def run(
             metavar="FILE", help="Image to change, by --strength; of a video, the image that it is generated from."
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Mask of --image: white is generated (inpainting), black keeps the image's own pixels."
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8."),
+        typer.Option(
+            help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8; with --mask, 1."
+        ),
     ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
@@ -143,6 +151,7 @@ def run(
         requests,
         output,
         image=image,
+        mask=mask,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

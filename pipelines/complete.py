@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import MOTION, STRENGTH, Request
+from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
 from ..sampling.draw import first_of, schedule_of
 from ..sampling.prompt import Tokens, Vocabulary
@@ -23,12 +23,14 @@ FAR = 2.0
 """Factor by which the number of pixels may differ from the model's native size without a notice."""
 
 
-def complete(request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False) -> Request:
+def complete(
+    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+) -> Request:
     """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
-    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` is whether an image is passed in. Raises
-    `RequestError` for a size that the model can't generate, for a strength without an image, and if later images would
-    have seeds above `MAX_SEED`.
+    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` and `mask` are whether they are passed in.
+    Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
+    images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
     if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
@@ -40,7 +42,7 @@ def complete(request: Request, model: Model, scheduler: Mapping[str, object], *,
     filled = request.model_copy(
         update={
             **_video(request, model),
-            **({"strength": STRENGTH} if image and not model.reads_image and request.strength is None else {}),
+            **_strength(request, model, image=image, mask=mask),
             "width": request.width or model.own_size[0],
             "height": request.height or model.own_size[1],
             "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
@@ -74,12 +76,20 @@ def _check_fields(request: Request, model: Model) -> None:
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
         "strength": reads,
+        "mask_sha256": reads,
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "from a prompt alone"
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
+
+
+def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:
+    """The default strength of a request with an image."""
+    if not image or model.reads_image or request.strength is not None:
+        return {}
+    return {"strength": STRENGTH_MASKED if mask else STRENGTH}
 
 
 def _video(request: Request, model: Model) -> dict[str, object]:
@@ -96,12 +106,14 @@ def _video(request: Request, model: Model) -> dict[str, object]:
     return made
 
 
-def check(request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False) -> None:
+def check(
+    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
 
-    `image` is whether an image is passed in.
+    `image` and `mask` are whether they are passed in.
     """
-    named = complete(request, model, scheduler, image=image)
+    named = complete(request, model, scheduler, image=image, mask=mask)
     asked = named.model_copy(update={"scheduler": request.scheduler})
     first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 

@@ -19,9 +19,9 @@ from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import Request
 from ..core.tensors import Array, check_finite
 from ..core.wires import TIMESTEP
-from .denoise import OnStep, Walk, denoise, is_guided
+from .denoise import Kept, OnStep, Walk, denoise, is_guided
 from .guidance import frame_scales
-from .image import Pixels, encode_image, fitted, sampled
+from .image import Pixels, encode_image, fitted, generated, latent_mask, pasted, resized, sampled
 from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
 from .schedulers import Noise, Schedule, first_call, schedule
@@ -91,6 +91,8 @@ class Given:
     image: Pixels
     noise: NDArray[np.float32]
     """Standard normal values of the shape that `image_shape` returns."""
+    mask: NDArray[np.uint8] | None = None
+    """White where inpainting generates, [height, width]; None to change the whole image."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,9 @@ def read_image(draft: Draft) -> None:
 
 
 def encode_start(draft: Draft) -> None:
-    """Reads the image, `walk` and `start`; writes `initial`: the image's latents with noise added."""
+    """Reads the image, `walk` and `start`; writes `initial`, the image's latents with noise added, and with a mask
+    `walk`, with what it keeps.
+    """
     host, request, given, encoder = draft.host, draft.request, draft.given, draft.host.encoder
     assert given is not None
     assert encoder is not None
@@ -352,7 +356,11 @@ def encode_start(draft: Draft) -> None:
     check_finite(parameters, "The image's latents", encoder, draft.named(encoder))
     original = scaled(host.model, sampled(parameters, given.noise))
     kept, added = draft.walk.schedule.level(draft.walk.first)
-    draft.initial = mixed((kept, original), (added, draft.start))
+    if given.mask is not None:
+        area = generated(given.mask, request.width, request.height)
+        draft.walk = replace(draft.walk, kept=Kept(original, draft.start, latent_mask(area, host.model.downscale)))
+    if given.mask is None or request.strength != 1:  # at full strength, inpainting begins from noise alone
+        draft.initial = mixed((kept, original), (added, draft.start))
 
 
 def find_engines(draft: Draft) -> None:
@@ -406,12 +414,28 @@ def decode_latents(draft: Draft) -> None:
     draft.images = decode(draft.decoder, draft.latents, part, draft.named(part), draft.request.decode_chunk_size)
 
 
+def paste_kept(draft: Draft) -> None:
+    """Reads the image, its mask and `images`; writes `images` with the image's own pixels where it is kept."""
+    given, width, height = draft.given, draft.request.width, draft.request.height
+    if given is not None and given.mask is not None and width is not None and height is not None:
+        area = generated(given.mask, width, height)
+        draft.images = pasted(draft.images, resized(given.image, width, height), area)
+
+
 IMAGE_TO_IMAGE = "image_to_image"
 """The task of a request with an image, for a model whose first task is text; it needs the VAE's encoder."""
 
 TASKS: dict[Task | Literal["image_to_image"], tuple[Stage, ...]] = {
     "text": (plan_walk, read_prompts, find_engines, walk_latents, decode_latents),
-    IMAGE_TO_IMAGE: (plan_walk, read_prompts, find_engines, encode_start, walk_latents, decode_latents),
+    IMAGE_TO_IMAGE: (
+        plan_walk,
+        read_prompts,
+        find_engines,
+        encode_start,
+        walk_latents,
+        decode_latents,
+        paste_kept,
+    ),
     "image_to_video": (plan_walk, read_image, find_engines, walk_latents, decode_latents),
 }
 """The stages of each task, in order."""

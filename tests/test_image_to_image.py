@@ -17,12 +17,17 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.sampling.draw import latent_shape
+from latentc.sampling.image import pasted
 
 PROFILES = ("cpu-onnxruntime", "cpu-openvino-f32")
 PIPELINES = {
     "sd1": ("StableDiffusionImg2ImgPipeline", "stable_diffusion.pipeline_stable_diffusion_img2img"),
     "sdxl": ("StableDiffusionXLImg2ImgPipeline", "stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"),
     "sd3": ("StableDiffusion3Img2ImgPipeline", "stable_diffusion_3.pipeline_stable_diffusion_3_img2img"),
+}
+INPAINT = {
+    family: (name.replace("Img2Img", "Inpaint"), place.replace("img2img", "inpaint"))
+    for family, (name, place) in PIPELINES.items()
 }
 REQUEST = Request(
     prompt="a lighthouse on a cliff", negative_prompt="fog", width=144, height=80, steps=8, guidance=6.0, strength=0.6
@@ -35,6 +40,14 @@ def photo(width=200, height=90):
     return pixels.astype(np.uint8)
 
 
+def mask(width=144, height=80):
+    """White in the middle and in a corner, black elsewhere."""
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[24:56, 40:96] = 255
+    pixels[:16, :24] = 200
+    return pixels
+
+
 def noises(bundle, request):
     """The noise of the latents, and that with which the image is encoded: one for all images, as in diffusers."""
     random = np.random.default_rng(5)
@@ -43,12 +56,12 @@ def noises(bundle, request):
     return latents, np.repeat(random.standard_normal((1, *shape[1:]), np.float32), shape[0], axis=0)
 
 
-def diffusers_images(family, folder, request, image, latents, image_noise, monkeypatch):
+def diffusers_images(family, folder, request, image, latents, image_noise, monkeypatch, area=None):
     """The images of diffusers' own pipeline, and the timesteps at which it called the denoiser."""
     import diffusers
     import torch
 
-    name, place = PIPELINES[family]
+    name, place = (PIPELINES if area is None else INPAINT)[family]
     pipeline = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     if request.scheduler:
@@ -70,7 +83,8 @@ def diffusers_images(family, folder, request, image, latents, image_noise, monke
         num_images_per_prompt=request.count,
         output_type="np",
         callback_on_step_end=lambda _pipe, _index, timestep, given: called.append(float(timestep)) or given,
-        **({"width": request.width, "height": request.height} if family == "sd3" else {}),
+        **({} if area is None else {"mask_image": Image.fromarray(area)}),
+        **({"width": request.width, "height": request.height} if family == "sd3" or area is not None else {}),
     ).images
     return images, called
 
@@ -110,6 +124,77 @@ def test_images_are_diffusers_own(bundle, checkpoint, opened, monkeypatch, famil
         assert psnr_db(expected, result.images.astype(np.float64)) >= 60, name
         assert any(f"{len(called)} " in one and "with a strength of" in one for one in result.notices)
     assert result.seconds["vae_encoder"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("sd1", {"strength": 1.0, "scheduler": "ddim"}),
+        ("sd1", {"strength": 0.7, "scheduler": "ddim", "count": 2}),
+        ("sdxl", {"strength": 0.99}),
+        ("sd3", {"strength": 0.7}),
+        ("sd3", {"strength": 1.0, "steps": 3}),
+    ],
+)
+def test_inpainting_is_diffusers_own(bundle, checkpoint, opened, monkeypatch, family, changes):
+    request, image, area = REQUEST.model_copy(update=changes), photo(), mask()
+    latents, image_noise = noises(bundle(family), request)
+    given = request, image, latents, image_noise
+    expected, called = diffusers_images(family, checkpoint(family), *given, monkeypatch, area=area)
+    expected = (expected * 255).round().astype(np.uint8)
+    result = opened(family)(request, image=image, mask=area, latents=latents, image_noise=image_noise)
+    assert len(result.step_seconds) == len(called)
+    original = np.asarray(Image.fromarray(image).resize((144, 80), Image.Resampling.LANCZOS))
+    inner = np.zeros((80, 144), bool)
+    inner[32:48, 48:88] = True
+    for mine, other in zip(result.images, expected, strict=True):
+        assert psnr_db(other[inner].astype(np.float64), mine[inner].astype(np.float64)) >= 60
+        assert np.array_equal(mine[area < 128], original[area < 128]), "what is kept is not the image's own pixels"
+        assert psnr_db(original[inner].astype(np.float64), mine[inner].astype(np.float64)) < 30, "nothing was generated"
+
+
+@pytest.mark.slow
+def test_a_white_mask_at_full_strength_is_text_to_image(opened):
+    pipeline, request = opened("sd1"), REQUEST.model_copy(update={"seed": 3, "strength": 1.0})
+    inpainted = pipeline(request, image=photo(), mask=np.ones((80, 144), bool)).images
+    drawn = pipeline(REQUEST.model_copy(update={"seed": 3, "strength": None})).images
+    np.testing.assert_array_equal(inpainted, drawn)
+
+
+def test_the_edge_of_what_is_pasted():
+    """The kept pixels are the original's; inside the area, also on thin lines, those that were generated prevail."""
+    original, made = np.zeros((64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 200, np.uint8)
+    area = np.zeros((64, 64), bool)
+    area[16:48, 16:48] = area[4, 8:56] = area[54:58, 8:56] = True
+    image = pasted(made, original, area)[0, ..., 0]
+    assert not image[~area].any()
+    assert (image[22:42, 22:42] == 200).all()
+    edge = image[16:23, 32].astype(int)
+    assert (np.diff(edge) >= 0).all()
+    assert 0 < edge[1] < 200
+    assert image[4, 16:48].min() > 150
+    assert image[54:58, 16:48].max() > 190
+    whole = pasted(made, original, np.ones((64, 64), bool))
+    assert (whole == 200).all()
+
+
+def test_masks_that_are_refused(opened, tmp_path):
+    pipeline, image = opened("sd1"), photo()
+    black, thin = np.zeros((80, 144), np.uint8), np.zeros((80, 144), np.uint8)
+    thin[33:36] = 255
+    for one in (black, thin):
+        with pytest.raises(RequestError, match="The mask selects nothing.*thinner than 8 pixels at 144x80"):
+            pipeline(REQUEST, image=image, mask=one)
+    with pytest.raises(RequestError, match="Pass an image too"):
+        pipeline(REQUEST.model_copy(update={"strength": None}), mask=mask())
+    with pytest.raises(RequestError, match="another mask"):
+        pipeline(REQUEST.model_copy(update={"mask_sha256": "0" * 64}), image=image, mask=mask())
+    with pytest.raises(RequestError, match="with a mask with the SHA-256.*none was given"):
+        pipeline(REQUEST.model_copy(update={"mask_sha256": "0" * 64}), image=image)
+    with pytest.raises(RequestError, match="a request has only its digest"):
+        Request(prompt="x", mask="m.png")
 
 
 @pytest.mark.slow
@@ -171,6 +256,7 @@ def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
+    Image.fromarray(mask()).save(tmp_path / "mask.png")
     asked = ("--image", "photo.png", "--size", "144x80", "--steps", "8", "--seed", "2")
     first = run("a cat", *asked, "--strength", "0.5", "-o", "a.png", "--json")
     assert first.returncode == 0, first.stderr
@@ -196,3 +282,12 @@ def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
     default = run("a cat", *asked, "-o", "d.png", "--json")
     assert json.loads(default.stdout)["request"]["strength"] == 0.8
     assert not (tmp_path / "c.png").exists()
+    masked = run("a cat", *asked, "--mask", "mask.png", "-o", "e.png", "--json")
+    record = json.loads(masked.stdout)["request"]
+    assert record["strength"] == 1
+    assert read(tmp_path / "e.png").request.mask_sha256 == record["mask_sha256"]
+    refused = run("--from", "e.png", "--image", "photo.png", "-o", "f.png")
+    assert "Pass it with --mask" in refused.stderr
+    small = run("a cat", *asked, "--mask", "photo.png", "-o", "g.png")
+    assert small.returncode == 0, small.stderr
+    assert "The mask has" not in small.stdout, "the image has the same size"

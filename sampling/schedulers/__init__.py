@@ -29,7 +29,7 @@ from .heun import Heun, heun
 from .lcm import lcm
 from .lms import lms
 from .names import elsewhere, spelled
-from .pndm import pndm
+from .pndm import RUNGE_KUTTA_STEPS, Pndm, pndm
 from .protocol import Noise, Schedule
 from .settings import CLIP, RAMPS, SHIFTS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, Settings, settings
 from .unipc import unipc
@@ -231,7 +231,7 @@ def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strengt
     """The call of a walk of `steps` steps at which image to image begins.
 
     `config` is the checkpoint's. Counted as in diffusers: `steps * strength` is rounded down, in flow matching up.
-    Raises `RequestError` if no call is left, or if the walk can't begin there.
+    Raises `RequestError` if no call is left, and for PNDM with Runge-Kutta steps inside of one.
     """
     flow = samplers(config) is FLOW_SCHEDULERS
     skipped = int(steps - min(steps * strength, steps)) if flow else steps - min(int(steps * strength), steps)
@@ -241,7 +241,11 @@ def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strengt
             f"A strength of {strength:g} of {steps} steps leaves no denoiser call. Use a strength of at least "
             f"{math.ceil(1e4 / steps) / 1e4:g}, or more steps."
         )
-    walk.level(index)
+    if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps and index % 4 and index < 4 * RUNGE_KUTTA_STEPS:
+        raise RequestError(
+            f"A strength of {strength:g} of {steps} steps would begin at call {index}, inside a step of PNDM that "
+            "takes four calls. Use another strength or scheduler."
+        )
     return index
 
 

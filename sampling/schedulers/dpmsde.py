@@ -46,9 +46,7 @@ class DpmSde:
 
     def level(self, index: int) -> tuple[float, float]:
         """Return the parts of original and noise in the sample before a call."""
-        if index % 2 and index < len(self.timesteps):
-            raise RequestError(f"DPM++ SDE cannot start at call {index}, the second of a step. Start at an even call.")
-        return 1.0, self.sigmas[(index + 1) // 2]
+        return 1.0, self._level(index) if index < len(self.timesteps) else 0.0
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Go to the step's geometric middle, then from its start to its end with the original predicted there."""

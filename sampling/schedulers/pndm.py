@@ -55,10 +55,6 @@ class Pndm:
         """Return the parts of original and noise in the sample before a call."""
         if index == len(self.timesteps):
             return 1.0, 0.0
-        if not self.settings.skip_prk_steps and index < 4 * RUNGE_KUTTA_STEPS and index % 4:
-            raise RequestError(
-                f"PNDM cannot start at call {index}, inside a step of four calls. Start at the first of them."
-            )
         kept = float(self.table[int(self.timesteps[index])])
         return math.sqrt(kept), math.sqrt(1 - kept)
 

@@ -35,10 +35,7 @@ class Schedule(Protocol):
         ...
 
     def level(self, index: int) -> tuple[float, float]:
-        """Return the parts of original and noise in the sample before call `index`; after the last call, (1, 0).
-
-        Raises `RequestError` for a call at which a walk can't begin, such as the second of a step.
-        """
+        """Return the parts of original and noise in the sample before call `index`; after the last call, (1, 0)."""
         ...
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
