@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 
 from ..core.manifest import ImageReader, Model, Role
 from ..core.tensors import Array, check_finite
@@ -55,18 +55,13 @@ def latent_mask(area: NDArray[np.bool_], downscale: int) -> NDArray[np.float32]:
 
 def pasted(images: NDArray[np.uint8], original: Pixels, area: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Images with the original's pixels outside of `area`, and a soft edge inside of it."""
-    mask = Image.fromarray(area.astype(np.uint8) * 255)
-    inner = ImageChops.multiply(mask.filter(ImageFilter.GaussianBlur(FEATHER)).point(_rising), mask)
-    # A line thinner than the edge would fade: its middle counts as inside.
-    nearby = np.asarray(inner.filter(ImageFilter.MaxFilter(4 * FEATHER + 1)), np.float32)
-    shares = np.where(area, np.asarray(inner, np.float32) / np.maximum(nearby, 1), 0)[..., None]
+    blurred = Image.fromarray(area.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(FEATHER))
+    # Relative to the most nearby, so that a line thinner than the edge doesn't fade: its middle counts as inside.
+    nearby = np.asarray(blurred.filter(ImageFilter.MaxFilter(4 * FEATHER + 1)), np.float32)
+    inner = np.asarray(blurred, np.float32) / np.maximum(nearby, 1)  # one half at a straight edge
+    shares = np.where(area, np.clip(2 * inner - 1, 0, 1), 0).astype(np.float32)[..., None]
     mixed = original + shares * (images.astype(np.float32) - original)
     return mixed.round().astype(np.uint8)
-
-
-def _rising(value: int) -> int:
-    """From 0 at a straight edge, where the blurred mask is one half, to 255."""
-    return max(0, 2 * value - 255)
 
 
 def for_encoder(image: Pixels, reader: ImageReader) -> NDArray[np.float32]:
