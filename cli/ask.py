@@ -79,13 +79,16 @@ def ask(
     return requests
 
 
-def check_all(requests: Sequence[Request], bundle: Bundle) -> None:
-    """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded."""
+def check_all(requests: Sequence[Request], bundle: Bundle, *, image: bool = False, mask: bool = False) -> None:
+    """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
+
+    `image` and `mask` are whether they are passed in.
+    """
     verify_files(bundle, [SCHEDULER])
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler)
+            check(request, bundle.manifest.model, scheduler, image=image, mask=mask)
             denoiser_of(bundle.variants("denoiser"), request)
 
 

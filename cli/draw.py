@@ -13,11 +13,12 @@ from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
-from ..pipelines.picture import load_picture, read_picture
+from ..pipelines.complete import complete
+from ..pipelines.picture import load_mask, load_picture, read_mask, read_picture
 from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
-from ..sampling.draw import IMAGE_STAGE
+from ..sampling.draw import ENCODE_STAGE, IMAGE_STAGE, SCHEDULER
 from . import BEFORE
 from .ask import check_all, differences
 from .text import as_json as json_text
@@ -26,6 +27,8 @@ from .text import emit_bytes, say
 DEFAULT, DEFAULT_VIDEO = Path("out.png"), Path("out.mp4")
 """Defaults of `--output`: the first of out.png, out-1.png, out-2.png ... that does not exist."""
 STREAM = "-"
+SHOWN = {"text_encoder": "text", IMAGE_STAGE: "image", ENCODE_STAGE: "image"}
+"""Words for the stages before the first denoiser call."""
 
 
 def draw(
@@ -35,6 +38,7 @@ def draw(
     output: str | Path | None = None,
     *,
     image: Path | None = None,
+    mask: Path | None = None,
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -42,8 +46,8 @@ def draw(
 ) -> None:
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
-    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image` is
-    the image of requests for a model that generates from one.
+    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`
+    and `mask` are those of all requests.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
@@ -52,10 +56,14 @@ def draw(
     opened = open_bundle(bundle)
     model = opened.manifest.model
     names = _names(requests, output, overwrite=overwrite, as_json=as_json, videos=model.frames is not None)
-    check_all(requests, opened)
+    check_all(requests, opened, image=image is not None, mask=mask is not None)
     picture = load_picture(image) if image is not None else None
+    masked = load_mask(mask) if mask is not None else None
+    scheduler = opened.json(SCHEDULER)
     for request in requests:
-        read_picture(request, model, picture)
+        read = read_picture(request, opened.manifest, picture)
+        asked = complete(request, model, scheduler, image=image is not None, mask=mask is not None)
+        read_mask(asked, model, read, masked)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []
@@ -78,7 +86,7 @@ def draw(
                         tell(what, step.index / step.total)
 
                     tell(what, 0.0)
-                    result = pipeline(request, on_step, image=picture)
+                    result = pipeline(request, on_step, image=picture, mask=masked)
                     files: tuple[Path, ...] = ()
                     if stream:
                         streamed += [encoded(result.images[0], next(drawings(result)))]
@@ -149,7 +157,8 @@ def _say(records: Sequence[Mapping[str, Any]], *, err: bool) -> None:
     for record in records:
         seconds, steps = record["seconds"], record["step_seconds"]
         files = ", ".join(record["files"]) or ("standard output" if err else "no file")
-        first = f"image {seconds[IMAGE_STAGE]:.2f}" if IMAGE_STAGE in seconds else f"text {seconds['text_encoder']:.2f}"
+        stages = [stage for stage in SHOWN if seconds.get(stage)]
+        first = ", ".join(f"{SHOWN[stage]} {seconds[stage]:.2f}" for stage in stages)
         say(
             f"{files}   {record['profile']}, seed {record['request']['seed']}, "
             f"{seconds['total']:.2f} s ({first}, {counted(len(steps), 'denoiser call')} of "

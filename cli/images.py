@@ -50,7 +50,22 @@ def run(
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Image that a video is generated from, instead of a prompt.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Image to change, by --strength; of a video, the image that it is generated from."
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Mask of --image: white is generated (inpainting), black keeps the image's own pixels."
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8; with --mask, 1."
+        ),
     ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
@@ -126,6 +141,7 @@ def run(
         "motion_bucket_id": motion_bucket_id,
         "noise_aug_strength": noise_aug_strength,
         "min_guidance": min_guidance,
+        "strength": strength,
         "decode_chunk_size": decode_chunk_size,
     }
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
@@ -135,6 +151,7 @@ def run(
         requests,
         output,
         image=image,
+        mask=mask,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def pixels_sha256(image: NDArray[np.uint8]) -> str:
-    """SHA-256 in hex of an image's size and pixels, [height, width, 3], as it was decoded."""
+    """SHA-256 in hex of the size and the pixels of an image, [height, width, 3], or a mask, as it was decoded."""
     digest = hashlib.sha256(f"{image.shape[1]}x{image.shape[0]} ".encode())
     digest.update(np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()

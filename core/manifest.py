@@ -320,6 +320,11 @@ class Manifest(Record):
     trained_for: tuple[Fact, ...] = ()
 
     @property
+    def encodes(self) -> bool:
+        """Whether a text model can also start from an image: whether it has the VAE's encoder."""
+        return "text" in self.model.tasks and any(part.role == "encoder" for part in self.parts.values())
+
+    @property
     def standing(self) -> Standing:
         """What stands behind its figures, and the words for that."""
         return PROVED if self.source.adopted is None else SELF_CONSISTENT

@@ -33,6 +33,7 @@ _OTHER_NAMES = {
     "guidance": "guidancescale cfg cfgscale scale truecfgscale unconditionalguidancescale cfgvalue maxguidancescale "
     "maxguidance maxcfg",
     "min_guidance": "minguidancescale mincfg",
+    "strength": "denoisingstrength denoise denoisestrength imagestrength img2imgstrength",
     "fps": "framespersecond framerate fpsid",
     "motion_bucket_id": "motionbucket motion",
     "noise_aug_strength": "noiseaug noiseaugmentation augmentation condaug augmentationlevel",
@@ -47,14 +48,19 @@ _OTHER_NAMES = {
     "height": "h imageheight",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
+    "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
-    _NOT_YET: "clipskip clipstopatlastlayers eta strength denoisingstrength denoise mask "
-    "maskimage lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    _NOT_YET: "clipskip clipstopatlastlayers eta "
+    "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
 }
 
+STRENGTH, STRENGTH_MASKED = 0.8, 1.0
+"""Default strengths of image to image, and of inpainting, as in diffusers' pipelines of Stable Diffusion 1."""
+
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
 
@@ -73,11 +79,15 @@ class Request(Record):
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
     full denoiser.
 
+    `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
+    it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
+    a mask (inpainting).
+
     A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
     the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
     added to the image); `min_guidance` (1), the guidance scale of the first frame, where `guidance` (3) is that of the
-    last; `decode_chunk_size`, the number of frames that are decoded at once (all). `image_sha256` is the digest of the
-    image's pixels, which is itself passed to the pipeline: another image is then an error.
+    last; `decode_chunk_size`, the number of frames that are decoded at once (all). `image_sha256` and `mask_sha256` are
+    digests of the pixels of image and mask, which are themselves passed to the pipeline: others are then errors.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {
@@ -102,7 +112,9 @@ class Request(Record):
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)
     min_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=100.0, allow_inf_nan=False)
     decode_chunk_size: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1024)
-    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(default=None, exclude_if=_is_none)
+    strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
+    image_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
+    mask_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -28,6 +28,8 @@ NEGATIVE = "Negative prompt:"
 OTHER = "Other text"
 """Key in `Parsed.rest` of text between or after the pairs that isn't a pair."""
 
+STRENGTH = "Denoising strength"
+
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
 MAX_VALUE = 1 << 20
@@ -91,6 +93,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     width, height, seed = size_and_seed(request)
     pairs = {"Steps": str(request.steps)} | _sampler_pairs(request.scheduler)
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
+    if request.strength is not None:
+        pairs[STRENGTH] = _number(request.strength)
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.timestep_spacing:
@@ -111,6 +115,8 @@ def parse(text: str) -> Parsed:
         values["scheduler"] = scheduler
         rest = {key: value for key, value in rest.items() if key not in used}
     keys = {key.lower(): key for key in reversed(rest)}
+    if any(key.startswith("hires") for key in keys):
+        keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
     for own, read in _READERS.items():
         key = keys.get(own.lower())
         if key is None:
@@ -296,7 +302,12 @@ def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
 
+def _strength(text: str) -> dict[str, object]:
+    return {"strength": float(text)}
+
+
 _READERS = {
+    STRENGTH: _strength,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,

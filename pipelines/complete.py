@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import MOTION, Request
+from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
-from ..sampling.draw import schedule_of
+from ..sampling.draw import first_of, schedule_of
 from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
@@ -23,16 +23,26 @@ FAR = 2.0
 """Factor by which the number of pixels may differ from the model's native size without a notice."""
 
 
-def complete(request: Request, model: Model, scheduler: Mapping[str, object]) -> Request:
-    """The request with width, height, seed and scheduler filled in.
+def complete(
+    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+) -> Request:
+    """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
-    `scheduler` is the checkpoint's own `scheduler_config.json`. Raises `RequestError` for a size that
-    the model can't generate, and if later images would have seeds above `MAX_SEED`.
+    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` and `mask` are whether they are passed in.
+    Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
+    images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
+    if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
+        what = f"a strength of {given}" if request.strength else f"an image with the SHA-256 {str(given)[:12]}..."
+        raise RequestError(
+            f"The request has {what}, and no image was given. Pass it with --image (in Python: image=...), or leave "
+            f"{'strength' if request.strength else 'image_sha256'} out."
+        )
     filled = request.model_copy(
         update={
             **_video(request, model),
+            **_strength(request, model, image=image, mask=mask),
             "width": request.width or model.own_size[0],
             "height": request.height or model.own_size[1],
             "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
@@ -65,13 +75,21 @@ def _check_fields(request: Request, model: Model) -> None:
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
-        "image_sha256": model.reads_image,
+        "strength": reads,
+        "mask_sha256": reads,
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "from a prompt alone"
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
+
+
+def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:
+    """The default strength of a request with an image."""
+    if not image or model.reads_image or request.strength is not None:
+        return {}
+    return {"strength": STRENGTH_MASKED if mask else STRENGTH}
 
 
 def _video(request: Request, model: Model) -> dict[str, object]:
@@ -88,10 +106,16 @@ def _video(request: Request, model: Model) -> dict[str, object]:
     return made
 
 
-def check(request: Request, model: Model, scheduler: Mapping[str, object]) -> None:
-    """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines."""
-    named = complete(request, model, scheduler)
-    schedule_of(model, scheduler, named.model_copy(update={"scheduler": request.scheduler}))
+def check(
+    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+) -> None:
+    """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
+
+    `image` and `mask` are whether they are passed in.
+    """
+    named = complete(request, model, scheduler, image=image, mask=mask)
+    asked = named.model_copy(update={"scheduler": request.scheduler})
+    first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 
 
 def size_and_seed(request: Request) -> tuple[int, int, int]:

@@ -13,11 +13,12 @@ from PIL import Image, ImageOps
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
-from ..core.manifest import Model
+from ..core.manifest import Manifest, Model
 from ..core.reading import regular, unreadable
 from ..core.request import Request
 from ..core.tensors import Array
-from ..sampling.image import Pixels
+from ..sampling.image import Pixels, generated, latent_mask
+from .complete import size_and_seed
 
 ImageLike = Path | str | Image.Image | Array
 """An image file, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
@@ -57,15 +58,18 @@ def load_picture(image: ImageLike | Decoded) -> Decoded:
     return Decoded(_array(image))
 
 
-def read_picture(request: Request, model: Model, image: ImageLike | Decoded | None) -> Decoded | None:
-    """The decoded image of a request; None for a model that reads none.
+def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decoded | None) -> Decoded | None:
+    """The decoded image of a request; None without one, for a model that needs none.
 
     Raises `RequestError` as `load_picture` does, if it is missing or can't be used, or isn't the one that the request
     was made with.
     """
-    if not model.reads_image:
-        if image is not None:
-            raise RequestError("This model generates from a prompt alone, so it does not take an image. Leave it out.")
+    if image is not None and not (manifest.model.reads_image or manifest.encodes):
+        raise RequestError(
+            "This bundle has no VAE encoder, so it generates from a prompt alone and does not take an image. Leave it "
+            "out, or use a bundle with an encoder."
+        )
+    if image is None and not manifest.model.reads_image:
         return None
     if image is None:
         named = f" with the SHA-256 {request.image_sha256[:12]}..." if request.image_sha256 else ""
@@ -83,14 +87,67 @@ def read_picture(request: Request, model: Model, image: ImageLike | Decoded | No
     return picture
 
 
-def about_picture(picture: Decoded, request: Request) -> list[str]:
-    """Notices about the image of a completed request."""
+def load_mask(mask: ImageLike | Decoded) -> Decoded:
+    """Decode a mask as `load_picture` does, or an array [height, width], also of bools: pixels [height, width], uint8.
+
+    White is where inpainting generates. Raises `RequestError`.
+    """
+    if isinstance(mask, np.ndarray) and mask.ndim == 2:
+        grey: NDArray[Any] = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
+        mask = np.repeat(grey[..., None], 3, axis=2)
+    decoded = load_picture(mask)
+    return Decoded(np.asarray(Image.fromarray(decoded.pixels).convert("L")), decoded.notices)
+
+
+def read_mask(
+    request: Request, model: Model, image: Decoded | None, mask: ImageLike | Decoded | None
+) -> Decoded | None:
+    """The decoded mask of a completed request; None without one.
+
+    Raises `RequestError` as `load_mask` does, for a mask without an image, one that selects nothing, and one that isn't
+    the request's.
+    """
+    if mask is None:
+        if request.mask_sha256 is not None:
+            raise RequestError(
+                f"The request was made with a mask with the SHA-256 {request.mask_sha256[:12]}..., and none was given. "
+                "Pass it with --mask (in Python: mask=...), or leave mask_sha256 out."
+            )
+        return None
+    if image is None or model.reads_image:
+        raise RequestError("A mask selects what to generate of an image. Pass an image too, or leave the mask out.")
+    found = mask if isinstance(mask, Decoded) else load_mask(mask)
+    if request.mask_sha256 not in (None, digest := pixels_sha256(found.pixels)):
+        raise RequestError(
+            f"The request was made with another mask: the SHA-256 of its pixels is {str(request.mask_sha256)[:12]}..., "
+            f"and that of this one {digest[:12]}.... Pass that mask, or leave mask_sha256 out of the request."
+        )
+    width, height, _ = size_and_seed(request)
+    area = generated(found.pixels, width, height)
+    if not latent_mask(area, model.downscale).any():
+        raise RequestError(
+            f"The mask selects nothing: it is black, or its white areas are thinner than {model.downscale} pixels at "
+            f"{width}x{height}. White is generated, and black is kept."
+        )
+    return found
+
+
+def about_picture(picture: Decoded, mask: Decoded | None, request: Request, made: int, total: int) -> list[str]:
+    """Notices about the image and the mask of a completed request; `made` of `total` denoiser calls were made."""
     height, width = picture.pixels.shape[:2]
     notices = list(picture.notices)
     if (width, height) != (request.width, request.height):
         stretched = width * (request.height or 0) != height * (request.width or 0)
         more = ", which changes its proportions" if stretched else ""
         notices.append(f"The image of {width}x{height} pixels was resized to {request.width}x{request.height}{more}.")
+    if mask is not None and mask.pixels.shape != picture.pixels.shape[:2]:
+        notices.append(
+            f"The mask has {mask.pixels.shape[1]}x{mask.pixels.shape[0]} pixels, and the image {width}x{height}: each "
+            "was resized by itself."
+        )
+    if request.strength is not None:
+        calls = f"{made} denoiser calls of {total}" if made < total else f"all {total} denoiser calls"
+        notices.append(f"The image was changed with a strength of {request.strength:g}: {calls} were made.")
     return notices
 
 

@@ -30,7 +30,7 @@ from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
 from .engines import EngineProvider
-from .picture import Decoded, ImageLike, about_picture, read_picture
+from .picture import Decoded, ImageLike, about_picture, read_mask, read_picture
 from .png import origin
 from .save import save
 
@@ -106,15 +106,19 @@ class Pipeline:
         on_step: OnStep | None = None,
         *,
         image: ImageLike | Decoded | None = None,
+        mask: ImageLike | Decoded | None = None,
         latents: Array | None = None,
         noise: Noise | None = None,
         image_noise: Array | None = None,
     ) -> Result:
         """Generate the images of a request.
 
-        `image` is the image of a model that generates from one: a file, a Pillow image, or an array [height, width, 3],
-        uint8 or floats from 0 to 1. `image_noise` is added to it instead of noise from the seed, after it was resized:
-        float32 standard normal values, [count, 3, height, width].
+        `image` is a file, a Pillow image, or an array [height, width, 3], uint8 or floats from 0 to 1. A model of
+        videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size.
+        With a `mask`, also [height, width], only its white area is generated (inpainting), and the other pixels stay.
+        `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
+        to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
+        `latents`.
 
         `on_step` is called after each denoiser call, in the calling thread; returning False
         cancels. `latents` are used instead of initial noise from the seed: float32 standard normal
@@ -128,22 +132,26 @@ class Pipeline:
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         model = self.bundle.manifest.model
-        asked = complete(request, model, self._host.scheduler)
+        asked = complete(request, model, self._host.scheduler, image=image is not None, mask=mask is not None)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
-        picture = read_picture(request, model, image)
+        picture = read_picture(request, self.bundle.manifest, image)
         given: Given | None = None
         if picture is None and image_noise is not None:
-            raise RequestError("This model reads no image, so it does not take image_noise. Leave it out.")
+            raise RequestError("image_noise was passed in without an image. Leave it out, or pass an image.")
+        masked = read_mask(asked, model, picture, mask)
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
             noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
-            given = Given(picture.pixels, noisy)
+            given = Given(picture.pixels, noisy, None if masked is None else masked.pixels)
+        if masked is not None:
+            asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
         drawn = self._draw(request, asked, on_step, latents, noise, given)
         passed = {"initial latents": latents, "image's noise values": image_noise}
+        remarks = [] if picture is None else about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
         messages = self._notices(
-            request, asked, drawn, picture, [name for name, one in passed.items() if one is not None]
+            request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )
         return self._result(asked, drawn, messages, perf_counter() - started)
 
@@ -174,13 +182,15 @@ class Pipeline:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
     def _notices(
-        self, request: Request, asked: Request, drawn: Drawn, picture: Decoded | None, passed_in: Sequence[str]
+        self, request: Request, asked: Request, drawn: Drawn, remarks: Sequence[str], passed_in: Sequence[str]
     ) -> tuple[str, ...]:
-        """Notices about a result, for the request's author. `passed_in` lists the noise that is not from the seed."""
+        """Notices about a result, for the request's author. `remarks` are those about its image; `passed_in` lists the
+        noise that is not from the seed.
+        """
         host, text = self._host, drawn.text
         vocabulary = next(iter(host.vocabularies), None)
         messages = notices(asked, self.bundle.manifest, vocabulary, text.tokens, text.guided)
-        messages += [] if picture is None else about_picture(picture, asked)
+        messages += remarks
         messages += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
         messages += [
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)

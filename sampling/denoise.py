@@ -17,9 +17,27 @@ from ..core.tensors import Array, check_finite
 from ..core.wires import AXES, TIMESTEP
 from .guidance import guide
 from .schedulers import Noise, Schedule
+from .schedulers.arrays import mixed
 
 OnStep = Callable[[Step], bool | None]
 """Called after each denoiser call; returning False cancels."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What inpainting keeps of an image: after each step, its latents at the noise level of the next replace others."""
+
+    original: NDArray[np.float32]
+    """The image's latents in the denoiser's scale, [count, channels, height / 8, width / 8]."""
+    noise: NDArray[np.float32]
+    """The initial noise, of the same shape."""
+    mask: NDArray[np.float32]
+    """1 where the image is generated, 0 where it is kept: [1, 1, height / 8, width / 8]."""
+
+    def restored(self, latents: NDArray[np.float32], level: tuple[float, float]) -> NDArray[np.float32]:
+        """The latents with the kept part at this noise level; see `Schedule.level`."""
+        kept, added = level
+        return np.where(self.mask > 0, latents, mixed((kept, self.original), (added, self.noise)))
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,10 @@ class Walk:
     """The denoiser's name, for errors."""
     engine: str
     """Name of the engine that runs it, for errors."""
+    first: int = 0
+    """The denoiser call at which the walk begins; later ones than 0 are for image to image."""
+    kept: Kept | None = None
+    """What inpainting keeps; None to generate the whole image."""
     beside: Array | None = None
     """What is concatenated to the channels of the scaled latents at each step, [rows, ...]; None for nothing."""
 
@@ -80,16 +102,15 @@ def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDAr
 
 
 def denoise(
-    run: Run, walk: Walk, start: NDArray[np.float32], on_step: OnStep | None = None
+    run: Run, walk: Walk, latents: NDArray[np.float32], on_step: OnStep | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Run all steps from noise to latents; returns the latents and the wall time of each denoiser call in seconds.
+    """Run all steps from the walk's first; returns the latents and the wall time of each denoiser call in seconds.
 
-    `start` holds standard normal values, [count, channels, height / 8, width / 8]; `run` is the same as in `step`.
+    `latents` are those before the first call, [count, channels, height / 8, width / 8]; `run` is the same as in `step`.
 
     Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` as `step` does.
     """
     total = len(walk.schedule.timesteps)
-    latents = start * np.float32(walk.schedule.init_noise_sigma)
     seconds: list[float] = []
 
     def timed(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,10 +119,13 @@ def denoise(
         seconds.append(perf_counter() - started)
         return answer
 
-    for index in range(total):
+    for index in range(walk.first, total):
         latents = step(timed, walk, index, latents)
+        if walk.kept is not None:
+            latents = walk.kept.restored(latents, walk.schedule.level(index + 1))
         if on_step is not None:
-            _report(on_step, Step(index=index + 1, total=total, latents=_frozen(latents)))
+            done = index + 1 - walk.first
+            _report(on_step, Step(index=done, total=total - walk.first, latents=_frozen(latents)))
     return latents, tuple(seconds)
 
 

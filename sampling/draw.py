@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,22 @@ from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
 from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import Request
-from ..core.tensors import Array
+from ..core.tensors import Array, check_finite
 from ..core.wires import TIMESTEP
-from .denoise import OnStep, Walk, denoise, is_guided
+from .denoise import Kept, OnStep, Walk, denoise, is_guided
 from .guidance import frame_scales
-from .image import Pixels, encode_image, fitted
+from .image import Pixels, encode_image, fitted, generated, latent_mask, pasted, resized, sampled
 from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
-from .schedulers import Noise, Schedule, schedule
+from .schedulers import Noise, Schedule, first_call, schedule
+from .schedulers.arrays import mixed
+from .schedulers.lcm import Lcm
 from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
 STAGES = ("text_encoder", "denoiser", "vae_decoder")
+ENCODE_STAGE = "vae_encoder"
+"""The stage of the VAE's encoder in image to image."""
 IMAGE_STAGE = "image_encoder"
 """The stage of the parts that read the request's image, in a model that reads one."""
 
@@ -47,6 +51,8 @@ class Host:
     """Inputs of the denoisers, by name of the part."""
     decoder: str
     """Name of the decoder part."""
+    encoder: str | None = None
+    """Name of the VAE's encoder, which reads images for image to image; None if the bundle has none."""
     roles: Mapping[str, Role] = field(default_factory=dict[str, Role])
     """Role of each part."""
 
@@ -80,11 +86,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Given:
-    """The image of a request, and the noise that is added to it before the VAE's encoder."""
+    """The image of a request, and the noise with which it is encoded."""
 
     image: Pixels
     noise: NDArray[np.float32]
-    """Standard normal values, [count, 3, height, width]."""
+    """Standard normal values of the shape that `image_shape` returns."""
+    mask: NDArray[np.uint8] | None = None
+    """White where inpainting generates, [height, width]; None to change the whole image."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ class Drawn:
     seconds: Mapping[str, float]
     """Wall time in seconds by stage of `STAGES`, of engine calls only."""
     step_seconds: tuple[float, ...]
+    calls: int
+    """Denoiser calls of the whole walk; image to image begins later, so that fewer are made."""
 
 
 def host_files(model: Model) -> list[str]:
@@ -137,6 +147,7 @@ def load_host(bundle: Bundle) -> Host:
         denoisers=denoisers,
         inputs={name: parts[name].inputs for name in denoisers.values()},
         decoder=bundle.one("decoder"),
+        encoder=bundle.variants("encoder").get(None),
         roles={name: part.role for name, part in parts.items()},
     )
 
@@ -178,7 +189,13 @@ def read_given(host: Host, request: Request, given: Given, call: Call, engines: 
 
 
 def image_shape(model: Model, request: Request) -> tuple[int, ...]:
-    """Shape of the VAE encoder's input for the images of a request with width and height: [count, 3, height, width]."""
+    """Shape of the noise for the image of a request with width and height.
+
+    A model that needs an image adds it to the image, [count, 3, height, width]. Image to image draws latents from the
+    encoder's distribution with it, [count, channels, height / 8, width / 8].
+    """
+    if not model.reads_image:
+        return latent_shape(model, request)
     count, *_, height, width = latent_shape(model, request)
     return count, 3, height * model.downscale, width * model.downscale
 
@@ -194,13 +211,28 @@ def guidance_of(model: Model, request: Request) -> float | Array:
 def schedule_of(model: Model, scheduler: Mapping[str, Any], request: Request) -> Schedule:
     """The steps of a request with width and height; `scheduler` is the checkpoint's `scheduler_config.json`."""
     tokens = math.prod(latent_shape(model, request)[-2:]) // model.patch**2
-    return schedule(scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing, tokens=tokens)
+    strength = request.strength if model.takes_guidance and request.strength is not None else 1.0
+    return schedule(
+        scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing, tokens=tokens, strength=strength
+    )
+
+
+def first_of(model: Model, scheduler: Mapping[str, Any], request: Request, walk: Schedule) -> int:
+    """The call at which the walk of a request begins: 0, or a later one for image to image.
+
+    diffusers' LCM pipeline makes all calls, at lower noise levels: see `schedule_of`.
+    """
+    if request.strength is None or (model.takes_guidance and isinstance(walk, Lcm)):
+        return 0
+    return first_call(scheduler, walk, request.steps, request.strength)
 
 
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
-    """The `Walk` of a request with width and height from noise to latents."""
+    """The `Walk` of a request with width and height from noise, or from its image, to latents."""
+    walk = schedule_of(host.model, host.scheduler, request)
     return Walk(
-        schedule=schedule_of(host.model, host.scheduler, request),
+        schedule=walk,
+        first=first_of(host.model, host.scheduler, request, walk),
         noise=noise,
         guidance=guidance_of(host.model, request) if guided else None,
         guidance_rescale=request.guidance_rescale,
@@ -236,6 +268,14 @@ def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
     return latents * std / np.float32(model.scaling_factor) + mean
 
 
+def scaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the VAE's encoder returns, in the denoiser's scale: the inverse of `unscaled`."""
+    if model.latents_mean is None or model.latents_std is None:
+        return (latents - np.float32(model.shift_factor)) * np.float32(model.scaling_factor)
+    mean, std = (np.array(one, np.float32)[:, None, None] for one in (model.latents_mean, model.latents_std))
+    return (latents - mean) * np.float32(model.scaling_factor) / std
+
+
 @dataclass
 class Draft:
     """A request in progress: its inputs, and the results of each stage."""
@@ -256,6 +296,8 @@ class Draft:
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)
     text: Text = field(init=False)
+    initial: NDArray[np.float32] | None = field(init=False, default=None)
+    """The latents before the first call, of image to image; None for noise."""
     denoiser: Run = field(init=False)
     decoder: Run = field(init=False)
     latents: NDArray[np.float32] = field(init=False)
@@ -298,6 +340,29 @@ def read_image(draft: Draft) -> None:
     draft.text = read_given(draft.host, draft.request, draft.given, call, draft.engines)
 
 
+def encode_start(draft: Draft) -> None:
+    """Reads the image, `walk` and `start`; writes `initial`, the image's latents with noise added, and with a mask
+    `walk`, with what it keeps.
+    """
+    host, request, given, encoder = draft.host, draft.request, draft.given, draft.host.encoder
+    assert given is not None
+    assert encoder is not None
+    assert request.width is not None
+    assert request.height is not None
+    draft.seconds[ENCODE_STAGE] = 0.0
+    sample = fitted(given.image, request.width, request.height)
+    run = _timed(draft.seconds, ENCODE_STAGE, draft.engine(encoder, {"sample": sample.shape}).run)
+    parameters = run({"sample": sample})["latent_parameters"]
+    check_finite(parameters, "The image's latents", encoder, draft.named(encoder))
+    original = scaled(host.model, sampled(parameters, given.noise))
+    kept, added = draft.walk.schedule.level(draft.walk.first)
+    if given.mask is not None:
+        area = generated(given.mask, request.width, request.height)
+        draft.walk = replace(draft.walk, kept=Kept(original, draft.start, latent_mask(area, host.model.downscale)))
+    if given.mask is None or request.strength != 1:  # at full strength, inpainting begins from noise alone
+        draft.initial = mixed((kept, original), (added, draft.start))
+
+
 def find_engines(draft: Draft) -> None:
     """Reads `walk`, `text` and `start`; writes `denoiser`, with its constants bound, `decoder`, and `walk` with what is
     beside its latents.
@@ -336,8 +401,9 @@ def decoded_shapes(latents: tuple[int, ...], chunk: int | None) -> tuple[tuple[i
 
 
 def walk_latents(draft: Draft) -> None:
-    """Reads `walk`, `denoiser` and `start`; writes `latents`, scaled for the decoder."""
-    walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.start, draft.on_step)
+    """Reads `walk`, `denoiser`, and `start` or `initial`; writes `latents`, scaled for the decoder."""
+    begin = draft.start * np.float32(draft.walk.schedule.init_noise_sigma) if draft.initial is None else draft.initial
+    walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, begin, draft.on_step)
     draft.seconds["denoiser"] = sum(draft.step_seconds)
     draft.latents = unscaled(draft.host.model, walked)
 
@@ -348,8 +414,28 @@ def decode_latents(draft: Draft) -> None:
     draft.images = decode(draft.decoder, draft.latents, part, draft.named(part), draft.request.decode_chunk_size)
 
 
-TASKS: dict[Task, tuple[Stage, ...]] = {
+def paste_kept(draft: Draft) -> None:
+    """Reads the image, its mask and `images`; writes `images` with the image's own pixels where it is kept."""
+    given, width, height = draft.given, draft.request.width, draft.request.height
+    if given is not None and given.mask is not None and width is not None and height is not None:
+        area = generated(given.mask, width, height)
+        draft.images = pasted(draft.images, resized(given.image, width, height), area)
+
+
+IMAGE_TO_IMAGE = "image_to_image"
+"""The task of a request with an image, for a model whose first task is text; it needs the VAE's encoder."""
+
+TASKS: dict[Task | Literal["image_to_image"], tuple[Stage, ...]] = {
     "text": (plan_walk, read_prompts, find_engines, walk_latents, decode_latents),
+    IMAGE_TO_IMAGE: (
+        plan_walk,
+        read_prompts,
+        find_engines,
+        encode_start,
+        walk_latents,
+        decode_latents,
+        paste_kept,
+    ),
     "image_to_video": (plan_walk, read_image, find_engines, walk_latents, decode_latents),
 }
 """The stages of each task, in order."""
@@ -366,7 +452,8 @@ def draw(
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
-    """Generate the images of a request with width and height, by the stages of the model's first task.
+    """Generate the images of a request with width and height, by the stages of its task: the model's first, or image to
+    image if that is text and an image is given.
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
     stochastic scheduler adds. `given` is the image of a request that has one. `engines` names the engine of each
@@ -374,9 +461,11 @@ def draw(
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
     draft = Draft(host, request, engine, engines, start, noise, on_step, given)
-    for stage in TASKS[host.model.tasks[0]]:
+    task = host.model.tasks[0]
+    for stage in TASKS[IMAGE_TO_IMAGE if task == "text" and given is not None else task]:
         stage(draft)
-    return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds)
+    calls = len(draft.walk.schedule.timesteps)
+    return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds, calls)
 
 
 def _timed(seconds: dict[str, float], stage: str, run: Run) -> Run:

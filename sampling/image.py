@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ..core.manifest import ImageReader, Model, Role
 from ..core.tensors import Array, check_finite
@@ -20,6 +20,9 @@ from ..core.wires import MODE
 Pixels = NDArray[np.uint8]
 """An image, [height, width, 3], sRGB."""
 
+FEATHER = 2
+"""Deviation in pixels of the blur that softens the edge of what inpainting generates."""
+
 CUBIC = -0.75
 """The cubic kernel's parameter in PyTorch's `interpolate`."""
 
@@ -27,12 +30,38 @@ Call = Callable[[str, Mapping[str, Array]], dict[str, Array]]
 """Runs a part, by name, on its inputs."""
 
 
+def resized(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """The image, or a mask, resized to width and height in pixels."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
 def fitted(image: Pixels, width: int, height: int) -> NDArray[np.float32]:
     """The image resized to width and height in pixels, in [-1, 1]: [1, 3, height, width]."""
-    if image.shape[:2] != (height, width):
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-    shares = image.astype(np.float32) / np.float32(255)
+    shares = resized(image, width, height).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(np.moveaxis(np.float32(2) * shares - np.float32(1), -1, 0)[None])
+
+
+def generated(mask: NDArray[np.uint8], width: int, height: int) -> NDArray[np.bool_]:
+    """Where inpainting generates, [height, width]: where the resized mask, [height, width], is at least half white."""
+    return resized(mask, width, height) >= 127.5
+
+
+def latent_mask(area: NDArray[np.bool_], downscale: int) -> NDArray[np.float32]:
+    """The mask of latents, [1, 1, height / 8, width / 8]: the first pixel of each, as in diffusers."""
+    return area[::downscale, ::downscale].astype(np.float32)[None, None]
+
+
+def pasted(images: NDArray[np.uint8], original: Pixels, area: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Images with the original's pixels outside of `area`, and a soft edge inside of it."""
+    blurred = Image.fromarray(area.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(FEATHER))
+    # Relative to the most nearby, so that a line thinner than the edge doesn't fade: its middle counts as inside.
+    nearby = np.asarray(blurred.filter(ImageFilter.MaxFilter(4 * FEATHER + 1)), np.float32)
+    inner = np.asarray(blurred, np.float32) / np.maximum(nearby, 1)  # one half at a straight edge
+    shares = np.where(area, np.clip(2 * inner - 1, 0, 1), 0).astype(np.float32)[..., None]
+    mixed = original + shares * (images.astype(np.float32) - original)
+    return mixed.round().astype(np.uint8)
 
 
 def for_encoder(image: Pixels, reader: ImageReader) -> NDArray[np.float32]:
@@ -88,6 +117,16 @@ def _reflected(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         return np.zeros_like(index)
     index = np.abs(index) % (2 * size - 2)
     return np.minimum(index, 2 * size - 2 - index)
+
+
+def sampled(parameters: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Latents from the distribution that the VAE's encoder returns, [1, 2 * channels, ...]; a row for each of `noise`.
+
+    Source: diffusers' `DiagonalGaussianDistribution`, which bounds the logarithm of the variance.
+    """
+    mean, logarithm = np.split(parameters, 2, axis=1)
+    deviation = np.exp(np.float32(0.5) * np.clip(logarithm, -30, 20))
+    return mean + deviation * noise
 
 
 def encode_image(

@@ -13,6 +13,7 @@ noise, the samples agree up to float32 rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,15 +21,15 @@ from ...core.errors import ProfileError, RequestError
 from ...core.record import suggest
 from .ddim import ddim
 from .ddpm import ddpm
-from .dpmsde import dpm_sde
+from .dpmsde import DpmSde, dpm_sde
 from .dpmsolver import dpm_solver
 from .euler import euler, euler_ancestral
 from .flow import FLOW, flow_euler, shift_at
-from .heun import heun
+from .heun import Heun, heun
 from .lcm import lcm
 from .lms import lms
 from .names import elsewhere, spelled
-from .pndm import pndm
+from .pndm import RUNGE_KUTTA_STEPS, Pndm, pndm
 from .protocol import Noise, Schedule
 from .settings import CLIP, RAMPS, SHIFTS, SIGMAS, SPACING, TRAINING, ZERO_SNR, Sampler, Settings, settings
 from .unipc import unipc
@@ -44,6 +45,7 @@ __all__ = [
     "Schedule",
     "check_name",
     "few_steps",
+    "first_call",
     "named",
     "samplers",
     "schedule",
@@ -193,6 +195,7 @@ def schedule(
     spacing: str | None = None,
     eta: float = 0.0,
     tokens: int = 4096,
+    strength: float = 1.0,
 ) -> Schedule:
     """Return a fresh schedule of `steps` steps for one request.
 
@@ -201,6 +204,8 @@ def schedule(
     noise levels; the training schedule still comes from the config, and keys that only its own
     class reads are dropped. `spacing` replaces the config's `timestep_spacing`. `eta` is DDIM's, between 0 and 1.
     `tokens` is the number of the image's tokens, on which the noise levels depend with `use_dynamic_shifting`.
+    `strength` shortens LCM's own schedule for image to image, as diffusers' `LCMScheduler` does; others ignore it:
+    `first_call` is for them.
 
     Raises `ProfileError` for a config that isn't supported, and `RequestError` for an invalid name,
     number of steps or `eta`.
@@ -217,7 +222,31 @@ def schedule(
         return ddim(checked, steps, eta)
     if eta != 0:
         raise RequestError(f"{sampler.class_name} has no eta, but {eta} was given. Leave it out, or use 'ddim'.")
+    if sampler.build is lcm:
+        return lcm(checked, steps, strength)
     return sampler.build(checked.model_copy(update={"shift": shift_at(checked, tokens)}), steps)
+
+
+def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strength: float) -> int:
+    """The call of a walk of `steps` steps at which image to image begins.
+
+    `config` is the checkpoint's. Counted as in diffusers: `steps * strength` is rounded down, in flow matching up.
+    Raises `RequestError` if no call is left, and for PNDM with Runge-Kutta steps inside of one.
+    """
+    flow = samplers(config) is FLOW_SCHEDULERS
+    skipped = int(steps - min(steps * strength, steps)) if flow else steps - min(int(steps * strength), steps)
+    index = skipped * (2 if isinstance(walk, Heun | DpmSde) else 1)
+    if skipped >= steps:
+        raise RequestError(
+            f"A strength of {strength:g} of {steps} steps leaves no denoiser call. Use a strength of at least "
+            f"{math.ceil(1e4 / steps) / 1e4:g}, or more steps."
+        )
+    if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps and index % 4 and index < 4 * RUNGE_KUTTA_STEPS:
+        raise RequestError(
+            f"A strength of {strength:g} of {steps} steps would begin at call {index}, inside a step of PNDM that "
+            "takes four calls. Use another strength or scheduler."
+        )
+    return index
 
 
 def check_name(name: str) -> None:

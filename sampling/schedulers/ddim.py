@@ -35,6 +35,11 @@ class Ddim:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        before = self.kept[index][0] if index < len(self.kept) else 1.0
+        return math.sqrt(before), math.sqrt(1 - before)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Take one step by formula 12 of the paper, with the variance of formula 16."""
         before, after = self.kept[index]

@@ -34,6 +34,11 @@ class Ddpm:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        before = self.kept[index]
+        return math.sqrt(before), math.sqrt(1 - before)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Draw from the posterior of formula 7, given the original predicted by formula 15."""
         before, after = self.kept[index], self.kept[index + 1]

@@ -44,6 +44,10 @@ class DpmSde:
         """Return the sample at unit variance."""
         return scaled(sample, self._level(index))
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return 1.0, self._level(index) if index < len(self.timesteps) else 0.0
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Go to the step's geometric middle, then from its start to its end with the original predicted there."""
         before, after = self.sigmas[index // 2], self.sigmas[index // 2 + 1]

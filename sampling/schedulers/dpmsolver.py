@@ -42,6 +42,10 @@ class DpmSolver:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return alpha_sigma(self.sigmas[index], self.settings) if index < len(self.timesteps) else (1.0, 0.0)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Integrate the polynomial through the predictions so far, in log-SNR, over the step."""
         alpha, sigma = alpha_sigma(self.sigmas[index], self.settings)

@@ -32,6 +32,10 @@ class Euler:
         """Return the sample at unit variance."""
         return scaled(sample, self.sigmas[index])
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return 1.0, self.sigmas[index] if index < len(self.timesteps) else 0.0
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Follow the tangent to the next noise level."""
         del noise
@@ -52,6 +56,10 @@ class EulerAncestral:
     def scale(self, sample: Array, index: int) -> Array:
         """Return the sample at unit variance."""
         return scaled(sample, self.sigmas[index])
+
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return 1.0, self.sigmas[index] if index < len(self.timesteps) else 0.0
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Follow the tangent below the next level, then add noise up to it."""

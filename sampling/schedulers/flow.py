@@ -40,6 +40,10 @@ class FlowEuler:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return (1 - self.sigmas[index], self.sigmas[index]) if index < len(self.timesteps) else (1.0, 0.0)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Follow the velocity to the next noise level."""
         del noise

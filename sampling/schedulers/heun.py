@@ -34,6 +34,10 @@ class Heun:
         """Return the sample at unit variance."""
         return scaled(sample, self.sigmas[(index + 1) // 2])
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return 1.0, self.sigmas[(index + 1) // 2]
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Follow the tangent, then repeat the step from its start with the mean of the slopes at both ends."""
         del noise

@@ -36,6 +36,11 @@ class Lcm:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        before = self.kept[index] if index < len(self.kept) else 1.0
+        return math.sqrt(before), math.sqrt(1 - before)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Take one step of multistep consistency sampling; only the last adds no noise."""
         before = self.kept[index]
@@ -57,20 +62,26 @@ class Lcm:
         return mixed((math.sqrt(after), consistent), (math.sqrt(1 - after), noise()))
 
 
-def lcm(settings: Settings, steps: int) -> Lcm:
-    """Return LCM's schedule: some of the timesteps that the model was distilled on."""
+def lcm(settings: Settings, steps: int, strength: float = 1.0) -> Lcm:
+    """Return LCM's schedule: some of the timesteps that the model was distilled on.
+
+    Image to image uses the lowest `strength` of them.
+    """
     count, distilled = settings.num_train_timesteps, settings.original_inference_steps
     if distilled > count:
         raise ProfileError(
             f"The scheduler config has original_inference_steps = {distilled}, more than its {count} timesteps. "
             "Correct one of them."
         )
-    if steps > distilled:
+    usable = int(distilled * strength)
+    if steps > usable:
+        less = "" if strength == 1 else f", of which a strength of {strength:g} leaves {usable}"
+        most = f"1 to {usable}" if usable else "a larger strength"
         raise RequestError(
-            f"The model was distilled on {distilled} steps, but {steps} were requested. Use 1 to {distilled}."
+            f"The model was distilled on {distilled} steps{less}, but {steps} were requested. Use {most}."
         )
-    all_timesteps = np.arange(distilled, 0, -1) * (count // distilled) - 1
-    timesteps = all_timesteps[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(np.int64)]
+    all_timesteps = np.arange(usable, 0, -1) * (count // distilled) - 1
+    timesteps = all_timesteps[np.floor(np.linspace(0, usable, steps, endpoint=False)).astype(np.int64)]
     kept = tuple(alphas_cumprod(settings)[timesteps].tolist())
     refuse_lost_signal(settings.prediction_type, kept)
     return Lcm(timesteps.astype(np.float32), kept, settings)

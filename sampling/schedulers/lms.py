@@ -35,6 +35,10 @@ class Lms:
         """Return the sample at unit variance."""
         return scaled(sample, self.sigmas[index])
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return 1.0, self.sigmas[index] if index < len(self.timesteps) else 0.0
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Integrate the polynomial through the slopes so far over the step."""
         del noise

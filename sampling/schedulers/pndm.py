@@ -51,6 +51,13 @@ class Pndm:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        if index == len(self.timesteps):
+            return 1.0, 0.0
+        kept = float(self.table[int(self.timesteps[index])])
+        return math.sqrt(kept), math.sqrt(1 - kept)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Make one call: a quarter of a Runge-Kutta step, or a linear multistep one."""
         del noise

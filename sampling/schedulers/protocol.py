@@ -16,8 +16,8 @@ class Schedule(Protocol):
 
     The caller starts from `noise * init_noise_sigma`. Then, for each `index` of `timesteps` in
     order, it feeds the denoiser `scale(sample, index)` and `timesteps[index]`, and passes the
-    output to `step`. A walk may start at a later index (image to image); at an even one if a
-    step takes two calls (Heun, DPM++ SDE).
+    output to `step`. A walk may start at a later index (image to image), from an original and noise mixed
+    as `level(index)` says; at an even one if a step takes two calls (Heun, DPM++ SDE).
     """
 
     @property
@@ -32,6 +32,10 @@ class Schedule(Protocol):
 
     def scale(self, sample: Array, index: int) -> Array:
         """Return the sample, scaled for the denoiser at call `index`."""
+        ...
+
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before call `index`; after the last call, (1, 0)."""
         ...
 
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:

@@ -37,6 +37,10 @@ class UniPc:
         del index
         return sample
 
+    def level(self, index: int) -> tuple[float, float]:
+        """Return the parts of original and noise in the sample before a call."""
+        return alpha_sigma(self.sigmas[index], self.settings) if index < len(self.timesteps) else (1.0, 0.0)
+
     def step(self, output: Array, index: int, sample: Array, noise: Noise) -> Array:
         """Correct the last step by the denoiser's output at its end, then predict the next."""
         del noise

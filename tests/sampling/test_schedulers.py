@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentc.core.errors import LatentcError, ProfileError, RequestError
-from latentc.sampling.schedulers import FLOW_SCHEDULERS, KNOWN_KEYS, SCHEDULERS, Schedule, schedule
+from latentc.sampling.schedulers import FLOW_SCHEDULERS, KNOWN_KEYS, SCHEDULERS, Schedule, first_call, schedule
 from latentc.sampling.schedulers.settings import INERT, REFUSED
 
 Array = NDArray[np.float32]
@@ -382,6 +382,99 @@ def test_agrees_with_diffusers(case: str, steps: int, monkeypatch: pytest.Monkey
 def test_agrees_with_diffusers_from_the_middle(case: str, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config, name, eta = CASES[case]
     assert worst(config, name, eta, 10, monkeypatch, begin) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+@pytest.mark.parametrize("begin", [0, 2, 6, 8])
+def test_noise_levels_are_diffusers_own(name: str, begin: int) -> None:
+    config = {**SDXL, "timestep_spacing": "trailing"} if name != "lcm" else LCM
+    ours, reference = schedule(config, 10, name), theirs(config, name, 10, begin)
+    original, noise = next(draws(1)), next(draws(2))
+    kept, added = ours.level(begin)
+    timestep = reference.timesteps[begin : begin + 1]
+    expected = reference.add_noise(torch.from_numpy(original), torch.from_numpy(noise), timestep)
+    assert distance(kept * original + np.float32(added) * noise, expected.numpy()) < TOLERANCE
+    assert ours.level(len(ours.timesteps)) == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of numpy 2
+@pytest.mark.parametrize("name", list(FLOW_SCHEDULERS))
+@pytest.mark.parametrize("begin", [0, 3, 9])
+def test_noise_levels_of_flow_matching_are_diffusers_own(name: str, begin: int) -> None:
+    config: Config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    row = FLOW_SCHEDULERS[name]
+    own = {} if name == "euler" else {**row.asks, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    reference = their_class(row.class_name).from_config({**config, "_class_name": row.class_name}, **own)
+    reference.set_timesteps(10)
+    reference.set_begin_index(begin)
+    original, noise = next(draws(1)), next(draws(2))
+    arrays = torch.from_numpy(original), torch.from_numpy(noise)
+    timestep = reference.timesteps[begin : begin + 1]
+    if name == "euler":
+        expected = reference.scale_noise(arrays[0], timestep, arrays[1])
+    else:
+        expected = reference.add_noise(*arrays, timestep)
+    kept, added = schedule(config, 10, name).level(begin)
+    assert distance(np.float32(kept) * original + np.float32(added) * noise, expected.numpy()) < TOLERANCE
+
+
+DETERMINISTIC = ("ddim", "pndm", "lms", "euler", "heun", "dpm++2m", "unipc")
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize("strength", [0.15, 0.3, 0.6, 0.85, 0.95, 1.0])
+def test_the_exact_noise_leads_back_to_the_original(name: str, steps: int, strength: float) -> None:
+    """From every strength. diffusers' PNDM and LMS fail this: they start in the middle with the wrong order."""
+    config = {**SD15, "set_alpha_to_one": True}
+    ours = schedule(config, steps, name)
+    begin = first_call(config, ours, steps, strength)
+    original, noise = next(draws(1)), next(draws(2))
+    kept, added = ours.level(begin)
+    sample = (kept * original + np.float32(added) * noise).astype(np.float32)
+    for index in range(begin, len(ours.timesteps)):
+        sample = ours.step(noise, index, sample, no_noise)
+    assert distance(sample, original) < 5e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of numpy 2
+@pytest.mark.parametrize(
+    ("pipeline", "config", "name"),
+    [
+        ("StableDiffusionImg2ImgPipeline", SD15, "dpm++2m"),
+        ("StableDiffusionImg2ImgPipeline", SD15, "pndm"),
+        ("StableDiffusionImg2ImgPipeline", SD15, "heun"),
+        ("StableDiffusion3Img2ImgPipeline", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "euler"),
+    ],
+)
+def test_calls_at_every_strength_are_diffusers_own(pipeline: str, config: Config, name: str) -> None:
+    """The number of calls and their timesteps, where a share of the steps isn't a whole number too: 0.58 * 50."""
+    flow = "3" in pipeline
+    for steps in (1, 2, 7, 10, 20, 50, 100):
+        class_name = (FLOW_SCHEDULERS if flow else SCHEDULERS)[name].class_name
+        scheduler = their_class(class_name).from_config(config)
+        scheduler.set_timesteps(steps)
+        one = types.SimpleNamespace(scheduler=scheduler)
+        for strength in (0.05, 0.1, 0.29, 0.3, 0.58, 0.6, 0.7, 0.8, 0.999, 1.0):
+            expected, _ = getattr(importlib.import_module("diffusers"), pipeline).get_timesteps(
+                one, steps, strength, "cpu"
+            )
+            ours = schedule(config, steps, name)
+            if not len(expected) or (steps * strength < 1 and not flow):
+                with pytest.raises(RequestError, match="leaves no denoiser call"):
+                    first_call(config, ours, steps, strength)
+                continue
+            made = ours.timesteps[first_call(config, ours, steps, strength) :]
+            np.testing.assert_allclose(made, np.asarray(expected), rtol=2e-6)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8, 1.0])
+def test_lcm_takes_a_share_of_its_own_timesteps(strength: float) -> None:
+    reference = theirs(LCM, "lcm", 4)
+    reference.set_timesteps(4, strength=strength)
+    np.testing.assert_array_equal(schedule(LCM, 4, "lcm", strength=strength).timesteps, reference.timesteps.numpy())
+    with pytest.raises(RequestError, match=r"strength of 0\.02 leaves 1, but 4 were requested. Use 1 to 1"):
+        schedule(LCM, 4, "lcm", strength=0.02)
 
 
 @pytest.mark.parametrize("name", ["lms", "pndm"])
