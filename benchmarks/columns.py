@@ -31,7 +31,7 @@ from .reading import (
     title_of,
     vram_shown,
 )
-from .records import Likeness, Measurement, Metric, Stage
+from .records import Likeness, Measurement, Metric, StageName
 
 Read = Callable[[Measurement], str]
 
@@ -66,7 +66,7 @@ def _of_parity(read: Callable[[Likeness], str], trained: bool = False) -> Read:
     return shown
 
 
-def _median(stage: Stage) -> Read:
+def _median(stage: StageName) -> Read:
     return lambda row: figure(found.median if (found := row.summary(stage)) else None)
 
 
@@ -78,7 +78,7 @@ def _percentile(name: Literal["p90", "p95", "p99"]) -> Read:
     return shown
 
 
-def _device(stage: Stage, name: Literal["median", "p95"]) -> Read:
+def _device(stage: StageName, name: Literal["median", "p95"]) -> Read:
     """A figure by the device's own clock; a dash for runtimes that don't ask it."""
 
     def shown(row: Measurement) -> str:
@@ -100,7 +100,7 @@ def _clock(row: Measurement) -> str:
     return "; ".join(f"{median(mhz):.0f}" if alone else f"{name}: {median(mhz):.0f}" for name, mhz in found.items())
 
 
-def _rate(stage: Stage) -> Read:
+def _rate(stage: StageName) -> Read:
     def shown(row: Measurement) -> str:
         share = row.ceiling_share(stage)
         return "" if idle(row) else figure(row.tflops(stage)) + (f" ({percent(share)})" if share is not None else "")
@@ -338,7 +338,7 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
     return FigureTable(title, tuple(list(reads)[index] for index in filled), tuple(lines), note)
 
 
-def stage_seconds(row: Measurement, stage: Stage) -> float | None:
+def stage_seconds(row: Measurement, stage: StageName) -> float | None:
     """Median seconds of a stage in one generation, with all denoiser calls added up; None without samples."""
     if stage == "denoiser":
         return median(sum(draw.denoiser) for draw in row.draws) if row.draws else None

@@ -54,7 +54,7 @@ from .reading import (
     seconds_shown,
     setting_title,
 )
-from .records import STAGES, Likeness, Measurement, Memory, Metric, Stage
+from .records import STAGES, Likeness, Measurement, Memory, Metric, StageName
 from .summary import Summary, summarize
 
 EFFECT = 0.05
@@ -200,7 +200,7 @@ Difference = tuple[str, Verdict, str]
 """What changed, the verdict, and the text."""
 
 
-def _samples(rows: Sequence[Measurement], stage: Stage) -> list[float]:
+def _samples(rows: Sequence[Measurement], stage: StageName) -> list[float]:
     """One sample per repetition, in seconds."""
     if stage == "denoiser":
         return [median(draw.denoiser) for row in rows for draw in row.draws if draw.denoiser]

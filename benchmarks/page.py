@@ -36,9 +36,9 @@ from .reading import (
     title_of,
     unbeaten,
 )
-from .records import STAGES, Measurement, Stage
+from .records import STAGES, Measurement, StageName
 
-STAGE_NAMES: dict[Stage, str] = {
+STAGE_NAMES: dict[StageName, str] = {
     "text_encoder": "text encoder",
     "denoiser": "denoiser",
     "vae_decoder": "decoder",

@@ -29,14 +29,14 @@ from .summary import Summary, summarize
 
 SCHEMA_VERSION = 3
 
-Stage = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
+StageName = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
 """What a sample times: all text encoders of one generation, one denoiser call, the decoding of all images, the rest of
 the generation (tokens, noise, guidance, scheduler, pixels), and the whole generation from request to pixels."""
 
 DENOISERS = ("unet", "transformer")
 """Names of denoiser parts in results, as in diffusers."""
 
-STAGES: tuple[Stage, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
+STAGES: tuple[StageName, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 """Metrics that compare generated images with the reference's."""
@@ -305,7 +305,7 @@ class Measurement(ResultRecord):
     stability: str | None = None
     """The figures of that rule, as text."""
     memory: Memory | None = None
-    work: dict[Stage, Work] | None = None
+    work: dict[StageName, Work] | None = None
     parity: Likeness | None = None
     pictures: tuple[str, ...] = ()
     """Image files of the first run, relative to the file of results."""
@@ -314,13 +314,13 @@ class Measurement(ResultRecord):
     leaves_out: tuple[str, ...] = ()
     """Sentences on what the figures don't include."""
 
-    def samples(self, stage: Stage) -> tuple[float, ...]:
+    def samples(self, stage: StageName) -> tuple[float, ...]:
         """Every measured sample of a stage in seconds: one per repetition, for the denoiser one per call."""
         if stage == "denoiser":
             return tuple(seconds for draw in self.draws for seconds in draw.denoiser)
         return tuple(getattr(draw, stage) for draw in self.draws)
 
-    def summary(self, stage: Stage) -> Summary | None:
+    def summary(self, stage: StageName) -> Summary | None:
         """Median, percentiles and spread of a stage in seconds; None without samples.
 
         Calls of one generation aren't independent, so the denoiser's interval is that of its medians per repetition.
@@ -334,7 +334,7 @@ class Measurement(ResultRecord):
         by_draw = summarize([median(draw.denoiser) for draw in self.draws if draw.denoiser])
         return replace(found, interval=by_draw.interval)
 
-    def on_device(self, stage: Stage) -> Summary | None:
+    def on_device(self, stage: StageName) -> Summary | None:
         """As `summary`, by the device's own clock; None without samples, and for stages that aren't on the device."""
         found = [draw.device_seconds for draw in self.draws if draw.device_seconds is not None]
         if not found or stage not in OnDevice.model_fields:
@@ -349,12 +349,12 @@ class Measurement(ResultRecord):
         samples = [draw.joules for draw in self.draws if draw.joules is not None]
         return summarize(samples) if samples else None
 
-    def tflops(self, stage: Stage) -> float | None:
+    def tflops(self, stage: StageName) -> float | None:
         """Achieved TFLOP/s of a stage at its median; None if its work wasn't counted."""
         work, found = (self.work or {}).get(stage), self.summary(stage)
         return work.flops / found.median / 1e12 if work and found and found.median > 0 else None
 
-    def ceiling_share(self, stage: Stage) -> float | None:
+    def ceiling_share(self, stage: StageName) -> float | None:
         """Achieved TFLOP/s as a share of the rate of a matrix product; None if either is missing."""
         work, achieved = (self.work or {}).get(stage), self.tflops(stage)
         return achieved / work.ceiling_tflops if work and achieved and work.ceiling_tflops else None

@@ -20,7 +20,7 @@ from ..core.version import __version__
 from ..pipelines.complete import size_and_seed
 from ..runtimes.machine import machine
 from .contender import Contender
-from .records import THREADS, Measurement, Stage, Work, model_of
+from .records import THREADS, Measurement, StageName, Work, model_of
 from .stability import stability_of
 
 LEAVES_OUT = (
@@ -33,14 +33,14 @@ CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_N
 COUNTED = "In FLOP: activations, normalization, softmax and other elementwise operations."
 
 
-STAGE_ROLES: dict[Stage, Role] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "vae_decoder": "decoder"}
+STAGE_ROLES: dict[StageName, Role] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "vae_decoder": "decoder"}
 """The role of the part whose precision applies to a stage."""
 
 
 def row_of(
     contender: Contender,
     request: Request,
-    work: dict[Stage, Work] | None,
+    work: dict[StageName, Work] | None,
     uncounted: tuple[str, ...],
     common: dict[str, Any],
     folder: Path,
@@ -87,7 +87,7 @@ def row_of(
     )
 
 
-def work_of(bundle: Bundle, request: Request) -> tuple[dict[Stage, Work] | None, tuple[str, ...]]:
+def work_of(bundle: Bundle, request: Request) -> tuple[dict[StageName, Work] | None, tuple[str, ...]]:
     """The work of each stage, or None, and sentences on what isn't counted."""
     try:
         return count_work(bundle, request), (COUNTED,)
@@ -95,7 +95,7 @@ def work_of(bundle: Bundle, request: Request) -> tuple[dict[Stage, Work] | None,
         return None, (f"FLOP: they could not be counted. {exc}",)
 
 
-def count_work(bundle: Bundle, request: Request) -> dict[Stage, Work]:
+def count_work(bundle: Bundle, request: Request) -> dict[StageName, Work]:
     """Count FLOP of all text encoders of one generation, of one denoiser call, and of the decoding of all images.
 
     Counted on the bundle's graphs, for a prompt of one chunk and, with guidance, a negative prompt. Raises what

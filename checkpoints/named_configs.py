@@ -6,10 +6,10 @@ Each is a base config, updated from the shapes. `original_configs` does the same
 from __future__ import annotations
 
 from .families import Config, Family, norm_groups
-from .original_configs import Shapes, axis, depth, numbers, transformers, uneven
+from .original_configs import TensorShapes, axis, depth, numbers, transformers, uneven
 
 
-def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
+def named_unet(shapes: TensorShapes, family: Family, start: Config) -> Config:
     """The UNet's config: `start`, updated where the shapes differ from it."""
     levels = numbers(shapes, r"down_blocks\.(\d+)\.")
     down = [_blocks(shapes, f"down_blocks.{level}") for level in levels]
@@ -39,7 +39,7 @@ def named_unet(shapes: Shapes, family: Family, start: Config) -> Config:
     return start | stated
 
 
-def named_vae(shapes: Shapes, _family: Family, start: Config) -> Config:
+def named_vae(shapes: TensorShapes, _family: Family, start: Config) -> Config:
     """The VAE's config: `start`, updated where the shapes differ from it."""
     levels = numbers(shapes, r"encoder\.down_blocks\.(\d+)\.")
     widths = [axis(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 0) for level in levels]
@@ -57,7 +57,7 @@ def named_vae(shapes: Shapes, _family: Family, start: Config) -> Config:
     return start | stated
 
 
-def _blocks(shapes: Shapes, level: str) -> list[int]:
+def _blocks(shapes: TensorShapes, level: str) -> list[int]:
     """Depth of the transformer after each resnet of a level."""
     found = numbers(shapes, rf"{level.replace('.', chr(92) + '.')}\.resnets\.(\d+)\.")
     return [depth(shapes, f"{level}.attentions.{block}") for block in found]

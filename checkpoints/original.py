@@ -15,7 +15,7 @@ from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors, zeros_instead
 from .families import FAMILIES, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
-from .original_configs import Shapes, text_config, time_embed_width, unet_config, vae_config
+from .original_configs import TensorShapes, text_config, time_embed_width, unet_config, vae_config
 from .original_mmdit import MARK, beside, mmdit_family, t5_config
 from .others import Replacement, configured, open_others, refuse_texts, rescaled
 from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
@@ -287,5 +287,5 @@ def _left_over(tensors: Stored, family: Family) -> tuple[str, ...]:
     return (f"{count}: {in_a_line(ValueError(min(spare)))}.",)
 
 
-def _bare(tensors: Stored, prefix: str) -> Shapes:
+def _bare(tensors: Stored, prefix: str) -> TensorShapes:
     return {name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items()}

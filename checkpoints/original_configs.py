@@ -17,10 +17,10 @@ from .names import drops_last_layer, openclip_layers
 MAX_BLOCKS = 256
 """Blocks of a UNet; published ones have 25."""
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 
 
-def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
+def unet_config(shapes: TensorShapes, family: Family, start: Config | None = None) -> Config:
     """The UNet's config: levels are recognized by their downsamplers, depths by their transformer blocks.
 
     `start` is the config to update; None is the family's.
@@ -58,7 +58,7 @@ def unet_config(shapes: Shapes, family: Family, start: Config | None = None) -> 
     return config
 
 
-def vae_config(shapes: Shapes, family: Family, start: Config | None = None) -> Config:
+def vae_config(shapes: TensorShapes, family: Family, start: Config | None = None) -> Config:
     """The VAE's config; `start` is the config to update, None is the family's."""
     blocks = numbers(shapes, r"encoder\.down\.(\d+)\.block\.")
     widths = [axis(shapes, f"encoder.down.{block}.block.0.conv2.weight", 0) for block in blocks]
@@ -74,7 +74,7 @@ def vae_config(shapes: Shapes, family: Family, start: Config | None = None) -> C
     }
 
 
-def text_config(shapes: Shapes, family: Family, text: TextLayout) -> Config:
+def text_config(shapes: TensorShapes, family: Family, text: TextLayout) -> Config:
     """A text encoder's config."""
     if text.style == "openclip":
         names = {"token": "token_embedding.weight", "position": "positional_embedding"}
@@ -120,7 +120,7 @@ def uneven(down: list[int], up: list[int]) -> CheckpointError:
     )
 
 
-def transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]], middle: int) -> Config:
+def transformers(shapes: TensorShapes, down: list[list[int]], up: list[list[int]], middle: int) -> Config:
     """The config keys that follow from the depths of a UNet's transformers, by level and block, and its shapes."""
     keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
     if keys is None:
@@ -143,7 +143,7 @@ def transformers(shapes: Shapes, down: list[list[int]], up: list[list[int]], mid
     return found
 
 
-def _levels(shapes: Shapes, side: str) -> list[list[int]]:
+def _levels(shapes: TensorShapes, side: str) -> list[list[int]]:
     """Indices of the blocks that hold a resnet, by level; a down- or upsampler ends a level."""
     levels: list[list[int]] = [[]]
     ends = set(numbers(shapes, rf"{side}\.(\d+)\.\d\.(?:op|conv)\.weight$"))
@@ -155,17 +155,17 @@ def _levels(shapes: Shapes, side: str) -> list[list[int]]:
     return levels
 
 
-def depth(shapes: Shapes, attention: str) -> int:
+def depth(shapes: TensorShapes, attention: str) -> int:
     """Number of transformer blocks of an attention."""
     return len(numbers(shapes, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\."))
 
 
-def numbers(shapes: Shapes, pattern: str) -> list[int]:
+def numbers(shapes: TensorShapes, pattern: str) -> list[int]:
     """The sorted numbers that a pattern's group matches in the names."""
     return sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})
 
 
-def axis(shapes: Shapes, name: str, number: int) -> int:
+def axis(shapes: TensorShapes, name: str, number: int) -> int:
     """The size of a tensor's axis; raises CheckpointError if the tensor or the axis doesn't exist."""
     if len(shapes.get(name, ())) <= number:
         raise CheckpointError(

@@ -10,7 +10,7 @@ from ..core.reading import is_folder
 from .families import FAMILIES, MMDIT, Config, Family, family_of
 from .files import names_in
 from .names import UNET_PREFIX
-from .original_configs import Shapes, axis, numbers
+from .original_configs import TensorShapes, axis, numbers
 
 MARK = f"{UNET_PREFIX}joint_blocks."
 """Start of the names of a transformer's blocks in a whole file."""
@@ -26,7 +26,7 @@ FILES = {
 """Published names of the files of text encoders that a single file may lack, in order of preference."""
 
 
-def mmdit_config(shapes: Shapes, family: Family) -> Config:
+def mmdit_config(shapes: TensorShapes, family: Family) -> Config:
     """The transformer's config; heads are 64 wide, as in all published ones, or as wide as their norms."""
     width, patch = axis(shapes, "x_embedder.proj.weight", 0), axis(shapes, "x_embedder.proj.weight", 2)
     blocks = numbers(shapes, r"joint_blocks\.(\d+)\.")
@@ -48,7 +48,7 @@ def mmdit_config(shapes: Shapes, family: Family) -> Config:
     }
 
 
-def mmdit_family(path: Path, shapes: Shapes) -> tuple[Family, Config]:
+def mmdit_family(path: Path, shapes: TensorShapes) -> tuple[Family, Config]:
     """The family of a whole file, and its transformer's config.
 
     Raises CheckpointError for a transformer that belongs to none.
@@ -61,7 +61,7 @@ def mmdit_family(path: Path, shapes: Shapes) -> tuple[Family, Config]:
     return family, config
 
 
-def t5_config(shapes: Shapes, family: Family, component: str) -> Config:
+def t5_config(shapes: TensorShapes, family: Family, component: str) -> Config:
     """The config of a T5 encoder; heads are as wide as in the published one, or there are four."""
     published = family.config(component)
     inner = axis(shapes, "encoder.block.0.layer.0.SelfAttention.q.weight", 0)

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from ..core.errors import CheckpointError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
+from ..core.tensors import Shape
 from .families import PROCESSOR, Component, Config, Family, find_family
 from .modules import build
 from .names import T5_TABLES
 from .original import model_index
 from .tokenizer import shipped_files
 
-Shape = tuple[int, ...]
 Floats = NDArray[np.float32]
 
 _BLOCK = 9 << 13  # values drawn at once: small enough for the cache, and whole 3x3 kernels

@@ -51,7 +51,7 @@ TIMESTEPS = 3
 """A denoiser is compared at this many timesteps at least."""
 
 Arrays = dict[str, Array]
-Shapes = Mapping[str, tuple[int, ...]]
+InputShapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Shapes of arrays, keyed by name."""
+    """InputShapes of arrays, keyed by name."""
     return {name: array.shape for name, array in feeds.items()}
 
 
-def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Progress = quiet) -> Fixed:
+def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress: Progress = quiet) -> Fixed:
     """The references of a part that fit a shape (None: of every shape).
 
     PyTorch's outputs are cut or repeated to the shape's rows. For a size that PyTorch didn't compute, and where too few
@@ -134,19 +134,19 @@ def reference(bundle: Bundle, part: str, shape: Shapes | None, on_progress: Prog
     return Fixed(f"{stored}; {origin}" if fitting else origin, (*fitting, *made))
 
 
-def made_reference(bundle: Bundle, part: str, shape: Shapes | None) -> str | None:
+def made_reference(bundle: Bundle, part: str, shape: InputShapes | None) -> str | None:
     """SHA-256 of the references that a referee computed for a shape; None where the bundle has none."""
     path = _reference_kept(bundle, part, shape) if shape is not None else None
     return sha256(path) if path is not None and path.is_file() else None
 
 
-def needs_referee(bundle: Bundle, part: str, shape: Shapes) -> bool:
+def needs_referee(bundle: Bundle, part: str, shape: InputShapes) -> bool:
     """Whether `reference` would run a referee for a shape."""
     fitting = _fitting(bundle.part(part), stored_cases(bundle, part), shape)
     return _lacks(fitting) and not _reference_kept(bundle, part, shape).is_file()
 
 
-def _fitting(info: Part, cases: tuple[Case, ...], shape: Shapes) -> tuple[Case, ...]:
+def _fitting(info: Part, cases: tuple[Case, ...], shape: InputShapes) -> tuple[Case, ...]:
     return tuple(one for case in cases for one in _in_rows(info, case, shape))
 
 
@@ -182,7 +182,7 @@ def in_rows(array: Array, first: int, rows: int) -> Array:
     return array.take(index, axis=0)
 
 
-def _in_rows(info: Part, case: Case, shape: Shapes) -> Iterable[Case]:
+def _in_rows(info: Part, case: Case, shape: InputShapes) -> Iterable[Case]:
     """The case, cut or repeated to an engine's rows; empty where another axis differs."""
     rowed = {tensor.name: has_rows(tensor) for tensor in (*info.inputs, *info.outputs)}
     found = shapes_of(case.feeds)
@@ -206,7 +206,7 @@ def stretched(array: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> list[Case]:
+def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: InputShapes) -> list[Case]:
     """The inputs of cases in another shape. The first case belongs to a drawing; cases without one use its request."""
     manifest = bundle.manifest
     fed = [{name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()} for case in cases]
@@ -222,7 +222,7 @@ def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: Shapes) -> l
 
 
 def _refereed(
-    bundle: Bundle, part: str, cases: list[Case], shape: Shapes, on_progress: Progress
+    bundle: Bundle, part: str, cases: list[Case], shape: InputShapes, on_progress: Progress
 ) -> tuple[str, list[Case]]:
     """The origin of the outputs, and the cases with the outputs that a referee computed from the graph in f32.
 
@@ -250,7 +250,7 @@ class _Made(Record):
     sha256: str
 
 
-def _reference_kept(bundle: Bundle, part: str, shape: Shapes) -> Path:
+def _reference_kept(bundle: Bundle, part: str, shape: InputShapes) -> Path:
     fixed = bundle.manifest.files[stored_at(part)].sha256
     key = sha256_json([bundle.part(part).digest, fixed, {name: list(each) for name, each in shape.items()}])
     return bundle.engines / f"reference-{part}-{key[:16]}.npz"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import BundleError, ShapeError
-from .sizes import Shape, attribute, infer_shapes, read_graph
+from ..core.tensors import Shape
+from .sizes import attribute, infer_shapes, read_graph
 
 REFUSED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "DFT", "STFT", "DeformConv", "QLinearConv", "QLinearMatMul")
 """Operators whose arithmetic isn't counted here: a graph that has one is refused, as its count would be too low."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ShapeError
-from .sizes import Shape, infer_shapes, read_graph
+from ..core.tensors import Shape
+from .sizes import infer_shapes, read_graph
 
 VIEWS = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"})
 POINTWISE = frozenset(

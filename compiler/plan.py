@@ -18,6 +18,7 @@ from ..core.bundle import Bundle, checked_graph
 from ..core.reading import read_plain
 from ..core.recipes import RECIPES, Precision
 from ..core.shapes import Setting, shape_of, sizes
+from ..core.tensors import Shape
 from ..core.units import sized
 from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
@@ -28,7 +29,6 @@ from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_
 from .flops import count_flops
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
-from .sizes import Shape
 from .targets import Wanted, targets, wanted
 
 MOST_READ = 10_000

@@ -11,9 +11,7 @@ import numpy as np
 
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..core.install import install
-from ..core.tensors import Array
-
-Shape = tuple[int, ...]
+from ..core.tensors import Array, Shape
 
 SMALL = 64
 """A value of at most this many numbers may hold sizes, and is computed."""

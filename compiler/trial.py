@@ -47,7 +47,7 @@ from ..sampling.draw import (
 from ..sampling.pixels import frame_chunks, quantized
 from ..sampling.prompt import ids_of
 from ..sampling.wires import READS_IMAGE
-from .cases import Shapes, reference, shapes_of, stored_cases, stored_drawings, stretched
+from .cases import InputShapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
 WHOLE = "whole"
 """The drawing that is complete: with all steps and the image."""
@@ -266,7 +266,7 @@ def _check_tokens(host: Host, stored: Drawings, by: Standing) -> None:
 
 
 def measure_steps(
-    bundle: Bundle, host: Host, part: str, engine: EngineOf, shape: Shapes | None, *, guided: bool
+    bundle: Bundle, host: Host, part: str, engine: EngineOf, shape: InputShapes | None, *, guided: bool
 ) -> StepFigures:
     """Compare the engines with every drawing of a denoiser that they accept, step by step, and generate one image.
 
@@ -336,7 +336,7 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
     return round(psnr_db(trial.images, drawn.images), 2)
 
 
-def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, guided: bool) -> list[StepTrial]:
+def _fitting(bundle: Bundle, host: Host, part: str, shape: InputShapes | None, *, guided: bool) -> list[StepTrial]:
     """Every drawing where shapes are free; else those of the shape, or one that is resized to it."""
     stored, arrays = stored_drawings(bundle)
     drawings = [drawing for drawing in stored.drawings if host.denoiser(drawing.request) == part]
@@ -353,7 +353,7 @@ def _fitting(bundle: Bundle, host: Host, part: str, shape: Shapes | None, *, gui
     return able or [_made(bundle, host, trials, shape, guided=both)]
 
 
-def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: Shapes, *, guided: bool) -> StepTrial:
+def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: InputShapes, *, guided: bool) -> StepTrial:
     """Resize a drawing to another shape, with the denoiser's outputs from its own references."""
     like = next(trial for trial in trials if is_guided(host.model, trial.request) == guided)
     rows, *_, height, width = shape[host.model.latents_input]

@@ -27,7 +27,7 @@ MAX_RANK = 64
 SMALL = 64
 """Most elements that a constant may have for its values to be read."""
 
-Operator = tuple[str, str]
+OperatorKey = tuple[str, str]
 """Domain ("" for standard ONNX) and name."""
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -103,7 +103,7 @@ class GraphFacts:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     nodes: int
-    operators: Mapping[Operator, int]
+    operators: Mapping[OperatorKey, int]
     control: Mapping[str, int]
     """Control-flow operators."""
     subgraphs: int
@@ -180,7 +180,7 @@ ENTRY = schema({LEN: (1, 2)})
 KINDS = {4: "sequence", 5: "map", 7: "opaque", 8: "sparse tensor", 9: "optional"}
 
 Numbers = tuple[int | float, ...]
-Place = tuple[Span, Schema, int, Operator | None]
+Place = tuple[Span, Schema, int, OperatorKey | None]
 """A body of nodes to walk: its span, schema, depth, and the function that it belongs to."""
 
 
@@ -193,12 +193,12 @@ class _Walk:
         self._opsets: list[tuple[str, int]] = []
         self._inputs: list[Value] = []
         self._outputs: list[Value] = []
-        self._operators: Counter[Operator] = Counter()
+        self._operators: Counter[OperatorKey] = Counter()
         self._subgraphs = self._subgraph_depth = self._training = self._tensors = self._sparse = self._strings = 0
         self._external: list[External] = []
         self._dimension = self._attribute_size = ("", 0)
         self._other_types: set[str] = set()
-        self._calls: dict[Operator, set[Operator]] = {}
+        self._calls: dict[OperatorKey, set[OperatorKey]] = {}
         self._function_count = 0
         self._constants: dict[str, Numbers] = {}
         self._growing: list[tuple[str, list[str]]] = []
@@ -271,7 +271,7 @@ class _Walk:
                 version = signed(begin)
         return _domain(domain), version
 
-    def _push(self, span: Span, depth: int, owner: Operator | None) -> None:
+    def _push(self, span: Span, depth: int, owner: OperatorKey | None) -> None:
         if depth > MAX_DEPTH:
             raise self._read.fail(f"graphs are nested more than {MAX_DEPTH} deep")
         self._subgraphs += 1
@@ -308,7 +308,7 @@ class _Walk:
             elif number == 12:
                 self._value((begin, end))
 
-    def _node(self, span: Span, depth: int, owner: Operator | None) -> None:
+    def _node(self, span: Span, depth: int, owner: OperatorKey | None) -> None:
         inputs: list[Span] = []
         output: Span | None = None
         attributes: list[Span] = []
@@ -346,7 +346,7 @@ class _Walk:
             self._contexts.append((int(mode[0]) if mode and not isinstance(mode, str) else 1, str(place)))
 
     def _attribute(
-        self, span: Span, operator: Operator, depth: int, owner: Operator | None
+        self, span: Span, operator: OperatorKey, depth: int, owner: OperatorKey | None
     ) -> tuple[str, Numbers | str | None]:
         """An attribute's name, and its value if that is a few numbers or a short string."""
         name, integers, floats, found = "", list[int](), list[float](), None
@@ -556,12 +556,12 @@ def _stored(elements: int, dtype: int) -> int:
     return -(-elements * bits // 8) if bits < 8 else elements
 
 
-def _chain(calls: Mapping[Operator, set[Operator]]) -> tuple[int, bool]:
+def _chain(calls: Mapping[OperatorKey, set[OperatorKey]]) -> tuple[int, bool]:
     """The longest chain of function calls, and whether any function is recursive."""
-    depths: dict[Operator, int] = {}
+    depths: dict[OperatorKey, int] = {}
     for first in calls:
         waiting = [first]
-        open_: set[Operator] = set()
+        open_: set[OperatorKey] = set()
         while waiting:
             one = waiting[-1]
             if one in depths:

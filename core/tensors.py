@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .errors import NotFiniteError
 
 Array = NDArray[Any]
+Shape = tuple[int, ...]
 
 PERFECT_DB = 200.0
 """PSNR of two arrays that are bitwise equal (mathematically infinite)."""

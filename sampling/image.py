@@ -7,7 +7,7 @@ Source: diffusers' `VideoProcessor`, and `_resize_with_antialiasing` of `pipelin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from ..core.manifest import ImageReader, Model, Role
 from ..core.tensors import Array, check_finite
 from ..core.wires import MODE
+from .prompt import Call
 
 Pixels = NDArray[np.uint8]
 """An image, [height, width, 3], sRGB."""
@@ -25,9 +26,6 @@ FEATHER = 2
 
 CUBIC = -0.75
 """The cubic kernel's parameter in PyTorch's `interpolate`."""
-
-Call = Callable[[str, Mapping[str, Array]], dict[str, Array]]
-"""Runs a part, by name, on its inputs."""
 
 
 def resized(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

@@ -12,13 +12,13 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-State = Mapping[str, Any]
+StateDict = Mapping[str, Any]
 """Published weights by name."""
 SIDE = 299
 EPSILON = 1e-3
 
 
-def features(state: State, pictures: Any) -> Any:
+def features(state: StateDict, pictures: Any) -> Any:
     """The 2048 features of images, uint8 [n, 3, h, w], scaled to 299 x 299 as pytorch-fid does: f32 [n, 2048]."""
     with _torch().inference_mode():
         values = _nn().interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -34,7 +34,7 @@ def _nn() -> Any:
     return import_module("torch.nn.functional")
 
 
-def _network(state: State, values: Any) -> Any:
+def _network(state: StateDict, values: Any) -> Any:
     layer = partial(_layer, state)
     values = layer("Conv2d_1a_3x3", values, stride=2)
     values = layer("Conv2d_2a_3x3", values)
@@ -55,7 +55,7 @@ def _network(state: State, values: Any) -> Any:
 Branch = Callable[..., Any]
 
 
-def _layer(state: State, name: str, values: Any, stride: int = 1, padding: int | tuple[int, int] = 0) -> Any:
+def _layer(state: StateDict, name: str, values: Any, stride: int = 1, padding: int | tuple[int, int] = 0) -> Any:
     """Convolution, batch normalization, ReLU."""
     values = _nn().conv2d(values, state[f"{name}.conv.weight"], None, stride, padding)
     mean, variance = state[f"{name}.bn.running_mean"], state[f"{name}.bn.running_var"]
@@ -66,7 +66,7 @@ def _layer(state: State, name: str, values: Any, stride: int = 1, padding: int |
     )
 
 
-def _branch(state: State, block: str, name: str, values: Any, **options: Any) -> Any:
+def _branch(state: StateDict, block: str, name: str, values: Any, **options: Any) -> Any:
     return _layer(state, f"{block}.{name}", values, **options)
 
 

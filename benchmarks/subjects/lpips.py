@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from .inception import State
+from .inception import StateDict
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPSILON = 1e-10
@@ -40,7 +40,7 @@ STAGES: dict[str, tuple[tuple[Pool | None, tuple[Layer, ...]], ...]] = {
 """Stages of AlexNet and VGG16: pooling before the stage, and its convolutions, each followed by a ReLU."""
 
 
-def distances(net: str, trunk: State, linear: State, reference: Any, other: Any) -> list[float]:
+def distances(net: str, trunk: StateDict, linear: StateDict, reference: Any, other: Any) -> list[float]:
     """LPIPS of each pair of images, both uint8 [n, 3, h, w]; 0 for equal images.
 
     `trunk` is the state of torchvision's `alexnet` or `vgg16`, `linear` that of the lpips package for it.
@@ -56,7 +56,7 @@ def distances(net: str, trunk: State, linear: State, reference: Any, other: Any)
     return [float(value) for value in total]
 
 
-def _features(net: str, trunk: State, pictures: Any) -> Sequence[Any]:
+def _features(net: str, trunk: StateDict, pictures: Any) -> Sequence[Any]:
     """The outputs of each stage."""
     torch: Any = import_module("torch")
     nn: Any = import_module("torch.nn.functional")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, ValidationError
 
 from ...core.errors import ProfileError
+from ...core.manifest import Finite
 from ...core.record import Record, complaints, shown, suggest
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 MAX_TIMESTEPS = 100_000
 """Limit of a model's training timesteps, which are all held in memory; published models have 1000."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ramp = Literal["karras", "exponential", "beta", "lu"]
 
 RAMPS: dict[Ramp, str] = {
