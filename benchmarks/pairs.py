@@ -8,6 +8,7 @@ from typing import Any, cast
 from ..core.manifest import ROLE_NAMES
 from ..profiles import Profile
 from ..runtimes import runtime
+from ..runtimes.base import numbered
 
 Change = dict[str, Any]
 
@@ -58,7 +59,8 @@ profile sets it.
 
 def pairs_of(profile: Profile) -> list[Profile]:
     """The profile with each change of `PAIRS` for its runtime and device that makes a difference."""
-    changes = PAIRS.get((profile.runtime, profile.device)) or PAIRS.get((profile.runtime, ""), {})
+    kind = numbered(profile.device)[0].partition("-")[0]  # of `MIGraphX-gfx1100:1`
+    changes = PAIRS.get((profile.runtime, kind)) or PAIRS.get((profile.runtime, ""), {})
     newest, own = runtime(profile.runtime).facts.newest_opset, _comes_to(profile)
     made: list[Profile] = []
     for name, change in changes.items():

@@ -22,7 +22,7 @@ from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
 from ..compiler.cache import Artifact, locked
 from ..compiler.targets import job_of, wanted
-from ..core.bundle import Bundle, open_bundle
+from ..core.bundle import Bundle, checked_graph, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, write_text
 from ..core.install import pip
@@ -279,7 +279,7 @@ def inspect(profile: Profile, family: str, session: Session) -> str:
     found: dict[str, Any] = {}
     for want in wanted(bundle, detailed, to_run=True)[1]:
         _log(f"inspect {want.name}")
-        job = job_of(bundle, want.part, bundle.graph(want.part), want.target)
+        job = job_of(bundle, want.part, checked_graph(bundle, want.part), want.target)
         found[want.name] = adapter.inspect(bundle.engines / want.name, job)
         write_text(session.folder / f"layers-{family}-{profile.name}.json", json.dumps(found, indent=1) + "\n")
     replayed = [name for name, one in found.items() if one["replayed"]]
@@ -459,7 +459,7 @@ def driver_flags(session: Session) -> str:
     architecture, variables = amd_gpu()
     bundle = bundle_of(SCENES, session)
     part = bundle.one("decoder")
-    graph, info = bundle.graph(part), bundle.part(part)
+    graph, info = checked_graph(bundle, part), bundle.part(part)
     said = output_of([str(migraphx.driver()), "compile", "--help"])
     tries = flag_sets(architecture, here=bool(variables))
     for index, (options, here) in enumerate(tries):

@@ -80,7 +80,7 @@ def _check_fields(request: Request, model: Model) -> None:
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
     if given:
-        kind = "a video from an image, without a prompt" if model.reads_image else "from a prompt alone"
+        kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
 

@@ -57,12 +57,12 @@ class Walk:
     """The denoiser's name, for errors."""
     engine: str
     """Name of the engine that runs it, for errors."""
+    beside: Array | None = None
+    """What is concatenated to the channels of the scaled latents at each step, [rows, ...]; None for nothing."""
     first: int = 0
     """The denoiser call at which the walk begins; later ones than 0 are for image to image."""
     kept: Kept | None = None
     """What inpainting keeps; None to generate the whole image."""
-    beside: Array | None = None
-    """What is concatenated to the channels of the scaled latents at each step, [rows, ...]; None for nothing."""
 
 
 def is_guided(model: Model, request: Request) -> bool:

@@ -13,6 +13,7 @@ from latentc.compiler.build import build
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.pipelines.picture import read_picture
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
@@ -225,6 +226,14 @@ def test_little_strength_keeps_the_image(opened):
     away = [float(np.abs(kept[one] - kept[0.125]).mean()) for one in (0.5, 1.0)]
     assert away[0] < away[1]
     assert np.abs(kept[1.0] - text).mean() > 0
+
+
+def test_a_bundle_without_an_encoder_refuses_an_image(bundle):
+    manifest = bundle("sd1").manifest
+    parts = {name: part for name, part in manifest.parts.items() if part.role != "encoder"}
+    assert len(parts) < len(manifest.parts)
+    with pytest.raises(RequestError, match="no VAE encoder, so it generates from a prompt alone"):
+        read_picture(REQUEST, manifest.model_copy(update={"parts": parts}), photo())
 
 
 def test_requests_that_are_refused(opened, bundle, tmp_path):

@@ -198,7 +198,7 @@ def test_norms_are_f16_only_on_devices_that_are_known_to_sum_in_f32():
         assert "norms" in passes("tensorrt", device)
         assert "norms" in passes("tensorrt-rtx", device)
     unknown = [one for one in runtime("onnxruntime").facts.devices if "norms" in passes("onnxruntime", one)]
-    assert unknown == ["TensorRT", "MIGraphX", "DirectML", "CoreML"]
+    assert {one.partition("-")[0] for one in unknown} == {"TensorRT", "MIGraphX", "DirectML", "CoreML"}
     assert "norms" in passes("migraphx", "gfx942")
     assert {passes("iree", one) for one in runtime("iree").facts.devices} == {("half", "fold")}
     f32 = Target("tensorrt", "sm90", "f32", {}, (), ())

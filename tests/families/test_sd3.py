@@ -190,7 +190,7 @@ def test_what_flow_matching_has_not_is_refused(bundle):
         ):
             with pytest.raises(RequestError, match=match):
                 pipeline(REQUEST.model_copy(update=change))
-        with pytest.raises(RequestError, match="reads no image, so it does not take image_noise"):
+        with pytest.raises(RequestError, match="image_noise was passed in without an image"):
             pipeline(REQUEST, image_noise=np.zeros((1, 3, 80, 144), np.float32))
 
 

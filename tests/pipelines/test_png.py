@@ -207,9 +207,15 @@ FOREIGN = [
     (  # before 1.9: sampler and schedule in one
         "cat\nSteps: 20, Sampler: DPM++ 2M SDE Karras, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55",
         Request(
-            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, scheduler="dpm++2m-sde-karras"
+            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, scheduler="dpm++2m-sde-karras",
+            strength=0.55,
         ),
-        {"Denoising strength": "0.55"},
+        {},
+    ),
+    (  # the strength of a second pass: the image was generated from the prompt
+        "cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55, Hires upscale: 2",
+        Request(prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512),
+        {"Denoising strength": "0.55", "Hires upscale": "2"},
     ),
     (  # what we don't have, or can't draw, stays text
         "cat\nSteps: 5000, Sampler: Restart, Schedule type: Automatic, CFG scale: nan, Seed: -1, Size: 500x333",

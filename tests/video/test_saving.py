@@ -218,6 +218,6 @@ def test_a_benchmark_of_videos_is_refused(bundle, tmp_path):
 def test_the_command_refuses_a_video_of_a_text_model(bundle, photo_file, tmp_path):
     folder = bundle("sd1").folder
     refused = latentc("run", folder, "a cat", "--fps", 7, "-o", tmp_path / "a.png")
-    assert "from a prompt alone. It does not take fps: leave it out." in refused.stderr
-    refused = latentc("run", folder, "a cat", "--image", photo_file, "-o", tmp_path / "a.png")
-    assert "so it does not take an image" in refused.stderr
+    assert "images from a prompt. It does not take fps: leave it out." in refused.stderr
+    refused = latentc("run", folder, "a cat", "--image", photo_file, "--fps", 7, "-o", tmp_path / "a.png")
+    assert "images from a prompt. It does not take fps: leave it out." in refused.stderr
