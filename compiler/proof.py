@@ -151,7 +151,7 @@ def prove_engine(bundle: Bundle, adapter: Runtime, want: Wanted, engine: Engine)
     verify_files(bundle, [DRAWINGS, stored_at(want.part)])
     found = reference(bundle, want.part, want.target.shape)
     parity = measure(want.part, engine, found.origin, found.cases, bundle.manifest.model.latents_input)
-    return parity.model_copy(update={"compared_on": device_here(adapter, want.target.device)})
+    return parity.model_copy(update={"compared_on": device_here(adapter, want.target.place)})
 
 
 def steps_key(bundle: Bundle, profile: Profile, adapter: Runtime, artifacts: Iterable[Artifact]) -> str:

@@ -15,7 +15,7 @@ from ..core.record import suggest
 from ..core.shapes import Setting, embedding_length, shape_of, size_complaint, sizes
 from ..profiles import OWN, Profile
 from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, runtime
-from ..runtimes.base import COUNTS, TOGETHER, misfit, numbered
+from ..runtimes.base import COUNTS, NUMBERED, TOGETHER, misfit, numbered
 from ..runtimes.ranges import CHUNKS
 from ..sampling.pixels import frame_chunks
 from .cache import Parity, folder_name
@@ -235,8 +235,9 @@ def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
 
 
 def device_here(adapter: Runtime, device: str) -> str | None:
-    """For an engine of several devices, the first of them on this machine; None where none is, or it is for one."""
-    each = device.split(TOGETHER)
+    """For an engine of several devices, the one that this machine opens; None where it has none, or it is for one."""
+    name, number = numbered(device) if adapter.facts.numbered else (device, None)
+    each = [one if number is None else f"{one}{NUMBERED}{number}" for one in name.split(TOGETHER)]
     return next((one for one in each if adapter.missing(one) is None), None) if len(each) > 1 else None
 
 

@@ -33,7 +33,7 @@ from ..core.tensors import Array
 from . import hip, vulkan
 from .base import COUNTS, MEMORY, NUMBERED, Costs, Facts, Job, Option, Runtime, Target, numbered
 from .border import ENOUGH, border, call_program, first_line, rebuild
-from .cuda import capabilities
+from .cuda import capabilities, gpu_name
 from .host import HostEngine
 from .machine import machine, processor
 from .order import read_names, write_names
@@ -183,10 +183,19 @@ class IREE(Runtime):
         return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
 
     def drivers(self, device: str) -> dict[str, str]:
-        """The driver that translates SPIR-V or PTX when a program is loaded; ROCm's versions for an AMD GPU."""
+        """The driver that translates SPIR-V or PTX when a program is loaded, and the name of the NVIDIA GPU that it is
+        translated for; ROCm's versions for an AMD GPU.
+        """
         if _is_vulkan(device):
             return {"vulkan": _vulkan_gpu(device).driver}
-        return hip.drivers() if device in HIP else super().drivers(device)
+        if device in HIP:
+            return hip.drivers()
+        found = super().drivers(device)
+        if device != CPU:
+            with suppress(RuntimeMissing):  # the device isn't here
+                if (place := _nvidia(device)) is not None:
+                    return found | {"gpu": gpu_name(f"{capabilities()[place]}{NUMBERED}{place}")}
+        return found
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16, the types of the graph; on Vulkan f32 only, because not every GPU supports f16."""
@@ -413,7 +422,7 @@ def _vulkan_gpu(device: str) -> vulkan.VulkanGpu:
 @cache
 def _vulkan_gpus() -> tuple[vulkan.VulkanGpu, ...]:
     """IREE's devices, in its order, with what Vulkan states of them."""
-    stated = {gpu.uuid: gpu for gpu in vulkan.gpus()}
+    stated = {gpu.uuid: gpu for gpu in reversed(vulkan.gpus())}  # of two drivers the first, which IREE opens
     try:
         found = _runtime().get_driver("vulkan").query_available_devices()
     except Exception as exc:  # the loader may raise anything
@@ -421,12 +430,10 @@ def _vulkan_gpus() -> tuple[vulkan.VulkanGpu, ...]:
         if "libvulkan" in str(exc):  # IREE's own message has nine lines
             raise RuntimeMissing(f"Vulkan's loader (libvulkan.so.1) was not found or cannot be loaded. {hint}") from exc
         raise RuntimeMissing(f"Vulkan cannot be used ({first_line(exc)}). {hint}") from exc
-    named = {
-        str(one["path"]).removeprefix(UUID): str(one["name"]) for one in reversed(found)
-    }  # of two drivers the first
-    return tuple(
-        stated.get(uuid) or vulkan.VulkanGpu(name, "other", "", uuid) for uuid, name in reversed(named.items())
-    )
+    named: dict[str, str] = {}
+    for one in found:
+        named.setdefault(str(one["path"]).removeprefix(UUID), str(one["name"]))
+    return tuple(stated.get(uuid) or vulkan.VulkanGpu(name, "other", "", uuid) for uuid, name in named.items())
 
 
 def _place(device: str) -> str:

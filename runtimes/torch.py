@@ -105,6 +105,11 @@ class Torch(Runtime):
         with border(RuntimeMissing, "The torch runtime cannot be used", INSTALL):
             return {name: metadata.version(name) for name in LIBRARIES}
 
+    def drivers(self, device: str) -> dict[str, str]:
+        """The GPU's driver and number: an engine's key doesn't have the GPU's name."""
+        name, number = numbered(device)
+        return super().drivers(device) | ({} if name == "CPU" else {"number": str(number or 0)})
+
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Store where the checkpoint is, and the digest of its weights."""
         self._require(job.target)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module, metadata
@@ -224,6 +224,14 @@ class TensorRT(Runtime):
     def device(self, device: str) -> dict[str, str]:
         """The GPU's name for TensorRT, which times kernels on it; else the compute capability (its name) is enough."""
         return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
+
+    def drivers(self, device: str) -> dict[str, str]:
+        """The GPU's driver; for TensorRT for RTX, which compiles for the GPU at load, also the opened GPU's name."""
+        found = super().drivers(device)
+        if self._is.builds_elsewhere:
+            with suppress(RuntimeMissing):  # the device isn't here
+                return found | {"gpu": gpu_name(_chosen(device, capabilities()))}
+        return found
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on. No f32 where the

@@ -11,6 +11,7 @@ import platform
 from ctypes import POINTER, byref, c_char, c_char_p, c_uint8, c_uint32, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .machine import shut
@@ -18,7 +19,7 @@ from .machine import shut
 LIBRARIES = {"Windows": "vulkan-1.dll", "Darwin": "libvulkan.dylib"}
 LINUX_LIBRARY = "libvulkan.so.1"
 LIBRARY = "IREE_HAL_VULKAN_LIBVULKAN_PATH"
-"""Environment variable: the loader that IREE uses."""
+"""Environment variable: the loader that IREE uses, or its folder."""
 
 NODES = "dev/dri/renderD*"
 """The GPUs' files on Linux."""
@@ -87,10 +88,14 @@ class VulkanGpu:
 def gpus() -> tuple[VulkanGpu, ...]:
     """Vulkan's devices, in its order; none where its loader can't be used."""
     try:
-        library: Any = ctypes.CDLL(os.environ.get(LIBRARY) or LIBRARIES.get(platform.system(), LINUX_LIBRARY))
-        return _gpus(library)
+        return _gpus(ctypes.CDLL(_loader()))
     except (OSError, AttributeError):  # no loader, or one of Vulkan 1.0
         return ()
+
+
+def _loader() -> str:
+    name, stated = LIBRARIES.get(platform.system(), LINUX_LIBRARY), os.environ.get(LIBRARY)
+    return str(Path(stated) / name) if stated and Path(stated).is_dir() else stated or name
 
 
 def _gpus(library: Any) -> tuple[VulkanGpu, ...]:
@@ -115,11 +120,15 @@ def _gpu(library: Any, handle: c_void_p) -> VulkanGpu:
     library.vkGetPhysicalDeviceProperties2(handle, byref(found))
     kind: int = found.kind
     return VulkanGpu(
-        name=found.name.decode(errors="replace"),
+        name=_text(found.name),
         kind=KINDS[kind] if kind < len(KINDS) else KINDS[0],
-        driver=" ".join(filter(None, (driver.name.decode(), driver.info.decode(), f"{found.driver:#x}"))),
+        driver=" ".join(filter(None, (_text(driver.name), _text(driver.info), f"{found.driver:#x}"))),
         uuid=bytes(identity.device).hex(),
     )
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
 
 
 def drivers() -> dict[str, str]:

@@ -198,6 +198,7 @@ import iree.runtime as runtime
 from latentc.runtimes.iree import IREE, _place
 print([IREE().missing(device) for device in ("sm_80", "sm_80:0", "sm_80:2", "sm_120", "sm_80:3")], flush=True)
 print(_place("sm_80"), _place("sm_80:2"), flush=True)
+print([IREE().drivers(device).get("gpu") for device in ("sm_80", "sm_80:2", "sm_120", "CPU")], flush=True)
 runtime.Config(_place(sys.argv[1]))
 """
 
@@ -221,7 +222,8 @@ def test_irees_own_runtime_opens_the_nvidia_gpu_that_fits(tmp_path, device, open
         f"This machine has no GPU for sm_120 code; {found}",
         f"This machine has no GPU with number 3 for sm_80 code; {found}",
     ]
-    assert done.stdout == f"{reasons}\ncuda://1 cuda://2\n", done.stderr
+    models = ["GPU 1", "GPU 2", None, None]
+    assert done.stdout == f"{reasons}\ncuda://1 cuda://2\n{models}\n", done.stderr
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "opened").read_text() == opened
 

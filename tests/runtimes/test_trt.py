@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentc.compiler.build import build
 from latentc.compiler.lower import lowered, needed_passes, weights_of
-from latentc.compiler.targets import job_of, targets
+from latentc.compiler.targets import device_here, job_of, targets
 from latentc.core.engine import Clocked
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.core.manifest import TensorInfo
@@ -541,6 +541,12 @@ def test_one_of_several_gpus_is_chosen_by_its_number(monkeypatch, tmp_path):
     for number in (None, 2):
         tensorrt_rtx().load(tmp_path, replace(target, number=number), {}).close()
     assert opened == ["sm89", "sm89:2"]
+    for device, number in (("sm89", 0), ("sm89:2", 2), ("sm86+sm89:2", 2), ("sm86+sm75", 1)):
+        assert tensorrt_rtx().drivers(device)["gpu"] == f"GPU {number}", "each model is proved by itself"
+    assert "gpu" not in tensorrt_rtx().drivers("sm120")
+    assert device_here(tensorrt_rtx(), "sm75+sm89") == "sm75"
+    assert device_here(tensorrt_rtx(), "sm75+sm89:2") == "sm89:2"
+    assert device_here(tensorrt_rtx(), "sm75+sm89:3") is device_here(tensorrt_rtx(), "sm89:2") is None
 
 
 def no_library(module):

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,6 +131,24 @@ def test_which_gpu_is_meant(monkeypatch):
     adapter = has(monkeypatch, CARD, CARD)
     assert "Vulkan has several GPUs: Vulkan:0 (Radeon RX 7900 XTX, " in (adapter.missing("Vulkan") or "")
     assert adapter.missing("Vulkan:1") is None
+
+
+def test_of_two_drivers_of_a_gpu_the_first_is_meant(monkeypatch):
+    """IREE opens the first device with an address (vulkan_driver.cc), and an update of its driver must be seen."""
+    listed = (CARD, INSIDE, replace(CARD, driver="AMD proprietary driver 0x800"))
+    named = [{"path": f"GPU-{gpu.uuid}", "name": gpu.name} for gpu in listed]
+    driver = SimpleNamespace(query_available_devices=lambda: named)
+    monkeypatch.setattr(vulkan, "gpus", lambda: listed)
+    monkeypatch.setattr(module, "_runtime", lambda: SimpleNamespace(get_driver=lambda _: driver))
+    assert module._vulkan_gpus.__wrapped__() == (CARD, INSIDE)
+
+
+def test_the_loader_may_be_named_by_its_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(vulkan.platform, "system", lambda: "Linux")
+    monkeypatch.setenv(vulkan.LIBRARY, str(tmp_path))
+    assert vulkan._loader() == str(tmp_path / "libvulkan.so.1")
+    monkeypatch.setenv(vulkan.LIBRARY, "/opt/libvulkan.so")
+    assert vulkan._loader() == "/opt/libvulkan.so"
 
 
 def test_a_gpu_that_the_user_cannot_open_is_said_instead_of_a_missing_driver(monkeypatch, tmp_path):
