@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_serializer
+from pydantic import field_serializer, model_validator
 
 from ..core.bundle import Bundle
 from ..core.files import read_sealed
@@ -32,6 +32,12 @@ class Refusal(Record):
     parity: Parity
     floor_db: float
     """The floor that it did not reach. The record doesn't hold for a lower one."""
+
+    @model_validator(mode="after")
+    def _is_below(self) -> Refusal:
+        if self.parity.psnr_db >= self.floor_db and self.parity.text_db is None:
+            raise ValueError("the figures reach the floor")
+        return self
 
     @field_serializer("fields")
     def _plain(self, fields: Key) -> dict[str, Any]:

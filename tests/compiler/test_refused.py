@@ -8,6 +8,7 @@ from latentc.benchmarks.power import reseal
 from latentc.cli.why import why as show_why
 from latentc.compiler import build as building
 from latentc.compiler.build import build
+from latentc.compiler.cache import keep
 from latentc.compiler.prune import prune
 from latentc.compiler.refused import SUFFIX, refusals
 from latentc.compiler.targets import wanted
@@ -104,6 +105,29 @@ def test_the_record_holds_for_its_floor_and_goes_with_the_bundle(own_bundle, mon
     path.write_text("{}")
     assert precision_of(build(other, STRICT)) == "f32"
     assert seen == [], "bf16 was built for the lower floor, and f32 before"
+
+
+@narrow
+def test_a_record_whose_figures_reach_the_floor_refuses_nothing(own_bundle):
+    opened = own_bundle()
+    build(opened, STRICT)
+    ((path, found),) = refusals(opened).items()
+    keep(path, found.model_copy(update={"floor_db": 1.0}))
+    assert refusals(opened) == {path: None}
+    _, engines = wanted(opened, STRICT, to_run=False)
+    assert {want.part: want.target.precision for want in engines}[PART] == "bf16"
+
+
+@narrow
+def test_what_another_bundle_has_below_the_floor_is_refused_too(own_bundle, monkeypatch):
+    opened = own_bundle()
+    empty = copied(opened, "empty")
+    build(opened, SEVERAL)
+    seen = compiled(monkeypatch)
+    built = build(empty, STRICT, like=opened)
+    assert {one.artifact.part: one.how for one in built.engines}[PART] == "compiled"
+    assert seen == ["f32"]
+    assert any("vae_decoder in bf16 was refused" in note for note in built.notes)
 
 
 @narrow
