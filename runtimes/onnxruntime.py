@@ -19,7 +19,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
@@ -42,7 +42,20 @@ from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from . import hip, vulkan
-from .base import MOST_THREADS, NUMBERED, PLACEMENT, Costs, Facts, Job, Kind, Option, Runtime, Target, numbered
+from .base import (
+    MOST_THREADS,
+    NUMBERED,
+    PLACEMENT,
+    Costs,
+    Facts,
+    Job,
+    Kind,
+    Option,
+    Runtime,
+    Target,
+    files_in,
+    numbered,
+)
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, old_driver
 from .host import HostEngine
@@ -382,11 +395,12 @@ class ONNXRuntime(Runtime):
         target = job.target
         self._require(target, self.missing(target.place))
         level = "off" if target.device == "CPU" else str(target.options.get(LEVEL, "all"))
-        with tempfile.TemporaryDirectory() as scratch:  # providers write into their caches
-            copy = shutil.copytree(artifact, Path(scratch) / artifact.name)
-            with border(CompileError, f"ONNX Runtime cannot profile {artifact / GRAPH}", rebuild(artifact)):
-                options, chosen = _options(target, LEVELS[level]), settings(target, copy / CACHE)
-                nodes = last_call(copy / GRAPH, options, target, chosen, job.usual)
+        with (
+            _lent(artifact, files_in(artifact)) as cache,
+            border(CompileError, f"ONNX Runtime cannot profile {artifact / GRAPH}", rebuild(artifact)),
+        ):
+            options, chosen = _options(target, LEVELS[level]), settings(target, cache)
+            nodes = last_call(artifact / GRAPH, options, target, chosen, job.usual)
         return {"nodes_of_last_call": nodes, "replayed": not nodes}
 
     def _require(self, target: Target, reason: str | None) -> None:
@@ -532,10 +546,11 @@ def _lent(artifact: Path, files: Iterable[str]) -> Generator[Path]:
                 if name.startswith(f"{CACHE}/"):
                     copy = Path(scratch) / Path(name).relative_to(CACHE)
                     copy.parent.mkdir(parents=True, exist_ok=True)
-                    if os.access(artifact / name, os.W_OK):
+                    if not os.access(artifact / name, os.W_OK):
+                        with suppress(OSError):  # on Windows, links require a privilege
+                            copy.symlink_to((artifact / name).resolve())
+                    if not copy.is_symlink():
                         shutil.copyfile(artifact / name, copy)
-                    else:
-                        copy.symlink_to((artifact / name).resolve())
         yield Path(scratch)
 
 
