@@ -254,7 +254,7 @@ def load_twice(profile: Profile, session: Session) -> str:
     if (counts := runs[-1]["runs"][-1].get("replays")) is None:
         return said
     said += "; calls replayed from a graph: " + ", ".join(f"{part} {of[0]} of {of[1]}" for part, of in counts.items())
-    if records(profile) and any(replayed < calls for replayed, calls in counts.values()):
+    if any(of[0] < of[1] for part, of in counts.items() if records(profile, part, bundle.part(part).role)):
         raise LatentcError(f"The profile records calls, but not all were replayed. {said}")
     return said
 
@@ -277,21 +277,24 @@ def inspect(profile: Profile, family: str, session: Session) -> str:
     detailed = profile.with_options({DETAILS: True}) if DETAILS in adapter.facts.options else profile
     build(bundle, detailed, _log)
     found: dict[str, Any] = {}
+    lacking: list[str] = []
     for want in wanted(bundle, detailed, to_run=True)[1]:
         _log(f"inspect {want.name}")
         job = job_of(bundle, want.part, checked_graph(bundle, want.part), want.target)
         found[want.name] = adapter.inspect(bundle.engines / want.name, job)
         write_text(session.folder / f"layers-{family}-{profile.name}.json", json.dumps(found, indent=1) + "\n")
-    replayed = [name for name, one in found.items() if one["replayed"]]
-    said = f"{len(replayed)} of {len(found)} engines replayed a recorded call"
-    if records(profile) and len(replayed) < len(found):
-        raise LatentcError(f"{said}, although the profile records calls.")
+        if not found[want.name]["replayed"] and records(profile, want.part, bundle.part(want.part).role):
+            lacking.append(want.name)
+    said = f"{sum(one['replayed'] for one in found.values())} of {len(found)} engines replayed a recorded call"
+    if lacking:
+        raise LatentcError(f"{said}, although the profile records calls of {', '.join(lacking)}.")
     return said
 
 
-def records(profile: Profile) -> bool:
-    """Whether a profile asks for calls to be recorded and replayed, as CUDA graphs are."""
-    return any(profile.options.get(option) for option in RECORDING)
+def records(profile: Profile, part: str = "", role: str = "") -> bool:
+    """Whether a profile asks for calls, of a part of this role, to be recorded and replayed, as CUDA graphs are."""
+    options = profile.options_for(part, role)
+    return any(options.get(option) for option in RECORDING)
 
 
 def close_often(profile: Profile, session: Session, cycles: int = CYCLES) -> str:

@@ -474,18 +474,22 @@ class Drawing:
 
 
 @pytest.mark.parametrize(
-    ("options", "last", "outcome"),
+    ("options", "by_part", "last", "outcome"),
     [
-        ({"cuda_graph": True}, {"unet": (4, 4), "vae_decoder": (1, 1)}, "unet 4 of 4, vae_decoder 1 of 1"),
-        ({"cuda_graph": True}, {"unet": (4, 4), "vae_decoder": (0, 1)}, "records calls, but not all were replayed"),
-        ({}, {"unet": (0, 4)}, "unet 0 of 4"),
-        ({"cuda_graph": True}, None, "files, unchanged"),
+        ({"cuda_graph": True}, {}, {"unet": (4, 4), "vae_decoder": (1, 1)}, "unet 4 of 4, vae_decoder 1 of 1"),
+        ({"cuda_graph": True}, {}, {"unet": (4, 4), "vae_decoder": (0, 1)}, "records calls, but not all were replayed"),
+        ({"cuda_graph": True}, {"decoder": {"cuda_graph": False}}, {"vae_decoder": (0, 1)}, "vae_decoder 0 of 1"),
+        ({}, {"denoiser": {"cuda_graph": True}}, {"unet": (0, 4)}, "records calls, but not all were replayed"),
+        ({}, {}, {"unet": (0, 4)}, "unet 0 of 4"),
+        ({"cuda_graph": True}, {}, None, "files, unchanged"),
     ],
 )
-def test_a_loaded_engine_shows_that_its_calls_are_replayed(session, monkeypatch, options, last, outcome):
-    profile = load_profile("h100-tensorrt").model_copy(update={"options": options})
+def test_a_loaded_engine_shows_that_its_calls_are_replayed(session, monkeypatch, options, by_part, last, outcome):
+    profile = load_profile("h100-tensorrt").model_copy(update={"options": options, "part_options": by_part})
     monkeypatch.setattr(trials, "require", lambda profile: None)
-    monkeypatch.setattr(trials, "bundle_of", lambda family, session: SimpleNamespace(folder=session.scratch))
+    roles = {"unet": SimpleNamespace(role="denoiser"), "vae_decoder": SimpleNamespace(role="decoder")}
+    bundle = SimpleNamespace(folder=session.scratch, part=roles.get)
+    monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
     monkeypatch.setattr(trials, "build", lambda *_: SimpleNamespace(engines=[]))
     monkeypatch.setattr(trials, "_files", lambda bundle, names: {"engine.plan": "a"})
     monkeypatch.setattr(trials, "Process", Drawing([{"unet": (0, 4)}, {"unet": (3, 4)}, last]))
@@ -504,7 +508,7 @@ def test_layers_are_kept_by_engine_and_recorded_calls_must_be_replayed(session, 
     assert said == f"0 of {len(kept)} engines replayed a recorded call"
     assert {name.rpartition("-")[0] for name in kept} >= {"unet", "vae_decoder"}
     assert all(one["nodes_of_last_call"]["CPUExecutionProvider"] for one in kept.values())
-    monkeypatch.setattr(trials, "records", lambda profile: True)
+    monkeypatch.setattr(trials, "records", lambda *_: True)
     with pytest.raises(LatentcError, match="0 of .* although the profile records calls"):
         trials.inspect(ORT, "scenes", session)
     monkeypatch.undo()
