@@ -1,4 +1,4 @@
-"""The device's own times of the calls of a pipeline, for engines that ask for them."""
+"""The device's own times of the calls of a pipeline, for engines that measure them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES: Mapping[Role, str] = {"text_encoder": "text_encoder", "denoiser": "denoi
 
 @dataclass
 class DeviceLog:
-    """What the calls of one generation came to on the device."""
+    """Times and replays of the calls of one generation on the device."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Of each call, by part."""
@@ -35,7 +35,7 @@ class DeviceLog:
         self.replays[part] = self.replays.get(part, 0) + after.replays - before.replays
 
     def by_stage(self, bundle: Bundle) -> dict[str, float | tuple[float, ...]] | None:
-        """The fields of `records.OnDevice`; None where no device is asked."""
+        """The fields of `records.OnDevice`; None where no device's clock is read."""
         found: dict[str, list[float]] = {stage: [] for stage in STAGES.values()}
         for part, seconds in self.seconds.items():
             if stage := STAGES.get(bundle.part(part).role):
@@ -44,7 +44,7 @@ class DeviceLog:
         return each if self.seconds else None
 
     def counts(self) -> dict[str, tuple[int, int]] | None:
-        """Replays and calls, by part; None where no device is asked."""
+        """Replays and calls, by part; None where no device's clock is read."""
         return {part: (self.replays[part], len(seconds)) for part, seconds in self.seconds.items()} or None
 
 

@@ -111,7 +111,7 @@ class Timed:
     total: float
     pictures: tuple[str, ...] = ()
     device_seconds: dict[str, Any] | None = None
-    """The fields of `records.OnDevice`; None where the device's clock isn't asked."""
+    """The fields of `records.OnDevice`; None where the device's clock is not read."""
     replays: dict[str, tuple[int, int]] | None = None
     """Calls that replayed a recorded graph, and all calls, by part; None like `device_seconds`."""
 

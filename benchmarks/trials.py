@@ -488,8 +488,7 @@ def amd_gpu() -> tuple[str, dict[str, str]]:
     except RuntimeMissing as exc:
         log.info("%s", exc)
         return str(max(gpus, key=lambda gpu: gpu.memory_bytes or 0).architecture), {}
-    address = hip.addresses()[number].lower().partition(".")[0]
-    return next(str(gpu.architecture) for gpu in gpus if gpu.address == address), hip.alone(number)
+    return str(hip.gpu_at(number).architecture), hip.alone(number)
 
 
 def flag_sets(architecture: str, *, here: bool) -> list[tuple[dict[str, Option], bool]]:

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 @dataclass
 class DeviceUse:
-    """What the calls of one engine came to on its device, since it was loaded."""
+    """Time and number of the calls of one engine on its device, since it was loaded."""
 
     seconds: float = 0.0
     """Time by the device's own clock, without copies of inputs and outputs."""
@@ -49,7 +49,7 @@ class Clocked(Protocol):
 
     @property
     def device_use(self) -> DeviceUse | None:
-        """Grows with each call; None where the device isn't asked."""
+        """Grows with each call; None where the device's clock is not read."""
         ...
 
 

@@ -539,7 +539,7 @@ def _lent(artifact: Path, files: Iterable[str]) -> Generator[Path]:
 
     The code itself is never written to, and code that the provider makes is seen even where the artifact is read-only.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix="latentc-", ignore_cleanup_errors=True) as scratch:
         advice = "Free space there, or set TMPDIR to another folder."
         with border(CompileError, f"The compiled code of {artifact.name} cannot be copied to {scratch}", advice):
             for name in files:

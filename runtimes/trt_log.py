@@ -19,8 +19,8 @@ MOST_CHARACTERS = 400
 
 
 @dataclass(eq=False)
-class Said:
-    """What a thread of ours was told since it called `clear`."""
+class Reported:
+    """What the library reported to a thread of ours since it called `clear`."""
 
     worst: str = ""
     """The last error in this thread."""
@@ -36,38 +36,38 @@ class Messages:
 
     def __init__(self) -> None:
         self._here = local()
-        self._all: WeakSet[Said] = WeakSet()
+        self._all: WeakSet[Reported] = WeakSet()
         self._lock = Lock()
 
     def clear(self) -> None:
-        """Forget what this thread was told."""
-        self._here.said = Said()
+        """Forget what was reported to this thread."""
+        self._here.reported = Reported()
         with self._lock:
-            self._all.add(self._here.said)
+            self._all.add(self._here.reported)
 
     def add(self, text: str, *, error: bool) -> None:
         """Take a message, in the thread that reports it."""
-        own: Said | None = getattr(self._here, "said", None)
+        own: Reported | None = getattr(self._here, "reported", None)
         with self._lock:
             concerned = list(self._all) if own is None else [own]
-        for said in concerned:
+        for each in concerned:
             if error:
-                setattr(said, "elsewhere" if own is None else "worst", " ".join(text.split())[:MOST_CHARACTERS])
+                setattr(each, "elsewhere" if own is None else "worst", " ".join(text.split())[:MOST_CHARACTERS])
             for name, pattern in REPORTED.items():
                 if found := pattern.search(text):
-                    said.memory[name] = int(found[1])
+                    each.memory[name] = int(found[1])
 
     @property
     def worst(self) -> str:
         """The last error that concerns this thread; empty without one."""
-        said: Said = getattr(self._here, "said", Said())
-        return said.worst or said.elsewhere
+        found: Reported = getattr(self._here, "reported", Reported())
+        return found.worst or found.elsewhere
 
     @property
     def memory(self) -> Mapping[str, int]:
         """Device memory in bytes that the builder reported to this thread, keyed as in `REPORTED`."""
-        said: Said = getattr(self._here, "said", Said())
-        return said.memory
+        found: Reported = getattr(self._here, "reported", Reported())
+        return found.memory
 
 
 def logger(trt: Any) -> Any:
