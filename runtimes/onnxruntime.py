@@ -236,7 +236,7 @@ class ONNXRuntime(Runtime):
             why = f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
             return f"{why} {_other_version(provider)}".rstrip()
         if provider.nodes and (denied := vulkan.denied()):
-            return f"{provider.name} finds only a GPU in software: {denied}"
+            return f"{provider.name} finds only a software GPU: {denied}"
         return None
 
     def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:
@@ -436,7 +436,9 @@ def _no_amd(provider: Provider, number: int | None) -> str | None:
         found = hip.gpu_at(number).architecture
     except RuntimeMissing as exc:
         return str(exc)
-    return f"GPU {number} is a {found}, not a {architecture}." if architecture not in (None, found) else None
+    if architecture in (None, found):
+        return None
+    return f"GPU {number} is a {found}, not a {architecture}. Write the number of a {architecture}, or leave it out."
 
 
 def _amd_gpu(provider: Provider, number: int | None) -> str:

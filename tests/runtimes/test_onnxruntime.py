@@ -450,7 +450,9 @@ def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
     monkeypatch.setattr(library, "get_available_providers", lambda: ["MIGraphXExecutionProvider"])
     monkeypatch.setattr(module, "fault", lambda *_: None)
     assert adapter.missing("MIGraphX-gfx1100:3") is None
-    assert adapter.missing("MIGraphX-gfx1100:2") == "GPU 2 is a gfx942, not a gfx1100."
+    assert adapter.missing("MIGraphX-gfx1100:2") == (
+        "GPU 2 is a gfx942, not a gfx1100. Write the number of a gfx1100, or leave it out."
+    )
     assert adapter.missing("MIGraphX:4") == "HIP has no GPU with number 4; it has 4, numbered from 0 on."
     assert "This machine has no gfx950 GPU; AMD GPUs found: gfx1036" in (adapter.missing("MIGraphX-gfx950") or "")
 
@@ -486,7 +488,7 @@ def test_a_gpu_of_webgpu_that_the_user_cannot_open_is_said(monkeypatch):
     assert (ONNXRuntime().missing("WebGPU") or "").endswith("no adapter. It requires a GPU and its driver.")
     monkeypatch.setattr(module, "fault", lambda *_: None)
     monkeypatch.setattr(module.vulkan, "denied", lambda: closed)
-    assert ONNXRuntime().missing("WebGPU") == f"WebGpuExecutionProvider finds only a GPU in software: {closed}"
+    assert ONNXRuntime().missing("WebGPU") == f"WebGpuExecutionProvider finds only a software GPU: {closed}"
     monkeypatch.setattr(module.vulkan, "drivers", lambda: {"Arc A770": "Mesa 26.1.2"})
     assert ONNXRuntime().drivers("WebGPU")["Arc A770"] == "Mesa 26.1.2", "it compiles the shaders"
 
