@@ -310,6 +310,21 @@ def test_code_that_is_compiled_at_load_is_seen_though_the_bundle_is_read_only(ca
     assert not given[-1].exists()
 
 
+def test_compiled_code_is_copied_where_links_require_a_privilege(tmp_path, monkeypatch):
+    """On Windows, a bundle that is read-only."""
+
+    def refused(*_):
+        raise OSError("A required privilege is not held by the client")
+
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "model.engine").write_bytes(b"compiled")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with module._lent(tmp_path, ["engine.onnx", "cache/model.engine"]) as cache:
+        assert [(path.name, path.read_bytes()) for path in cache.iterdir()] == [("model.engine", b"compiled")]
+    assert not cache.exists()
+
+
 def test_a_build_that_stores_no_code_fails(case, tmp_path, monkeypatch):
     stand_in(monkeypatch, caches=(("keep", "{}"),))
     real = placement.open_session
