@@ -43,6 +43,10 @@ class Refusal(Record):
     def _plain(self, fields: Key) -> dict[str, Any]:
         return fields.plain
 
+    def holds(self, floor_db: float) -> bool:
+        """Whether the engine is refused for this floor too: not for a lower one."""
+        return self.floor_db <= floor_db
+
     @property
     def part(self) -> str:
         """Name of the part."""
@@ -67,13 +71,13 @@ def refuse(bundle: Bundle, fields: Key, parity: Parity, floor_db: float) -> None
     keep(_path(bundle, fields), Refusal(fields=fields, parity=parity, floor_db=floor_db))
 
 
-def refusal(bundle: Bundle, fields: Key, floor_db: float) -> Refusal | None:
-    """The record of an engine that was refused for this floor or a lower one; None where there is none."""
+def refusal(bundle: Bundle, fields: Key) -> Refusal | None:
+    """The record of an engine that was refused; None where there is none that can be read."""
     try:
         found = Refusal.model_validate(read_sealed(_path(bundle, fields)))
     except (OSError, ValueError):
         return None
-    return found if found.fields.digest == fields.digest and found.floor_db <= floor_db else None
+    return found if found.fields.digest == fields.digest else None
 
 
 def refusals(bundle: Bundle) -> dict[Path, Refusal | None]:

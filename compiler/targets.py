@@ -108,8 +108,10 @@ def _accepted(
         each = [want(replace(target, precision=precision)) for target in asked]
         if precision == wishes[-1]:
             return [replace(one, refused=refused) for one in each]
-        floors = ((one, floor_db(bundle, profile, one)) for one in each)
-        known = [found for one, floor in floors if (found := refusal(bundle, one.fields, floor))]
+        recorded = ((one, refusal(bundle, one.fields)) for one in each)
+        known = [
+            found for one, found in recorded if found and found.holds(floor_db(bundle, profile, one, found.parity))
+        ]
         if not known:
             return [replace(one, refused=refused, is_last=False) for one in each]
         refused += (known[0],)
