@@ -317,6 +317,8 @@ def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
     without = run("--from", "a.png", "-o", "c.png")
     assert without.returncode != 0
     assert "no image was given. Pass it with --image" in without.stderr
+    assert "a.png was made from an image, with a strength of 0.5" in without.stderr
+    assert "without --from" in without.stderr, "the stored strength cannot be left out"
     wrong = run("--from", "a.png", "--image", "other.png", "-o", "c.png")
     assert "another image" in wrong.stderr
     nothing = run("--image", "photo.png", "-o", "c.png")
