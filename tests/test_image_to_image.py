@@ -204,13 +204,6 @@ def test_what_is_said_of_masks(tmp_path):
             load_mask(array)
 
 
-def test_a_bundle_without_the_encoder_takes_no_image(bundle):
-    manifest = bundle("sd1").manifest
-    parts = {name: part for name, part in manifest.parts.items() if part.role != "encoder"}
-    with pytest.raises(RequestError, match="has no VAE encoder.*does not take an image"):
-        read_picture(REQUEST, manifest.model_copy(update={"parts": parts}), photo())
-
-
 def test_masks_that_are_refused(opened, tmp_path):
     pipeline, image = opened("sd1"), photo()
     black, thin = np.zeros((80, 144), np.uint8), np.zeros((80, 144), np.uint8)
