@@ -56,6 +56,11 @@ def draw(
     opened = open_bundle(bundle)
     model = opened.manifest.model
     names = _names(requests, output, overwrite=overwrite, as_json=as_json, videos=model.frames is not None)
+    if origin and origin[1].request.strength is not None and image is None:
+        raise RequestError(
+            f"{origin[0]} was made from an image, with a strength of {origin[1].request.strength:g}, and no image was "
+            "given. Pass it with --image. To generate from a prompt alone, give the prompt and options without --from."
+        )
     check_all(requests, opened, image=image is not None, mask=mask is not None)
     picture = load_picture(image) if image is not None else None
     masked = load_mask(mask) if mask is not None else None

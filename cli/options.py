@@ -44,7 +44,7 @@ ProfileName = Annotated[
 ]
 NewBundle = Annotated[Path, typer.Option("--output", "-o", help="Folder to write the bundle to; it must not exist.")]
 PredictionType = Annotated[
-    str | None, typer.Option(help="PredictionType type: epsilon, v_prediction or sample. Default: as the configs say.")
+    str | None, typer.Option(help="Prediction type: epsilon, v_prediction or sample. Default: as the configs say.")
 ]
 Spacing = Annotated[
     str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing.")

@@ -110,7 +110,7 @@ def stored_shape(bundle: Bundle, part: str) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """InputShapes of arrays, keyed by name."""
+    """Shapes of arrays, keyed by name."""
     return {name: array.shape for name, array in feeds.items()}
 
 

@@ -173,7 +173,8 @@ class Result:
     request: Request
     """The request with size, seed and scheduler filled in."""
     seconds: Mapping[str, float]
-    """Wall time in seconds by stage: `text_encoder`, `denoiser` (all calls), `vae_decoder`, `host` (the rest), `total`.
+    """Wall time in seconds by stage: `text_encoder`, `denoiser` (all calls), `vae_decoder`, `host` (the rest), `total`;
+    with an image also `vae_encoder`, or `image_encoder` (of a video).
     """
     step_seconds: tuple[float, ...]
     """Wall time of each denoiser call, in seconds."""

@@ -29,6 +29,8 @@ OTHER = "Other text"
 """Key in `Parsed.rest` of text between or after the pairs that isn't a pair."""
 
 STRENGTH = "Denoising strength"
+_SECOND_PASS = ("hires", "first pass size")
+"""Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
 
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
@@ -115,7 +117,7 @@ def parse(text: str) -> Parsed:
         values["scheduler"] = scheduler
         rest = {key: value for key, value in rest.items() if key not in used}
     keys = {key.lower(): key for key in reversed(rest)}
-    if any(key.startswith("hires") for key in keys):
+    if any(key.startswith(_SECOND_PASS) for key in keys):
         keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
     for own, read in _READERS.items():
         key = keys.get(own.lower())

@@ -17,6 +17,7 @@ from ..core.manifest import Manifest, Model
 from ..core.reading import regular, unreadable
 from ..core.request import Request
 from ..core.tensors import Array
+from ..core.units import counted
 from ..sampling.image import Pixels, generated, latent_mask
 from .complete import size_and_seed
 
@@ -49,13 +50,7 @@ def load_picture(image: ImageLike | Decoded) -> Decoded:
     Raises `RequestError` for a file that is missing, damaged, animated, too large or of another format, for more than
     8 bits per colour, and for an array of another shape or type.
     """
-    if isinstance(image, Decoded):
-        return image
-    if isinstance(image, Path | str):
-        return _file(image)
-    if isinstance(image, Image.Image):
-        return _decoded("The image", image)
-    return Decoded(_array(image))
+    return _loaded(image, "image")
 
 
 def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decoded | None) -> Decoded | None:
@@ -95,7 +90,7 @@ def load_mask(mask: ImageLike | Decoded) -> Decoded:
     if isinstance(mask, np.ndarray) and mask.ndim == 2:
         grey: NDArray[Any] = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
         mask = np.repeat(grey[..., None], 3, axis=2)
-    decoded = load_picture(mask)
+    decoded = _loaded(mask, "mask")
     return Decoded(np.asarray(Image.fromarray(decoded.pixels).convert("L")), decoded.notices)
 
 
@@ -114,7 +109,9 @@ def read_mask(
                 "Pass it with --mask (in Python: mask=...), or leave mask_sha256 out."
             )
         return None
-    if image is None or model.reads_image:
+    if model.reads_image:
+        raise RequestError("This model generates a video from an image, and does not take a mask. Leave the mask out.")
+    if image is None:
         raise RequestError("A mask selects what to generate of an image. Pass an image too, or leave the mask out.")
     found = mask if isinstance(mask, Decoded) else load_mask(mask)
     if request.mask_sha256 not in (None, digest := pixels_sha256(found.pixels)):
@@ -125,17 +122,18 @@ def read_mask(
     width, height, _ = size_and_seed(request)
     area = generated(found.pixels, width, height)
     if not latent_mask(area, model.downscale).any():
-        raise RequestError(
+        message = (
             f"The mask selects nothing: it is black, or its white areas are thinner than {model.downscale} pixels at "
             f"{width}x{height}. White is generated, and black is kept."
         )
+        raise RequestError(" ".join([message, *found.notices]))
     return found
 
 
 def about_picture(picture: Decoded, mask: Decoded | None, request: Request, made: int, total: int) -> list[str]:
     """Notices about the image and the mask of a completed request; `made` of `total` denoiser calls were made."""
     height, width = picture.pixels.shape[:2]
-    notices = list(picture.notices)
+    notices = [*picture.notices, *(mask.notices if mask is not None else ())]
     if (width, height) != (request.width, request.height):
         stretched = width * (request.height or 0) != height * (request.width or 0)
         more = ", which changes its proportions" if stretched else ""
@@ -146,12 +144,23 @@ def about_picture(picture: Decoded, mask: Decoded | None, request: Request, made
             "was resized by itself."
         )
     if request.strength is not None:
-        calls = f"{made} denoiser calls of {total}" if made < total else f"all {total} denoiser calls"
-        notices.append(f"The image was changed with a strength of {request.strength:g}: {calls} were made.")
+        calls = f"{counted(made, 'denoiser call')} of {total}"
+        notices.append(f"The image was changed with a strength of {request.strength:g}, in {calls}.")
     return notices
 
 
-def _file(path: Path | str) -> Decoded:
+def _loaded(image: ImageLike | Decoded, kind: str) -> Decoded:
+    """The decoded image; `kind` is image or mask, for messages."""
+    if isinstance(image, Decoded):
+        return image
+    if isinstance(image, Path | str):
+        return _file(image, kind)
+    if isinstance(image, Image.Image):
+        return _decoded(f"The {kind}", image, kind)
+    return Decoded(_array(image, kind))
+
+
+def _file(path: Path | str, kind: str) -> Decoded:
     try:
         with regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are checked here
@@ -160,7 +169,7 @@ def _file(path: Path | str) -> Decoded:
                 raise RequestError(f"{path} has {size:,} bytes, but the limit is {MAX_BYTES:,}. Pass a smaller image.")
             file.seek(0)
             with Image.open(file, formats=FORMATS) as opened:
-                return _decoded(path, opened)
+                return _decoded(path, opened, kind)
     except RequestError:
         raise
     except Image.UnidentifiedImageError as exc:
@@ -173,7 +182,7 @@ def _file(path: Path | str) -> Decoded:
         raise RequestError(f"{path} is damaged ({type(exc).__name__}). Save it again.") from exc
 
 
-def _decoded(what: object, image: Image.Image) -> Decoded:
+def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise RequestError(
@@ -185,38 +194,39 @@ def _decoded(what: object, image: Image.Image) -> Decoded:
     tiles = cast("list[Any]", getattr(image, "tile", None) or [])
     stored = next((str(tile[3]) for tile in tiles), "") if image.format == "PNG" else ""
     if image.mode not in _MODES or ";16" in stored:  # which Pillow cuts to 8 bits where there are several colours
-        kind = image.mode if image.mode not in _MODES else stored
+        pixels = image.mode if image.mode not in _MODES else stored
         raise RequestError(
-            f"{what} has pixels of type {kind}, which is not 8 bits per colour. Convert it to 8-bit RGB."
+            f"{what} has pixels of type {pixels}, which is not 8 bits per colour. Convert it to 8-bit RGB."
         )
     notices: list[str] = []
     if image.mode in _ALPHA or "transparency" in image.info:
-        notices.append("The transparency of the image was ignored.")
+        notices.append(f"The transparency of the {kind} was ignored.")
     if image.getexif().get(_ORIENTATION, 1) != 1:
-        notices.append("The image was turned as its EXIF says.")
+        notices.append(f"The {kind} was turned as its EXIF says.")
     turned = ImageOps.exif_transpose(image)
     return Decoded(np.asarray(turned.convert("RGB")), tuple(notices))
 
 
-def _array(image: Array) -> Pixels:
+def _array(image: Array, kind: str) -> Pixels:
     array: NDArray[Any] = np.zeros(0) if not isinstance(cast("object", image), np.ndarray) else image
     if array.ndim != 3 or array.shape[2] != 3:
-        kind = (
+        found = (
             f"an array of shape {list(array.shape)}" if isinstance(cast("object", image), np.ndarray) else type(image)
         )
-        raise RequestError(f"The image is {kind}; a path, a Pillow image or an array [height, width, 3] was expected.")
+        shape = "[height, width, 3]" if kind == "image" else "[height, width]"
+        raise RequestError(f"The {kind} is {found}; a path, a Pillow image or an array {shape} was expected.")
     height, width, _ = array.shape
-    _check_sides("The image", width, height)
+    _check_sides(f"The {kind}", width, height)
     if width * height > MAX_PIXELS:
         raise RequestError(
-            f"The image has {width}x{height} pixels, but the limit is {MAX_PIXELS:,} pixels. Pass a smaller image."
+            f"The {kind} has {width}x{height} pixels, but the limit is {MAX_PIXELS:,} pixels. Pass a smaller {kind}."
         )
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if not np.issubdtype(array.dtype, np.floating):
-        raise RequestError(f"The image is {array.dtype}; uint8, or floats from 0 to 1, were expected.")
+        raise RequestError(f"The {kind} is {array.dtype}; uint8, or floats from 0 to 1, were expected.")
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise RequestError("The image has values outside 0 to 1. Scale floats to that range, or pass uint8.")
+        raise RequestError(f"The {kind} has values outside 0 to 1. Scale floats to that range, or pass uint8.")
     return (array.astype(np.float64) * 255).round().astype(np.uint8)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from time import perf_counter
@@ -62,8 +62,8 @@ class Pipeline:
         CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
         affects loading only, not how engines are built. `sequential` loads each part only while it runs, so that memory
         must hold the largest one instead of all. Engines that this machine has not proved yet are proved first,
-        which `on_progress` reports. All engines are loaded, except those of denoiser variants, which are loaded when a
-        request needs one.
+        which `on_progress` reports. All engines are loaded, except those of denoiser variants and, for a model that
+        generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
 
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
@@ -88,8 +88,16 @@ class Pipeline:
 
     def describe(self) -> dict[str, str]:
         """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""
+        return self._named(self.bundle.drawing)
+
+    def _named(self, parts: Iterable[str]) -> dict[str, str]:
         engines = self._engines.describe()
-        return {part: engines[part] for part in self.bundle.drawing if part in engines}
+        return {part: engines[part] for part in parts if part in engines}
+
+    def _used(self, request: Request) -> dict[str, str]:
+        """The engine of each part that generates the images of a completed request."""
+        encoder = self._host.encoder if request.strength is not None else None
+        return self._named([*self.bundle.drawing, *([encoder] if encoder else [])])
 
     def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
         """A copy of the pipeline with its engines wrapped by `wrap`, for example to record their calls.
@@ -176,7 +184,7 @@ class Pipeline:
                 noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
                 given=given,
                 on_step=on_step,
-                engines=self.describe(),
+                engines=self._used(asked),
             )
         except MemoryError as exc:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
@@ -208,8 +216,8 @@ class Pipeline:
             request=asked,
             seconds={**drawn.seconds, "host": total - sum(drawn.seconds.values()), "total": total},
             step_seconds=drawn.step_seconds,
-            engines=self.describe(),
+            engines=self._used(asked),
             notices=messages,
-            origin=self._origin,
+            origin=self._origin if asked.strength is None else origin(self.bundle, encodes=True),
             writer=save,
         )

@@ -117,13 +117,17 @@ def host_files(model: Model) -> list[str]:
     return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
 
 
-def drawing_digest(bundle: Bundle) -> str:
-    """SHA-256 of everything in a bundle that determines its images: parts, host files and facts about the model."""
+def drawing_digest(bundle: Bundle, *, encodes: bool = False) -> str:
+    """SHA-256 of everything in a bundle that determines its images: parts, host files and facts about the model.
+
+    With `encodes`, of images that are made from an image, which the VAE's encoder determines too.
+    """
     manifest = bundle.manifest
+    parts = manifest.parts if encodes else bundle.drawing
     host = [path for path in host_files(manifest.model) if path in manifest.files]
     return sha256_json(
         {
-            "parts": {name: manifest.parts[name].digest for name in bundle.drawing},
+            "parts": {name: manifest.parts[name].digest for name in parts},
             "files": {path: manifest.files[path].sha256 for path in host},
             "model": manifest.model.model_dump(mode="json"),
         }
@@ -291,7 +295,7 @@ class Draft:
     noise: Noise
     on_step: OnStep | None
     given: Given | None = None
-    """The request's image, for a model that reads one."""
+    """The request's image; None for a request without one."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)

@@ -1,7 +1,7 @@
 """Noise drawn from the seed, the same on every runtime, device and precision.
 
 Each image has three streams of its own, for the initial latents, for the noise that a stochastic
-scheduler adds, and for the noise that is added to the request's image: image k of a request with seed
+scheduler adds, and for the noise with which the request's image is encoded: image k of a request with seed
 s is image 0 of a request with seed s + k, whatever the count, and passing in latents does not change
 the other streams.
 
@@ -27,7 +27,7 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def image_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal float32 values for the request's image, [count, 3, height, width]; see `initial_noise`."""
+    """Standard normal float32 values of `shape` for the request's image; see `image_shape` and `initial_noise`."""
     return np.stack([_draw(_stream(seed + image, _IMAGE), shape[1:]) for image in range(shape[0])])
 
 
@@ -54,7 +54,7 @@ def checked_image_noise(noise: Array, shape: tuple[int, ...]) -> NDArray[np.floa
     if noise.shape != shape or noise.dtype != np.float32 or not np.isfinite(noise).all():
         raise RequestError(
             f"The image noise passed in is {noise.dtype} {list(noise.shape)}; this request needs finite float32 "
-            f"{list(shape)}: [count, 3, height, width]. Pass values of that shape, or none."
+            f"{list(shape)}. Pass values of that shape, or none."
         )
     return noise
 

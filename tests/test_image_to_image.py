@@ -13,7 +13,7 @@ from latentc.compiler.build import build
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.pipelines.picture import read_picture
+from latentc.pipelines.picture import load_mask, read_picture
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
@@ -164,9 +164,13 @@ def test_inpainting_is_diffusers_own(bundle, checkpoint, opened, monkeypatch, fa
 @pytest.mark.slow
 def test_a_white_mask_at_full_strength_is_text_to_image(opened):
     pipeline, request = opened("sd1"), REQUEST.model_copy(update={"seed": 3, "strength": 1.0})
-    inpainted = pipeline(request, image=photo(), mask=np.ones((80, 144), bool)).images
-    drawn = pipeline(REQUEST.model_copy(update={"seed": 3, "strength": None})).images
-    np.testing.assert_array_equal(inpainted, drawn)
+    white = Image.new("RGBA", (144, 80), "white")
+    inpainted = pipeline(request, image=photo(), mask=white)
+    drawn = pipeline(REQUEST.model_copy(update={"seed": 3, "strength": None}))
+    np.testing.assert_array_equal(inpainted.images, drawn.images)
+    assert "The transparency of the mask was ignored." in inpainted.notices
+    assert inpainted.engines.keys() - drawn.engines.keys() == {"vae_encoder"}
+    assert inpainted.origin.bundle != drawn.origin.bundle, "the encoder determines the image too"
 
 
 def test_the_edge_of_what_is_pasted():
@@ -186,6 +190,20 @@ def test_the_edge_of_what_is_pasted():
     assert (whole == 200).all()
 
 
+def test_what_is_said_of_masks(tmp_path):
+    """Messages and notices name the mask, not the image; a mask in the alpha channel is not ignored in silence."""
+    Image.new("RGBA", (32, 32), (0, 0, 0, 90)).save(tmp_path / "clear.png")
+    assert load_mask(tmp_path / "clear.png").notices == ("The transparency of the mask was ignored.",)
+    for says, array in {
+        r"The mask is an array of shape \[32, 32, 4\]; .* an array \[height, width\]": np.zeros((32, 32, 4), np.uint8),
+        "The mask is int64; uint8, or floats": np.zeros((32, 32), np.int64),
+        "The mask has values outside 0 to 1": np.full((32, 32), 255.0),
+        "The mask has 1x1 pixels; at least 16 a side": np.ones((1, 1), bool),
+    }.items():
+        with pytest.raises(RequestError, match=says):
+            load_mask(array)
+
+
 def test_masks_that_are_refused(opened, tmp_path):
     pipeline, image = opened("sd1"), photo()
     black, thin = np.zeros((80, 144), np.uint8), np.zeros((80, 144), np.uint8)
@@ -193,6 +211,8 @@ def test_masks_that_are_refused(opened, tmp_path):
     for one in (black, thin):
         with pytest.raises(RequestError, match="The mask selects nothing.*thinner than 8 pixels at 144x80"):
             pipeline(REQUEST, image=image, mask=one)
+    with pytest.raises(RequestError, match="selects nothing.*The transparency of the mask was ignored"):
+        pipeline(REQUEST, image=image, mask=Image.new("RGBA", (32, 32), (0, 0, 0, 90)))
     with pytest.raises(RequestError, match="Pass an image too"):
         pipeline(REQUEST.model_copy(update={"strength": None}), mask=mask())
     with pytest.raises(RequestError, match="another mask"):
@@ -285,10 +305,13 @@ def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
     again = run("--from", "a.png", "--image", "photo.png", "-o", "b.png")
     assert again.returncode == 0, again.stderr
     assert "image " in again.stdout
+    assert "another bundle" not in again.stdout
     assert np.array_equal(Image.open(tmp_path / "a.png"), Image.open(tmp_path / "b.png"))
     without = run("--from", "a.png", "-o", "c.png")
     assert without.returncode != 0
     assert "no image was given. Pass it with --image" in without.stderr
+    assert "a.png was made from an image, with a strength of 0.5" in without.stderr
+    assert "without --from" in without.stderr, "the stored strength cannot be left out"
     wrong = run("--from", "a.png", "--image", "other.png", "-o", "c.png")
     assert "another image" in wrong.stderr
     nothing = run("--image", "photo.png", "-o", "c.png")

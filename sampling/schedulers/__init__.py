@@ -231,22 +231,21 @@ def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strengt
     """The call of a walk of `steps` steps at which image to image begins.
 
     `config` is the checkpoint's. Counted as in diffusers: `steps * strength` is rounded down, in flow matching up.
-    Raises `RequestError` if no call is left, and for PNDM with Runge-Kutta steps inside of one.
+    PNDM's Runge-Kutta steps, of four calls each, are skipped as a whole: diffusers would begin inside of one.
+    Raises `RequestError` if no call is left.
     """
     flow = samplers(config) is FLOW_SCHEDULERS
     skipped = int(steps - min(steps * strength, steps)) if flow else steps - min(int(steps * strength), steps)
-    index = skipped * (2 if isinstance(walk, Heun | DpmSde) else 1)
     if skipped >= steps:
         raise RequestError(
             f"A strength of {strength:g} of {steps} steps leaves no denoiser call. Use a strength of at least "
             f"{math.ceil(1e4 / steps) / 1e4:g}, or more steps."
         )
-    if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps and index % 4 and index < 4 * RUNGE_KUTTA_STEPS:
-        raise RequestError(
-            f"A strength of {strength:g} of {steps} steps would begin at call {index}, inside a step of PNDM that "
-            "takes four calls. Use another strength or scheduler."
-        )
-    return index
+    if isinstance(walk, Heun | DpmSde):
+        return 2 * skipped
+    if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps:
+        return skipped + 3 * min(skipped, RUNGE_KUTTA_STEPS)
+    return skipped
 
 
 def check_name(name: str) -> None:

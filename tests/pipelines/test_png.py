@@ -217,6 +217,11 @@ FOREIGN = [
         Request(prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512),
         {"Denoising strength": "0.55", "Hires upscale": "2"},
     ),
+    (  # the same, of 2022
+        "cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55, First pass size: 0x0",
+        Request(prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512),
+        {"Denoising strength": "0.55", "First pass size": "0x0"},
+    ),
     (  # what we don't have, or can't draw, stays text
         "cat\nSteps: 5000, Sampler: Restart, Schedule type: Automatic, CFG scale: nan, Seed: -1, Size: 500x333",
         Request(prompt="cat"),

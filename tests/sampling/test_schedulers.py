@@ -437,6 +437,21 @@ def test_the_exact_noise_leads_back_to_the_original(name: str, steps: int, stren
     assert distance(sample, original) < 5e-5
 
 
+@pytest.mark.parametrize(
+    ("strength", "begin"), [(1.0, 0), (0.95, 4), (0.9, 8), (0.85, 12), (0.8, 13), (0.5, 19), (0.05, 28)]
+)
+def test_runge_kutta_steps_of_pndm_are_skipped_whole(strength: float, begin: int) -> None:
+    """They take four calls each; diffusers counts calls instead, and begins inside of one."""
+    ours = schedule(said(SD15, skip_prk_steps=False, set_alpha_to_one=True), 20, "pndm")
+    assert first_call(SD15, ours, 20, strength) == begin
+    original, noise = next(draws(1)), next(draws(2))
+    kept, added = ours.level(begin)
+    sample = (kept * original + np.float32(added) * noise).astype(np.float32)
+    for index in range(begin, len(ours.timesteps)):
+        sample = ours.step(noise, index, sample, no_noise)
+    assert distance(sample, original) < 5e-5
+
+
 @pytest.mark.filterwarnings("ignore")  # diffusers' own, of numpy 2
 @pytest.mark.parametrize(
     ("pipeline", "config", "name"),

@@ -193,7 +193,13 @@ def test_what_a_video_model_refuses(drawn, photo, request_of, image, says):
 
 
 @pytest.mark.slow
-def test_what_a_text_model_refuses(drawn, photo):
+def test_a_video_model_takes_no_mask(drawn, photo):
+    with pytest.raises(RequestError, match="generates a video from an image, and does not take a mask"):
+        drawn("svd", "cpu-onnxruntime")(Request(steps=1), image=photo(), mask=np.ones((64, 64), bool))
+
+
+@pytest.mark.slow
+def test_what_a_text_model_refuses(drawn):
     pipeline = drawn("sd1", "cpu-onnxruntime")
     for name, value in {**MOTION, "min_guidance": 1.0, "decode_chunk_size": 4}.items():
         with pytest.raises(RequestError, match=f"images from a prompt. It does not take {name}: leave it out"):
