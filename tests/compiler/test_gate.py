@@ -23,6 +23,7 @@ from latentc.core.errors import BundleError, LatentcError, ParityError
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.manifest import FileInfo
 from latentc.core.tensors import psnr_db, snr_db
+from latentc.export.texts import Frame, spread
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
@@ -226,6 +227,20 @@ def test_every_id_of_a_small_vocabulary_is_fed(exported):
     ids = np.concatenate([case.feeds["input_ids"].ravel() for case in stored_cases(opened, "text_encoder")])
     size = len(json.loads((opened.folder / "tokenizer" / "vocab.json").read_text()))
     assert set(ids) >= set(range(size))
+
+
+@pytest.mark.parametrize(
+    ("frame", "size", "rows"), [(Frame(49406, 49407, 49407, 77), 49408, 16), (Frame(None, 1, 0, 256), 32128, 5)]
+)
+def test_ids_of_a_large_vocabulary_are_spread_over_it(frame, size, rows):
+    """As many for T5, whose rows are longer and far more expensive, as for CLIP."""
+    made = spread(frame, size)
+    ids = np.unique([row["input_ids"] for row in made])
+    assert len(made) == rows
+    assert len(ids) >= 1200
+    assert np.diff(ids).max() < 2 * size / 1200
+    assert ids[0] < 100
+    assert ids[-1] >= size - 3
 
 
 def test_static_engines_are_compared_with_pytorchs_own_answers(exported):
