@@ -129,7 +129,7 @@ def _nvidia() -> Any:
 def _hip() -> Any:
     """Where HIP's library is, its GPUs by PCI address, and the number of the one that latentc uses."""
     return {
-        "library": hip.library(),
+        "library": hip.shared_library(),
         "versions": hip.versions(),
         "denied": hip.denied(),
         "addresses": _answer(hip.addresses),
@@ -159,7 +159,7 @@ def _onnxruntime() -> Any:
 
 def _iree() -> Any:
     """The devices of each driver, by the names and addresses with which it opens them."""
-    if (path := hip.library()) and DYLIB not in os.environ:
+    if (path := hip.shared_library()) and DYLIB not in os.environ:
         os.environ[DYLIB] = f"file:{path}"
     library: Any = import_module("iree.runtime")
 

@@ -221,7 +221,7 @@ class Facts:
     """Devices on which long sums in f32 lose accuracy, because they are sequential: group norms are then expanded
     (`core.norms`)."""
     sums_in_f32: frozenset[str] = frozenset()
-    """Devices whose norms sum f16 values in f32, by the library's source or by measurement. ONNX asks for it
+    """Devices whose norms sum f16 values in f32, by the library's source or by measurement. ONNX requires it
     (`stash_type`), but not every library follows. On other devices the norms of a part in f16 are computed in f32."""
     others: frozenset[str] = frozenset()
     """Operators that ONNX does not define and that it supports, such as `com.microsoft.GroupNorm`."""

@@ -62,7 +62,7 @@ def _newest(folder: Path) -> list[int]:
     return [-int(number) for number in re.findall(r"\d+", folder.name)]
 
 
-def library() -> str | None:
+def shared_library() -> str | None:
     """Path of HIP's library, or the name by which the system's loader finds it; None where there is none.
 
     Some packages have it only with its version in the name (`libamdhip64.so.7`).
@@ -75,7 +75,7 @@ def library() -> str | None:
 
 @cache
 def _hip() -> Any:
-    path = library()
+    path = shared_library()
     if path is None:
         raise RuntimeMissing(f"HIP's library ({NAME}) was not found. {INSTALL}")
     try:

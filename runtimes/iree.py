@@ -449,7 +449,7 @@ def _place(device: str) -> str:
 @cache
 def _hip_driver() -> Any:
     """The driver for AMD GPUs. IREE itself finds HIP's library only by its name without a version."""
-    path = hip.library()
+    path = hip.shared_library()
     if path and DYLIB not in os.environ:
         _runtime().flags.parse_flags(f"--hip_dylib_path=file:{path}")
     return _runtime().get_driver("hip")

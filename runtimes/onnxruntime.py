@@ -16,10 +16,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from importlib import import_module, metadata
@@ -57,6 +55,7 @@ from .base import (
     numbered,
 )
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
+from .compiled_code import CACHE, check_stored, lent, marks
 from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, old_driver
 from .host import HostEngine
 from .machine import machine, processor, shut
@@ -76,7 +75,7 @@ from .providers import DEVICE_ID, PROVIDERS, Provider, offered, settings
 from .replay import last_call
 from .weights import read_graph
 
-GRAPH, DATA, CACHE = "engine.onnx", "engine.data", "cache"
+GRAPH, DATA = "engine.onnx", "engine.data"
 CODE = ".bin"
 """Suffix of files of compiled code."""
 
@@ -346,7 +345,7 @@ class ONNXRuntime(Runtime):
                 records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # needs tensors on the device
                 placed = place(out / GRAPH, options, target, chosen, job.usual)
                 (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
-                _check_cache(out / CACHE, PROVIDERS[target.device])
+                check_stored(out / CACHE, PROVIDERS[target.device])
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False
                     check_capture(job.part, out / GRAPH, options, target, settings(target, out / CACHE))
@@ -364,13 +363,13 @@ class ONNXRuntime(Runtime):
             _check_placed(artifact, target)
         provider = PROVIDERS[target.device]
         with ExitStack() as opening:
-            cache = opening.enter_context(_lent(artifact, files)) if provider.caches else artifact / CACHE
-            before = _marks(cache)
+            cache = opening.enter_context(lent(artifact, files)) if provider.caches else artifact / CACHE
+            before = marks(cache)
             with border(CompileError, f"ONNX Runtime cannot load {path}", rebuild(artifact)):
                 options = _options(target, LEVELS[level])
                 session = open_session(str(path), options, target.device, settings(target, cache))
             _check_names(session, target, path)
-            if fresh := [one.name for one, mark in _marks(cache).items() if before.get(one) != mark]:
+            if fresh := [one.name for one, mark in marks(cache).items() if before.get(one) != mark]:
                 raise CompileError(
                     f"{provider.name} did not accept its compiled code of {artifact.name} and recompiled "
                     f"{', '.join(fresh)}, which is not proved. {rebuild(artifact)}"
@@ -396,7 +395,7 @@ class ONNXRuntime(Runtime):
         self._require(target, self.missing(target.place))
         level = "off" if target.device == "CPU" else str(target.options.get(LEVEL, "all"))
         with (
-            _lent(artifact, files_in(artifact)) as cache,
+            lent(artifact, files_in(artifact)) as cache,
             border(CompileError, f"ONNX Runtime cannot profile {artifact / GRAPH}", rebuild(artifact)),
         ):
             options, chosen = _options(target, LEVELS[level]), settings(target, cache)
@@ -504,16 +503,6 @@ def _check_placed(artifact: Path, target: Target) -> None:
             raise CompileError(f"{exc} {advice}") from exc
 
 
-def _check_cache(folder: Path, provider: Provider) -> None:
-    """Raise `CompileError` where a provider stored no code: each load would recompile, without proof."""
-    if provider.caches and not any(folder.iterdir()):
-        raise CompileError(
-            f"{provider.name} stored no compiled code in its cache, so each load would recompile, which is not proved. "
-            f"Check that {folder.parent.parent} has space left, and that this version has the option "
-            f"{provider.caches[-1][0]}."
-        )
-
-
 def _write(job: Job, out: Path) -> None:
     """Write a graph, with its weights in one file beside it.
 
@@ -533,33 +522,6 @@ def _named(files: Mapping[str, int], target: Target) -> dict[str, int]:
     """The files of an artifact that its graph may refer to: weights, and code that was compiled ahead of time."""
     ahead = PROVIDERS[target.device].ahead
     return {name: size for name, size in files.items() if name == DATA or (ahead and name.endswith(CODE))}
-
-
-@contextmanager
-def _lent(artifact: Path, files: Iterable[str]) -> Generator[Path]:
-    """A folder with an artifact's compiled code, in which a provider may write, for as long as its session lives.
-
-    The code itself is never written to, and code that the provider makes is seen even where the artifact is read-only.
-    """
-    with tempfile.TemporaryDirectory(prefix="latentc-", ignore_cleanup_errors=True) as scratch:
-        advice = "Free space there, or set TMPDIR to another folder."
-        with border(CompileError, f"The compiled code of {artifact.name} cannot be copied to {scratch}", advice):
-            for name in files:
-                if name.startswith(f"{CACHE}/"):
-                    copy = Path(scratch) / Path(name).relative_to(CACHE)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    if not os.access(artifact / name, os.W_OK):
-                        with suppress(OSError):  # on Windows, links require a privilege
-                            copy.symlink_to((artifact / name).resolve())
-                    if not copy.is_symlink():
-                        shutil.copyfile(artifact / name, copy)
-        yield Path(scratch)
-
-
-def _marks(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Size and modification time of each file, which change when it is written."""
-    files = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {path: (seen.st_size, seen.st_mtime_ns) for path, seen in files.items()}
 
 
 def _options(target: Target, level: str) -> Any:

@@ -191,7 +191,7 @@ def test_the_edge_of_what_is_pasted():
 
 
 def test_what_is_said_of_masks(tmp_path):
-    """Messages and notices name the mask, not the image; a mask in the alpha channel is not ignored in silence."""
+    """Messages and notices name the mask, not the image; a mask in the alpha channel is not ignored silently."""
     Image.new("RGBA", (32, 32), (0, 0, 0, 90)).save(tmp_path / "clear.png")
     assert load_mask(tmp_path / "clear.png").notices == ("The transparency of the mask was ignored.",)
     for says, array in {

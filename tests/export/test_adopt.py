@@ -447,16 +447,20 @@ def test_several_graphs_of_one_part(own, tmp_path):
     assert adopt(folder, tmp_path / "b", parts={"unet": "unet.opt"}).part("unet").role == "denoiser"
 
 
+def through(model, value, operator, constant):
+    """Put an operator with a constant between an input and its readers."""
+    second = ir.node("Constant", [], {"value": ir.tensor(constant)})
+    node = ir.node(operator, [value, second.outputs[0]])
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    node.replace_input_with(0, value)
+    foreign.insert(model, [second, node])
+
+
 def test_a_graph_that_runs_at_no_free_size(own, tmp_path):
     """Its axes are stated as free, but one size is baked in."""
 
     def baked(model):
-        value = model.graph.inputs[0]
-        shape = ir.node("Constant", [], {"value": ir.tensor(np.array([2, 4, 16, 16], np.int64))})
-        node = ir.node("Reshape", [value, shape.outputs[0]])
-        ir.convenience.replace_all_uses_with(value, node.outputs[0])
-        node.replace_input_with(0, value)
-        foreign.insert(model, [shape, node])
+        through(model, model.graph.inputs[0], "Reshape", np.array([2, 4, 16, 16], np.int64))
 
     folder = own()
     edited("unet", baked)(folder)
@@ -481,11 +485,7 @@ def test_weights_of_zeros_are_refused(own, tmp_path, part):
 def test_a_denoiser_that_ignores_the_text_is_refused(own, tmp_path):
     def deaf(model):
         value = next(one for one in model.graph.inputs if one.name == "encoder_hidden_states")
-        zero = ir.node("Constant", [], {"value": ir.tensor(np.array(0, np.float32))})
-        node = ir.node("Mul", [value, zero.outputs[0]])
-        ir.convenience.replace_all_uses_with(value, node.outputs[0])
-        node.replace_input_with(0, value)
-        foreign.insert(model, [zero, node])
+        through(model, value, "Mul", np.array(0, np.float32))
 
     folder = own()
     edited("unet", deaf)(folder)

@@ -109,7 +109,7 @@ def test_the_packages_of_rocm_7_14_and_later_are_found(tmp_path, monkeypatch):
     monkeypatch.delenv("ROCM_PATH", raising=False)
     names = ["core", "core-10.1", "core-7.14", "core-7.9", "extras-10", "extras-7"]
     assert hip.roots()[:-1] == [tmp_path, *(tmp_path / name for name in names)]
-    assert hip.library() == str(tmp_path / "core-10.1/lib/libamdhip64.so.8")
+    assert hip.shared_library() == str(tmp_path / "core-10.1/lib/libamdhip64.so.8")
     assert hip.versions()["migraphx"] == "libmigraphx.so"
 
 
@@ -151,11 +151,11 @@ def test_a_library_without_its_short_name_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(hip, "find_library", lambda name: f"lib{name}.so.6")
     monkeypatch.setattr(hip.metadata, "version", lambda name: f"{name} of a wheel")
     assert hip.versions() == {"rocm": "rocm-sdk-core of a wheel", "migraphx": "migraphx of a wheel"}
-    assert hip.library() == "libamdhip64.so.6", "what the system's loader knows"
+    assert hip.shared_library() == "libamdhip64.so.6", "what the system's loader knows"
     (tmp_path / "lib").mkdir()
     for name in ("libamdhip64.so.7.2.70204", "libamdhip64.so.7"):
         (tmp_path / "lib" / name).touch()
-    assert hip.library() == str(tmp_path / "lib/libamdhip64.so.7")
+    assert hip.shared_library() == str(tmp_path / "lib/libamdhip64.so.7")
     (tmp_path / "lib/libmigraphx.so.2016000.0").touch()
     (tmp_path / "lib/libmigraphx.so").symlink_to("libmigraphx.so.2016000.0")
     (tmp_path / ".info").mkdir()

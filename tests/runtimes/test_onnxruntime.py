@@ -22,7 +22,7 @@ from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
 from latentc.profiles.profile import Shapes
-from latentc.runtimes import Target, cuda, placement, providers
+from latentc.runtimes import Target, compiled_code, cuda, placement, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.machine import AmdGpu, Gpu
@@ -320,7 +320,7 @@ def test_compiled_code_is_copied_where_links_require_a_privilege(tmp_path, monke
     (tmp_path / "cache" / "model.engine").write_bytes(b"compiled")
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     monkeypatch.setattr(Path, "symlink_to", refused)
-    with module._lent(tmp_path, ["engine.onnx", "cache/model.engine"]) as cache:
+    with compiled_code.lent(tmp_path, ["engine.onnx", "cache/model.engine"]) as cache:
         assert [(path.name, path.read_bytes()) for path in cache.iterdir()] == [("model.engine", b"compiled")]
     assert not cache.exists()
 

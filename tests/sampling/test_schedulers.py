@@ -418,6 +418,16 @@ def test_noise_levels_of_flow_matching_are_diffusers_own(name: str, begin: int) 
     assert distance(np.float32(kept) * original + np.float32(added) * noise, expected.numpy()) < TOLERANCE
 
 
+def led_back(ours: Schedule, begin: int) -> tuple[Array, Array]:
+    """Where a walk from the middle ends with a denoiser that knows the noise, and the original."""
+    original, noise = next(draws(1)), next(draws(2))
+    kept, added = ours.level(begin)
+    sample = (kept * original + np.float32(added) * noise).astype(np.float32)
+    for index in range(begin, len(ours.timesteps)):
+        sample = ours.step(noise, index, sample, no_noise)
+    return sample, original
+
+
 DETERMINISTIC = ("ddim", "pndm", "lms", "euler", "heun", "dpm++2m", "unipc")
 
 
@@ -429,12 +439,7 @@ def test_the_exact_noise_leads_back_to_the_original(name: str, steps: int, stren
     config = {**SD15, "set_alpha_to_one": True}
     ours = schedule(config, steps, name)
     begin = first_call(config, ours, steps, strength)
-    original, noise = next(draws(1)), next(draws(2))
-    kept, added = ours.level(begin)
-    sample = (kept * original + np.float32(added) * noise).astype(np.float32)
-    for index in range(begin, len(ours.timesteps)):
-        sample = ours.step(noise, index, sample, no_noise)
-    assert distance(sample, original) < 5e-5
+    assert distance(*led_back(ours, begin)) < 5e-5
 
 
 @pytest.mark.parametrize(
@@ -444,12 +449,7 @@ def test_runge_kutta_steps_of_pndm_are_skipped_whole(strength: float, begin: int
     """They take four calls each; diffusers counts calls instead, and begins inside of one."""
     ours = schedule(said(SD15, skip_prk_steps=False, set_alpha_to_one=True), 20, "pndm")
     assert first_call(SD15, ours, 20, strength) == begin
-    original, noise = next(draws(1)), next(draws(2))
-    kept, added = ours.level(begin)
-    sample = (kept * original + np.float32(added) * noise).astype(np.float32)
-    for index in range(begin, len(ours.timesteps)):
-        sample = ours.step(noise, index, sample, no_noise)
-    assert distance(sample, original) < 5e-5
+    assert distance(*led_back(ours, begin)) < 5e-5
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own, of numpy 2
