@@ -161,7 +161,7 @@ def run(
 
 def show_picture(
     picture: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP made by latentc or AUTOMATIC1111.")
+        Path, typer.Argument(metavar="IMAGE", help="Image or video made by latentc, or image by AUTOMATIC1111.")
     ],
     as_json: Json = False,
 ) -> None:

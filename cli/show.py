@@ -327,6 +327,9 @@ def picture(shown: Shown, as_json: bool) -> None:
         emit({**stored, "differ": shown.differ, "notices": shown.notices})
         return
     say(shown.text or (write(shown.request, {}) if shown.drawing else ""))
+    for name, digest in {"image": shown.request.image_sha256, "mask": shown.request.mask_sha256}.items():
+        if digest:
+            say(f"{name}: needed to run it again, SHA-256 of its pixels {digest}")
     if shown.drawing:
         for part, engine in shown.drawing.engines.items():
             say(f"{part}: {engine}")
@@ -383,5 +386,5 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     console.print(listed)
     console.print(
         "Proof: run = tested on such a device; software = on an emulated one; built = compiled without one; "
-        "written = not tested."
+        "written = only the error without the device was tested."
     )

@@ -77,7 +77,7 @@ def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decode
         wanted = str(request.image_sha256)
         raise RequestError(
             f"The request was made with another image: the SHA-256 of its pixels is {wanted[:12]}..., and that of this "
-            f"one {found[:12]}.... Pass that image, or leave image_sha256 out of the request."
+            f"one {found[:12]}.... Pass that image, or make a new request for this one."
         )
     return picture
 
@@ -117,7 +117,7 @@ def read_mask(
     if request.mask_sha256 not in (None, digest := pixels_sha256(found.pixels)):
         raise RequestError(
             f"The request was made with another mask: the SHA-256 of its pixels is {str(request.mask_sha256)[:12]}..., "
-            f"and that of this one {digest[:12]}.... Pass that mask, or leave mask_sha256 out of the request."
+            f"and that of this one {digest[:12]}.... Pass that mask, or make a new request for this one."
         )
     width, height, _ = size_and_seed(request)
     area = generated(found.pixels, width, height)

@@ -323,6 +323,11 @@ def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
     record = json.loads(masked.stdout)["request"]
     assert record["strength"] == 1
     assert read(tmp_path / "e.png").request.mask_sha256 == record["mask_sha256"]
+    printed = subprocess.run(
+        [sys.executable, "-m", "latentc", "show", "e.png"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("image", "mask"):
+        assert f"{name}: needed to run it again, SHA-256 of its pixels {record[f'{name}_sha256']}" in printed
     refused = run("--from", "e.png", "--image", "photo.png", "-o", "f.png")
     assert "Pass it with --mask" in refused.stderr
     small = run("a cat", *asked, "--mask", "photo.png", "-o", "g.png")
