@@ -377,7 +377,7 @@ def test_devices_of_each_library_are_listed_and_what_fails_says_why(tmp_path, mo
     def broken(*_):
         raise OSError("libamdhip64.so.7: undefined symbol")
 
-    monkeypatch.setattr(facts.hip, "library", lambda: "/opt/rocm/lib/libamdhip64.so.7")
+    monkeypatch.setattr(facts.hip, "shared_library", lambda: "/opt/rocm/lib/libamdhip64.so.7")
     monkeypatch.setattr(facts.hip, "addresses", lambda: ("0000:03:00.0", "0000:0e:00.0"))
     monkeypatch.setattr(facts.hip, "number_of", broken)
     monkeypatch.delenv(DYLIB, raising=False)
