@@ -122,6 +122,8 @@ class Family:
     """The component that is called at each step."""
     vae: str = "vae"
     """The component that encodes and decodes latents."""
+    controlled: str | None = None
+    """The pipeline class of diffusers with ControlNets; None for a family whose ControlNets aren't supported."""
     library: str = "diffusers"
     """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
@@ -236,6 +238,8 @@ PROCESSOR = "preprocessor_config.json"
 _UNET = Component("unet", "diffusers", UNET)
 _TRANSFORMER = Component("transformer", "diffusers", MMDIT)
 _VAE = Component("vae", "diffusers", "AutoencoderKL")
+CONTROL = Component("controlnet", "diffusers", "ControlNetModel")
+"""The first ControlNet that a checkpoint is exported with; further ones are `controlnet_2` and so on."""
 
 _READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
 
@@ -371,6 +375,7 @@ FAMILIES: list[Family] = [
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
         wires=(_READS,),
+        controlled="StableDiffusionControlNetPipeline",
         masks_padding=True,
         pixels=512,
         marks={"use_linear_projection": None, "addition_embed_type": None},
@@ -386,6 +391,7 @@ FAMILIES: list[Family] = [
         components=(_TEXT, _UNET, _VAE),
         tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
         wires=(_READS,),
+        controlled="StableDiffusionControlNetPipeline",
         masks_padding=True,
         pixels=768,
         marks={"use_linear_projection": True, "addition_embed_type": None},
@@ -413,6 +419,7 @@ FAMILIES: list[Family] = [
             Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", empty="zeros"),
             Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
         ),
+        controlled="StableDiffusionXLControlNetPipeline",
         pixels=1024,
         latent_statistics=True,
         marks={"use_linear_projection": True, "addition_embed_type": "text_time"},

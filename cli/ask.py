@@ -79,16 +79,18 @@ def ask(
     return requests
 
 
-def check_all(requests: Sequence[Request], bundle: Bundle, *, image: bool = False, mask: bool = False) -> None:
+def check_all(
+    requests: Sequence[Request], bundle: Bundle, *, image: bool = False, mask: bool = False, controls: int = 0
+) -> None:
     """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
 
-    `image` and `mask` are whether they are passed in.
+    `image` and `mask` are whether they are passed in, `controls` is the number of images for ControlNets.
     """
     verify_files(bundle, [SCHEDULER])
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler, image=image, mask=mask)
+            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, controls=controls)
             denoiser_of(bundle.variants("denoiser"), request)
 
 

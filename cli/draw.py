@@ -14,7 +14,8 @@ from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
 from ..pipelines.complete import complete
-from ..pipelines.picture import load_mask, load_picture, read_mask, read_picture
+from ..pipelines.control import digested
+from ..pipelines.picture import load_controls, load_mask, load_picture, read_mask, read_picture
 from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
@@ -39,6 +40,7 @@ def draw(
     *,
     image: Path | None = None,
     mask: Path | None = None,
+    control: Sequence[Path] = (),
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -46,8 +48,8 @@ def draw(
 ) -> None:
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
-    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`
-    and `mask` are those of all requests.
+    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`,
+    `mask` and the images of ControlNets, `control`, are those of all requests.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
@@ -61,14 +63,23 @@ def draw(
             f"{origin[0]} was made from an image, with a strength of {origin[1].request.strength:g}, and no image was "
             "given. Pass it with --image. To generate from a prompt alone, give the prompt and options without --from."
         )
-    check_all(requests, opened, image=image is not None, mask=mask is not None)
+    check_all(requests, opened, image=image is not None, mask=mask is not None, controls=len(control))
     picture = load_picture(image) if image is not None else None
     masked = load_mask(mask) if mask is not None else None
+    controls = load_controls(list(control))
     scheduler = opened.json(SCHEDULER)
     for request in requests:
         read = read_picture(request, opened.manifest, picture)
-        asked = complete(request, model, scheduler, image=image is not None, mask=mask is not None)
+        asked = complete(
+            request,
+            model,
+            scheduler,
+            image=image is not None,
+            mask=mask is not None,
+            controls=len(controls),
+        )
         read_mask(asked, model, read, masked)
+        digested(asked, controls)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []
@@ -91,7 +102,7 @@ def draw(
                         tell(what, step.index / step.total)
 
                     tell(what, 0.0)
-                    result = pipeline(request, on_step, image=picture, mask=masked)
+                    result = pipeline(request, on_step, image=picture, mask=masked, control=controls)
                     files: tuple[Path, ...] = ()
                     if stream:
                         streamed += [encoded(result.images[0], next(drawings(result)))]

@@ -14,6 +14,7 @@ from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
 from . import syntax
+from .control import with_controls
 
 SEEDS = 1 << 32
 """Range of random seeds for requests without one, the same as in other tools."""
@@ -24,15 +25,23 @@ FAR = 2.0
 
 
 def complete(
-    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+    request: Request,
+    model: Model,
+    scheduler: Mapping[str, object],
+    *,
+    image: bool = False,
+    mask: bool = False,
+    controls: int = 0,
 ) -> Request:
     """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
-    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` and `mask` are whether they are passed in.
+    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` and `mask` are whether they are passed in,
+    `controls` is the number of images for ControlNets.
     Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
+    request = with_controls(request, model, controls)
     if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
         what = f"a strength of {given}" if request.strength else f"an image with the SHA-256 {str(given)[:12]}..."
         raise RequestError(
@@ -107,13 +116,19 @@ def _video(request: Request, model: Model) -> dict[str, object]:
 
 
 def check(
-    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+    request: Request,
+    model: Model,
+    scheduler: Mapping[str, object],
+    *,
+    image: bool = False,
+    mask: bool = False,
+    controls: int = 0,
 ) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
 
-    `image` and `mask` are whether they are passed in.
+    `image` and `mask` are whether they are passed in, `controls` is the number of images for ControlNets.
     """
-    named = complete(request, model, scheduler, image=image, mask=mask)
+    named = complete(request, model, scheduler, image=image, mask=mask, controls=controls)
     asked = named.model_copy(update={"scheduler": request.scheduler})
     first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 

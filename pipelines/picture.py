@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -80,6 +81,14 @@ def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decode
             f"one {found[:12]}.... Pass that image, or make a new request for this one."
         )
     return picture
+
+
+def load_controls(control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None) -> tuple[Decoded, ...]:
+    """The decoded images of one or several ControlNets; raises `RequestError` as `load_picture` does."""
+    if control is None:
+        return ()
+    one = isinstance(control, Path | str | Image.Image | np.ndarray | Decoded)
+    return tuple(_loaded(each, "control image") for each in ([control] if one else control))
 
 
 def load_mask(mask: ImageLike | Decoded) -> Decoded:

@@ -24,13 +24,15 @@ from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
 from ..sampling.draw import Drawn, Given, draw, host_files, image_shape, latent_shape, load_host
+from ..sampling.image import Pixels
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
+from .control import about_controls, digested
 from .engines import EngineProvider
-from .picture import Decoded, ImageLike, about_picture, read_mask, read_picture
+from .picture import Decoded, ImageLike, about_picture, load_controls, read_mask, read_picture
 from .png import origin
 from .save import save
 
@@ -115,6 +117,7 @@ class Pipeline:
         *,
         image: ImageLike | Decoded | None = None,
         mask: ImageLike | Decoded | None = None,
+        control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None = None,
         latents: Array | None = None,
         noise: Noise | None = None,
         image_noise: Array | None = None,
@@ -124,6 +127,7 @@ class Pipeline:
         `image` is a file, a Pillow image, or an array [height, width, 3], uint8 or floats from 0 to 1. A model of
         videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size.
         With a `mask`, also [height, width], only its white area is generated (inpainting), and the other pixels stay.
+        `control` holds the images of the bundle's ControlNets, one for each.
         `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
         to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
         `latents`.
@@ -140,7 +144,16 @@ class Pipeline:
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         model = self.bundle.manifest.model
-        asked = complete(request, model, self._host.scheduler, image=image is not None, mask=mask is not None)
+        controls = load_controls(control)
+        asked = complete(
+            request,
+            model,
+            self._host.scheduler,
+            image=image is not None,
+            mask=mask is not None,
+            controls=len(controls),
+        )
+        asked = digested(asked, controls)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
         picture = read_picture(request, self.bundle.manifest, image)
@@ -155,9 +168,10 @@ class Pipeline:
             given = Given(picture.pixels, noisy, None if masked is None else masked.pixels)
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
-        drawn = self._draw(request, asked, on_step, latents, noise, given)
+        drawn = self._draw(request, asked, on_step, latents, noise, given, [one.pixels for one in controls])
         passed = {"initial latents": latents, "image's noise values": image_noise}
         remarks = [] if picture is None else about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
+        remarks += about_controls(model, controls, asked)
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )
@@ -171,6 +185,7 @@ class Pipeline:
         latents: Array | None,
         noise: Noise | None,
         given: Given | None,
+        controls: Sequence[Pixels],
     ) -> Drawn:
         """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
         _, _, seed = size_and_seed(asked)
@@ -183,6 +198,7 @@ class Pipeline:
                 start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
                 noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
                 given=given,
+                controls=tuple(controls),
                 on_step=on_step,
                 engines=self._used(asked),
             )

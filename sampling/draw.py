@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import Request
 from ..core.tensors import Array, check_finite
 from ..core.wires import TIMESTEP
+from .control import control_images, residual_factors
 from .denoise import Kept, OnStep, Walk, denoise, is_guided
 from .guidance import frame_scales
 from .image import Pixels, encode_image, fitted, generated, latent_mask, pasted, resized, sampled
@@ -82,6 +83,8 @@ class Text:
     """Outputs of text encoders by part and name, with a row for each prompt."""
     pictured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict[str, Mapping[str, Array]])
     """Outputs of the parts that read the image by part and name, with a row for each image that is generated."""
+    controls: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    """The images of ControlNets by the name of their source, f32 [1, 3, height, width]."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +178,16 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
     return tokenize(host.vocabularies, texts), guided, zeros
 
 
-def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, str]) -> Text:
-    """Run the text encoders on a request's prompts. `engines` names the engine of each part, for errors."""
+def read_text(
+    host: Host, request: Request, call: Call, engines: Mapping[str, str], controls: Sequence[Pixels] = ()
+) -> Text:
+    """Run the text encoders on a request's prompts, and resize the images of ControlNets, if it has any.
+
+    `engines` names the engine of each part, for errors.
+    """
     tokens, guided, zeros = prompts(host, request)
-    return Text(tokens, guided, encode(host.model, tokens, zeros, call, engines))
+    encoded = encode(host.model, tokens, zeros, call, engines)
+    return Text(tokens, guided, encoded, controls=control_images(host.model, controls, request))
 
 
 def read_given(host: Host, request: Request, given: Given, call: Call, engines: Mapping[str, str]) -> Text:
@@ -234,9 +243,11 @@ def first_of(model: Model, scheduler: Mapping[str, Any], request: Request, walk:
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
     """The `Walk` of a request with width and height from noise, or from its image, to latents."""
     walk = schedule_of(host.model, host.scheduler, request)
+    first = first_of(host.model, host.scheduler, request, walk)
     return Walk(
         schedule=walk,
-        first=first_of(host.model, host.scheduler, request, walk),
+        first=first,
+        varying=residual_factors(host.model, request, calls=len(walk.timesteps) - first, guided=guided),
         noise=noise,
         guidance=guidance_of(host.model, request) if guided else None,
         guidance_rescale=request.guidance_rescale,
@@ -260,7 +271,7 @@ def beside_latents(host: Host, request: Request, text: Text) -> Array | None:
 
 def _wired(host: Host, request: Request, text: Text) -> dict[str, Array]:
     inputs = host.inputs[host.denoiser(request)]
-    return wired(host.model, inputs, request, text.encoded, text.pictured, guided=text.guided)
+    return wired(host.model, inputs, request, text.encoded, text.pictured, text.controls, guided=text.guided)
 
 
 def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -296,6 +307,8 @@ class Draft:
     on_step: OnStep | None
     given: Given | None = None
     """The request's image; None for a request without one."""
+    controls: tuple[Pixels, ...] = ()
+    """The images of ControlNets; empty for a request without any."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)
@@ -329,7 +342,7 @@ def read_prompts(draft: Draft) -> None:
         one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
         return _timed(draft.seconds, "text_encoder", one.run)(feeds)
 
-    draft.text = read_text(draft.host, draft.request, call, draft.engines)
+    draft.text = read_text(draft.host, draft.request, call, draft.engines, draft.controls)
 
 
 def read_image(draft: Draft) -> None:
@@ -377,6 +390,7 @@ def find_engines(draft: Draft) -> None:
     beside = beside_latents(draft.host, draft.request, draft.text)
     rows = draft.request.count * (2 if draft.text.guided else 1)
     shapes = {name: array.shape for name, array in fixed.items()}
+    shapes |= {name: array.shape[1:] for name, array in draft.walk.varying.items()}
     sample = sample_shape((rows, *draft.start.shape[1:]), beside)
     denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: sample, TIMESTEP: (1,)})
     decoders = {
@@ -453,6 +467,7 @@ def draw(
     start: NDArray[np.float32],
     noise: Noise,
     given: Given | None = None,
+    controls: tuple[Pixels, ...] = (),
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
@@ -460,11 +475,12 @@ def draw(
     image if that is text and an image is given.
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
-    stochastic scheduler adds. `given` is the image of a request that has one. `engines` names the engine of each
+    stochastic scheduler adds. `given` is the image of a request that has one, `controls` are those of ControlNets, as
+    many as the model has, or none. `engines` names the engine of each
     part, for errors.
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
-    draft = Draft(host, request, engine, engines, start, noise, on_step, given)
+    draft = Draft(host, request, engine, engines, start, noise, on_step, given, controls)
     task = host.model.tasks[0]
     for stage in TASKS[IMAGE_TO_IMAGE if task == "text" and given is not None else task]:
         stage(draft)
