@@ -222,7 +222,7 @@ def _array(image: Array, kind: str) -> Pixels:
         found = (
             f"an array of shape {list(array.shape)}" if isinstance(cast("object", image), np.ndarray) else type(image)
         )
-        shape = "[height, width, 3]" if kind == "image" else "[height, width]"
+        shape = "[height, width]" if kind == "mask" else "[height, width, 3]"
         raise RequestError(f"The {kind} is {found}; a path, a Pillow image or an array {shape} was expected.")
     height, width, _ = array.shape
     _check_sides(f"The {kind}", width, height)

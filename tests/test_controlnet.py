@@ -59,8 +59,9 @@ def controlnet(shared, checkpoint):
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
                 for name, tensor in net.named_parameters():
-                    if name.startswith("controlnet_"):
-                        spread = 0.4 / max(1, tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.02
+                    if name.startswith("controlnet_"):  # zero, or so small that the image has no effect
+                        gain = 0.4 if "blocks" in name.partition(".")[0] or "mid" in name else 1.6
+                        spread = gain / max(1, tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.02
                         tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)
             net.save_pretrained(folder)
 
@@ -249,10 +250,9 @@ def test_the_proof_sees_what_an_engine_makes_of_a_controlnet(controlled, fault):
 def test_a_graph_without_a_residual_is_refused(controlled, tmp_path):
     folder = shutil.copytree(controlled("sd1").folder, tmp_path / "b", ignore=shutil.ignore_patterns("engines"))
     with opened_graph(folder, "unet") as graph:
-        convolution = next(
-            node for node in graph.graph.node if any("controlnet_mid_block" in name for name in node.input)
-        )
-        for node in graph.graph.node:
+        nodes = graph.model.graph.node
+        convolution = next(node for node in nodes if any("controlnet_mid_block" in name for name in node.input))
+        for node in nodes:
             for place, name in enumerate(node.input):
                 if name == convolution.output[0]:
                     node.input[place] = convolution.input[0]
@@ -299,8 +299,7 @@ def test_a_profile_with_fixed_shapes_is_proved_too(controlled, tmp_path):
     profile = tmp_path / "fixed.toml"
     profile.write_text('title = "fixed"\nruntime = "onnxruntime"\n[shapes]\nsizes = ["own", "192x128"]\n')
     opened = controlled("sd1")
-    made = build(opened, load_profile(profile))
-    assert all(one.artifact.parity.psnr_db > 100 for one in made.engines.values() if one.artifact.part == "unet")
+    assert build(opened, load_profile(profile)).step_psnr_db > 100
     with Pipeline.open(opened, load_profile(profile)) as pipeline:
         found = pipeline(REQUEST.model_copy(update={"width": 192, "height": 128}), control=edges())
     assert found.images.shape == (1, 128, 192, 3)
