@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ SEED = 20261122
 MAX_PIXELS = 256
 """Most references are generated at the model's native size, up to this side in pixels: larger ones take minutes."""
 
+COSTLY_PARAMETERS = 1_000_000_000
+"""A transformer of more parameters, each of which takes part in every token of text and image, has smaller and fewer
+references: with those of a UNet, an export of Stable Diffusion 3.5 Medium takes hours on two cores.
+"""
+MAX_COSTLY_PIXELS = 128
+
 GUIDANCE = 7.5
 BROWNIAN = ("DPMSolverSDEScheduler",)
 """Schedulers that take their noise from a Brownian tree of torchsde: references use `DRAWS_INSTEAD`."""
@@ -69,6 +76,9 @@ AT_SHARES = (
     *(0.251, 0.207, 0.161, 0.118, 0.083, 0.049, 0.021, 0.0),
 )
 """Timesteps of the additional calls, as shares of the last timestep. Not round numbers, which steps fall on."""
+
+COSTLY_SHARES = (*AT_SHARES[:-1:3], AT_SHARES[-1])
+"""Those of a costly transformer."""
 
 OTHER_TEXT_EACH = 8
 """One in this many of these calls is repeated with another text and nothing else changed."""
@@ -159,6 +169,9 @@ class References:
         self._frames: dict[str, Frame] = {}
         self._tokens: dict[str, ReferenceTokens] = {}
         self._asked: tuple[Asked, ...] = ()
+        denoiser = checkpoint.weights[checkpoint.family.denoiser].values()
+        parameters = sum(math.prod(tensor.shape) for tensor in denoiser)
+        self._costly = self.facts.patch > 1 and parameters > COSTLY_PARAMETERS
 
     def read_prompts(self) -> None:
         """Encode every prompt with diffusers' `encode_prompt`."""
@@ -270,9 +283,10 @@ class References:
         }
         shown = [wire.input for wire in self.facts.wires if wire.source.startswith(CONTROL)]
         large = self._whole(side * 3 // 2)
-        wishes = [(share, 1, (side, side), once) for share in AT_SHARES]
+        shares = COSTLY_SHARES if self._costly else AT_SHARES
+        wishes = [(share, 1, (side, side), once) for share in shares]
         wishes += [
-            (0.7, 6, (low, broad), once),
+            (0.7, 2 if self._costly else 6, (low, broad), once),
             (0.6, 1, (broad, low), once),
             (0.4, 1, (large, large), once),
             (0.3, 1, (low, broad), longer),
@@ -287,7 +301,7 @@ class References:
             if size != (side, side):
                 feeds |= {name: self._shown(rows, size) for name in shown}
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
-        for case in made[: len(AT_SHARES) : OTHER_TEXT_EACH]:
+        for case in made[: len(shares) : OTHER_TEXT_EACH]:
             texts = {name: other.feeds[name][-1:] for name in self._texts() if name in other.feeds}
             pictures = {name: self._shown(1, (side, side)) for name in shown}
             for changed in (texts, *({name: array} for name, array in pictures.items())):
@@ -395,7 +409,9 @@ class References:
         wishes = [
             Asked("whole", (first,), negative, (side, side), 5 + more),
             Asked("wide", (second,), "", wide, 2 + more, count=2),
-            Asked("single", (third,), "", (side, side), 3 + more, count=3, guidance=1.0, calls=3),
+            Asked(
+                "single", (third,), "", (side, side), 3 + more, count=1 if self._costly else 3, guidance=1.0, calls=3
+            ),
             Asked("long", (full_chunk(tokenizer, first), second), negative, (side, side), 2 + more, calls=2),
         ]
         if own != (side, side):
@@ -409,7 +425,8 @@ class References:
 
     def _square(self) -> int:
         """Side of most references, in latents."""
-        return min(*self.facts.own_size, MAX_PIXELS) // self.facts.downscale
+        most = MAX_COSTLY_PIXELS if self._costly else MAX_PIXELS
+        return min(*self.facts.own_size, most) // self.facts.downscale
 
     def _wide(self) -> tuple[int, int]:
         """Height and width of non-square ones: odd, so that no level of the UNet is exactly half of the one above."""

@@ -17,14 +17,17 @@ from latentc.checkpoints import find_family, open_checkpoint
 from latentc.checkpoints.families import FAMILIES
 from latentc.checkpoints.parts import CLASSES, as_part, part_spec, part_specs
 from latentc.compiler.build import build
+from latentc.compiler.cases import stored_cases
 from latentc.compiler.half import to_half
 from latentc.compiler.lower import lower_opset, lowered
 from latentc.compiler.proof import prove_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import CheckpointError, CompileError, ParityError, ProfileError, RequestError
 from latentc.core.recipes import WIDE
+from latentc.core.references import text_pairs
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.export import reference
 from latentc.export.export import checked_facts, export
 from latentc.export.trace import trace
 from latentc.pipelines.pipeline import Pipeline
@@ -356,6 +359,26 @@ def test_the_graph_of_opset_18_computes_the_same(exported, part, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / "kept" / path.name), providers=["CPUExecutionProvider"])
     name = session.get_outputs()[0].name
     assert psnr_db(case.outputs[name], session.run(None, dict(case.feeds))[0]) > 100
+
+
+@pytest.mark.slow
+def test_a_costly_transformer_is_proved_with_fewer_references(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "COSTLY_PARAMETERS", 1000)
+    opened = export(str(checkpoint("sd3")), tmp_path / "b")
+    cases, latents = stored_cases(opened, "transformer"), opened.manifest.model.latents_input
+    ends = [case for case in cases if case.drawing == "ends"]
+    assert len({float(case.feeds["timestep"][0]) for case in ends[:9]}) == 9
+    assert {len(case.feeds[latents]) for case in ends} == {1, 2}
+    assert max(len(case.feeds[latents]) for case in cases) == 4
+    assert len(text_pairs(cases, latents)) == 2
+    assert build(opened, PROFILE).step_psnr_db > 100
+    for name, (part, change) in FAULTS.items():
+        if part == "transformer":
+            folder = shutil.copytree(opened.folder, tmp_path / name, ignore=shutil.ignore_patterns("engines"))
+            with opened_graph(folder, part) as graph:
+                change(graph)
+            with pytest.raises(ParityError, match="graph of transformer, run in f32, differs"):
+                build(open_bundle(folder), PROFILE)
 
 
 def test_classes_are_listed():
