@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .options import Folder, Json, ProfileName, Quiet, Sequential, Threads
+from .text import say
 
 
 def run(
@@ -199,3 +200,20 @@ def show_picture(
     from . import show
 
     show.picture(read(picture), as_json)
+
+
+def canny(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, GIF or BMP.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; it must not exist.")],
+    low: Annotated[
+        float, typer.Option(help="Gradient, 0 to 1, above which an edge is kept that is connected to a strong one.")
+    ] = 0.1,
+    high: Annotated[float, typer.Option(help="Gradient, 0 to 1, of a strong edge.")] = 0.2,
+    sigma: Annotated[float, typer.Option(help="Deviation in pixels of the blur before.")] = 1.0,
+) -> None:
+    """Detect the edges of an image, for `run --control` with a Canny ControlNet."""
+    from ..pipelines.edges import canny as detect
+    from ..pipelines.edges import write
+
+    write(detect(image, low=low, high=high, sigma=sigma), output)
+    say(f"{output}: edges of {image}")
