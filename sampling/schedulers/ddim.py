@@ -27,7 +27,6 @@ class Ddim:
     kept: tuple[tuple[float, float], ...]
     """Signal power left before and after each step."""
     settings: Settings
-    eta: float
     init_noise_sigma: float = 1.0
 
     def scale(self, sample: Array, index: int) -> Array:
@@ -46,7 +45,7 @@ class Ddim:
         alpha, sigma = math.sqrt(before), math.sqrt(1 - before)
         prediction = self.settings.prediction_type
         start = original(prediction, output, sample, alpha, sigma, self.settings.clip)
-        variance = self.eta**2 * (1 - after) / (1 - before) * (1 - before / after)
+        variance = self.settings.eta**2 * (1 - after) / (1 - before) * (1 - before / after)
         # The noise is that of the unclipped original.
         direction = noise_in(prediction, output, sample, alpha, sigma)
         terms = [(math.sqrt(after), start), (math.sqrt(max(1 - after - variance, 0)), direction)]
@@ -55,8 +54,8 @@ class Ddim:
         return mixed(*terms)
 
 
-def ddim(settings: Settings, steps: int, eta: float = 0.0) -> Ddim:
-    """Return DDIM's schedule; `eta` of 1 is as random as DDPM."""
+def ddim(settings: Settings, steps: int) -> Ddim:
+    """Return DDIM's schedule; an `eta` of 1 is as random as DDPM."""
     table = alphas_cumprod(settings)
     final = 1.0 if settings.set_alpha_to_one else float(table[0])
     timesteps = rounded(settings, steps)
@@ -67,4 +66,4 @@ def ddim(settings: Settings, steps: int, eta: float = 0.0) -> Ddim:
         for timestep in timesteps
     )
     refuse_lost_signal(settings.prediction_type, (before for before, _ in kept))
-    return Ddim(np.asarray(timesteps, np.float32), kept, settings, eta)
+    return Ddim(np.asarray(timesteps, np.float32), kept, settings)

@@ -14,13 +14,13 @@ import numpy as np
 from ...core.errors import RequestError
 from .arrays import mixed
 from .euler import ancestral
+from .grid import graded
 from .prediction import denoised, init_noise_sigma, scaled
 from .settings import refuse_karras_bounds
-from .sigmas import ended, regraded, sigmas_of, timesteps_of, training_sigmas
-from .spacing import spaced
+from .sigmas import ended, timesteps_of, training_sigmas
 
 if TYPE_CHECKING:
-    from .arrays import Array, Table
+    from .arrays import Array
     from .protocol import Noise
     from .settings import Settings
 
@@ -82,8 +82,7 @@ def dpm_sde(settings: Settings, steps: int) -> DpmSde:
     """Return DPM++ SDE's schedule, of `2 * steps - 1` calls."""
     refuse_karras_bounds(settings)
     table = training_sigmas(settings)
-    timesteps: Table | Array = spaced(settings, steps)
-    sigmas, timesteps = regraded(settings, sigmas_of(timesteps, table), timesteps, table)
+    sigmas, timesteps = graded(settings, steps, table)
     calls = np.repeat(timesteps, 2)[1:]
     calls[1::2] = timesteps_of(np.sqrt(sigmas[:-1] * sigmas[1:]), table)
     levels = ended(sigmas, 0.0)

@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++, multistep: DPM++ 2M and DPM++ 2M SDE.
+"""DPM-Solver and DPM-Solver++, multistep: DPM++ 2M, DPM++ 2M SDE and DPM++ 3M SDE.
 
 Lu et al., arXiv:2206.00927 (which predicts noise) and arXiv:2211.01095 (`++`, the original).
 """
@@ -15,14 +15,14 @@ import numpy as np
 from ...core.errors import ProfileError
 from .arrays import mixed
 from .flow import FLOW, shifted
+from .grid import above_end
 from .prediction import noise_in, original
-from .sigmas import ended, ramped, sigmas_of, timesteps_of, training_sigmas
-from .spacing import spaced_above_end
+from .sigmas import ended, training_sigmas
 
 if TYPE_CHECKING:
-    from .arrays import Array, Table
+    from .arrays import Array
     from .protocol import Noise
-    from .settings import Settings
+    from .settings import Ramp, Settings
 
 FEW_STEPS = 15  # with fewer, the last steps have a lower order if the config says lower_order_final
 
@@ -63,10 +63,15 @@ class DpmSolver:
 
     def _order(self, index: int) -> int:
         left = len(self.timesteps) - index
-        lower = self.settings.lower_order_final and len(self.timesteps) < FEW_STEPS
-        if left == 1 and (lower or self.settings.euler_at_final or self.sigmas[-1] == 0):
+        if left == 1 and (self.settings.euler_at_final or self.sigmas[-1] == 0):
             return 1
-        return min(self.settings.solver_order, 2) if left == 2 and lower else self.settings.solver_order
+        return lowered_order(self.settings, left, len(self.timesteps))
+
+
+def lowered_order(settings: Settings, left: int, steps: int) -> int:
+    """Return the order of a step of the config's solver, with this one and `left - 1` more of all steps to go."""
+    lower = settings.lower_order_final and steps < FEW_STEPS
+    return min(settings.solver_order, left) if lower else settings.solver_order
 
 
 def predicts_original(settings: Settings) -> bool:
@@ -147,26 +152,32 @@ def coefficients(settings: Settings, levels: list[float]) -> tuple[float, list[f
 def dpm_solver(settings: Settings, steps: int) -> DpmSolver:
     """Return the schedule of the DPM-Solver variant that the config names."""
     _check(settings)
+    return _walk(settings, steps)
+
+
+def dpm_3m_sde(settings: Settings, steps: int) -> DpmSolver:
+    """Return the schedule of DPM++ 3M SDE, as k-diffusion's `sample_dpmpp_3m_sde`."""
+    return _walk(settings, steps)
+
+
+def _walk(settings: Settings, steps: int) -> DpmSolver:
     if settings.use_flow_sigmas:
         falling = np.flip(1 - np.linspace(1, 1 / settings.num_train_timesteps, steps + 1))[:-1]
         flows = shifted(falling, settings.flow_shift)
         return DpmSolver(np.trunc(flows * settings.num_train_timesteps).astype(np.float32), ended(flows, 0), settings)
     table = training_sigmas(settings)
-    # Where hardly any signal is left, log-SNR is unbounded, and the config may set a bound.
-    count = int(np.sum(-np.log(table) >= settings.lambda_min_clipped))
-    ramp = ramped(settings, float(table[-1]), float(table[0]), steps)
-    if ramp is None:
-        timesteps: Table = spaced_above_end(settings, steps, count)
-        sigmas = sigmas_of(timesteps, table)
-    else:
-        sigmas, timesteps = ramp, timesteps_of(ramp, table)
-        if settings.ramp in ("karras", "lu") and settings.beta_schedule != "squaredcos_cap_v2":
-            timesteps = np.round(timesteps)
+    rounded: tuple[Ramp, ...] = () if settings.beta_schedule == "squaredcos_cap_v2" else ("karras", "lu")
+    sigmas, timesteps, _ = above_end(settings, steps, table, rounded)
     levels = ended(sigmas, float(table[0]) if settings.final_sigmas_type == "sigma_min" else 0.0)
-    return DpmSolver(np.trunc(timesteps).astype(np.float32), levels, settings)
+    return DpmSolver(timesteps.astype(np.float32), levels, settings)
 
 
 def _check(settings: Settings) -> None:
+    if settings.algorithm_type in ("data_prediction", "noise_prediction"):
+        raise ProfileError(
+            f"The scheduler config has algorithm_type = {settings.algorithm_type!r}, which is SA-Solver's. Set "
+            "'dpmsolver++', or the class SASolverScheduler."
+        )
     if settings.solver_order > 3:
         raise ProfileError(
             f"The scheduler config has solver_order = {settings.solver_order}, but DPM-Solver has orders 1 to 3. Set 2."
@@ -174,7 +185,8 @@ def _check(settings: Settings) -> None:
     if settings.algorithm_type.startswith("sde-") and settings.solver_order > 2:
         raise ProfileError(
             f"The scheduler config pairs {settings.algorithm_type} with solver_order = {settings.solver_order}, "
-            "but the stochastic solvers have orders 1 and 2. Set 2."
+            "but the stochastic solvers have orders 1 and 2: the third of diffusers 0.42.1 has a wrong sign. Set 2, or "
+            "use the scheduler 'dpm++3m-sde', which is k-diffusion's."
         )
     if settings.use_flow_sigmas != (settings.prediction_type == FLOW):
         raise ProfileError(

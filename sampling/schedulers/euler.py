@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .arrays import mixed
-from .betas import linspace
+from .grid import graded
 from .prediction import init_noise_sigma, scaled, slope
-from .sigmas import ended, regraded, sigmas_of, training_sigmas
-from .spacing import spaced
+from .sigmas import ended, training_sigmas
 
 if TYPE_CHECKING:
-    from .arrays import Array, Table
+    from .arrays import Array
     from .protocol import Noise
     from .settings import Settings
 
@@ -84,14 +83,7 @@ def ancestral(before: float, after: float) -> tuple[float, float]:
 def euler(settings: Settings, steps: int) -> Euler:
     """Return Euler's schedule."""
     table = training_sigmas(settings)
-    timesteps: Table | Array = spaced(settings, steps).astype(np.float32)
-    if settings.interpolation_type == "log_linear":
-        # One level more than steps: the last step ends at the lowest, not at zero.
-        logarithms = np.log(table)
-        sigmas = np.exp(linspace(logarithms[-1], logarithms[0], steps + 1)).astype(np.float64)
-    else:
-        sigmas = sigmas_of(timesteps, table)
-    sigmas, timesteps = regraded(settings, sigmas, timesteps, table)
+    sigmas, timesteps = graded(settings, steps, table)
     levels = ended(sigmas, float(table[0]) if settings.final_sigmas_type == "sigma_min" else 0.0)
     if settings.timestep_type == "continuous" and settings.prediction_type == "v_prediction":
         timesteps = 0.25 * np.log(np.asarray(levels[:-1]))  # EDM's conditioning
@@ -101,7 +93,7 @@ def euler(settings: Settings, steps: int) -> Euler:
 
 def euler_ancestral(settings: Settings, steps: int) -> EulerAncestral:
     """Return ancestral Euler's schedule."""
-    timesteps = spaced(settings, steps).astype(np.float32)
-    levels = ended(sigmas_of(timesteps, training_sigmas(settings)), 0.0)
+    sigmas, timesteps = graded(settings, steps, training_sigmas(settings))
+    levels = ended(sigmas, 0.0)
     first = init_noise_sigma(settings.timestep_spacing, levels[0])
-    return EulerAncestral(timesteps, levels, first, settings)
+    return EulerAncestral(timesteps.astype(np.float32), levels, first, settings)

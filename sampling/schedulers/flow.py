@@ -57,7 +57,10 @@ def flow_euler(settings: Settings, steps: int) -> FlowEuler:
     ends = np.array([1, 1 / np.float32(count)], np.float32)
     if not settings.use_dynamic_shifting:  # as in diffusers, whose levels are then shifted twice at the end
         ends = np.float32(settings.shift) * ends / (1 + (np.float32(settings.shift) - 1) * ends)
-    levels = shifted(np.linspace(float(ends[0]) * count, float(ends[1]) * count, steps) / count, settings.shift)
+    spaced = np.linspace(float(ends[0]) * count, float(ends[1]) * count, steps) / count
+    if settings.sigmas is not None:
+        spaced = np.asarray(settings.sigmas[:-1], np.float32).astype(np.float64)
+    levels = shifted(spaced, settings.shift)
     ramp = ramped(settings, float(levels[0]), float(levels[-1]), steps)
     sigmas = ended(levels if ramp is None else ramp, 0.0)
     timesteps = np.asarray(sigmas[:-1], np.float32) * np.float32(count)

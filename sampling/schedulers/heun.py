@@ -9,12 +9,12 @@ import numpy as np
 
 from ...core.errors import RequestError
 from .arrays import mixed
+from .grid import graded
 from .prediction import init_noise_sigma, scaled, slope
-from .sigmas import ended, regraded, sigmas_of, training_sigmas
-from .spacing import spaced
+from .sigmas import ended, training_sigmas
 
 if TYPE_CHECKING:
-    from .arrays import Array, Table
+    from .arrays import Array
     from .protocol import Noise
     from .settings import Settings
 
@@ -55,9 +55,7 @@ class Heun:
 
 def heun(settings: Settings, steps: int) -> Heun:
     """Return Heun's schedule, of `2 * steps - 1` calls."""
-    table = training_sigmas(settings)
-    timesteps: Table | Array = spaced(settings, steps).astype(np.float32)
-    sigmas, timesteps = regraded(settings, sigmas_of(timesteps, table), timesteps, table)
+    sigmas, timesteps = graded(settings, steps, training_sigmas(settings))
     levels = ended(sigmas, 0.0)
     first = init_noise_sigma(settings.timestep_spacing, levels[0])
     return Heun(np.repeat(timesteps, 2)[1:].astype(np.float32), levels, first, settings)

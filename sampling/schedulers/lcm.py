@@ -14,6 +14,8 @@ from .betas import alphas_cumprod
 from .prediction import original, refuse_lost_signal
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .arrays import Array
     from .protocol import Noise
     from .settings import Settings
@@ -62,26 +64,41 @@ class Lcm:
         return mixed((math.sqrt(after), consistent), (math.sqrt(1 - after), noise()))
 
 
-def lcm(settings: Settings, steps: int, strength: float = 1.0) -> Lcm:
+def lcm(settings: Settings, steps: int) -> Lcm:
     """Return LCM's schedule: some of the timesteps that the model was distilled on.
 
     Image to image uses the lowest `strength` of them.
     """
+    timesteps = distilled_timesteps(settings, steps)
+    kept = tuple(alphas_cumprod(settings)[timesteps].tolist())
+    refuse_lost_signal(settings.prediction_type, kept)
+    return Lcm(timesteps.astype(np.float32), kept, settings)
+
+
+def distilled_timesteps(settings: Settings, steps: int) -> NDArray[np.int64]:
+    """Return `steps` of the timesteps that a model was distilled on, falling, or those that the request chooses.
+
+    Raises `ProfileError` for a config without so many timesteps, and `RequestError` for too many steps.
+    """
+    if settings.timesteps is not None:
+        kept = int(steps * settings.strength)
+        if kept == 0:
+            raise RequestError(
+                f"A strength of {settings.strength:g} of {steps} timesteps leaves none. Use a larger strength."
+            )
+        return np.asarray(settings.timesteps[steps - kept :], np.int64)
     count, distilled = settings.num_train_timesteps, settings.original_inference_steps
     if distilled > count:
         raise ProfileError(
             f"The scheduler config has original_inference_steps = {distilled}, more than its {count} timesteps. "
             "Correct one of them."
         )
-    usable = int(distilled * strength)
+    usable = int(distilled * settings.strength)
     if steps > usable:
-        less = "" if strength == 1 else f", of which a strength of {strength:g} leaves {usable}"
+        less = "" if settings.strength == 1 else f", of which a strength of {settings.strength:g} leaves {usable}"
         most = f"1 to {usable}" if usable else "a larger strength"
         raise RequestError(
             f"The model was distilled on {distilled} steps{less}, but {steps} were requested. Use {most}."
         )
     all_timesteps = np.arange(usable, 0, -1) * (count // distilled) - 1
-    timesteps = all_timesteps[np.floor(np.linspace(0, usable, steps, endpoint=False)).astype(np.int64)]
-    kept = tuple(alphas_cumprod(settings)[timesteps].tolist())
-    refuse_lost_signal(settings.prediction_type, kept)
-    return Lcm(timesteps.astype(np.float32), kept, settings)
+    return all_timesteps[np.floor(np.linspace(0, usable, steps, endpoint=False)).astype(np.int64)]

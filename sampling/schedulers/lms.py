@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .arrays import mixed
+from .grid import graded
 from .prediction import init_noise_sigma, scaled, slope
 from .settings import refuse_karras_bounds
-from .sigmas import ended, regraded, sigmas_of, training_sigmas
-from .spacing import spaced
+from .sigmas import ended, training_sigmas
 
 if TYPE_CHECKING:
-    from .arrays import Array, Table
+    from .arrays import Array
     from .protocol import Noise
     from .settings import Settings
 
@@ -69,9 +69,7 @@ def lagrange_integrals(nodes: list[float], stop: float) -> list[float]:
 def lms(settings: Settings, steps: int) -> Lms:
     """Return LMS's schedule."""
     refuse_karras_bounds(settings)
-    table = training_sigmas(settings)
-    timesteps: Table | Array = spaced(settings, steps).astype(np.float32)
-    sigmas, timesteps = regraded(settings, sigmas_of(timesteps, table), timesteps, table)
+    sigmas, timesteps = graded(settings, steps, training_sigmas(settings))
     levels = ended(sigmas, 0.0)
     first = init_noise_sigma(settings.timestep_spacing, levels[0])
     return Lms(timesteps.astype(np.float32), levels, first, settings)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -32,6 +32,11 @@ RAMPS: dict[Ramp, str] = {
     "beta": "use_beta_sigmas",
     "lu": "use_lu_lambdas",
 }
+
+
+Levels = Literal["normal", "simple", "sgm-uniform", "ays"]
+LEVELS: tuple[Levels, ...] = get_args(Levels)
+"""Spacings of noise levels that k-diffusion, the web UI and ComfyUI have, and diffusers' configs don't."""
 
 
 class Settings(Record, strict=True):
@@ -79,13 +84,27 @@ class Settings(Record, strict=True):
     variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] | None = None
     skip_prk_steps: bool = False
     solver_order: Annotated[int, Field(ge=1, le=10)] = 2
-    algorithm_type: Literal["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"] = "dpmsolver++"
+    algorithm_type: Literal[
+        "dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis", "data_prediction", "noise_prediction"
+    ] = "dpmsolver++"
+    predictor_order: Annotated[int, Field(ge=1, le=10)] = 2
+    corrector_order: Annotated[int, Field(ge=1, le=10)] = 2
     solver_type: Literal["midpoint", "heun", "bh1", "bh2", "logrho"] = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
     predict_x0: bool = True
     disable_corrector: list[int] = Field(default_factory=list[int])
     timestep_scaling: Finite = 10.0
+
+    # What the request chooses; no config has these.
+    eta: float = 0.0
+    strength: float = 1.0
+    levels: Levels | None = None
+    aligned: tuple[float, ...] | None = None
+    """Noise levels that were optimized for the model, falling, with one for the end."""
+    timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    """Noise levels, falling, and zero at the end."""
 
     @property
     def ramp(self) -> Ramp | None:
@@ -122,6 +141,7 @@ REFUSED = {
     "invert_sigmas": "no image model that latentc knows counts noise levels up",
     "stochastic_sampling": "flow-matching models are sampled deterministically",
     "solver_p": "UniPC is only supported with its own predictor",
+    "tau_func": "SA-Solver is only supported with diffusers' default, noise at timesteps 200 to 800",
 }
 """Keys that are refused unless null, false or empty, or the sampler reads them, and why."""
 
@@ -130,8 +150,6 @@ INERT = frozenset({
     "dynamic_thresholding_ratio", "sample_max_value",
     # The noise belongs to the request, which passes it to each step.
     "noise_sampler_seed",
-    # Of SA-Solver, which another scheduler replaces here.
-    "predictor_order", "corrector_order", "tau_func",
     # Of diffusers 0.1 to 0.2: the tensor library, and timesteps instead of their number.
     "tensor_format", "timestep_values",
 })  # fmt: skip
@@ -150,6 +168,7 @@ class Sampler:
     """A sampler: its class in diffusers, the keys that it reads, and the function that builds its schedule."""
 
     class_name: str
+    """The class of diffusers, or where it has none, the function of k-diffusion or ComfyUI."""
     build: Callable[[Settings, int], Schedule]
     keys: frozenset[str]
     defaults: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -159,6 +178,10 @@ class Sampler:
     predictions: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
     clips: bool = False
     """Whether the class clips if its config has no `clip_sample`."""
+    chooses: frozenset[str] = frozenset()
+    """What a request may choose: `eta`, `timesteps`, `sigmas`, and `levels` (one of `LEVELS`)."""
+    in_diffusers: bool = True
+    """Whether diffusers has the class, so that a checkpoint's config can name it."""
 
 
 def settings(

@@ -70,12 +70,6 @@ def ramped(settings: Settings, highest: float, lowest: float, steps: int) -> Tab
             return np.exp(math.log(highest) + falling * (math.log(lowest) - math.log(highest)))
 
 
-def regraded(settings: Settings, sigmas: Table, timesteps: Table | Array, table: Array) -> tuple[Table, Table | Array]:
-    """Return these noise levels and their timesteps, or those of the config's ramp between the same ends."""
-    ramp = ramped(settings, float(sigmas[0]), float(sigmas[-1]), len(timesteps))
-    return (sigmas, timesteps) if ramp is None else (ramp, timesteps_of(ramp, table))
-
-
 def ended(sigmas: Table, last: float) -> list[float]:
     """Return the levels with the one where sampling ends, as float32 holds them.
 

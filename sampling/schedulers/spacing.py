@@ -27,6 +27,8 @@ def spaced(settings: Settings, steps: int) -> Table:
 
 def rounded(settings: Settings, steps: int) -> list[int]:
     """Return `steps` whole timesteps, falling, each with an entry in the training schedule."""
+    if settings.timesteps is not None:
+        return list(settings.timesteps)
     whole = [int(timestep) for timestep in np.round(spaced(settings, steps))]
     if whole[0] >= settings.num_train_timesteps:
         raise RequestError(

@@ -11,12 +11,12 @@ import numpy as np
 from ...core.errors import ProfileError
 from .arrays import mixed
 from .dpmsolver import alpha_sigma, log_snr
+from .grid import above_end
 from .prediction import noise_in, original
-from .sigmas import ended, ramped, sigmas_of, timesteps_of, training_sigmas
-from .spacing import spaced_above_end
+from .sigmas import ended, training_sigmas
 
 if TYPE_CHECKING:
-    from .arrays import Array, Table
+    from .arrays import Array
     from .protocol import Noise
     from .settings import Settings
 
@@ -108,18 +108,9 @@ def unipc(settings: Settings, steps: int) -> UniPc:
     """Return UniPC's schedule."""
     _check(settings)
     table = training_sigmas(settings)
-    ramp = ramped(settings, float(table[-1]), float(table[0]), steps)
-    if ramp is None:
-        timesteps: Table = spaced_above_end(settings, steps, settings.num_train_timesteps)
-        sigmas = sigmas_of(timesteps, table)
-        lowest = float(table[0])
-    else:
-        sigmas, timesteps = ramp, timesteps_of(ramp, table)
-        lowest = float(sigmas[-1])
-        if settings.ramp == "karras":
-            timesteps = np.round(timesteps)
+    sigmas, timesteps, lowest = above_end(settings, steps, table)
     levels = ended(sigmas, lowest if settings.final_sigmas_type == "sigma_min" else 0.0)
-    return UniPc(np.trunc(timesteps).astype(np.float32), levels, settings)
+    return UniPc(timesteps.astype(np.float32), levels, settings)
 
 
 def _check(settings: Settings) -> None:
