@@ -14,7 +14,6 @@ import numpy as np
 
 from ...core.errors import RequestError
 from .arrays import mixed
-from .euler import ancestral
 from .grid import graded
 from .prediction import denoised, init_noise_sigma, scaled
 from .sigmas import ended, timesteps_of, training_sigmas
@@ -75,7 +74,8 @@ class Dpm2:
 def ends(sigmas: list[float], step: int, is_ancestral: bool) -> tuple[float, float]:
     """Return the noise level to which a step goes, and the noise that it then adds."""
     before, after = sigmas[step : step + 2]
-    return ancestral(before, after) if is_ancestral else (after, 0.0)
+    # `euler.ancestral`, without the rounding that is as large as the level itself where a step spans many levels.
+    return (after**2 / before, after * math.sqrt(1 - (after / before) ** 2)) if is_ancestral else (after, 0.0)
 
 
 def dpm2(settings: Settings, steps: int) -> Dpm2:

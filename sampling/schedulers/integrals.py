@@ -16,7 +16,7 @@ def weights(nodes: list[float], width: float, rate: float) -> list[float]:
     found: list[float] = []
     for here, node in enumerate(nodes):
         others = nodes[:here] + nodes[here + 1 :]
-        rising = np.poly(others)[::-1] / math.prod(node - other for other in others)
+        rising = np.atleast_1d(np.poly(others))[::-1] / math.prod(node - other for other in others)
         found.append(float(rising @ powers))
     return found
 

@@ -23,85 +23,8 @@ from latentc.sampling.schedulers import FLOW_SCHEDULERS, KNOWN_KEYS, SCHEDULERS,
 from latentc.sampling.schedulers.settings import INERT, REFUSED
 
 Array = NDArray[np.float32]
-Config = dict[str, object]
-
-SHAPE = (1, 4, 6, 6)
 CHECKPOINTS = ("sd15", "sd21", "sdxl", "turbo", "lcm", "zero-snr")
 TOLERANCE = 1e-5
-MIX = np.random.default_rng(7).normal(size=(4, 4)).astype(np.float32) / 2
-
-LATENT: Config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SD15: Config = {
-    "_class_name": "PNDMScheduler",
-    "_diffusers_version": "0.6.0",
-    **LATENT,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
-SD21: Config = {
-    "_class_name": "DDIMScheduler",
-    "_diffusers_version": "0.8.0",
-    **LATENT,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
-SDXL: Config = {
-    "_class_name": "EulerDiscreteScheduler",
-    "_diffusers_version": "0.19.0.dev0",
-    **LATENT,
-    "clip_sample": False,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "sample_max_value": 1.0,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "trained_betas": None,
-    "use_karras_sigmas": False,
-}
-TURBO: Config = {
-    **SDXL,
-    "timestep_spacing": "trailing",
-    "timestep_type": "discrete",
-    "sigma_max": None,
-    "sigma_min": None,
-}
-LCM: Config = {
-    **SD15,
-    "_class_name": "LCMScheduler",
-    "clip_sample_range": 1.0,
-    "dynamic_thresholding_ratio": 0.995,
-    "original_inference_steps": 50,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-    "sample_max_value": 1.0,
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "thresholding": False,
-    "timestep_scaling": 10.0,
-    "timestep_spacing": "leading",
-}
-ZERO_SNR: Config = {
-    **SD21,
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-}
-PLAIN: dict[str, Config] = {name: {"_class_name": sampler.class_name} for name, sampler in SCHEDULERS.items()}
-
-
-def said(base: Mapping[str, object], **more: object) -> Config:
-    return {**base, **more}
 
 
 # The published ones and the rest. What each row is: the config, the name that is asked for, and DDIM's eta.
@@ -234,108 +157,11 @@ CASES: dict[str, tuple[Config, str | None, float]] = {
 }  # fmt: skip
 
 
-def denoiser(sample: Array, timestep: float) -> Array:
-    """Answer as a denoiser might: bounded, mixing channels and neighbours, different at each timestep."""
-    mixed = np.einsum("oc,bchw->bohw", MIX, sample) + 0.3 * np.roll(sample, 1, axis=-1)
-    return np.tanh(mixed + np.float32(timestep / 1000)).astype(np.float32)
-
-
-def draws(seed: int = 3) -> Iterator[Array]:
-    rng = np.random.default_rng(seed)
-    while True:
-        yield rng.standard_normal(SHAPE, dtype=np.float32)
-
-
-class BrownianPath:
-    """What stands for torchsde: the path over a step's noise levels, from one draw per increment."""
-
-    def __init__(self, *_: object) -> None:
-        self.points: dict[float, Array] = {}
-
-    def __call__(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        high, low = float(before), float(after)
-        if high not in self.points:
-            self.points = {high: np.zeros(SHAPE, np.float32)}
-        reached = min(self.points)
-        self.points[low] = self.points[reached] + np.sqrt(reached - low) * next(BrownianPath.source)
-        increment = self.points[low] - self.points[high]
-        return torch.from_numpy((increment / np.sqrt(high - low)).astype(np.float32))
-
-    source: Iterator[Array] = draws()
-
-
-def their_class(class_name: str) -> Any:
-    if class_name != "DPMSolverSDEScheduler":
-        return getattr(importlib.import_module("diffusers"), class_name)
-    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
-    setattr(module, "BrownianTreeNoiseSampler", BrownianPath)  # noqa: B010 - it has no such attribute to type checkers
-    return module.DPMSolverSDEScheduler
-
-
-def theirs(config: Config, name: str | None, steps: int, begin: int = 0) -> Any:
-    """Return diffusers' scheduler for the same config and name, at its first step."""
-    asks: Config = {}
-    class_name = str(config["_class_name"])
-    if name is not None:
-        base, _, ramp = name.rpartition("-")
-        base, ramp = (name, "") if name in SCHEDULERS else (base, ramp)
-        class_name = SCHEDULERS[base].class_name
-        asks = dict(SCHEDULERS[base].asks)
-        if ramp:
-            asks["use_lu_lambdas" if ramp == "lu" else f"use_{ramp}_sigmas"] = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # diffusers' own: of numpy 2, of deprecated algorithm types
-        scheduler = their_class(class_name).from_config(config, **asks)
-        scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
-    return scheduler
-
-
-def their_walk(
-    scheduler: Any, sample: Array, eta: float, monkeypatch: pytest.MonkeyPatch, begin: int = 0
-) -> Iterator[tuple[Array, Array]]:
-    """Yield what the denoiser is fed and the sample after each call."""
-    source = draws()
-    monkeypatch.setattr(BrownianPath, "source", source)
-
-    def randn(*_: object, **__: object) -> torch.Tensor:
-        return torch.from_numpy(next(source))
-
-    module = importlib.import_module(type(scheduler).__module__)
-    if hasattr(module, "randn_tensor"):
-        monkeypatch.setattr(module, "randn_tensor", randn)
-    more = {"eta": eta} if eta else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of scipy, on LMS's float32 integrand
-        for timestep in scheduler.timesteps[begin:]:
-            fed = scheduler.scale_model_input(torch.from_numpy(sample), timestep).numpy()
-            output = torch.from_numpy(denoiser(fed, float(np.float32(timestep))))
-            sample = scheduler.step(output, timestep, torch.from_numpy(sample), **more).prev_sample.numpy()
-            yield fed, sample
-
-
-def our_walk(
-    ours: Schedule, sample: Array, noise: Callable[[], Array], begin: int = 0
-) -> Iterator[tuple[Array, Array]]:
-    for index, timestep in list(enumerate(ours.timesteps))[begin:]:
-        fed = ours.scale(sample, index)
-        sample = ours.step(denoiser(fed, float(timestep)), index, sample, noise)
-        yield fed, sample
-
-
-def distance(mine: Array, other: Array) -> float:
-    assert mine.dtype == np.float32
-    assert mine.shape == other.shape
-    return float(np.max(np.abs(mine - other)) / np.max(np.abs(other)))
-
-
 def worst(
     config: Config, name: str | None, eta: float, steps: int, monkeypatch: pytest.MonkeyPatch, begin: int = 0
 ) -> float:
     reference = theirs(config, name, steps, begin)
-    ours = schedule(config, steps, name, eta=eta)
+    ours = schedule(config, steps, name, eta=eta or None)
     np.testing.assert_allclose(ours.timesteps, reference.timesteps.numpy(), rtol=2e-6)
     assert ours.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma), rel=1e-6)
     start = (next(draws(5)) * ours.init_noise_sigma).astype(np.float32)
@@ -416,16 +242,6 @@ def test_noise_levels_of_flow_matching_are_diffusers_own(name: str, begin: int) 
         expected = reference.add_noise(*arrays, timestep)
     kept, added = schedule(config, 10, name).level(begin)
     assert distance(np.float32(kept) * original + np.float32(added) * noise, expected.numpy()) < TOLERANCE
-
-
-def led_back(ours: Schedule, begin: int) -> tuple[Array, Array]:
-    """Where a walk from the middle ends with a denoiser that knows the noise, and the original."""
-    original, noise = next(draws(1)), next(draws(2))
-    kept, added = ours.level(begin)
-    sample = (kept * original + np.float32(added) * noise).astype(np.float32)
-    for index in range(begin, len(ours.timesteps)):
-        sample = ours.step(noise, index, sample, no_noise)
-    return sample, original
 
 
 DETERMINISTIC = ("ddim", "pndm", "lms", "euler", "heun", "dpm++2m", "unipc")
@@ -516,10 +332,6 @@ def test_second_half_of_a_step_cant_come_first(name: str, config: Config) -> Non
         schedule(config, 10, name).step(sample, 5, sample, no_noise)
 
 
-def no_noise() -> Array:
-    raise AssertionError("no noise was expected to be drawn")
-
-
 @pytest.mark.parametrize("name", list(SCHEDULERS))
 def test_schedules_share_no_state(name: str) -> None:
     def walk(seed: int) -> Iterator[tuple[Array, Array]]:
@@ -555,7 +367,7 @@ def test_schedules_share_no_state(name: str) -> None:
     ],
 )
 def test_calls_and_draws(config: Config, name: str, eta: float, calls: int, drawn: int) -> None:
-    ours, source, count = schedule(config, 8, name, eta=eta), draws(), 0
+    ours, source, count = schedule(config, 8, name, eta=eta or None), draws(), 0
 
     def noise() -> Array:
         nonlocal count
@@ -678,7 +490,7 @@ def test_config_that_cant_be_honoured(change: Config, message: str) -> None:
 )
 def test_request_that_cant_be_drawn(steps: int, name: str | None, eta: float, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        schedule(said(SDXL, skip_prk_steps=False), steps, name, eta=eta)
+        schedule(said(SDXL, skip_prk_steps=False), steps, name, eta=eta or None)
 
 
 def test_facts_of_the_model_outlive_a_change_of_scheduler() -> None:
