@@ -222,5 +222,7 @@ def doubled(scheduler: Any) -> Any:
         for key, value in {"up": up, "down": down.nan_to_num(), "interpol": middle}.items():
             setattr(scheduler, f"sigmas_{key}", torch.cat([value[:1], value[1:].repeat_interleave(2), value[-1:]]))
         levels = np.asarray(scheduler.log_sigmas)
-        scheduler.timesteps[1::2] = torch.tensor([float(scheduler._sigma_to_t(one, levels)) for one in middle[:-2]])
+        scheduler.timesteps[1::2] = torch.tensor(
+            [float(scheduler._sigma_to_t(one.numpy(), levels)) for one in middle[:-2]]
+        )
     return scheduler
