@@ -114,6 +114,8 @@ class Family:
     """Supported tasks; the first is the default."""
     frame_guidance: tuple[float, float] | None = None
     """Default guidance scales of the first and the last frame, if each frame has its own."""
+    align_your_steps: tuple[float, ...] | None = None
+    """Published noise levels, as in `Model.align_your_steps`."""
     processor: str | None = None
     """The folder with the config of transformers' image processor: the mean and deviation of colours."""
     high: int | None = None
@@ -378,6 +380,7 @@ FAMILIES: list[Family] = [
         controlled="StableDiffusionControlNetPipeline",
         masks_padding=True,
         pixels=512,
+        align_your_steps=(14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
         marks={"use_linear_projection": None, "addition_embed_type": None},
         texts=(TextLayout("text_encoder", "cond_stage_model.transformer.", "transformers"),),
         heads=eight_heads,
@@ -421,6 +424,7 @@ FAMILIES: list[Family] = [
         ),
         controlled="StableDiffusionXLControlNetPipeline",
         pixels=1024,
+        align_your_steps=(14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
         latent_statistics=True,
         marks={"use_linear_projection": True, "addition_embed_type": "text_time"},
         texts=(

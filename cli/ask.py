@@ -46,6 +46,31 @@ def parse_size(size: str | None) -> dict[str, int]:
     return {} if size is None else dict(zip(("width", "height"), sides(size), strict=True))
 
 
+def numbers(text: str | None, option: str, kind: type[int] | type[float]) -> tuple[float, ...] | None:
+    """Numbers separated by commas, or None for None; raises `RequestError` for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(one.strip()) for one in text.split(","))
+    except ValueError as exc:
+        example = "999,759,499,259" if kind is int else "14.6,3.9,1.4,0.4,0"
+        raise RequestError(
+            f"{text[:40]!r} is not valid for {option}: use numbers separated by commas, for example {example}."
+        ) from exc
+
+
+STEPS = ("timesteps", "sigmas", "steps")
+"""Fields that determine the steps: one of them replaces the others of a file or an image."""
+
+
+def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `base` overridden by those of `more`."""
+    replaced = STEPS if any(more.get(name) is not None for name in STEPS) else ()
+    if more.get("timesteps") is not None or more.get("sigmas") is not None:
+        replaced = (*replaced, "timestep_spacing")
+    return {**{name: value for name, value in base.items() if name not in replaced}, **more}
+
+
 def ask(
     prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any], *, image: bool = False
 ) -> list[Request]:
@@ -72,7 +97,7 @@ def ask(
         with _of_many(number, len(asked), place):
             if "prompt" not in {**base, **one} and not image:
                 raise RequestError("Invalid request: prompt: field required.")
-            request = Request.model_validate({**base, **one, **given})
+            request = Request.model_validate(over(over(base, one), given))
             if request.scheduler is not None:
                 check_name(request.scheduler)
         requests.append(request)

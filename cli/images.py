@@ -126,6 +126,25 @@ def run(
         str | None,
         typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing."),
     ] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Randomness of ddim, or tcd's gamma, 0 to 1. Default: 0. Others have none.")
+    ] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Timestep of each step, such as 999,759,499,259, instead of --steps and a spacing. For schedulers "
+            "whose class in diffusers accepts them.",
+        ),
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,...,0",
+            help="Noise level of each step, and 0 at the end, such as 14.6,3.9,1.4,0.4,0, instead of --steps and a "
+            "spacing.",
+        ),
+    ] = None,
     fps: Annotated[int | None, typer.Option(help="Video: frames per second. Default: 7.")] = None,
     motion_bucket_id: Annotated[
         int | None, typer.Option(help="Video: amount of motion, 0 to 255. Default: 127.")
@@ -145,7 +164,7 @@ def run(
 ) -> None:
     """Generate images from prompts, or a video from an image, with the engines of a profile."""
     from ..pipelines.png import read
-    from .ask import ask, parse_size
+    from .ask import ask, numbers, parse_size
     from .choose import choose_one
     from .draw import draw
 
@@ -162,6 +181,9 @@ def run(
         "scheduler": scheduler,
         **parse_size(size),
         "timestep_spacing": spacing,
+        "eta": eta,
+        "timesteps": numbers(timesteps, "--timesteps", int),
+        "sigmas": numbers(sigmas, "--sigmas", float),
         "fps": fps,
         "motion_bucket_id": motion_bucket_id,
         "noise_aug_strength": noise_aug_strength,

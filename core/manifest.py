@@ -174,6 +174,12 @@ class Model(Record):
     """Number of frames per video; None for an image model, whose latents have no frame axis."""
     frame_guidance: Annotated[tuple[Finite, Finite] | None, Field(exclude_if=_unless(None))] = None
     """Default guidance scales of the first and the last frame, if each frame has its own; None for a single scale."""
+    align_your_steps: Annotated[
+        tuple[Positive, ...] | None, Field(min_length=2, max_length=1000, exclude_if=_unless(None))
+    ] = None
+    """Noise levels that were optimized for the model, falling, with one for the end (arXiv:2404.14507); None if none
+    are published.
+    """
     encodes_in_f32: Annotated[bool | None, Field(exclude_if=_unless(None))] = None
     """Whether diffusers' pipeline raises the VAE to f32 to encode images (`force_upcast`); None is False."""
     image_reader: Annotated[ImageReader | None, Field(exclude_if=_unless(None))] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,10 @@ _OTHER_NAMES = {
     "pass the image to the pipeline, or with --control: a request has only its digest": "controlimage controlnetimage "
     "controlnet control",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
-    _NOT_YET: "clipskip clipstopatlastlayers eta "
+    "eta": "etaddim ddimeta gamma",
+    "timesteps": "customtimesteps timestepslist",
+    "sigmas": "customsigmas sigmaslist noiselevels",
+    _NOT_YET: "clipskip clipstopatlastlayers "
     "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
@@ -67,6 +70,7 @@ STRENGTH, STRENGTH_MASKED = 0.8, 1.0
 
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
+MAX_STEPS = 1000
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
@@ -88,6 +92,19 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _with_steps(value: Any) -> Any:
+    """The fields with the number of steps that their timesteps or sigmas make, if it isn't given."""
+    if not isinstance(value, dict) or "steps" in value:
+        return cast("Any", value)
+    fields = cast("dict[str, Any]", value)
+    timesteps, sigmas = fields.get("timesteps"), fields.get("sigmas")
+    if isinstance(timesteps, list | tuple) and timesteps:
+        return {**fields, "steps": len(cast("list[Any]", timesteps))}
+    if isinstance(sigmas, list | tuple) and sigmas:
+        return {**fields, "steps": max(1, len(cast("list[Any]", sigmas)) - 1)}
+    return fields
+
+
 class Request(Record):
     """A request for images. Raises `RequestError` listing each value that is out of range.
 
@@ -97,6 +114,10 @@ class Request(Record):
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
     full denoiser.
+
+    `eta` is the randomness of DDIM, or TCD's gamma, from 0 (the default) to 1; other schedulers have none. `timesteps`
+    or `sigmas` replace `steps` and any spacing, for schedulers whose class in diffusers accepts them: the timestep of
+    each step, or the noise level of each step and 0 at the end, each lower than the one before.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -123,13 +144,20 @@ class Request(Record):
     negative_prompt: str = ""
     width: Side | None = None
     height: Side | None = None
-    steps: int = Field(default=20, ge=1, le=1000)
+    steps: int = Field(default=20, ge=1, le=MAX_STEPS)
     guidance: float = Field(default=7.5, ge=0.0, le=100.0, allow_inf_nan=False)
     guidance_rescale: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     count: int = Field(default=1, ge=1, le=MAX_COUNT)
     scheduler: str | None = None
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
+    eta: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=1.0, allow_inf_nan=False)
+    timesteps: tuple[Annotated[int, Field(ge=0, le=100_000)], ...] | None = Field(
+        default=None, exclude_if=_is_none, min_length=1, max_length=MAX_STEPS
+    )
+    sigmas: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] | None = Field(
+        default=None, exclude_if=_is_none, min_length=2, max_length=MAX_STEPS + 1
+    )
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
@@ -149,9 +177,25 @@ class Request(Record):
     @classmethod
     def _validated(cls, value: Any, handler: ModelWrapValidatorHandler[Request]) -> Request:
         try:
-            return handler(value)
+            made = handler(_with_steps(value))
         except ValidationError as exc:
             raise RequestError(f"Invalid request: {complaints(exc, cls)}.") from exc
+        made.check_steps()
+        return made
+
+    def check_steps(self) -> None:
+        """Raise `RequestError` if timesteps or sigmas come with something that they replace."""
+        if self.timesteps is None and self.sigmas is None:
+            return
+        if self.timesteps is not None and self.sigmas is not None:
+            raise RequestError("Invalid request: timesteps and sigmas determine each other. Leave one of them out.")
+        word, count = ("sigmas", len(self.sigmas) - 1) if self.sigmas else ("timesteps", len(self.timesteps or ()))
+        if self.timestep_spacing is not None:
+            raise RequestError(f"Invalid request: {word} replace timestep_spacing. Leave one of them out.")
+        if self.steps != count:
+            raise RequestError(
+                f"Invalid request: the {word} are {count} steps, but steps is {self.steps}. Leave it out."
+            )
 
     @property
     def guided(self) -> bool:

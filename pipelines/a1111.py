@@ -21,7 +21,8 @@ from ..core.errors import RequestError
 from ..core.request import Request
 from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
-from ..sampling.schedulers.settings import RAMPS
+from ..sampling.schedulers.rows import parted
+from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .complete import size_and_seed
 
 NEGATIVE = "Negative prompt:"
@@ -29,6 +30,10 @@ OTHER = "Other text"
 """Key in `Parsed.rest` of text between or after the pairs that isn't a pair."""
 
 STRENGTH = "Denoising strength"
+ETA_DDIM, ETA = "Eta DDIM", "Eta"
+"""The web UI's keys of DDIM's eta, and of that of all others, most of which have none here."""
+_ETAS = {"ddim": {ETA, ETA_DDIM}, "tcd": {ETA}}
+TIMESTEPS, SIGMAS = "Timesteps", "Sigmas"
 _SECOND_PASS = ("hires", "first pass size")
 """Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
 
@@ -43,17 +48,28 @@ _SAMPLERS = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "pndm": "PLMS",
+    "ipndm": "IPNDM",
     "lms": "LMS",
     "euler": "Euler",
     "euler-ancestral": "Euler a",
     "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2-ancestral": "DPM2 a",
+    "dpm++2s-ancestral": "DPM++ 2S a",
     "dpm++2m": "DPM++ 2M",
     "dpm++2m-sde": "DPM++ 2M SDE",
+    "dpm++3m-sde": "DPM++ 3M SDE",
     "dpm++sde": "DPM++ SDE",
+    "deis": "DEIS",
+    "sa-solver": "SA Solver",
     "unipc": "UniPC",
     "lcm": "LCM",
+    "tcd": "TCD",
 }
-_AUTOMATIC = {"dpm++2m": "karras", "dpm++sde": "karras", "dpm++2m-sde": "exponential"}
+_AUTOMATIC = {
+    **dict.fromkeys(("dpm2", "dpm2-ancestral", "dpm++2s-ancestral", "dpm++2m", "dpm++sde"), "karras"),
+    **dict.fromkeys(("dpm++2m-sde", "dpm++3m-sde"), "exponential"),
+}
 """The meaning of the web UI's schedule type `Automatic` by sampler; evenly spaced timesteps for all others. A text
 without a schedule type means the same since 1.9, which dropped the `Karras` at the end of sampler names. Source:
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/v1.10.1/modules/sd_samplers_kdiffusion.py
@@ -62,13 +78,19 @@ _TIMESTEPS = ("ddim", "pndm", "unipc")
 """Samplers for which the web UI ignores the schedule type. Source: its `modules/sd_samplers_timesteps.py`."""
 _SCHEDULES = ("Schedule type", "Scheduler", "Sampler sigma")
 """Keys of a schedule: the web UI's, that of nodes for ComfyUI, and SD.Next's."""
-_WORDS = {"lambdas": "lu", "default": PLAIN[0]} | {ramp: ramp for ramp in RAMPS} | dict.fromkeys(PLAIN, PLAIN[0])
+_WORDS = (
+    {"lambdas": "lu", "default": PLAIN[0], "sgm uniform": "sgm-uniform", "sgmuniform": "sgm-uniform"}
+    | {"align your steps": "ays"}
+    | {word: word for word in (*RAMPS, *LEVELS)}
+    | dict.fromkeys(PLAIN, PLAIN[0])
+)
+_CAPITALS = {"sgm-uniform": "SGM Uniform", "ays": "Align Your Steps"}
 _TITLES: dict[str, tuple[str, ...]] = {
     name: (title, "Uniform") if name in _AUTOMATIC else (title,) for name, title in _SAMPLERS.items()
 } | {
-    f"{name}-{ramp}": (title, ramp.capitalize())
+    f"{name}-{ramp}": (title, _CAPITALS.get(ramp, ramp.capitalize()))
     for name, title in _SAMPLERS.items()
-    for ramp in RAMPS
+    for ramp in (*RAMPS, *LEVELS)
     if f"{name}-{ramp}" in NAMES
 }
 """Our names, and the web UI's: the sampler, and the schedule type if it isn't what `Automatic` means."""
@@ -99,6 +121,11 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs[STRENGTH] = _number(request.strength)
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
+    if request.eta is not None:
+        pairs[ETA_DDIM if request.scheduler == "ddim" else ETA] = _number(request.eta)
+    for key, numbers in ((TIMESTEPS, request.timesteps), (SIGMAS, request.sigmas)):
+        if numbers is not None:
+            pairs[key] = ", ".join(map(_number, numbers))
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
     lines = [request.prompt]
@@ -117,6 +144,8 @@ def parse(text: str) -> Parsed:
         values["scheduler"] = scheduler
         rest = {key: value for key, value in rest.items() if key not in used}
     keys = {key.lower(): key for key in reversed(rest)}
+    for key in {ETA, ETA_DDIM} - _ETAS.get(scheduler or "", set()):
+        keys.pop(key.lower(), None)  # of ancestral samplers
     if any(key.startswith(_SECOND_PASS) for key in keys):
         keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
     for own, read in _READERS.items():
@@ -125,7 +154,7 @@ def parse(text: str) -> Parsed:
             continue
         try:
             found = read(rest[key])
-            Request.model_validate({"prompt": "", **found})
+            Request.model_validate({"prompt": "", **values, **found})
         except (ValueError, RequestError):
             continue
         if any(values.get(name, value) != value for name, value in found.items()):
@@ -152,13 +181,15 @@ def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tu
         meant = f"{base}-{_AUTOMATIC.get(base)}" if recent and base in _AUTOMATIC else base
         return meant, keys, _assumed(base, rest["Sampler"]) if not version and base in _AUTOMATIC else ()
     (kind,) = kinds
-    plain = next(name for name in sorted(_SAMPLERS, key=len, reverse=True) if base.startswith(name))
+    plain = parted(base)[0]
     if kind == "automatic":
         ramp = "" if base != plain else _AUTOMATIC.get(base, "")
     elif kind not in _WORDS:
         return None, (), ()
     else:
         ramp = "" if _WORDS[kind] == PLAIN[0] else _WORDS[kind]
+        if ramp == "normal" and f"{plain}-normal" not in NAMES:
+            ramp = ""  # evenly spaced timesteps, as such a sampler has anyway
         if base not in (plain, f"{plain}-{ramp}"):
             return None, (), ()  # `DPM++ 2M Karras` with another schedule
     meant = f"{plain}-{ramp}" if ramp else base
@@ -300,6 +331,18 @@ def _spacing(text: str) -> dict[str, object]:
     return {"timestep_spacing": text}
 
 
+def _eta(text: str) -> dict[str, object]:
+    return {"eta": float(text)}
+
+
+def _timestep_list(text: str) -> dict[str, object]:
+    return {"timesteps": tuple(int(one) for one in text.split(","))}
+
+
+def _sigma_list(text: str) -> dict[str, object]:
+    return {"sigmas": tuple(float(one) for one in text.split(","))}
+
+
 def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
@@ -316,6 +359,10 @@ _READERS = {
     "CFG rescale": _rescale,
     "Seed": _seed,
     "Size": _size,
+    ETA_DDIM: _eta,
+    ETA: _eta,
+    TIMESTEPS: _timestep_list,
+    SIGMAS: _sigma_list,
     "Timestep spacing": _spacing,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)

@@ -215,7 +215,9 @@ class Pipeline:
         vocabulary = next(iter(host.vocabularies), None)
         messages = notices(asked, self.bundle.manifest, vocabulary, text.tokens, text.guided)
         messages += remarks
-        messages += filter(None, [few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)])
+        if asked.timesteps is None and asked.sigmas is None:
+            few = few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)
+            messages += filter(None, [few])
         messages += [
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)
         ]

@@ -226,8 +226,10 @@ def schedule_of(model: Model, scheduler: Mapping[str, Any], request: Request) ->
     tokens = math.prod(latent_shape(model, request)[-2:]) // model.patch**2
     strength = request.strength if model.takes_guidance and request.strength is not None else 1.0
     return schedule(
-        scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing, tokens=tokens, strength=strength
-    )
+        scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing, eta=request.eta,
+        timesteps=request.timesteps, sigmas=request.sigmas, aligned=model.align_your_steps, tokens=tokens,
+        strength=strength,
+    )  # fmt: skip
 
 
 def first_of(model: Model, scheduler: Mapping[str, Any], request: Request, walk: Schedule) -> int:

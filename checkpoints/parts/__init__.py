@@ -113,6 +113,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         default_height=checkpoint.height,
         frames=checkpoint.frames,
         frame_guidance=family.frame_guidance,
+        align_your_steps=family.align_your_steps,
         encodes_in_f32=(family.tasks == ("image_to_video",) and bool(config.get("force_upcast", True))) or None,
         image_reader=_image_reader(checkpoint),
         controls=tuple(

@@ -150,7 +150,7 @@ def understood(name: str) -> str | None:
 def named(config: Mapping[str, object], name: str) -> dict[str, object]:
     """Return the config of the scheduler called `name`, on the same training schedule.
 
-    Raises `RequestError` for a name that isn't one of its `samplers`, and for one that diffusers' configs can't express.
+    Raises `RequestError` for a name that isn't one of its `samplers`, and for one that diffusers' configs lack.
     """
     sampler, asks = _of_name(name, config)
     if not sampler.in_diffusers or "levels" in asks:

@@ -91,8 +91,8 @@ def _aligned(settings: Settings, steps: int) -> Table:
     if settings.aligned is None:
         raise RequestError(
             "Align Your Steps needs noise levels that were optimized for the model, and none are published for this "
-            "one, or its bundle was exported by an earlier version of latentc. Use another spacing, such as -karras, or "
-            "export the checkpoint again."
+            "one, or its bundle was exported by an earlier version of latentc. Use another spacing, such as -karras, "
+            "or export the checkpoint again."
         )
     published = np.log(np.asarray(settings.aligned, np.float64))
     places = np.linspace(0, len(published) - 1, steps + 1)[:-1]

@@ -1,4 +1,4 @@
-"""The samplers as rows of data: each one's class in diffusers, the keys that it reads, and what a request may choose."""
+"""The samplers as rows: the class in diffusers of each, the keys that it reads, and what a request may choose."""
 
 from __future__ import annotations
 

@@ -362,9 +362,7 @@ def test_config_that_cant_be_honoured(change: Config, message: str) -> None:
 
 
 def test_the_third_order_of_dpm_3m_sde_converges() -> None:
-    """Halving the steps of the SDE without its noise divides the error by about 2 ** 3; diffusers' own third order, which
-    is refused, loses its second.
-    """
+    """Twice the steps of the SDE, without its noise, divide the error by about 2 ** 3."""
 
     # The original is a smooth function of the noise level, so that its mean has a known limit.
     def walked(steps: int) -> float:
