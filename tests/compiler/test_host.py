@@ -41,6 +41,11 @@ SCHEDULERS = {
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     },
+    "dpm2": {"_class_name": "KDPM2DiscreteScheduler", "use_karras_sigmas": True},
+    "dpm2 ancestral": {"_class_name": "KDPM2AncestralDiscreteScheduler"},
+    "deis": {"_class_name": "DEISMultistepScheduler", "solver_order": 3},
+    "sa solver": {"_class_name": "SASolverScheduler"},
+    "tcd": {"_class_name": "TCDScheduler"},
     "karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
 }
 

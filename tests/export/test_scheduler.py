@@ -70,8 +70,8 @@ def test_flow_matching_belongs_to_the_family(family, cls, config, said, name, ow
 
 
 def test_a_class_that_isnt_there_is_refused_with_the_nearest(folder, tmp_path):
-    source = folder("DEISMultistepScheduler", **DEIS)
-    with pytest.raises(CheckpointError, match=r"DEISMultistepScheduler of diffusers.*--scheduler dpm\+\+2m .*unipc"):
+    source = folder("DPMSolverSinglestepScheduler", solver_order=2)
+    with pytest.raises(CheckpointError, match=r"DPMSolverSinglestepScheduler of diff.*--scheduler dpm\+\+2m .*unipc"):
         export(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -136,7 +136,13 @@ def test_a_name_that_is_none_is_refused(folder):
         settle(open_checkpoint(str(folder("PNDMScheduler"))), "dpm")
 
 
-@pytest.mark.parametrize("name", [*SCHEDULERS, "dpm++2m-karras"])
+@pytest.mark.parametrize("name", ["ipndm", "dpm++2s-ancestral", "euler-sgm-uniform"])
+def test_a_scheduler_that_no_config_expresses_is_refused(name, folder):
+    with pytest.raises(CheckpointError, match="can't be the scheduler of a bundle"):
+        settle(open_checkpoint(str(folder("PNDMScheduler"))), name)
+
+
+@pytest.mark.parametrize("name", [*(name for name, row in SCHEDULERS.items() if row.in_diffusers), "dpm++2m-karras"])
 def test_a_scheduler_that_is_asked_for_is_the_bundles_own(name, folder):
     settled = settle(open_checkpoint(str(folder("PNDMScheduler"))), name)
     assert (schedule(settled.scheduler, 8).timesteps == schedule(settled.scheduler, 8, name).timesteps).all()
@@ -167,9 +173,10 @@ def test_what_was_found_out_is_in_the_bundle(checkpoint, tmp_path):
     config = {
         key: value for key, value in json.loads(path.read_text()).items() if key not in ("clip_sample", "steps_offset")
     }
-    path.write_text(json.dumps(config | DEIS | {"_class_name": "DEISMultistepScheduler", "predict_epsilon": True}))
+    own = "DPMSolverSinglestepScheduler"
+    path.write_text(json.dumps(config | DEIS | {"_class_name": own, "predict_epsilon": True}))
     index = source / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", "DEISMultistepScheduler"]}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", own]}))
     bundle = export(str(source), tmp_path / "out", spacing="trailing", size=64, scheduler="ddim")
     written = bundle.json("scheduler/scheduler_config.json")
     assert written["_class_name"] == bundle.json("model_index.json")["scheduler"][1] == "DDIMScheduler"
@@ -179,7 +186,7 @@ def test_what_was_found_out_is_in_the_bundle(checkpoint, tmp_path):
         "timestep_spacing": "--spacing",
         "pixels": "--size",
     }
-    assert any("instead of DEISMultistepScheduler" in notice for notice in bundle.manifest.notices)
+    assert any(f"instead of {own}" in notice for notice in bundle.manifest.notices)
     assert any("steps_offset" in notice for notice in bundle.manifest.notices)
 
 

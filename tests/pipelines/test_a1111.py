@@ -28,6 +28,10 @@ AUTOMATIC = {
     "PLMS": "pndm",
     "UniPC": "unipc",
     "LCM": "lcm",
+    "DPM2": "dpm2-karras",
+    "DPM2 a": "dpm2-ancestral-karras",
+    "DPM++ 2S a": "dpm++2s-ancestral-karras",
+    "DPM++ 3M SDE": "dpm++3m-sde-exponential",
 }
 
 
@@ -46,7 +50,22 @@ def test_automatic_is_what_the_web_ui_means(sampler, ours):
         ("Sampler: DPM++ 2M Karras, Version: v1.6.0", "dpm++2m-karras"),
         ("Sampler: DPM++ 2M, Version: latentc 0.1.0", "dpm++2m"),
         ("Sampler: DPM++ 2M, Version: ComfyUI", "dpm++2m"),
-        ("Sampler: Euler a, Schedule type: normal", "euler-ancestral"),
+        ("Sampler: Euler a, Schedule type: normal", "euler-ancestral-normal"),
+        ("Sampler: Euler, Schedule type: SGM Uniform", "euler-sgm-uniform"),
+        ("Sampler: dpmpp_2m_sgm_uniform", "dpm++2m-sgm-uniform"),
+        ("Sampler: DPM++ 2M, Schedule type: Align Your Steps, Version: v1.10.1", "dpm++2m-ays"),
+        ("Sampler: euler, Scheduler: simple", "euler-simple"),
+        ("Sampler: PLMS, Schedule type: Normal", "pndm"),
+        ("Sampler: DPM2 a Karras", "dpm2-ancestral-karras"),
+        ("Sampler: DPM++ 2S a Karras, Version: v1.6.0", "dpm++2s-ancestral-karras"),
+        ("Sampler: DPM++ 2S a, Version: v1.9.0", "dpm++2s-ancestral-karras"),
+        ("Sampler: DPM++ 3M SDE Exponential", "dpm++3m-sde-exponential"),
+        ("Sampler: dpmpp_3m_sde_gpu, Scheduler: karras", "dpm++3m-sde-karras"),
+        ("Sampler: ipndm, Scheduler: normal", "ipndm-normal"),  # ComfyUI
+        ("Sampler: SA Solver, App: SD.Next", "sa-solver"),
+        ("Sampler: DEISMultistepScheduler", "deis"),
+        ("Sampler: kdpm_2_k", "dpm2-karras"),  # InvokeAI
+        ("Sampler: TCD", "tcd"),
         ("Sampler: DPM++ 2M Karras, Schedule type: Automatic", "dpm++2m-karras"),
         ("Sampler: UniPC, Schedule type: Karras, Version: v1.10.1", "unipc"),  # ignored by samplers of timesteps
         ("Sampler: DDIM, Schedule type: SGM Uniform, Version: v1.10.1", "ddim"),
@@ -72,12 +91,13 @@ def test_samplers_and_schedules_as_tools_spell_them(pairs, ours):
 @pytest.mark.parametrize(
     "pairs",
     [
-        "Sampler: Euler, Schedule type: SGM Uniform",
-        "Sampler: dpmpp_2m_sgm_uniform",
+        "Sampler: Euler, Schedule type: KL Optimal",
+        "Sampler: dpmpp_2m_ddim_uniform",
+        "Sampler: TCD, Schedule type: Simple",
         "Sampler: DPM++ 2M Karras, Schedule type: Exponential",
         "Sampler: DPM++ 2M, Schedule type: Karras, Scheduler: exponential",
-        "Sampler: DPM++ 3M SDE, Schedule type: Automatic",
-        "Sampler: DPM2 a Karras",
+        "Sampler: DPM++ 2M SDE Heun, Schedule type: Automatic",
+        "Sampler: DPM fast Karras",
         "Sampler: UniPC Trailing",
         "Sampler: Euler a, Schedule type: Karras",
         "Sampler: Restart",
@@ -169,8 +189,45 @@ def test_draw_things():
 
 
 @pytest.mark.parametrize(
-    "name", ["dpm_2", "DPM2 a Karras", "kdpm_2_k", "dpmpp_3m_sde", "DEISMultistepScheduler", "tcd"]
+    "name",
+    [
+        "dpm_fast",
+        "DPM adaptive Karras",
+        "ipndm_v",
+        "dpmpp_2m_sde_heun",
+        "DPMSolverSinglestepScheduler",
+        "res_multistep",
+    ],
 )
 def test_schedulers_that_others_have_mean_none_of_ours(name):
     assert elsewhere(name)
     assert understood(name) is None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "chosen", "pair"),
+    [
+        ("ddim", {"eta": 0.5}, "Eta DDIM: 0.5"),
+        ("tcd", {"eta": 0.3}, "Eta: 0.3"),
+        ("euler", {"timesteps": (999, 500, 20), "steps": 3}, 'Timesteps: "999, 500, 20"'),
+        ("euler", {"sigmas": (14.6, 1.25, 0.0), "steps": 2}, 'Sigmas: "14.6, 1.25, 0"'),
+    ],
+)
+def test_what_a_request_chooses_is_written_and_read(scheduler, chosen, pair):
+    request = Request(prompt="cat", width=64, height=64, seed=1, scheduler=scheduler, **chosen)
+    text = write(request, {})
+    assert pair in text
+    assert (parse(text).request, parse(text).rest) == (request, {})
+
+
+def test_the_eta_of_others_is_theirs():
+    """Of ancestral samplers it scales the added noise, which latentc doesn't do; of DDIM it was `Eta` before 1.6."""
+    found = read("Sampler: Euler a, Eta: 0.5")
+    assert (found.request.eta, found.rest) == (None, {"Eta": "0.5"})
+    assert read("Sampler: DDIM, Eta: 0.5").request.eta == 0.5
+    assert read("Sampler: Restart, Eta DDIM: 0.5").rest["Eta DDIM"] == "0.5"
+
+
+def test_timesteps_that_contradict_the_steps_stay_visible():
+    found = read('Sampler: Euler, Timesteps: "999, 1"')
+    assert (found.request.timesteps, found.request.steps, found.rest) == (None, 20, {"Timesteps": "999, 1"})

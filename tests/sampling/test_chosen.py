@@ -50,7 +50,7 @@ def k_sigma(timesteps) -> np.ndarray:
 
 
 def web_ui(levels: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The noise levels of `modules/sd_schedulers.py` of AUTOMATIC1111's web UI, without the zero, and their timesteps."""
+    """Noise levels of `modules/sd_schedulers.py` of AUTOMATIC1111's web UI, without the zero, and their timesteps."""
     match levels:
         case "normal":  # also `get_sigmas`, which the web UI calls Uniform
             timesteps = np.linspace(999, 0, steps)
@@ -74,6 +74,7 @@ def test_spacings_are_those_of_the_web_ui(name: str, levels: str, steps: int) ->
     np.testing.assert_allclose(walk.timesteps[first], timesteps, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # diffusers' own, of numpy 2
 @pytest.mark.parametrize("family", AYS)
 def test_align_your_steps_is_the_published_one(family: str) -> None:
     """At 10 steps, diffusers' list, drawn by its Euler; at others, log-linear between, as in the paper."""

@@ -500,7 +500,7 @@ def test_config_that_cant_be_honoured(change: Config, message: str) -> None:
         (1000, "ddim", 0, "start at timestep 1000"),
         (1000, "dpm++2m", 0, "too many"),
         (10, "eulr", 0, "'eulr' is not a known scheduler. Did you mean 'euler'.*Known: ddim, ddpm"),
-        (10, "dpm2m-karras", 0, "Did you mean 'dpm\\+\\+2m'"),
+        (10, "dpm+2m-karras", 0, "Did you mean 'dpm\\+\\+2m'"),
         (
             10,
             "euler-caras",
