@@ -95,9 +95,9 @@ def test_schedulers(name, meant):
 
 
 def test_a_scheduler_that_others_have_has_no_near_name():
-    """DPM2 is another algorithm than DPM++ 2M, however near its letters are."""
+    """DPM fast is another algorithm than DPM2, however near its letters are."""
     with pytest.raises(RequestError, match="Other tools have it, but latentc does not support it yet") as caught:
-        schedule({}, 10, "dpm_2")
+        schedule({}, 10, "dpm_fast")
     assert "Did you mean" not in str(caught.value)
 
 
