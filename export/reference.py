@@ -65,6 +65,9 @@ GUIDANCE = 7.5
 BROWNIAN = ("DPMSolverSDEScheduler",)
 """Schedulers that take their noise from a Brownian tree of torchsde: references use `DRAWS_INSTEAD`."""
 
+COARSE = {"KDPM2AncestralDiscreteScheduler": 6}
+"""Schedulers whose noise levels diffusers rounds where a step spans many, and how many more than two steps avoid it."""
+
 DRAWS_INSTEAD = "ddim"
 """The scheduler of references where the checkpoint's own can't be used."""
 
@@ -538,6 +541,8 @@ class References:
 
     def _more_steps(self) -> int:
         """How many more than two steps the scheduler needs: PNDM starts with three Runge-Kutta steps."""
+        if self._own in COARSE:
+            return COARSE[self._own]
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
 
 
