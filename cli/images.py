@@ -96,6 +96,13 @@ def run(
     threads: Threads = None,
     sequential: Sequential = False,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    prompt_syntax: Annotated[
+        str | None,
+        typer.Option(
+            help="Syntax of both prompts: plain text, or a1111 for the web UI's weights, such as (a small dog:1.2). "
+            "Default: plain."
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +161,7 @@ def run(
     stored = read(picture) if picture else None
     values = {
         "negative_prompt": negative,
+        "prompt_syntax": prompt_syntax,
         "steps": steps,
         "guidance": guidance,
         "guidance_rescale": guidance_rescale,

@@ -26,6 +26,9 @@ MAX_COUNT = 64
 SPACINGS = ("leading", "trailing", "linspace")
 """Timestep spacings, with diffusers' names."""
 
+PromptSyntax = Literal["plain", "a1111"]
+"""How prompts are read: as plain text, or with weights as in AUTOMATIC1111's web UI."""
+
 _NOT_YET = "latentc does not support this setting yet; omit it"
 _OTHER_NAMES = {
     "prompt": "text caption positive positiveprompt promptstring",
@@ -47,6 +50,7 @@ _OTHER_NAMES = {
     "schedulertype schedule noiseschedule",
     "width": "w imagewidth",
     "height": "h imageheight",
+    "prompt_syntax": "syntax promptparser parser emphasis weighting promptweighting promptattention",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
@@ -83,6 +87,11 @@ def _listed(value: object) -> object:
 _EACH = BeforeValidator(_listed)
 
 
+def _is_plain(value: object) -> bool:
+    """Leaves out the default syntax: what images store stays as it was."""
+    return value == "plain"
+
+
 def _is_none(value: object) -> bool:
     """Leaves out what only some models take: what other models' images store stays as it was."""
     return value is None
@@ -97,6 +106,9 @@ class Request(Record):
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
     full denoiser.
+
+    `prompt_syntax` is how both prompts are read: `plain` as text, `a1111` with weights in the syntax of AUTOMATIC1111's
+    web UI, such as `(a small dog:1.2)`.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -131,6 +143,7 @@ class Request(Record):
     scheduler: str | None = None
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
+    prompt_syntax: PromptSyntax = Field(default="plain", exclude_if=_is_plain)
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)

@@ -101,6 +101,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
+    if request.prompt_syntax != "plain":
+        pairs["Prompt syntax"] = request.prompt_syntax
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
@@ -117,6 +119,8 @@ def parse(text: str) -> Parsed:
         values["scheduler"] = scheduler
         rest = {key: value for key, value in rest.items() if key not in used}
     keys = {key.lower(): key for key in reversed(rest)}
+    if _web_ui(rest) and "prompt syntax" not in keys and rest.get("Emphasis") != "None":
+        values["prompt_syntax"] = "a1111"
     if any(key.startswith(_SECOND_PASS) for key in keys):
         keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
     for own, read in _READERS.items():
@@ -144,7 +148,7 @@ def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tu
         return None, (), ()
     keys = ("Sampler", *schedules)
     version = rest.get("Version", "")
-    web_ui = None if "comfyui" in version.lower() else _WEB_UI.match(version)
+    web_ui = _web_ui(rest)
     if web_ui and base in _TIMESTEPS:
         return base, keys, ()
     if not kinds:
@@ -163,6 +167,12 @@ def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tu
             return None, (), ()  # `DPM++ 2M Karras` with another schedule
     meant = f"{plain}-{ramp}" if ramp else base
     return (meant, keys, ()) if meant in NAMES else (None, (), ())
+
+
+def _web_ui(rest: Mapping[str, str]) -> re.Match[str] | None:
+    """The version of the web UI or of Forge that wrote the text, if one did."""
+    version = rest.get("Version", "")
+    return None if "comfyui" in version.lower() else _WEB_UI.match(version)
 
 
 def _assumed(name: str, title: str) -> tuple[str, ...]:
@@ -300,6 +310,10 @@ def _spacing(text: str) -> dict[str, object]:
     return {"timestep_spacing": text}
 
 
+def _syntax(text: str) -> dict[str, object]:
+    return {"prompt_syntax": text}
+
+
 def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
@@ -317,6 +331,7 @@ _READERS = {
     "Seed": _seed,
     "Size": _size,
     "Timestep spacing": _spacing,
+    "Prompt syntax": _syntax,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs from which a request is read."""

@@ -10,9 +10,10 @@ from ..core.manifest import Manifest, Model
 from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
 from ..sampling.draw import first_of, schedule_of
-from ..sampling.prompt import Tokens, Vocabulary
+from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
+from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
 
@@ -76,6 +77,8 @@ def complete(
 def _check_fields(request: Request, model: Model) -> None:
     """Raise `RequestError` for a request that lacks what the model needs, or has what it doesn't take."""
     reads = bool(model.text_encoders)
+    for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+        pieces_of(text, request.prompt_syntax, which)
     if reads and not request.has_prompt:
         raise RequestError("The request has no prompt, and this model generates from one. Pass a prompt.")
     allowed = {
@@ -164,6 +167,13 @@ def notices(
     width, height, _ = size_and_seed(request)
     if vocabulary is not None and tokens is not None:
         remarks += _about_prompt(request, vocabulary, tokens, guided)
+        plain = [
+            one.part
+            for one, weights in zip(manifest.model.text_encoders, tokens.weights, strict=True)
+            if weights is None
+        ]
+        if 0 < len(plain) < len(tokens.weights):
+            remarks.append(f"{' and '.join(plain)} reads the prompts without their weights, as in the web UI.")
     own_width, own_height = manifest.model.own_size
     made = own_width * own_height
     if not made / FAR <= width * height <= made * FAR:
@@ -195,5 +205,10 @@ def _about_prompt(request: Request, vocabulary: Vocabulary, tokens: Tokens, guid
         why = "takes guidance as an input" if request.guided else "uses it only with a guidance above 1"
         remarks.append(f"The negative prompt was not used: the model {why}.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
-        remarks += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
+        remarks += syntax.notice(
+            which,
+            text,
+            lambda token: vocabulary.tokenizer.token_to_id(token) is not None,
+            request.prompt_syntax,
+        )
     return remarks

@@ -24,10 +24,11 @@ from .denoise import Kept, OnStep, Walk, denoise, is_guided
 from .guidance import frame_scales
 from .image import Pixels, encode_image, fitted, generated, latent_mask, pasted, resized, sampled
 from .pixels import decode, frame_chunks
-from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
+from .prompt import Call, Tokens, encode, tokenize
 from .schedulers import Noise, Schedule, first_call, schedule
 from .schedulers.arrays import mixed
 from .schedulers.lcm import Lcm
+from .vocabulary import Vocabulary, load_vocabularies
 from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -175,7 +176,7 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
     zeros = guided and host.model.zeros_for_empty and not request.negative_prompt
     both = guided and not zeros
     texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
-    return tokenize(host.vocabularies, texts), guided, zeros
+    return tokenize(host.vocabularies, texts, request.prompt_syntax), guided, zeros
 
 
 def read_text(
