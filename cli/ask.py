@@ -118,6 +118,11 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
             f"{picture} was generated from another bundle, of {shown.drawing.model}. This bundle is of {here.model}: "
             "its weights, scheduler config, tokenizer or scaling differ, so the image will differ."
         )
+    if shown.drawing is None and shown.request.clip_skip and _reads_earlier(bundle):
+        remarks.append(
+            f"{picture} has the clip skip {shown.request.clip_skip + 1}, which the web UI ignores for models such as "
+            f"{here.model}, and latentc does not. Pass --clip-skip 0 for what the web UI does."
+        )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _IGNORED}
     if left:
@@ -125,6 +130,12 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         remarks.append(f"{picture} has settings that latentc ignores: {plain(listed)}{more}.")
     return remarks
+
+
+def _reads_earlier(bundle: Bundle) -> bool:
+    """Whether the denoiser reads hidden states of an earlier layer anyway, as in SDXL."""
+    model = bundle.manifest.model
+    return any(wire.name.startswith("hidden_states.") for wire in model.wires)
 
 
 def _lines(file: str) -> list[tuple[str, dict[str, Any]]]:

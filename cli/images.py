@@ -103,6 +103,13 @@ def run(
             "Default: plain."
         ),
     ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of CLIP's last layers that are skipped for the prompt, as in diffusers: 1 is the web UI's "
+            "Clip skip 2. Default: 0."
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +169,7 @@ def run(
     values = {
         "negative_prompt": negative,
         "prompt_syntax": prompt_syntax,
+        "clip_skip": clip_skip,
         "steps": steps,
         "guidance": guidance,
         "guidance_rescale": guidance_rescale,

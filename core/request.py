@@ -61,7 +61,8 @@ _OTHER_NAMES = {
     "pass the image to the pipeline, or with --control: a request has only its digest": "controlimage controlnetimage "
     "controlnet control",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
-    _NOT_YET: "clipskip clipstopatlastlayers eta "
+    "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
+    _NOT_YET: "eta "
     "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
@@ -108,7 +109,8 @@ class Request(Record):
     full denoiser.
 
     `prompt_syntax` is how both prompts are read: `plain` as text, `a1111` with weights in the syntax of AUTOMATIC1111's
-    web UI, such as `(a small dog:1.2)`.
+    web UI, such as `(a small dog:1.2)`. `clip_skip` is the number of CLIP's last layers that are skipped for the
+    prompt, as in diffusers: 1 is the web UI's "Clip skip: 2". The negative prompt is read with all layers.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -144,6 +146,7 @@ class Request(Record):
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
     prompt_syntax: PromptSyntax = Field(default="plain", exclude_if=_is_plain)
+    clip_skip: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=256)
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)

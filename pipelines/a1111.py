@@ -101,6 +101,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
+    if request.clip_skip:
+        pairs["Clip skip"] = str(request.clip_skip + 1)  # 1 is the last layer
     if request.prompt_syntax != "plain":
         pairs["Prompt syntax"] = request.prompt_syntax
     lines = [request.prompt]
@@ -310,6 +312,10 @@ def _spacing(text: str) -> dict[str, object]:
     return {"timestep_spacing": text}
 
 
+def _clip_skip(text: str) -> dict[str, object]:
+    return {} if int(text) == 1 else {"clip_skip": int(text) - 1}
+
+
 def _syntax(text: str) -> dict[str, object]:
     return {"prompt_syntax": text}
 
@@ -332,6 +338,7 @@ _READERS = {
     "Size": _size,
     "Timestep spacing": _spacing,
     "Prompt syntax": _syntax,
+    "Clip skip": _clip_skip,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs from which a request is read."""

@@ -9,7 +9,7 @@ from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
 from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
-from ..sampling.draw import first_of, schedule_of
+from ..sampling.draw import check_clip_skip, first_of, schedule_of
 from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
@@ -77,6 +77,7 @@ def complete(
 def _check_fields(request: Request, model: Model) -> None:
     """Raise `RequestError` for a request that lacks what the model needs, or has what it doesn't take."""
     reads = bool(model.text_encoders)
+    check_clip_skip(model, request)
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
         pieces_of(text, request.prompt_syntax, which)
     if reads and not request.has_prompt:
@@ -84,6 +85,7 @@ def _check_fields(request: Request, model: Model) -> None:
     allowed = {
         "prompt": reads,
         "negative_prompt": reads,
+        "clip_skip": reads,
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,

@@ -31,6 +31,7 @@ from ..core.references import IDS, MASK
 from ..core.request import PromptSyntax
 from ..core.shapes import rows_of
 from ..core.tensors import Array, check_finite
+from ..core.wires import skipped
 from .emphasis import COMMA_TOKENS, Piece, emphasized, parse_weights
 from .vocabulary import MAX_CHARACTERS, MAX_CHUNKS, Vocabulary, too_long, units_of
 
@@ -116,12 +117,14 @@ def _numbered(prompts: tuple[str, ...]) -> list[tuple[bool, str]]:
 
 
 def encode(
-    model: Model, tokens: Tokens, zero_negative: bool, call: Call, engines: Mapping[str, str]
+    model: Model, tokens: Tokens, zero_negative: bool, call: Call, engines: Mapping[str, str], clip_skip: int = 0
 ) -> dict[str, dict[str, Array]]:
     """Run each text encoder once over all prompts and chunks; returns their outputs by part and name.
 
     Embeddings are [prompts, 77 * chunks, width], those of whole prompts [prompts, width]. `zero_negative` puts a row of
-    zeros first (diffusers' `force_zeros_for_empty_prompt`). `engines` names the engine of each part, for errors.
+    zeros first (diffusers' `force_zeros_for_empty_prompt`). `clip_skip` is the number of last layers that are skipped
+    for the last prompt, which is the positive one, in text encoders that support it. `engines` names the engine of each
+    part, for errors.
     Raises `NotFiniteError` if an encoder outputs NaN or infinity.
     """
     encoded: dict[str, dict[str, Array]] = {}
@@ -133,6 +136,9 @@ def encode(
             feeds[MASK] = np.less(places, used.reshape(-1, 1)).astype(np.int64)
         answer = call(encoder.part, feeds)
         encoded[encoder.part] = read = {name: answer[name] for name in model.read_of(encoder.part)}
+        for name in read if clip_skip and encoder.clip_skip else ():
+            if (earlier := skipped(name, clip_skip)) is not None:
+                read[name] = np.concatenate([answer[name][:-chunks], answer[earlier][-chunks:]])
         for name, array in read.items():
             engine = engines.get(encoder.part, "its engine")
             check_finite(array, f"The prompt's {name}", encoder.part, engine)

@@ -203,3 +203,17 @@ def test_the_syntax_is_written():
     assert parse(text).request == request
     assert "syntax" not in write(request.model_copy(update={"prompt_syntax": "plain"}), {})
     assert "prompt_syntax" not in Request(prompt="cat").model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "rest"),
+    [("1", None, {}), ("2", 1, {}), ("12", 11, {}), ("0", None, {"Clip skip": "0"}), ("x", None, {"Clip skip": "x"})],
+)
+def test_clip_skip_counts_from_the_last_layer(text, layers, rest):
+    found = read(f"Clip skip: {text}")
+    assert (found.request.clip_skip, found.rest) == (layers, rest)
+    if layers:
+        again = write(found.request.model_copy(update={"scheduler": "euler"}), {})
+        assert f"Clip skip: {text}" in again
+        assert parse(again).request.clip_skip == layers
+    assert "Clip" not in write(Request(prompt="", width=8 * 8, height=64, seed=1, clip_skip=0), {})
