@@ -14,7 +14,7 @@ from ..core.errors import RequestError
 from ..core.reading import parse_json, read_small
 from ..core.request import Request
 from ..pipelines.complete import check
-from ..pipelines.png import Shown, origin
+from ..pipelines.png import TI_HASHES, Shown, origin
 from ..sampling.draw import SCHEDULER, denoiser_of
 from ..sampling.schedulers import check_name
 from .text import is_number, plain
@@ -125,6 +125,9 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
         )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _IGNORED}
+    digests = [pair.rpartition(":")[2].strip() for pair in left.get(TI_HASHES, "").split(",")]
+    if all(one and any(own.startswith(one) for own in here.embeddings.values()) for one in digests):
+        left.pop(TI_HASHES, None)
     if left:
         listed = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""

@@ -310,6 +310,23 @@ class Other(Source):
     """Digest of its config and stored tensors."""
 
 
+class Embedding(Record):
+    """A textual inversion that was added to the checkpoint."""
+
+    token: Line
+    """Its first token; further vectors have `<token>_1` and so on."""
+    vectors: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+    location: str
+    """Path of its file."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of its file."""
+
+    @property
+    def argument(self) -> str:
+        """Argument for `open_checkpoint` that adds it again."""
+        return f"{self.location}:{self.token}"
+
+
 class License(Record):
     """The licence that the checkpoint declares, and its licence files in the bundle."""
 
@@ -340,6 +357,8 @@ class Manifest(Record):
     source: Source
     components: dict[str, Other] = Field(default_factory=dict)
     """Replaced components (`export --vae --unet`), keyed by name."""
+    embeddings: Annotated[tuple[Embedding, ...], Field(max_length=500, exclude_if=_unless(()))] = ()
+    """Textual inversions (`export --embedding`)."""
     left_out: Annotated[tuple[Line, ...], Field(exclude_if=_unless(()))] = ()
     """Optional components of the checkpoint that were left out at the user's request, such as T5."""
     license: License = License()

@@ -205,6 +205,8 @@ class Origin:
     standing: str | None = None
     """`self-consistent` for a bundle that was adopted from ONNX graphs; None where PyTorch's reference stands behind
     it."""
+    embeddings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Textual inversions in the bundle: the SHA-256 of each file by its token."""
 
 
 @dataclass(frozen=True)
