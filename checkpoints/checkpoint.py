@@ -14,7 +14,7 @@ from ..core.manifest import Fact
 from ..core.reading import unreadable
 from .bounds import latent_sides
 from .card import Card
-from .embeddings import Embedding, append_rows, digest_rows, read_vectors, with_tokens
+from .embeddings import TextualInversion, append_rows, digest_rows, read_vectors, with_tokens
 from .families import Config, Family, TokenizerFacts
 from .modules import build, fill, fitted
 from .names import folder_plan, original_plan, original_prefix
@@ -64,7 +64,7 @@ class Checkpoint:
     """Config of the image processor, if the family has one."""
     about: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """For each notice about the scheduler's config, the key that it concerns; `_class_name` for the class."""
-    embeddings: tuple[Embedding, ...] = field(default=(), repr=False)
+    embeddings: tuple[TextualInversion, ...] = field(default=(), repr=False)
     """Textual inversions that were added: `configs` and the tokenizers have their tokens."""
     tables: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
     """Number of token ids that each text encoder has without them."""

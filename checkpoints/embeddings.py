@@ -40,7 +40,7 @@ FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class Embedding:
+class TextualInversion:
     """A textual inversion. Its file has been checked; its values stay on disk."""
 
     token: str
@@ -96,7 +96,7 @@ def with_embeddings(opened: Checkpoint, given: Collection[str | Path]) -> Checkp
 
 
 def with_tokens(
-    files: Mapping[str, bytes], facts: TokenizerFacts, cls: str, embeddings: Sequence[Embedding]
+    files: Mapping[str, bytes], facts: TokenizerFacts, cls: str, embeddings: Sequence[TextualInversion]
 ) -> dict[str, bytes]:
     """A tokenizer's files with the tokens of embeddings added, as transformers adds and writes them."""
     tokenizer = load_tokenizer(files, facts, cls)
@@ -118,7 +118,7 @@ def with_tokens(
     return made
 
 
-def append_rows(module: torch.nn.Module, component: str, embeddings: Sequence[Embedding]) -> None:
+def append_rows(module: torch.nn.Module, component: str, embeddings: Sequence[TextualInversion]) -> None:
     """Write the vectors of embeddings into the token table of a text encoder, and enlarge it where needed.
 
     They have the type of the table. Raises CheckpointError for values that aren't finite.
@@ -138,7 +138,7 @@ def append_rows(module: torch.nn.Module, component: str, embeddings: Sequence[Em
     table.num_embeddings = model.config.vocab_size = size
 
 
-def read_vectors(embedding: Embedding, component: str) -> torch.Tensor:
+def read_vectors(embedding: TextualInversion, component: str) -> torch.Tensor:
     """The vectors of an embedding for a text encoder as stored, [vectors, width]."""
     import safetensors
     import torch
@@ -155,13 +155,13 @@ def read_vectors(embedding: Embedding, component: str) -> torch.Tensor:
     return vectors
 
 
-def rounded(embeddings: Sequence[Embedding], component: str, dtype: torch.dtype) -> tuple[str, ...]:
+def rounded(embeddings: Sequence[TextualInversion], component: str, dtype: torch.dtype) -> tuple[str, ...]:
     """Tokens whose vectors change in the type in which a text encoder's weights are kept."""
     each = ((one.token, read_vectors(one, component)) for one in embeddings)
     return tuple(token for token, vectors in each if not (vectors.to(dtype).to(vectors.dtype) == vectors).all())
 
 
-def digest_rows(digest: Any, component: str, embeddings: Sequence[Embedding]) -> None:
+def digest_rows(digest: Any, component: str, embeddings: Sequence[TextualInversion]) -> None:
     """Add the stored vectors of embeddings to a component's digest."""
     for one in embeddings:
         if (tensor := one.rows.get(component)) is not None:
@@ -170,7 +170,7 @@ def digest_rows(digest: Any, component: str, embeddings: Sequence[Embedding]) ->
                 digest.update(chunk)
 
 
-def _read(opened: Checkpoint, given: str) -> Embedding:
+def _read(opened: Checkpoint, given: str) -> TextualInversion:
     path, token = _place(given)
     refuse_pickle(path)
     tensors, _ = read_header(path)
@@ -209,7 +209,7 @@ def _read(opened: Checkpoint, given: str) -> Embedding:
             "expected for each text encoder. Pass the file of an embedding."
         )
     rows = dict(zip(encoders, named, strict=True))
-    return Embedding(_checked(token or own, path), path, sha256(path), vectors, rows, {})
+    return TextualInversion(_checked(token or own, path), path, sha256(path), vectors, rows, {})
 
 
 def _place(given: str) -> tuple[Path, str | None]:
@@ -234,7 +234,7 @@ def _checked(token: str, path: Path) -> str:
     return token
 
 
-def _check_tokens(found: Sequence[Embedding], facts: TokenizerFacts, tokenizer: Any) -> None:
+def _check_tokens(found: Sequence[TextualInversion], facts: TokenizerFacts, tokenizer: Any) -> None:
     """Raise CheckpointError for a token that is in the vocabulary, or that two embeddings have."""
     known = {str(token).lower() for token in tokenizer.get_vocab()}
     for one in found:

@@ -77,14 +77,12 @@ def complete(
 def _check_fields(request: Request, model: Model) -> None:
     """Raise `RequestError` for a request that lacks what the model needs, or has what it doesn't take."""
     reads = bool(model.text_encoders)
-    check_clip_skip(model, request)
-    for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        pieces_of(text, request.prompt_syntax, which)
     if reads and not request.has_prompt:
         raise RequestError("The request has no prompt, and this model generates from one. Pass a prompt.")
     allowed = {
         "prompt": reads,
         "negative_prompt": reads,
+        "prompt_syntax": reads,
         "clip_skip": reads,
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
@@ -92,11 +90,14 @@ def _check_fields(request: Request, model: Model) -> None:
         "strength": reads,
         "mask_sha256": reads,
     }
-    given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
+    given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "", "plain")]
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
+    check_clip_skip(model, request)
+    for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+        pieces_of(text, request.prompt_syntax, which)
 
 
 def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:

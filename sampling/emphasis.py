@@ -45,7 +45,7 @@ _EXCERPT = 40
 
 
 @dataclass(frozen=True)
-class Piece:
+class WeightedText:
     """A part of a prompt with one weight."""
 
     text: str
@@ -62,7 +62,7 @@ class _Open:
     weight: float = 1.0
 
 
-def parse_weights(prompt: str, which: str = "prompt") -> tuple[Piece, ...]:
+def parse_weights(prompt: str, which: str = "prompt") -> tuple[WeightedText, ...]:
     """The pieces of a prompt in the web UI's syntax, which are tokenized separately; adjacent ones of one weight are
     joined. `which` is `prompt` or `negative prompt`.
 
@@ -117,16 +117,19 @@ def parse_weights(prompt: str, which: str = "prompt") -> tuple[Piece, ...]:
     return _joined(found, which)
 
 
-def emphasized(states: Sequence[Array], weights: NDArray[np.float32]) -> list[Array]:
+def emphasized(states: Sequence[Array], weights: Sequence[NDArray[np.float32]]) -> list[Array]:
     """Embeddings of tokens with their weights; the mean of each chunk, over all `states` together, stays.
 
     `states` are embeddings [chunks, tokens, width] that the denoiser reads side by side; `weights` are [chunks,
-    tokens]. A chunk whose weights are all 1 stays exactly as it is. Raises `RequestError` if the weights cancel.
+    tokens], for each of them. A chunk whose weights are all 1 stays exactly as it is. Raises `RequestError` if the
+    weights cancel.
     """
-    scaled = [state * weights[..., None] for state in states]
+    scaled = [state * each[..., None] for state, each in zip(states, weights, strict=True)]
     before, after = (sum(one.sum(axis=(1, 2), dtype=np.float64) for one in each) for each in (states, scaled))
-    changed = (weights != 1).any(axis=1) & ~(np.equal(before, 0) & np.equal(after, 0))
-    ratio = np.ones(len(weights))
+    changed = np.any([(each != 1).any(axis=1) for each in weights], axis=0) & ~(
+        np.equal(before, 0) & np.equal(after, 0)
+    )
+    ratio = np.ones(len(before))
     with np.errstate(divide="ignore", over="ignore"):
         np.divide(before, after, out=ratio, where=changed)
         made = [(one * ratio[:, None, None]).astype(np.float32) for one in scaled]
@@ -183,13 +186,13 @@ def _number(text: str, which: str) -> float:
         ) from exc
 
 
-def _joined(found: Sequence[_Open | None], which: str) -> tuple[Piece, ...]:
+def _joined(found: Sequence[_Open | None], which: str) -> tuple[WeightedText, ...]:
     """The pieces, with adjacent ones of one weight joined."""
-    made: list[Piece] = []
+    made: list[WeightedText] = []
     texts: list[str] = []
     for index, one in enumerate(found):
         if one is None:
-            made.append(Piece("", ends_chunk=True))
+            made.append(WeightedText("", ends_chunk=True))
             continue
         if not math.isfinite(one.weight) or abs(one.weight) > MAX_WEIGHT:
             raise RequestError(
@@ -199,6 +202,6 @@ def _joined(found: Sequence[_Open | None], which: str) -> tuple[Piece, ...]:
         texts.append(one.text)
         following = found[index + 1] if index + 1 < len(found) else None
         if following is None or following.weight != one.weight:
-            made.append(Piece("".join(texts), one.weight))
+            made.append(WeightedText("".join(texts), one.weight))
             texts.clear()
-    return tuple(made) or (Piece(""),)
+    return tuple(made) or (WeightedText(""),)

@@ -32,7 +32,7 @@ from ..core.request import PromptSyntax
 from ..core.shapes import rows_of
 from ..core.tensors import Array, check_finite
 from ..core.wires import skipped
-from .emphasis import COMMA_TOKENS, Piece, emphasized, parse_weights
+from .emphasis import COMMA_TOKENS, WeightedText, emphasized, parse_weights
 from .vocabulary import MAX_CHARACTERS, MAX_CHUNKS, Vocabulary, too_long, units_of
 
 COMMA = ",</w>"
@@ -93,7 +93,7 @@ def tokenize(vocabularies: tuple[Vocabulary, ...], prompts: tuple[str, ...], syn
     )
 
 
-def pieces_of(prompt: str, syntax: PromptSyntax, which: str) -> tuple[Piece, ...]:
+def pieces_of(prompt: str, syntax: PromptSyntax, which: str) -> tuple[WeightedText, ...]:
     """The pieces of a prompt, by its syntax; `which` is `prompt` or `negative prompt`.
 
     Raises `RequestError` for a prompt that is too long, isn't Unicode text, or is not valid in the syntax.
@@ -108,7 +108,7 @@ def pieces_of(prompt: str, syntax: PromptSyntax, which: str) -> tuple[Piece, ...
         raise RequestError(
             f"The prompt is not valid Unicode text ({exc.reason} at {exc.start}). Remove that character."
         ) from exc
-    return parse_weights(prompt, which) if syntax == "a1111" else (Piece(prompt),)
+    return parse_weights(prompt, which) if syntax == "a1111" else (WeightedText(prompt),)
 
 
 def _numbered(prompts: tuple[str, ...]) -> list[tuple[bool, str]]:
@@ -159,30 +159,23 @@ def _weigh(model: Model, tokens: Tokens, encoded: dict[str, dict[str, Array]]) -
     Those of one input that are padded together (Stable Diffusion 3) keep one mean, the others each its own (SDXL), as
     in the web UI.
     """
-    weighed = {one.part: weights for one, weights in zip(model.text_encoders, tokens.weights, strict=True)}
+    each = zip(model.text_encoders, tokens.weights, strict=True)
+    weighed = {one.part: weights for one, weights in each if weights is not None}
     done: set[str] = set()
     for name in dict.fromkeys(wire.input for wire in model.wires):
         wires = [wire for wire in model.wires if wire.input == name]
-        several = [
-            wire
-            for wire in wires
-            if weighed.get(wire.owner) is not None
-            and encoded[wire.owner][wire.name].ndim > 2
-            and wire.source not in done
-        ]
+        of_ids = [wire for wire in wires if wire.owner in weighed and encoded[wire.owner][wire.name].ndim > 2]
+        several = [wire for wire in of_ids if wire.source not in done]
         done |= {wire.source for wire in several}
-        together = any(wire.pad is not None for wire in wires)
+        together = any(wire.pad is not None for wire in wires) and several
         for group in [several] if together else [[wire] for wire in several]:
-            weights = next((weighed[wire.owner] for wire in group), None)
-            if weights is None:
-                continue
             states = [encoded[wire.owner][wire.name] for wire in group]
-            made = emphasized(states, weights.reshape(-1, weights.shape[-1]))
-            for wire, array in zip(group, made, strict=True):
+            weights = [weighed[wire.owner].reshape(array.shape[:2]) for wire, array in zip(group, states, strict=True)]
+            for wire, array in zip(group, emphasized(states, weights), strict=True):
                 encoded[wire.owner][wire.name] = array
 
 
-def _chunks(vocabulary: Vocabulary, pieces: tuple[Piece, ...], comma_tokens: int) -> list[Chunk]:
+def _chunks(vocabulary: Vocabulary, pieces: tuple[WeightedText, ...], comma_tokens: int) -> list[Chunk]:
     """The chunks of a prompt, at least one. One of CLIP that is full ends at its last comma, if at most `comma_tokens`
     tokens follow. T5, whose rows have no start, has neither weights nor commas nor BREAK.
 

@@ -127,7 +127,7 @@ def test_the_mean_is_restored(weights):
 
     states = np.random.default_rng(0).standard_normal((2, 3, 5), dtype=np.float32)
     given = np.array([weights, (1, 1, 1)], np.float32)
-    (found,) = emphasized([states], given)
+    (found,) = emphasized([states], [given])
     expected = weighed(torch.from_numpy(states[:1]), torch.from_numpy(given[:1])).numpy()
     assert np.allclose(found[:1], expected, atol=1e-5)
     assert (found[1] == states[1]).all(), "a chunk without weights stays as it is"
@@ -136,8 +136,8 @@ def test_the_mean_is_restored(weights):
 def test_weights_that_cancel_are_refused():
     states = np.ones((1, 2, 3), np.float32)
     with pytest.raises(RequestError, match="The weights of the prompt cancel"):
-        emphasized([states], np.array([[1, -1]], np.float32))
-    assert not emphasized([states * 0], np.array([[1, 2]], np.float32))[0].any()
+        emphasized([states], [np.array([[1, -1]], np.float32)])
+    assert not emphasized([states * 0], [np.array([[1, 2]], np.float32)])[0].any()
 
 
 LONG = "a very long list of things, " * 9 + "and (something else entirely:1.3) without any comma at all in it " * 2
