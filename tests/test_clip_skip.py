@@ -1,14 +1,20 @@
 """Skipping CLIP's last layers gives what diffusers' pipelines give, and is refused where that isn't possible."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from latentc.checkpoints import open_checkpoint
+from latentc.checkpoints.parts import as_part, part_spec
 from latentc.compiler.build import build
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.export.reference import run
 from latentc.export.sessions import CpuSession
+from latentc.export.weights import computing
 from latentc.pipelines.complete import complete
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -130,3 +136,28 @@ def test_a_manifest_that_promises_more_than_the_graph_has_is_refused(own_bundle,
     edit_manifest(opened, change)
     with pytest.raises(BundleError, match=r"text_encoder should have the output last_hidden_state\.3"):
         open_bundle(opened.folder)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_text_encoders_in_f16_give_the_states_of_earlier_layers(checkpoint, tmp_path, family):
+    """What keeps the weights in f16 changes the class of the module, by which transformers records states."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPTextModel
+
+    folder = shutil.copytree(checkpoint(family), tmp_path / "checkpoint")
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({name: one.half() for name, one in load_file(path).items()}, path, {"format": "pt"})
+    opened = open_checkpoint(folder)
+    spec = part_spec(opened, "text_encoder")
+    ids = np.arange(77)[None]
+    found = run(as_part(opened, spec, computing(opened, "text_encoder")), spec, {"input_ids": ids})
+    theirs = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
+    with torch.no_grad():
+        output = theirs(input_ids=torch.from_numpy(ids), output_hidden_states=True)
+        normed = [theirs.final_layer_norm(one).numpy() for one in output.hidden_states]
+    wanted = {f"hidden_states.{index}": one.numpy() for index, one in enumerate(output.hidden_states)}
+    wanted |= {f"last_hidden_state.{layers}": normed[-layers - 1] for layers in (1, 2)}
+    wanted |= {"last_hidden_state": output.last_hidden_state.numpy(), "pooler_output": output.pooler_output.numpy()}
+    assert "hidden_states.1" in found or "last_hidden_state.1" in found
+    assert all(psnr_db(wanted[name], one) > 100 for name, one in found.items())
