@@ -136,6 +136,11 @@ def _checkpoint_folder(bundle: Bundle) -> str:
             f"{bundle.folder} was adopted from ONNX graphs, so there is no checkpoint that this baseline could run. "
             "Omit the baseline."
         )
+    if bundle.manifest.embeddings:
+        raise CheckpointError(
+            f"The bundle was exported with embeddings, but this baseline opens {source.location} unmodified. Load them "
+            "with diffusers, save the pipeline as a folder, and export that folder."
+        )
     if source.variant or others:
         what = f"{', '.join(others)} from another source" if others else f"the variant {source.variant}"
         raise CheckpointError(

@@ -14,6 +14,7 @@ from ..core.manifest import Fact
 from ..core.reading import unreadable
 from .bounds import latent_sides
 from .card import Card
+from .embeddings import TextualInversion, append_rows, digest_rows, read_vectors, with_tokens
 from .families import Config, Family, TokenizerFacts
 from .modules import build, fill, fitted
 from .names import folder_plan, original_plan, original_prefix
@@ -63,6 +64,10 @@ class Checkpoint:
     """Config of the image processor, if the family has one."""
     about: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """For each notice about the scheduler's config, the key that it concerns; `_class_name` for the class."""
+    embeddings: tuple[TextualInversion, ...] = field(default=(), repr=False)
+    """Textual inversions that were added: `configs` and the tokenizers have their tokens."""
+    tables: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
+    """Number of token ids that each text encoder has without them."""
     doubts: tuple[str, ...] = field(default=(), repr=False)
     """Contradictions in the checkpoint that must be resolved before it can be exported, in sentences."""
 
@@ -117,20 +122,29 @@ class Checkpoint:
         or holds NaN or Inf; RuntimeMissing without torch, diffusers or transformers.
         """
         module, plan = self._fitted(component)
-        return fill(module, self.family.component(component), plan, dtype)
+        filled = fill(module, self.family.component(component), plan, dtype)
+        if component in self.tables:
+            append_rows(filled, component, self.embeddings)
+        return filled
 
     def check_modules(self) -> None:
-        """Compare each component's config with its tensors' names, shapes and types. Takes seconds; reads no weights.
+        """Compare each component's config with its tensors' names, shapes and types. Takes seconds; reads no weights
+        but those of textual inversions.
 
         Raises what `module` raises, except for values that aren't finite.
         """
         for component in self.family.components:
             self._fitted(component.name)
+        for component in self.tables:
+            for one in self.embeddings:
+                read_vectors(one, component)
 
     def _fitted(self, component: str) -> tuple[torch.nn.Module, Plan]:
         """The component's module without weights, and where each of them is stored."""
         facts = self.family.component(component)
         config = self.configs[component]
+        if component in self.tables:
+            config = {**config, "vocab_size": self.tables[component]}
         module = build(facts, config)
         layout = self.others[component].layout if component in self.others else self.layout
         if layout == "diffusers":
@@ -162,10 +176,14 @@ class Checkpoint:
         return facts.length if facts.kind == "t5" else self.length
 
     def _stored_tokenizer(self, tokenizer: str) -> dict[str, bytes]:
-        """The checkpoint's own tokenizer files; for a single file, those that ship with the package."""
-        if self.folder is None:
-            return shipped_files(self.family.tokenizer(tokenizer))
-        return stored_files(self.folder / tokenizer)
+        """The checkpoint's own tokenizer files; for a single file, those that ship with the package. With the tokens of
+        textual inversions, if there are any.
+        """
+        facts = self.family.tokenizer(tokenizer)
+        files = shipped_files(facts) if self.folder is None else stored_files(self.folder / tokenizer)
+        if not self.embeddings:
+            return files
+        return with_tokens(files, facts, tokenizer_class(self.model_index, facts), self.embeddings)
 
     def digest(self, component: str) -> str:
         """SHA-256 in hex of the component's config and its tensors' names, types and stored bytes.
@@ -183,6 +201,7 @@ class Checkpoint:
                         digest.update(chunk)
             except (OSError, ValueError) as exc:
                 raise CheckpointError(unreadable(tensor.file, exc, "Check that it still exists.")) from exc
+        digest_rows(digest, component, self.embeddings)
         return digest.hexdigest()
 
 

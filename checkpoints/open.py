@@ -10,6 +10,7 @@ from pathlib import Path
 from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
 from .checkpoint import Checkpoint
+from .embeddings import with_embeddings
 from .families import find_family
 from .folder import open_folder
 from .hub import fetch, fetch_file, hub_file, is_hub_id
@@ -37,6 +38,7 @@ def open_checkpoint(
     zero_snr: bool | None = None,
     size: int | None = None,
     without: Collection[str] = (),
+    embeddings: Collection[str | Path] = (),
 ) -> Checkpoint:
     """Open a checkpoint: recognize its family, check its files and read its configs. The weights stay on disk.
 
@@ -51,6 +53,9 @@ def open_checkpoint(
     them; by default they are looked for in a folder `text_encoders` beside the file. `without` names optional
     components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace.
 
+    `embeddings` are files of textual inversions, each as `FILE` or `FILE:TOKEN`: their tokens and vectors are appended
+    to the vocabularies of the text encoders.
+
     `family` is the required family; a checkpoint of any other is refused. `prediction` (`epsilon`,
     `v_prediction` or `sample`), `spacing` (`leading`, `trailing` or `linspace`), `zero_snr` and `size`
     (pixels) override what the checkpoint says about its training. For a single file, `training` works these
@@ -62,7 +67,13 @@ def open_checkpoint(
     choices.check()
     wanted = find_family(family) if family is not None else None
     if isinstance(name, Checkpoint):
-        elsewhere = {"revision": revision, "variant": variant, "components": components, "without": without}
+        elsewhere = {
+            "revision": revision,
+            "variant": variant,
+            "components": components,
+            "without": without,
+            "embeddings": embeddings if name.embeddings else (),
+        }
         opened = _again(name, choices, elsewhere)
     else:
         opened = _open(str(name), revision, choices, variant, _Parts(open_others(components, variant), tuple(without)))
@@ -75,7 +86,7 @@ def open_checkpoint(
         raise CheckpointError(
             f"A size of {size} pixels is not possible for {name}: use a multiple of {opened.downscale}."
         )
-    return opened
+    return with_embeddings(opened, embeddings)
 
 
 def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]) -> Checkpoint:
@@ -89,9 +100,13 @@ def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]
     if choices == Choices():
         return opened
     choices = choices.over(opened.choices)
-    if opened.folder is not None:
-        return open_folder(opened.folder, opened.source, choices, opened.source.variant, opened.others, opened.left_out)
-    return open_file(opened.place, opened.source, choices, opened.others, opened.left_out)
+    source, others, left_out = opened.source, opened.others, opened.left_out
+    again = (
+        open_file(opened.place, source, choices, others, left_out)
+        if opened.folder is None
+        else open_folder(opened.folder, source, choices, source.variant, others, left_out)
+    )
+    return with_embeddings(again, [f"{one.file}:{one.token}" for one in opened.embeddings])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..core.errors import RequestError
 from ..core.reading import parse_json, read_small
 from ..core.request import Request
 from ..pipelines.complete import check
-from ..pipelines.png import Shown, origin
+from ..pipelines.png import TI_HASHES, Shown, origin
 from ..sampling.draw import SCHEDULER, denoiser_of
 from ..sampling.schedulers import check_name
 from .text import is_number, plain
@@ -143,13 +143,27 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
             f"{picture} was generated from another bundle, of {shown.drawing.model}. This bundle is of {here.model}: "
             "its weights, scheduler config, tokenizer or scaling differ, so the image will differ."
         )
+    if shown.drawing is None and shown.request.clip_skip and _reads_earlier(bundle):
+        remarks.append(
+            f"{picture} has the clip skip {shown.request.clip_skip + 1}, which the web UI ignores for models such as "
+            f"{here.model}, and latentc does not. Pass --clip-skip 0 for what the web UI does."
+        )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _IGNORED}
+    digests = [pair.rpartition(":")[2].strip() for pair in left.get(TI_HASHES, "").split(",")]
+    if all(one and any(own.startswith(one) for own in here.embeddings.values()) for one in digests):
+        left.pop(TI_HASHES, None)
     if left:
         listed = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         remarks.append(f"{picture} has settings that latentc ignores: {plain(listed)}{more}.")
     return remarks
+
+
+def _reads_earlier(bundle: Bundle) -> bool:
+    """Whether the denoiser reads hidden states of an earlier layer anyway, as in SDXL."""
+    model = bundle.manifest.model
+    return any(wire.name.startswith("hidden_states.") for wire in model.wires)
 
 
 def _lines(file: str) -> list[tuple[str, dict[str, Any]]]:

@@ -69,6 +69,14 @@ def export(
             "Stable Diffusion 3 without them. Default: the folder text_encoders beside the file."
         ),
     ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:TOKEN]",
+            help="Textual inversion to add (.safetensors), and the token that stands for it in prompts. Default: the "
+            "token in the file, or else the file's name. Can be repeated.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -91,6 +99,7 @@ def export(
             variant=variant,
             components=replaced | texts,
             without=("text_encoder_3",) if without_t5 else (),
+            embeddings=tuple(embedding or ()),
             spacing=spacing,
             zero_snr=zero_snr,
             size=size,

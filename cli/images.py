@@ -96,6 +96,20 @@ def run(
     threads: Threads = None,
     sequential: Sequential = False,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    prompt_syntax: Annotated[
+        str | None,
+        typer.Option(
+            help="Syntax of both prompts: plain text, or a1111 for the web UI's weights, such as (a small dog:1.2). "
+            "Default: plain."
+        ),
+    ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of CLIP's last layers that are skipped for the prompt, as in diffusers: 1 is the web UI's "
+            "Clip skip 2. Default: 0."
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +187,8 @@ def run(
     stored = read(picture) if picture else None
     values = {
         "negative_prompt": negative,
+        "prompt_syntax": prompt_syntax,
+        "clip_skip": clip_skip,
         "steps": steps,
         "guidance": guidance,
         "guidance_rescale": guidance_rescale,

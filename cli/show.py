@@ -73,6 +73,9 @@ def bundle(
     )
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
+    for one in manifest.embeddings:
+        vectors = counted(one.vectors, "vector")
+        console.print(f"embedding {one.token} ({vectors}) from {one.location} ({one.sha256[:12]})", markup=False)
     console.print(_license(manifest.license), markup=False)
     if opened.standing.statement:
         console.print(opened.standing.statement, markup=False)

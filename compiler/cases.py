@@ -86,6 +86,7 @@ def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
     outputs = set(model.read_of(part)) or {tensor.name for tensor in info.outputs}
     inputs = {tensor.name for tensor in info.inputs}
     whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
+    whole = whole and set(model.skipped_of(part)) <= {name for case in cases for name in case.outputs}
     if not whole or (info.takes("timestep") and (_lacks(cases) or not _changes(info, model, cases))):
         raise BundleError(
             f"{bundle.folder / stored_at(part)} lacks references of {part}, so it cannot be {bundle.standing.verb}. "

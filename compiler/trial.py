@@ -45,7 +45,7 @@ from ..sampling.draw import (
     walk_of,
 )
 from ..sampling.pixels import frame_chunks, quantized
-from ..sampling.prompt import ids_of
+from ..sampling.vocabulary import ids_of
 from ..sampling.wires import READS_IMAGE
 from .cases import InputShapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
 from .standing import PROVED, SELF_CONSISTENT, Standing
-from .wires import GUIDANCE, LATENTS, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire
+from .wires import GUIDANCE, LATENTS, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire, skipped
 
 SCHEMA_VERSION = 4
 
@@ -126,6 +126,8 @@ class TextEncoder(Record):
     """Number of token ids: rows of its embedding table."""
     length: Annotated[Annotated[int, Field(ge=2, le=MAX_LENGTH)] | None, Field(exclude_if=_unless(None))] = None
     """Token ids per row, where it is larger than the model's `length` (T5: 256)."""
+    clip_skip: Annotated[Annotated[int, Field(ge=1, le=256)] | None, Field(exclude_if=_unless(None))] = None
+    """Number of last layers that a request may skip: it has outputs for each; None for none."""
 
 
 class ImageReader(Record):
@@ -215,6 +217,25 @@ class Model(Record):
         """Names of the outputs of a part that wires read."""
         return tuple(dict.fromkeys(wire.output for wire in self.wires if wire.owner == part))
 
+    def skipped_of(self, part: str) -> tuple[str, ...]:
+        """Names of the outputs of a text encoder that replace those that wires read, for each `clip_skip`."""
+        most = next((one.clip_skip or 0 for one in self.text_encoders if one.part == part), 0)
+        every = (skipped(name, layers) for name in self.read_of(part) for layers in range(1, most + 1))
+        return tuple(name for name in every if name is not None)
+
+    def with_clip_skip(self, outputs: Mapping[str, Collection[str]]) -> Model:
+        """The model with each text encoder's `clip_skip`, from the names of its outputs, keyed by part."""
+
+        def most(part: str) -> int | None:
+            read = [name for name in self.read_of(part) if skipped(name, 1)]
+            layers = 0
+            while read and all(skipped(name, layers + 1) in outputs[part] for name in read):
+                layers += 1
+            return layers or None
+
+        encoders = (one.model_copy(update={"clip_skip": most(one.part)}) for one in self.text_encoders)
+        return self.model_copy(update={"text_encoders": tuple(encoders)})
+
     @property
     def condition(self) -> str:
         """What it generates from: `prompt` or `image`."""
@@ -295,6 +316,23 @@ class Other(Source):
     """Digest of its config and stored tensors."""
 
 
+class Embedding(Record):
+    """A textual inversion that was added to the checkpoint."""
+
+    token: Line
+    """Its first token; further vectors have `<token>_1` and so on."""
+    vectors: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+    location: str
+    """Path of its file."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of its file."""
+
+    @property
+    def argument(self) -> str:
+        """Argument for `open_checkpoint` that adds it again."""
+        return f"{self.location}:{self.token}"
+
+
 class License(Record):
     """The licence that the checkpoint declares, and its licence files in the bundle."""
 
@@ -325,6 +363,8 @@ class Manifest(Record):
     source: Source
     components: dict[str, Other] = Field(default_factory=dict)
     """Replaced components (`export --vae --unet`), keyed by name."""
+    embeddings: Annotated[tuple[Embedding, ...], Field(max_length=500, exclude_if=_unless(()))] = ()
+    """Textual inversions (`export --embedding`)."""
     left_out: Annotated[tuple[Line, ...], Field(exclude_if=_unless(()))] = ()
     """Optional components of the checkpoint that were left out at the user's request, such as T5."""
     license: License = License()
@@ -345,6 +385,14 @@ class Manifest(Record):
     def standing(self) -> Standing:
         """What stands behind its figures, and the words for that."""
         return PROVED if self.source.adopted is None else SELF_CONSISTENT
+
+    @model_validator(mode="after")
+    def _skipped_exist(self) -> Manifest:
+        for name, part in self.parts.items():
+            missing = set(self.model.skipped_of(name)) - {tensor.name for tensor in part.outputs}
+            if missing:
+                raise ValueError(f"{name} should have the output {min(missing)}, or a lower clip_skip")
+        return self
 
     @model_validator(mode="after")
     def _parts_stand_alike(self) -> Manifest:

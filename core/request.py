@@ -26,6 +26,9 @@ MAX_COUNT = 64
 SPACINGS = ("leading", "trailing", "linspace")
 """Timestep spacings, with diffusers' names."""
 
+PromptSyntax = Literal["plain", "a1111"]
+"""How prompts are read: as plain text, or with weights as in AUTOMATIC1111's web UI."""
+
 _NOT_YET = "latentc does not support this setting yet; omit it"
 _OTHER_NAMES = {
     "prompt": "text caption positive positiveprompt promptstring",
@@ -47,6 +50,7 @@ _OTHER_NAMES = {
     "schedulertype schedule noiseschedule",
     "width": "w imagewidth",
     "height": "h imageheight",
+    "prompt_syntax": "syntax promptparser parser emphasis weighting promptweighting promptattention",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
@@ -60,8 +64,8 @@ _OTHER_NAMES = {
     "eta": "etaddim ddimeta gamma",
     "timesteps": "customtimesteps timestepslist",
     "sigmas": "customsigmas sigmaslist noiselevels",
-    _NOT_YET: "clipskip clipstopatlastlayers "
-    "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
+    _NOT_YET: "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
 
@@ -85,6 +89,11 @@ def _listed(value: object) -> object:
 
 
 _EACH = BeforeValidator(_listed)
+
+
+def _is_plain(value: object) -> bool:
+    """Leaves out the default syntax: what images store stays as it was."""
+    return value == "plain"
 
 
 def _is_none(value: object) -> bool:
@@ -118,6 +127,9 @@ class Request(Record):
     `eta` is the randomness of DDIM, or TCD's gamma, from 0 (the default) to 1; other schedulers have none. `timesteps`
     or `sigmas` replace `steps` and any spacing, for schedulers whose class in diffusers accepts them: the timestep of
     each step, or the noise level of each step and 0 at the end, each lower than the one before.
+    `prompt_syntax` is how both prompts are read: `plain` as text, `a1111` with weights in the syntax of AUTOMATIC1111's
+    web UI, such as `(a small dog:1.2)`. `clip_skip` is the number of CLIP's last layers that are skipped for the
+    prompt, as in diffusers: 1 is the web UI's "Clip skip: 2". The negative prompt is read with all layers.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -159,6 +171,8 @@ class Request(Record):
         default=None, exclude_if=_is_none, min_length=2, max_length=MAX_STEPS + 1
     )
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
+    prompt_syntax: PromptSyntax = Field(default="plain", exclude_if=_is_plain)
+    clip_skip: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=256)
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)
@@ -233,6 +247,8 @@ class Origin:
     standing: str | None = None
     """`self-consistent` for a bundle that was adopted from ONNX graphs; None where PyTorch's reference stands behind
     it."""
+    embeddings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Textual inversions in the bundle: the SHA-256 of each file by its token."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,19 @@ def control_scale_source(index: int) -> str:
     return f"{CONTROL_SCALE}{index + 1}"
 
 
+def skipped(output: str, layers: int) -> str | None:
+    """The output that replaces one of a text encoder if its last `layers` layers are skipped (`clip_skip`).
+
+    `hidden_states.10` is replaced by `hidden_states.9` and so on, as in diffusers' pipelines of SDXL and Stable
+    Diffusion 3; `last_hidden_state` by `last_hidden_state.1` and so on, earlier states after the final norm, as in that
+    of Stable Diffusion 1. None for an output of whole prompts.
+    """
+    stem, _, layer = output.rpartition(".")
+    if stem == "hidden_states" and layer.isdecimal():
+        return f"{stem}.{int(layer) - layers}"
+    return f"{output}.{layers}" if output == "last_hidden_state" else None
+
+
 class Wire(Record):
     """The source of an input, or of a part of one: wires of the same input are concatenated in their order."""
 

@@ -130,6 +130,7 @@ def adopt_apart(
     for name, one in fits.items():
         on_progress(f"{name}: rewrite", None)
         parts[name], exporters[name], narrow[name] = _write_part(one, place, hashed)
+    facts = facts.with_clip_skip({name: {tensor.name for tensor in part.outputs} for name, part in parts.items()})
     write_configs(checkpoint, [one.spec for one in fits.values()], tokenizers, place)
     stated = stated.model_copy(
         update={"adopted": cast("Adopted", stated.adopted).model_copy(update={"exporters": exporters})}

@@ -7,13 +7,14 @@ import json
 import logging
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checkpoints.embeddings import rounded
 from ..checkpoints.families import PROCESSOR
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.others import controls_of
@@ -22,7 +23,7 @@ from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, pro
 from ..core.errors import BundleError, CheckpointError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
-from ..core.manifest import FileInfo, License, Manifest, Model, Other, Part, Source
+from ..core.manifest import Embedding, FileInfo, License, Manifest, Model, Other, Part, Source
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember
@@ -57,15 +58,16 @@ def export(
     scheduler: str | None = None,
     without: Collection[str] = (),
     controlnets: Sequence[str] = (),
+    embeddings: Collection[str | Path] = (),
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
-    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components` and `without` are the
-    arguments of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as `dpm++2m`, replaces the
-    checkpoint's own in the bundle. `controlnets` are files, folders or hub ids of ControlNets of the checkpoint's
-    family: they become part of the denoiser's graph, and each takes an image of a request. Each exported part is
-    compared with PyTorch on fixed inputs.
+    `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components`, `without` and
+    `embeddings` are the arguments of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as
+    `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are files, folders or hub ids of ControlNets
+    of the checkpoint's family: they become part of the denoiser's graph, and each takes an image of a request. Each
+    exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
     activations.
@@ -89,12 +91,14 @@ def export(
         variant=variant,
         components={**components, **controls_of(controlnets)},
         without=without,
+        embeddings=embeddings,
     )
     opened = settle(opened, scheduler)
     specs = part_specs(opened)
     checked_facts(opened, specs)
     ready()  # which takes seconds
     opened.check_modules()
+    opened = replace(opened, notices=(*opened.notices, *_about_embeddings(opened)))
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
     from .reference import references_of
 
@@ -115,6 +119,19 @@ def export(
         on_progress("digest", None)
         _write_manifest(opened, parts, hashed, fresh)
     return open_bundle(folder)
+
+
+def _about_embeddings(opened: Checkpoint) -> Generator[str]:
+    """Notices about textual inversions that are not kept exactly."""
+    import torch
+
+    from .weights import kept_as
+
+    for component in opened.tables:
+        kept = kept_as(opened.weights[component].values())
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kept]
+        if changed := rounded(opened.embeddings, component, dtype):
+            yield f"The vectors of {', '.join(changed)} are rounded to {kept}, as {component} is stored in it."
 
 
 def checked_facts(opened: Checkpoint, specs: Sequence[PartSpec]) -> Model:
@@ -272,6 +289,10 @@ def _write_manifest(
             name: Other.model_validate(asdict(other.source) | {"digest": checkpoint.digest(name)})
             for name, other in checkpoint.others.items()
         },
+        embeddings=tuple(
+            Embedding(token=one.token, vectors=one.vectors, location=str(one.file), sha256=one.sha256)
+            for one in checkpoint.embeddings
+        ),
         left_out=checkpoint.left_out,
         license=License(declared=card.license, name=card.name, link=card.link, files=tuple(card.files)),
         notices=checkpoint.notices,

@@ -157,9 +157,11 @@ def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
         return checkpoint.module(component)
     narrow = torch.bfloat16 if kept == "bf16" else torch.float16
     module = widening(checkpoint.module(component, dtype=narrow))
-    # diffusers reads a module's dtype, and would round its inputs to that of the stored weights.
+    # diffusers reads a module's dtype, and would round its inputs to that of the stored weights. transformers looks up
+    # which classes record hidden states by their names, with that of their module.
     kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {"dtype": torch.float32})
+    own = {"dtype": torch.float32, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    module.__class__ = type(kind.__name__, (kind,), own)
     return module
 
 

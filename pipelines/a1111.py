@@ -128,6 +128,10 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
             pairs[key] = ", ".join(map(_number, numbers))
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
+    if request.clip_skip:
+        pairs["Clip skip"] = str(request.clip_skip + 1)  # 1 is the last layer
+    if request.prompt_syntax != "plain":
+        pairs["Prompt syntax"] = request.prompt_syntax
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
@@ -146,6 +150,8 @@ def parse(text: str) -> Parsed:
     keys = {key.lower(): key for key in reversed(rest)}
     for key in {ETA, ETA_DDIM} - _ETAS.get(scheduler or "", set()):
         keys.pop(key.lower(), None)  # of ancestral samplers
+    if _web_ui(rest) and "prompt syntax" not in keys and rest.get("Emphasis") != "None":
+        values["prompt_syntax"] = "a1111"
     if any(key.startswith(_SECOND_PASS) for key in keys):
         keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
     for own, read in _READERS.items():
@@ -173,7 +179,7 @@ def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tu
         return None, (), ()
     keys = ("Sampler", *schedules)
     version = rest.get("Version", "")
-    web_ui = None if "comfyui" in version.lower() else _WEB_UI.match(version)
+    web_ui = _web_ui(rest)
     if web_ui and base in _TIMESTEPS:
         return base, keys, ()
     if not kinds:
@@ -194,6 +200,12 @@ def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tu
             return None, (), ()  # `DPM++ 2M Karras` with another schedule
     meant = f"{plain}-{ramp}" if ramp else base
     return (meant, keys, ()) if meant in NAMES else (None, (), ())
+
+
+def _web_ui(rest: Mapping[str, str]) -> re.Match[str] | None:
+    """The version of the web UI or of Forge that wrote the text, if one did."""
+    version = rest.get("Version", "")
+    return None if "comfyui" in version.lower() else _WEB_UI.match(version)
 
 
 def _assumed(name: str, title: str) -> tuple[str, ...]:
@@ -343,6 +355,14 @@ def _sigma_list(text: str) -> dict[str, object]:
     return {"sigmas": tuple(float(one) for one in text.split(","))}
 
 
+def _clip_skip(text: str) -> dict[str, object]:
+    return {} if int(text) == 1 else {"clip_skip": int(text) - 1}
+
+
+def _syntax(text: str) -> dict[str, object]:
+    return {"prompt_syntax": text}
+
+
 def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
@@ -364,6 +384,8 @@ _READERS = {
     TIMESTEPS: _timestep_list,
     SIGMAS: _sigma_list,
     "Timestep spacing": _spacing,
+    "Prompt syntax": _syntax,
+    "Clip skip": _clip_skip,
 }
 OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs from which a request is read."""

@@ -9,10 +9,11 @@ from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
 from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
-from ..sampling.draw import first_of, schedule_of
-from ..sampling.prompt import Tokens, Vocabulary
+from ..sampling.draw import check_clip_skip, first_of, schedule_of
+from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
+from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
 
@@ -81,17 +82,22 @@ def _check_fields(request: Request, model: Model) -> None:
     allowed = {
         "prompt": reads,
         "negative_prompt": reads,
+        "prompt_syntax": reads,
+        "clip_skip": reads,
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
         "strength": reads,
         "mask_sha256": reads,
     }
-    given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
+    given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "", "plain")]
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
+    check_clip_skip(model, request)
+    for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+        pieces_of(text, request.prompt_syntax, which)
 
 
 def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:
@@ -164,6 +170,13 @@ def notices(
     width, height, _ = size_and_seed(request)
     if vocabulary is not None and tokens is not None:
         remarks += _about_prompt(request, vocabulary, tokens, guided)
+        plain = [
+            one.part
+            for one, weights in zip(manifest.model.text_encoders, tokens.weights, strict=True)
+            if weights is None
+        ]
+        if 0 < len(plain) < len(tokens.weights):
+            remarks.append(f"{' and '.join(plain)} reads the prompts without their weights, as in the web UI.")
     own_width, own_height = manifest.model.own_size
     made = own_width * own_height
     if not made / FAR <= width * height <= made * FAR:
@@ -195,5 +208,10 @@ def _about_prompt(request: Request, vocabulary: Vocabulary, tokens: Tokens, guid
         why = "takes guidance as an input" if request.guided else "uses it only with a guidance above 1"
         remarks.append(f"The negative prompt was not used: the model {why}.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
-        remarks += syntax.notice(which, text, lambda token: vocabulary.tokenizer.token_to_id(token) is not None)
+        remarks += syntax.notice(
+            which,
+            text,
+            lambda token: vocabulary.tokenizer.token_to_id(token) is not None,
+            request.prompt_syntax,
+        )
     return remarks

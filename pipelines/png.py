@@ -28,6 +28,9 @@ from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
 
+TI_HASHES, SHORT = "TI hashes", 12
+"""The web UI's key for the textual inversions of an image, and the length of the digests that it has."""
+
 FRAME_NAME = "{:04d}.png"
 """Name of a frame in a folder of frames."""
 
@@ -53,6 +56,10 @@ class Drawing(Record):
     versions: dict[str, str]
     standing: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
     """`self-consistent` where no PyTorch reference stands behind the engines."""
+    embeddings: Annotated[dict[str, str], Field(exclude_if=lambda value: not value)] = Field(
+        default_factory=dict[str, str]
+    )
+    """Textual inversions in the prompts: the SHA-256 of each file by its token."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ def origin(bundle: Bundle, *, encodes: bool = False) -> Origin:
         bundle=drawing_digest(bundle, encodes=encodes),
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
         standing=manifest.standing.word if manifest.standing.statement else None,
+        embeddings={one.token: one.sha256 for one in manifest.embeddings},
     )
 
 
@@ -91,6 +99,8 @@ def drawings(result: Result) -> Iterator[Drawing]:
     if (made := result.origin) is None:
         raise RequestError("No pipeline made this result, so it cannot be saved. Generate it with a Pipeline.")
     _, _, seed = size_and_seed(result.request)
+    prompts = f"{result.request.prompt}\n{result.request.negative_prompt}".lower()
+    used = {token: digest for token, digest in made.embeddings.items() if token.lower() in prompts}
     for index in range(len(result.images)):
         yield Drawing(
             request=result.request.model_copy(update={"seed": seed + index, "count": 1}),
@@ -104,6 +114,7 @@ def drawings(result: Result) -> Iterator[Drawing]:
             bundle=made.bundle,
             versions=dict(made.versions),
             standing=made.standing,
+            embeddings=used,
         )
 
 
@@ -168,7 +179,14 @@ def _differences(drawing: Drawing, found: Parsed) -> list[str]:
     return names + [key for key in (*OWN_KEYS, "Model") if key in found.rest and found.rest[key] != wrote.rest.get(key)]
 
 
+def _named(token: str) -> str:
+    """A token's name in the web UI's list of hashes."""
+    return token.replace(":", "").replace(",", "")
+
+
 def _text(drawing: Drawing) -> str:
     """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
-    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
+    hashes = ", ".join(f"{_named(token)}: {digest[:SHORT]}" for token, digest in drawing.embeddings.items())
+    made = {TI_HASHES: hashes} if hashes else {}
+    made |= {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")

@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from ..core.request import PromptSyntax
+
 MAX_FOUND = 1000
 """At most this many places are found; a prompt has at most 1500 tokens."""
 LONGEST = 40
@@ -51,13 +53,26 @@ def foreign(prompt: str, is_token: Callable[[str], bool]) -> dict[str, list[str]
     return found
 
 
-def notice(which: str, prompt: str, is_token: Callable[[str], bool]) -> list[str]:
-    """A sentence for each kind of syntax in a prompt; `which` is `prompt` or `negative prompt`."""
+def notice(which: str, prompt: str, is_token: Callable[[str], bool], read_as: PromptSyntax = "plain") -> list[str]:
+    """A sentence for each kind of syntax in a prompt that is read as text; `which` is `prompt` or `negative prompt`."""
+    found = foreign(prompt, is_token)
+    if read_as == "a1111":
+        left = {what: [one for one in places if not _of_web_ui(what, one)] for what, places in found.items()}
+        found = {what: places for what, places in left.items() if places}
     return [
         f"The {which} has {what}{_examples(what, places)}. Other tools support that syntax; latentc reads it as plain "
-        "text."
-        for what, places in foreign(prompt, is_token).items()
+        f"text{', unless prompt_syntax is a1111' if any(_of_web_ui(what, one) for one in places) else ''}."
+        for what, places in found.items()
     ]
+
+
+def _of_web_ui(what: str, place: str) -> bool:
+    """Whether the syntax a1111 reads this place: `(x:1.2)`, but not `(x)++` or `{x}`."""
+    return what in _WEB_UI or (what == "weights" and (place[0], place[-1]) in (("(", ")"), ("[", "]")))
+
+
+_WEB_UI = ("the word BREAK", "the word AND", "escaped brackets")
+"""Other kinds that the syntax a1111 reads, or refuses."""
 
 
 def _each(prompt: str, is_token: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

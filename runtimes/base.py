@@ -118,6 +118,8 @@ class CheckpointOrigin:
     """Locations of components that come from elsewhere, keyed by component."""
     left_out: tuple[str, ...] = ()
     """Optional components that were left out."""
+    embeddings: tuple[str, ...] = ()
+    """Files of textual inversions that were added, with their tokens."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Reference(Record):
     """Optional components that were left out."""
     components: dict[str, str] = Field(default_factory=dict)
     """Locations of components that come from elsewhere, keyed by component."""
+    embeddings: tuple[str, ...] = ()
+    """Files of textual inversions, with their tokens."""
     family: str
     part: str
     digest: str
@@ -126,6 +128,7 @@ class Torch(Runtime):
             variant=origin.variant,
             left_out=origin.left_out,
             components=dict(origin.components),
+            embeddings=origin.embeddings,
             family=origin.family,
             part=job.part,
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
@@ -213,6 +216,7 @@ def _open(origin: CheckpointOrigin | Reference) -> Checkpoint:
         variant=origin.variant,
         components=origin.components,
         without=origin.left_out,
+        embeddings=origin.embeddings,
     )
 
 

@@ -24,10 +24,11 @@ from .denoise import Kept, OnStep, Walk, denoise, is_guided
 from .guidance import frame_scales
 from .image import Pixels, encode_image, fitted, generated, latent_mask, pasted, resized, sampled
 from .pixels import decode, frame_chunks
-from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
+from .prompt import Call, Tokens, encode, tokenize
 from .schedulers import Noise, Schedule, first_call, schedule
 from .schedulers.arrays import mixed
 from .schedulers.lcm import Lcm
+from .vocabulary import Vocabulary, load_vocabularies
 from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -175,7 +176,7 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
     zeros = guided and host.model.zeros_for_empty and not request.negative_prompt
     both = guided and not zeros
     texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
-    return tokenize(host.vocabularies, texts), guided, zeros
+    return tokenize(host.vocabularies, texts, request.prompt_syntax), guided, zeros
 
 
 def read_text(
@@ -185,9 +186,24 @@ def read_text(
 
     `engines` names the engine of each part, for errors.
     """
+    check_clip_skip(host.model, request)
     tokens, guided, zeros = prompts(host, request)
-    encoded = encode(host.model, tokens, zeros, call, engines)
+    encoded = encode(host.model, tokens, zeros, call, engines, request.clip_skip or 0)
     return Text(tokens, guided, encoded, controls=control_images(host.model, controls, request))
+
+
+def check_clip_skip(model: Model, request: Request) -> None:
+    """Raise `RequestError` for a `clip_skip` that no text encoder supports, or that one supports only in part."""
+    if not request.clip_skip:
+        return
+    most = min((one.clip_skip for one in model.text_encoders if one.clip_skip), default=0)
+    if most == 0:
+        raise RequestError(
+            f"The request has a clip_skip of {request.clip_skip}, but the text encoders in this bundle have no outputs "
+            "of earlier layers. Export the checkpoint again with this version of latentc, or leave clip_skip out."
+        )
+    if request.clip_skip > most:
+        raise RequestError(f"clip_skip is {request.clip_skip}, but this model can skip {most} layers at most.")
 
 
 def read_given(host: Host, request: Request, given: Given, call: Call, engines: Mapping[str, str]) -> Text:

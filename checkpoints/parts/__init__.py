@@ -89,7 +89,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
     mean, std = (config.get(key) if family.latent_statistics else None for key in ("latents_mean", "latents_std"))
     own = dict.fromkeys(wire for spec in specs for wire in spec.wires)  # a variant has the wires of its part
     denoiser = next(spec for spec in specs if spec.role == "denoiser")
-    return Model(
+    model = Model(
         text_encoders=tuple(
             TextEncoder(
                 part=facts.encoder,
@@ -126,6 +126,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         tasks=family.tasks,
         wires=(*own, *(_wire(checkpoint, wire, denoiser) for wire in family.wires)),
     )
+    return model.with_clip_skip({spec.name: {tensor.name for tensor in spec.outputs} for spec in specs})
 
 
 def _image_reader(checkpoint: Checkpoint) -> ImageReader | None:

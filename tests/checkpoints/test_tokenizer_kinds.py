@@ -13,7 +13,8 @@ from latentc.checkpoints.parts import model_facts
 from latentc.checkpoints.tokenizer import END, START
 from latentc.core.bundle import Bundle
 from latentc.core.errors import CheckpointError, RequestError
-from latentc.sampling.prompt import load_vocabularies, tokenize
+from latentc.sampling.prompt import tokenize
+from latentc.sampling.vocabulary import load_vocabularies
 
 SIZE = len(json.loads((SHIPPED["scenes"] / "tokenizer" / "vocab.json").read_text()))
 PROMPTS = (

@@ -4,16 +4,20 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from latentc.cli.ask import differences
 from latentc.compiler.build import build
+from latentc.core.manifest import Embedding
 from latentc.pipelines import save
+from latentc.pipelines.a1111 import parse
 from latentc.pipelines.pipeline import Pipeline
-from latentc.pipelines.png import read
+from latentc.pipelines.png import Shown, read
 from latentc.profiles import load_profile
 
 
@@ -212,10 +216,11 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
     assert code == 0
     record = json.loads(out)
     assert (record["request"]["guidance"], record["request"]["seed"], record["request"]["steps"]) == (3, 4, 1)
+    assert (record["request"]["prompt_syntax"], record["request"]["clip_skip"]) == ("a1111", 1)
     foreign, left = record["notices"][:2]
     assert foreign.startswith("web.png was made by another tool")
     assert left.startswith(
-        "web.png has settings that latentc ignores: Sampler: DPM++ 3M SDE, Schedule type: Karras, Clip"
+        "web.png has settings that latentc ignores: Sampler: DPM++ 3M SDE, Schedule type: Karras, Hires"
     )
     assert "\x1b" not in left
     assert "hash" not in left
@@ -241,3 +246,35 @@ def test_notices_of_a_prompt_reach_the_terminal(run):
         "negative prompt has weights: [dog]",
     ):
         assert f"note: The {said}. Other tools support that syntax" in out
+
+
+def test_a_prompts_syntax_and_clip_skip_are_options_and_are_drawn_again(run, monkeypatch):
+    words = ("a (cat:1.4)", "--prompt-syntax", "a1111", "--clip-skip", 1, "--seed", 3, "--steps", 1)
+    code, out, _ = run(*words, "-o", "x.png")
+    assert (code, "has weights" in out) == (0, False)
+    request = read("x.png").request
+    assert (request.prompt_syntax, request.clip_skip) == ("a1111", 1)
+    assert run("--from", "x.png", "-o", "y.png")[0] == 0
+    assert read("y.png").request == request
+    assert run("--from", "x.png", "--clip-skip", 0, "--prompt-syntax", "plain", "-o", "z.png")[0] == 0
+    assert (read("z.png").request.prompt_syntax, read("z.png").request.clip_skip) == ("plain", 0)
+    monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
+    assert "has alternation ('[a|b]')" in run("[a|b]", "--prompt-syntax", "a1111")[2]
+    assert "prompt_syntax" in run("a", "--prompt-syntax", "comfy")[2]
+    assert "can skip" in run("a", "--clip-skip", 9)[2]
+
+
+def test_what_the_web_ui_means_by_other_models_and_embeddings_is_said(exported):
+    opened = exported("sd1")
+    model, digest = opened.manifest.model, "0123456789ab" + "0" * 52
+    wires = [wire.model_copy(update={"source": "text_encoder.hidden_states.1"}) for wire in model.wires if wire.of_part]
+    own = Embedding(token="bad", vectors=1, location="/bad.safetensors", sha256=digest)
+    changes = {"model": model.model_copy(update={"wires": (*model.wires[:1], *wires)}), "embeddings": (own,)}
+    like_sdxl = replace(opened, manifest=opened.manifest.model_copy(update=changes))
+    parsed = parse('a bad cat\nSteps: 9, Clip skip: 2, TI hashes: "bad: 0123456789ab", Version: v1.9.4')
+    shown = Shown(parsed.request, "", parsed.rest, None, 64, 64)
+    assert len(differences(Path("x.png"), shown, opened)) == 2
+    assert "ignores: TI hashes: bad: 0123456789ab" in differences(Path("x.png"), shown, opened)[1]
+    found = differences(Path("x.png"), shown, like_sdxl)
+    assert len(found) == 2
+    assert found[1].startswith("x.png has the clip skip 2, which the web UI ignores for models such as ")

@@ -11,7 +11,7 @@ from latentc.core.errors import BundleError, LatentcError, ProfileError, Request
 from latentc.core.files import read_sealed, write_sealed
 from latentc.core.request import Request
 from latentc.profiles import load_profile
-from latentc.sampling.prompt import load_vocabularies
+from latentc.sampling.vocabulary import load_vocabularies
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 

@@ -134,7 +134,7 @@ def test_lines_behind_the_pairs_spoil_none():
         "some note, text: yes\nSeed: 9, Foo: bar\n"
     )
     assert found.request == Request(
-        prompt="cat", negative_prompt="dog", steps=20, guidance=7, seed=1, width=512, height=512
+        prompt="cat", negative_prompt="dog", steps=20, guidance=7, seed=1, width=512, height=512, prompt_syntax="a1111"
     )
     assert found.rest["Version"] == "v1.6"
     assert (found.rest["Time taken"], found.rest["A"], found.rest["Foo"]) == ("5 sec.", "3.1 GB", "bar")
@@ -231,3 +231,46 @@ def test_the_eta_of_others_is_theirs():
 def test_timesteps_that_contradict_the_steps_stay_visible():
     found = read('Sampler: Euler, Timesteps: "999, 1"')
     assert (found.request.timesteps, found.request.steps, found.rest) == (None, 20, {"Timesteps": "999, 1"})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "syntax", "rest"),
+    [
+        ("Version: v1.10.1", "a1111", {}),
+        ("Version: f2.0.1v1.10.1-previous-665", "a1111", {}),
+        ("Emphasis: No norm, Version: v1.10.1", "a1111", {"Emphasis": "No norm"}),
+        ("Emphasis: None, Version: v1.10.1", "plain", {"Emphasis": "None"}),
+        ("Version: ComfyUI", "plain", {}),
+        ("Version: latentc 0.1.0", "plain", {}),
+        ("Prompt syntax: a1111, Version: latentc 0.1.0", "a1111", {}),
+        ("Prompt syntax: other, Version: latentc 0.1.0", "plain", {"Prompt syntax": "other"}),
+        ("App: SD.Next", "plain", {"App": "SD.Next"}),
+    ],
+)
+def test_prompts_are_read_in_the_syntax_of_the_tool_that_wrote_them(pairs, syntax, rest):
+    found = read(pairs)
+    assert found.request.prompt_syntax == syntax
+    assert {key: value for key, value in found.rest.items() if key != "Version"} == rest
+
+
+def test_the_syntax_is_written():
+    request = Request(prompt="(cat:1.2)", width=64, height=64, seed=1, prompt_syntax="a1111")
+    text = write(request, {"Version": "latentc 0.1.0"})
+    assert "Prompt syntax: a1111" in text
+    assert parse(text).request == request
+    assert "syntax" not in write(request.model_copy(update={"prompt_syntax": "plain"}), {})
+    assert "prompt_syntax" not in Request(prompt="cat").model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "rest"),
+    [("1", None, {}), ("2", 1, {}), ("12", 11, {}), ("0", None, {"Clip skip": "0"}), ("x", None, {"Clip skip": "x"})],
+)
+def test_clip_skip_counts_from_the_last_layer(text, layers, rest):
+    found = read(f"Clip skip: {text}")
+    assert (found.request.clip_skip, found.rest) == (layers, rest)
+    if layers:
+        again = write(found.request.model_copy(update={"scheduler": "euler"}), {})
+        assert f"Clip skip: {text}" in again
+        assert parse(again).request.clip_skip == layers
+    assert "Clip" not in write(Request(prompt="", width=8 * 8, height=64, seed=1, clip_skip=0), {})

@@ -173,7 +173,8 @@ def test_records_that_disagree_are_named(other, names, tmp_path):
         ("Seed: 5", "Seed: -1", ("Seed",)),
         ("Model: tiny", "Model: other", ("Model",)),
         ("Seed: 5, ", "", ()),
-        ("Model: tiny", "Model: tiny, Clip skip: 2", ()),
+        ("Model: tiny", "Model: tiny, Clip skip: 2", ("clip_skip",)),
+        ("Model: tiny", "Model: tiny, Hypernet: x", ()),
     ],
 )
 def test_values_that_no_request_takes_disagree_too(old, new, names, tmp_path):

@@ -197,9 +197,10 @@ FOREIGN = [
             prompt="masterpiece, (best quality:1.3),\nBREAK city at night <lora:detail:0.6>",
             negative_prompt="lowres, (bad hands:1.2),\ntext",
             steps=28, guidance=6.5, seed=3141592653, width=832, height=1216, scheduler="dpm++2m-karras",
+            prompt_syntax="a1111", clip_skip=1,
         ),
         {
-            "Model hash": "31e35c80fc", "Model": "sd_xl_base_1.0", "VAE hash": "235745af8d", "Clip skip": "2",
+            "Model hash": "31e35c80fc", "Model": "sd_xl_base_1.0", "VAE hash": "235745af8d",
             "Lora hashes": "detail: abc123, other: def456",
             "Hashes": '{"vae": "235745af8d", "model": "31e35c80fc"}', "Version": "v1.9.4",
         },
@@ -237,7 +238,7 @@ FOREIGN = [
     ),
     (  # text behind the line of pairs, as some extensions leave it
         "cat\nSteps: 5, Sampler: Euler a, Seed: 4, Template: {a|b}\nNegative Template: {c}, Version: v1.6",
-        Request(prompt="cat", steps=5, seed=4, scheduler="euler-ancestral"),
+        Request(prompt="cat", steps=5, seed=4, scheduler="euler-ancestral", prompt_syntax="a1111"),
         {"Template": "{a|b}", "Negative Template": "{c}", "Version": "v1.6"},
     ),
     ("just a prompt, with: a colon", Request(prompt="just a prompt, with: a colon"), {}),

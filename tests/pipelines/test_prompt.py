@@ -11,7 +11,8 @@ import pytest
 from latentc.core.bundle import Bundle
 from latentc.core.errors import BundleError, NotFiniteError, RequestError
 from latentc.core.request import Request
-from latentc.sampling.prompt import MAX_CHUNKS, encode, load_vocabularies, tokenize
+from latentc.sampling.prompt import encode, tokenize
+from latentc.sampling.vocabulary import MAX_CHUNKS, load_vocabularies
 from latentc.sampling.wires import wired
 
 PROMPTS = [

@@ -45,7 +45,7 @@ def build(torch, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("family", "part", "outputs"),
     [
-        ("sd1", "text_encoder", {"last_hidden_state", "pooler_output"}),
+        ("sd1", "text_encoder", {"last_hidden_state", "pooler_output", "last_hidden_state.1", "last_hidden_state.2"}),
         ("sdxl", "text_encoder_2", {"last_hidden_state", "text_embeds", "hidden_states.0", "hidden_states.1"}),
         ("sdxl", "unet", {"out_sample"}),
         ("sd1", "vae_decoder", {"sample"}),

@@ -17,7 +17,8 @@ from latentc.checkpoints import find_family
 from latentc.checkpoints.tokenizer import clip_vocabulary, complete, shipped_files
 from latentc.core.errors import BundleError, RequestError
 from latentc.core.vocabulary import SPLITS, check_tokenizer
-from latentc.sampling.prompt import Vocabulary, tokenize
+from latentc.sampling.prompt import tokenize
+from latentc.sampling.vocabulary import Vocabulary
 
 READ = """
 import sys
@@ -27,7 +28,8 @@ from types import SimpleNamespace
 from latentc.core.bundle import Bundle
 from latentc.core.manifest import TextEncoder
 from latentc.core.errors import LatentcError
-from latentc.sampling.prompt import load_vocabularies, tokenize
+from latentc.sampling.prompt import tokenize
+from latentc.sampling.vocabulary import load_vocabularies
 
 folder = Path(sys.argv[1])
 encoder = TextEncoder(part="text_encoder", tokenizer=".")
