@@ -136,8 +136,10 @@ def _checkpoint_folder(bundle: Bundle) -> str:
             f"{bundle.folder} was adopted from ONNX graphs, so there is no checkpoint that this baseline could run. "
             "Omit the baseline."
         )
-    if source.variant or others:
+    if source.variant or others or source.adapters:
         what = f"{', '.join(others)} from another source" if others else f"the variant {source.variant}"
+        if source.adapters:
+            what = f"adapters ({', '.join(one.name for one in source.adapters)})"
         raise CheckpointError(
             f"The bundle was exported with {what}, but this baseline opens {source.location} unmodified. Save the "
             "combined pipeline as a folder with diffusers, and export that folder."

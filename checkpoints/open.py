@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
+from .adapters.adapter import Adapter, applied
+from .adapters.file import AdapterFile
+from .adapters.open import open_adapters
 from .checkpoint import Checkpoint
 from .families import find_family
 from .folder import open_folder
@@ -37,6 +40,7 @@ def open_checkpoint(
     zero_snr: bool | None = None,
     size: int | None = None,
     without: Collection[str] = (),
+    adapters: Mapping[str, float] = {},
 ) -> Checkpoint:
     """Open a checkpoint: recognize its family, check its files and read its configs. The weights stay on disk.
 
@@ -49,18 +53,21 @@ def open_checkpoint(
     `components` replaces the checkpoint's `unet` or `vae`: each value is a file, a folder or a hub id. It also names
     the files of `text_encoder`, `text_encoder_2` and `text_encoder_3` for a single file of Stable Diffusion 3 without
     them; by default they are looked for in a folder `text_encoders` beside the file. `without` names optional
-    components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace.
+    components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace. `adapters` are LoRAs and
+    other adapters to fuse with its weights: files, or files on the hub, and their strengths, of any sign and size.
 
     `family` is the required family; a checkpoint of any other is refused. `prediction` (`epsilon`,
     `v_prediction` or `sample`), `spacing` (`leading`, `trailing` or `linspace`), `zero_snr` and `size`
     (pixels) override what the checkpoint says about its training. For a single file, `training` works these
     out from the file; what had to be assumed is listed in the checkpoint's `notices`.
 
-    Raises CheckpointError if the checkpoint doesn't exist, is damaged or isn't supported.
+    Raises CheckpointError if the checkpoint or an adapter doesn't exist, is damaged or isn't supported, or they don't
+    fit together; RuntimeMissing for adapters without torch.
     """
     choices = Choices(prediction, spacing, zero_snr, size)
     choices.check()
     wanted = find_family(family) if family is not None else None
+    files = open_adapters(adapters)  # before a checkpoint is downloaded
     if isinstance(name, Checkpoint):
         elsewhere = {"revision": revision, "variant": variant, "components": components, "without": without}
         opened = _again(name, choices, elsewhere)
@@ -75,7 +82,21 @@ def open_checkpoint(
         raise CheckpointError(
             f"A size of {size} pixels is not possible for {name}: use a multiple of {opened.downscale}."
         )
-    return opened
+    return _adapted(opened, files)
+
+
+def _adapted(opened: Checkpoint, files: Sequence[tuple[AdapterFile, float]]) -> Checkpoint:
+    """The checkpoint with further adapters."""
+    if not files:
+        return opened
+    shapes, where = opened.shapes(), opened.source.location
+    made = [applied(file, strength, opened.family, shapes, where) for file, strength in files]
+    return _with_adapters(opened, made)
+
+
+def _with_adapters(opened: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    notices = tuple(notice for adapter in adapters for notice in adapter.notices)
+    return replace(opened, adapters=(*opened.adapters, *adapters), notices=(*opened.notices, *notices))
 
 
 def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]) -> Checkpoint:
@@ -90,8 +111,12 @@ def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]
         return opened
     choices = choices.over(opened.choices)
     if opened.folder is not None:
-        return open_folder(opened.folder, opened.source, choices, opened.source.variant, opened.others, opened.left_out)
-    return open_file(opened.place, opened.source, choices, opened.others, opened.left_out)
+        plain = open_folder(
+            opened.folder, opened.source, choices, opened.source.variant, opened.others, opened.left_out
+        )
+    else:
+        plain = open_file(opened.place, opened.source, choices, opened.others, opened.left_out)
+    return _with_adapters(plain, opened.adapters)
 
 
 @dataclass(frozen=True)

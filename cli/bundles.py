@@ -13,6 +13,7 @@ import typer
 from .options import (
     Folder,
     Json,
+    Loras,
     NativeSize,
     NewBundle,
     PredictionType,
@@ -69,10 +70,12 @@ def export(
             "Stable Diffusion 3 without them. Default: the folder text_encoders beside the file."
         ),
     ] = None,
+    lora: Loras = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, and compare each graph with PyTorch."""
+    from ..checkpoints.adapters.open import strengths
     from ..checkpoints.original_mmdit import in_folder
     from ..export.export import export as run_export
     from . import show
@@ -91,6 +94,7 @@ def export(
             variant=variant,
             components=replaced | texts,
             without=("text_encoder_3",) if without_t5 else (),
+            loras=strengths(lora or ()),
             spacing=spacing,
             zero_snr=zero_snr,
             size=size,

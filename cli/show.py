@@ -73,6 +73,9 @@ def bundle(
     )
     for name, other in manifest.components.items():
         console.print(f"{name} from {_from(other)} (digest {other.digest[:12]})", markup=False)
+    for adapter in manifest.source.adapters:
+        fused = f"fused with {adapter.name}:{adapter.strength:g} ({adapter.kind}, sha256 {adapter.sha256[:12]})"
+        console.print(fused, markup=False)
     console.print(_license(manifest.license), markup=False)
     if opened.standing.statement:
         console.print(opened.standing.statement, markup=False)

@@ -232,6 +232,7 @@ def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
             variant=source.variant,
             left_out=manifest.left_out,
             components={name: other.argument for name, other in manifest.components.items()},
+            adapters={one.argument: one.strength for one in source.adapters},
         ),
     )
 

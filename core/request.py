@@ -49,6 +49,7 @@ _OTHER_NAMES = {
     "height": "h imageheight",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
+    "LoRAs are fused at export: latentc export CHECKPOINT --lora FILE:0.8": "lora loras adapters",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
     "control_scale": "controlnetconditioningscale controlweight controlnetscale controlstrength controlnetstrength",
     "control_start": "controlguidancestart controlnetstart guidancestart startingcontrolstep",
@@ -58,7 +59,7 @@ _OTHER_NAMES = {
     "controlnet control",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
     _NOT_YET: "clipskip clipstopatlastlayers eta "
-    "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    "vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
 
@@ -175,6 +176,15 @@ class Step:
     """[count, channels, height / 8, width / 8], in the scheduler's scale."""
 
 
+class Fused(Record):
+    """An adapter that the weights of a bundle were fused with."""
+
+    name: str
+    """Name of its file, without suffix."""
+    sha256: str
+    strength: float
+
+
 @dataclass(frozen=True)
 class Origin:
     """The bundle that generated an image."""
@@ -189,6 +199,7 @@ class Origin:
     standing: str | None = None
     """`self-consistent` for a bundle that was adopted from ONNX graphs; None where PyTorch's reference stands behind
     it."""
+    adapters: tuple[Fused, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
-from ..core.request import Origin, Request, Result
+from ..core.request import Fused, Origin, Request, Result
 from ..core.version import __version__
 from ..sampling.draw import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, parse, write
@@ -53,6 +53,8 @@ class Drawing(Record):
     versions: dict[str, str]
     standing: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
     """`self-consistent` where no PyTorch reference stands behind the engines."""
+    adapters: Annotated[tuple[Fused, ...], Field(exclude_if=lambda value: not value)] = ()
+    """LoRAs and other adapters that the weights were fused with."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ def origin(bundle: Bundle, *, encodes: bool = False) -> Origin:
         bundle=drawing_digest(bundle, encodes=encodes),
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
         standing=manifest.standing.word if manifest.standing.statement else None,
+        adapters=tuple(
+            Fused(name=one.name.removesuffix(".safetensors"), sha256=one.sha256, strength=one.strength)
+            for one in manifest.source.adapters
+        ),
     )
 
 
@@ -104,6 +110,7 @@ def drawings(result: Result) -> Iterator[Drawing]:
             bundle=made.bundle,
             versions=dict(made.versions),
             standing=made.standing,
+            adapters=made.adapters,
         )
 
 
@@ -170,5 +177,7 @@ def _differences(drawing: Drawing, found: Parsed) -> list[str]:
 
 def _text(drawing: Drawing) -> str:
     """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
-    made = {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
+    loras = ", ".join(f"{one.name}:{one.strength:g}" for one in drawing.adapters)
+    made = {"Model": drawing.model} | ({"Loras": loras} if loras else {})
+    made |= {"Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")

@@ -118,6 +118,8 @@ class CheckpointOrigin:
     """Locations of components that come from elsewhere, keyed by component."""
     left_out: tuple[str, ...] = ()
     """Optional components that were left out."""
+    adapters: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Files of adapters that its weights are fused with, and their strengths."""
 
 
 @dataclass(frozen=True)

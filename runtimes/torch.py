@@ -54,10 +54,12 @@ class Reference(Record):
     """Optional components that were left out."""
     components: dict[str, str] = Field(default_factory=dict)
     """Locations of components that come from elsewhere, keyed by component."""
+    adapters: dict[str, float] = Field(default_factory=dict)
+    """Files of adapters that its weights are fused with, and their strengths."""
     family: str
     part: str
     digest: str
-    """Digest of the component's config and stored weights."""
+    """Digest of the component's config, its stored weights and its adapters."""
 
 
 class Torch(Runtime):
@@ -126,6 +128,7 @@ class Torch(Runtime):
             variant=origin.variant,
             left_out=origin.left_out,
             components=dict(origin.components),
+            adapters=dict(origin.adapters),
             family=origin.family,
             part=job.part,
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
@@ -213,6 +216,7 @@ def _open(origin: CheckpointOrigin | Reference) -> Checkpoint:
         variant=origin.variant,
         components=origin.components,
         without=origin.left_out,
+        adapters=origin.adapters,
     )
 
 
