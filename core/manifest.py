@@ -260,7 +260,7 @@ class Adopted(Record):
     """Every file that was read, by its path in the folder."""
 
 
-class Adapter(Record):
+class AdapterSource(Record):
     """A LoRA or another adapter that the weights were fused with at export."""
 
     name: str
@@ -300,7 +300,7 @@ class Source(Record):
     adopted: Annotated[Adopted | None, Field(exclude_if=_unless(None))] = None
     """Set if it was adopted from ONNX graphs, so that no PyTorch reference stands behind it."""
 
-    adapters: Annotated[tuple[Adapter, ...], Field(max_length=64, exclude_if=_unless(()))] = ()
+    adapters: Annotated[tuple[AdapterSource, ...], Field(max_length=64, exclude_if=_unless(()))] = ()
     """Adapters that the weights were fused with."""
 
     @property

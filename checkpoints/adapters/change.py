@@ -57,7 +57,7 @@ def check(slots: Slots, shape: Shape) -> None:
     """Raise CheckpointError unless a module's tensors fit each other, and a weight of this shape."""
     form = form_of(slots)
     some = slots[form.needs[0]]
-    if len(shape) < 2 and (form.needs != ("diff",) or not slots.keys().isdisjoint(NORMS)):
+    if _is_vector(shape) and (form.needs != ("diff",) or not slots.keys().isdisjoint(NORMS)):
         raise CheckpointError(
             f"{some.file}: {some.name!r} changes a vector, of which only a full difference is possible. {AGAIN}"
         )
@@ -99,6 +99,10 @@ def change(values: Values, slots: Slots, scale: float, weight: Array) -> Array:
         raise CheckpointError(f"{file}: {slots[norm].name!r} norms a weight that is 0, which gives no number. {AGAIN}")
     factor = (values[norm].reshape(-1) / sizes).reshape([-1 if axis == along else 1 for axis in range(weight.ndim)])
     return factor * wide - weight
+
+
+def _is_vector(shape: Shape) -> bool:
+    return len(shape) < 2
 
 
 def _over_outputs(found: Shape, weight: Shape) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +116,11 @@ def test_the_manifest_records_the_adapters(made, fused_bundle, run, capsys):
 def test_the_torch_runtime_opens_the_adapters_again(made, fused_bundle, tmp_path):
     folder, loras, fused = made
     path, part, profile = Path(next(iter(loras))), "text_encoder", load_profile("torch-f32")
-    adapter, found = wanted(fused_bundle, profile)
+    adapter, found = wanted(fused_bundle, profile, to_run=True)
     target = next(one.target for one in found if one.part == part)
     adapter.compile(job_of(fused_bundle, part, fused_bundle.graph(part), target), tmp_path, quiet)
     ids = np.arange(77, dtype=np.int64)[None]
-    with adapter.load(tmp_path, target, {}) as engine:
+    with closing(adapter.load(tmp_path, target, {})) as engine:
         states = engine.run({"input_ids": ids})["last_hidden_state"]
     same, plain = (open_checkpoint(str(one)).module(part)(torch.from_numpy(ids)) for one in (fused, folder))
     assert psnr_db(same.last_hidden_state.numpy(), states) > 120
