@@ -141,8 +141,10 @@ def _checkpoint_folder(bundle: Bundle) -> str:
             f"The bundle was exported with embeddings, but this baseline opens {source.location} unmodified. Load them "
             "with diffusers, save the pipeline as a folder, and export that folder."
         )
-    if source.variant or others:
+    if source.variant or others or source.adapters:
         what = f"{', '.join(others)} from another source" if others else f"the variant {source.variant}"
+        if source.adapters:
+            what = f"adapters ({', '.join(one.name for one in source.adapters)})"
         raise CheckpointError(
             f"The bundle was exported with {what}, but this baseline opens {source.location} unmodified. Save the "
             "combined pipeline as a folder with diffusers, and export that folder."

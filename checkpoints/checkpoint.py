@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..core.errors import CheckpointError
 from ..core.manifest import Fact
 from ..core.reading import unreadable
+from .adapters.adapter import Adapter, Shapes
+from .adapters.fuse import Edit
 from .bounds import latent_sides
 from .card import Card
 from .embeddings import TextualInversion, append_rows, digest_rows, read_vectors, with_tokens
@@ -46,6 +48,8 @@ class Checkpoint:
     """The folder on this machine, in diffusers' layout."""
     others: Mapping[str, Replacement] = field(default_factory=dict[str, Replacement], repr=False)
     """Components that replace the checkpoint's own, by name."""
+    adapters: tuple[Adapter, ...] = field(default=(), repr=False)
+    """LoRAs and other adapters that its weights are fused with."""
     left_out: tuple[str, ...] = ()
     """Optional components that the caller left out."""
     length: int = 77
@@ -118,14 +122,25 @@ class Checkpoint:
         """The component with its weights in `dtype` (float32 if None), in eval mode and without gradients.
 
         Memory is about the component's size in `dtype`; weights stored in `dtype` stay mapped from
-        the file. Raises CheckpointError naming a tensor that is missing, unexpected, of a wrong shape,
-        or holds NaN or Inf; RuntimeMissing without torch, diffusers or transformers.
+        the file. Its `adapters` are fused with the stored weights in f32, and then rounded.
+
+        Raises CheckpointError naming a tensor that is missing, unexpected, of a wrong shape, or holds NaN or Inf;
+        RuntimeMissing without torch, diffusers or transformers.
         """
         module, plan = self._fitted(component)
-        filled = fill(module, self.family.component(component), plan, dtype)
+        filled = fill(module, self.family.component(component), plan, dtype, self.edits(component))
         if component in self.tables:
             append_rows(filled, component, self.embeddings)
         return filled
+
+    def edits(self, component: str) -> tuple[Edit, ...]:
+        """What its adapters change in a component."""
+        return tuple(edit for adapter in self.adapters for edit in adapter.edits.get(component, ()))
+
+    def shapes(self) -> Shapes:
+        """Shapes of the weights of the denoiser and the text encoders. Takes seconds; reads no weights."""
+        components = (self.family.denoiser, *self.family.encoders)
+        return {name: {key: view.shape for key, view in self._fitted(name)[1].items()} for name in components}
 
     def check_modules(self) -> None:
         """Compare each component's config with its tensors' names, shapes and types. Takes seconds; reads no weights
@@ -186,7 +201,7 @@ class Checkpoint:
         return with_tokens(files, facts, tokenizer_class(self.model_index, facts), self.embeddings)
 
     def digest(self, component: str) -> str:
-        """SHA-256 in hex of the component's config and its tensors' names, types and stored bytes.
+        """SHA-256 in hex of the component's config, its tensors' names, types and stored bytes, and its adapters.
 
         The same weights in another layout or type have a different digest.
         """
@@ -202,6 +217,9 @@ class Checkpoint:
             except (OSError, ValueError) as exc:
                 raise CheckpointError(unreadable(tensor.file, exc, "Check that it still exists.")) from exc
         digest_rows(digest, component, self.embeddings)
+        for adapter in self.adapters:
+            if component in adapter.edits:
+                digest.update(json.dumps([adapter.file.sha256, adapter.strength]).encode())
         return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ Source: Stability-AI/sd3.5 (`mmditx.py`), and diffusers' `convert_sd3_to_diffuse
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from .views import Plan, Stored, View, views
 
@@ -65,6 +66,26 @@ def mmdit_plan(tensors: Stored) -> Plan:
         elif match := _BLOCK.match(name):
             plan |= _block(view, int(match[1]), match[2], match[3], kind, last)
     return plan
+
+
+def original_modules(names: Collection[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """The transformer's modules by their names in the original layout; `names` are those of diffusers.
+
+    For each, the modules in diffusers whose rows it has, and whether the halves of its rows are in the other order.
+    """
+    numbers = {int(match[1]) for name in names if (match := re.match(r"transformer_blocks\.(\d+)\.", name))}
+    found: dict[str, tuple[tuple[str, ...], bool]] = {original: ((name,), False) for original, name in _DIRECT.items()}
+    found["final_layer.adaLN_modulation.1"] = (("norm_out.linear",), True)
+    for number in numbers:
+        start, block = f"transformer_blocks.{number}", f"joint_blocks.{number}"
+        for side, modules in (("x_block", _IMAGE), ("context_block", _TEXT)):
+            for original, name in modules.items():
+                swaps = number == max(numbers) and (side, original) == ("context_block", "adaLN_modulation.1")
+                found[f"{block}.{side}.{original}"] = ((f"{start}.{name}",), swaps)
+        for (side, original), joined in _JOINED.items():
+            found[f"{block}.{side}.{original}"] = (tuple(f"{start}.{one}" for one in joined), False)
+    held = set(names)
+    return {original: place for original, place in found.items() if held.issuperset(place[0])}
 
 
 def _block(view: View, number: int, side: str, module: str, kind: str, last: int) -> Plan:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import pip
 from ..core.record import in_a_line, shown
+from .adapters.fuse import Edit, apart, fuse
 from .bounds import flat
 from .families import Component, Config
 from .names import fit
@@ -111,16 +112,27 @@ def fitted(module: torch.nn.Module, component: Component, plan: Plan) -> Plan:
     return plan
 
 
-def fill(module: torch.nn.Module, component: Component, plan: Plan, dtype: torch.dtype | None) -> torch.nn.Module:
+def fill(
+    module: torch.nn.Module,
+    component: Component,
+    plan: Plan,
+    dtype: torch.dtype | None,
+    edits: Sequence[Edit] = (),
+) -> torch.nn.Module:
     """Load the weights of a `fitted` plan in `dtype` (float32 if None); sets eval mode, without gradients.
 
-    Raises CheckpointError naming a tensor that is not finite. Tensors stored in `dtype` stay mapped from their file.
+    Adapters' `edits` are fused with the stored weights in f32, and then rounded. Raises CheckpointError naming a tensor
+    that is not finite. Tensors stored in `dtype` stay mapped from their file, unless they are edited.
     """
     import torch
 
+    kind = dtype or torch.float32
+    edited = {name for edit in edits for name in edit.names}
     weights: dict[str, torch.Tensor] = {}
-    for batch in _batches(plan):
-        weights |= _read(component, batch, dtype or torch.float32)
+    for batch in _batches({name: view for name, view in plan.items() if name not in edited}):
+        weights |= _read(component, batch, kind)
+    for group in apart(edits):
+        weights |= _fused(component, plan, group, kind)
     module.load_state_dict(weights, strict=True, assign=True)
     _restore_positions(module)
     return module.eval().requires_grad_(False)
@@ -204,6 +216,27 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
             "The checkpoint is damaged or was merged incorrectly: download it again."
         )
     return tensor
+
+
+def _fused(component: Component, plan: Plan, group: Sequence[Edit], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights of edits that share some, fused with them."""
+    import torch
+
+    views = {name: plan[name] for edit in group for name in edit.names}
+    stored: dict[str, torch.Tensor] = {}
+    for batch in _batches(views):
+        stored |= _read(component, batch, torch.float32)
+    arrays = fuse({name: cast("Any", tensor).numpy() for name, tensor in stored.items()}, group)
+    fused: dict[str, torch.Tensor] = {}
+    for name, array in arrays.items():
+        fused[name] = cast("Any", torch).from_numpy(array).to(dtype)
+        if not torch.isfinite(fused[name]).all():
+            files = sorted({str(tensor.file) for edit in group for tensor in edit.slots.values()})
+            raise CheckpointError(
+                f"{name} of {component.name} is too large for {dtype} when it is fused with {' and '.join(files)}. "
+                "Use a smaller strength, or a checkpoint in F32 or BF16."
+            )
+    return fused
 
 
 def _scale(scale: StoredTensor, file: Any, path: Path) -> torch.Tensor:

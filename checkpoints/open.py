@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
+from .adapters.adapter import Adapter, applied
+from .adapters.file import AdapterFile
+from .adapters.open import open_adapters
 from .checkpoint import Checkpoint
 from .embeddings import with_embeddings
 from .families import find_family
@@ -39,6 +42,7 @@ def open_checkpoint(
     size: int | None = None,
     without: Collection[str] = (),
     embeddings: Collection[str | Path] = (),
+    adapters: Mapping[str, float] = {},
 ) -> Checkpoint:
     """Open a checkpoint: recognize its family, check its files and read its configs. The weights stay on disk.
 
@@ -51,7 +55,8 @@ def open_checkpoint(
     `components` replaces the checkpoint's `unet` or `vae`: each value is a file, a folder or a hub id. It also names
     the files of `text_encoder`, `text_encoder_2` and `text_encoder_3` for a single file of Stable Diffusion 3 without
     them; by default they are looked for in a folder `text_encoders` beside the file. `without` names optional
-    components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace.
+    components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace. `adapters` are LoRAs and
+    other adapters to fuse with its weights: files, or files on the hub, and their strengths, of any sign and size.
 
     `embeddings` are files of textual inversions, each as `FILE` or `FILE:TOKEN`: their tokens and vectors are appended
     to the vocabularies of the text encoders.
@@ -61,11 +66,13 @@ def open_checkpoint(
     (pixels) override what the checkpoint says about its training. For a single file, `training` works these
     out from the file; what had to be assumed is listed in the checkpoint's `notices`.
 
-    Raises CheckpointError if the checkpoint doesn't exist, is damaged or isn't supported.
+    Raises CheckpointError if the checkpoint or an adapter doesn't exist, is damaged or isn't supported, or they don't
+    fit together; RuntimeMissing for adapters without torch.
     """
     choices = Choices(prediction, spacing, zero_snr, size)
     choices.check()
     wanted = find_family(family) if family is not None else None
+    files = open_adapters(adapters)  # before a checkpoint is downloaded
     if isinstance(name, Checkpoint):
         elsewhere = {
             "revision": revision,
@@ -86,7 +93,21 @@ def open_checkpoint(
         raise CheckpointError(
             f"A size of {size} pixels is not possible for {name}: use a multiple of {opened.downscale}."
         )
-    return with_embeddings(opened, embeddings)
+    return with_embeddings(_adapted(opened, files), embeddings)
+
+
+def _adapted(opened: Checkpoint, files: Sequence[tuple[AdapterFile, float]]) -> Checkpoint:
+    """The checkpoint with further adapters."""
+    if not files:
+        return opened
+    shapes, where = opened.shapes(), opened.source.location
+    made = [applied(file, strength, opened.family, shapes, where) for file, strength in files]
+    return _with_adapters(opened, made)
+
+
+def _with_adapters(opened: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    notices = tuple(notice for adapter in adapters for notice in adapter.notices)
+    return replace(opened, adapters=(*opened.adapters, *adapters), notices=(*opened.notices, *notices))
 
 
 def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]) -> Checkpoint:
@@ -106,7 +127,9 @@ def _again(opened: Checkpoint, choices: Choices, elsewhere: Mapping[str, object]
         if opened.folder is None
         else open_folder(opened.folder, source, choices, source.variant, others, left_out)
     )
-    return with_embeddings(again, [f"{one.file}:{one.token}" for one in opened.embeddings])
+    return with_embeddings(
+        _with_adapters(again, opened.adapters), [f"{one.file}:{one.token}" for one in opened.embeddings]
+    )
 
 
 @dataclass(frozen=True)

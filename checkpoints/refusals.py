@@ -70,10 +70,12 @@ _SVD_TIME = ("time_stack.", "time_mixer.")
 
 _ENCODERS = ("text_model.", "vision_model.", "text_projection", "encoder.block.")
 
+_ADAPTER = "a LoRA or another adapter"
+
 # Kinds of single files, by their tensors' names, first match wins; each function counts the names that match.
 _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
     (
-        "a LoRA or another adapter, which modifies a checkpoint but is not a checkpoint itself",
+        _ADAPTER,
         _has(
             *("lora_up.", "lora_down.", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "lora_te", "lora_unet_"),
             *("hada_w1", "lokr_w1", "oft_blocks", "oft_diag", ".dora_scale", "lora_A.weight", "lora_B.weight"),
@@ -141,8 +143,14 @@ def refuse_names(where: object, names: Names, *, whole: bool = False) -> None:
             "diffusers folder only. Pass that folder, or the hub id of a repository that has one."
         )
     for what, count in _FILES:
-        if count(names) > (LEFT_OVER if whole else 0):
-            raise _unsupported(where, what)
+        if count(names) <= (LEFT_OVER if whole else 0):
+            continue
+        if what == _ADAPTER and not whole:
+            raise CheckpointError(
+                f"{where} is {what}, not a whole checkpoint. To fuse it with one: latentc export CHECKPOINT --lora "
+                "FILE."
+            )
+        raise _unsupported(where, what)
     if whole or any(name.startswith(UNET_PREFIX) for name in names):
         return
     for what, component, count in _ALONE:

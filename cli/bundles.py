@@ -13,6 +13,7 @@ import typer
 from .options import (
     Folder,
     Json,
+    Loras,
     NativeSize,
     NewBundle,
     PredictionType,
@@ -77,10 +78,12 @@ def export(
             "token in the file, or else the file's name. Can be repeated.",
         ),
     ] = None,
+    lora: Loras = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, and compare each graph with PyTorch."""
+    from ..checkpoints.adapters.open import strengths
     from ..checkpoints.original_mmdit import in_folder
     from ..export.export import export as run_export
     from . import show
@@ -100,6 +103,7 @@ def export(
             components=replaced | texts,
             without=("text_encoder_3",) if without_t5 else (),
             embeddings=tuple(embedding or ()),
+            loras=strengths(lora or ()),
             spacing=spacing,
             zero_snr=zero_snr,
             size=size,

@@ -54,6 +54,15 @@ ZeroSnr = Annotated[
     typer.Option("--zero-snr/--no-zero-snr", help="Whether the model was trained with zero terminal SNR."),
 ]
 NativeSize = Annotated[int | None, typer.Option(help="Side, in pixels, of the square images the model was trained on.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        help="LoRA or another adapter (LoCon, LoHa, LoKr, DoRA) to fuse with the weights: a .safetensors file, or a "
+        "file on the Hub, and its strength, such as style.safetensors:0.8. Default strength: 1. May be repeated.",
+    ),
+]
 Scheduler = Annotated[
     str | None, typer.Option(help="Default scheduler of the bundle, such as euler, instead of the model's own.")
 ]

@@ -76,6 +76,9 @@ def bundle(
     for one in manifest.embeddings:
         vectors = counted(one.vectors, "vector")
         console.print(f"embedding {one.token} ({vectors}) from {one.location} ({one.sha256[:12]})", markup=False)
+    for adapter in manifest.source.adapters:
+        fused = f"fused with {adapter.name}:{adapter.strength:g} ({adapter.kind}, sha256 {adapter.sha256[:12]})"
+        console.print(fused, markup=False)
     console.print(_license(manifest.license), markup=False)
     if opened.standing.statement:
         console.print(opened.standing.statement, markup=False)

@@ -233,6 +233,7 @@ def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
             left_out=manifest.left_out,
             components={name: other.argument for name, other in manifest.components.items()},
             embeddings=tuple(one.argument for one in manifest.embeddings),
+            adapters={one.argument: one.strength for one in source.adapters},
         ),
     )
 

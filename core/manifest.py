@@ -287,6 +287,33 @@ class Adopted(Record):
     """Every file that was read, by its path in the folder."""
 
 
+class AdapterSource(Record):
+    """A LoRA or another adapter that the weights were fused with at export."""
+
+    name: str
+    """Name of its file."""
+    location: str
+    """Absolute path, or its place on the Hub."""
+    revision: str | None = None
+    sha256: str
+    strength: Finite
+    kind: str
+    """Such as `LoRA`, or `DoRA, full difference`."""
+
+    @property
+    def argument(self) -> str:
+        """Argument for `open_checkpoint` that opens the same file again; a file on the Hub is pinned to its commit."""
+        return pinned(self.location, self.revision)
+
+
+def pinned(location: str, revision: str | None) -> str:
+    """A location, with the commit of a repository on the Hub."""
+    if revision is None:
+        return location
+    owner, name, *path = location.split("/")
+    return "/".join((owner, f"{name}@{revision}", *path))
+
+
 class Source(Record):
     """Source of the bundle, or of one of its components."""
 
@@ -300,13 +327,13 @@ class Source(Record):
     adopted: Annotated[Adopted | None, Field(exclude_if=_unless(None))] = None
     """Set if it was adopted from ONNX graphs, so that no PyTorch reference stands behind it."""
 
+    adapters: Annotated[tuple[AdapterSource, ...], Field(max_length=64, exclude_if=_unless(()))] = ()
+    """Adapters that the weights were fused with."""
+
     @property
     def argument(self) -> str:
         """Argument for `open_checkpoint` that opens the same source again; a Hub id is pinned to its commit."""
-        if self.revision is None:
-            return self.location
-        owner, name, *path = self.location.split("/")
-        return "/".join((owner, f"{name}@{self.revision}", *path))
+        return pinned(self.location, self.revision)
 
 
 class Other(Source):

@@ -53,6 +53,7 @@ _OTHER_NAMES = {
     "prompt_syntax": "syntax promptparser parser emphasis weighting promptweighting promptattention",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
+    "LoRAs are fused at export: latentc export CHECKPOINT --lora FILE:0.8": "lora loras adapters",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
     "control_scale": "controlnetconditioningscale controlweight controlnetscale controlstrength controlnetstrength",
     "control_start": "controlguidancestart controlnetstart guidancestart startingcontrolstep",
@@ -65,7 +66,7 @@ _OTHER_NAMES = {
     "timesteps": "customtimesteps timestepslist",
     "sigmas": "customsigmas sigmaslist noiselevels",
     "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
-    _NOT_YET: "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    _NOT_YET: "vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
 
@@ -233,6 +234,15 @@ class Step:
     """[count, channels, height / 8, width / 8], in the scheduler's scale."""
 
 
+class Fused(Record):
+    """An adapter that the weights of a bundle were fused with."""
+
+    name: str
+    """Name of its file, without suffix."""
+    sha256: str
+    strength: float
+
+
 @dataclass(frozen=True)
 class Origin:
     """The bundle that generated an image."""
@@ -249,6 +259,7 @@ class Origin:
     it."""
     embeddings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Textual inversions in the bundle: the SHA-256 of each file by its token."""
+    adapters: tuple[Fused, ...] = ()
 
 
 @dataclass(frozen=True)

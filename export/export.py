@@ -36,6 +36,7 @@ from .check import bf16_figure, check, installed, ready
 from .scheduler import settle
 
 if TYPE_CHECKING:
+    from ..checkpoints.adapters.adapter import Adapter
     from .reference import References
     from .video import VideoReferences
 
@@ -59,15 +60,17 @@ def export(
     without: Collection[str] = (),
     controlnets: Sequence[str] = (),
     embeddings: Collection[str | Path] = (),
+    loras: Mapping[str, float] = {},
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
     `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components`, `without` and
-    `embeddings` are the arguments of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as
-    `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are files, folders or hub ids of ControlNets
-    of the checkpoint's family: they become part of the denoiser's graph, and each takes an image of a request. Each
-    exported part is compared with PyTorch on fixed inputs.
+    `embeddings` are the arguments of `open_checkpoint`; `checkpoint` may also be its result. `loras` are LoRAs and
+    other adapters, files and their strengths, that the weights are fused with, so that PyTorch's references are those
+    of the fused model. `scheduler`, such as `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are files,
+    folders or hub ids of ControlNets of the checkpoint's family: they become part of the denoiser's graph, and each
+    takes an image of a request. Each exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
     activations.
@@ -92,6 +95,7 @@ def export(
         components={**components, **controls_of(controlnets)},
         without=without,
         embeddings=embeddings,
+        adapters=loras,
     )
     opened = settle(opened, scheduler)
     specs = part_specs(opened)
@@ -284,7 +288,7 @@ def _write_manifest(
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,
-        source=Source.model_validate(asdict(source)),
+        source=Source.model_validate(asdict(source) | {"adapters": tuple(map(_adapter, checkpoint.adapters))}),
         components={
             name: Other.model_validate(asdict(other.source) | {"digest": checkpoint.digest(name)})
             for name, other in checkpoint.others.items()
@@ -303,6 +307,18 @@ def _write_manifest(
         trained_for=checkpoint.trained_for,
     )
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    file = adapter.file
+    return {
+        "name": file.path.name,
+        "location": file.source.location,
+        "revision": file.source.revision,
+        "sha256": file.sha256,
+        "strength": adapter.strength,
+        "kind": file.kind,
+    }
 
 
 def info_of(path: Path) -> FileInfo:

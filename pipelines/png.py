@@ -19,7 +19,7 @@ from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
-from ..core.request import Origin, Request, Result
+from ..core.request import Fused, Origin, Request, Result
 from ..core.version import __version__
 from ..sampling.draw import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, parse, write
@@ -60,6 +60,8 @@ class Drawing(Record):
         default_factory=dict[str, str]
     )
     """Textual inversions in the prompts: the SHA-256 of each file by its token."""
+    adapters: Annotated[tuple[Fused, ...], Field(exclude_if=lambda value: not value)] = ()
+    """LoRAs and other adapters that the weights were fused with."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ def origin(bundle: Bundle, *, encodes: bool = False) -> Origin:
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
         standing=manifest.standing.word if manifest.standing.statement else None,
         embeddings={one.token: one.sha256 for one in manifest.embeddings},
+        adapters=tuple(
+            Fused(name=one.name.removesuffix(".safetensors"), sha256=one.sha256, strength=one.strength)
+            for one in manifest.source.adapters
+        ),
     )
 
 
@@ -115,6 +121,7 @@ def drawings(result: Result) -> Iterator[Drawing]:
             versions=dict(made.versions),
             standing=made.standing,
             embeddings=used,
+            adapters=made.adapters,
         )
 
 
@@ -187,6 +194,7 @@ def _named(token: str) -> str:
 def _text(drawing: Drawing) -> str:
     """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
     hashes = ", ".join(f"{_named(token)}: {digest[:SHORT]}" for token, digest in drawing.embeddings.items())
-    made = {TI_HASHES: hashes} if hashes else {}
-    made |= {"Model": drawing.model, "Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
+    loras = ", ".join(f"{one.name}:{one.strength:g}" for one in drawing.adapters)
+    made = {"Model": drawing.model} | ({"Loras": loras} if loras else {}) | ({TI_HASHES: hashes} if hashes else {})
+    made |= {"Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")

@@ -120,6 +120,8 @@ class CheckpointOrigin:
     """Optional components that were left out."""
     embeddings: tuple[str, ...] = ()
     """Files of textual inversions that were added, with their tokens."""
+    adapters: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Files of adapters that its weights are fused with, and their strengths."""
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,12 @@ class Reference(Record):
     """Locations of components that come from elsewhere, keyed by component."""
     embeddings: tuple[str, ...] = ()
     """Files of textual inversions, with their tokens."""
+    adapters: dict[str, float] = Field(default_factory=dict)
+    """Files of adapters that its weights are fused with, and their strengths."""
     family: str
     part: str
     digest: str
-    """Digest of the component's config and stored weights."""
+    """Digest of the component's config, its stored weights and its adapters."""
 
 
 class Torch(Runtime):
@@ -129,6 +131,7 @@ class Torch(Runtime):
             left_out=origin.left_out,
             components=dict(origin.components),
             embeddings=origin.embeddings,
+            adapters=dict(origin.adapters),
             family=origin.family,
             part=job.part,
             digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
@@ -217,6 +220,7 @@ def _open(origin: CheckpointOrigin | Reference) -> Checkpoint:
         components=origin.components,
         without=origin.left_out,
         embeddings=origin.embeddings,
+        adapters=origin.adapters,
     )
 
 

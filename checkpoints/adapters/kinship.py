@@ -1,0 +1,85 @@
+"""The model that an adapter's file is for, as far as its names, shapes and metadata show it."""
+
+from __future__ import annotations
+
+import re
+
+from ..families import FAMILIES, UNET, Family
+from .file import AdapterFile
+
+# Names of modules that only one kind of model has, first match wins.
+_MARKS = (
+    ("Flux", re.compile(r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]\d")),
+    ("Wan", re.compile(r"(^|[._])blocks[._]\d+[._](self|cross)_attn[._]")),
+    ("Stable Diffusion 3", re.compile(r"joint_blocks[._]\d|attn[._](add_[qkv]_proj|to_add_out)|^lora_te3_")),
+    ("Stable Video Diffusion", re.compile(r"temporal_transformer_blocks|time_stack|temporal_res_block")),
+    ("Stable Cascade", re.compile(r"^lora_prior_unet_")),
+)
+_SDXL_MARKS = re.compile(
+    r"(add_embedding|label_emb)[._]"
+    r"|(input_blocks|output_blocks|middle_block|(down|up)_blocks|mid_block).*transformer_blocks[._][1-9]"
+)
+_SECOND_TEXT = re.compile(r"^(lora_te2_|text_encoder_2\.)")
+"""Names of a second text encoder, which Stable Diffusion 3 has too."""
+_MMDIT = re.compile(r"^(transformer\.|lora_unet_|lora_transformer_)transformer_blocks[._]\d")
+"""Names of Stable Diffusion 3, and of transformers of other families."""
+_KEYS = re.compile(r"attn2[._]to_[kv]$")
+_METADATA = (
+    (r"flux", "Flux"),
+    (r"stable-diffusion-xl-v1-refiner", "the refiner of Stable Diffusion XL"),
+    (r"stable-diffusion-xl|sdxl", "Stable Diffusion XL"),
+    (r"stable-diffusion-3|sd3|sd_v3", "Stable Diffusion 3"),
+    (r"stable-diffusion-v2|sd_v2", "Stable Diffusion 2"),
+    (r"stable-diffusion-v1|sd_v1", "Stable Diffusion 1"),
+)
+_STATEMENTS = ("modelspec.architecture", "ss_base_model_version")
+
+
+def meant_for(file: AdapterFile, family: Family) -> str | None:
+    """The title of the family that an adapter is for, or the name of another kind of model; None if nothing shows it.
+
+    `family` is that of the checkpoint.
+
+    Stable Diffusion 3 stands for all its versions. Names come first, then the width of the prompt embeddings that the
+    cross-attention reads, then what the file states.
+    """
+    names = file.modules.keys()
+    for title, mark in _MARKS:
+        if any(mark.search(name) for name in names):
+            return title
+    marks = [_SDXL_MARKS] if len(family.encoders) > 1 else [_SDXL_MARKS, _SECOND_TEXT]
+    if any(mark.search(name) for name in names for mark in marks):
+        return "Stable Diffusion XL"
+    width, widths = _width(file), _widths()
+    if width and width == family.config(family.denoiser).get("cross_attention_dim"):
+        return family.title
+    if width in widths:
+        return widths[width]
+    for key in _STATEMENTS:
+        stated = file.metadata.get(key, "").lower()
+        if found := next((title for mark, title in _METADATA if re.search(mark, stated)), None):
+            return found
+    return "Stable Diffusion 3" if any(_MMDIT.search(name) for name in names) else None
+
+
+def alike(title: str, other: str) -> bool:
+    """Whether two titles are of one family, or of versions of one that a file's names don't tell apart."""
+    return title == other or any(all(one.startswith(mark) for one in (title, other)) for mark in _VERSIONS)
+
+
+_VERSIONS = ("Stable Diffusion 3", "Stable Video Diffusion")
+
+
+def _width(file: AdapterFile) -> int:
+    """Width of the prompt embeddings, from the first cross-attention with a plain LoRA; 0 if there is none."""
+    read = (slots["down"] for name, slots in file.modules.items() if _KEYS.search(name) and "down" in slots)
+    return next((one.shape[1] for one in read if len(one.shape) > 1), 0)
+
+
+def _widths() -> dict[int, str]:
+    """The published widths of prompt embeddings of families with a UNet."""
+    return {
+        int(one.config(one.denoiser)["cross_attention_dim"]): one.title
+        for one in FAMILIES
+        if one.component(one.denoiser).cls == UNET
+    }
