@@ -13,7 +13,7 @@ from ..core.record import in_a_line
 from .bounds import check_choices, check_config, check_fit, check_pixels, check_statistics
 from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors, zeros_instead
-from .families import FAMILIES, Config, Family
+from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
 from .original_configs import TensorShapes, text_config, time_embed_width, unet_config, vae_config
 from .original_mmdit import MARK, beside, mmdit_family, t5_config
@@ -228,7 +228,10 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
         reads = (shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight"))
         keys = next((shape for shape in reads if len(shape) == 2), (0, 0))
         added = any(name.startswith("label_emb.") for name in unet)
+        inputs = unet.get("input_blocks.0.0.weight", (0, 0))[1:2]
+        inpaints = inputs == (INPAINTING_CHANNELS,)
         whole = [one for one in whole if (one.pooled is not None) == added and _width(one, tensors) == keys[-1]]
+        whole = [one for one in whole if one.inpaints == inpaints]
         begun = sorted(FAMILIES, key=lambda family: (family.pooled is not None) != added)
     else:
         begun = FAMILIES

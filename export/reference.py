@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -19,12 +19,14 @@ import numpy as np
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import CompileError
+from ..core.images import pixels_sha256
 from ..core.manifest import Role
 from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
-from ..sampling.draw import unscaled
+from ..sampling.scaling import unscaled
+from .pictures import synthetic_image, synthetic_mask
 from .scheduler import least_steps
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
 from .trace import muted
@@ -43,6 +45,12 @@ MAX_PIXELS = 256
 GUIDANCE = 7.5
 BROWNIAN = ("DPMSolverSDEScheduler",)
 """Schedulers that take their noise from a Brownian tree of torchsde: references use `DRAWS_INSTEAD`."""
+
+WRONG_FROM_AN_IMAGE = ("PNDMScheduler", "LMSDiscreteScheduler")
+"""Schedulers that diffusers starts wrongly in the middle, from an image: there, references use `DRAWS_INSTEAD`."""
+
+STRENGTH = 0.6
+"""Strength of the reference images of inpainting that begin from their image."""
 
 DRAWS_INSTEAD = "ddim"
 """The scheduler of references where the checkpoint's own can't be used."""
@@ -75,6 +83,8 @@ class Asked:
     guidance: float = GUIDANCE
     calls: int | None = None
     """Number of denoiser calls to record; None records all of them and the image."""
+    strength: float | None = None
+    """Of inpainting; None without an image."""
 
     def request(self, downscale: int, *, scheduler: str | None = None, variant: str | None = None) -> Request:
         """The same as a request; `downscale` is the number of pixels per latent along each side."""
@@ -89,6 +99,7 @@ class Asked:
             count=self.count,
             scheduler=scheduler,
             variant=variant,
+            strength=self.strength,
         )
 
 
@@ -166,7 +177,7 @@ class References:
                 feeds = {"latent_sample": unscaled(self.facts, latents).astype(np.float32)}
                 self.cases[spec.role].append(Case(name, feeds, run(module, spec, feeds)))
             return pack(self.cases[spec.role], {})
-        return pack(self._pictures(spec, module), {})
+        return pack([*self.cases.get(spec.role, []), *self._pictures(spec, module)], {})
 
     def made(self) -> Drawings:
         """The record of all reference images, once `take` was called for every part."""
@@ -210,7 +221,7 @@ class References:
         return pack(cases, {}) | {TABLE: np.array(digest)}
 
     def _draw(self, spec: PartSpec, denoiser: torch.nn.Module) -> dict[str, Array]:
-        """Generate all reference images, and record each call of the denoiser and of the VAE's decoder."""
+        """Generate all reference images, and record each call of the denoiser and of the VAE."""
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
         fixed = [tensor.name for tensor in spec.inputs if tensor.name not in (self.facts.latents_input, TIMESTEP)]
@@ -235,6 +246,7 @@ class References:
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
         module, side, (low, broad) = as_part(self.checkpoint, spec, denoiser), self._square(), self._wide()
         latents = self.facts.latents_input
+        channels = like.feeds[latents].shape[1]  # with those beside the latents
         once = {name: array[-1:] for name, array in like.feeds.items() if name not in (latents, TIMESTEP)}
         longer = once | {
             tensor.name: np.concatenate([once[tensor.name], long.feeds[tensor.name][-1:]], axis=1)
@@ -253,7 +265,7 @@ class References:
         for share, rows, size, fixed in wishes:
             feeds = {name: array.repeat(rows, axis=0) for name, array in fixed.items()}
             feeds |= {
-                latents: self.random.standard_normal(self.facts.latents(rows, *size), dtype=np.float32),
+                latents: self.random.standard_normal((rows, channels, *size), dtype=np.float32),
                 TIMESTEP: np.array([exact(last * share) if share < 1 else last], np.float32),
             }
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
@@ -265,16 +277,32 @@ class References:
 
     def _texts(self) -> tuple[str, ...]:
         """Inputs of the denoiser that text encoders feed."""
-        return tuple(dict.fromkeys(wire.input for wire in self.facts.wires if wire.of_part))
+        return tuple(
+            dict.fromkeys(wire.input for wire in self.facts.wires if wire.owner in self.checkpoint.family.encoders)
+        )
 
     def _record(self, pipeline: Any, spec: PartSpec, asked: Asked, name: str) -> list[Case]:
         import torch
+        from PIL import Image
 
         from_numpy = cast("Any", torch).from_numpy
 
         height, width = asked.size
         shape = self.facts.latents(asked.count, height, width)
         start = self.random.standard_normal(shape, dtype=np.float32)
+        seed = int(self.random.integers(1 << 31))
+        source = torch.Generator().manual_seed(seed)
+        scheduler = self._scheduler_of(asked)
+        given = dict(self._embedded[asked.name].given)
+        given = {name: rows.repeat_interleave(asked.count, dim=0) for name, rows in given.items()}
+        pictures: dict[str, Array] = {}
+        if asked.strength is None:
+            given["latents"] = from_numpy(start.copy())
+        else:  # which isn't noised with latents that are passed in: they are drawn from the seed
+            start = torch.randn(shape, generator=source).numpy()
+            pictures = self._given(asked)
+            image, mask = (Image.fromarray(pictures[one]) for one in ("image", "mask"))
+            given |= {"image": image, "mask_image": mask, "strength": asked.strength}
         calls: list[Case] = []
         steps: list[Array] = []
 
@@ -291,12 +319,13 @@ class References:
                 pipe._interrupt = True
             return {}
 
-        seed = int(self.random.integers(1 << 31))
-        pipeline.scheduler = self._new_scheduler()  # with no history
+        pipeline.scheduler = self._new_scheduler(instead=scheduler is not None)  # with no history
         whole = asked.calls is None
         vae = getattr(pipeline, self.checkpoint.family.vae)
         hook = getattr(pipeline, spec.component).register_forward_hook(called, with_kwargs=True)
         decode, decoded = vae.decode, list[Case]()
+        encode, encoded = vae.encode, list[Case]()
+        prepare, begun = pipeline.prepare_latents, list[Array]()
 
         def recorded(latents: torch.Tensor, **given: Any) -> Any:
             answer = decode(latents, **given)
@@ -304,8 +333,20 @@ class References:
             decoded.append(Case(name, arrays, {"sample": answer[0].detach().numpy()}))
             return answer
 
-        vae.decode = recorded
-        given = self._embedded[asked.name].given
+        def encoding(image: torch.Tensor, **more: Any) -> Any:
+            answer = encode(image, **more)
+            found = answer.latent_dist
+            outputs = {"latent_parameters": found.parameters.detach().numpy()}
+            encoded.append(Case(f"{name}.{len(encoded)}", {"sample": image.detach().numpy().copy()}, outputs))
+            found.sample = lambda *_: found.mean + found.std * from_numpy(pictures["image_noise"][:1])
+            return answer
+
+        def prepared(*arguments: Any, **more: Any) -> Any:
+            answer = prepare(*arguments, **more)
+            begun.append((answer[0] if isinstance(answer, tuple) else answer).detach().numpy().copy())
+            return answer
+
+        vae.decode, vae.encode, pipeline.prepare_latents = recorded, encoding, prepared
         try:
             images = pipeline(
                 height=height * self.facts.downscale,
@@ -313,19 +354,21 @@ class References:
                 num_inference_steps=asked.steps,
                 guidance_scale=asked.guidance,
                 num_images_per_prompt=1,
-                latents=from_numpy(start.copy()),
                 generator=torch.Generator().manual_seed(seed),
                 output_type="np" if whole else "latent",
                 callback_on_step_end=ended,
-                **{name: rows.repeat_interleave(asked.count, dim=0) for name, rows in given.items()},
+                **given,
             ).images
         finally:
             hook.remove()
-            del vae.decode
-        source = torch.Generator().manual_seed(seed)
+            del vae.decode, vae.encode, pipeline.prepare_latents
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
         self.cases.setdefault("decoder", []).extend(decoded)
+        self.cases.setdefault("encoder", []).extend(encoded)
+        if asked.strength not in (None, 1):
+            pictures["before"] = begun[0]
         self.drawn |= {
+            **{f"{name}/{key}": array for key, array in pictures.items()},
             f"{name}/start": start,
             f"{name}/sigma": np.array(float(getattr(pipeline.scheduler, "init_noise_sigma", 1))),  # flow matching: 1
             f"{name}/steps": np.stack(steps),
@@ -335,9 +378,11 @@ class References:
             self.drawn[f"{name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
         request = asked.request(
             self.facts.downscale,
-            scheduler=None if self._own else DRAWS_INSTEAD,
+            scheduler=scheduler,
             variant=spec.name.partition("@")[2] or None,
         )
+        digests = {f"{one}_sha256": pixels_sha256(pictures[one]) for one in ("image", "mask") if one in pictures}
+        request = request.model_copy(update=digests)
         self.drawings.append(ReferenceDrawing(name=name, request=request, calls=len(calls), complete=whole))
         return calls
 
@@ -355,7 +400,23 @@ class References:
         ]
         if own != (side, side):
             wishes.append(Asked("own", (first,), negative, own, 2 + more, calls=1))
-        return tuple(wishes)
+        if not self.facts.inpaints:
+            return tuple(wishes)
+        return tuple(
+            replace(one, strength=STRENGTH, steps=one.steps + 2) if one.name == "wide" else replace(one, strength=1)
+            for one in wishes
+        )
+
+    def _given(self, asked: Asked) -> dict[str, Array]:
+        """The image and the mask of a reference image of inpainting, larger than it, and the noise of its latents."""
+        height, width = (side * self.facts.downscale for side in asked.size)
+        size = height * 5 // 4, width * 3 // 2
+        noise = self.random.standard_normal(self.facts.latents(1, *asked.size), dtype=np.float32)
+        return {
+            "image": synthetic_image(self.random, size),
+            "mask": synthetic_mask(self.random, size),
+            "image_noise": noise.repeat(asked.count, axis=0),
+        }
 
     def _own_size(self) -> tuple[int, int]:
         """Height and width in latents of the model's native size."""
@@ -460,12 +521,17 @@ class References:
             )
         return pipeline
 
-    def _new_scheduler(self) -> Any:
-        """Diffusers' scheduler for the references."""
+    def _scheduler_of(self, asked: Asked) -> str | None:
+        """The scheduler of a reference image; None for the checkpoint's own."""
+        wrong = asked.strength not in (None, 1) and self._own in WRONG_FROM_AN_IMAGE
+        return DRAWS_INSTEAD if self._own is None or wrong else None
+
+    def _new_scheduler(self, *, instead: bool = False) -> Any:
+        """Diffusers' scheduler for the references: the checkpoint's own, or `DRAWS_INSTEAD`."""
         import diffusers
 
         library: Any = diffusers
-        if self._own is not None:
+        if self._own is not None and not instead:
             return getattr(library, self._own).from_config(self.scheduler)
         clips = bool(self.scheduler.get("clip_sample"))  # latentc's DDIM doesn't clip by default
         return library.DDIMScheduler.from_config(self.scheduler, clip_sample=clips)

@@ -33,6 +33,11 @@ def complete(
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
+    if model.inpaints and not (image and mask):
+        raise RequestError(
+            "This is an inpainting model: it generates the area of an image that a mask selects. Pass both, with "
+            "--image and --mask (in Python: image=..., mask=...)."
+        )
     if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
         what = f"a strength of {given}" if request.strength else f"an image with the SHA-256 {str(given)[:12]}..."
         raise RequestError(

@@ -18,7 +18,8 @@ from ..core.reading import regular, unreadable
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.units import counted
-from ..sampling.image import Pixels, generated, latent_mask
+from ..sampling.image import Pixels
+from ..sampling.inpaint import generated, latent_mask
 from .complete import size_and_seed
 
 ImageLike = Path | str | Image.Image | Array

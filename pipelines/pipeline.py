@@ -23,7 +23,8 @@ from ..core.tensors import Array
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
-from ..sampling.draw import Drawn, Given, draw, host_files, image_shape, latent_shape, load_host
+from ..sampling.draw import Drawn, draw, host_files, image_shape, latent_shape, load_host
+from ..sampling.given import Given
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat

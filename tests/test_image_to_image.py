@@ -17,8 +17,9 @@ from latentc.pipelines.picture import load_mask, read_picture
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
-from latentc.sampling.draw import latent_shape, scaled
-from latentc.sampling.image import pasted
+from latentc.sampling.draw import latent_shape
+from latentc.sampling.inpaint import pasted
+from latentc.sampling.scaling import scaled
 
 PROFILES = ("cpu-onnxruntime", "cpu-openvino-f32")
 PIPELINES = {

@@ -45,7 +45,7 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
         added = {name: feeds.pop(name) for name in ADDED if name in feeds}
         return model(**feeds, added_cond_kwargs=added or None, return_dict=False)
 
-    name, out = component.name, floats("out_sample", *latents)
+    name, out = component.name, floats("out_sample", "batch", config.get("out_channels", 4), "height", "width")
     return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing),)
 
 
