@@ -32,6 +32,9 @@ _TABLES = {
 }
 """Names of a text encoder's token embedding table."""
 
+FORMAT = "0.10.0"
+"""A version of diffusers since which files are as they are now: it loads no pipeline for inpainting without one."""
+
 # Tensors besides the weights: of the training schedule, averaged weights, an encoder's positions, and marker tensors.
 _SPARE = re.compile(
     r"^(model_ema\.|(sqrt_|log_)?(one_minus_)?alphas_|betas$|posterior_|sqrt_|logvar$|lvlb_weights$|denoiser\."
@@ -205,6 +208,8 @@ def model_index(family: Family, scheduler: Config) -> Config:
         **{one.name: ["transformers", KINDS[one.kind].classes[0]] for one in family.tokenizers},
         "feature_extractor": [None, None],
     }
+    if family.inpaints:
+        index["_diffusers_version"] = FORMAT
     if family.processor is not None:
         return index | {family.processor: ["transformers", "CLIPImageProcessor"]}
     if family.denoiser != "unet":
