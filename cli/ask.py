@@ -46,6 +46,18 @@ def parse_size(size: str | None) -> dict[str, int]:
     return {} if size is None else dict(zip(("width", "height"), sides(size), strict=True))
 
 
+def parse_sides(text: str | None) -> list[int] | None:
+    """Pixels on the left, the top, the right and the bottom from `64,0,64,0`; raises `RequestError` for others."""
+    if text is None:
+        return None
+    found = [one.strip() for one in text.split(",")]
+    if len(found) != 4 or not all(map(is_number, found)):
+        raise RequestError(
+            f"{text[:40]!r} is not a valid extension: use LEFT,TOP,RIGHT,BOTTOM in pixels, for example 128,0,128,0."
+        )
+    return [int(one) for one in found]
+
+
 def ask(
     prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any], *, image: bool = False
 ) -> list[Request]:
@@ -79,16 +91,23 @@ def ask(
     return requests
 
 
-def check_all(requests: Sequence[Request], bundle: Bundle, *, image: bool = False, mask: bool = False) -> None:
+def check_all(
+    requests: Sequence[Request],
+    bundle: Bundle,
+    *,
+    image: tuple[int, int] | None = None,
+    mask: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
+) -> None:
     """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
 
-    `image` and `mask` are whether they are passed in.
+    The other arguments are those of `complete`.
     """
     verify_files(bundle, [SCHEDULER])
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler, image=image, mask=mask)
+            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, sizes=sizes)
             denoiser_of(bundle.variants("denoiser"), request)
 
 

@@ -61,6 +61,27 @@ def run(
             metavar="FILE", help="Mask of --image: white is generated (inpainting), black keeps the image's own pixels."
         ),
     ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            help="What replaces the area of --mask before it is noised, at a --strength below 1: noise, or edge (the "
+            "colours around it). Default: the image's own pixels."
+        ),
+    ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEFT,TOP,RIGHT,BOTTOM", help="Pixels by which --image is extended on each side (outpainting)."
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Generate only the area of --mask with a margin of this many pixels, at --size, and paste it into the "
+            "image, which keeps its size.",
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
@@ -75,7 +96,8 @@ def run(
         str | None,
         typer.Option(
             help="WIDTHxHEIGHT in pixels, or one number for a square; multiples of 8 (of 16 for "
-            "Stable Diffusion 3). Default: the model's own size."
+            "Stable Diffusion 3). Default: that of --image if it is near the model's own; else the model's own number "
+            "of pixels."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,
@@ -120,7 +142,7 @@ def run(
 ) -> None:
     """Generate images from prompts, or a video from an image, with the engines of a profile."""
     from ..pipelines.png import read
-    from .ask import ask, parse_size
+    from .ask import ask, parse_sides, parse_size
     from .choose import choose_one
     from .draw import draw
 
@@ -142,6 +164,9 @@ def run(
         "noise_aug_strength": noise_aug_strength,
         "min_guidance": min_guidance,
         "strength": strength,
+        "fill": fill,
+        "outpaint": parse_sides(outpaint),
+        "crop": crop,
         "decode_chunk_size": decode_chunk_size,
     }
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)

@@ -46,6 +46,9 @@ _OTHER_NAMES = {
     "schedulertype schedule noiseschedule",
     "width": "w imagewidth",
     "height": "h imageheight",
+    "fill": "inpaintingfill maskedcontent fillmode",
+    "crop": "paddingmaskcrop inpaintfullrespadding maskedareapadding maskpadding onlymaskedpadding",
+    "outpaint": "outpainting expand extend padding",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
@@ -60,6 +63,7 @@ STRENGTH, STRENGTH_MASKED = 0.8, 1.0
 
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
+Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
@@ -81,7 +85,11 @@ class Request(Record):
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
-    a mask (inpainting).
+    a mask (inpainting). `fill` replaces the masked area of the image before it is noised, at a strength below 1: by
+    `noise`, random latents, or by `edge`, the colours around it; None keeps what is there. `outpaint` extends the image
+    by pixels on the left, the top, the right and the bottom, and generates them, with or without a mask. `crop`
+    generates only the mask's area with a margin of this many pixels, at the request's size, and pastes it into the
+    image, whose size the result has.
 
     A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
     the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
@@ -113,6 +121,9 @@ class Request(Record):
     min_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=100.0, allow_inf_nan=False)
     decode_chunk_size: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1024)
     strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
+    fill: Literal["noise", "edge"] | None = Field(default=None, exclude_if=_is_none)
+    outpaint: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(default=None, exclude_if=_is_none)
+    crop: Pixels | None = Field(default=None, exclude_if=_is_none)
     image_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
     mask_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
 
@@ -123,6 +134,11 @@ class Request(Record):
             return handler(value)
         except ValidationError as exc:
             raise RequestError(f"Invalid request: {complaints(exc, cls)}.") from exc
+
+    @property
+    def extends(self) -> bool:
+        """Whether the image is extended, so that what is generated is selected without a mask too."""
+        return any(self.outpaint or ())
 
     @property
     def guided(self) -> bool:

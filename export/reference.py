@@ -335,15 +335,21 @@ class References:
 
         def encoding(image: torch.Tensor, **more: Any) -> Any:
             answer = encode(image, **more)
-            found = answer.latent_dist
+            found: Any = answer.latent_dist
             outputs = {"latent_parameters": found.parameters.detach().numpy()}
             encoded.append(Case(f"{name}.{len(encoded)}", {"sample": image.detach().numpy().copy()}, outputs))
-            found.sample = lambda *_: found.mean + found.std * from_numpy(pictures["image_noise"][:1])
+            sampled = found.mean + found.std * from_numpy(pictures["image_noise"][:1])
+
+            def sample(_generator: Any = None) -> torch.Tensor:
+                return sampled
+
+            found.sample = sample
             return answer
 
         def prepared(*arguments: Any, **more: Any) -> Any:
-            answer = prepare(*arguments, **more)
-            begun.append((answer[0] if isinstance(answer, tuple) else answer).detach().numpy().copy())
+            answer: Any = prepare(*arguments, **more)
+            latents: Any = cast("tuple[Any, ...]", answer)[0] if type(answer) is tuple else answer
+            begun.append(latents.detach().numpy().copy())
             return answer
 
         vae.decode, vae.encode, pipeline.prepare_latents = recorded, encoding, prepared

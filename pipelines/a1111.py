@@ -32,6 +32,13 @@ STRENGTH = "Denoising strength"
 _SECOND_PASS = ("hires", "first pass size")
 """Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
 
+MASKED_CONTENT, AREA, PADDING = "Masked content", "Inpaint area", "Masked area padding"
+"""Keys of inpainting, as the web UI writes them."""
+ONLY_MASKED = "Only masked"
+OUTPAINT = "Outpaint"
+"""Our own key: pixels on the left, the top, the right and the bottom."""
+_CONTENTS = {"edge": "fill", "noise": "latent noise"}
+
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
 MAX_VALUE = 1 << 20
@@ -97,6 +104,12 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
     if request.strength is not None:
         pairs[STRENGTH] = _number(request.strength)
+    if request.fill is not None:
+        pairs[MASKED_CONTENT] = _CONTENTS[request.fill]
+    if request.crop is not None:
+        pairs |= {AREA: ONLY_MASKED, PADDING: str(request.crop)}
+    if request.outpaint is not None:
+        pairs[OUTPAINT] = ",".join(map(str, request.outpaint))
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.timestep_spacing:
@@ -117,6 +130,8 @@ def parse(text: str) -> Parsed:
         values["scheduler"] = scheduler
         rest = {key: value for key, value in rest.items() if key not in used}
     keys = {key.lower(): key for key in reversed(rest)}
+    if rest.get(keys.get(AREA.lower(), ""), ONLY_MASKED) != ONLY_MASKED:
+        keys.pop(PADDING.lower(), None)  # which has no effect on a whole picture
     if any(key.startswith(_SECOND_PASS) for key in keys):
         keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
     for own, read in _READERS.items():
@@ -132,6 +147,8 @@ def parse(text: str) -> Parsed:
             continue  # two keys with the same meaning disagree: the second stays in `rest`
         values |= found
         del rest[key]
+        if own == PADDING and rest.get(area := keys.get(AREA.lower(), "")) == ONLY_MASKED:
+            del rest[area]
     return Parsed(Request.model_validate(values), rest, frozenset(values), notices)
 
 
@@ -308,8 +325,23 @@ def _strength(text: str) -> dict[str, object]:
     return {"strength": float(text)}
 
 
+def _fill(text: str) -> dict[str, object]:
+    return {"fill": {content: fill for fill, content in _CONTENTS.items()}.get(text, text)}
+
+
+def _crop(text: str) -> dict[str, object]:
+    return {"crop": int(text)}
+
+
+def _outpaint(text: str) -> dict[str, object]:
+    return {"outpaint": [int(one) for one in text.split(",")]}
+
+
 _READERS = {
     STRENGTH: _strength,
+    MASKED_CONTENT: _fill,
+    PADDING: _crop,
+    OUTPAINT: _outpaint,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
@@ -14,26 +14,31 @@ from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
 from . import syntax
+from .layout import FAR, size_of
 
 SEEDS = 1 << 32
 """Range of random seeds for requests without one, the same as in other tools."""
 MAX_SEED = (1 << 63) - 1
 
-FAR = 2.0
-"""Factor by which the number of pixels may differ from the model's native size without a notice."""
-
 
 def complete(
-    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+    request: Request,
+    model: Model,
+    scheduler: Mapping[str, object],
+    *,
+    image: tuple[int, int] | None = None,
+    mask: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> Request:
     """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
-    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` and `mask` are whether they are passed in.
+    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` is the size in pixels of the image that is
+    passed in, if any, and `mask` whether a mask is. `sizes` are those that engines were built for, if they are fixed.
     Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
-    if model.inpaints and not (image and mask):
+    if model.inpaints and not (image and (mask or request.extends)):
         raise RequestError(
             "This is an inpainting model: it generates the area of an image that a mask selects. Pass both, with "
             "--image and --mask (in Python: image=..., mask=...)."
@@ -44,12 +49,14 @@ def complete(
             f"The request has {what}, and no image was given. Pass it with --image (in Python: image=...), or leave "
             f"{'strength' if request.strength else 'image_sha256'} out."
         )
+    _check_masked(request, image=image is not None, mask=mask)
+    own_width, own_height = size_of(request, model, image, sizes)
     filled = request.model_copy(
         update={
             **_video(request, model),
-            **_strength(request, model, image=image, mask=mask),
-            "width": request.width or model.own_size[0],
-            "height": request.height or model.own_size[1],
+            **_strength(request, model, image=image is not None, mask=mask or request.extends),
+            "width": own_width,
+            "height": own_height,
             "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
             "scheduler": request.scheduler or own_scheduler(scheduler),
         }
@@ -59,6 +66,11 @@ def complete(
             f"min_guidance is {filled.min_guidance}, but a guidance of {filled.guidance} for the last frame disables "
             "guidance for all. Give both above 1, or leave min_guidance out."
         )
+    if filled.fill is not None and filled.strength == 1:
+        raise RequestError(
+            f"fill={filled.fill} has no effect at a strength of 1, which begins from noise alone. Pass a --strength "
+            "below 1, or leave --fill out."
+        )
     width, height, seed = size_and_seed(filled)
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
@@ -67,6 +79,23 @@ def complete(
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
         )
     return filled
+
+
+def _check_masked(request: Request, *, image: bool, mask: bool) -> None:
+    """Raise `RequestError` for options of inpainting without an image, or without a mask."""
+    if request.outpaint is not None and not request.extends:
+        raise RequestError("outpaint extends the image by 0 pixels on all sides. Extend one, or leave it out.")
+    given = {name: value for name in ("fill", "outpaint", "crop") if (value := getattr(request, name)) is not None}
+    if given and not image:
+        raise RequestError(
+            f"{' and '.join(given)} need an image. Pass it with --image (in Python: image=...), or leave "
+            f"{'it' if len(given) == 1 else 'them'} out."
+        )
+    if given and not (mask or request.extends):
+        raise RequestError(
+            f"{' and '.join(given)} need a mask, which selects what is generated. Pass it with --mask (in Python: "
+            f"mask=...), or leave {'it' if len(given) == 1 else 'them'} out."
+        )
 
 
 def _check_fields(request: Request, model: Model) -> None:
@@ -80,7 +109,7 @@ def _check_fields(request: Request, model: Model) -> None:
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
-        "strength": reads,
+        **dict.fromkeys(("strength", "fill", "outpaint", "crop"), reads),
         "mask_sha256": reads,
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
@@ -112,13 +141,19 @@ def _video(request: Request, model: Model) -> dict[str, object]:
 
 
 def check(
-    request: Request, model: Model, scheduler: Mapping[str, object], *, image: bool = False, mask: bool = False
+    request: Request,
+    model: Model,
+    scheduler: Mapping[str, object],
+    *,
+    image: tuple[int, int] | None = None,
+    mask: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
 
-    `image` and `mask` are whether they are passed in.
+    The other arguments are those of `complete`.
     """
-    named = complete(request, model, scheduler, image=image, mask=mask)
+    named = complete(request, model, scheduler, image=image, mask=mask, sizes=sizes)
     asked = named.model_copy(update={"scheduler": request.scheduler})
     first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 

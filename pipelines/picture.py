@@ -19,8 +19,7 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..core.units import counted
 from ..sampling.image import Pixels
-from ..sampling.inpaint import generated, latent_mask
-from .complete import size_and_seed
+from .layout import enlarged
 
 ImageLike = Path | str | Image.Image | Array
 """An image file, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
@@ -30,6 +29,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 1 << 28
 MAX_PIXELS = 50_000_000
 LEAST_SIDE = 16
+
+ROUNDED = 16
+"""Pixels by which rounding may change an image's proportions: sizes are multiples of 8 or 16."""
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _ALPHA = ("LA", "PA", "RGBA")
@@ -43,6 +45,11 @@ class Decoded:
     pixels: Pixels
     """[height, width, 3], sRGB."""
     notices: tuple[str, ...] = ()
+
+
+def size_in(picture: Decoded | None) -> tuple[int, int] | None:
+    """Width and height of an image in pixels; None without one."""
+    return None if picture is None else (picture.pixels.shape[1], picture.pixels.shape[0])
 
 
 def load_picture(image: ImageLike | Decoded) -> Decoded:
@@ -98,10 +105,9 @@ def load_mask(mask: ImageLike | Decoded) -> Decoded:
 def read_mask(
     request: Request, model: Model, image: Decoded | None, mask: ImageLike | Decoded | None
 ) -> Decoded | None:
-    """The decoded mask of a completed request; None without one.
+    """The decoded mask of a request; None without one.
 
-    Raises `RequestError` as `load_mask` does, for a mask without an image, one that selects nothing, and one that isn't
-    the request's.
+    Raises `RequestError` as `load_mask` does, for a mask without an image, and for one that isn't the request's.
     """
     if mask is None:
         if request.mask_sha256 is not None:
@@ -120,14 +126,6 @@ def read_mask(
             f"The request was made with another mask: the SHA-256 of its pixels is {str(request.mask_sha256)[:12]}..., "
             f"and that of this one {digest[:12]}.... Pass that mask, or make a new request for this one."
         )
-    width, height, _ = size_and_seed(request)
-    area = generated(found.pixels, width, height)
-    if not latent_mask(area, model.downscale).any():
-        message = (
-            f"The mask selects nothing: it is black, or its white areas are thinner than {model.downscale} pixels at "
-            f"{width}x{height}. White is generated, and black is kept."
-        )
-        raise RequestError(" ".join([message, *found.notices]))
     return found
 
 
@@ -135,14 +133,14 @@ def about_picture(picture: Decoded, mask: Decoded | None, request: Request, made
     """Notices about the image and the mask of a completed request; `made` of `total` denoiser calls were made."""
     height, width = picture.pixels.shape[:2]
     notices = [*picture.notices, *(mask.notices if mask is not None else ())]
-    if (width, height) != (request.width, request.height):
-        stretched = width * (request.height or 0) != height * (request.width or 0)
-        more = ", which changes its proportions" if stretched else ""
+    if request.crop is None and enlarged(request, (width, height)) != (request.width, request.height):
+        like = height * (request.width or 0) / width
+        more = ", which changes its proportions" if abs(like - (request.height or 0)) > ROUNDED else ""
         notices.append(f"The image of {width}x{height} pixels was resized to {request.width}x{request.height}{more}.")
     if mask is not None and mask.pixels.shape != picture.pixels.shape[:2]:
         notices.append(
-            f"The mask has {mask.pixels.shape[1]}x{mask.pixels.shape[0]} pixels, and the image {width}x{height}: each "
-            "was resized by itself."
+            f"The mask has {mask.pixels.shape[1]}x{mask.pixels.shape[0]} pixels, and the image {width}x{height}: the "
+            "mask was resized to fit."
         )
     if request.strength is not None:
         calls = f"{counted(made, 'denoiser call')} of {total}"

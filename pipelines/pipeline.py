@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Self
 
 from ..compiler.engines import load
-from ..compiler.targets import with_threads
+from ..compiler.targets import fixed_sizes, with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
@@ -31,7 +32,8 @@ from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, size_and_seed
 from .engines import EngineProvider
-from .picture import Decoded, ImageLike, about_picture, read_mask, read_picture
+from .layout import Layout, lay_out
+from .picture import Decoded, ImageLike, about_picture, read_mask, read_picture, size_in
 from .png import origin
 from .save import save
 
@@ -123,8 +125,10 @@ class Pipeline:
         """Generate the images of a request.
 
         `image` is a file, a Pillow image, or an array [height, width, 3], uint8 or floats from 0 to 1. A model of
-        videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size.
-        With a `mask`, also [height, width], only its white area is generated (inpainting), and the other pixels stay.
+        videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size,
+        whose default is that of the image, near the model's own. With a `mask`, also [height, width], only its white
+        area is generated (inpainting), and the other pixels stay. With `request.outpaint`, the image is extended; with
+        `request.crop`, the result has the size of the image.
         `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
         to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
         `latents`.
@@ -141,24 +145,33 @@ class Pipeline:
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         model = self.bundle.manifest.model
-        asked = complete(request, model, self._host.scheduler, image=image is not None, mask=mask is not None)
+        picture = read_picture(request, self.bundle.manifest, image)
+        sizes = fixed_sizes(model, self.profile)
+        asked = complete(
+            request, model, self._host.scheduler, image=size_in(picture), mask=mask is not None, sizes=sizes
+        )
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
-        picture = read_picture(request, self.bundle.manifest, image)
         given: Given | None = None
+        layout: Layout | None = None
         if picture is None and image_noise is not None:
             raise RequestError("image_noise was passed in without an image. Leave it out, or pass an image.")
         masked = read_mask(asked, model, picture, mask)
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
+            layout = lay_out(asked, model, picture.pixels, None if masked is None else masked.pixels)
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
             noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
-            given = Given(picture.pixels, noisy, None if masked is None else masked.pixels)
+            given = Given(layout.image, noisy, layout.mask)
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
         drawn = self._draw(request, asked, on_step, latents, noise, given)
         passed = {"initial latents": latents, "image's noise values": image_noise}
-        remarks = [] if picture is None else about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
+        remarks: list[str] = []
+        if picture is not None and layout is not None:
+            drawn = replace(drawn, images=layout.placed(drawn.images))
+            remarks += about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
+            remarks += layout.notices
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )

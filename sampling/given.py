@@ -14,7 +14,7 @@ from ..core.tensors import Array, check_finite
 from ..core.wires import MASK, MASKED
 from .denoise import Kept, Walk
 from .image import Pixels, fitted, resized, sampled
-from .inpaint import generated, latent_mask, pasted
+from .inpaint import filled, generated, latent_mask, pasted
 from .prompt import Call
 from .scaling import scaled
 from .schedulers.arrays import mixed
@@ -94,9 +94,17 @@ def begun(
     area = None if given is None else given.area(request)
     if given is None or host.model.reads_image or (host.model.inpaints and request.strength == 1):
         return noise, None
-    original = image_latents(host, image_sample(request, given), given.noise, call, engines)
-    keeps = area is not None and not host.model.inpaints
-    kept = Kept(original, start, latent_mask(area, host.model.downscale)) if keeps else None
+    sample = image_sample(request, given)
+    if area is not None and request.fill == "edge":
+        height, width = area.shape
+        sample = fitted(filled(resized(given.image, width, height), area), width, height)
+    original = image_latents(host, sample, given.noise, call, engines)
+    if area is not None and request.fill == "noise":
+        drawn = latent_mask(area, host.model.downscale) > 0
+        original = np.where(drawn, given.noise, original).astype(np.float32)
+    kept: Kept | None = None
+    if area is not None and not host.model.inpaints:
+        kept = Kept(original, start, latent_mask(area, host.model.downscale))
     if area is not None and request.strength == 1:
         return noise, kept
     share, added = walk.schedule.level(walk.first)
