@@ -88,6 +88,18 @@ def run(
             help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8; with --mask, 1."
         ),
     ] = None,
+    hires: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR", help="Enlarge each image by this factor, up to 4, and generate it again from there."
+        ),
+    ] = None,
+    hires_strength: Annotated[
+        float | None, typer.Option(help="Share of the steps of the second pass of --hires. Default: 0.7.")
+    ] = None,
+    hires_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of the second pass of --hires. Default: --steps.")
+    ] = None,
     profile: ProfileName = None,
     threads: Threads = None,
     sequential: Sequential = False,
@@ -167,6 +179,9 @@ def run(
         "fill": fill,
         "outpaint": parse_sides(outpaint),
         "crop": crop,
+        "hires": hires,
+        "hires_strength": hires_strength,
+        "hires_steps": hires_steps,
         "decode_chunk_size": decode_chunk_size,
     }
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)

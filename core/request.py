@@ -46,6 +46,9 @@ _OTHER_NAMES = {
     "schedulertype schedule noiseschedule",
     "width": "w imagewidth",
     "height": "h imageheight",
+    "hires": "hiresupscale hrscale enablehr hiresfix hrupscale upscale upscaleby",
+    "hires_strength": "hiresdenoise hiresdenoisingstrength hrdenoisingstrength",
+    "hires_steps": "hrsecondpasssteps hrsteps secondpasssteps",
     "fill": "inpaintingfill maskedcontent fillmode",
     "crop": "paddingmaskcrop inpaintfullrespadding maskedareapadding maskpadding onlymaskedpadding",
     "outpaint": "outpainting expand extend padding",
@@ -54,12 +57,15 @@ _OTHER_NAMES = {
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
     _NOT_YET: "clipskip clipstopatlastlayers eta "
-    "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    "lora loras adapters vae tiling refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
 }
 
 STRENGTH, STRENGTH_MASKED = 0.8, 1.0
 """Default strengths of image to image, and of inpainting, as in diffusers' pipelines of Stable Diffusion 1."""
+
+HIRES_STRENGTH = 0.7
+"""Default strength of the second pass of `hires`, as in the AUTOMATIC1111 web UI."""
 
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
@@ -90,6 +96,9 @@ class Request(Record):
     by pixels on the left, the top, the right and the bottom, and generates them, with or without a mask. `crop`
     generates only the mask's area with a margin of this many pixels, at the request's size, and pastes it into the
     image, whose size the result has.
+
+    `hires` is for text to image: each image is enlarged by this factor (Lanczos), and generated again from there with
+    the strength `hires_strength` (0.7) and the number of steps `hires_steps` (`steps`).
 
     A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
     the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
@@ -124,6 +133,9 @@ class Request(Record):
     fill: Literal["noise", "edge"] | None = Field(default=None, exclude_if=_is_none)
     outpaint: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(default=None, exclude_if=_is_none)
     crop: Pixels | None = Field(default=None, exclude_if=_is_none)
+    hires: float | None = Field(default=None, exclude_if=_is_none, gt=1.0, le=4.0, allow_inf_nan=False)
+    hires_strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
+    hires_steps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1000)
     image_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
     mask_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
 
@@ -139,6 +151,11 @@ class Request(Record):
     def extends(self) -> bool:
         """Whether the image is extended, so that what is generated is selected without a mask too."""
         return any(self.outpaint or ())
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an image is encoded, of a completed request for images."""
+        return self.strength is not None or self.hires is not None
 
     @property
     def guided(self) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
-from ..core.request import Request
+from ..core.request import HIRES_STRENGTH, Request
 from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.settings import RAMPS
@@ -32,6 +32,7 @@ STRENGTH = "Denoising strength"
 _SECOND_PASS = ("hires", "first pass size")
 """Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
 
+HIRES, HIRES_STEPS, HIRES_UPSCALER, LANCZOS = "Hires upscale", "Hires steps", "Hires upscaler", "Lanczos"
 MASKED_CONTENT, AREA, PADDING = "Masked content", "Inpaint area", "Masked area padding"
 """Keys of inpainting, as the web UI writes them."""
 ONLY_MASKED = "Only masked"
@@ -104,6 +105,11 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
     if request.strength is not None:
         pairs[STRENGTH] = _number(request.strength)
+    if request.hires is not None:
+        pairs[STRENGTH] = _number(HIRES_STRENGTH if request.hires_strength is None else request.hires_strength)
+        pairs |= {HIRES: _number(request.hires), HIRES_UPSCALER: LANCZOS}
+        if request.hires_steps is not None:
+            pairs[HIRES_STEPS] = str(request.hires_steps)
     if request.fill is not None:
         pairs[MASKED_CONTENT] = _CONTENTS[request.fill]
     if request.crop is not None:
@@ -132,11 +138,12 @@ def parse(text: str) -> Parsed:
     keys = {key.lower(): key for key in reversed(rest)}
     if rest.get(keys.get(AREA.lower(), ""), ONLY_MASKED) != ONLY_MASKED:
         keys.pop(PADDING.lower(), None)  # which has no effect on a whole picture
-    if any(key.startswith(_SECOND_PASS) for key in keys):
-        keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
-    for own, read in _READERS.items():
+    readers = _READERS
+    if any(key.startswith(_SECOND_PASS) for key in keys):  # the strength is that of the second pass
+        readers = _HIRES_READERS | {key: read for key, read in _READERS.items() if key != STRENGTH}
+    for own, read in readers.items():
         key = keys.get(own.lower())
-        if key is None:
+        if key is None or (own in (STRENGTH, HIRES_STEPS) and readers is not _READERS and "hires" not in values):
             continue
         try:
             found = read(rest[key])
@@ -147,6 +154,8 @@ def parse(text: str) -> Parsed:
             continue  # two keys with the same meaning disagree: the second stays in `rest`
         values |= found
         del rest[key]
+        if own == HIRES and rest.get(scaler := keys.get(HIRES_UPSCALER.lower(), "")) == LANCZOS:
+            del rest[scaler]
         if own == PADDING and rest.get(area := keys.get(AREA.lower(), "")) == ONLY_MASKED:
             del rest[area]
     return Parsed(Request.model_validate(values), rest, frozenset(values), notices)
@@ -325,6 +334,18 @@ def _strength(text: str) -> dict[str, object]:
     return {"strength": float(text)}
 
 
+def _hires(text: str) -> dict[str, object]:
+    return {"hires": float(text)}
+
+
+def _hires_strength(text: str) -> dict[str, object]:
+    return {"hires_strength": float(text)}
+
+
+def _hires_steps(text: str) -> dict[str, object]:
+    return {"hires_steps": int(text)} if int(text) else {}  # 0 stands for the number of the first pass
+
+
 def _fill(text: str) -> dict[str, object]:
     return {"fill": {content: fill for fill, content in _CONTENTS.items()}.get(text, text)}
 
@@ -350,5 +371,7 @@ _READERS = {
     "Size": _size,
     "Timestep spacing": _spacing,
 }
-OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
+_HIRES_READERS = {HIRES: _hires, STRENGTH: _hires_strength, HIRES_STEPS: _hires_steps}
+"""Readers of the keys of an image that was enlarged in a second pass."""
+OWN_KEYS = (*_READERS, *_HIRES_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs from which a request is read."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
+from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
 from ..sampling.draw import first_of, schedule_of
 from ..sampling.prompt import Tokens, Vocabulary
@@ -71,6 +71,9 @@ def complete(
             f"fill={filled.fill} has no effect at a strength of 1, which begins from noise alone. Pass a --strength "
             "below 1, or leave --fill out."
         )
+    if filled.hires is not None:
+        _check_hires(filled, model, scheduler, sizes, request.scheduler, image=image is not None)
+        filled = filled.model_copy(update={"hires_strength": filled.hires_strength or HIRES_STRENGTH})
     width, height, seed = size_and_seed(filled)
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
@@ -79,6 +82,58 @@ def complete(
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
         )
     return filled
+
+
+def second_pass(request: Request, model: Model, image: int) -> Request:
+    """The second pass of a completed request with `hires`, for its image of this number."""
+    width, height, seed = size_and_seed(request)
+    step, factor = model.downscale * model.patch, request.hires or 1
+    return request.model_copy(
+        update={
+            "width": round(width * factor / step) * step,
+            "height": round(height * factor / step) * step,
+            "count": 1,
+            "seed": seed + image,
+            "steps": request.hires_steps or request.steps,
+            "strength": request.hires_strength or HIRES_STRENGTH,
+            "hires": None,
+        }
+    )
+
+
+def _check_hires(
+    request: Request,
+    model: Model,
+    scheduler: Mapping[str, object],
+    sizes: Sequence[tuple[int, int]],
+    named_by: str | None,
+    *,
+    image: bool,
+) -> None:
+    """Raise `RequestError` for a second pass that this model or its engines can't run.
+
+    `named_by` is the scheduler that the request names: the checkpoint's own may have no name.
+    """
+    if image:
+        raise RequestError(
+            "hires enlarges what is generated from a prompt alone, and an image was passed in. Pass a larger --size to "
+            "enlarge that image, or leave hires out."
+        )
+    second = second_pass(request, model, 0)
+    width, height, _ = size_and_seed(second)
+    named = f"The second pass (hires={request.hires:g}) generates {width}x{height} pixels"
+    if max(width, height) > MAX_SIDE:
+        raise RequestError(f"{named}, but the limit is {MAX_SIDE} a side. Use a smaller factor.")
+    if wrong := size_complaint(model, width, height):
+        raise RequestError(f"{named}. {wrong}")
+    if sizes and (width, height) not in sizes:
+        listed = ", ".join(f"{one}x{other}" for one, other in sizes)
+        raise RequestError(
+            f"{named}, but the engines of this profile are built for {listed}. Add the size to [shapes] of a profile "
+            "of your own, or use a profile with free sizes."
+        )
+    asked = second.model_copy(update={"scheduler": named_by})
+    first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 
 
 def _check_masked(request: Request, *, image: bool, mask: bool) -> None:
@@ -110,9 +165,15 @@ def _check_fields(request: Request, model: Model) -> None:
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
         **dict.fromkeys(("strength", "fill", "outpaint", "crop"), reads),
+        "hires": reads and not model.inpaints and model.frames is None,
         "mask_sha256": reads,
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "")]
+    if request.hires is None and (second := request.hires_strength or request.hires_steps):
+        raise RequestError(
+            f"The request has {'hires_strength' if request.hires_strength else 'hires_steps'} {second}, but no hires. "
+            "Pass the factor by which images are enlarged with --hires (in Python: hires=2), or leave it out."
+        )
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
         them = "it" if len(given) == 1 else "them"

@@ -221,8 +221,8 @@ def _stretched(first: int, beyond: int, more: int, size: int) -> tuple[int, int]
 
 
 def framed(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], Box]:
-    """The image or mask resized into a frame of this size in its own proportions, and where it is; around it are copies
-    of its edge. Source: diffusers' resize mode `fill`.
+    """The image or mask resized into a frame of this size in its own proportions, and where it is; around it, its edge
+    is continued. Source: diffusers' resize mode `fill`.
     """
     high, wide = image.shape[:2]
     if width / height < wide / high:
@@ -230,7 +230,13 @@ def framed(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[n
     else:
         inner = (max(wide * height // high, 1), height)
     left, top = width // 2 - inner[0] // 2, height // 2 - inner[1] // 2
-    sides = ((top, height - inner[1] - top), (left, width - inner[0] - left))
-    rest = ((0, 0),) * (image.ndim - 2)
-    made = np.pad(resized(image, *inner), (*sides, *rest), mode="edge")
-    return np.ascontiguousarray(made), (left, top, left + inner[0], top + inner[1])
+    part = Image.fromarray(resized(image, *inner))
+    made = Image.new(part.mode, (width, height))
+    made.paste(part, (left, top))
+    for first, beyond, edge in ((0, left, 0), (left + inner[0], width, inner[0])):
+        if beyond > first:
+            made.paste(part.resize((beyond - first, height), box=(edge, 0, edge, height)), (first, 0))
+    for first, beyond, edge in ((0, top, 0), (top + inner[1], height, inner[1])):
+        if beyond > first:
+            made.paste(part.resize((width, beyond - first), box=(0, edge, width, edge)), (0, first))
+    return np.asarray(made), (left, top, left + inner[0], top + inner[1])

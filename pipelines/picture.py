@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
 from ..core.manifest import Manifest, Model
 from ..core.reading import regular, unreadable
+from ..core.record import in_a_line
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.units import counted
@@ -36,6 +38,8 @@ ROUNDED = 16
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _ALPHA = ("LA", "PA", "RGBA")
 _ORIENTATION = 0x0112
+_SPACES = {"RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB"}
+"""Colour spaces of the profiles that images of these modes have."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decode
         raise RequestError(
             "This bundle has no VAE encoder, so it generates from a prompt alone and does not take an image. Leave it "
             "out, or use a bundle with an encoder."
+        )
+    if request.hires is not None and not manifest.encodes:
+        raise RequestError(
+            "This bundle has no VAE encoder, which hires needs to read images again. Leave hires out, or use a bundle "
+            "with an encoder."
         )
     if image is None and not manifest.model.reads_image:
         return None
@@ -203,7 +212,28 @@ def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
     if image.getexif().get(_ORIENTATION, 1) != 1:
         notices.append(f"The {kind} was turned as its EXIF says.")
     turned = ImageOps.exif_transpose(image)
-    return Decoded(np.asarray(turned.convert("RGB")), tuple(notices))
+    return Decoded(np.asarray(_in_srgb(turned, kind, notices)), tuple(notices))
+
+
+def _in_srgb(image: Image.Image, kind: str, notices: list[str]) -> Image.Image:
+    """The image in sRGB, converted from the colour profile that it has, if any; adds notices."""
+    stored: object = image.info.get("icc_profile")
+    space = _SPACES.get(image.mode)
+    if kind == "mask" or not isinstance(stored, bytes) or space is None:  # a mask has shares, not colours
+        return image.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(stored))
+        name = ImageCms.getProfileDescription(profile).strip()
+        plain = name.lower().startswith("srgb") and space == "RGB"
+        found = image.convert(space)
+        if not plain:
+            made = ImageCms.profileToProfile(found, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert made is not None
+            notices.append(f"The {kind} was converted from its colour profile ({in_a_line(ValueError(name))}) to sRGB.")
+            return made
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        notices.append(f"The colour profile of the {kind} was ignored: it cannot be read, or is one of other colours.")
+    return image.convert("RGB")
 
 
 def _array(image: Array, kind: str) -> Pixels:

@@ -11,6 +11,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from ..compiler.engines import load
 from ..compiler.targets import fixed_sizes, with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
@@ -21,16 +23,18 @@ from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
 from ..core.tensors import Array
+from ..core.units import counted
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
 from ..sampling.draw import Drawn, draw, host_files, image_shape, latent_shape, load_host
 from ..sampling.given import Given
+from ..sampling.image import resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
-from .complete import complete, notices, size_and_seed
+from .complete import complete, notices, second_pass, size_and_seed
 from .engines import EngineProvider
 from .layout import Layout, lay_out
 from .picture import Decoded, ImageLike, about_picture, read_mask, read_picture, size_in
@@ -99,7 +103,7 @@ class Pipeline:
 
     def _used(self, request: Request) -> dict[str, str]:
         """The engine of each part that generates the images of a completed request."""
-        encoder = self._host.encoder if request.strength is not None else None
+        encoder = self._host.encoder if request.encodes else None
         return self._named([*self.bundle.drawing, *([encoder] if encoder else [])])
 
     def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
@@ -168,6 +172,9 @@ class Pipeline:
         drawn = self._draw(request, asked, on_step, latents, noise, given)
         passed = {"initial latents": latents, "image's noise values": image_noise}
         remarks: list[str] = []
+        if asked.hires is not None:
+            drawn, notice = self._enlarged(request, asked, drawn, on_step, noise)
+            remarks.append(notice)
         if picture is not None and layout is not None:
             drawn = replace(drawn, images=layout.placed(drawn.images))
             remarks += about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
@@ -203,6 +210,29 @@ class Pipeline:
         except MemoryError as exc:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
+    def _enlarged(
+        self, request: Request, asked: Request, drawn: Drawn, on_step: OnStep | None, noise: Noise | None
+    ) -> tuple[Drawn, str]:
+        """The second pass of a completed request with `hires`: each image is enlarged, and generated again."""
+        model, made, seconds = self.bundle.manifest.model, list[Drawn](), dict(drawn.seconds)
+        steps = drawn.step_seconds
+        for index, image in enumerate(drawn.images):
+            second = second_pass(asked, model, index)
+            width, height, seed = size_and_seed(second)
+            given = Given(resized(image, width, height), core_image_noise(seed, image_shape(model, second)))
+            one = self._draw(request, second, on_step, None, noise, given)
+            seconds = {stage: seconds.get(stage, 0.0) + one.seconds.get(stage, 0.0) for stage in seconds | one.seconds}
+            steps += one.step_seconds
+            made.append(one)
+        images, latents = (np.concatenate([getattr(one, name) for one in made]) for name in ("images", "latents"))
+        height, width = images.shape[1:3]
+        notice = (
+            f"Each image was enlarged from {asked.width}x{asked.height} to {width}x{height} pixels, and generated "
+            f"again with a strength of {asked.hires_strength:g}, in "
+            f"{counted(len(made[0].step_seconds), 'denoiser call')} of {made[0].calls}."
+        )
+        return replace(drawn, images=images, latents=latents, seconds=seconds, step_seconds=steps), notice
+
     def _notices(
         self, request: Request, asked: Request, drawn: Drawn, remarks: Sequence[str], passed_in: Sequence[str]
     ) -> tuple[str, ...]:
@@ -232,6 +262,6 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=self._used(asked),
             notices=messages,
-            origin=self._origin if asked.strength is None else origin(self.bundle, encodes=True),
+            origin=origin(self.bundle, encodes=True) if asked.encodes else self._origin,
             writer=save,
         )
