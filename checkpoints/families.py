@@ -122,6 +122,8 @@ class Family:
     """The component that is called at each step."""
     vae: str = "vae"
     """The component that encodes and decodes latents."""
+    controlled: str | None = None
+    """The pipeline class of diffusers with ControlNets; None for a family whose ControlNets aren't supported."""
     library: str = "diffusers"
     """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
@@ -244,6 +246,8 @@ PROCESSOR = "preprocessor_config.json"
 _UNET = Component("unet", "diffusers", UNET)
 _TRANSFORMER = Component("transformer", "diffusers", MMDIT)
 _VAE = Component("vae", "diffusers", "AutoencoderKL")
+CONTROL = Component("controlnet", "diffusers", "ControlNetModel")
+"""The first ControlNet that a checkpoint is exported with; further ones are `controlnet_2` and so on."""
 
 _READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
 
@@ -377,6 +381,7 @@ _SD1 = Family(
     components=(_TEXT, _UNET, _VAE),
     tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
     wires=(_READS,),
+    controlled="StableDiffusionControlNetPipeline",
     masks_padding=True,
     pixels=512,
     marks={"use_linear_projection": None, "addition_embed_type": None},
@@ -392,6 +397,7 @@ _SD2 = Family(
     components=(_TEXT, _UNET, _VAE),
     tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
     wires=(_READS,),
+    controlled="StableDiffusionControlNetPipeline",
     masks_padding=True,
     pixels=768,
     marks={"use_linear_projection": True, "addition_embed_type": None},
@@ -419,6 +425,7 @@ _SDXL = Family(
         Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", empty="zeros"),
         Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
     ),
+    controlled="StableDiffusionXLControlNetPipeline",
     pixels=1024,
     latent_statistics=True,
     marks={"use_linear_projection": True, "addition_embed_type": "text_time"},
@@ -470,6 +477,7 @@ def _inpainting(family: Family) -> Family:
         epsilon_pixels=None,
         latent_statistics=False,
         tasks=("inpaint",),
+        controlled=None,
         marks={**family.marks, "in_channels": INPAINTING_CHANNELS},
         shares=family.name,
     )

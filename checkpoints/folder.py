@@ -13,6 +13,7 @@ from ..core.record import LONGEST, shown
 from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics, check_video
 from .card import read_card
 from .checkpoint import Checkpoint, zeros_instead
+from .controls import controlled
 from .families import FAMILIES, UNET, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
@@ -86,6 +87,7 @@ def open_folder(
         configs[component.name] = configured(other, family, own)
         if component.name == family.vae and own is not None:
             rescaling = rescaled(other, own, configs[family.vae])
+    family, configs = controlled(family, configs, others)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import CheckpointError
-from .families import MMDIT, Config, Family, TextLayout
+from .families import CONTROL, MMDIT, UNET, Config, Family, TextLayout
 from .mmdit_names import mmdit_plan
 from .stored import StoredTensor
 from .views import Plan, Stored, View, views
@@ -22,6 +22,17 @@ from .views import Plan, Stored, View, views
 UNET_PREFIX = "model.diffusion_model."
 """Of denoisers of any kind."""
 VAE_PREFIX = "first_stage_model."
+CONTROL_PREFIX = "control_model."
+
+_CONVERSIONS = {UNET: "convert_ldm_unet_checkpoint", CONTROL.cls: "convert_controlnet_checkpoint"}
+"""Functions of diffusers, by the class that they are for."""
+
+_ADDED = {
+    f"add_embedding.linear_{number}.{kind}": f"label_emb.0.{place}.{kind}"
+    for number, place in ((1, 0), (2, 2))
+    for kind in ("weight", "bias")
+}
+"""Tensors of Stable Diffusion XL that diffusers' conversion of ControlNets leaves out."""
 
 # Buffers that older libraries stored, and tensors that only training or the image side of CLIP used.
 _SPARE_TEXT = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
@@ -85,8 +96,10 @@ def original_plan(tensors: Stored, family: Family, component: str, config: Confi
         wanted = {name: t for name, t in wanted.items() if name.removeprefix(prefix) not in T5_TABLES}
     elif text is None:
         wanted = {name: t for name, t in wanted.items() if not _SPARE_VAE.match(name.removeprefix(prefix))}
-        convert = "convert_ldm_unet_checkpoint" if component == "unet" else "convert_ldm_vae_checkpoint"
-        plan = _converted(convert, views(wanted), config)
+        named = views(wanted)
+        plan = _converted(_CONVERSIONS.get(cls, "convert_ldm_vae_checkpoint"), named, config)
+        if cls == CONTROL.cls:
+            plan |= {name: named[prefix + old] for name, old in _ADDED.items() if prefix + old in named}
     else:
         wanted = {name: t for name, t in wanted.items() if not _spare_text(name.removeprefix(prefix), cls)}
         plan = _text_plan(text, wanted, config)
@@ -101,6 +114,8 @@ def original_prefix(family: Family, component: str) -> str:
     text = _text_layout(family, component)
     if text is not None:
         return text.prefix
+    if family.component(component).cls == CONTROL.cls:
+        return CONTROL_PREFIX
     return UNET_PREFIX if component == family.denoiser else VAE_PREFIX
 
 

@@ -13,6 +13,7 @@ from ..core.record import in_a_line
 from .bounds import check_choices, check_config, check_fit, check_pixels, check_statistics
 from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors, zeros_instead
+from .controls import controlled
 from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
 from .original_configs import TensorShapes, text_config, time_embed_width, unet_config, vae_config
@@ -74,6 +75,7 @@ def open_file(
     rescaling = rescaled(others["vae"], family.config("vae"), made["vae"]) if "vae" in others else ()
     configs = texts | made | {"unet": made["unet"] | time_embed_width(made["unet"], texts, family)}
     refuse_unet(path, configs["unet"])
+    family, configs = controlled(family, configs, others)
     weights |= {name: other.tensors for name, other in others.items()}
     training = trained_for(path, tensors, metadata, family, choices)
     places = dict.fromkeys(configs, f"{path} (from its tensors' shapes)") | {
@@ -147,6 +149,7 @@ def _open_mmdit(
     shapes = _bare(weights[family.vae], VAE_PREFIX)
     base = vae_config(shapes, family) if "vae" not in others else None
     configs[family.vae] = configured(others["vae"], family, None) if base is None else base
+    family, configs = controlled(family, configs, others)
     for name, config in configs.items():
         where = others[name].where if name in others else f"{path} (from its tensors' shapes)"
         check_config(where, config, len(weights[name]))

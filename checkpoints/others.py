@@ -1,9 +1,12 @@
-"""Components from elsewhere: a VAE or UNet in place of the checkpoint's, and text encoders that its file lacks."""
+"""Components from elsewhere: a VAE or UNet in place of the checkpoint's, text encoders that its file lacks, and
+ControlNets.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,12 +14,13 @@ from typing import Literal
 from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
 from ..core.record import shown
-from .families import FAMILIES, Component, Config, Family, family_of
+from ..core.wires import MAX_CONTROLS
+from .families import CONTROL, FAMILIES, Component, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .named_configs import named_unet, named_vae
-from .names import UNET_PREFIX, VAE_PREFIX
+from .names import CONTROL_PREFIX, UNET_PREFIX, VAE_PREFIX
 from .original_configs import unet_config, vae_config
 from .original_mmdit import FILES
 from .refusals import refuse_names, refuse_quantized, refuse_unet
@@ -48,7 +52,7 @@ def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Rep
     Raises CheckpointError for a component that can't be replaced, or a place that doesn't hold one.
     """
     check_variant(variant)
-    unknown = sorted(set(places) - {*REPLACEABLE, *FILES})
+    unknown = sorted(name for name in set(places) - {*REPLACEABLE, *FILES} if not is_control(name))
     if unknown:
         raise CheckpointError(
             f"The component {unknown[0]} cannot be replaced; only {' and '.join(REPLACEABLE)} can. Leave it out."
@@ -56,6 +60,18 @@ def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Rep
     return {
         name: _text(name, place) if name in FILES else _open(name, place, variant) for name, place in places.items()
     }
+
+
+def is_control(name: str) -> bool:
+    """Whether this is the name of a ControlNet."""
+    return re.fullmatch(rf"{CONTROL.name}(_[2-9])?", name) is not None
+
+
+def controls_of(places: Sequence[str]) -> dict[str, str]:
+    """Names for ControlNets at these places, as `open_others` takes them. Raises CheckpointError for too many."""
+    if len(places) > MAX_CONTROLS:
+        raise CheckpointError(f"{len(places)} ControlNets were given, but the limit is {MAX_CONTROLS}.")
+    return {f"{CONTROL.name}_{index}" if index > 1 else CONTROL.name: one for index, one in enumerate(places, 1)}
 
 
 def refuse_texts(where: object, others: Collection[str]) -> None:
@@ -160,8 +176,21 @@ _SEPARATE = "text_encoders."
 """Start of the names, in a whole file, of text encoders that are also published as files of their own."""
 
 
+_PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, CONTROL.name: CONTROL_PREFIX}
+_WORDS = {"unet": "UNet", "vae": "VAE", CONTROL.name: "ControlNet"}
+
+
+def _kind(component: str) -> str:
+    """The component's name without a number: all ControlNets are alike."""
+    return CONTROL.name if is_control(component) else component
+
+
+def _facts(component: str) -> Component:
+    return CONTROL if is_control(component) else FAMILIES[0].component(component)
+
+
 def _prefix(component: str) -> str:
-    return UNET_PREFIX if component == "unet" else VAE_PREFIX
+    return _PREFIXES[_kind(component)]
 
 
 def _open(component: str, name: str, variant: str | None) -> Replacement:
@@ -186,8 +215,8 @@ def _open(component: str, name: str, variant: str | None) -> Replacement:
 
 def _folder(component: str, folder: Path, source: CheckpointSource) -> Replacement:
     """The component from its own folder, or from that of a whole checkpoint."""
-    place = folder / component if is_regular(folder / "model_index.json") else folder
-    facts = FAMILIES[0].component(component)
+    facts = _facts(component)
+    place = folder / facts.name if is_regular(folder / "model_index.json") else folder
     if not is_regular(place / "config.json"):
         single = [name for name in names_in(place) if name.endswith(".safetensors")]
         hint = f"Pass the file itself: {place / single[0]}." if single else "Pass a folder that has one, or a file."
@@ -195,7 +224,7 @@ def _folder(component: str, folder: Path, source: CheckpointSource) -> Replaceme
     config = read_json(place / "config.json")
     check_class(place, facts, config)
     tensors, _ = component_weights(place, facts, source.variant)
-    inside = f"{component}/" if place != folder else ""
+    inside = f"{facts.name}/" if place != folder else ""
     return Replacement(component, source, tensors, "diffusers", config, f"{source.location}/{inside}config.json")
 
 
@@ -205,10 +234,12 @@ def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
     tensors = with_scales(read_header(path)[0])
     layout, prefix = _layout(component, tensors)
     if layout is None:
-        refuse_names(path, tensors)
+        if not is_control(component):
+            refuse_names(path, tensors)
         raise CheckpointError(
-            f"{path} holds no {'UNet' if component == 'unet' else 'VAE'} that latentc recognizes (its first tensor is "
-            f"{min(tensors)!r}). Pass a {component} file, or a whole checkpoint in the original layout."
+            f"{path} holds no {_WORDS[_kind(component)]} that latentc recognizes (its first tensor is "
+            f"{min(tensors, default='')!r}). Pass a {_kind(component)} file, or a whole checkpoint in the original "
+            "layout."
         )
     config = _beside(component, path)
     where = source.location if config is None else f"{Path(source.location).parent}/config.json"
@@ -222,7 +253,7 @@ def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
 
 def _beside(component: str, path: Path) -> Config | None:
     """The config.json next to a file, if it names the component's class or the file has its standard name."""
-    beside, facts = path.parent / "config.json", FAMILIES[0].component(component)
+    beside, facts = path.parent / "config.json", _facts(component)
     if not is_regular(beside):
         return None
     config = read_json(beside)
@@ -235,8 +266,9 @@ def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers"
     marks: dict[str, tuple[str, str]] = {
         "unet": ("down_blocks.0.", "input_blocks.0."),
         "vae": ("encoder.down_blocks.0.", "encoder.down.0."),
+        CONTROL.name: ("controlnet_cond_embedding.", "input_hint_block.0."),
     }
-    named, original = marks[component]
+    named, original = marks[_kind(component)]
     prefix = _prefix(component)
     if any(name.startswith(f"{prefix}{original}") for name in names):
         return "original", prefix

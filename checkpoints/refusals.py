@@ -22,7 +22,7 @@ _CHANNELS = {
 # Substrings of pipeline class names, first match wins: other families, and pipelines that start from an image.
 _PIPELINES = (
     ("Inpaint", "an inpainting checkpoint"),
-    ("ControlNet", "a ControlNet pipeline"),
+    ("ControlNet", "a ControlNet pipeline (export its base checkpoint with --controlnet FOLDER instead)"),
     ("Adapter", "a T2I-Adapter pipeline"),
     ("InstructPix2Pix", "an instruct-pix2pix checkpoint"),
     ("Upscale", "an upscaler"),
@@ -81,7 +81,7 @@ _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
     ),
     ("an IP-Adapter", _begins("image_proj.", "ip_adapter.")),
     (
-        "a ControlNet",
+        "a ControlNet, which belongs to a checkpoint (export CHECKPOINT --controlnet FILE)",
         _has(
             *("control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.", "input_hint_block."),
             *("zero_convs.", "controlnet_blocks.", "controlnet_mid_block."),

@@ -97,6 +97,7 @@ def check_all(
     *,
     image: tuple[int, int] | None = None,
     mask: bool = False,
+    controls: int = 0,
     sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
@@ -107,7 +108,7 @@ def check_all(
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, sizes=sizes)
+            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, controls=controls, sizes=sizes)
             denoiser_of(bundle.variants("denoiser"), request)
 
 

@@ -51,6 +51,13 @@ def export(
         str | None,
         typer.Option(help="UNet to use instead (such as Lightning, Hyper-SD or LCM): a file, folder or Hub id."),
     ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ControlNet of the same family, which becomes part of the UNet's graph: a file, folder or Hub id. "
+            "Give it once for each."
+        ),
+    ] = None,
     without_t5: Annotated[
         bool,
         typer.Option("--without-t5", help="Leave out T5 of Stable Diffusion 3, which takes 9.5 GB; zeros replace it."),
@@ -88,6 +95,7 @@ def export(
             zero_snr=zero_snr,
             size=size,
             scheduler=scheduler,
+            controlnets=controlnet or (),
             on_progress=tell,
         )
     show.bundle(bundle, as_json)

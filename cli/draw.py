@@ -15,8 +15,9 @@ from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
 from ..pipelines.complete import complete
+from ..pipelines.control import digested
 from ..pipelines.layout import lay_out
-from ..pipelines.picture import load_mask, load_picture, read_mask, read_picture, size_in
+from ..pipelines.picture import load_controls, load_mask, load_picture, read_mask, read_picture, size_in
 from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
@@ -41,6 +42,7 @@ def draw(
     *,
     image: Path | None = None,
     mask: Path | None = None,
+    control: Sequence[Path] = (),
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -48,8 +50,8 @@ def draw(
 ) -> None:
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
-    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`
-    and `mask` are those of all requests.
+    `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`,
+    `mask` and the images of ControlNets, `control`, are those of all requests.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
@@ -65,13 +67,16 @@ def draw(
         )
     picture = load_picture(image) if image is not None else None
     masked = load_mask(mask) if mask is not None else None
+    controls = load_controls(list(control))
     sizes = fixed_sizes(model, profile)
-    check_all(requests, opened, image=size_in(picture), mask=mask is not None, sizes=sizes)
+    passed = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
+    check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:
         read = read_picture(request, opened.manifest, picture)
-        asked = complete(request, model, scheduler, image=size_in(read), mask=mask is not None, sizes=sizes)
+        asked = complete(request, model, scheduler, image=size_in(read), **passed)
         area = read_mask(asked, model, read, masked)
+        digested(asked, controls)
         if read is not None:
             lay_out(asked, model, read.pixels, None if area is None else area.pixels)
     stream = not names
@@ -96,7 +101,7 @@ def draw(
                         tell(what, step.index / step.total)
 
                     tell(what, 0.0)
-                    result = pipeline(request, on_step, image=picture, mask=masked)
+                    result = pipeline(request, on_step, image=picture, mask=masked, control=controls)
                     files: tuple[Path, ...] = ()
                     if stream:
                         streamed += [encoded(result.images[0], next(drawings(result)))]

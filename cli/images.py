@@ -100,6 +100,30 @@ def run(
     hires_steps: Annotated[
         int | None, typer.Option(help="Denoising steps of the second pass of --hires. Default: --steps.")
     ] = None,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Image for a ControlNet of the bundle (edges, depth, a pose ...), once for each, in the order of "
+            "export.",
+        ),
+    ] = None,
+    control_scale: Annotated[
+        list[float] | None,
+        typer.Option(help="Factor of a ControlNet's effect, once for all or for each. Default: 1."),
+    ] = None,
+    control_start: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the steps at which a ControlNet begins, once for all or for each. Default: 0."),
+    ] = None,
+    control_end: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the steps at which a ControlNet ends, once for all or for each. Default: 1."),
+    ] = None,
+    guess_mode: Annotated[
+        bool,
+        typer.Option("--guess-mode", help="ControlNets affect only the prompt's rows, and early layers less."),
+    ] = False,
     profile: ProfileName = None,
     threads: Threads = None,
     sequential: Sequential = False,
@@ -182,6 +206,10 @@ def run(
         "hires": hires,
         "hires_strength": hires_strength,
         "hires_steps": hires_steps,
+        "control_scale": control_scale,
+        "control_start": control_start,
+        "control_end": control_end,
+        "guess_mode": guess_mode or None,
         "decode_chunk_size": decode_chunk_size,
     }
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
@@ -192,6 +220,7 @@ def run(
         output,
         image=image,
         mask=mask,
+        control=control or (),
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

@@ -327,7 +327,9 @@ def picture(shown: Shown, as_json: bool) -> None:
         emit({**stored, "differ": shown.differ, "notices": shown.notices})
         return
     say(shown.text or (write(shown.request, {}) if shown.drawing else ""))
-    for name, digest in {"image": shown.request.image_sha256, "mask": shown.request.mask_sha256}.items():
+    controls = {f"control image {place}": one for place, one in enumerate(shown.request.control_sha256 or (), 1)}
+    digests = {"image": shown.request.image_sha256, "mask": shown.request.mask_sha256, **controls}
+    for name, digest in digests.items():
         if digest:
             say(f"{name}: needed to run it again, SHA-256 of its pixels {digest}")
     if shown.drawing:

@@ -17,9 +17,9 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, field_serializer
+from pydantic import ConfigDict, Field, field_serializer
 
 from ..core.bundle import Bundle, check_path, leads_out, plain_files
 from ..core.engine import Engine
@@ -69,6 +69,9 @@ class Parity(Record):
     """For a denoiser: SNR of what the text changes in its output, over calls that differ by their text alone."""
     text_share: float = 0.0
     """RMS of that change in the reference, relative to the RMS of the output."""
+    control_db: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    control_share: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    """The same figures of what the images of ControlNets change."""
 
 
 class Artifact(Record):

@@ -20,13 +20,14 @@ from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
 from ..core.install import install
-from ..core.manifest import Part, TensorInfo
+from ..core.manifest import Model, Part, TensorInfo
 from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
 from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
-from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, stored_at, text_pairs, unpack
+from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, changed, stored_at, text_pairs, unpack
 from ..core.tensors import Array
+from ..core.wires import CONTROL_IMAGE
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from ..sampling.wires import resized
@@ -85,11 +86,17 @@ def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
     outputs = set(model.read_of(part)) or {tensor.name for tensor in info.outputs}
     inputs = {tensor.name for tensor in info.inputs}
     whole = bool(cases) and all(set(case.feeds) == inputs and outputs <= set(case.outputs) for case in cases)
-    if not whole or (info.takes("timestep") and (_lacks(cases) or not text_pairs(cases, model.latents_input))):
+    if not whole or (info.takes("timestep") and (_lacks(cases) or not _changes(info, model, cases))):
         raise BundleError(
             f"{bundle.folder / stored_at(part)} lacks references of {part}, so it cannot be {bundle.standing.verb}. "
             f"{bundle.standing.again}"
         )
+
+
+def _changes(info: Part, model: Model, cases: tuple[Case, ...]) -> bool:
+    """Whether cases show what the text changes in a denoiser's output, and what the images of ControlNets change."""
+    found = {changed(cases[one], cases[other]) for one, other in text_pairs(cases, model.latents_input)}
+    return found >= ({"text", "control"} if info.takes(CONTROL_IMAGE) else {"text"})
 
 
 def stored_drawings(bundle: Bundle) -> tuple[Drawings, Arrays]:
@@ -158,14 +165,14 @@ def _lacks(fitting: tuple[Case, ...]) -> bool:
 
 def _ends(cases: tuple[Case, ...], latents: str) -> list[Case]:
     """The first case; for a denoiser also the first calls of a guided and an unguided drawing, three calls from the
-    first to the last timestep, and two that differ by their text alone.
+    first to the last timestep, and two that differ by their text alone, or by the images of ControlNets.
     """
     firsts = {
         case.drawing: case for case in reversed(cases) if case.drawing.partition("@")[0] in FIRSTS or case is cases[0]
     }
     ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
-    pair = text_pairs(ends, latents)[:1]
-    places = (0, len(ends) // 2, -1, *pair[0]) if pair else (0, len(ends) // 2, -1)
+    pairs = {changed(ends[one], ends[other]): (one, other) for one, other in reversed(text_pairs(ends, latents))}
+    places = (0, len(ends) // 2, -1, *(place for pair in pairs.values() for place in pair))
     chosen = {id(ends[index]): ends[index] for index in places} if ends else {}
     return [*reversed(firsts.values()), *chosen.values()]
 

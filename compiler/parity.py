@@ -18,7 +18,7 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.recipes import Precision
 from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
-from ..core.references import IDS, TABLE, Case, stored_at, text_pairs
+from ..core.references import IDS, TABLE, Case, changed, stored_at, text_pairs
 from ..core.tensors import Array, change_db, cosine, psnr_db
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
@@ -81,11 +81,13 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
             alike = round(cosine(wanted, found[name]), 6)
             if not alike >= worst.cosine:
                 worst = worst.model_copy(update={"cosine": alike})
-    if pairs:
-        wanted = {index: given[index].outputs[_answer(given[index])] for index in paired}
-        asked, found = (np.concatenate([(of[b] - of[a]).ravel() for a, b in pairs]) for of in (wanted, answers))
-        found_db, share = change_db(asked, found, np.concatenate([one.ravel() for one in wanted.values()]))
-        worst = worst.model_copy(update={"text_db": found_db, "text_share": share})
+    wanted = {index: given[index].outputs[_answer(given[index])] for index in paired}
+    for what in ("text", "control"):
+        alike = [pair for pair in pairs if changed(given[pair[0]], given[pair[1]]) == what]
+        if alike:
+            asked, found = (np.concatenate([(of[b] - of[a]).ravel() for a, b in alike]) for of in (wanted, answers))
+            found_db, share = change_db(asked, found, np.concatenate([one.ravel() for one in wanted.values()]))
+            worst = worst.model_copy(update={f"{what}_db": found_db, f"{what}_share": share})
     return worst
 
 

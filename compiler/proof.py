@@ -208,7 +208,9 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
     floor, precision = floor_db(bundle, profile, want, parity), want.target.precision
     if parity.psnr_db >= floor:
         if parity.text_db is not None and parity.text_share >= want.target.recipe.rounding:
-            _check_text(bundle, want.part, profile, parity.text_db, floor)
+            _check_change(want.part, profile, bundle.manifest.model.condition, parity.text_db, floor)
+        if parity.control_db is not None and (parity.control_share or 0) >= want.target.recipe.rounding:
+            _check_change(want.part, profile, "ControlNet image", parity.control_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
     advice = _advice(profile, want)
@@ -272,7 +274,7 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
         )
     rounding = max(want.target.recipe.rounding for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
-        _check_text(bundle, denoiser, profile, figure, floor)
+        _check_change(denoiser, profile, bundle.manifest.model.condition, figure, floor)
     whole = min(floor_db(bundle, profile, want) for want in drawing)
     least = max(min(whole - PICTURE_LOSS_DB, PICTURE_CEILING_DB), LEAST_PICTURE_DB) if whole > 0 else whole
     if steps.picture_db is not None and not steps.picture_db >= least:
@@ -284,11 +286,10 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
         )
 
 
-def _check_text(bundle: Bundle, part: str, profile: Profile, figure: float, floor: float) -> None:
-    """Raise `ParityError` where the prompt, or the image, changes a denoiser's output otherwise than PyTorch's."""
+def _check_change(part: str, profile: Profile, what: str, figure: float, floor: float) -> None:
+    """Raise `ParityError` where the prompt, or an image, changes a denoiser's output otherwise than PyTorch's."""
     least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     if not figure >= least:
-        what = bundle.manifest.model.condition
         raise ParityError(
             f"The change that the {what} makes to the {part}'s output has an SNR of {figure:.1f} dB through profile "
             f"{profile.name} (0 dB: the {what} has no effect), but {least:.0f} dB is required. The engine will not be "

@@ -59,7 +59,10 @@ class Refusal(Record):
         if not math.isfinite(self.parity.psnr_db):
             return f"{refused}: it outputs NaN or infinity."
         if self.parity.psnr_db >= self.floor_db:
-            return f"{refused}: what the text changes in its output has an SNR of {self.parity.text_db:.1f} dB only."
+            figures = {"the text": self.parity.text_db, "a ControlNet's image": self.parity.control_db}
+            known = {what: figure for what, figure in figures.items() if figure is not None}
+            what = min(known, key=lambda one: known[one])
+            return f"{refused}: what {what} changes in its output has an SNR of {known[what]:.1f} dB only."
         return (
             f"{refused}: it agrees with the reference to {self.parity.psnr_db:.1f} dB ({self.parity.worst}), but "
             f"{self.floor_db:.0f} dB is required."

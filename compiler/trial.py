@@ -23,11 +23,11 @@ from ..core.errors import BundleError, ParityError, ShapeError
 from ..core.images import pixels_sha256
 from ..core.manifest import Model
 from ..core.record import Record, shown
-from ..core.references import DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
+from ..core.references import CONTROL_ARRAY, DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
 from ..core.request import Request
 from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
-from ..core.wires import TIMESTEP
+from ..core.wires import CONTROL, TIMESTEP
 from ..sampling.denoise import Walk, feeds, is_guided, step
 from ..sampling.draw import (
     Host,
@@ -85,6 +85,10 @@ class StepTrial:
     """The image of the request, for a model that reads one."""
     beside: NDArray[np.float32] | None = None
     """What is concatenated to the latents, where it isn't computed from the image."""
+    controls: tuple[NDArray[np.uint8], ...] = ()
+    """The images of the request's ControlNets."""
+    shown: Mapping[str, Array] | None = None
+    """What ControlNets read, where it isn't resized from their images: see `Text.controls`."""
 
 
 class StepFigures(Record):
@@ -166,6 +170,12 @@ def _check_host(bundle: Bundle, host: Host) -> float:
                 f"{drawing.request.width}x{drawing.request.height} pixels, but {by.pipeline} used "
                 f"{list(trial.start.shape)}. {by.again}"
             )
+        digests = tuple(map(pixels_sha256, trial.controls))
+        if trial.given is None and digests != (drawing.request.control_sha256 or ()):
+            raise ParityError(
+                f"The images for ControlNets of the reference {drawing.name} are not those that it was made from. "
+                f"{by.again}"
+            )
 
         def compared(part: str, given: Mapping[str, Array], drawing: ReferenceDrawing = drawing) -> dict[str, Array]:
             if part not in pictured:
@@ -177,8 +187,9 @@ def _check_host(bundle: Bundle, host: Host) -> float:
 
         if trial.given is not None:
             _check_image(drawing, trial.given, by)
-        text = read_request(host, drawing.request, trial.given, compared)
-        changing = (host.model.latents_input, TIMESTEP)
+        text = read_request(host, drawing.request, trial.given, compared, controls=trial.controls)
+        walk = _walk(host, trial)
+        changing = (host.model.latents_input, TIMESTEP, *walk.varying)
         wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in changing}
         found = constants(host, drawing.request, text)
         if found.keys() != wanted.keys():
@@ -188,7 +199,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             )
         for name, array in wanted.items():
             compare(array, found[name], name, drawing)
-        walk = replace(_walk(host, trial), beside=beside_latents(host, drawing.request, text))
+        walk = replace(walk, beside=beside_latents(host, drawing.request, text))
         begin, _ = begun(host, drawing.request, trial.given, walk, trial.start, compared)
         compare(trial.befores[0], begin, "the start", drawing)
         for index, (before, after) in enumerate(zip(trial.befores, trial.afters, strict=True)):
@@ -292,15 +303,17 @@ def measure_steps(
 
 def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and relative size of what guidance adds, over all calls together."""
-    text = read_request(host, trial.request, trial.given, _through(engine))
+    text = read_request(host, trial.request, trial.given, _through(engine), controls=trial.controls)
+    text = text if trial.shown is None else replace(text, controls=trial.shown)
     fixed = constants(host, trial.request, text)
     beside = beside_latents(host, trial.request, text) if trial.beside is None else trial.beside
+    walk = replace(_walk(host, trial), beside=beside)
     sample = sample_shape(trial.outputs[0].shape, beside)
     shapes = shapes_of(fixed) | {host.model.latents_input: sample, TIMESTEP: (1,)}
+    shapes |= {name: array.shape[1:] for name, array in walk.varying.items()}
     one = engine(host.denoiser(trial.request), shapes)
     run = one.bind(fixed)
     other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # stands for another request
-    walk = replace(_walk(host, trial), beside=beside)
     answers: list[Array] = []
 
     def kept(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -328,7 +341,15 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
             engine(host.decoder, {"latent_sample": shape})
     except ShapeError:
         return None
-    drawn = draw(host, trial.request, engine, start=trial.start, noise=InTurn(trial.noise), given=trial.given)
+    drawn = draw(
+        host,
+        trial.request,
+        engine,
+        start=trial.start,
+        noise=InTurn(trial.noise),
+        given=trial.given,
+        controls=trial.controls,
+    )
     wanted, found = trial.images, drawn.images
     assert wanted is not None
     area = None if trial.given is None else trial.given.area(trial.request)
@@ -375,9 +396,15 @@ def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: InputShape
         request = request.model_copy(update={"strength": 1})
     made = replace(
         like, request=request, start=start, befores=(start * sigma,), outputs=(_output(case),),
-        noise=noise[None], images=None, given=given, beside=beside,
+        noise=noise[None], images=None, given=given, beside=beside, shown=_shown(host.model, case),
     )  # fmt: skip
     return replace(made, afters=(step(_answering(made.outputs[0]), _walk(host, made), 0, made.befores[0]),))
+
+
+def _shown(model: Model, case: Case) -> dict[str, Array]:
+    """What the ControlNets read in a call, by the name of the source."""
+    wires = (wire for wire in model.wires if wire.source.startswith(CONTROL))
+    return {wire.name: case.feeds[wire.input][-1:] for wire in wires}
 
 
 def _calls(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
@@ -398,6 +425,9 @@ def _trial(drawing: ReferenceDrawing, arrays: Mapping[str, Array], cases: Mappin
         noise=arrays[f"{name}/noise"],
         images=arrays.get(f"{name}/images"),
         given=_given(name, arrays),
+        controls=tuple(
+            arrays[key] for key in sorted(key for key in arrays if key.startswith(f"{name}/{CONTROL_ARRAY}"))
+        ),
     )
 
 

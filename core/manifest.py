@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
 from .standing import PROVED, SELF_CONSISTENT, Standing
-from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_LENGTH, MOTION, TIMESTEP, Wire
+from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire
 
 SCHEMA_VERSION = 4
 
@@ -138,6 +138,15 @@ class ImageReader(Record):
     """Of red, green and blue, from 0 to 1: they are subtracted, and divided by."""
 
 
+class ControlNet(Record):
+    """A ControlNet in the denoiser's graph: its image guides the composition of the generated one."""
+
+    residuals: Annotated[int, Field(ge=2, le=1024)]
+    """Number of residuals that it adds to the denoiser's, each with its own factor."""
+    pooled: bool = False
+    """Whether each residual is averaged over the image, as in ControlNets that transfer colours or style."""
+
+
 class Model(Record):
     """What the pipeline needs to know about the model."""
 
@@ -169,6 +178,8 @@ class Model(Record):
     """Whether diffusers' pipeline raises the VAE to f32 to encode images (`force_upcast`); None is False."""
     image_reader: Annotated[ImageReader | None, Field(exclude_if=_unless(None))] = None
     """None for a model without an image encoder."""
+    controls: Annotated[tuple[ControlNet, ...], Field(max_length=MAX_CONTROLS, exclude_if=_unless(()))] = ()
+    """ControlNets in the denoiser's graph, in the order of their images."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
     """Supported tasks; the first is the default."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from .record import Record
 from .request import Request
 from .tensors import Array
-from .wires import TIMESTEP
+from .wires import CONTROL_IMAGE, TIMESTEP
 
 if TYPE_CHECKING:
     from .manifest import Model
@@ -29,6 +30,9 @@ DRAWN = "reference/drawings.npz"
 
 ENDS = "ends"
 """Name of the denoiser's cases that belong to no drawing: timesteps at and near both ends."""
+
+CONTROL_ARRAY = "control_"
+"""Start of the name of the array with the image of a drawing's ControlNet, such as `whole/control_1`."""
 
 IN, OUT = "in.", "out."
 IDS, MASK = "input_ids", "attention_mask"
@@ -105,7 +109,9 @@ def stated(model: Model) -> dict[str, Any]:
 
 
 def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
-    """Index pairs of denoiser cases that differ only in their text: equal timestep, and equal `latents` input."""
+    """Index pairs of denoiser cases that differ only in what they are conditioned on: equal timestep, and equal
+    `latents` input. See `changed`.
+    """
     found: list[tuple[int, int]] = []
     first: dict[bytes, int] = {}
     for index, case in enumerate(cases):
@@ -115,6 +121,12 @@ def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
             if other != index and sample.shape == cases[other].feeds[latents].shape:
                 found.append((other, index))
     return found
+
+
+def changed(one: Case, other: Case) -> Literal["text", "control"]:
+    """Which input two calls of a denoiser differ in: only images of ControlNets, or its text (or image) too."""
+    names = [name for name in one.feeds if not np.array_equal(one.feeds[name], other.feeds[name])]
+    return "control" if names and all(name.startswith(CONTROL_IMAGE) for name in names) else "text"
 
 
 def pack(cases: Iterable[Case], shared: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:

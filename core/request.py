@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
@@ -55,10 +56,16 @@ _OTHER_NAMES = {
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
+    "control_scale": "controlnetconditioningscale controlweight controlnetscale controlstrength controlnetstrength",
+    "control_start": "controlguidancestart controlnetstart guidancestart startingcontrolstep",
+    "control_end": "controlguidanceend controlnetend guidanceend endingcontrolstep",
+    "guess_mode": "guess controlmode guessmodecontrolnet",
+    "pass the image to the pipeline, or with --control: a request has only its digest": "controlimage controlnetimage "
+    "controlnet control",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
     _NOT_YET: "clipskip clipstopatlastlayers eta "
     "lora loras adapters vae tiling refiner prompt2 negativeprompt2 promptembeds "
-    "negativepromptembeds originalsize targetsize cropscoordstopleft subseed controlnet ipadapterimage",
+    "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
 
 STRENGTH, STRENGTH_MASKED = 0.8, 1.0
@@ -72,6 +79,18 @@ MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
+
+
+Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+def _listed(value: object) -> object:
+    """A single value as a tuple of one, for fields with a value for each ControlNet."""
+    return (value,) if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+
+_EACH = BeforeValidator(_listed)
 
 
 def _is_none(value: object) -> bool:
@@ -99,6 +118,11 @@ class Request(Record):
 
     `hires` is for text to image: each image is enlarged by this factor (Lanczos), and generated again from there with
     the strength `hires_strength` (0.7) and the number of steps `hires_steps` (`steps`).
+
+    A model with ControlNets takes an image for each of them, which is passed to the pipeline. `control_scale` (1),
+    `control_start` (0) and `control_end` (1) have a value for each ControlNet, or one for all: the factor of its
+    effect, and the shares of the steps at which it begins and ends. In `guess_mode`, ControlNets affect only the rows
+    of the prompt, and early layers less. `control_sha256` are the digests of the images.
 
     A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
     the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
@@ -138,6 +162,11 @@ class Request(Record):
     hires_steps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1000)
     image_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
     mask_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
+    control_scale: Annotated[tuple[Scale, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
+    control_start: Annotated[tuple[Share, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
+    control_end: Annotated[tuple[Share, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
+    guess_mode: bool | None = Field(default=None, exclude_if=_is_none)
+    control_sha256: Annotated[tuple[Digest, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="wrap")
     @classmethod

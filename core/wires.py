@@ -1,9 +1,9 @@
 """Wires: the sources of the inputs of parts that are called at each step.
 
 A source is `<part>.<output>`, an output of a part that runs once per request; or `request.<fact>`, a value from the
-request; or `step.latents`, the latents as scaled by the scheduler; or `zeros.<length>`, zeros for the token ids of a
-text encoder that was left out; or `request.mask`, the mask of inpainting in latents, which only the channels of latents
-take. `timestep` is fed by name, and has no wire.
+request; or `step.latents`, the latents as scaled by the scheduler; or `step.control_scale_<n>`, factors of the n-th
+ControlNet; or `zeros.<length>`, zeros for the token ids of a text encoder that was left out; or `request.mask`, the
+mask of inpainting in latents, which only the channels of latents take. `timestep` is fed by name, and has no wire.
 A source with one axis fewer than its input is repeated along the input's second axis: image latents for each frame.
 """
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 TIMESTEP = "timestep"
 """The input of every denoiser for the timestep, which gives the noise level of the latents, [1]."""
 
+STEP = "step"
+"""Owner of the sources that change at each step."""
 LATENTS = "step.latents"
 GUIDANCE = "request.guidance"
 """The guidance scale, for guidance-distilled models, which take it as an input and have no negative rows."""
@@ -49,6 +51,11 @@ SIZE = "request.size"
 
 ZEROS = "zeros"
 """Owner of the source `zeros.<length>`: the number of token ids per row of the missing text encoder."""
+
+CONTROL_IMAGE = "controlnet_cond"
+"""The denoiser's input for the image of a ControlNet: those of a second one and so on end in a number."""
+CONTROL, CONTROL_SCALE = "request.control_", "step.control_scale_"
+"""Starts of the sources of a ControlNet's image and of its factors, which may differ between steps."""
 
 MOTION = "request.motion"
 """Frames per second less one, motion bucket and noise augmentation, as Stable Video Diffusion takes them."""
@@ -66,11 +73,24 @@ DERIVED = {MODE: "latent_parameters", MASKED: "latent_parameters"}
 is drawn from the distribution for the image without the mask's area, and scaled.
 """
 
+MAX_CONTROLS = 8
+"""Limit of the ControlNets of a model."""
+
 MAX_LENGTH = 4096
 """Limit of the token ids per row of a text encoder."""
 
 STEPPING = ("denoiser", "control")
 """Roles of parts that are called at each step."""
+
+
+def control_source(index: int) -> str:
+    """The source of the image of the ControlNet of this index, from 0."""
+    return f"{CONTROL}{index + 1}"
+
+
+def control_scale_source(index: int) -> str:
+    """The source of the factors of the residuals of the ControlNet of this index, from 0."""
+    return f"{CONTROL_SCALE}{index + 1}"
 
 
 class Wire(Record):
@@ -103,7 +123,7 @@ class Wire(Record):
     @property
     def of_part(self) -> bool:
         """Whether the source is an output of a part."""
-        return self.owner not in ("request", "step", ZEROS)
+        return self.owner not in ("request", STEP, ZEROS)
 
 
 def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,7 @@ def bf16_figure(checkpoint: Checkpoint, spec: PartSpec, cases: Iterable[Case]) -
     """Worst PSNR in dB over a part's cases of the checkpoint's own module run in bf16, timesteps included."""
     import torch
 
-    module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=torch.bfloat16))
+    module = as_part(checkpoint, spec, load=partial(checkpoint.module, dtype=torch.bfloat16))
     from_numpy = cast("Any", torch).from_numpy
     worst = PERFECT_DB
     for case in cases:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checkpoints.families import PROCESSOR
 from ..checkpoints.open import Checkpoint, open_checkpoint
+from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, proof_digest
 from ..core.errors import BundleError, CheckpointError
@@ -55,13 +56,16 @@ def export(
     size: int | None = None,
     scheduler: str | None = None,
     without: Collection[str] = (),
+    controlnets: Sequence[str] = (),
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
 
     `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components` and `without` are the
     arguments of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as `dpm++2m`, replaces the
-    checkpoint's own in the bundle. Each exported part is compared with PyTorch on fixed inputs.
+    checkpoint's own in the bundle. `controlnets` are files, folders or hub ids of ControlNets of the checkpoint's
+    family: they become part of the denoiser's graph, and each takes an image of a request. Each exported part is
+    compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
     activations.
@@ -83,7 +87,7 @@ def export(
         zero_snr=zero_snr,
         size=size,
         variant=variant,
-        components=components,
+        components={**components, **controls_of(controlnets)},
         without=without,
     )
     opened = settle(opened, scheduler)
@@ -153,14 +157,14 @@ def _export_part(
 ) -> Part:
     """Export a part; adds its graph, weights and references to `hashed`, by their paths in the bundle."""
     from .trace import OPSET, trace
-    from .weights import DATA, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
+    from .weights import DATA, beside, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
 
     path = fresh / graph_path(spec.name)
     path.parent.mkdir(exist_ok=True)
     on_progress(f"{spec.name}: read", None)
     kept = kept_as(checkpoint.weights[spec.component].values())
     component = computing(checkpoint, spec.component)
-    module = as_part(checkpoint, spec, component)
+    module = as_part(checkpoint, spec, component, beside(checkpoint, spec))
     on_progress(f"{spec.name}: reference", None)
     with computing_in_torch(spec.component):
         stored = references.take(spec, component, module)

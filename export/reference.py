@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -21,17 +22,30 @@ from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import CompileError
 from ..core.images import pixels_sha256
 from ..core.manifest import Role
-from ..core.references import ENDS, IDS, MASK, TABLE, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
+from ..core.references import (
+    CONTROL_ARRAY,
+    ENDS,
+    IDS,
+    MASK,
+    TABLE,
+    Case,
+    Drawings,
+    ReferenceDrawing,
+    ReferenceTokens,
+    pack,
+    stated,
+)
 from ..core.request import Request
 from ..core.tensors import Array
-from ..core.wires import TIMESTEP
+from ..core.wires import CONTROL, STEP, TIMESTEP
 from ..sampling.scaling import unscaled
+from .control import CONTROLS, AskedControl, drawn_image, recorded_controls
 from .pictures import synthetic_image, synthetic_mask
 from .scheduler import least_steps
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
 from .trace import muted
 from .video import VideoReferences
-from .weights import computing
+from .weights import beside, computing
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +100,17 @@ class Asked:
     strength: float | None = None
     """Of inpainting; None without an image."""
 
-    def request(self, downscale: int, *, scheduler: str | None = None, variant: str | None = None) -> Request:
-        """The same as a request; `downscale` is the number of pixels per latent along each side."""
+    def request(
+        self,
+        downscale: int,
+        *,
+        scheduler: str | None = None,
+        variant: str | None = None,
+        control: Mapping[str, Any] = {},
+    ) -> Request:
+        """The same as a request; `downscale` is the number of pixels per latent along each side, and `control` holds
+        the fields of ControlNets.
+        """
         height, width = (side * downscale for side in self.size)
         return Request(
             prompt=" ".join(self.prompts),
@@ -100,6 +123,7 @@ class Asked:
             scheduler=scheduler,
             variant=variant,
             strength=self.strength,
+            **control,
         )
 
 
@@ -224,27 +248,30 @@ class References:
         """Generate all reference images, and record each call of the denoiser and of the VAE."""
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
-        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in (self.facts.latents_input, TIMESTEP)]
+        varying = {TIMESTEP, *(wire.input for wire in self.facts.wires if wire.owner == STEP)}
+        fixed = [tensor.name for tensor in spec.inputs if tensor.name not in varying]
         at = "".join(spec.name.partition("@")[1:])  # of a variant
-        vae = self.checkpoint.family.vae
+        vae, load = self.checkpoint.family.vae, beside(self.checkpoint, spec)
+        nets = {name: load(name) for name in spec.also}
         with muted(*LOGGERS):
             drawing = _calling(spec, denoiser) if at else denoiser
-            pipeline = self._pipeline(**{spec.component: drawing, vae: computing(self.checkpoint, vae)})
+            pipeline = self._pipeline(nets, **{spec.component: drawing, vae: computing(self.checkpoint, vae)})
             for asked in self._asked:
-                calls = self._record(pipeline, spec, asked, f"{asked.name}{at}")
+                calls = self._record(pipeline, spec, nets, asked, f"{asked.name}{at}")
                 shared[f"{asked.name}{at}"] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
             long = next(case for case in cases if case.drawing == f"long{at}")
             other = next(case for case in cases if case.drawing == f"wide{at}")
-            cases += self._at_ends(spec, denoiser, cases[0], other, long)
+            module = as_part(self.checkpoint, spec, denoiser, nets.__getitem__)
+            cases += self._at_ends(spec, module, cases[0], other, long)
         return pack(cases, shared)
 
-    def _at_ends(self, spec: PartSpec, denoiser: torch.nn.Module, like: Case, other: Case, long: Case) -> list[Case]:
-        """Additional calls: one row at timesteps over the whole range, some of them with another text too, and shapes
-        that the reference images don't have.
+    def _at_ends(self, spec: PartSpec, module: torch.nn.Module, like: Case, other: Case, long: Case) -> list[Case]:
+        """Additional calls: one row at timesteps over the whole range, some of them also with another text, or another
+        image for each ControlNet, and shapes that the reference images don't have.
         """
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
-        module, side, (low, broad) = as_part(self.checkpoint, spec, denoiser), self._square(), self._wide()
+        side, (low, broad) = self._square(), self._wide()
         latents = self.facts.latents_input
         channels = like.feeds[latents].shape[1]  # with those beside the latents
         once = {name: array[-1:] for name, array in like.feeds.items() if name not in (latents, TIMESTEP)}
@@ -253,6 +280,7 @@ class References:
             for tensor in spec.inputs
             if "length" in tensor.shape
         }
+        shown = [wire.input for wire in self.facts.wires if wire.source.startswith(CONTROL)]
         large = self._whole(side * 3 // 2)
         wishes = [(share, 1, (side, side), once) for share in AT_SHARES]
         wishes += [
@@ -268,12 +296,22 @@ class References:
                 latents: self.random.standard_normal((rows, channels, *size), dtype=np.float32),
                 TIMESTEP: np.array([exact(last * share) if share < 1 else last], np.float32),
             }
+            if size != (side, side):
+                feeds |= {name: self._shown(rows, size) for name in shown}
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         for case in made[: len(AT_SHARES) : OTHER_TEXT_EACH]:
             texts = {name: other.feeds[name][-1:] for name in self._texts() if name in other.feeds}
-            feeds = {**case.feeds, **texts}
-            made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
+            pictures = {name: self._shown(1, (side, side)) for name in shown}
+            for changed in (texts, *({name: array} for name, array in pictures.items())):
+                feeds = {**case.feeds, **changed}
+                made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         return made
+
+    def _shown(self, rows: int, size: tuple[int, int]) -> Array:
+        """A synthetic image of a ControlNet for latents of this height and width, in the same rows each."""
+        height, width = (side * self.facts.downscale for side in size)
+        image = drawn_image(self.random, height, width).astype(np.float32) / np.float32(255)
+        return np.repeat(np.moveaxis(image, -1, 0)[None], rows, axis=0)
 
     def _texts(self) -> tuple[str, ...]:
         """Inputs of the denoiser that text encoders feed."""
@@ -281,7 +319,9 @@ class References:
             dict.fromkeys(wire.input for wire in self.facts.wires if wire.owner in self.checkpoint.family.encoders)
         )
 
-    def _record(self, pipeline: Any, spec: PartSpec, asked: Asked, name: str) -> list[Case]:
+    def _record(
+        self, pipeline: Any, spec: PartSpec, nets: Mapping[str, torch.nn.Module], asked: Asked, name: str
+    ) -> list[Case]:
         import torch
         from PIL import Image
 
@@ -290,6 +330,9 @@ class References:
         height, width = asked.size
         shape = self.facts.latents(asked.count, height, width)
         start = self.random.standard_normal(shape, dtype=np.float32)
+        control = CONTROLS[asked.name] if nets else AskedControl()
+        pictured = control.image or tuple(side * self.facts.downscale for side in asked.size)
+        shown = [drawn_image(self.random, *pictured) for _ in nets]
         seed = int(self.random.integers(1 << 31))
         source = torch.Generator().manual_seed(seed)
         scheduler = self._scheduler_of(asked)
@@ -309,7 +352,8 @@ class References:
         def called(module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
             fed = _arguments(module, arguments, given)
             fed[TIMESTEP] = _one(fed[TIMESTEP])
-            arrays = {tensor.name: fed[tensor.name].detach().float().numpy() for tensor in spec.inputs}
+            arrays = controlled(len(fed[self.facts.latents_input]))
+            arrays |= {one.name: fed[one.name].detach().float().numpy() for one in spec.inputs if one.name in fed}
             answer = {spec.outputs[0].name: output[0].detach().numpy()}
             calls.append(Case(f"{name}.{len(calls)}", arrays, answer))
 
@@ -347,13 +391,13 @@ class References:
             return answer
 
         def prepared(*arguments: Any, **more: Any) -> Any:
-            answer: Any = prepare(*arguments, **more)
-            latents: Any = cast("tuple[Any, ...]", answer)[0] if type(answer) is tuple else answer
-            begun.append(latents.detach().numpy().copy())
+            answer = prepare(*arguments, **more)
+            begun.append(_first(answer).detach().numpy().copy())
             return answer
 
         vae.decode, vae.encode, pipeline.prepare_latents = recorded, encoding, prepared
-        try:
+        more: dict[str, Any] = control.given(shown) if nets else {}
+        with recorded_controls(nets) as controlled, _unhooked(hook, vae, pipeline):
             images = pipeline(
                 height=height * self.facts.downscale,
                 width=width * self.facts.downscale,
@@ -364,10 +408,8 @@ class References:
                 output_type="np" if whole else "latent",
                 callback_on_step_end=ended,
                 **given,
+                **more,
             ).images
-        finally:
-            hook.remove()
-            del vae.decode, vae.encode, pipeline.prepare_latents
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
         self.cases.setdefault("decoder", []).extend(decoded)
         self.cases.setdefault("encoder", []).extend(encoded)
@@ -379,6 +421,7 @@ class References:
             f"{name}/sigma": np.array(float(getattr(pipeline.scheduler, "init_noise_sigma", 1))),  # flow matching: 1
             f"{name}/steps": np.stack(steps),
             f"{name}/noise": np.stack(noise),
+            **{f"{name}/{CONTROL_ARRAY}{number}": image for number, image in enumerate(shown, 1)},
         }
         if whole:
             self.drawn[f"{name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
@@ -386,6 +429,7 @@ class References:
             self.facts.downscale,
             scheduler=scheduler,
             variant=spec.name.partition("@")[2] or None,
+            control=control.asked(shown) if nets else {},
         )
         digests = {f"{one}_sha256": pixels_sha256(pictures[one]) for one in ("image", "mask") if one in pictures}
         request = request.model_copy(update=digests)
@@ -494,8 +538,8 @@ class References:
         if getattr(pipeline, "text_encoder_3", self) is None:
             pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**config))
 
-    def _pipeline(self, **parts: Any) -> Any:
-        """Diffusers' pipeline of the family, with these parts and the scheduler.
+    def _pipeline(self, nets: Mapping[str, torch.nn.Module] = {}, **parts: Any) -> Any:
+        """Diffusers' pipeline of the family, with these ControlNets, these parts and the scheduler.
 
         It repairs old configs, as `checkpoints.scheduler` already did. Raises CompileError if it repairs anything else.
         """
@@ -503,7 +547,11 @@ class References:
 
         library: Any = diffusers
         family = self.checkpoint.family
-        cls = getattr(import_module(family.library), family.pipeline)
+        cls = getattr(
+            import_module(family.library), family.controlled if nets and family.controlled else family.pipeline
+        )
+        if nets:
+            parts["controlnet"] = [*nets.values()] if len(nets) > 1 else next(iter(nets.values()))
         scheduler = self._new_scheduler()
         before = dict(scheduler.config)  # the pipeline changes it in place
         index = self.checkpoint.model_index
@@ -545,6 +593,21 @@ class References:
     def _more_steps(self) -> int:
         """How many more than two steps the scheduler needs: PNDM starts with three Runge-Kutta steps."""
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
+
+
+@contextmanager
+def _unhooked(hook: Any, vae: Any, pipeline: Any) -> Generator[None]:
+    """Remove the hook of the denoiser and the recorders of the VAE and of the pipeline's latents in the end."""
+    try:
+        yield
+    finally:
+        hook.remove()
+        del vae.decode, vae.encode, pipeline.prepare_latents
+
+
+def _first(value: Any) -> Any:
+    """The first of several values, or a value alone."""
+    return cast("tuple[Any, ...]", value)[0] if isinstance(value, tuple) else value
 
 
 def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:

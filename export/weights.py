@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..checkpoints.open import Checkpoint
+    from ..checkpoints.parts import PartSpec
     from ..checkpoints.stored import StoredTensor
 
 DATA = "model.onnx_data"
@@ -160,6 +161,19 @@ def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {"dtype": torch.float32})
     return module
+
+
+def beside(checkpoint: Checkpoint, spec: PartSpec) -> Callable[[str], torch.nn.Module]:
+    """What loads the further components of a part. They compute in f32 too; only those whose weights are stored as the
+    part's own stay narrow, so that a graph has one stored type.
+    """
+    own = kept_as(checkpoint.weights[spec.component].values())
+
+    def load(name: str) -> torch.nn.Module:
+        alike = kept_as(checkpoint.weights[name].values()) == own
+        return computing(checkpoint, name) if alike else checkpoint.module(name)
+
+    return load
 
 
 def plain_names(model: ir.Model) -> None:

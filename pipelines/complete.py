@@ -14,6 +14,7 @@ from ..sampling.prompt import Tokens, Vocabulary
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
 from . import syntax
+from .control import with_controls
 from .layout import FAR, size_of
 
 SEEDS = 1 << 32
@@ -28,16 +29,24 @@ def complete(
     *,
     image: tuple[int, int] | None = None,
     mask: bool = False,
+    controls: int = 0,
     sizes: Sequence[tuple[int, int]] = (),
 ) -> Request:
     """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
     `scheduler` is the checkpoint's own `scheduler_config.json`. `image` is the size in pixels of the image that is
-    passed in, if any, and `mask` whether a mask is. `sizes` are those that engines were built for, if they are fixed.
+    passed in, if any, and `mask` whether a mask is; `controls` is the number of images for ControlNets.
+    `sizes` are those that engines were built for, if they are fixed.
     Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
+    request = with_controls(request, model, controls)
+    if controls and request.crop is not None:
+        raise RequestError(
+            "crop generates a part of the image at another size, to which the images of ControlNets do not belong. "
+            "Leave crop out, or the ControlNets' images."
+        )
     if model.inpaints and not (image and (mask or request.extends)):
         raise RequestError(
             "This is an inpainting model: it generates the area of an image that a mask selects. Pass both, with "
@@ -208,13 +217,14 @@ def check(
     *,
     image: tuple[int, int] | None = None,
     mask: bool = False,
+    controls: int = 0,
     sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
 
     The other arguments are those of `complete`.
     """
-    named = complete(request, model, scheduler, image=image, mask=mask, sizes=sizes)
+    named = complete(request, model, scheduler, image=image, mask=mask, controls=controls, sizes=sizes)
     asked = named.model_copy(update={"scheduler": request.scheduler})
     first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -97,6 +98,14 @@ def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decode
             f"one {found[:12]}.... Pass that image, or make a new request for this one."
         )
     return picture
+
+
+def load_controls(control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None) -> tuple[Decoded, ...]:
+    """The decoded images of one or several ControlNets; raises `RequestError` as `load_picture` does."""
+    if control is None:
+        return ()
+    one = isinstance(control, Path | str | Image.Image | np.ndarray | Decoded)
+    return tuple(_loaded(each, "control image") for each in ([control] if one else control))
 
 
 def load_mask(mask: ImageLike | Decoded) -> Decoded:
@@ -227,7 +236,9 @@ def _in_srgb(image: Image.Image, kind: str, notices: list[str]) -> Image.Image:
         plain = name.lower().startswith("srgb") and space == "RGB"
         found = image.convert(space)
         if not plain:
-            made = ImageCms.profileToProfile(found, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            made = ImageCms.profileToProfile(
+                found, profile, cast("Any", ImageCms).createProfile("sRGB"), outputMode="RGB"
+            )
             assert made is not None
             notices.append(f"The {kind} was converted from its colour profile ({in_a_line(ValueError(name))}) to sRGB.")
             return made
@@ -242,7 +253,7 @@ def _array(image: Array, kind: str) -> Pixels:
         found = (
             f"an array of shape {list(array.shape)}" if isinstance(cast("object", image), np.ndarray) else type(image)
         )
-        shape = "[height, width, 3]" if kind == "image" else "[height, width]"
+        shape = "[height, width]" if kind == "mask" else "[height, width, 3]"
         raise RequestError(f"The {kind} is {found}; a path, a Pillow image or an array {shape} was expected.")
     height, width, _ = array.shape
     _check_sides(f"The {kind}", width, height)

@@ -29,15 +29,16 @@ from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
 from ..sampling.draw import Drawn, draw, host_files, image_shape, latent_shape, load_host
 from ..sampling.given import Given
-from ..sampling.image import resized
+from ..sampling.image import Pixels, resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .complete import complete, notices, second_pass, size_and_seed
+from .control import about_controls, digested
 from .engines import EngineProvider
 from .layout import Layout, lay_out
-from .picture import Decoded, ImageLike, about_picture, read_mask, read_picture, size_in
+from .picture import Decoded, ImageLike, about_picture, load_controls, read_mask, read_picture, size_in
 from .png import origin
 from .save import save
 
@@ -122,6 +123,7 @@ class Pipeline:
         *,
         image: ImageLike | Decoded | None = None,
         mask: ImageLike | Decoded | None = None,
+        control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None = None,
         latents: Array | None = None,
         noise: Noise | None = None,
         image_noise: Array | None = None,
@@ -133,6 +135,7 @@ class Pipeline:
         whose default is that of the image, near the model's own. With a `mask`, also [height, width], only its white
         area is generated (inpainting), and the other pixels stay. With `request.outpaint`, the image is extended; with
         `request.crop`, the result has the size of the image.
+        `control` holds the images of the bundle's ControlNets, one for each.
         `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
         to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
         `latents`.
@@ -150,10 +153,17 @@ class Pipeline:
         started = perf_counter()
         model = self.bundle.manifest.model
         picture = read_picture(request, self.bundle.manifest, image)
-        sizes = fixed_sizes(model, self.profile)
+        controls = load_controls(control)
         asked = complete(
-            request, model, self._host.scheduler, image=size_in(picture), mask=mask is not None, sizes=sizes
+            request,
+            model,
+            self._host.scheduler,
+            image=size_in(picture),
+            mask=mask is not None,
+            controls=len(controls),
+            sizes=fixed_sizes(model, self.profile),
         )
+        asked = digested(asked, controls)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
         given: Given | None = None
@@ -169,16 +179,18 @@ class Pipeline:
             given = Given(layout.image, noisy, layout.mask)
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
-        drawn = self._draw(request, asked, on_step, latents, noise, given)
+        shown = [one.pixels for one in controls]
+        drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
         passed = {"initial latents": latents, "image's noise values": image_noise}
         remarks: list[str] = []
         if asked.hires is not None:
-            drawn, notice = self._enlarged(request, asked, drawn, on_step, noise)
+            drawn, notice = self._enlarged(request, asked, drawn, on_step, noise, shown)
             remarks.append(notice)
         if picture is not None and layout is not None:
             drawn = replace(drawn, images=layout.placed(drawn.images))
             remarks += about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
             remarks += layout.notices
+        remarks += about_controls(model, controls, asked)
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )
@@ -192,6 +204,7 @@ class Pipeline:
         latents: Array | None,
         noise: Noise | None,
         given: Given | None,
+        controls: Sequence[Pixels],
     ) -> Drawn:
         """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
         _, _, seed = size_and_seed(asked)
@@ -204,6 +217,7 @@ class Pipeline:
                 start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
                 noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
                 given=given,
+                controls=tuple(controls),
                 on_step=on_step,
                 engines=self._used(asked),
             )
@@ -211,7 +225,13 @@ class Pipeline:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
     def _enlarged(
-        self, request: Request, asked: Request, drawn: Drawn, on_step: OnStep | None, noise: Noise | None
+        self,
+        request: Request,
+        asked: Request,
+        drawn: Drawn,
+        on_step: OnStep | None,
+        noise: Noise | None,
+        controls: Sequence[Pixels],
     ) -> tuple[Drawn, str]:
         """The second pass of a completed request with `hires`: each image is enlarged, and generated again."""
         model, made, seconds = self.bundle.manifest.model, list[Drawn](), dict(drawn.seconds)
@@ -220,8 +240,9 @@ class Pipeline:
             second = second_pass(asked, model, index)
             width, height, seed = size_and_seed(second)
             given = Given(resized(image, width, height), core_image_noise(seed, image_shape(model, second)))
-            one = self._draw(request, second, on_step, None, noise, given)
-            seconds = {stage: seconds.get(stage, 0.0) + one.seconds.get(stage, 0.0) for stage in seconds | one.seconds}
+            one = self._draw(request, second, on_step, None, noise, given, controls)
+            for stage, more in one.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + more
             steps += one.step_seconds
             made.append(one)
         images, latents = (np.concatenate([getattr(one, name) for one in made]) for name in ("images", "latents"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,7 +173,7 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
         torch.set_num_threads(int(count))
     if kind == "cuda":
         in_f32(torch)
-    module = as_part(checkpoint, spec, checkpoint.module(spec.component, dtype=dtype))
+    module = as_part(checkpoint, spec, load=partial(checkpoint.module, dtype=dtype))
     with border(
         CompileError, f"PyTorch cannot load {spec.component} on {target.device}", "Check that enough memory is free."
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
@@ -61,6 +61,8 @@ class Walk:
     """What is concatenated to the channels of the scaled latents at each step, [rows, ...]; None for nothing."""
     first: int = 0
     """The denoiser call at which the walk begins; later ones than 0 are for image to image."""
+    varying: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    """Other inputs of the denoiser that change with the call, each [calls from `first`, ...]."""
     kept: Kept | None = None
     """What inpainting keeps; None to generate the whole image."""
 
@@ -79,7 +81,8 @@ def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Arr
     sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
     if walk.beside is not None:
         sample = np.concatenate([sample, walk.beside], axis=AXES["channels"])
-    return {walk.latents: sample, TIMESTEP: np.array([walk.schedule.timesteps[index]], np.float32)}
+    varying = {name: array[index - walk.first] for name, array in walk.varying.items()}
+    return {walk.latents: sample, TIMESTEP: np.array([walk.schedule.timesteps[index]], np.float32), **varying}
 
 
 def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -19,10 +19,11 @@ from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
+from .control import control_images, residual_factors
 from .denoise import OnStep, Walk, denoise, is_guided
 from .given import Given, begun, read_masked, with_kept
 from .guidance import frame_scales
-from .image import encode_image, fitted
+from .image import Pixels, encode_image, fitted
 from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokenize
 from .scaling import unscaled
@@ -83,6 +84,8 @@ class Text:
     """Outputs of text encoders by part and name, with a row for each prompt."""
     pictured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict[str, Mapping[str, Array]])
     """Outputs of the parts that read the image by part and name, with a row for each image that is generated."""
+    controls: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    """The images of ControlNets by the name of their source, f32 [1, 3, height, width]."""
 
 
 @dataclass(frozen=True)
@@ -166,23 +169,34 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
 
 
 def read_request(
-    host: Host, request: Request, given: Given | None, call: Call, engines: Mapping[str, str] = {}
+    host: Host,
+    request: Request,
+    given: Given | None,
+    call: Call,
+    engines: Mapping[str, str] = {},
+    controls: Sequence[Pixels] = (),
 ) -> Text:
     """Run the parts that read the prompts of a request with width and height, and the image of a model that needs one.
 
-    `engines` names the engine of each part, for errors.
+    `engines` names the engine of each part, for errors; `controls` are the images of ControlNets.
     """
     if host.model.reads_image:
         assert given is not None
         return read_given(host, request, given, call, engines)
-    text = read_text(host, request, call, engines)
+    text = read_text(host, request, call, engines, controls)
     return replace(text, pictured=read_masked(host, request, given, call, engines)) if host.model.inpaints else text
 
 
-def read_text(host: Host, request: Request, call: Call, engines: Mapping[str, str]) -> Text:
-    """Run the text encoders on a request's prompts. `engines` names the engine of each part, for errors."""
+def read_text(
+    host: Host, request: Request, call: Call, engines: Mapping[str, str], controls: Sequence[Pixels] = ()
+) -> Text:
+    """Run the text encoders on a request's prompts, and resize the images of ControlNets, if it has any.
+
+    `engines` names the engine of each part, for errors.
+    """
     tokens, guided, zeros = prompts(host, request)
-    return Text(tokens, guided, encode(host.model, tokens, zeros, call, engines))
+    encoded = encode(host.model, tokens, zeros, call, engines)
+    return Text(tokens, guided, encoded, controls=control_images(host.model, controls, request))
 
 
 def read_given(host: Host, request: Request, given: Given, call: Call, engines: Mapping[str, str]) -> Text:
@@ -238,9 +252,11 @@ def first_of(model: Model, scheduler: Mapping[str, Any], request: Request, walk:
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
     """The `Walk` of a request with width and height from noise, or from its image, to latents."""
     walk = schedule_of(host.model, host.scheduler, request)
+    first = first_of(host.model, host.scheduler, request, walk)
     return Walk(
         schedule=walk,
-        first=first_of(host.model, host.scheduler, request, walk),
+        first=first,
+        varying=residual_factors(host.model, request, calls=len(walk.timesteps) - first, guided=guided),
         noise=noise,
         guidance=guidance_of(host.model, request) if guided else None,
         guidance_rescale=request.guidance_rescale,
@@ -264,7 +280,7 @@ def beside_latents(host: Host, request: Request, text: Text) -> Array | None:
 
 def _wired(host: Host, request: Request, text: Text) -> dict[str, Array]:
     inputs = host.inputs[host.denoiser(request)]
-    return wired(host.model, inputs, request, text.encoded, text.pictured, guided=text.guided)
+    return wired(host.model, inputs, request, text.encoded, text.pictured, text.controls, guided=text.guided)
 
 
 @dataclass
@@ -283,6 +299,8 @@ class Draft:
     on_step: OnStep | None
     given: Given | None = None
     """The request's image; None for a request without one."""
+    controls: tuple[Pixels, ...] = ()
+    """The images of ControlNets; empty for a request without any."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)
@@ -311,7 +329,7 @@ def plan_walk(draft: Draft) -> None:
 
 def read_inputs(draft: Draft) -> None:
     """Reads the prompts, and the image of a model that needs one; writes `text`."""
-    draft.text = read_request(draft.host, draft.request, draft.given, _calls(draft), draft.engines)
+    draft.text = read_request(draft.host, draft.request, draft.given, _calls(draft), draft.engines, draft.controls)
 
 
 def encode_start(draft: Draft) -> None:
@@ -331,6 +349,7 @@ def find_engines(draft: Draft) -> None:
     beside = beside_latents(draft.host, draft.request, draft.text)
     rows = draft.request.count * (2 if draft.text.guided else 1)
     shapes = {name: array.shape for name, array in fixed.items()}
+    shapes |= {name: array.shape[1:] for name, array in draft.walk.varying.items()}
     sample = sample_shape((rows, *draft.start.shape[1:]), beside)
     denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: sample, TIMESTEP: (1,)})
     decoders = {
@@ -394,17 +413,19 @@ def draw(
     start: NDArray[np.float32],
     noise: Noise,
     given: Given | None = None,
+    controls: tuple[Pixels, ...] = (),
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
     """Generate the images of a request with width and height, by the stages of the model's first task.
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
-    stochastic scheduler adds. `given` is the image of a request that has one. `engines` names the engine of each
+    stochastic scheduler adds. `given` is the image of a request that has one, `controls` are those of ControlNets, as
+    many as the model has, or none. `engines` names the engine of each
     part, for errors.
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
-    draft = Draft(host, request, engine, engines, start, noise, on_step, given)
+    draft = Draft(host, request, engine, engines, start, noise, on_step, given, controls)
     for stage in TASKS[host.model.tasks[0]]:
         stage(draft)
     calls = len(draft.walk.schedule.timesteps)

@@ -11,7 +11,7 @@ from ..core.manifest import Model, TensorInfo
 from ..core.request import Request
 from ..core.shapes import rows_of
 from ..core.tensors import Array
-from ..core.wires import AXES, DERIVED, GUIDANCE, LATENTS, MASK, MOTION, SIZE, ZEROS, Wire
+from ..core.wires import AXES, CONTROL, CONTROL_SCALE, DERIVED, GUIDANCE, LATENTS, MASK, MOTION, SIZE, STEP, ZEROS, Wire
 from .guidance import guidance_embedding
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE:
 """Functions from a request with width and height, and an input's width, to a row f32 [width]. Families may add some."""
 
 
+def is_of_control(wire: Wire) -> bool:
+    """Whether it feeds a ControlNet's image or factors."""
+    return wire.source.startswith((CONTROL, CONTROL_SCALE))
+
+
 READS_IMAGE = ("image_encoder", "encoder")
 """Roles of parts that read the request's image."""
 
@@ -56,7 +61,7 @@ def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None
             role = parts[wire.owner].role
             known = role == "text_encoder" or (role in READS_IMAGE and (role == "encoder") == (wire.name in DERIVED))
         else:
-            known = wire.owner == ZEROS or wire.source in (LATENTS, MASK, *SOURCES)
+            known = wire.owner == ZEROS or wire.source in (LATENTS, MASK, *SOURCES) or is_of_control(wire)
         if not known:
             return (
                 f"wires {wire.source} to {wire.input}, a source that this version of latentc does not know: it knows "
@@ -72,6 +77,7 @@ def wired(
     request: Request,
     encoded: Mapping[str, Mapping[str, Array]],
     pictured: Mapping[str, Mapping[str, Array]] = {},
+    controls: Mapping[str, Array] = {},
     *,
     guided: bool,
 ) -> dict[str, Array]:
@@ -79,17 +85,19 @@ def wired(
 
     `encoded` holds the text encoders' outputs by part and name, with a row for each prompt; rows are repeated for
     every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's image, and
-    under `request` its mask, with a row for each image that is generated. What belongs beside the latents is under
-    their name.
+    under `request` its mask, with a row for each image that is generated, and `controls` the images of ControlNets, one
+    row each. What belongs beside the latents is under their name.
     """
     made: dict[str, Array] = {}
     shapes = {tensor.name: tensor.shape for tensor in inputs}
     for wire in model.wires:
-        if wire.source == LATENTS or wire.input not in shapes:
+        if wire.owner == STEP or wire.input not in shapes:
             continue
         shape = shapes[wire.input]
         if wire.owner == ZEROS:
             array = _zeros(model, int(wire.name), made[wire.input])
+        elif wire.source.startswith(CONTROL):
+            array = np.repeat(controls[wire.name], request.count * (2 if guided else 1), axis=0)
         elif wire.name in pictured.get(wire.owner, {}):
             array = _of_image(wire, pictured[wire.owner][wire.name], guided=guided)
         else:

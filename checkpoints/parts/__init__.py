@@ -6,13 +6,14 @@ components has a file here and a row in `CLASSES`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...core.errors import CheckpointError
-from ...core.manifest import ImageReader, Model, TextEncoder
+from ...core.manifest import ControlNet, ImageReader, Model, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
-from . import clip, mmdit, t5, unet, unet3d, vae, vae_temporal, vision
+from . import clip, controlnet, mmdit, t5, unet, unet3d, vae, vae_temporal, vision
 from .part import ComponentClass, PartSpec
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ CLASSES: dict[str, ComponentClass] = {
     **clip.CLASSES,
     **t5.CLASSES,
     **unet.CLASSES,
+    **controlnet.CLASSES,
     **mmdit.CLASSES,
     **vae.CLASSES,
     **vision.CLASSES,
@@ -49,22 +51,33 @@ def part_spec(checkpoint: Checkpoint, part: str) -> PartSpec:
     return specs[part]
 
 
-def as_part(checkpoint: Checkpoint, spec: PartSpec, module: torch.nn.Module | None = None) -> torch.nn.Module:
+def as_part(
+    checkpoint: Checkpoint,
+    spec: PartSpec,
+    module: torch.nn.Module | None = None,
+    load: Callable[[str], torch.nn.Module] | None = None,
+) -> torch.nn.Module:
     """The part as a module: takes inputs in the order of `spec.inputs`, returns outputs in that of `spec.outputs`.
 
-    `module` is the component's module; None loads it from the checkpoint, in f32.
+    `module` is the component's module. `load` loads other components by name; None loads them from the checkpoint, in
+    f32.
     """
     import torch
+
+    load = load or checkpoint.module
 
     names = tuple(output.name for output in spec.outputs)
 
     class Part(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = checkpoint.module(spec.component) if module is None else module
+            self.model = load(spec.component) if module is None else module
+            for name in spec.also:
+                self.add_module(name, load(name))
 
         def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return spec.call(self.model, names, *inputs)
+            also = {"also": tuple(getattr(self, name) for name in spec.also)} if spec.also else {}
+            return spec.call(self.model, names, *inputs, **also)
 
     return Part().eval()
 
@@ -102,6 +115,13 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         frame_guidance=family.frame_guidance,
         encodes_in_f32=(family.tasks == ("image_to_video",) and bool(config.get("force_upcast", True))) or None,
         image_reader=_image_reader(checkpoint),
+        controls=tuple(
+            ControlNet(
+                residuals=controlnet.residuals(checkpoint.configs[name]),
+                pooled=bool(checkpoint.configs[name].get("global_pool_conditions")),
+            )
+            for name in denoiser.also
+        ),
         tasks=family.tasks,
         wires=(*own, *(_wire(checkpoint, wire, denoiser) for wire in family.wires)),
     )

@@ -36,6 +36,8 @@ class PartSpec:
     """Heights and widths in latents are multiples of this."""
     largest_side: int | None = None
     """Largest height and width in latents; None for no limit."""
+    also: tuple[str, ...] = ()
+    """Further components of the part: `call` takes their modules, in this order, as `also`."""
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """Ranges of free sizes to give to the tracer instead of its own (`export.trace.LIMITS`)."""
 

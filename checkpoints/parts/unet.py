@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...core.wires import GUIDANCE, LATENTS, SIZE, TIMESTEP, Wire
+from .controlnet import CONTROLNET, added, inputs_of
 from .part import ComponentClass, PartSpec, floats
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ traced graph takes each size from its skip connection, and every multiple of 8 p
 
 
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
-    """The denoiser: latents, a timestep and prompt embeddings to the prediction that the scheduler reads."""
+    """The denoiser: latents, a timestep and prompt embeddings to the prediction that the scheduler reads.
+
+    The ControlNets of the checkpoint are in the same graph: their residuals, which are larger than all of its inputs,
+    stay on the device.
+    """
     config, family = checkpoint.configs[component.name], checkpoint.family
     latents = ("batch", config["in_channels"], "height", "width")
     inputs = [
@@ -39,14 +44,25 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
         inputs.append(floats("timestep_cond", "batch", guidance))
         wires.append(Wire(input="timestep_cond", source=GUIDANCE))
     names = tuple(tensor.name for tensor in inputs)
+    controls = tuple(one.name for one in family.components if one.cls == CONTROLNET)
+    for index, name in enumerate(controls):
+        more, sources = inputs_of(index, checkpoint.configs[name])
+        inputs += more
+        wires += sources
 
-    def call(model: Any, _outputs: tuple[str, ...], *tensors: Any) -> tuple[Any, ...]:
-        feeds = dict(zip(names, tensors, strict=True))
-        added = {name: feeds.pop(name) for name in ADDED if name in feeds}
-        return model(**feeds, added_cond_kwargs=added or None, return_dict=False)
+    def call(model: Any, _outputs: tuple[str, ...], *tensors: Any, also: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+        feeds = dict(zip(names, tensors[: len(names)], strict=True))
+        conditions = {name: feeds.pop(name) for name in ADDED if name in feeds}
+        given: dict[str, Any] = {"added_cond_kwargs": conditions or None, "return_dict": False}
+        if also:
+            images, scales = tensors[len(names) :: 2], tensors[len(names) + 1 :: 2]
+            read = (feeds["sample"], feeds[TIMESTEP], feeds["encoder_hidden_states"])
+            down, middle = added(also, images, scales, *read, added_cond_kwargs=given["added_cond_kwargs"])
+            given |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return model(**feeds, **given)
 
     name, out = component.name, floats("out_sample", "batch", config.get("out_channels", 4), "height", "width")
-    return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing),)
+    return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing, also=controls),)
 
 
 @contextmanager
