@@ -69,7 +69,7 @@ def draw(
     masked = load_mask(mask) if mask is not None else None
     controls = load_controls(list(control))
     sizes = fixed_sizes(model, profile)
-    passed = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
+    passed: dict[str, Any] = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
     check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:
