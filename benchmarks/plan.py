@@ -73,10 +73,11 @@ class Plan:
 
 def requests_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Request]:
     """Every size with every batch, for all bundles. Raises `RequestError` for one that a bundle doesn't support."""
-    if video := next((one for one in bundles if one.manifest.model.reads_image), None):
+    if other := next((one for one in bundles if "text" not in one.manifest.model.tasks), None):
+        what = "videos from images" if other.manifest.model.reads_image else "parts of images, by a mask"
         raise RequestError(
-            f"{video.folder} generates videos from images, which latentc bench cannot measure yet. `latentc run` shows "
-            "the time of each stage."
+            f"{other.folder} generates {what}, which latentc bench cannot measure yet. `latentc run` shows the time of "
+            "each stage."
         )
     own = {bundle.manifest.model.own_size for bundle in bundles}
     if len(own) > 1 and not plan.sizes:

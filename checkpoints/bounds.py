@@ -155,7 +155,8 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
     if cls not in (UNET, MMDIT):  # an export checks its wires
         return
     latents, picture = vae.get("latent_channels"), (vae.get("in_channels", 3), vae.get("out_channels", 3))
-    if unet["in_channels"] != latents or unet.get("out_channels", latents) != latents:
+    beside = 1 + latents if family.inpaints and isinstance(latents, int) else 0
+    if unet["in_channels"] - beside != latents or unet.get("out_channels", latents) != latents:
         raise _apart(
             where,
             f"The {'UNet' if cls == UNET else family.denoiser} generates latents of {unet['in_channels']} channels "

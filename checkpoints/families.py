@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..core.errors import CheckpointError
 from ..core.manifest import Task
-from ..core.wires import ZEROS, Wire
+from ..core.wires import MASK, MASKED, ZEROS, Wire
 
 Config = dict[str, Any]
 
@@ -152,6 +152,11 @@ class Family:
         return self.component(self.denoiser).cls == MMDIT
 
     @property
+    def inpaints(self) -> bool:
+        """Whether its denoiser takes a mask and the masked image beside the latents."""
+        return self.tasks == ("inpaint",)
+
+    @property
     def pooled(self) -> str | None:
         """The text encoder whose `text_embeds` the denoiser takes, along with the image size, as in SDXL."""
         return next((wire.owner for wire in self.wires if wire.input == "text_embeds"), None)
@@ -233,6 +238,9 @@ def norm_groups(width: int) -> int:
 _TEXT = Component("text_encoder", "transformers", "CLIPTextModel")
 _TEXT_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjection")
 _TEXT_3 = Component("text_encoder_3", "transformers", "T5EncoderModel", optional=True)
+INPAINTING_CHANNELS = 9
+"""Input channels of a UNet for inpainting: 4 of the latents, the mask, and 4 of the masked image's latents."""
+
 UNET, MMDIT = "UNet2DConditionModel", "SD3Transformer2DModel"
 PROCESSOR = "preprocessor_config.json"
 """The file of transformers' image processors."""
@@ -362,95 +370,127 @@ _SVD = Family(
         "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "sample_size": 128},
     },
 )
+_SD1 = Family(
+    name="sd1",
+    title="Stable Diffusion 1",
+    aliases=("sd14", "sd15", "sd1.4", "sd1.5"),
+    pipelines=(
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    ),
+    components=(_TEXT, _UNET, _VAE),
+    tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
+    wires=(_READS,),
+    controlled="StableDiffusionControlNetPipeline",
+    masks_padding=True,
+    pixels=512,
+    align_your_steps=(14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    marks={"use_linear_projection": None, "addition_embed_type": None},
+    texts=(TextLayout("text_encoder", "cond_stage_model.transformer.", "transformers"),),
+    heads=eight_heads,
+    tiny={"unet": _TINY_UNET, "vae": _TINY_VAE, "text_encoder": _TINY_TEXT},
+)
+_SD2 = Family(
+    name="sd2",
+    title="Stable Diffusion 2",
+    aliases=("sd20", "sd21", "sd2.0", "sd2.1"),
+    pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    components=(_TEXT, _UNET, _VAE),
+    tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
+    wires=(_READS,),
+    controlled="StableDiffusionControlNetPipeline",
+    masks_padding=True,
+    pixels=768,
+    marks={"use_linear_projection": True, "addition_embed_type": None},
+    texts=(TextLayout("text_encoder", "cond_stage_model.model.", "openclip", drops_last_layer=True),),
+    heads=heads_of_64,
+    tiny={
+        "unet": _TINY_UNET | {"attention_head_dim": [2, 2]},
+        "vae": _TINY_VAE,
+        "text_encoder": _TINY_TEXT,
+    },
+    epsilon_pixels=512,
+)
+_SDXL = Family(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    aliases=("xl", "sdxl10", "sdxl1.0"),
+    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    components=(_TEXT, _TEXT_2, _UNET, _VAE),
+    tokenizers=(
+        TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),
+        TokenizerFacts("tokenizer_2", "text_encoder_2", "!"),
+    ),
+    wires=(
+        Wire(input="encoder_hidden_states", source="text_encoder.hidden_states.-2", empty="zeros"),
+        Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", empty="zeros"),
+        Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
+    ),
+    controlled="StableDiffusionXLControlNetPipeline",
+    pixels=1024,
+    align_your_steps=(14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    latent_statistics=True,
+    marks={"use_linear_projection": True, "addition_embed_type": "text_time"},
+    texts=(
+        TextLayout("text_encoder", "conditioner.embedders.0.transformer.", "transformers"),
+        TextLayout("text_encoder_2", "conditioner.embedders.1.model.", "openclip"),
+    ),
+    heads=heads_of_64,
+    # Narrow, since a vocabulary of 49408 is most of the file; of different widths, so that encoders in the
+    # wrong order are noticed.
+    tiny={
+        "unet": _TINY_UNET
+        | {
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2],
+            "block_out_channels": [32, 48],
+            "attention_head_dim": [2, 2],
+            "cross_attention_dim": 8 + 16,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 16 + 6 * 8,
+        },
+        "vae": _TINY_VAE,
+        "text_encoder": _TINY_TEXT | {"hidden_size": 8, "intermediate_size": 32, "projection_dim": 8},
+        "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
+    },
+)
+
+
+def _inpainting(family: Family) -> Family:
+    """The row of a family's models for inpainting, whose UNets also take the mask and the masked image.
+
+    Their published configs are the family's own, but for the UNet's `in_channels`; Stable Diffusion 2's was trained
+    from the base model, at 512 pixels and for epsilon. Their pipeline scales the encoder's latents by `scaling_factor`
+    alone, so that `latents_mean` is refused.
+    """
+    return replace(
+        family,
+        name=f"{family.name}_inpainting",
+        title=f"{family.title} Inpainting",
+        aliases=tuple(f"{alias}-inpainting" for alias in (family.name, *family.aliases)),
+        pipelines=tuple(one.replace("Pipeline", "InpaintPipeline") for one in family.pipelines[:1]),
+        wires=(
+            *family.wires,
+            Wire(input="sample", source=MASK, axis="channels"),
+            Wire(input="sample", source=f"vae_encoder.{MASKED}", axis="channels"),
+        ),
+        pixels=family.epsilon_pixels or family.pixels,
+        epsilon_pixels=None,
+        latent_statistics=False,
+        tasks=("inpaint",),
+        controlled=None,
+        marks={**family.marks, "in_channels": INPAINTING_CHANNELS},
+        shares=family.name,
+    )
+
 
 FAMILIES: list[Family] = [
-    Family(
-        name="sd1",
-        title="Stable Diffusion 1",
-        aliases=("sd14", "sd15", "sd1.4", "sd1.5"),
-        pipelines=(
-            "StableDiffusionPipeline",
-            "StableDiffusionImg2ImgPipeline",
-            "LatentConsistencyModelPipeline",
-            "LatentConsistencyModelImg2ImgPipeline",
-        ),
-        components=(_TEXT, _UNET, _VAE),
-        tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
-        wires=(_READS,),
-        controlled="StableDiffusionControlNetPipeline",
-        masks_padding=True,
-        pixels=512,
-        align_your_steps=(14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-        marks={"use_linear_projection": None, "addition_embed_type": None},
-        texts=(TextLayout("text_encoder", "cond_stage_model.transformer.", "transformers"),),
-        heads=eight_heads,
-        tiny={"unet": _TINY_UNET, "vae": _TINY_VAE, "text_encoder": _TINY_TEXT},
-    ),
-    Family(
-        name="sd2",
-        title="Stable Diffusion 2",
-        aliases=("sd20", "sd21", "sd2.0", "sd2.1"),
-        pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
-        components=(_TEXT, _UNET, _VAE),
-        tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
-        wires=(_READS,),
-        controlled="StableDiffusionControlNetPipeline",
-        masks_padding=True,
-        pixels=768,
-        marks={"use_linear_projection": True, "addition_embed_type": None},
-        texts=(TextLayout("text_encoder", "cond_stage_model.model.", "openclip", drops_last_layer=True),),
-        heads=heads_of_64,
-        tiny={
-            "unet": _TINY_UNET | {"attention_head_dim": [2, 2]},
-            "vae": _TINY_VAE,
-            "text_encoder": _TINY_TEXT,
-        },
-        epsilon_pixels=512,
-    ),
-    Family(
-        name="sdxl",
-        title="Stable Diffusion XL",
-        aliases=("xl", "sdxl10", "sdxl1.0"),
-        pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
-        components=(_TEXT, _TEXT_2, _UNET, _VAE),
-        tokenizers=(
-            TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),
-            TokenizerFacts("tokenizer_2", "text_encoder_2", "!"),
-        ),
-        wires=(
-            Wire(input="encoder_hidden_states", source="text_encoder.hidden_states.-2", empty="zeros"),
-            Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", empty="zeros"),
-            Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
-        ),
-        controlled="StableDiffusionXLControlNetPipeline",
-        pixels=1024,
-        align_your_steps=(14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-        latent_statistics=True,
-        marks={"use_linear_projection": True, "addition_embed_type": "text_time"},
-        texts=(
-            TextLayout("text_encoder", "conditioner.embedders.0.transformer.", "transformers"),
-            TextLayout("text_encoder_2", "conditioner.embedders.1.model.", "openclip"),
-        ),
-        heads=heads_of_64,
-        # Narrow, since a vocabulary of 49408 is most of the file; of different widths, so that encoders in the
-        # wrong order are noticed.
-        tiny={
-            "unet": _TINY_UNET
-            | {
-                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-                "transformer_layers_per_block": [1, 2],
-                "block_out_channels": [32, 48],
-                "attention_head_dim": [2, 2],
-                "cross_attention_dim": 8 + 16,
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 16 + 6 * 8,
-            },
-            "vae": _TINY_VAE,
-            "text_encoder": _TINY_TEXT | {"hidden_size": 8, "intermediate_size": 32, "projection_dim": 8},
-            "text_encoder_2": _TINY_TEXT | {"hidden_size": 16, "intermediate_size": 64, "projection_dim": 16},
-        },
-    ),
+    _SD1,
+    _SD2,
+    _SDXL,
     _SD3,
     replace(
         _SD3,
@@ -479,6 +519,7 @@ FAMILIES: list[Family] = [
         shares="svd",
     ),
     _SVD,
+    *(_inpainting(family) for family in (_SD1, _SD2, _SDXL)),
 ]
 """To support another family, add its row here and its classes to `parts.CLASSES`."""
 
@@ -495,6 +536,7 @@ def find_family(name: str) -> Family:
 def family_of(denoiser: Config, name: str) -> Family | None:
     """The family of a diffusers folder, from its denoiser's name and config: its class, if stated, and its marks."""
     named = [family for family in FAMILIES if family.denoiser == name]
+    named.sort(key=lambda family: -len(family.marks))  # a family may have the marks of another, and more
     classes = [family.component(family.denoiser).cls for family in named]
     stated: object = denoiser.get("_class_name")  # which may be anything, even what can't be hashed
     for family in named:

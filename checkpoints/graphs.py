@@ -302,7 +302,8 @@ def _family(
 ) -> Family:
     """The family by its configs and by the denoiser's graph; raises CheckpointError where these disagree."""
     names = {value.name for value in graph.facts.inputs}
-    able = [one for one in FAMILIES if one.denoiser == denoiser and not one.frames and _takes(one, names)]
+    adopted = (one for one in FAMILIES if one.denoiser == denoiser and not one.frames and not one.inpaints)
+    able = [one for one in adopted if _takes(one, names)]
     if not able:
         raise CheckpointError(
             f"{graph.path} takes {', '.join(sorted(map(shown, names)))}, which is no denoiser that latentc knows. "
@@ -321,6 +322,10 @@ def _family(
         if len(fits) == 1 or (named and not fits):
             stated = (fits or named)[0]
         able = fits or able
+    if stated is not None and stated.inpaints:
+        raise CheckpointError(
+            f"{folder} is {stated.title}, whose ONNX graphs latentc does not adopt yet. Export its checkpoint instead."
+        )
     if stated is not None and stated not in able:
         listed = " or ".join(one.title for one in able)
         raise CheckpointError(

@@ -14,7 +14,7 @@ from .bounds import check_choices, check_config, check_fit, check_pixels, check_
 from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors, zeros_instead
 from .controls import controlled
-from .families import FAMILIES, Config, Family
+from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
 from .original_configs import TensorShapes, text_config, time_embed_width, unet_config, vae_config
 from .original_mmdit import MARK, beside, mmdit_family, t5_config
@@ -32,6 +32,9 @@ _TABLES = {
     "transformers": ("text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"),
 }
 """Names of a text encoder's token embedding table."""
+
+FORMAT = "0.10.0"
+"""A version of diffusers since which files are as they are now: it loads no pipeline for inpainting without one."""
 
 # Tensors besides the weights: of the training schedule, averaged weights, an encoder's positions, and marker tensors.
 _SPARE = re.compile(
@@ -208,6 +211,8 @@ def model_index(family: Family, scheduler: Config) -> Config:
         **{one.name: ["transformers", KINDS[one.kind].classes[0]] for one in family.tokenizers},
         "feature_extractor": [None, None],
     }
+    if family.inpaints:
+        index["_diffusers_version"] = FORMAT
     if family.processor is not None:
         return index | {family.processor: ["transformers", "CLIPImageProcessor"]}
     if family.denoiser != "unet":
@@ -231,7 +236,10 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
         reads = (shape for name, shape in unet.items() if name.endswith(".attn2.to_k.weight"))
         keys = next((shape for shape in reads if len(shape) == 2), (0, 0))
         added = any(name.startswith("label_emb.") for name in unet)
+        inputs = unet.get("input_blocks.0.0.weight", (0, 0))[1:2]
+        inpaints = inputs == (INPAINTING_CHANNELS,)
         whole = [one for one in whole if (one.pooled is not None) == added and _width(one, tensors) == keys[-1]]
+        whole = [one for one in whole if one.inpaints == inpaints]
         begun = sorted(FAMILIES, key=lambda family: (family.pooled is not None) != added)
     else:
         begun = FAMILIES

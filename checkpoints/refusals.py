@@ -7,16 +7,16 @@ from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .families import FAMILIES, Config, Family
+from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
 from .names import UNET_PREFIX
 from .stored import FLOATS, WIDER, StoredTensor
 
-# Kinds of checkpoint by the number of input channels of the UNet; text-to-image takes the 4 latent channels alone.
+# Kinds of checkpoint by the number of input channels of the UNet; text-to-image takes the 4 latent channels alone, and
+# inpainting 9.
 _CHANNELS = {
     5: "a depth-to-image checkpoint",
     7: "an upscaler",
     8: "an instruct-pix2pix (or other image-conditioned) checkpoint",
-    9: "an inpainting checkpoint",
 }
 
 # Substrings of pipeline class names, first match wins: other families, and pipelines that start from an image.
@@ -213,9 +213,11 @@ def refuse_quantized(where: object, config: Config, tensors: Mapping[str, Stored
 
 
 def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
-    """Raise CheckpointError if the UNet takes more than latents, a timestep, prompt embeddings and guidance."""
+    """Raise CheckpointError if the UNet takes more than latents, a timestep, prompt embeddings and guidance, or the
+    mask and the masked image of inpainting.
+    """
     channels = unet.get("in_channels", 4)
-    if channels != 4:
+    if channels not in (4, INPAINTING_CHANNELS):
         what = _CHANNELS.get(channels) if isinstance(channels, int) else None
         raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {shown(channels)} input channels)")
     out = unet.get("out_channels", 4)

@@ -71,6 +71,18 @@ def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in base.items() if name not in replaced}, **more}
 
 
+def parse_sides(text: str | None) -> list[int] | None:
+    """Pixels on the left, the top, the right and the bottom from `64,0,64,0`; raises `RequestError` for others."""
+    if text is None:
+        return None
+    found = [one.strip() for one in text.split(",")]
+    if len(found) != 4 or not all(map(is_number, found)):
+        raise RequestError(
+            f"{text[:40]!r} is not a valid extension: use LEFT,TOP,RIGHT,BOTTOM in pixels, for example 128,0,128,0."
+        )
+    return [int(one) for one in found]
+
+
 def ask(
     prompts: list[str], file: str | None, shown: Shown | None, given: dict[str, Any], *, image: bool = False
 ) -> list[Request]:
@@ -105,17 +117,23 @@ def ask(
 
 
 def check_all(
-    requests: Sequence[Request], bundle: Bundle, *, image: bool = False, mask: bool = False, controls: int = 0
+    requests: Sequence[Request],
+    bundle: Bundle,
+    *,
+    image: tuple[int, int] | None = None,
+    mask: bool = False,
+    controls: int = 0,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
 
-    `image` and `mask` are whether they are passed in, `controls` is the number of images for ControlNets.
+    The other arguments are those of `complete`.
     """
     verify_files(bundle, [SCHEDULER])
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, controls=controls)
+            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, controls=controls, sizes=sizes)
             denoiser_of(bundle.variants("denoiser"), request)
 
 
@@ -132,7 +150,7 @@ def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
 
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     """Sentences about what `run --from` cannot reproduce of an image with this bundle."""
-    here = origin(bundle, encodes=shown.request.strength is not None)
+    here = origin(bundle, encodes=shown.request.encodes)
     remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
         remarks.append(

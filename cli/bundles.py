@@ -276,7 +276,9 @@ def prune(
 
 def new_checkpoint(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to; it must not exist.")],
-    family: Annotated[str, typer.Option(help="Model family: sd15, sd21, sdxl, svd or svd_xt.")] = "sd15",
+    family: Annotated[
+        str, typer.Option(help="Model family: sd15, sd21, sdxl, sd3, svd ..., or sd15-inpainting ...")
+    ] = "sd15",
     size: Annotated[
         Literal["tiny", "full"], typer.Option(help="tiny: a few MB. full: the size of the published model.")
     ] = "tiny",

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarks.memory import peak_bytes
+from ..compiler.targets import fixed_sizes
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
 from ..pipelines.complete import complete
 from ..pipelines.control import digested
-from ..pipelines.picture import load_controls, load_mask, load_picture, read_mask, read_picture
+from ..pipelines.layout import lay_out
+from ..pipelines.picture import load_controls, load_mask, load_picture, read_mask, read_picture, size_in
 from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..profiles import Profile
@@ -63,23 +65,20 @@ def draw(
             f"{origin[0]} was made from an image, with a strength of {origin[1].request.strength:g}, and no image was "
             "given. Pass it with --image. To generate from a prompt alone, give the prompt and options without --from."
         )
-    check_all(requests, opened, image=image is not None, mask=mask is not None, controls=len(control))
     picture = load_picture(image) if image is not None else None
     masked = load_mask(mask) if mask is not None else None
     controls = load_controls(list(control))
+    sizes = fixed_sizes(model, profile)
+    passed: dict[str, Any] = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
+    check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:
         read = read_picture(request, opened.manifest, picture)
-        asked = complete(
-            request,
-            model,
-            scheduler,
-            image=image is not None,
-            mask=mask is not None,
-            controls=len(controls),
-        )
-        read_mask(asked, model, read, masked)
+        asked = complete(request, model, scheduler, image=size_in(read), **passed)
+        area = read_mask(asked, model, read, masked)
         digested(asked, controls)
+        if read is not None:
+            lay_out(asked, model, read.pixels, None if area is None else area.pixels)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []

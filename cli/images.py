@@ -62,11 +62,44 @@ def run(
             metavar="FILE", help="Mask of --image: white is generated (inpainting), black keeps the image's own pixels."
         ),
     ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            help="What replaces the area of --mask before it is noised, at a --strength below 1: noise, or edge (the "
+            "colours around it). Default: the image's own pixels."
+        ),
+    ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEFT,TOP,RIGHT,BOTTOM", help="Pixels by which --image is extended on each side (outpainting)."
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Generate only the area of --mask with a margin of this many pixels, at --size, and paste it into the "
+            "image, which keeps its size.",
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
             help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8; with --mask, 1."
         ),
+    ] = None,
+    hires: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR", help="Enlarge each image by this factor, up to 4, and generate it again from there."
+        ),
+    ] = None,
+    hires_strength: Annotated[
+        float | None, typer.Option(help="Share of the steps of the second pass of --hires. Default: 0.7.")
+    ] = None,
+    hires_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of the second pass of --hires. Default: --steps.")
     ] = None,
     control: Annotated[
         list[Path] | None,
@@ -114,7 +147,8 @@ def run(
         str | None,
         typer.Option(
             help="WIDTHxHEIGHT in pixels, or one number for a square; multiples of 8 (of 16 for "
-            "Stable Diffusion 3). Default: the model's own size."
+            "Stable Diffusion 3). Default: that of --image if it is near the model's own; else the model's own number "
+            "of pixels."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 20.")] = None,
@@ -178,7 +212,7 @@ def run(
 ) -> None:
     """Generate images from prompts, or a video from an image, with the engines of a profile."""
     from ..pipelines.png import read
-    from .ask import ask, numbers, parse_size
+    from .ask import ask, numbers, parse_sides, parse_size
     from .choose import choose_one
     from .draw import draw
 
@@ -205,6 +239,10 @@ def run(
         "noise_aug_strength": noise_aug_strength,
         "min_guidance": min_guidance,
         "strength": strength,
+        "fill": fill,
+        "outpaint": parse_sides(outpaint),
+        "crop": crop,
+        **dict(zip(("hires", "hires_strength", "hires_steps"), (hires, hires_strength, hires_steps), strict=True)),
         "control_scale": control_scale,
         "control_start": control_start,
         "control_end": control_end,

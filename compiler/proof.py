@@ -112,7 +112,7 @@ def unproved(bundle: Bundle) -> tuple[str, ...]:
     """Sentences that state what a proof of this bundle does not cover."""
     stated = (bundle.standing.statement,) if bundle.standing.statement else ()
     drawings, _ = stored_drawings(bundle)
-    if all(drawing.request.scheduler is None for drawing in drawings.drawings):
+    if any(drawing.request.scheduler is None for drawing in drawings.drawings):
         return stated
     name, verb = bundle.json(SCHEDULER).get("_class_name"), bundle.standing.verb
     other = f"The checkpoint's own scheduler, {name}, is not {verb}: the references were generated with DDIM."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.bundle import Bundle
 from ..core.errors import ProfileError, RuntimeMissing
-from ..core.manifest import ROLE_NAMES, Role
+from ..core.manifest import ROLE_NAMES, Model, Role
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, embedding_length, shape_of, size_complaint, sizes
@@ -295,7 +295,7 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
         prompts = (False, True) if guided else (False,)
         settings = [] if free else [Setting(*model.own_size, guided=both) for both in prompts]
     else:
-        sides = [model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes]
+        sides = fixed_sizes(model, profile)
         if wrong := next(filter(None, (size_complaint(model, *side) for side in sides)), None):
             raise ProfileError(f"Profile {profile.name} has a size under [shapes] that {bundle.folder} lacks: {wrong}")
         chunks: Iterable[int | None] = (None,)
@@ -309,6 +309,11 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
     if info.role == "image_encoder":  # which sees every size of image resized to its own
         found = found[:1]
     return [*found] or [None]
+
+
+def fixed_sizes(model: Model, profile: Profile) -> tuple[tuple[int, int], ...]:
+    """Widths and heights in pixels that the engines of a profile are built for; empty for every size."""
+    return tuple(model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes)
 
 
 def _sides(size: str) -> tuple[int, int]:

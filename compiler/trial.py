@@ -30,7 +30,6 @@ from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import CONTROL, TIMESTEP
 from ..sampling.denoise import Walk, feeds, is_guided, step
 from ..sampling.draw import (
-    Given,
     Host,
     beside_latents,
     constants,
@@ -38,13 +37,13 @@ from ..sampling.draw import (
     draw,
     image_shape,
     latent_shape,
-    read_given,
-    read_text,
+    read_request,
     sample_shape,
-    unscaled,
     walk_of,
 )
+from ..sampling.given import Given, begun, with_kept
 from ..sampling.pixels import frame_chunks, quantized
+from ..sampling.scaling import unscaled
 from ..sampling.vocabulary import ids_of
 from ..sampling.wires import READS_IMAGE
 from .cases import InputShapes, reference, shapes_of, stored_cases, stored_drawings, stretched
@@ -171,25 +170,24 @@ def _check_host(bundle: Bundle, host: Host) -> float:
                 f"{drawing.request.width}x{drawing.request.height} pixels, but {by.pipeline} used "
                 f"{list(trial.start.shape)}. {by.again}"
             )
-        if trial.given is None:
-            if tuple(map(pixels_sha256, trial.controls)) != (drawing.request.control_sha256 or ()):
-                raise ParityError(
-                    f"The images for ControlNets of the reference {drawing.name} are not those that it was made from. "
-                    f"{by.again}"
-                )
-            text = read_text(host, drawing.request, answer, {}, trial.controls)
-        else:
+        digests = tuple(map(pixels_sha256, trial.controls))
+        if trial.given is None and digests != (drawing.request.control_sha256 or ()):
+            raise ParityError(
+                f"The images for ControlNets of the reference {drawing.name} are not those that it was made from. "
+                f"{by.again}"
+            )
 
-            def compared(
-                part: str, feeds: Mapping[str, Array], drawing: ReferenceDrawing = drawing
-            ) -> dict[str, Array]:
-                case = pictured[part][drawing.name]
-                for name, array in feeds.items():
-                    compare(case.feeds[name][:1], array, f"{name} of the {part}", drawing)
-                return {name: array[:1] for name, array in case.outputs.items()}
+        def compared(part: str, given: Mapping[str, Array], drawing: ReferenceDrawing = drawing) -> dict[str, Array]:
+            if part not in pictured:
+                return answer(part, given)
+            case = _nearest(pictured[part][drawing.name], given)
+            for name, array in given.items():
+                compare(case.feeds[name][:1], array, f"{name} of the {part}", drawing)
+            return {name: array[:1] for name, array in case.outputs.items()}
 
+        if trial.given is not None:
             _check_image(drawing, trial.given, by)
-            text = read_given(host, drawing.request, trial.given, compared, {})
+        text = read_request(host, drawing.request, trial.given, compared, controls=trial.controls)
         walk = _walk(host, trial)
         changing = (host.model.latents_input, TIMESTEP, *walk.varying)
         wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in changing}
@@ -202,12 +200,13 @@ def _check_host(bundle: Bundle, host: Host) -> float:
         for name, array in wanted.items():
             compare(array, found[name], name, drawing)
         walk = replace(walk, beside=beside_latents(host, drawing.request, text))
-        compare(trial.befores[0], trial.start * np.float32(walk.schedule.init_noise_sigma), "the start", drawing)
+        begin, _ = begun(host, drawing.request, trial.given, walk, trial.start, compared)
+        compare(trial.befores[0], begin, "the start", drawing)
         for index, (before, after) in enumerate(zip(trial.befores, trial.afters, strict=True)):
-            case = cases[f"{drawing.name}.{index}"]
-            for name, found in feeds(walk, index, before).items():
+            case, call = cases[f"{drawing.name}.{index}"], walk.first + index
+            for name, found in feeds(walk, call, before).items():
                 compare(case.feeds[name], found, f"{name} of call {index + 1}", drawing)
-            found = step(_answering(trial.outputs[index]), walk, index, before)
+            found = step(_answering(trial.outputs[index]), walk, call, before)
             compare(after, found, f"the latents after call {index + 1}", drawing)
         if drawing.complete and trial.images is not None:
             latents = unscaled(host.model, trial.afters[-1])
@@ -252,8 +251,9 @@ def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array
 
 
 def _check_image(drawing: ReferenceDrawing, given: Given, by: Standing) -> None:
-    """Raise `ParityError` where the recorded image is not the one that the drawing's request names."""
-    if pixels_sha256(given.image) != drawing.request.image_sha256:
+    """Raise `ParityError` where the recorded image or mask is not the one that the drawing's request names."""
+    mask = None if given.mask is None else pixels_sha256(given.mask)
+    if (pixels_sha256(given.image), mask) != (drawing.request.image_sha256, drawing.request.mask_sha256):
         raise ParityError(f"The image of the reference {drawing.name} is not the one that it was made from. {by.again}")
 
 
@@ -303,11 +303,8 @@ def measure_steps(
 
 def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and relative size of what guidance adds, over all calls together."""
-    if trial.given is None:
-        text = read_text(host, trial.request, _through(engine), {}, trial.controls)
-        text = text if trial.shown is None else replace(text, controls=trial.shown)
-    else:
-        text = read_given(host, trial.request, trial.given, _through(engine), {})
+    text = read_request(host, trial.request, trial.given, _through(engine), controls=trial.controls)
+    text = text if trial.shown is None else replace(text, controls=trial.shown)
     fixed = constants(host, trial.request, text)
     beside = beside_latents(host, trial.request, text) if trial.beside is None else trial.beside
     walk = replace(_walk(host, trial), beside=beside)
@@ -328,8 +325,9 @@ def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple
 
     worst = PERFECT_DB
     for index, (before, after) in enumerate(zip(trial.befores, trial.afters, strict=True)):
-        worst = min(worst, psnr_db(after, step(kept, deepcopy(walk), index, before)))
-        step(_answering(trial.outputs[index]), walk, index, before)  # the history is the reference's
+        call = walk.first + index
+        worst = min(worst, psnr_db(after, step(kept, deepcopy(walk), call, before)))
+        step(_answering(trial.outputs[index]), walk, call, before)  # the history is the reference's
     if not text.guided:
         return worst, None
     wanted, found = (np.stack([_difference(one) for one in each]) for each in (trial.outputs, answers))
@@ -352,8 +350,12 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
         given=trial.given,
         controls=trial.controls,
     )
-    assert trial.images is not None
-    return round(psnr_db(trial.images, drawn.images), 2)
+    wanted, found = trial.images, drawn.images
+    assert wanted is not None
+    area = None if trial.given is None else trial.given.area(trial.request)
+    if trial.given is not None and area is not None:  # what is kept is the image's own in both
+        wanted, found = (one[:, area] for one in (with_kept(wanted, trial.request, trial.given), found))
+    return round(psnr_db(wanted, found), 2)
 
 
 def _fitting(bundle: Bundle, host: Host, part: str, shape: InputShapes | None, *, guided: bool) -> list[StepTrial]:
@@ -390,6 +392,8 @@ def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: InputShape
         given = replace(given, noise=stretched(given.noise, image_shape(host.model, request)))
         channels = start.shape[-3]
         beside = np.ascontiguousarray(case.feeds[host.model.latents_input][..., channels:, :, :])
+    if host.model.inpaints:  # from noise: what it begins from isn't encoded at that size
+        request = request.model_copy(update={"strength": 1})
     made = replace(
         like, request=request, start=start, befores=(start * sigma,), outputs=(_output(case),),
         noise=noise[None], images=None, given=given, beside=beside, shown=_shown(host.model, case),
@@ -415,16 +419,33 @@ def _trial(drawing: ReferenceDrawing, arrays: Mapping[str, Array], cases: Mappin
         name=name,
         request=drawing.request,
         start=start,
-        befores=(start * np.float32(arrays[f"{name}/sigma"]), *after[:-1]),
+        befores=(arrays.get(f"{name}/before", start * np.float32(arrays[f"{name}/sigma"])), *after[:-1]),
         afters=after,
         outputs=tuple(_output(cases[f"{name}.{index}"]) for index in range(drawing.calls)),
         noise=arrays[f"{name}/noise"],
         images=arrays.get(f"{name}/images"),
+        given=_given(name, arrays),
         controls=tuple(
             arrays[key] for key in sorted(key for key in arrays if key.startswith(f"{name}/{CONTROL_ARRAY}"))
         ),
-        given=Given(arrays[f"{name}/image"], arrays[f"{name}/image_noise"]) if f"{name}/image" in arrays else None,
     )
+
+
+def _given(name: str, arrays: Mapping[str, Array]) -> Given | None:
+    """The image of a drawing, and its mask; None for one without."""
+    if f"{name}/image" not in arrays:
+        return None
+    return Given(arrays[f"{name}/image"], arrays[f"{name}/image_noise"], arrays.get(f"{name}/mask"))
+
+
+def _nearest(cases: list[Case], given: Mapping[str, Array]) -> Case:
+    """The recorded call of a part whose inputs are nearest to these: inpainting encodes two images."""
+
+    def away(case: Case) -> float:
+        pairs = [(case.feeds[name][:1], array) for name, array in given.items()]
+        return sum(float(np.abs(one - other).mean()) if one.shape == other.shape else np.inf for one, other in pairs)
+
+    return min(cases, key=away)
 
 
 def _walk(host: Host, trial: StepTrial) -> Walk:
@@ -476,14 +497,15 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
     return answer
 
 
-def _recorded_images(bundle: Bundle, host: Host) -> dict[str, dict[str, Case]]:
+def _recorded_images(bundle: Bundle, host: Host) -> dict[str, dict[str, list[Case]]]:
     """Recorded calls of each part that reads the image, keyed by part and drawing."""
     parts = dict.fromkeys(wire.owner for wire in host.model.wires if wire.of_part)
-    return {
-        part: {case.name: case for case in stored_cases(bundle, part)}
-        for part in parts
-        if host.roles[part] in READS_IMAGE
-    }
+    found: dict[str, dict[str, list[Case]]] = {}
+    for part in (one for one in parts if host.roles[one] in READS_IMAGE):
+        called = found.setdefault(part, {})
+        for case in stored_cases(bundle, part):
+            called.setdefault(case.drawing, []).append(case)
+    return found
 
 
 def _fed(given: Mapping[str, Array]) -> list[bytes]:

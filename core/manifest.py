@@ -9,15 +9,15 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
 from .standing import PROVED, SELF_CONSISTENT, Standing
-from .wires import GUIDANCE, LATENTS, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire, skipped
+from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire, skipped
 
 SCHEMA_VERSION = 4
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """The function of a part in the pipeline, independent of the name in its family."""
 
-Task = Literal["text", "image_to_video"]
-"""A task that a model supports: "text" is text to image."""
+Task = Literal["text", "inpaint", "image_to_video"]
+"""A task that a model supports: "text" is text to image; "inpaint" needs an image and a mask too."""
 
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
 
@@ -206,7 +206,8 @@ class Model(Record):
     @property
     def zeros_for_empty(self) -> bool:
         """Whether zeros replace the encoding of an empty negative prompt (SDXL's `force_zeros_for_empty_prompt`)."""
-        texts = [wire.empty for wire in self.wires if wire.of_part]
+        encoders = {encoder.part for encoder in self.text_encoders}
+        texts = [wire.empty for wire in self.wires if wire.owner in encoders]
         return bool(texts) and set(texts) == {"zeros"}
 
     def latents(self, rows: int, height: int, width: int) -> tuple[int, ...]:
@@ -243,8 +244,13 @@ class Model(Record):
 
     @property
     def reads_image(self) -> bool:
-        """Whether a request needs an image."""
+        """Whether it generates a video from the request's image alone."""
         return self.tasks[0] == "image_to_video"
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it always needs an image and a mask: its denoiser sees both beside the latents."""
+        return self.tasks[0] == "inpaint"
 
     @property
     def takes_motion(self) -> bool:
@@ -258,8 +264,11 @@ class Model(Record):
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> Model:
-        if "text" in self.tasks and not self.text_encoders:
-            raise ValueError("text_encoders: the task text needs at least one")
+        if not self.reads_image and not self.text_encoders:
+            raise ValueError(f"text_encoders: the task {self.tasks[0]} needs at least one")
+        beside = [any(wire.source == MASK for wire in self.wires), any(wire.name == MASKED for wire in self.wires)]
+        if beside != [self.inpaints] * 2:
+            raise ValueError("tasks: the wires of the mask and of the masked image, and the task inpaint, go together")
         if self.reads_image and (self.frames is None or self.image_reader is None):
             raise ValueError("frames and image_reader are needed for the task image_to_video")
         return self
@@ -405,8 +414,8 @@ class Manifest(Record):
 
     @property
     def encodes(self) -> bool:
-        """Whether a text model can also start from an image: whether it has the VAE's encoder."""
-        return "text" in self.model.tasks and any(part.role == "encoder" for part in self.parts.values())
+        """Whether it can start from an image and a prompt: whether it has the VAE's encoder."""
+        return not self.model.reads_image and any(part.role == "encoder" for part in self.parts.values())
 
     @property
     def standing(self) -> Standing:

@@ -51,6 +51,12 @@ _OTHER_NAMES = {
     "width": "w imagewidth",
     "height": "h imageheight",
     "prompt_syntax": "syntax promptparser parser emphasis weighting promptweighting promptattention",
+    "hires": "hiresupscale hrscale enablehr hiresfix hrupscale upscale upscaleby",
+    "hires_strength": "hiresdenoise hiresdenoisingstrength hrdenoisingstrength",
+    "hires_steps": "hrsecondpasssteps hrsteps secondpasssteps",
+    "fill": "inpaintingfill maskedcontent fillmode",
+    "crop": "paddingmaskcrop inpaintfullrespadding maskedareapadding maskpadding onlymaskedpadding",
+    "outpaint": "outpainting expand extend padding",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
     "LoRAs are fused at export: latentc export CHECKPOINT --lora FILE:0.8": "lora loras adapters",
@@ -66,16 +72,20 @@ _OTHER_NAMES = {
     "timesteps": "customtimesteps timestepslist",
     "sigmas": "customsigmas sigmaslist noiselevels",
     "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
-    _NOT_YET: "vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
+    _NOT_YET: "vae tiling refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
 
 STRENGTH, STRENGTH_MASKED = 0.8, 1.0
 """Default strengths of image to image, and of inpainting, as in diffusers' pipelines of Stable Diffusion 1."""
 
+HIRES_STRENGTH = 0.7
+"""Default strength of the second pass of `hires`, as in the AUTOMATIC1111 web UI."""
+
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
 MAX_STEPS = 1000
+Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
@@ -134,7 +144,14 @@ class Request(Record):
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
-    a mask (inpainting).
+    a mask (inpainting). `fill` replaces the masked area of the image before it is noised, at a strength below 1: by
+    `noise`, random latents, or by `edge`, the colours around it; None keeps what is there. `outpaint` extends the image
+    by pixels on the left, the top, the right and the bottom, and generates them, with or without a mask. `crop`
+    generates only the mask's area with a margin of this many pixels, at the request's size, and pastes it into the
+    image, whose size the result has.
+
+    `hires` is for text to image: each image is enlarged by this factor (Lanczos), and generated again from there with
+    the strength `hires_strength` (0.7) and the number of steps `hires_steps` (`steps`).
 
     A model with ControlNets takes an image for each of them, which is passed to the pipeline. `control_scale` (1),
     `control_start` (0) and `control_end` (1) have a value for each ControlNet, or one for all: the factor of its
@@ -180,6 +197,12 @@ class Request(Record):
     min_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=100.0, allow_inf_nan=False)
     decode_chunk_size: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1024)
     strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
+    fill: Literal["noise", "edge"] | None = Field(default=None, exclude_if=_is_none)
+    outpaint: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(default=None, exclude_if=_is_none)
+    crop: Pixels | None = Field(default=None, exclude_if=_is_none)
+    hires: float | None = Field(default=None, exclude_if=_is_none, gt=1.0, le=4.0, allow_inf_nan=False)
+    hires_strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
+    hires_steps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1000)
     image_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
     mask_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
     control_scale: Annotated[tuple[Scale, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
@@ -211,6 +234,16 @@ class Request(Record):
             raise RequestError(
                 f"Invalid request: the {word} are {count} steps, but steps is {self.steps}. Leave it out."
             )
+
+    @property
+    def extends(self) -> bool:
+        """Whether the image is extended, so that what is generated is selected without a mask too."""
+        return any(self.outpaint or ())
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an image is encoded, of a completed request for images."""
+        return self.strength is not None or self.hires is not None
 
     @property
     def guided(self) -> bool:

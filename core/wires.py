@@ -2,8 +2,8 @@
 
 A source is `<part>.<output>`, an output of a part that runs once per request; or `request.<fact>`, a value from the
 request; or `step.latents`, the latents as scaled by the scheduler; or `step.control_scale_<n>`, factors of the n-th
-ControlNet; or `zeros.<length>`, zeros for the token ids of a
-text encoder that was left out. `timestep` is fed by name, and has no wire.
+ControlNet; or `zeros.<length>`, zeros for the token ids of a text encoder that was left out; or `request.mask`, the
+mask of inpainting in latents, which only the channels of latents take. `timestep` is fed by name, and has no wire.
 A source with one axis fewer than its input is repeated along the input's second axis: image latents for each frame.
 """
 
@@ -60,12 +60,18 @@ CONTROL, CONTROL_SCALE = "request.control_", "step.control_scale_"
 MOTION = "request.motion"
 """Frames per second less one, motion bucket and noise augmentation, as Stable Video Diffusion takes them."""
 
+MASK = "request.mask"
+"""What inpainting generates, as one channel: 1 where it does, and 0 where the image is kept."""
+
 AXES = {"width": -1, "length": 1, "channels": -3}
 """Axes along which arrays are concatenated: the last one, the one of the token ids, and the channels of latents."""
 
 MODE = "mode"
-DERIVED = {MODE: "latent_parameters"}
-"""Sources that are computed from an output of the VAE's encoder, and that output: the mode is its first half."""
+MASKED = "masked"
+DERIVED = {MODE: "latent_parameters", MASKED: "latent_parameters"}
+"""Sources that are computed from an output of the VAE's encoder, and that output: the mode is its first half; `masked`
+is drawn from the distribution for the image without the mask's area, and scaled.
+"""
 
 MAX_CONTROLS = 8
 """Limit of the ControlNets of a model."""
@@ -148,8 +154,11 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
             return f"wires {wire.source} to {shown(wire.input)}, which is not an input of {' or '.join(stepping)}"
         if len(latents) == 1 and wire.input == latents[0].input and not _beside_latents(wire):
             return f"wires {wire.source} to {wire.input}, which takes only the unmodified latents"
-        if wire.axis == "channels" and (len(latents) != 1 or wire.input != latents[0].input):
+        beside = len(latents) == 1 and wire.input == latents[0].input
+        if wire.axis == "channels" and not beside:
             return f"wires {wire.source} to {wire.input} along its channels, which only latents have"
+        if wire.source == MASK and wire.axis != "channels":
+            return f"wires {MASK} to {wire.input}, but masks are joined to the channels of latents"
         if (wire.axis is None) == (wire.input in made):
             which, lacks = ("another", "no axis") if wire.axis is None else ("the first", "an axis")
             return f"wires {wire.source} to {wire.input}: {which} source of this input has {lacks} to be joined along"
@@ -188,7 +197,7 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
 def _beside_latents(wire: Wire) -> bool:
     """Whether it is the wire of the latents, or of something that is concatenated to their channels."""
     alone = wire == Wire(input=wire.input, source=LATENTS)
-    return alone or (wire.of_part and wire.axis == "channels" and wire.pad is None)
+    return alone or ((wire.of_part or wire.source == MASK) and wire.axis == "channels" and wire.pad is None)
 
 
 def _unfilled(wires: tuple[Wire, ...], parts: Mapping[str, Called], latents: Wire) -> str | None:
@@ -197,11 +206,14 @@ def _unfilled(wires: tuple[Wire, ...], parts: Mapping[str, Called], latents: Wir
     """
     more = 0
     for wire in (one for one in wires if one.axis == "channels"):
+        if wire.source == MASK:
+            more += 1
+            continue
         shape = next(one.shape for one in parts[wire.owner].outputs if one.name == wire.output)
         channels = shape[AXES["channels"]] if len(shape) > 2 else None
         if not isinstance(channels, int):
             return f"wires {wire.source} to {wire.input}, although it has no channels"
-        more += channels // 2 if wire.name == MODE else channels
+        more += channels // 2 if wire.name in DERIVED else channels
     for name, part in parts.items() if more else ():
         if part.role != "denoiser":
             continue

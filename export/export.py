@@ -68,9 +68,9 @@ def export(
     `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components`, `without` and
     `embeddings` are the arguments of `open_checkpoint`; `checkpoint` may also be its result. `loras` are LoRAs and
     other adapters, files and their strengths, that the weights are fused with, so that PyTorch's references are those
-    of the fused model. `scheduler`, such as `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are files,
-    folders or hub ids of ControlNets of the checkpoint's family: they become part of the denoiser's graph, and each
-    takes an image of a request. Each exported part is compared with PyTorch on fixed inputs.
+    of the fused model. `scheduler`, such as `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are
+    files, folders or hub ids of ControlNets of the checkpoint's family: they become part of the denoiser's graph, and
+    each takes an image of a request. Each exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
     activations.

@@ -24,8 +24,9 @@ from ..core.shapes import embedding_length, shape_of
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from ..sampling.denoise import feeds, is_guided, step
-from ..sampling.draw import Host, Text, constants, latent_shape, load_host, read_text, unscaled, walk_of
+from ..sampling.draw import Host, Text, constants, latent_shape, load_host, read_text, walk_of
 from ..sampling.pixels import quantized
+from ..sampling.scaling import unscaled
 from ..sampling.vocabulary import Vocabulary, ids_of
 from .reference import AT_SHARES, MAX_PIXELS, OTHER_TEXT_EACH, SEED, Asked, exact
 from .scheduler import least_steps

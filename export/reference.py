@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ import numpy as np
 from ..checkpoints import SHIPPED
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.errors import CompileError
+from ..core.images import pixels_sha256
 from ..core.manifest import Role
 from ..core.references import (
     CONTROL_ARRAY,
@@ -38,8 +39,9 @@ from ..core.references import (
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import CONTROL, STEP, TIMESTEP
-from ..sampling.draw import unscaled
+from ..sampling.scaling import unscaled
 from .control import CONTROLS, AskedControl, drawn_image, recorded_controls
+from .pictures import synthetic_image, synthetic_mask
 from .scheduler import least_steps
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
 from .trace import muted
@@ -67,6 +69,12 @@ BROWNIAN = ("DPMSolverSDEScheduler",)
 
 COARSE = {"KDPM2AncestralDiscreteScheduler": 6}
 """Schedulers whose noise levels diffusers rounds where a step spans many, and how many more than two steps avoid it."""
+
+WRONG_FROM_AN_IMAGE = ("PNDMScheduler", "LMSDiscreteScheduler")
+"""Schedulers that diffusers starts wrongly in the middle, from an image: there, references use `DRAWS_INSTEAD`."""
+
+STRENGTH = 0.6
+"""Strength of the reference images of inpainting that begin from their image."""
 
 DRAWS_INSTEAD = "ddim"
 """The scheduler of references where the checkpoint's own can't be used."""
@@ -102,6 +110,8 @@ class Asked:
     guidance: float = GUIDANCE
     calls: int | None = None
     """Number of denoiser calls to record; None records all of them and the image."""
+    strength: float | None = None
+    """Of inpainting; None without an image."""
 
     def request(
         self,
@@ -125,6 +135,7 @@ class Asked:
             count=self.count,
             scheduler=scheduler,
             variant=variant,
+            strength=self.strength,
             **control,
         )
 
@@ -206,7 +217,7 @@ class References:
                 feeds = {"latent_sample": unscaled(self.facts, latents).astype(np.float32)}
                 self.cases[spec.role].append(Case(name, feeds, run(module, spec, feeds)))
             return pack(self.cases[spec.role], {})
-        return pack(self._pictures(spec, module), {})
+        return pack([*self.cases.get(spec.role, []), *self._pictures(spec, module)], {})
 
     def made(self) -> Drawings:
         """The record of all reference images, once `take` was called for every part."""
@@ -250,7 +261,7 @@ class References:
         return pack(cases, {}) | {TABLE: np.array(digest)}
 
     def _draw(self, spec: PartSpec, denoiser: torch.nn.Module) -> dict[str, Array]:
-        """Generate all reference images, and record each call of the denoiser and of the VAE's decoder."""
+        """Generate all reference images, and record each call of the denoiser and of the VAE."""
         shared: dict[str, dict[str, Array]] = {}
         cases: list[Case] = []
         varying = {TIMESTEP, *(wire.input for wire in self.facts.wires if wire.owner == STEP)}
@@ -278,6 +289,7 @@ class References:
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
         side, (low, broad) = self._square(), self._wide()
         latents = self.facts.latents_input
+        channels = like.feeds[latents].shape[1]  # with those beside the latents
         once = {name: array[-1:] for name, array in like.feeds.items() if name not in (latents, TIMESTEP)}
         longer = once | {
             tensor.name: np.concatenate([once[tensor.name], long.feeds[tensor.name][-1:]], axis=1)
@@ -298,7 +310,7 @@ class References:
         for share, rows, size, fixed in wishes:
             feeds = {name: array.repeat(rows, axis=0) for name, array in fixed.items()}
             feeds |= {
-                latents: self.random.standard_normal(self.facts.latents(rows, *size), dtype=np.float32),
+                latents: self.random.standard_normal((rows, channels, *size), dtype=np.float32),
                 TIMESTEP: np.array([exact(last * share) if share < 1 else last], np.float32),
             }
             if size != (side, side):
@@ -320,12 +332,15 @@ class References:
 
     def _texts(self) -> tuple[str, ...]:
         """Inputs of the denoiser that text encoders feed."""
-        return tuple(dict.fromkeys(wire.input for wire in self.facts.wires if wire.of_part))
+        return tuple(
+            dict.fromkeys(wire.input for wire in self.facts.wires if wire.owner in self.checkpoint.family.encoders)
+        )
 
     def _record(
         self, pipeline: Any, spec: PartSpec, nets: Mapping[str, torch.nn.Module], asked: Asked, name: str
     ) -> list[Case]:
         import torch
+        from PIL import Image
 
         from_numpy = cast("Any", torch).from_numpy
 
@@ -335,6 +350,19 @@ class References:
         control = CONTROLS[asked.name] if nets else AskedControl()
         pictured = control.image or tuple(side * self.facts.downscale for side in asked.size)
         shown = [drawn_image(self.random, *pictured) for _ in nets]
+        seed = int(self.random.integers(1 << 31))
+        source = torch.Generator().manual_seed(seed)
+        scheduler = self._scheduler_of(asked)
+        given = dict(self._embedded[asked.name].given)
+        given = {name: rows.repeat_interleave(asked.count, dim=0) for name, rows in given.items()}
+        pictures: dict[str, Array] = {}
+        if asked.strength is None:
+            given["latents"] = from_numpy(start.copy())
+        else:  # which isn't noised with latents that are passed in: they are drawn from the seed
+            start = torch.randn(shape, generator=source).numpy()
+            pictures = self._given(asked)
+            image, mask = (Image.fromarray(pictures[one]) for one in ("image", "mask"))
+            given |= {"image": image, "mask_image": mask, "strength": asked.strength}
         calls: list[Case] = []
         steps: list[Array] = []
 
@@ -352,12 +380,13 @@ class References:
                 pipe._interrupt = True
             return {}
 
-        seed = int(self.random.integers(1 << 31))
-        pipeline.scheduler = self._new_scheduler()  # with no history
+        pipeline.scheduler = self._new_scheduler(instead=scheduler is not None)  # with no history
         whole = asked.calls is None
         vae = getattr(pipeline, self.checkpoint.family.vae)
         hook = getattr(pipeline, spec.component).register_forward_hook(called, with_kwargs=True)
         decode, decoded = vae.decode, list[Case]()
+        encode, encoded = vae.encode, list[Case]()
+        prepare, begun = pipeline.prepare_latents, list[Array]()
 
         def recorded(latents: torch.Tensor, **given: Any) -> Any:
             answer = decode(latents, **given)
@@ -365,27 +394,46 @@ class References:
             decoded.append(Case(name, arrays, {"sample": answer[0].detach().numpy()}))
             return answer
 
-        vae.decode = recorded
-        given = self._embedded[asked.name].given
+        def encoding(image: torch.Tensor, **more: Any) -> Any:
+            answer = encode(image, **more)
+            found: Any = answer.latent_dist
+            outputs = {"latent_parameters": found.parameters.detach().numpy()}
+            encoded.append(Case(f"{name}.{len(encoded)}", {"sample": image.detach().numpy().copy()}, outputs))
+            sampled = found.mean + found.std * from_numpy(pictures["image_noise"][:1])
+
+            def sample(_generator: Any = None) -> torch.Tensor:
+                return sampled
+
+            found.sample = sample
+            return answer
+
+        def prepared(*arguments: Any, **more: Any) -> Any:
+            answer = prepare(*arguments, **more)
+            begun.append(_first(answer).detach().numpy().copy())
+            return answer
+
+        vae.decode, vae.encode, pipeline.prepare_latents = recorded, encoding, prepared
         more: dict[str, Any] = control.given(shown) if nets else {}
-        with recorded_controls(nets) as controlled, _unhooked(hook, vae):
+        with recorded_controls(nets) as controlled, _unhooked(hook, vae, pipeline):
             images = pipeline(
                 height=height * self.facts.downscale,
                 width=width * self.facts.downscale,
                 num_inference_steps=asked.steps,
                 guidance_scale=asked.guidance,
                 num_images_per_prompt=1,
-                latents=from_numpy(start.copy()),
                 generator=torch.Generator().manual_seed(seed),
                 output_type="np" if whole else "latent",
                 callback_on_step_end=ended,
-                **{name: rows.repeat_interleave(asked.count, dim=0) for name, rows in given.items()},
+                **given,
                 **more,
             ).images
-        source = torch.Generator().manual_seed(seed)
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
         self.cases.setdefault("decoder", []).extend(decoded)
+        self.cases.setdefault("encoder", []).extend(encoded)
+        if asked.strength not in (None, 1):
+            pictures["before"] = begun[0]
         self.drawn |= {
+            **{f"{name}/{key}": array for key, array in pictures.items()},
             f"{name}/start": start,
             f"{name}/sigma": np.array(float(getattr(pipeline.scheduler, "init_noise_sigma", 1))),  # flow matching: 1
             f"{name}/steps": np.stack(steps),
@@ -396,10 +444,12 @@ class References:
             self.drawn[f"{name}/images"] = (np.asarray(images) * 255).round().astype(np.uint8)
         request = asked.request(
             self.facts.downscale,
-            scheduler=None if self._own else DRAWS_INSTEAD,
+            scheduler=scheduler,
             variant=spec.name.partition("@")[2] or None,
             control=control.asked(shown) if nets else {},
         )
+        digests = {f"{one}_sha256": pixels_sha256(pictures[one]) for one in ("image", "mask") if one in pictures}
+        request = request.model_copy(update=digests)
         self.drawings.append(ReferenceDrawing(name=name, request=request, calls=len(calls), complete=whole))
         return calls
 
@@ -419,7 +469,23 @@ class References:
         ]
         if own != (side, side):
             wishes.append(Asked("own", (first,), negative, own, 2 + more, calls=1))
-        return tuple(wishes)
+        if not self.facts.inpaints:
+            return tuple(wishes)
+        return tuple(
+            replace(one, strength=STRENGTH, steps=one.steps + 2) if one.name == "wide" else replace(one, strength=1)
+            for one in wishes
+        )
+
+    def _given(self, asked: Asked) -> dict[str, Array]:
+        """The image and the mask of a reference image of inpainting, larger than it, and the noise of its latents."""
+        height, width = (side * self.facts.downscale for side in asked.size)
+        size = height * 5 // 4, width * 3 // 2
+        noise = self.random.standard_normal(self.facts.latents(1, *asked.size), dtype=np.float32)
+        return {
+            "image": synthetic_image(self.random, size),
+            "mask": synthetic_mask(self.random, size),
+            "image_noise": noise.repeat(asked.count, axis=0),
+        }
 
     def _own_size(self) -> tuple[int, int]:
         """Height and width in latents of the model's native size."""
@@ -529,12 +595,17 @@ class References:
             )
         return pipeline
 
-    def _new_scheduler(self) -> Any:
-        """Diffusers' scheduler for the references."""
+    def _scheduler_of(self, asked: Asked) -> str | None:
+        """The scheduler of a reference image; None for the checkpoint's own."""
+        wrong = asked.strength not in (None, 1) and self._own in WRONG_FROM_AN_IMAGE
+        return DRAWS_INSTEAD if self._own is None or wrong else None
+
+    def _new_scheduler(self, *, instead: bool = False) -> Any:
+        """Diffusers' scheduler for the references: the checkpoint's own, or `DRAWS_INSTEAD`."""
         import diffusers
 
         library: Any = diffusers
-        if self._own is not None:
+        if self._own is not None and not instead:
             return getattr(library, self._own).from_config(self.scheduler)
         clips = bool(self.scheduler.get("clip_sample"))  # latentc's DDIM doesn't clip by default
         return library.DDIMScheduler.from_config(self.scheduler, clip_sample=clips)
@@ -547,13 +618,18 @@ class References:
 
 
 @contextmanager
-def _unhooked(hook: Any, vae: Any) -> Generator[None]:
-    """Remove the hook of the denoiser and the recorder of the VAE's decoder in the end."""
+def _unhooked(hook: Any, vae: Any, pipeline: Any) -> Generator[None]:
+    """Remove the hook of the denoiser and the recorders of the VAE and of the pipeline's latents in the end."""
     try:
         yield
     finally:
         hook.remove()
-        del vae.decode
+        del vae.decode, vae.encode, pipeline.prepare_latents
+
+
+def _first(value: Any) -> Any:
+    """The first of several values, or a value alone."""
+    return cast("tuple[Any, ...]", value)[0] if isinstance(value, tuple) else value
 
 
 def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:

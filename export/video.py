@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoints.parts import PartSpec, as_part, model_facts
 from ..core.images import pixels_sha256
@@ -20,7 +19,8 @@ from ..core.references import ENDS, Case, Drawings, ReferenceDrawing, pack, stat
 from ..core.request import MOTION, Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
-from ..sampling.draw import unscaled
+from ..sampling.scaling import unscaled
+from .pictures import synthetic_image
 from .scheduler import least_steps
 from .trace import muted
 from .weights import computing
@@ -169,7 +169,7 @@ class VideoReferences:
         from PIL import Image
 
         height, width = (side * self.facts.downscale for side in asked.size)
-        image = self._image(asked.image)
+        image = synthetic_image(self.random, asked.image)
         start = self.random.standard_normal(self.facts.latents(asked.count, *asked.size), dtype=np.float32)
         seed = int(self.random.integers(1 << 31))
         whole = asked.calls is None
@@ -279,17 +279,6 @@ class VideoReferences:
             for hook in hooks:
                 hook.remove()
             del vae.encode, vae.decode
-
-    def _image(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """A synthetic image, [height, width, 3]: smooth colours, edges and a little noise."""
-        height, width = size
-        down, across = np.mgrid[0:height, 0:width]
-        waves = self.random.uniform(2, 9, (3, 2)) / 100
-        phase = self.random.uniform(0, 6, 3)
-        smooth = np.stack([np.sin(down * a + across * b + c) for (a, b), c in zip(waves, phase, strict=True)], axis=-1)
-        edges = ((down // 17 + across // 23) % 2)[..., None] * 60
-        noise = self.random.uniform(-12, 12, (height, width, 3))
-        return np.clip(120 + 80 * smooth + edges - 30 + noise, 0, 255).astype(np.uint8)
 
     def _at_ends(self, spec: PartSpec, denoiser: torch.nn.Module, recorded: list[Case]) -> list[Case]:
         """Additional calls: one row at timesteps over the whole range, some of them with another image's embedding too,

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
-from ..core.request import Request
+from ..core.request import HIRES_STRENGTH, Request
 from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.rows import parted
@@ -36,6 +36,14 @@ _ETAS = {"ddim": {ETA, ETA_DDIM}, "tcd": {ETA}}
 TIMESTEPS, SIGMAS = "Timesteps", "Sigmas"
 _SECOND_PASS = ("hires", "first pass size")
 """Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
+
+HIRES, HIRES_STEPS, HIRES_UPSCALER, LANCZOS = "Hires upscale", "Hires steps", "Hires upscaler", "Lanczos"
+MASKED_CONTENT, AREA, PADDING = "Masked content", "Inpaint area", "Masked area padding"
+"""Keys of inpainting, as the web UI writes them."""
+ONLY_MASKED = "Only masked"
+OUTPAINT = "Outpaint"
+"""Our own key: pixels on the left, the top, the right and the bottom."""
+_CONTENTS = {"edge": "fill", "noise": "latent noise"}
 
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
@@ -119,6 +127,17 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
     if request.strength is not None:
         pairs[STRENGTH] = _number(request.strength)
+    if request.hires is not None:
+        pairs[STRENGTH] = _number(HIRES_STRENGTH if request.hires_strength is None else request.hires_strength)
+        pairs |= {HIRES: _number(request.hires), HIRES_UPSCALER: LANCZOS}
+        if request.hires_steps is not None:
+            pairs[HIRES_STEPS] = str(request.hires_steps)
+    if request.fill is not None:
+        pairs[MASKED_CONTENT] = _CONTENTS[request.fill]
+    if request.crop is not None:
+        pairs |= {AREA: ONLY_MASKED, PADDING: str(request.crop)}
+    if request.outpaint is not None:
+        pairs[OUTPAINT] = ",".join(map(str, request.outpaint))
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.eta is not None:
@@ -152,11 +171,14 @@ def parse(text: str) -> Parsed:
         keys.pop(key.lower(), None)  # of ancestral samplers
     if _web_ui(rest) and "prompt syntax" not in keys and rest.get("Emphasis") != "None":
         values["prompt_syntax"] = "a1111"
-    if any(key.startswith(_SECOND_PASS) for key in keys):
-        keys.pop(STRENGTH.lower(), None)  # the strength of the second pass
-    for own, read in _READERS.items():
+    if rest.get(keys.get(AREA.lower(), ""), ONLY_MASKED) != ONLY_MASKED:
+        keys.pop(PADDING.lower(), None)  # which has no effect on a whole picture
+    readers = _READERS
+    if any(key.startswith(_SECOND_PASS) for key in keys):  # the strength is that of the second pass
+        readers = _HIRES_READERS | {key: read for key, read in _READERS.items() if key != STRENGTH}
+    for own, read in readers.items():
         key = keys.get(own.lower())
-        if key is None:
+        if key is None or (own in (STRENGTH, HIRES_STEPS) and readers is not _READERS and "hires" not in values):
             continue
         try:
             found = read(rest[key])
@@ -167,6 +189,10 @@ def parse(text: str) -> Parsed:
             continue  # two keys with the same meaning disagree: the second stays in `rest`
         values |= found
         del rest[key]
+        if own == HIRES and rest.get(scaler := keys.get(HIRES_UPSCALER.lower(), "")) == LANCZOS:
+            del rest[scaler]
+        if own == PADDING and rest.get(area := keys.get(AREA.lower(), "")) == ONLY_MASKED:
+            del rest[area]
     return Parsed(Request.model_validate(values), rest, frozenset(values), notices)
 
 
@@ -371,8 +397,35 @@ def _strength(text: str) -> dict[str, object]:
     return {"strength": float(text)}
 
 
+def _hires(text: str) -> dict[str, object]:
+    return {"hires": float(text)}
+
+
+def _hires_strength(text: str) -> dict[str, object]:
+    return {"hires_strength": float(text)}
+
+
+def _hires_steps(text: str) -> dict[str, object]:
+    return {"hires_steps": int(text)} if int(text) else {}  # 0 stands for the number of the first pass
+
+
+def _fill(text: str) -> dict[str, object]:
+    return {"fill": {content: fill for fill, content in _CONTENTS.items()}.get(text, text)}
+
+
+def _crop(text: str) -> dict[str, object]:
+    return {"crop": int(text)}
+
+
+def _outpaint(text: str) -> dict[str, object]:
+    return {"outpaint": [int(one) for one in text.split(",")]}
+
+
 _READERS = {
     STRENGTH: _strength,
+    MASKED_CONTENT: _fill,
+    PADDING: _crop,
+    OUTPAINT: _outpaint,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,
@@ -387,5 +440,7 @@ _READERS = {
     "Prompt syntax": _syntax,
     "Clip skip": _clip_skip,
 }
-OWN_KEYS = (*_READERS, "Sampler", *_SCHEDULES)
+_HIRES_READERS = {HIRES: _hires, STRENGTH: _hires_strength, HIRES_STEPS: _hires_steps}
+"""Readers of the keys of an image that was enlarged in a second pass."""
+OWN_KEYS = (*_READERS, *_HIRES_READERS, "Sampler", *_SCHEDULES)
 """Keys of the pairs from which a request is read."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
+from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, Request
 from ..core.shapes import size_complaint
 from ..sampling.draw import check_clip_skip, first_of, schedule_of
 from ..sampling.prompt import Tokens, pieces_of
@@ -16,13 +16,11 @@ from ..sampling.schedulers.settings import settings
 from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
+from .layout import FAR, size_of
 
 SEEDS = 1 << 32
 """Range of random seeds for requests without one, the same as in other tools."""
 MAX_SEED = (1 << 63) - 1
-
-FAR = 2.0
-"""Factor by which the number of pixels may differ from the model's native size without a notice."""
 
 
 def complete(
@@ -30,31 +28,45 @@ def complete(
     model: Model,
     scheduler: Mapping[str, object],
     *,
-    image: bool = False,
+    image: tuple[int, int] | None = None,
     mask: bool = False,
     controls: int = 0,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> Request:
     """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
-    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` and `mask` are whether they are passed in,
-    `controls` is the number of images for ControlNets.
+    `scheduler` is the checkpoint's own `scheduler_config.json`. `image` is the size in pixels of the image that is
+    passed in, if any, and `mask` whether a mask is; `controls` is the number of images for ControlNets.
+    `sizes` are those that engines were built for, if they are fixed.
     Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
     request = with_controls(request, model, controls)
+    if controls and request.crop is not None:
+        raise RequestError(
+            "crop generates a part of the image at another size, to which the images of ControlNets do not belong. "
+            "Leave crop out, or the ControlNets' images."
+        )
+    if model.inpaints and not (image and (mask or request.extends)):
+        raise RequestError(
+            "This is an inpainting model: it generates the area of an image that a mask selects. Pass both, with "
+            "--image and --mask (in Python: image=..., mask=...)."
+        )
     if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
         what = f"a strength of {given}" if request.strength else f"an image with the SHA-256 {str(given)[:12]}..."
         raise RequestError(
             f"The request has {what}, and no image was given. Pass it with --image (in Python: image=...), or leave "
             f"{'strength' if request.strength else 'image_sha256'} out."
         )
+    _check_masked(request, image=image is not None, mask=mask)
+    own_width, own_height = size_of(request, model, image, sizes)
     filled = request.model_copy(
         update={
             **_video(request, model),
-            **_strength(request, model, image=image, mask=mask),
-            "width": request.width or model.own_size[0],
-            "height": request.height or model.own_size[1],
+            **_strength(request, model, image=image is not None, mask=mask or request.extends),
+            "width": own_width,
+            "height": own_height,
             "seed": secrets.randbelow(SEEDS) if request.seed is None else request.seed,
             "scheduler": request.scheduler or own_scheduler(scheduler),
         }
@@ -64,6 +76,14 @@ def complete(
             f"min_guidance is {filled.min_guidance}, but a guidance of {filled.guidance} for the last frame disables "
             "guidance for all. Give both above 1, or leave min_guidance out."
         )
+    if filled.fill is not None and filled.strength == 1:
+        raise RequestError(
+            f"fill={filled.fill} has no effect at a strength of 1, which begins from noise alone. Pass a --strength "
+            "below 1, or leave --fill out."
+        )
+    if filled.hires is not None:
+        _check_hires(filled, model, scheduler, sizes, request.scheduler, image=image is not None)
+        filled = filled.model_copy(update={"hires_strength": filled.hires_strength or HIRES_STRENGTH})
     width, height, seed = size_and_seed(filled)
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
@@ -72,6 +92,75 @@ def complete(
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
         )
     return filled
+
+
+def second_pass(request: Request, model: Model, image: int) -> Request:
+    """The second pass of a completed request with `hires`, for its image of this number."""
+    width, height, seed = size_and_seed(request)
+    step, factor = model.downscale * model.patch, request.hires or 1
+    return request.model_copy(
+        update={
+            "width": round(width * factor / step) * step,
+            "height": round(height * factor / step) * step,
+            "count": 1,
+            "seed": seed + image,
+            "steps": request.hires_steps or request.steps,
+            "strength": request.hires_strength or HIRES_STRENGTH,
+            "hires": None,
+        }
+    )
+
+
+def _check_hires(
+    request: Request,
+    model: Model,
+    scheduler: Mapping[str, object],
+    sizes: Sequence[tuple[int, int]],
+    named_by: str | None,
+    *,
+    image: bool,
+) -> None:
+    """Raise `RequestError` for a second pass that this model or its engines can't run.
+
+    `named_by` is the scheduler that the request names: the checkpoint's own may have no name.
+    """
+    if image:
+        raise RequestError(
+            "hires enlarges what is generated from a prompt alone, and an image was passed in. Pass a larger --size to "
+            "enlarge that image, or leave hires out."
+        )
+    second = second_pass(request, model, 0)
+    width, height, _ = size_and_seed(second)
+    named = f"The second pass (hires={request.hires:g}) generates {width}x{height} pixels"
+    if max(width, height) > MAX_SIDE:
+        raise RequestError(f"{named}, but the limit is {MAX_SIDE} a side. Use a smaller factor.")
+    if wrong := size_complaint(model, width, height):
+        raise RequestError(f"{named}. {wrong}")
+    if sizes and (width, height) not in sizes:
+        listed = ", ".join(f"{one}x{other}" for one, other in sizes)
+        raise RequestError(
+            f"{named}, but the engines of this profile are built for {listed}. Add the size to [shapes] of a profile "
+            "of your own, or use a profile with free sizes."
+        )
+    asked = second.model_copy(update={"scheduler": named_by})
+    first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
+
+
+def _check_masked(request: Request, *, image: bool, mask: bool) -> None:
+    """Raise `RequestError` for options of inpainting without an image, or without a mask."""
+    if request.outpaint is not None and not request.extends:
+        raise RequestError("outpaint extends the image by 0 pixels on all sides. Extend one, or leave it out.")
+    given = {name: value for name in ("fill", "outpaint", "crop") if (value := getattr(request, name)) is not None}
+    if given and not image:
+        raise RequestError(
+            f"{' and '.join(given)} need an image. Pass it with --image (in Python: image=...), or leave "
+            f"{'it' if len(given) == 1 else 'them'} out."
+        )
+    if given and not (mask or request.extends):
+        raise RequestError(
+            f"{' and '.join(given)} need a mask, which selects what is generated. Pass it with --mask (in Python: "
+            f"mask=...), or leave {'it' if len(given) == 1 else 'them'} out."
+        )
 
 
 def _check_fields(request: Request, model: Model) -> None:
@@ -87,10 +176,16 @@ def _check_fields(request: Request, model: Model) -> None:
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
-        "strength": reads,
+        **dict.fromkeys(("strength", "fill", "outpaint", "crop"), reads),
+        "hires": reads and not model.inpaints and model.frames is None,
         "mask_sha256": reads,
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "", "plain")]
+    if request.hires is None and (second := request.hires_strength or request.hires_steps):
+        raise RequestError(
+            f"The request has {'hires_strength' if request.hires_strength else 'hires_steps'} {second}, but no hires. "
+            "Pass the factor by which images are enlarged with --hires (in Python: hires=2), or leave it out."
+        )
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
         them = "it" if len(given) == 1 else "them"
@@ -126,15 +221,16 @@ def check(
     model: Model,
     scheduler: Mapping[str, object],
     *,
-    image: bool = False,
+    image: tuple[int, int] | None = None,
     mask: bool = False,
     controls: int = 0,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
 
-    `image` and `mask` are whether they are passed in, `controls` is the number of images for ControlNets.
+    The other arguments are those of `complete`.
     """
-    named = complete(request, model, scheduler, image=image, mask=mask, controls=controls)
+    named = complete(request, model, scheduler, image=image, mask=mask, controls=controls, sizes=sizes)
     asked = named.model_copy(update={"scheduler": request.scheduler})
     first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
 from ..core.manifest import Manifest, Model
 from ..core.reading import regular, unreadable
+from ..core.record import in_a_line
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.units import counted
-from ..sampling.image import Pixels, generated, latent_mask
-from .complete import size_and_seed
+from ..sampling.image import Pixels
+from .layout import enlarged
 
 ImageLike = Path | str | Image.Image | Array
 """An image file, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
@@ -31,9 +33,14 @@ MAX_BYTES = 1 << 28
 MAX_PIXELS = 50_000_000
 LEAST_SIDE = 16
 
+ROUNDED = 16
+"""Pixels by which rounding may change an image's proportions: sizes are multiples of 8 or 16."""
+
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _ALPHA = ("LA", "PA", "RGBA")
 _ORIENTATION = 0x0112
+_SPACES = {"RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB"}
+"""Colour spaces of the profiles that images of these modes have."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,11 @@ class Decoded:
     pixels: Pixels
     """[height, width, 3], sRGB."""
     notices: tuple[str, ...] = ()
+
+
+def size_in(picture: Decoded | None) -> tuple[int, int] | None:
+    """Width and height of an image in pixels; None without one."""
+    return None if picture is None else (picture.pixels.shape[1], picture.pixels.shape[0])
 
 
 def load_picture(image: ImageLike | Decoded) -> Decoded:
@@ -64,6 +76,11 @@ def read_picture(request: Request, manifest: Manifest, image: ImageLike | Decode
         raise RequestError(
             "This bundle has no VAE encoder, so it generates from a prompt alone and does not take an image. Leave it "
             "out, or use a bundle with an encoder."
+        )
+    if request.hires is not None and not manifest.encodes:
+        raise RequestError(
+            "This bundle has no VAE encoder, which hires needs to read images again. Leave hires out, or use a bundle "
+            "with an encoder."
         )
     if image is None and not manifest.model.reads_image:
         return None
@@ -106,10 +123,9 @@ def load_mask(mask: ImageLike | Decoded) -> Decoded:
 def read_mask(
     request: Request, model: Model, image: Decoded | None, mask: ImageLike | Decoded | None
 ) -> Decoded | None:
-    """The decoded mask of a completed request; None without one.
+    """The decoded mask of a request; None without one.
 
-    Raises `RequestError` as `load_mask` does, for a mask without an image, one that selects nothing, and one that isn't
-    the request's.
+    Raises `RequestError` as `load_mask` does, for a mask without an image, and for one that isn't the request's.
     """
     if mask is None:
         if request.mask_sha256 is not None:
@@ -128,14 +144,6 @@ def read_mask(
             f"The request was made with another mask: the SHA-256 of its pixels is {str(request.mask_sha256)[:12]}..., "
             f"and that of this one {digest[:12]}.... Pass that mask, or make a new request for this one."
         )
-    width, height, _ = size_and_seed(request)
-    area = generated(found.pixels, width, height)
-    if not latent_mask(area, model.downscale).any():
-        message = (
-            f"The mask selects nothing: it is black, or its white areas are thinner than {model.downscale} pixels at "
-            f"{width}x{height}. White is generated, and black is kept."
-        )
-        raise RequestError(" ".join([message, *found.notices]))
     return found
 
 
@@ -143,14 +151,14 @@ def about_picture(picture: Decoded, mask: Decoded | None, request: Request, made
     """Notices about the image and the mask of a completed request; `made` of `total` denoiser calls were made."""
     height, width = picture.pixels.shape[:2]
     notices = [*picture.notices, *(mask.notices if mask is not None else ())]
-    if (width, height) != (request.width, request.height):
-        stretched = width * (request.height or 0) != height * (request.width or 0)
-        more = ", which changes its proportions" if stretched else ""
+    if request.crop is None and enlarged(request, (width, height)) != (request.width, request.height):
+        like = height * (request.width or 0) / width
+        more = ", which changes its proportions" if abs(like - (request.height or 0)) > ROUNDED else ""
         notices.append(f"The image of {width}x{height} pixels was resized to {request.width}x{request.height}{more}.")
     if mask is not None and mask.pixels.shape != picture.pixels.shape[:2]:
         notices.append(
-            f"The mask has {mask.pixels.shape[1]}x{mask.pixels.shape[0]} pixels, and the image {width}x{height}: each "
-            "was resized by itself."
+            f"The mask has {mask.pixels.shape[1]}x{mask.pixels.shape[0]} pixels, and the image {width}x{height}: the "
+            "mask was resized to fit."
         )
     if request.strength is not None:
         calls = f"{counted(made, 'denoiser call')} of {total}"
@@ -213,7 +221,30 @@ def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
     if image.getexif().get(_ORIENTATION, 1) != 1:
         notices.append(f"The {kind} was turned as its EXIF says.")
     turned = ImageOps.exif_transpose(image)
-    return Decoded(np.asarray(turned.convert("RGB")), tuple(notices))
+    return Decoded(np.asarray(_in_srgb(turned, kind, notices)), tuple(notices))
+
+
+def _in_srgb(image: Image.Image, kind: str, notices: list[str]) -> Image.Image:
+    """The image in sRGB, converted from the colour profile that it has, if any; adds notices."""
+    stored: object = image.info.get("icc_profile")
+    space = _SPACES.get(image.mode)
+    if kind == "mask" or not isinstance(stored, bytes) or space is None:  # a mask has shares, not colours
+        return image.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(stored))
+        name = ImageCms.getProfileDescription(profile).strip()
+        plain = name.lower().startswith("srgb") and space == "RGB"
+        found = image.convert(space)
+        if not plain:
+            made = ImageCms.profileToProfile(
+                found, profile, cast("Any", ImageCms).createProfile("sRGB"), outputMode="RGB"
+            )
+            assert made is not None
+            notices.append(f"The {kind} was converted from its colour profile ({in_a_line(ValueError(name))}) to sRGB.")
+            return made
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        notices.append(f"The colour profile of the {kind} was ignored: it cannot be read, or is one of other colours.")
+    return image.convert("RGB")
 
 
 def _array(image: Array, kind: str) -> Pixels:

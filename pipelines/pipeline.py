@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from ..compiler.engines import load
-from ..compiler.targets import with_threads
+from ..compiler.targets import fixed_sizes, with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
@@ -20,19 +23,22 @@ from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.request import Request, Result
 from ..core.tensors import Array
+from ..core.units import counted
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
-from ..sampling.draw import Drawn, Given, draw, host_files, image_shape, latent_shape, load_host
-from ..sampling.image import Pixels
+from ..sampling.draw import Drawn, draw, host_files, image_shape, latent_shape, load_host
+from ..sampling.given import Given
+from ..sampling.image import Pixels, resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
-from .complete import complete, notices, size_and_seed
+from .complete import complete, notices, second_pass, size_and_seed
 from .control import about_controls, digested
 from .engines import EngineProvider
-from .picture import Decoded, ImageLike, about_picture, load_controls, read_mask, read_picture
+from .layout import Layout, lay_out
+from .picture import Decoded, ImageLike, about_picture, load_controls, read_mask, read_picture, size_in
 from .png import origin
 from .save import save
 
@@ -98,7 +104,7 @@ class Pipeline:
 
     def _used(self, request: Request) -> dict[str, str]:
         """The engine of each part that generates the images of a completed request."""
-        encoder = self._host.encoder if request.strength is not None else None
+        encoder = self._host.encoder if request.encodes else None
         return self._named([*self.bundle.drawing, *([encoder] if encoder else [])])
 
     def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
@@ -125,8 +131,10 @@ class Pipeline:
         """Generate the images of a request.
 
         `image` is a file, a Pillow image, or an array [height, width, 3], uint8 or floats from 0 to 1. A model of
-        videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size.
-        With a `mask`, also [height, width], only its white area is generated (inpainting), and the other pixels stay.
+        videos needs one; others change it by `request.strength` (image to image). It is resized to the request's size,
+        whose default is that of the image, near the model's own. With a `mask`, also [height, width], only its white
+        area is generated (inpainting), and the other pixels stay. With `request.outpaint`, the image is extended; with
+        `request.crop`, the result has the size of the image.
         `control` holds the images of the bundle's ControlNets, one for each.
         `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
         to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
@@ -144,33 +152,44 @@ class Pipeline:
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         model = self.bundle.manifest.model
+        picture = read_picture(request, self.bundle.manifest, image)
         controls = load_controls(control)
         asked = complete(
             request,
             model,
             self._host.scheduler,
-            image=image is not None,
+            image=size_in(picture),
             mask=mask is not None,
             controls=len(controls),
+            sizes=fixed_sizes(model, self.profile),
         )
         asked = digested(asked, controls)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
-        picture = read_picture(request, self.bundle.manifest, image)
         given: Given | None = None
+        layout: Layout | None = None
         if picture is None and image_noise is not None:
             raise RequestError("image_noise was passed in without an image. Leave it out, or pass an image.")
         masked = read_mask(asked, model, picture, mask)
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
+            layout = lay_out(asked, model, picture.pixels, None if masked is None else masked.pixels)
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
             noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
-            given = Given(picture.pixels, noisy, None if masked is None else masked.pixels)
+            given = Given(layout.image, noisy, layout.mask)
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
-        drawn = self._draw(request, asked, on_step, latents, noise, given, [one.pixels for one in controls])
+        shown = [one.pixels for one in controls]
+        drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
         passed = {"initial latents": latents, "image's noise values": image_noise}
-        remarks = [] if picture is None else about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
+        remarks: list[str] = []
+        if asked.hires is not None:
+            drawn, notice = self._enlarged(request, asked, drawn, on_step, noise, shown)
+            remarks.append(notice)
+        if picture is not None and layout is not None:
+            drawn = replace(drawn, images=layout.placed(drawn.images))
+            remarks += about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
+            remarks += layout.notices
         remarks += about_controls(model, controls, asked)
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
@@ -205,6 +224,36 @@ class Pipeline:
         except MemoryError as exc:
             raise RequestError(f"Out of memory while generating images ({exc}). {MEMORY_ADVICE}") from exc
 
+    def _enlarged(
+        self,
+        request: Request,
+        asked: Request,
+        drawn: Drawn,
+        on_step: OnStep | None,
+        noise: Noise | None,
+        controls: Sequence[Pixels],
+    ) -> tuple[Drawn, str]:
+        """The second pass of a completed request with `hires`: each image is enlarged, and generated again."""
+        model, made, seconds = self.bundle.manifest.model, list[Drawn](), dict(drawn.seconds)
+        steps = drawn.step_seconds
+        for index, image in enumerate(drawn.images):
+            second = second_pass(asked, model, index)
+            width, height, seed = size_and_seed(second)
+            given = Given(resized(image, width, height), core_image_noise(seed, image_shape(model, second)))
+            one = self._draw(request, second, on_step, None, noise, given, controls)
+            for stage, more in one.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + more
+            steps += one.step_seconds
+            made.append(one)
+        images, latents = (np.concatenate([getattr(one, name) for one in made]) for name in ("images", "latents"))
+        height, width = images.shape[1:3]
+        notice = (
+            f"Each image was enlarged from {asked.width}x{asked.height} to {width}x{height} pixels, and generated "
+            f"again with a strength of {asked.hires_strength:g}, in "
+            f"{counted(len(made[0].step_seconds), 'denoiser call')} of {made[0].calls}."
+        )
+        return replace(drawn, images=images, latents=latents, seconds=seconds, step_seconds=steps), notice
+
     def _notices(
         self, request: Request, asked: Request, drawn: Drawn, remarks: Sequence[str], passed_in: Sequence[str]
     ) -> tuple[str, ...]:
@@ -236,6 +285,6 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=self._used(asked),
             notices=messages,
-            origin=self._origin if asked.strength is None else origin(self.bundle, encodes=True),
+            origin=origin(self.bundle, encodes=True) if asked.encodes else self._origin,
             writer=save,
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,17 @@ from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
 from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import Request
-from ..core.tensors import Array, check_finite
+from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from .control import control_images, residual_factors
-from .denoise import Kept, OnStep, Walk, denoise, is_guided
+from .denoise import OnStep, Walk, denoise, is_guided
+from .given import Given, begun, read_masked, with_kept
 from .guidance import frame_scales
-from .image import Pixels, encode_image, fitted, generated, latent_mask, pasted, resized, sampled
+from .image import Pixels, encode_image, fitted
 from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, encode, tokenize
+from .scaling import unscaled
 from .schedulers import Noise, Schedule, first_call, schedule
-from .schedulers.arrays import mixed
 from .schedulers.lcm import Lcm
 from .vocabulary import Vocabulary, load_vocabularies
 from .wires import uncomputed, wired
@@ -86,17 +87,6 @@ class Text:
     """Outputs of the parts that read the image by part and name, with a row for each image that is generated."""
     controls: Mapping[str, Array] = field(default_factory=dict[str, Array])
     """The images of ControlNets by the name of their source, f32 [1, 3, height, width]."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """The image of a request, and the noise with which it is encoded."""
-
-    image: Pixels
-    noise: NDArray[np.float32]
-    """Standard normal values of the shape that `image_shape` returns."""
-    mask: NDArray[np.uint8] | None = None
-    """White where inpainting generates, [height, width]; None to change the whole image."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +167,25 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
     both = guided and not zeros
     texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
     return tokenize(host.vocabularies, texts, request.prompt_syntax), guided, zeros
+
+
+def read_request(
+    host: Host,
+    request: Request,
+    given: Given | None,
+    call: Call,
+    engines: Mapping[str, str] = {},
+    controls: Sequence[Pixels] = (),
+) -> Text:
+    """Run the parts that read the prompts of a request with width and height, and the image of a model that needs one.
+
+    `engines` names the engine of each part, for errors; `controls` are the images of ControlNets.
+    """
+    if host.model.reads_image:
+        assert given is not None
+        return read_given(host, request, given, call, engines)
+    text = read_text(host, request, call, engines, controls)
+    return replace(text, pictured=read_masked(host, request, given, call, engines)) if host.model.inpaints else text
 
 
 def read_text(
@@ -292,23 +301,6 @@ def _wired(host: Host, request: Request, text: Text) -> dict[str, Array]:
     return wired(host.model, inputs, request, text.encoded, text.pictured, text.controls, guided=text.guided)
 
 
-def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents scaled for the decoder. Source: diffusers' pipelines, with their order of operations."""
-    if model.latents_mean is None or model.latents_std is None:
-        plain = latents / np.float32(model.scaling_factor)
-        return plain + np.float32(model.shift_factor) if model.shift_factor else plain
-    mean, std = (np.array(one, np.float32)[:, None, None] for one in (model.latents_mean, model.latents_std))
-    return latents * std / np.float32(model.scaling_factor) + mean
-
-
-def scaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the VAE's encoder returns, in the denoiser's scale: the inverse of `unscaled`."""
-    if model.latents_mean is None or model.latents_std is None:
-        return (latents - np.float32(model.shift_factor)) * np.float32(model.scaling_factor)
-    mean, std = (np.array(one, np.float32)[:, None, None] for one in (model.latents_mean, model.latents_std))
-    return (latents - mean) * np.float32(model.scaling_factor) / std
-
-
 @dataclass
 class Draft:
     """A request in progress: its inputs, and the results of each stage."""
@@ -331,8 +323,8 @@ class Draft:
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)
     text: Text = field(init=False)
-    initial: NDArray[np.float32] | None = field(init=False, default=None)
-    """The latents before the first call, of image to image; None for noise."""
+    initial: NDArray[np.float32] = field(init=False)
+    """The latents before the first call."""
     denoiser: Run = field(init=False)
     decoder: Run = field(init=False)
     latents: NDArray[np.float32] = field(init=False)
@@ -353,49 +345,16 @@ def plan_walk(draft: Draft) -> None:
     draft.walk = walk_of(host, request, guided=guided, noise=draft.noise, engine=name)
 
 
-def read_prompts(draft: Draft) -> None:
-    """Reads the prompts; writes `text`."""
-
-    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
-        return _timed(draft.seconds, "text_encoder", one.run)(feeds)
-
-    draft.text = read_text(draft.host, draft.request, call, draft.engines, draft.controls)
-
-
-def read_image(draft: Draft) -> None:
-    """Reads the image; writes `text`."""
-    assert draft.given is not None
-    draft.seconds[IMAGE_STAGE] = 0.0
-
-    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
-        return _timed(draft.seconds, IMAGE_STAGE, one.run)(feeds)
-
-    draft.text = read_given(draft.host, draft.request, draft.given, call, draft.engines)
+def read_inputs(draft: Draft) -> None:
+    """Reads the prompts, and the image of a model that needs one; writes `text`."""
+    draft.text = read_request(draft.host, draft.request, draft.given, _calls(draft), draft.engines, draft.controls)
 
 
 def encode_start(draft: Draft) -> None:
-    """Reads the image, `walk` and `start`; writes `initial`, the image's latents with noise added, and with a mask
-    `walk`, with what it keeps.
-    """
-    host, request, given, encoder = draft.host, draft.request, draft.given, draft.host.encoder
-    assert given is not None
-    assert encoder is not None
-    assert request.width is not None
-    assert request.height is not None
-    draft.seconds[ENCODE_STAGE] = 0.0
-    sample = fitted(given.image, request.width, request.height)
-    run = _timed(draft.seconds, ENCODE_STAGE, draft.engine(encoder, {"sample": sample.shape}).run)
-    parameters = run({"sample": sample})["latent_parameters"]
-    check_finite(parameters, "The image's latents", encoder, draft.named(encoder))
-    original = scaled(host.model, sampled(parameters, given.noise))
-    kept, added = draft.walk.schedule.level(draft.walk.first)
-    if given.mask is not None:
-        area = generated(given.mask, request.width, request.height)
-        draft.walk = replace(draft.walk, kept=Kept(original, draft.start, latent_mask(area, host.model.downscale)))
-    if given.mask is None or request.strength != 1:  # at full strength, inpainting begins from noise alone
-        draft.initial = mixed((kept, original), (added, draft.start))
+    """Reads the image, `walk` and `start`; writes `initial`, and `walk` with what is kept of the image."""
+    given, walk = draft.given, draft.walk
+    draft.initial, kept = begun(draft.host, draft.request, given, walk, draft.start, _calls(draft), draft.engines)
+    draft.walk = replace(walk, kept=kept)
 
 
 def find_engines(draft: Draft) -> None:
@@ -437,9 +396,8 @@ def decoded_shapes(latents: tuple[int, ...], chunk: int | None) -> tuple[tuple[i
 
 
 def walk_latents(draft: Draft) -> None:
-    """Reads `walk`, `denoiser`, and `start` or `initial`; writes `latents`, scaled for the decoder."""
-    begin = draft.start * np.float32(draft.walk.schedule.init_noise_sigma) if draft.initial is None else draft.initial
-    walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, begin, draft.on_step)
+    """Reads `walk`, `denoiser` and `initial`; writes `latents`, scaled for the decoder."""
+    walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.initial, draft.on_step)
     draft.seconds["denoiser"] = sum(draft.step_seconds)
     draft.latents = unscaled(draft.host.model, walked)
 
@@ -452,27 +410,15 @@ def decode_latents(draft: Draft) -> None:
 
 def paste_kept(draft: Draft) -> None:
     """Reads the image, its mask and `images`; writes `images` with the image's own pixels where it is kept."""
-    given, width, height = draft.given, draft.request.width, draft.request.height
-    if given is not None and given.mask is not None and width is not None and height is not None:
-        area = generated(given.mask, width, height)
-        draft.images = pasted(draft.images, resized(given.image, width, height), area)
+    if draft.given is not None:
+        draft.images = with_kept(draft.images, draft.request, draft.given)
 
 
-IMAGE_TO_IMAGE = "image_to_image"
-"""The task of a request with an image, for a model whose first task is text; it needs the VAE's encoder."""
-
-TASKS: dict[Task | Literal["image_to_image"], tuple[Stage, ...]] = {
-    "text": (plan_walk, read_prompts, find_engines, walk_latents, decode_latents),
-    IMAGE_TO_IMAGE: (
-        plan_walk,
-        read_prompts,
-        find_engines,
-        encode_start,
-        walk_latents,
-        decode_latents,
-        paste_kept,
-    ),
-    "image_to_video": (plan_walk, read_image, find_engines, walk_latents, decode_latents),
+STEPS: tuple[Stage, ...] = (plan_walk, read_inputs, find_engines, encode_start, walk_latents, decode_latents)
+TASKS: dict[Task, tuple[Stage, ...]] = {
+    "text": (*STEPS, paste_kept),
+    "inpaint": (*STEPS, paste_kept),
+    "image_to_video": STEPS,
 }
 """The stages of each task, in order."""
 
@@ -489,8 +435,7 @@ def draw(
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
-    """Generate the images of a request with width and height, by the stages of its task: the model's first, or image to
-    image if that is text and an image is given.
+    """Generate the images of a request with width and height, by the stages of the model's first task.
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
     stochastic scheduler adds. `given` is the image of a request that has one, `controls` are those of ControlNets, as
@@ -499,15 +444,27 @@ def draw(
     Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
     draft = Draft(host, request, engine, engines, start, noise, on_step, given, controls)
-    task = host.model.tasks[0]
-    for stage in TASKS[IMAGE_TO_IMAGE if task == "text" and given is not None else task]:
+    for stage in TASKS[host.model.tasks[0]]:
         stage(draft)
     calls = len(draft.walk.schedule.timesteps)
     return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds, calls)
 
 
+def _calls(draft: Draft) -> Call:
+    """A function that runs a part of a request, with its wall time added to a stage."""
+    image = IMAGE_STAGE if draft.host.model.reads_image else ENCODE_STAGE
+
+    def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
+        stage = "text_encoder" if draft.host.roles[part] == "text_encoder" else image
+        return _timed(draft.seconds, stage, one.run)(feeds)
+
+    return call
+
+
 def _timed(seconds: dict[str, float], stage: str, run: Run) -> Run:
     """The same function, with its wall time added to a stage."""
+    seconds.setdefault(stage, 0.0)
 
     def timed(feeds: Mapping[str, Array]) -> dict[str, Array]:
         started = perf_counter()

@@ -125,7 +125,9 @@ def emphasized(states: Sequence[Array], weights: Sequence[NDArray[np.float32]]) 
     weights cancel.
     """
     scaled = [state * each[..., None] for state, each in zip(states, weights, strict=True)]
-    before, after = (sum(one.sum(axis=(1, 2), dtype=np.float64) for one in each) for each in (states, scaled))
+    before, after = (
+        np.sum([one.sum(axis=(1, 2), dtype=np.float64) for one in each], axis=0) for each in (states, scaled)
+    )
     changed = np.any([(each != 1).any(axis=1) for each in weights], axis=0) & ~(
         np.equal(before, 0) & np.equal(after, 0)
     )

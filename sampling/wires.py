@@ -11,7 +11,7 @@ from ..core.manifest import Model, TensorInfo
 from ..core.request import Request
 from ..core.shapes import rows_of
 from ..core.tensors import Array
-from ..core.wires import AXES, CONTROL, CONTROL_SCALE, DERIVED, GUIDANCE, LATENTS, MOTION, SIZE, STEP, ZEROS, Wire
+from ..core.wires import AXES, CONTROL, CONTROL_SCALE, DERIVED, GUIDANCE, LATENTS, MASK, MOTION, SIZE, STEP, ZEROS, Wire
 from .guidance import guidance_embedding
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def uncomputed(wires: Iterable[Wire], parts: Mapping[str, Called]) -> str | None
             role = parts[wire.owner].role
             known = role == "text_encoder" or (role in READS_IMAGE and (role == "encoder") == (wire.name in DERIVED))
         else:
-            known = wire.owner == ZEROS or wire.source in (LATENTS, *SOURCES) or is_of_control(wire)
+            known = wire.owner == ZEROS or wire.source in (LATENTS, MASK, *SOURCES) or is_of_control(wire)
         if not known:
             return (
                 f"wires {wire.source} to {wire.input}, a source that this version of latentc does not know: it knows "
-                f"{', '.join(SOURCES)}, the outputs of text and image encoders, and {', '.join(DERIVED)} of a VAE's "
-                "encoder"
+                f"{', '.join((MASK, *SOURCES))}, the outputs of text and image encoders, and {' and '.join(DERIVED)} "
+                "of a VAE's encoder"
             )
     return None
 
@@ -84,9 +84,9 @@ def wired(
     """The inputs that are the same at every step, by name: f32, negative rows first if guided.
 
     `encoded` holds the text encoders' outputs by part and name, with a row for each prompt; rows are repeated for
-    every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's image, with a
-    row for each image that is generated, and `controls` the images of ControlNets, one row each. What belongs beside
-    the latents is under their name.
+    every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's image, and
+    under `request` its mask, with a row for each image that is generated, and `controls` the images of ControlNets, one
+    row each. What belongs beside the latents is under their name.
     """
     made: dict[str, Array] = {}
     shapes = {tensor.name: tensor.shape for tensor in inputs}
@@ -98,7 +98,7 @@ def wired(
             array = _zeros(model, int(wire.name), made[wire.input])
         elif wire.source.startswith(CONTROL):
             array = np.repeat(controls[wire.name], request.count * (2 if guided else 1), axis=0)
-        elif wire.owner in pictured:
+        elif wire.name in pictured.get(wire.owner, {}):
             array = _of_image(wire, pictured[wire.owner][wire.name], guided=guided)
         else:
             array = _known(wire, request, encoded, shape[-1], guided=guided)

@@ -16,6 +16,7 @@ from filelock import FileLock
 from latentc import cli
 from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
+from latentc.compiler.build import build
 from latentc.core.bundle import Bundle, digest, open_bundle
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.manifest import FileInfo
@@ -25,6 +26,8 @@ from latentc.export import trace as tracer
 from latentc.export.adopt import adopt
 from latentc.export.export import export
 from latentc.export.weights import write
+from latentc.pipelines.pipeline import Pipeline
+from latentc.profiles import load_profile
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
@@ -188,6 +191,22 @@ def bundle(exported, tmp_path_factory):
         return open_bundle(folders[family])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def opened(bundle):
+    """`opened(family, profile)`: an open pipeline."""
+    made = {}
+
+    def make(family, name="cpu-onnxruntime"):
+        if (family, name) not in made:
+            build(bundle(family), load_profile(name))
+            made[family, name] = Pipeline.open(bundle(family), name)
+        return made[family, name]
+
+    yield make
+    for pipeline in made.values():
+        pipeline.close()
 
 
 @pytest.fixture(scope="session")

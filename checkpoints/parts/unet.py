@@ -61,7 +61,7 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
             given |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return model(**feeds, **given)
 
-    name, out = component.name, floats("out_sample", *latents)
+    name, out = component.name, floats("out_sample", "batch", config.get("out_channels", 4), "height", "width")
     return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing, also=controls),)
 
 

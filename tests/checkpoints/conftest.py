@@ -123,11 +123,11 @@ def original(family: str, tensors, configs):
     entries = [vae_entry(name, tensor, levels) for name, tensor in tensors["vae"].items()]
     found |= {VAE + name: tensor for name, tensor in entries}
     text = tensors["text_encoder"]
-    if family == "sd1":
+    if family.startswith("sd1"):
         prefix = "cond_stage_model.transformer."
         found |= {prefix + name: tensor for name, tensor in text.items()}
         found[prefix + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    elif family == "sd2":
+    elif family.startswith("sd2"):
         named = openclip(text)
         last = configs["text_encoder"]["num_hidden_layers"] - 1
         mark, width = f"resblocks.{last}.", configs["text_encoder"]["hidden_size"]

@@ -223,7 +223,7 @@ def test_sizes_that_are_none_are_refused(size, own):
 
 
 def test_the_decoder_is_given_what_diffusers_gives_it(own):
-    from latentc.sampling.draw import unscaled
+    from latentc.sampling.scaling import unscaled
 
     mean, std = [-1.6574, 1.886, -1.383, 2.5155], [8.4927, 5.9022, 6.5498, 5.2299]
     folder = edit(own("sdxl"), "vae/config.json", scaling_factor=0.5, latents_mean=mean, latents_std=std)

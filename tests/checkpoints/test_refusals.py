@@ -144,9 +144,7 @@ def test_an_empty_file_of_tensors_is_refused(tmp_path):
     refused(tmp_path / "model.safetensors", "contains no tensors")
 
 
-@pytest.mark.parametrize(
-    ("channels", "match"), [(9, "an inpainting checkpoint"), (8, "instruct-pix2pix"), (6, "unknown")]
-)
+@pytest.mark.parametrize(("channels", "match"), [(5, "depth-to-image"), (8, "instruct-pix2pix"), (6, "unknown")])
 def test_other_unets_are_told_in_a_file(channels, match, single_file, tmp_path):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     tensors = load_file(single_file("sd1"))
@@ -158,7 +156,7 @@ def test_other_unets_are_told_in_a_file(channels, match, single_file, tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "match"),
     [
-        ("unet/config.json", {"in_channels": 9}, "an inpainting checkpoint"),
+        ("unet/config.json", {"in_channels": 8}, "an instruct-pix2pix"),
         ("unet/config.json", {"class_embed_type": "projection"}, "unknown kind .*class_embed_type"),
         ("unet/config.json", {"addition_embed_type": "image"}, "matches no known family"),
         ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "holds a UNet3DConditionModel"),

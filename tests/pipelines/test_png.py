@@ -213,10 +213,41 @@ FOREIGN = [
         ),
         {},
     ),
-    (  # the strength of a second pass: the image was generated from the prompt
-        "cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55, Hires upscale: 2",
+    (  # a second pass: the image was generated from the prompt
+        ("cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55, Hires upscale: 2, "
+        "Hires steps: 0, Hires upscaler: Lanczos"),
+        Request(
+            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, hires=2, hires_strength=0.55
+        ),
+        {},
+    ),
+    (  # by another upscaler, with fewer steps
+        ("cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.4, Hires upscale: 1.5, "
+        "Hires steps: 8, Hires upscaler: Latent"),
+        Request(
+            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, hires=1.5, hires_strength=0.4,
+            hires_steps=8,
+        ),
+        {"Hires upscaler": "Latent"},
+    ),
+    (  # to a size of its own, which is not read: then the strength is not one of an image either
+        "cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55, Hires resize: 1024x768",
         Request(prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512),
-        {"Denoising strength": "0.55", "Hires upscale": "2"},
+        {"Denoising strength": "0.55", "Hires resize": "1024x768"},
+    ),
+    (  # inpainting
+        ("cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.5, Mask blur: 4, "
+        "Masked content: fill, Inpaint area: Only masked, Masked area padding: 32"),
+        Request(
+            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, strength=0.5, fill="edge", crop=32
+        ),
+        {"Mask blur": "4"},
+    ),
+    (
+        ("cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.5, "
+        "Masked content: latent nothing, Inpaint area: Whole picture, Masked area padding: 32"),
+        Request(prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, strength=0.5),
+        {"Masked content": "latent nothing", "Inpaint area": "Whole picture", "Masked area padding": "32"},
     ),
     (  # the same, of 2022
         "cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.55, First pass size: 0x0",

@@ -120,7 +120,10 @@ def test_a_source_of_a_familys_own_is_a_function(monkeypatch):
 def test_a_source_that_nothing_here_computes_is_refused_before_drawing(bundle):
     opened = bundle("sd1")
     found = opened.manifest.model
-    for wire in (Wire(input="mask", source="request.mask"), Wire(input="mask", source="vae_encoder.latent_parameters")):
+    for wire in (
+        Wire(input="mask", source="request.depth"),
+        Wire(input="mask", source="vae_encoder.latent_parameters"),
+    ):
         other = opened.manifest.model_copy(update={"model": found.model_copy(update={"wires": (*found.wires, wire)})})
         with pytest.raises(
             BundleError, match=rf"wires {wire.source} to mask, a source that this version of latentc does not know"

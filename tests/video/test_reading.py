@@ -5,13 +5,13 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from latentc.core.errors import RequestError
 from latentc.core.images import pixels_sha256
 from latentc.core.manifest import ImageReader
 from latentc.pipelines import picture
-from latentc.pipelines.picture import load_picture
+from latentc.pipelines.picture import load_mask, load_picture
 from latentc.sampling.image import antialiased, fitted, for_encoder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -81,6 +81,26 @@ def test_orientation_transparency_and_grey_are_read_as_diffusers_reads_them(phot
     grey = load_picture(saved(tmp_path, image.convert("L"), "grey.png"))
     assert (grey.pixels[..., 0] == grey.pixels[..., 2]).all()
     assert grey.notices == ()
+
+
+def test_other_colour_profiles_are_converted_to_srgb(photo, tmp_path):
+    """A profile whose red is the green of sRGB, and the reverse."""
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    other = plain.replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")
+    other = other.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    image = photo()
+    swapped = load_picture(saved(tmp_path, Image.fromarray(image), "swapped.png", icc_profile=other))
+    assert np.abs(swapped.pixels.astype(int) - image[..., [1, 0, 2]]).max() <= 3
+    assert swapped.notices == ("The image was converted from its colour profile (swap built-in) to sRGB.",)
+    same = load_picture(saved(tmp_path, Image.fromarray(image), "same.png", icc_profile=plain))
+    assert (same.pixels == image).all()
+    assert same.notices == ()
+    broken = load_picture(saved(tmp_path, Image.fromarray(image), "broken.png", icc_profile=b"no profile" * 20))
+    assert (broken.pixels == image).all()
+    assert "colour profile of the image was ignored" in broken.notices[0]
+    mask = load_mask(saved(tmp_path, Image.fromarray(image).convert("L"), "mask.png", icc_profile=other))
+    assert (mask.pixels == np.asarray(Image.fromarray(image).convert("L"))).all()
+    assert mask.notices == ()
 
 
 def animated(folder):
