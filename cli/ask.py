@@ -107,7 +107,7 @@ def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
 
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     """Sentences about what `run --from` cannot reproduce of an image with this bundle."""
-    here = origin(bundle, encodes=shown.request.strength is not None)
+    here = origin(bundle, encodes=shown.request.strength is not None, decoder=shown.request.decoder)
     remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
         remarks.append(

@@ -125,6 +125,10 @@ def run(
         str | None,
         typer.Option(help="Timestep spacing: leading, trailing or linspace. Turbo and Lightning need trailing."),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="tiny: decode with the bundle's tiny decoder, faster and less exactly. Default: the VAE."),
+    ] = None,
     fps: Annotated[int | None, typer.Option(help="Video: frames per second. Default: 7.")] = None,
     motion_bucket_id: Annotated[
         int | None, typer.Option(help="Video: amount of motion, 0 to 255. Default: 127.")
@@ -161,6 +165,7 @@ def run(
         "scheduler": scheduler,
         **parse_size(size),
         "timestep_spacing": spacing,
+        "decoder": decoder,
         "fps": fps,
         "motion_bucket_id": motion_bucket_id,
         "noise_aug_strength": noise_aug_strength,

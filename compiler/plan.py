@@ -76,7 +76,7 @@ class BuildPlan:
     engines: tuple[EnginePlan, ...]
     held_bytes: int
     """Memory of all engines that generate an image, loaded at once, or of the largest if the profile is sequential; of
-    a denoiser and its variants, the largest."""
+    a denoiser and its variants, and of the decoders, the largest."""
     device_bytes: int | None
     """Memory of the device; None where it is unknown."""
     build_bytes: int | None
@@ -154,14 +154,14 @@ def planned(
 
 
 def _at_once(bundle: Bundle, held: Mapping[str, int], *, sequential: bool) -> int:
-    """Total memory of the parts that generate an image, from each part's own: only one denoiser is used, and only one
-    part at a time if the profile is sequential.
+    """Total memory of the parts that generate an image, from each part's own: only one denoiser and one decoder are
+    used, and only one part at a time if the profile is sequential.
     """
     if sequential:
         return max(held.values(), default=0)
-    denoisers = bundle.variants("denoiser").values()
-    others = sum(size for part, size in held.items() if part not in denoisers)
-    return others + max((held[part] for part in denoisers if part in held), default=0)
+    alternatives = (bundle.variants("denoiser").values(), bundle.decoders.values())
+    others = sum(size for part, size in held.items() if not any(part in each for each in alternatives))
+    return others + sum(max((held[part] for part in each if part in held), default=0) for each in alternatives)
 
 
 def _all(figures: list[Any], combine: Callable[[list[Any]], Any]) -> Any:

@@ -23,6 +23,8 @@ from .tensors import Array
 
 MAX_SIDE = 8192
 MAX_COUNT = 64
+TINY = "tiny"
+"""Value of `decoder` for the bundle's tiny decoder."""
 SPACINGS = ("leading", "trailing", "linspace")
 """Timestep spacings, with diffusers' names."""
 
@@ -57,6 +59,7 @@ _OTHER_NAMES = {
     "pass the image to the pipeline, or with --control: a request has only its digest": "controlimage controlnetimage "
     "controlnet control",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
+    "decoder": "vaedecoder sdvaedecodemethod decodemethod vaetype",
     _NOT_YET: "clipskip clipstopatlastlayers eta "
     "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
@@ -96,7 +99,8 @@ class Request(Record):
     prompt. `guidance_rescale` is phi of arXiv 2305.08891. If `seed` is None, a random seed is used, and the result
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
-    full denoiser.
+    full denoiser. `decoder`, "tiny", decodes with the bundle's tiny decoder, if it has one, faster and less exactly;
+    None is the VAE's own.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -131,6 +135,7 @@ class Request(Record):
     scheduler: str | None = None
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
+    decoder: Literal["tiny"] | None = Field(default=None, exclude_if=_is_none)
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints.families import PROCESSOR
+from ..checkpoints.families import PROCESSOR, TINY_VAE
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
@@ -57,6 +57,7 @@ def export(
     scheduler: str | None = None,
     without: Collection[str] = (),
     controlnets: Sequence[str] = (),
+    tiny_vae: str | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
@@ -64,7 +65,8 @@ def export(
     `checkpoint`, `revision`, `prediction`, `spacing`, `zero_snr`, `size`, `variant`, `components` and `without` are the
     arguments of `open_checkpoint`; `checkpoint` may also be its result. `scheduler`, such as `dpm++2m`, replaces the
     checkpoint's own in the bundle. `controlnets` are files, folders or hub ids of ControlNets of the checkpoint's
-    family: they become part of the denoiser's graph, and each takes an image of a request. Each exported part is
+    family: they become part of the denoiser's graph, and each takes an image of a request. `tiny_vae` is the file,
+    folder or hub id of a tiny decoder (taesd), which becomes a part that requests may name. Each exported part is
     compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
@@ -78,6 +80,7 @@ def export(
     `BundleError` if the folder exists or can't be written. Nothing is left behind after an error.
     """
     installed()
+    added = controls_of(controlnets) | ({} if tiny_vae is None else {TINY_VAE.name: tiny_vae})
     on_progress = _logged(on_progress)
     opened = open_checkpoint(
         checkpoint,
@@ -87,7 +90,7 @@ def export(
         zero_snr=zero_snr,
         size=size,
         variant=variant,
-        components={**components, **controls_of(controlnets)},
+        components={**components, **added},
         without=without,
     )
     opened = settle(opened, scheduler)
@@ -237,6 +240,8 @@ def write_configs(
             else {}
         )
         write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
+        if spec.component == TINY_VAE.name:  # diffusers' pipeline has no such component
+            continue
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
     index.pop("vae", None)

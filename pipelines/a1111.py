@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
-from ..core.request import Request
+from ..core.request import TINY, Request
 from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.settings import RAMPS
@@ -29,6 +29,8 @@ OTHER = "Other text"
 """Key in `Parsed.rest` of text between or after the pairs that isn't a pair."""
 
 STRENGTH = "Denoising strength"
+DECODER, _DECODER = "VAE Decoder", "TAESD"
+"""The web UI's key of the decoder, and its word for the tiny one."""
 _SECOND_PASS = ("hires", "first pass size")
 """Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
 
@@ -99,6 +101,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs[STRENGTH] = _number(request.strength)
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
+    if request.decoder == TINY:
+        pairs[DECODER] = _DECODER
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
     lines = [request.prompt]
@@ -126,7 +130,7 @@ def parse(text: str) -> Parsed:
         try:
             found = read(rest[key])
             Request.model_validate({"prompt": "", **found})
-        except (ValueError, RequestError):
+        except (LookupError, ValueError, RequestError):
             continue
         if any(values.get(name, value) != value for name, value in found.items()):
             continue  # two keys with the same meaning disagree: the second stays in `rest`
@@ -304,12 +308,17 @@ def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
 
+def _decoder(text: str) -> dict[str, object]:
+    return {"decoder": {_DECODER: TINY, "Full": None}[text]}
+
+
 def _strength(text: str) -> dict[str, object]:
     return {"strength": float(text)}
 
 
 _READERS = {
     STRENGTH: _strength,
+    DECODER: _decoder,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, Request
+from ..core.request import MOTION, STRENGTH, STRENGTH_MASKED, TINY, Request
 from ..core.shapes import size_complaint
 from ..sampling.draw import first_of, schedule_of
 from ..sampling.prompt import Tokens, Vocabulary
@@ -41,6 +41,7 @@ def complete(
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
+    _check_decoder(request, model)
     request = with_controls(request, model, controls)
     if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
         what = f"a strength of {given}" if request.strength else f"an image with the SHA-256 {str(given)[:12]}..."
@@ -92,6 +93,15 @@ def _check_fields(request: Request, model: Model) -> None:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
+
+
+def _check_decoder(request: Request, model: Model) -> None:
+    """Raise `RequestError` for a decoder that the bundle doesn't have."""
+    if request.decoder == TINY and model.tiny_decoder is None:
+        raise RequestError(
+            "This bundle has no tiny decoder. Export the checkpoint with --tiny-vae (such as madebyollin/taesd for "
+            "Stable Diffusion 1 and 2, taesdxl for XL, taesd3 for 3), or leave decoder out."
+        )
 
 
 def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:

@@ -16,7 +16,7 @@ from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
 from ..core.manifest import Model, Role, Task, TensorInfo
-from ..core.request import Request
+from ..core.request import TINY, Request
 from ..core.tensors import Array, check_finite
 from ..core.wires import TIMESTEP
 from .control import control_images, residual_factors
@@ -50,8 +50,8 @@ class Host:
     """Names of denoiser parts by variant; None is the key of the default one."""
     inputs: Mapping[str, tuple[TensorInfo, ...]]
     """Inputs of the denoisers, by name of the part."""
-    decoder: str
-    """Name of the decoder part."""
+    decoders: Mapping[str | None, str]
+    """Names of the decoder parts, keyed as in `Request.decoder`."""
     encoder: str | None = None
     """Name of the VAE's encoder, which reads images for image to image; None if the bundle has none."""
     roles: Mapping[str, Role] = field(default_factory=dict[str, Role])
@@ -60,6 +60,10 @@ class Host:
     def denoiser(self, request: Request) -> str:
         """The denoiser part for a request; see `denoiser_of`."""
         return denoiser_of(self.denoisers, request)
+
+    def decoder(self, request: Request) -> str:
+        """The decoder part for a request, which `complete` has checked."""
+        return self.decoders[request.decoder]
 
 
 def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
@@ -120,19 +124,22 @@ def host_files(model: Model) -> list[str]:
     return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
 
 
-def drawing_digest(bundle: Bundle, *, encodes: bool = False) -> str:
+def drawing_digest(bundle: Bundle, *, encodes: bool = False, decoder: str | None = None) -> str:
     """SHA-256 of everything in a bundle that determines its images: parts, host files and facts about the model.
 
-    With `encodes`, of images that are made from an image, which the VAE's encoder determines too.
+    With `encodes`, of images that are made from an image, which the VAE's encoder determines too. With the tiny
+    `decoder`, of images that it decodes.
     """
-    manifest = bundle.manifest
-    parts = manifest.parts if encodes else bundle.drawing
-    host = [path for path in host_files(manifest.model) if path in manifest.files]
+    manifest, model = bundle.manifest, bundle.manifest.model
+    unused = None if decoder == TINY else model.tiny_decoder
+    parts = [name for name in (manifest.parts if encodes else bundle.drawing) if name != unused]
+    host = [path for path in host_files(model) if path in manifest.files]
+    model = model.model_copy(update={"tiny_decoder": None}) if unused else model
     return sha256_json(
         {
             "parts": {name: manifest.parts[name].digest for name in parts},
             "files": {path: manifest.files[path].sha256 for path in host},
-            "model": manifest.model.model_dump(mode="json"),
+            "model": model.model_dump(mode="json"),
         }
     )
 
@@ -153,7 +160,7 @@ def load_host(bundle: Bundle) -> Host:
         scheduler=bundle.json(SCHEDULER),
         denoisers=denoisers,
         inputs={name: parts[name].inputs for name in denoisers.values()},
-        decoder=bundle.one("decoder"),
+        decoders=bundle.decoders,
         encoder=bundle.variants("encoder").get(None),
         roles={name: part.role for name, part in parts.items()},
     )
@@ -274,8 +281,13 @@ def _wired(host: Host, request: Request, text: Text) -> dict[str, Array]:
     return wired(host.model, inputs, request, text.encoded, text.pictured, text.controls, guided=text.guided)
 
 
-def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents scaled for the decoder. Source: diffusers' pipelines, with their order of operations."""
+def unscaled(model: Model, latents: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.float32]:
+    """Latents scaled for the decoder of a request. Source: diffusers' pipelines, with their order of operations.
+
+    The tiny decoder takes them as they are.
+    """
+    if decoder == TINY:
+        return latents
     if model.latents_mean is None or model.latents_std is None:
         plain = latents / np.float32(model.scaling_factor)
         return plain + np.float32(model.shift_factor) if model.shift_factor else plain
@@ -394,7 +406,7 @@ def find_engines(draft: Draft) -> None:
     sample = sample_shape((rows, *draft.start.shape[1:]), beside)
     denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: sample, TIMESTEP: (1,)})
     decoders = {
-        shape: draft.engine(draft.host.decoder, {"latent_sample": shape})
+        shape: draft.engine(draft.host.decoder(draft.request), {"latent_sample": shape})
         for shape in decoded_shapes(draft.start.shape, draft.request.decode_chunk_size)
     }
     draft.walk = replace(draft.walk, beside=beside)
@@ -423,12 +435,12 @@ def walk_latents(draft: Draft) -> None:
     begin = draft.start * np.float32(draft.walk.schedule.init_noise_sigma) if draft.initial is None else draft.initial
     walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, begin, draft.on_step)
     draft.seconds["denoiser"] = sum(draft.step_seconds)
-    draft.latents = unscaled(draft.host.model, walked)
+    draft.latents = unscaled(draft.host.model, walked, draft.request.decoder)
 
 
 def decode_latents(draft: Draft) -> None:
     """Reads `latents` and `decoder`; writes `images`."""
-    part = draft.host.decoder
+    part = draft.host.decoder(draft.request)
     draft.images = decode(draft.decoder, draft.latents, part, draft.named(part), draft.request.decode_chunk_size)
 
 
