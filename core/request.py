@@ -59,6 +59,7 @@ _OTHER_NAMES = {
     "pass the image to the pipeline, or with --control: a request has only its digest": "controlimage controlnetimage "
     "controlnet control",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
+    "vae_tile": "tile tilesize vaetilesize vaetile vaetiling tilesampleminsize",
     "decoder": "vaedecoder sdvaedecodemethod decodemethod vaetype",
     _NOT_YET: "clipskip clipstopatlastlayers eta "
     "lora loras adapters vae tiling enablehr hrscale refiner prompt2 negativeprompt2 promptembeds "
@@ -100,7 +101,8 @@ class Request(Record):
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
     full denoiser. `decoder`, "tiny", decodes with the bundle's tiny decoder, if it has one, faster and less exactly;
-    None is the VAE's own.
+    None is the VAE's own. `vae_tile` is the side in pixels, a multiple of 32, of tiles that a larger image is decoded
+    in, which takes less memory and changes the image a little; None decodes it as a whole.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -136,6 +138,7 @@ class Request(Record):
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
     decoder: Literal["tiny"] | None = Field(default=None, exclude_if=_is_none)
+    vae_tile: int | None = Field(default=None, exclude_if=_is_none, ge=64, le=MAX_SIDE, multiple_of=8)
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)

@@ -29,6 +29,7 @@ OTHER = "Other text"
 """Key in `Parsed.rest` of text between or after the pairs that isn't a pair."""
 
 STRENGTH = "Denoising strength"
+TILE = "VAE tile"
 DECODER, _DECODER = "VAE Decoder", "TAESD"
 """The web UI's key of the decoder, and its word for the tiny one."""
 _SECOND_PASS = ("hires", "first pass size")
@@ -103,6 +104,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.decoder == TINY:
         pairs[DECODER] = _DECODER
+    if request.vae_tile is not None:
+        pairs[TILE] = str(request.vae_tile)
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
     lines = [request.prompt]
@@ -312,6 +315,10 @@ def _decoder(text: str) -> dict[str, object]:
     return {"decoder": {_DECODER: TINY, "Full": None}[text]}
 
 
+def _tile(text: str) -> dict[str, object]:
+    return {"vae_tile": int(text)}
+
+
 def _strength(text: str) -> dict[str, object]:
     return {"strength": float(text)}
 
@@ -319,6 +326,7 @@ def _strength(text: str) -> dict[str, object]:
 _READERS = {
     STRENGTH: _strength,
     DECODER: _decoder,
+    TILE: _tile,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,

@@ -192,6 +192,7 @@ class Pipeline:
         """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
         _, _, seed = size_and_seed(asked)
         shape = latent_shape(self.bundle.manifest.model, asked)
+        self._engines.check_room(asked)
         try:
             return draw(
                 self._host,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
-from ..core.errors import BundleError, RequestError
+from ..core.errors import BundleError, RequestError, ShapeError
 from ..core.files import sha256_json
 from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import TINY, Request
@@ -28,6 +28,7 @@ from .prompt import Call, Tokens, Vocabulary, encode, load_vocabularies, tokeniz
 from .schedulers import Noise, Schedule, first_call, schedule
 from .schedulers.arrays import mixed
 from .schedulers.lcm import Lcm
+from .tiles import is_tiled, tile_shapes
 from .wires import uncomputed, wired
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -405,10 +406,19 @@ def find_engines(draft: Draft) -> None:
     shapes |= {name: array.shape[1:] for name, array in draft.walk.varying.items()}
     sample = sample_shape((rows, *draft.start.shape[1:]), beside)
     denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: sample, TIMESTEP: (1,)})
-    decoders = {
-        shape: draft.engine(draft.host.decoder(draft.request), {"latent_sample": shape})
-        for shape in decoded_shapes(draft.start.shape, draft.request.decode_chunk_size)
-    }
+    tile = tile_of(draft.host.model, draft.request)
+    shapes_decoded = decoded_shapes(draft.start.shape, draft.request.decode_chunk_size, tile)
+    part = draft.host.decoder(draft.request)
+    try:
+        decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
+    except ShapeError as exc:
+        if tile is None:
+            raise
+        scale = draft.host.model.downscale
+        sides = ", ".join(f"{shape[-1] * scale}x{shape[-2] * scale}" for shape in shapes_decoded)
+        raise ShapeError(
+            f"A vae_tile of {draft.request.vae_tile} pixels takes tiles of {sides} for this size. {exc}"
+        ) from exc
     draft.walk = replace(draft.walk, beside=beside)
     draft.denoiser = denoiser.bind(fixed)
     draft.decoder = _timed(
@@ -422,10 +432,17 @@ def sample_shape(latents: tuple[int, ...], beside: Array | None) -> tuple[int, .
     return (*latents[:-3], latents[-3] + more, *latents[-2:])
 
 
-def decoded_shapes(latents: tuple[int, ...], chunk: int | None) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the decoder's input for latents of this shape: one image, or one chunk of frames and what is left."""
+def tile_of(model: Model, request: Request) -> int | None:
+    """Side in latents of the tiles that a request is decoded in; None without tiles."""
+    return None if request.vae_tile is None else request.vae_tile // model.downscale
+
+
+def decoded_shapes(latents: tuple[int, ...], chunk: int | None, tile: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the decoder's input for latents of this shape: one image, its tiles if it is larger than `tile`, or one
+    chunk of frames and what is left.
+    """
     if len(latents) < 5:
-        return ((1, *latents[1:]),)
+        return tile_shapes(latents, tile) if tile and is_tiled(*latents[-2:], tile) else ((1, *latents[1:]),)
     chunks = frame_chunks(latents[1], chunk)
     return tuple((1, frames, *latents[2:]) for frames in dict.fromkeys(len(one) for one in chunks))
 
@@ -441,7 +458,14 @@ def walk_latents(draft: Draft) -> None:
 def decode_latents(draft: Draft) -> None:
     """Reads `latents` and `decoder`; writes `images`."""
     part = draft.host.decoder(draft.request)
-    draft.images = decode(draft.decoder, draft.latents, part, draft.named(part), draft.request.decode_chunk_size)
+    draft.images = decode(
+        draft.decoder,
+        draft.latents,
+        part,
+        draft.named(part),
+        draft.request.decode_chunk_size,
+        tile_of(draft.host.model, draft.request),
+    )
 
 
 def paste_kept(draft: Draft) -> None:
