@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..core.bundle import Bundle
 from ..core.engine import Clocked, DeviceUse, Engine, Run
 from ..core.manifest import Role
+from ..core.request import Request
 from ..core.tensors import Array
 from ..pipelines.engines import EngineProvider
 
@@ -66,6 +67,10 @@ class ClockedEngines:
         if not isinstance(engine, Clocked) or (use := engine.device_use) is None:
             return engine
         return _NotedEngine(engine, use, lambda before, after: self.log.add(part, before, after))
+
+    def check_room(self, request: Request) -> None:
+        """As `EngineProvider.check_room`."""
+        self.engines.check_room(request)
 
     def describe(self) -> dict[str, str]:
         """As `EngineProvider.describe`."""

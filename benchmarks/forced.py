@@ -75,6 +75,10 @@ class Tapped:
         """As `EngineProvider.engine`."""
         return _TappedEngine(part, self.engines.engine(part, shapes), self.tap)
 
+    def check_room(self, request: Request) -> None:
+        """As `EngineProvider.check_room`."""
+        self.engines.check_room(request)
+
     def describe(self) -> dict[str, str]:
         """As `EngineProvider.describe`."""
         return self.engines.describe()

@@ -21,13 +21,18 @@ MAX_LEVELS = 8
 MAX_WIDTH = 1 << 16
 MAX_TIMESTEPS = 100_000
 
-_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
+_LISTS = (
+    *("block_out_channels", "down_block_types", "up_block_types", "encoder_block_out_channels"),
+    *("decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks"),
+)
 _LAYERS = (
     "layers_per_block",
     "transformer_layers_per_block",
     "reverse_transformer_layers_per_block",
     "num_hidden_layers",
     "num_layers",
+    "num_encoder_blocks",
+    "num_decoder_blocks",
 )
 # Smallest and largest value of integers, alone or in lists.
 _INTEGERS: dict[str, tuple[int, int]] = {
@@ -35,6 +40,9 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "out_channels": (1, 1024),
     "latent_channels": (1, 1024),
     "block_out_channels": (1, MAX_WIDTH),
+    "encoder_block_out_channels": (1, MAX_WIDTH),
+    "decoder_block_out_channels": (1, MAX_WIDTH),
+    "upsampling_scaling_factor": (1, 8),
     "cross_attention_dim": (1, MAX_WIDTH),
     "attention_head_dim": (1, MAX_WIDTH),
     "norm_num_groups": (1, MAX_WIDTH),

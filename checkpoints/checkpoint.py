@@ -21,6 +21,7 @@ from .families import Config, Family, TokenizerFacts
 from .modules import build, fill, fitted
 from .names import folder_plan, original_plan, original_prefix
 from .others import Replacement
+from .parts import CLASSES
 from .source import CheckpointSource
 from .stored import stored_bytes
 from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
@@ -166,6 +167,9 @@ class Checkpoint:
             plan = folder_plan(self.weights[component], facts.cls, config.get("num_hidden_layers"))
         else:
             plan = original_plan(self.weights[component], self.family, component, config)
+        for name in CLASSES[facts.cls].unused:
+            delattr(module, name)
+            plan = {tensor: view for tensor, view in plan.items() if not tensor.startswith(f"{name}.")}
         return module, fitted(module, facts, plan)
 
     def tokenizer_files(self, tokenizer: str) -> dict[str, bytes]:

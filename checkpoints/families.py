@@ -251,6 +251,9 @@ _VAE = Component("vae", "diffusers", "AutoencoderKL")
 CONTROL = Component("controlnet", "diffusers", "ControlNetModel")
 """The first ControlNet that a checkpoint is exported with; further ones are `controlnet_2` and so on."""
 
+TINY_VAE = Component("tiny_vae", "diffusers", "AutoencoderTiny")
+"""The tiny decoder (taesd) that a checkpoint is exported with, beside its VAE."""
+
 _READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
 
 _TINY_UNET: Config = {

@@ -26,6 +26,7 @@ from .scheduler import read_scheduler, read_size
 from .source import CheckpointSource, check_class, check_entry, read_json
 from .statements import PIXELS
 from .stored import PICKLES
+from .tiny import tiny_decoded
 from .tokenizer import common_length
 from .training import Choices
 from .views import Stored
@@ -88,6 +89,7 @@ def open_folder(
         if component.name == family.vae and own is not None:
             rescaling = rescaled(other, own, configs[family.vae])
     family, configs = controlled(family, configs, others)
+    family, configs = tiny_decoded(family, configs, others)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     check_scheduler(folder / "scheduler" / "scheduler_config.json", scheduler)
     scheduler, repaired = read_scheduler(model_index, scheduler)

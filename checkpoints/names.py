@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import CheckpointError
-from .families import CONTROL, MMDIT, UNET, Config, Family, TextLayout
+from .families import CONTROL, MMDIT, TINY_VAE, UNET, Config, Family, TextLayout
 from .mmdit_names import mmdit_plan
 from .stored import StoredTensor
 from .views import Plan, Stored, View, views
@@ -23,6 +23,8 @@ UNET_PREFIX = "model.diffusion_model."
 """Of denoisers of any kind."""
 VAE_PREFIX = "first_stage_model."
 CONTROL_PREFIX = "control_model."
+TINY_PREFIX = "tiny_vae."
+"""Of an original tiny decoder, whose file has no prefix."""
 
 _CONVERSIONS = {UNET: "convert_ldm_unet_checkpoint", CONTROL.cls: "convert_controlnet_checkpoint"}
 """Functions of diffusers, by the class that they are for."""
@@ -94,6 +96,8 @@ def original_plan(tensors: Stored, family: Family, component: str, config: Confi
         bare = {name.removeprefix(prefix): view for name, view in views(wanted).items()}
         plan = _t5_plan(bare)
         wanted = {name: t for name, t in wanted.items() if name.removeprefix(prefix) not in T5_TABLES}
+    elif cls == TINY_VAE.cls:
+        plan = _tiny_plan({name.removeprefix(prefix): view for name, view in views(wanted).items()})
     elif text is None:
         wanted = {name: t for name, t in wanted.items() if not _SPARE_VAE.match(name.removeprefix(prefix))}
         named = views(wanted)
@@ -116,6 +120,8 @@ def original_prefix(family: Family, component: str) -> str:
         return text.prefix
     if family.component(component).cls == CONTROL.cls:
         return CONTROL_PREFIX
+    if family.component(component).cls == TINY_VAE.cls:
+        return TINY_PREFIX
     return UNET_PREFIX if component == family.denoiser else VAE_PREFIX
 
 
@@ -169,6 +175,15 @@ def _text_plan(text: TextLayout, wanted: dict[str, StoredTensor], config: Config
         del wanted[name]  # the layer that is left out: openclip_layers and drops_last_layer counted it
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
     return _converted("convert_open_clip_checkpoint", model, views(wanted), prefix=text.prefix)
+
+
+def _tiny_plan(named: Plan) -> Plan:
+    """The plan of an original tiny decoder, whose first layer is a clamp that diffusers' module has outside of them.
+
+    Source: diffusers' `scripts/convert_tiny_autoencoder_to_diffusers.py`.
+    """
+    found = [(re.fullmatch(r"(\d{1,3})\.(.+)", name), view) for name, view in named.items()]
+    return {f"decoder.layers.{int(match[1]) - 1}.{match[2]}": view for match, view in found if match}
 
 
 def _with_projection(plan: Plan) -> Plan:

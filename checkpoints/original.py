@@ -23,6 +23,7 @@ from .refusals import refuse_names, refuse_quantized, refuse_unet, supported
 from .source import CheckpointSource
 from .statements import PIXELS
 from .stored import read_header, refuse_pickle, with_scales
+from .tiny import tiny_decoded
 from .tokenizer import KINDS
 from .training import Choices, scheduler_of, trained_for
 from .views import Stored
@@ -76,6 +77,7 @@ def open_file(
     configs = texts | made | {"unet": made["unet"] | time_embed_width(made["unet"], texts, family)}
     refuse_unet(path, configs["unet"])
     family, configs = controlled(family, configs, others)
+    family, configs = tiny_decoded(family, configs, others)
     weights |= {name: other.tensors for name, other in others.items()}
     training = trained_for(path, tensors, metadata, family, choices)
     places = dict.fromkeys(configs, f"{path} (from its tensors' shapes)") | {
@@ -150,6 +152,7 @@ def _open_mmdit(
     base = vae_config(shapes, family) if "vae" not in others else None
     configs[family.vae] = configured(others["vae"], family, None) if base is None else base
     family, configs = controlled(family, configs, others)
+    family, configs = tiny_decoded(family, configs, others)
     for name, config in configs.items():
         where = others[name].where if name in others else f"{path} (from its tensors' shapes)"
         check_config(where, config, len(weights[name]))

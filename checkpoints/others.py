@@ -1,5 +1,5 @@
-"""Components from elsewhere: a VAE or UNet in place of the checkpoint's, text encoders that its file lacks, and
-ControlNets.
+"""Components from elsewhere: a VAE or UNet in place of the checkpoint's, text encoders that its file lacks,
+ControlNets, and a tiny decoder.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
 from ..core.record import shown
 from ..core.wires import MAX_CONTROLS
-from .families import CONTROL, FAMILIES, Component, Config, Family, family_of
+from .families import CONTROL, FAMILIES, TINY_VAE, Component, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .named_configs import named_unet, named_vae
-from .names import CONTROL_PREFIX, UNET_PREFIX, VAE_PREFIX
+from .names import CONTROL_PREFIX, TINY_PREFIX, UNET_PREFIX, VAE_PREFIX
 from .original_configs import unet_config, vae_config
 from .original_mmdit import FILES
-from .refusals import refuse_names, refuse_quantized, refuse_unet
+from .refusals import refuse_names, refuse_other_than_tiny, refuse_quantized, refuse_unet
 from .source import CheckpointSource, check_class, path_of, read_json
 from .stored import read_header, refuse_pickle, with_scales
 from .views import Stored
@@ -52,7 +52,8 @@ def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Rep
     Raises CheckpointError for a component that can't be replaced, or a place that doesn't hold one.
     """
     check_variant(variant)
-    unknown = sorted(name for name in set(places) - {*REPLACEABLE, *FILES} if not is_control(name))
+    known = {*REPLACEABLE, *FILES, TINY_VAE.name}
+    unknown = sorted(name for name in set(places) - known if not is_control(name))
     if unknown:
         raise CheckpointError(
             f"The component {unknown[0]} cannot be replaced; only {' and '.join(REPLACEABLE)} can. Leave it out."
@@ -176,7 +177,7 @@ _SEPARATE = "text_encoders."
 """Start of the names, in a whole file, of text encoders that are also published as files of their own."""
 
 
-_PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, CONTROL.name: CONTROL_PREFIX}
+_PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, CONTROL.name: CONTROL_PREFIX, TINY_VAE.name: TINY_PREFIX}
 _WORDS = {"unet": "UNet", "vae": "VAE", CONTROL.name: "ControlNet"}
 
 
@@ -186,7 +187,8 @@ def _kind(component: str) -> str:
 
 
 def _facts(component: str) -> Component:
-    return CONTROL if is_control(component) else FAMILIES[0].component(component)
+    added = {CONTROL.name: CONTROL, TINY_VAE.name: TINY_VAE}
+    return added.get(_kind(component)) or FAMILIES[0].component(component)
 
 
 def _prefix(component: str) -> str:
@@ -234,6 +236,8 @@ def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
     tensors = with_scales(read_header(path)[0])
     layout, prefix = _layout(component, tensors)
     if layout is None:
+        if component == TINY_VAE.name:
+            refuse_other_than_tiny(path, tensors)
         if not is_control(component):
             refuse_names(path, tensors)
         raise CheckpointError(
@@ -267,6 +271,7 @@ def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers"
         "unet": ("down_blocks.0.", "input_blocks.0."),
         "vae": ("encoder.down_blocks.0.", "encoder.down.0."),
         CONTROL.name: ("controlnet_cond_embedding.", "input_hint_block.0."),
+        TINY_VAE.name: ("decoder.layers.0.", "1.weight"),
     }
     named, original = marks[_kind(component)]
     prefix = _prefix(component)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
 from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
-from .names import UNET_PREFIX
+from .names import UNET_PREFIX, VAE_PREFIX
 from .stored import FLOATS, WIDER, StoredTensor
 
 # Kinds of checkpoint by the number of input channels of the UNet; text-to-image takes the 4 latent channels alone, and
@@ -125,6 +125,20 @@ _ALONE = (
     ("a VAE alone", "vae", _has("decoder.conv_in.weight")),
 )
 """Single components: description, the option of `export` that takes one, and the names that match."""
+
+
+def refuse_other_than_tiny(where: object, names: Names) -> None:
+    """Raise CheckpointError for a file without a tiny decoder (taesd), by its tensors' names."""
+    if any(name.startswith((VAE_PREFIX, "encoder.down_blocks.", "encoder.down.", UNET_PREFIX)) for name in names):
+        what = "holds no tiny decoder. To use its VAE instead of the checkpoint's own, pass it with --vae"
+    elif "1.conv.0.weight" in names:
+        what = "is the encoder of a tiny autoencoder. Pass its decoder, such as taesd_decoder.safetensors"
+    else:
+        what = (
+            f"holds no tiny decoder that latentc recognizes (its first tensor is {min(names, default='')!r}). Pass "
+            "diffusers' AutoencoderTiny, or the original decoder, such as taesd_decoder.safetensors"
+        )
+    raise CheckpointError(f"{where} {what}.")
 
 
 def refuse_names(where: object, names: Names, *, whole: bool = False) -> None:

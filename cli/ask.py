@@ -150,7 +150,7 @@ def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
 
 def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
     """Sentences about what `run --from` cannot reproduce of an image with this bundle."""
-    here = origin(bundle, encodes=shown.request.encodes)
+    here = origin(bundle, encodes=shown.request.encodes, decoder=shown.request.decoder)
     remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
         remarks.append(

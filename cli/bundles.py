@@ -59,6 +59,13 @@ def export(
             "Give it once for each."
         ),
     ] = None,
+    tiny_vae: Annotated[
+        str | None,
+        typer.Option(
+            help="Tiny decoder (taesd) for `run --decoder tiny`, beside the VAE: a file, folder or Hub id, such as "
+            "madebyollin/taesd."
+        ),
+    ] = None,
     without_t5: Annotated[
         bool,
         typer.Option("--without-t5", help="Leave out T5 of Stable Diffusion 3, which takes 9.5 GB; zeros replace it."),
@@ -109,6 +116,7 @@ def export(
             size=size,
             scheduler=scheduler,
             controlnets=controlnet or (),
+            tiny_vae=tiny_vae,
             on_progress=tell,
         )
     show.bundle(bundle, as_json)

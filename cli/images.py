@@ -193,6 +193,18 @@ def run(
             "spacing.",
         ),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="tiny: decode with the bundle's tiny decoder, faster and less exactly. Default: the VAE."),
+    ] = None,
+    vae_tile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the tiles that a larger image is decoded in, a multiple of 32, such as 512. Takes less "
+            "memory, and changes the image a little. Default: the whole image at once.",
+        ),
+    ] = None,
     fps: Annotated[int | None, typer.Option(help="Video: frames per second. Default: 7.")] = None,
     motion_bucket_id: Annotated[
         int | None, typer.Option(help="Video: amount of motion, 0 to 255. Default: 127.")
@@ -234,6 +246,8 @@ def run(
         "eta": eta,
         "timesteps": numbers(timesteps, "--timesteps", int),
         "sigmas": numbers(sigmas, "--sigmas", float),
+        "decoder": decoder,
+        "vae_tile": vae_tile,
         "fps": fps,
         "motion_bucket_id": motion_bucket_id,
         "noise_aug_strength": noise_aug_strength,

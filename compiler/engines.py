@@ -19,6 +19,7 @@ from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
+from ..core.request import Request
 from ..core.units import counted
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime
@@ -67,8 +68,8 @@ class Engines:
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
         """The engine built for exactly these input shapes, or the one for every shape.
 
-        Raises `BundleError` where the profile wasn't built or an artifact is damaged, `ShapeError` where it was
-        built for other sizes, `RequestError` where an image of this size is predicted not to fit in memory.
+        Raises `BundleError` where the profile wasn't built or an artifact is damaged, and `ShapeError` where it was
+        built for other sizes.
         """
         check_process(self._process, "These engines were")
         candidates = [want for want in self._wanted if want.part == part]
@@ -85,12 +86,14 @@ class Engines:
                 "profile that sets other [shapes]."
             )
         chosen = max(fitting, key=lambda want: want.target.shape is not None)
-        if chosen.target.shape is None and self.bundle.part(part).role == "denoiser":
-            check_room(self.bundle, self._wanted, part, dict(shapes), sequential=self.profile.sequential)
         if self.profile.sequential:
             self._artifact(chosen)  # one that isn't built is reported before the work begins
             return Sequential(lambda: self._load(chosen), self._lock)
         return self._load(chosen)
+
+    def check_room(self, request: Request) -> None:
+        """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
+        check_room(self.bundle, self._wanted, request, sequential=self.profile.sequential)
 
     def check(self, on_progress: Progress = quiet) -> None:
         """Prove the engines that this machine hasn't proved yet, and compare all of them with the profile's floors.

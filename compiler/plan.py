@@ -76,7 +76,7 @@ class BuildPlan:
     engines: tuple[EnginePlan, ...]
     held_bytes: int
     """Memory of all engines that generate an image, loaded at once, or of the largest if the profile is sequential; of
-    a denoiser and its variants, the largest."""
+    a denoiser and its variants, and of the decoders, the largest."""
     device_bytes: int | None
     """Memory of the device; None where it is unknown."""
     build_bytes: int | None
@@ -154,14 +154,14 @@ def planned(
 
 
 def _at_once(bundle: Bundle, held: Mapping[str, int], *, sequential: bool) -> int:
-    """Total memory of the parts that generate an image, from each part's own: only one denoiser is used, and only one
-    part at a time if the profile is sequential.
+    """Total memory of the parts that generate an image, from each part's own: only one denoiser and one decoder are
+    used, and only one part at a time if the profile is sequential.
     """
     if sequential:
         return max(held.values(), default=0)
-    denoisers = bundle.variants("denoiser").values()
-    others = sum(size for part, size in held.items() if part not in denoisers)
-    return others + max((held[part] for part in denoisers if part in held), default=0)
+    alternatives = (bundle.variants("denoiser").values(), bundle.decoders.values())
+    others = sum(size for part, size in held.items() if not any(part in each for each in alternatives))
+    return others + sum(max((held[part] for part in each if part in held), default=0) for each in alternatives)
 
 
 def _all(figures: list[Any], combine: Callable[[list[Any]], Any]) -> Any:
@@ -183,16 +183,28 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
 
 
 def drawing_bytes(
-    bundle: Bundle, wanted_: Iterable[Wanted], rows: int, height: int, width: int, *, sequential: bool = False
+    bundle: Bundle,
+    wanted_: Iterable[Wanted],
+    rows: int,
+    height: int,
+    width: int,
+    *,
+    sequential: bool = False,
+    tile: int | None = None,
+    decoder: str | None = None,
 ) -> int | None:
     """Bytes of the machine's own memory that generation takes, with all engines loaded, or if `sequential` the largest
     one, for engines of free sizes.
 
-    `rows`, `height` and `width` are those of the denoiser's sample, in latents. None where a device has memory of its
+    `rows`, `height` and `width` are those of the denoiser's sample, in latents; `tile` is the side in latents of the
+    tiles that the VAE decodes, and `decoder` that of the request. None where a device has memory of its
     own, or the runtime was never measured.
     """
-    base, held, model = 0, dict[str, int](), bundle.manifest.model
+    base, spare, held, model = 0, 0, dict[str, int](), bundle.manifest.model
     drawn = Setting(width * model.downscale, height * model.downscale)
+    sides = (min(width, tile or width), min(height, tile or height))
+    tiled = Setting(sides[0] * model.downscale, sides[1] * model.downscale)
+    used = bundle.decoders[decoder]
     for want in wanted_:
         if want.part not in bundle.drawing or want.target.shape is not None:
             continue
@@ -201,11 +213,17 @@ def drawing_bytes(
         if costs is None or not costs.on_host:
             return None
         role = bundle.part(want.part).role
-        free = sizes(model, role, drawn) | ({"batch": rows} if role == "denoiser" else {})
+        free = sizes(model, role, tiled if role == "decoder" else drawn) | (
+            {"batch": rows} if role == "denoiser" else {}
+        )
         shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
         base = max(base, costs.base)
-        held[want.part] = _Priced(bundle, want.part, adapter, costs, target.precision, shape).held
-    return base + _at_once(bundle, held, sequential=sequential) or None
+        priced = _Priced(bundle, want.part, adapter, costs, target.precision, shape)
+        if role == "decoder" and want.part != used:  # the VAE's own is loaded all the same, but not called
+            spare += 0 if want.part == model.tiny_decoder else priced.held - priced.alive
+            continue
+        held[want.part] = priced.held
+    return base + (0 if sequential else spare) + _at_once(bundle, held, sequential=sequential) or None
 
 
 @dataclass(frozen=True)

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..core.bundle import Bundle
-from ..core.errors import LatentcError, RequestError, ShapeError
+from ..core.errors import LatentcError, RequestError
 from ..core.limits import memory, swap
-from ..core.shapes import GUIDED_ROWS, sizes_of
+from ..core.request import Request
+from ..core.shapes import GUIDED_ROWS
 from ..core.units import sized
+from ..sampling.denoise import is_guided
+from ..sampling.draw import tile_of
 from .plan import drawing_bytes
 from .targets import Wanted
 
 STATUS = Path("/proc/self/statm")
 
 
-def check_room(
-    bundle: Bundle, wanted: Sequence[Wanted], part: str, shapes: dict[str, tuple[int, ...]], *, sequential: bool
-) -> None:
-    """Raise `RequestError` where a denoiser's call at these shapes won't fit in memory, with all engines loaded, or one
-    at a time.
+def check_room(bundle: Bundle, wanted: Sequence[Wanted], request: Request, *, sequential: bool) -> None:
+    """Raise `RequestError` where a completed request won't fit in memory, with all engines loaded, or one at a time.
 
     An image of the model's own size is not checked: `latentc plan` and the build do that.
     """
-    try:
-        sizes = sizes_of(bundle.part(part).inputs, shapes)
-    except ShapeError:  # reported by the engine
-        return
-    rows, height, width = (sizes.get(name, 1) for name in ("batch", "height", "width"))
-    own_width, own_height = (side // bundle.manifest.model.downscale for side in bundle.manifest.model.own_size)
-    if rows * height * width <= GUIDED_ROWS * own_height * own_width:
+    model = bundle.manifest.model
+    width, height = request.width or model.own_size[0], request.height or model.own_size[1]
+    rows = request.count * (GUIDED_ROWS if is_guided(model, request) else 1)
+    if rows * height * width <= GUIDED_ROWS * math.prod(model.own_size):
         return
     needed: int | None = None
     with suppress(LatentcError):  # without a prediction the request runs
-        needed = drawing_bytes(bundle, wanted, rows, height, width, sequential=sequential)
+        needed = drawing_bytes(
+            bundle,
+            wanted,
+            rows,
+            height // model.downscale,
+            width // model.downscale,
+            sequential=sequential,
+            tile=tile_of(model, request),
+            decoder=request.decoder,
+        )
     room = _room()
     if needed is not None and room is not None and needed > room:
-        scale = bundle.manifest.model.downscale
+        tiles = "" if request.vae_tile or request.decoder or model.frames else "decode in tiles (--vae-tile 512), "
         raise RequestError(
-            f"{width * scale}x{height * scale} pixels in {rows} rows at once are predicted to take {sized(needed)} of "
-            f"memory, and this process can use {sized(room)}. Request a smaller size or fewer images, or set a "
-            "narrower type under [precision]."
+            f"{width}x{height} pixels in {rows} rows at once are predicted to take {sized(needed)} of memory, and this "
+            f"process can use {sized(room)}. Request a smaller size or fewer images, {tiles}or set a narrower type "
+            "under [precision]."
         )
 
 

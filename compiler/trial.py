@@ -24,7 +24,7 @@ from ..core.images import pixels_sha256
 from ..core.manifest import Model
 from ..core.record import Record, shown
 from ..core.references import CONTROL_ARRAY, DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
-from ..core.request import Request
+from ..core.request import TINY, Request
 from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import CONTROL, TIMESTEP
@@ -104,6 +104,8 @@ class StepFigures(Record):
     """
     picture_db: float | None = None
     """PSNR of a complete image in 8 bits; None where the engines don't accept its size."""
+    tiny_db: float | None = None
+    """The same of an image from the tiny decoder; None without one too."""
 
 
 def check_host(bundle: Bundle, host: Host) -> float:
@@ -150,9 +152,10 @@ def _check_host(bundle: Bundle, host: Host) -> float:
     answer = _recorded_text(bundle, host.model)
     pictured = _recorded_images(bundle, host)
     called = _calls(bundle, host)
-    decoded: dict[str, list[Case]] = {}
-    for case in stored_cases(bundle, host.decoder):
-        decoded.setdefault(case.drawing, []).append(case)
+    decoded: dict[tuple[str, str], list[Case]] = {}
+    for decoder in host.decoders.values():
+        for case in stored_cases(bundle, decoder):
+            decoded.setdefault((decoder, case.drawing), []).append(case)
     worst, where = PERFECT_DB, "nothing"
 
     def compare(wanted: Array, found: Array, what: str, drawing: ReferenceDrawing) -> None:
@@ -209,8 +212,8 @@ def _check_host(bundle: Bundle, host: Host) -> float:
             found = step(_answering(trial.outputs[index]), walk, call, before)
             compare(after, found, f"the latents after call {index + 1}", drawing)
         if drawing.complete and trial.images is not None:
-            latents = unscaled(host.model, trial.afters[-1])
-            cases_of = iter(decoded[drawing.name])
+            latents = unscaled(host.model, trial.afters[-1], drawing.request.decoder)
+            cases_of = iter(decoded[host.decoder(drawing.request), drawing.name])
             images: list[Array] = []
             if host.model.reads_image:  # recorded chunk by chunk
                 for one in latents:
@@ -237,14 +240,23 @@ def _check_host(bundle: Bundle, host: Host) -> float:
 
 def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array]) -> list[str]:
     """Names of missing drawings that a proof of this denoiser requires: made with it, the first complete, and guided or
-    not as in `DRAWN_ALWAYS`.
+    not as in `DRAWN_ALWAYS`. A tiny decoder requires one more, complete too, which it decoded.
     """
     own = {drawing.name: drawing for drawing in stored.drawings if host.denoisers.get(drawing.request.variant) == part}
     at = "".join(part.partition("@")[1:])
     lacking: list[str] = []
-    for name, guided in (VIDEOS_ALWAYS if host.model.reads_image else DRAWN_ALWAYS).items():
+    always = dict(VIDEOS_ALWAYS if host.model.reads_image else DRAWN_ALWAYS)
+    complete: dict[str, str | None] = {WHOLE: None}
+    if TINY in host.decoders and not at:
+        always[TINY], complete[TINY] = True, TINY
+    for name, guided in always.items():
         drawing = own.get(f"{name}{at}")
-        whole = name != WHOLE or (drawing is not None and drawing.complete and f"{drawing.name}/images" in arrays)
+        whole = name not in complete or (
+            drawing is not None
+            and drawing.complete
+            and drawing.request.decoder == complete[name]
+            and f"{drawing.name}/images" in arrays
+        )
         if drawing is None or drawing.calls < 1 or drawing.request.guided != guided or not whole:
             lacking.append(f"{name}{at}")
     return lacking
@@ -286,18 +298,20 @@ def measure_steps(
     trials = _fitting(bundle, host, part, shape, guided=guided)
     figures: list[float] = []
     differences: list[tuple[float, float]] = []
-    picture: float | None = None
+    pictures: dict[str | None, float | None] = {}
     for trial in trials:
         found, difference = _steps(host, engine, trial)
         figures.append(found)
         if difference:
             differences.append(difference)
-        if trial.images is not None and picture is None:
-            picture = _picture(host, engine, trial)
+        decoder = trial.request.decoder
+        if trial.images is not None and pictures.get(decoder) is None:
+            pictures[decoder] = _picture(host, engine, trial)
     return StepFigures(
         step_db=round(min(figures), 2),
         differences=tuple(differences),
-        picture_db=picture,
+        picture_db=pictures.get(None),
+        tiny_db=pictures.get(TINY),
     )
 
 
@@ -338,7 +352,7 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
     """PSNR of the image that the pipeline generates; None where the decoder accepts other sizes only."""
     try:
         for shape in decoded_shapes(trial.start.shape, trial.request.decode_chunk_size):
-            engine(host.decoder, {"latent_sample": shape})
+            engine(host.decoder(trial.request), {"latent_sample": shape})
     except ShapeError:
         return None
     drawn = draw(

@@ -39,6 +39,7 @@ from .reading import (
     refuse_pointer,
 )
 from .record import complaints, in_a_line, shown
+from .request import TINY
 from .standing import Standing
 from .wires import complaint
 
@@ -91,12 +92,16 @@ class Bundle:
 
     @property
     def plainly_drawing(self) -> tuple[str, ...]:
-        """The parts of `drawing` that are used if a request names no variant."""
-        return tuple(name for name in self.drawing if "@" not in name)
+        """The parts of `drawing` that are used if a request names no variant and no decoder."""
+        return tuple(name for name in self.drawing if "@" not in name and name != self.manifest.model.tiny_decoder)
 
     def one(self, role: Role) -> str:
-        """Name of the part with this role, not counting variants; raises `BundleError` if there is not exactly one."""
-        found = [name for name, part in self.manifest.parts.items() if part.role == role and "@" not in name]
+        """Name of the part with this role, not counting variants and the tiny decoder; raises `BundleError` if there is
+        not exactly one.
+        """
+        also = self.manifest.model.tiny_decoder
+        parts = self.manifest.parts.items()
+        found = [name for name, part in parts if part.role == role and "@" not in name and name != also]
         if len(found) != 1:
             raise BundleError(f"{self.folder} has {len(found)} parts with the role {role}; expected one. {AGAIN}")
         return found[0]
@@ -105,6 +110,12 @@ class Bundle:
         """Names of the parts with this role, keyed by variant; None is the part itself."""
         names = [name for name, part in self.manifest.parts.items() if part.role == role]
         return {name.partition("@")[2] or None: name for name in names}
+
+    @property
+    def decoders(self) -> dict[str | None, str]:
+        """Names of the decoders, keyed as in `Request.decoder`; raises `BundleError` as `one` does."""
+        tiny = self.manifest.model.tiny_decoder
+        return {None: self.one("decoder"), **({TINY: tiny} if tiny else {})}
 
     def part(self, name: str) -> Part:
         """The part with this name; raises `BundleError` if the bundle has none."""

@@ -188,6 +188,9 @@ class Model(Record):
     """None for a model without an image encoder."""
     controls: Annotated[tuple[ControlNet, ...], Field(max_length=MAX_CONTROLS, exclude_if=_unless(()))] = ()
     """ControlNets in the denoiser's graph, in the order of their images."""
+    tiny_decoder: Annotated[str | None, Field(exclude_if=_unless(None))] = None
+    """Name of a further decoder, faster and less exact (taesd): it takes the denoiser's latents, neither scaled nor
+    shifted."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
     """Supported tasks; the first is the default."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
@@ -411,6 +414,13 @@ class Manifest(Record):
     files: dict[str, FileInfo]
     versions: dict[str, str]
     trained_for: tuple[Fact, ...] = ()
+
+    @model_validator(mode="after")
+    def _tiny_decoder_fits(self) -> Manifest:
+        name = self.model.tiny_decoder
+        if name is not None and (name not in self.parts or self.parts[name].role != "decoder"):
+            raise ValueError("tiny_decoder should name a part with the role decoder")
+        return self
 
     @property
     def encodes(self) -> bool:

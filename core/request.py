@@ -23,6 +23,8 @@ from .tensors import Array
 
 MAX_SIDE = 8192
 MAX_COUNT = 64
+TINY = "tiny"
+"""Value of `decoder` for the bundle's tiny decoder."""
 SPACINGS = ("leading", "trailing", "linspace")
 """Timestep spacings, with diffusers' names."""
 
@@ -72,6 +74,8 @@ _OTHER_NAMES = {
     "timesteps": "customtimesteps timestepslist",
     "sigmas": "customsigmas sigmaslist noiselevels",
     "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
+    "vae_tile": "tile tilesize vaetilesize vaetile vaetiling tilesampleminsize",
+    "decoder": "vaedecoder sdvaedecodemethod decodemethod vaetype",
     _NOT_YET: "vae tiling refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
 }
@@ -133,7 +137,9 @@ class Request(Record):
     prompt. `guidance_rescale` is phi of arXiv 2305.08891. If `seed` is None, a random seed is used, and the result
     contains it. `scheduler` and `timestep_spacing` default to the checkpoint's; few-step models such as SDXL Turbo need
     `trailing`. `variant` selects a denoiser variant, if the bundle has several (`unet@shallow`: "shallow"); None is the
-    full denoiser.
+    full denoiser. `decoder`, "tiny", decodes with the bundle's tiny decoder, if it has one, faster and less exactly;
+    None is the VAE's own. `vae_tile` is the side in pixels, a multiple of 32, of tiles that a larger image is decoded
+    in, which takes less memory and changes the image a little; None decodes it as a whole.
 
     `eta` is the randomness of DDIM, or TCD's gamma, from 0 (the default) to 1; other schedulers have none. `timesteps`
     or `sigmas` replace `steps` and any spacing, for schedulers whose class in diffusers accepts them: the timestep of
@@ -191,6 +197,8 @@ class Request(Record):
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
     prompt_syntax: PromptSyntax = Field(default="plain", exclude_if=_is_plain)
     clip_skip: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=256)
+    decoder: Literal["tiny"] | None = Field(default=None, exclude_if=_is_none)
+    vae_tile: int | None = Field(default=None, exclude_if=_is_none, ge=64, le=MAX_SIDE, multiple_of=8)
     fps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=120)
     motion_bucket_id: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=255)
     noise_aug_strength: float | None = Field(default=None, exclude_if=_is_none, ge=0.0, le=10.0, allow_inf_nan=False)

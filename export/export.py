@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoints.embeddings import rounded
-from ..checkpoints.families import PROCESSOR
+from ..checkpoints.families import PROCESSOR, TINY_VAE
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
@@ -61,6 +61,7 @@ def export(
     controlnets: Sequence[str] = (),
     embeddings: Collection[str | Path] = (),
     loras: Mapping[str, float] = {},
+    tiny_vae: str | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
@@ -70,7 +71,8 @@ def export(
     other adapters, files and their strengths, that the weights are fused with, so that PyTorch's references are those
     of the fused model. `scheduler`, such as `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are
     files, folders or hub ids of ControlNets of the checkpoint's family: they become part of the denoiser's graph, and
-    each takes an image of a request. Each exported part is compared with PyTorch on fixed inputs.
+    each takes an image of a request. `tiny_vae` is the file, folder or hub id of a tiny decoder (taesd), which becomes
+    a part that requests may name. Each exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
     activations.
@@ -83,6 +85,7 @@ def export(
     `BundleError` if the folder exists or can't be written. Nothing is left behind after an error.
     """
     installed()
+    added = controls_of(controlnets) | ({} if tiny_vae is None else {TINY_VAE.name: tiny_vae})
     on_progress = _logged(on_progress)
     opened = open_checkpoint(
         checkpoint,
@@ -92,7 +95,7 @@ def export(
         zero_snr=zero_snr,
         size=size,
         variant=variant,
-        components={**components, **controls_of(controlnets)},
+        components={**components, **added},
         without=without,
         embeddings=embeddings,
         adapters=loras,
@@ -258,6 +261,8 @@ def write_configs(
             else {}
         )
         write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
+        if spec.component == TINY_VAE.name:  # diffusers' pipeline has no such component
+            continue
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
     index.pop("vae", None)

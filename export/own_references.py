@@ -116,9 +116,9 @@ class OwnReferences:
         self.on_progress(f"{denoiser}: run", None)
         with CpuSession(checked_graph(self.bundle, denoiser)) as session:
             stored[denoiser] = self._draw(host, session, denoiser, asked, texts, ended)
-        self.on_progress(f"{host.decoder}: run", None)
-        with CpuSession(checked_graph(self.bundle, host.decoder)) as session:
-            stored[host.decoder] = self._decode(host, session, ended)
+        self.on_progress(f"{host.decoders[None]}: run", None)
+        with CpuSession(checked_graph(self.bundle, host.decoders[None])) as session:
+            stored[host.decoders[None]] = self._decode(host, session, ended)
         for name, part in self.bundle.manifest.parts.items():
             if part.role == "encoder":
                 self.on_progress(f"{name}: run", None)
@@ -292,7 +292,7 @@ class OwnReferences:
         return made
 
     def _decode(self, host: Host, session: CpuSession, ended: Mapping[str, Array]) -> dict[str, Array]:
-        (output,) = (tensor.name for tensor in self.bundle.part(host.decoder).outputs)
+        (output,) = (tensor.name for tensor in self.bundle.part(host.decoders[None]).outputs)
         given = {name: latents.astype(np.float32) for name, latents in ended.items()}
         for name, size in self._sizes(host.model, own_only=True).items():
             latents = self.random.standard_normal(host.model.latents(1, *size), dtype=np.float32)
@@ -303,8 +303,8 @@ class OwnReferences:
             cases.append(Case(name, {"latent_sample": latents}, {output: images}))
             if name in ended:
                 self.drawn[f"{name}/images"] = np.stack([quantized(image) for image in images])
-        check_effects(session, host.decoder, cases[0].feeds, {"latent_sample": -cases[0].feeds["latent_sample"]})
-        self.samples[host.decoder] = cases[:2]
+        check_effects(session, host.decoders[None], cases[0].feeds, {"latent_sample": -cases[0].feeds["latent_sample"]})
+        self.samples[host.decoders[None]] = cases[:2]
         return pack(cases, {})
 
     def _encode(self, model: Model, session: CpuSession, part: str) -> dict[str, Array]:

@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from ..checkpoints import SHIPPED
-from ..checkpoints.parts import PartSpec, as_part, model_facts
+from ..checkpoints.families import TINY_VAE
+from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..core.errors import CompileError
 from ..core.images import pixels_sha256
-from ..core.manifest import Role
 from ..core.references import (
     CONTROL_ARRAY,
     ENDS,
@@ -36,7 +36,7 @@ from ..core.references import (
     pack,
     stated,
 )
-from ..core.request import Request
+from ..core.request import TINY, Request
 from ..core.tensors import Array
 from ..core.wires import CONTROL, STEP, TIMESTEP
 from ..sampling.scaling import unscaled
@@ -108,6 +108,7 @@ class Asked:
     steps: int
     count: int = 1
     guidance: float = GUIDANCE
+    decoder: Literal["tiny"] | None = None
     calls: int | None = None
     """Number of denoiser calls to record; None records all of them and the image."""
     strength: float | None = None
@@ -136,6 +137,7 @@ class Asked:
             scheduler=scheduler,
             variant=variant,
             strength=self.strength,
+            decoder=self.decoder,
             **control,
         )
 
@@ -174,8 +176,8 @@ class References:
         self.scheduler: dict[str, Any] = dict(checkpoint.scheduler)
         self.drawings: list[ReferenceDrawing] = []
         self.drawn: dict[str, Array] = {}
-        self.cases: dict[Role, list[Case]] = {}
-        """Cases by role, of parts that are called while another part's references are computed."""
+        self.cases: dict[str, list[Case]] = {}
+        """Cases by part, of parts that are called while another part's references are computed."""
         name = checkpoint.scheduler.get("_class_name")
         self._own = None if name in BROWNIAN else str(name)
         """The class of the checkpoint's own scheduler, if its noise comes from PyTorch; else None."""
@@ -211,12 +213,13 @@ class References:
         if spec.role == "denoiser":
             return self._draw(spec, component)
         if spec.role == "decoder":
-            self.cases.setdefault(spec.role, [])
+            cases = self.cases.setdefault(spec.name, [])
+            decoder = TINY if spec.name == self.facts.tiny_decoder else None
             for name, (height, width) in self._sizes(own_only=True).items():
                 latents = self.random.standard_normal(self.facts.latents(1, height, width), dtype=np.float32)
-                feeds = {"latent_sample": unscaled(self.facts, latents).astype(np.float32)}
-                self.cases[spec.role].append(Case(name, feeds, run(module, spec, feeds)))
-            return pack(self.cases[spec.role], {})
+                feeds = {"latent_sample": unscaled(self.facts, latents, decoder).astype(np.float32)}
+                cases.append(Case(name, feeds, run(module, spec, feeds)))
+            return pack(cases, {})
         return pack([*self.cases.get(spec.role, []), *self._pictures(spec, module)], {})
 
     def made(self) -> Drawings:
@@ -273,6 +276,10 @@ class References:
             drawing = _calling(spec, denoiser) if at else denoiser
             pipeline = self._pipeline(nets, **{spec.component: drawing, vae: computing(self.checkpoint, vae)})
             for asked in self._asked:
+                if asked.decoder == TINY:
+                    if at:  # the latents of any denoiser are decoded in the same way
+                        continue
+                    pipeline.register_modules(**{vae: computing(self.checkpoint, TINY_VAE.name)})
                 calls = self._record(pipeline, spec, nets, asked, f"{asked.name}{at}")
                 shared[f"{asked.name}{at}"] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
@@ -347,7 +354,7 @@ class References:
         height, width = asked.size
         shape = self.facts.latents(asked.count, height, width)
         start = self.random.standard_normal(shape, dtype=np.float32)
-        control = CONTROLS[asked.name] if nets else AskedControl()
+        control = CONTROLS.get(asked.name, AskedControl()) if nets else AskedControl()
         pictured = control.image or tuple(side * self.facts.downscale for side in asked.size)
         shown = [drawn_image(self.random, *pictured) for _ in nets]
         seed = int(self.random.integers(1 << 31))
@@ -428,7 +435,7 @@ class References:
                 **more,
             ).images
         noise = [torch.randn(shape, generator=source).numpy() for _ in calls]
-        self.cases.setdefault("decoder", []).extend(decoded)
+        self.cases.setdefault(self._decoders()[asked.decoder], []).extend(decoded)
         self.cases.setdefault("encoder", []).extend(encoded)
         if asked.strength not in (None, 1):
             pictures["before"] = begun[0]
@@ -469,6 +476,8 @@ class References:
         ]
         if own != (side, side):
             wishes.append(Asked("own", (first,), negative, own, 2 + more, calls=1))
+        if self.facts.tiny_decoder is not None:  # the last: the pipeline keeps this decoder
+            wishes.append(Asked(TINY, (first,), negative, (side, side), 2 + more, decoder=TINY))
         if not self.facts.inpaints:
             return tuple(wishes)
         return tuple(
@@ -486,6 +495,12 @@ class References:
             "mask": synthetic_mask(self.random, size),
             "image_noise": noise.repeat(asked.count, axis=0),
         }
+
+    def _decoders(self) -> dict[str | None, str]:
+        """Names of the decoder parts, keyed as in `Request.decoder`."""
+        tiny = self.facts.tiny_decoder
+        names = [spec.name for spec in part_specs(self.checkpoint) if spec.role == "decoder"]
+        return {TINY if name == tiny else None: name for name in names}
 
     def _own_size(self) -> tuple[int, int]:
         """Height and width in latents of the model's native size."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
-from ..core.request import HIRES_STRENGTH, Request
+from ..core.request import HIRES_STRENGTH, TINY, Request
 from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.rows import parted
@@ -34,6 +34,9 @@ ETA_DDIM, ETA = "Eta DDIM", "Eta"
 """The web UI's keys of DDIM's eta, and of that of all others, most of which have none here."""
 _ETAS = {"ddim": {ETA, ETA_DDIM}, "tcd": {ETA}}
 TIMESTEPS, SIGMAS = "Timesteps", "Sigmas"
+TILE = "VAE tile"
+DECODER, _DECODER = "VAE Decoder", "TAESD"
+"""The web UI's key of the decoder, and its word for the tiny one."""
 _SECOND_PASS = ("hires", "first pass size")
 """Beginnings of the keys of an image that was enlarged in a second pass; the last is that of 2022's web UI."""
 
@@ -145,6 +148,10 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     for key, numbers in ((TIMESTEPS, request.timesteps), (SIGMAS, request.sigmas)):
         if numbers is not None:
             pairs[key] = ", ".join(map(_number, numbers))
+    if request.decoder == TINY:
+        pairs[DECODER] = _DECODER
+    if request.vae_tile is not None:
+        pairs[TILE] = str(request.vae_tile)
     if request.timestep_spacing:
         pairs["Timestep spacing"] = request.timestep_spacing
     if request.clip_skip:
@@ -183,7 +190,7 @@ def parse(text: str) -> Parsed:
         try:
             found = read(rest[key])
             Request.model_validate({"prompt": "", **values, **found})
-        except (ValueError, RequestError):
+        except (LookupError, ValueError, RequestError):
             continue
         if any(values.get(name, value) != value for name, value in found.items()):
             continue  # two keys with the same meaning disagree: the second stays in `rest`
@@ -393,6 +400,14 @@ def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
 
+def _decoder(text: str) -> dict[str, object]:
+    return {"decoder": {_DECODER: TINY, "Full": None}[text]}
+
+
+def _tile(text: str) -> dict[str, object]:
+    return {"vae_tile": int(text)}
+
+
 def _strength(text: str) -> dict[str, object]:
     return {"strength": float(text)}
 
@@ -426,6 +441,8 @@ _READERS = {
     MASKED_CONTENT: _fill,
     PADDING: _crop,
     OUTPAINT: _outpaint,
+    DECODER: _decoder,
+    TILE: _tile,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, Request
+from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, TINY, Request
 from ..core.shapes import size_complaint
 from ..sampling.draw import check_clip_skip, first_of, schedule_of
 from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
+from ..sampling.tiles import PARTS, is_tiled
 from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
@@ -42,6 +43,8 @@ def complete(
     images would have seeds above `MAX_SEED`.
     """
     _check_fields(request, model)
+    _check_decoder(request, model)
+    _check_tile(request, model)
     request = with_controls(request, model, controls)
     if controls and request.crop is not None:
         raise RequestError(
@@ -195,6 +198,34 @@ def _check_fields(request: Request, model: Model) -> None:
         pieces_of(text, request.prompt_syntax, which)
 
 
+def _check_decoder(request: Request, model: Model) -> None:
+    """Raise `RequestError` for a decoder that the bundle doesn't have."""
+    if request.decoder == TINY and model.tiny_decoder is None:
+        raise RequestError(
+            "This bundle has no tiny decoder. Export the checkpoint with --tiny-vae (such as madebyollin/taesd for "
+            "Stable Diffusion 1 and 2, taesdxl for XL, taesd3 for 3), or leave decoder out."
+        )
+
+
+def _check_tile(request: Request, model: Model) -> None:
+    """Raise `RequestError` for tiles that the model can't be decoded in."""
+    tile, least = request.vae_tile, PARTS * model.downscale
+    if tile is None:
+        return
+    if model.frames is not None:
+        raise RequestError(
+            "This model decodes frames, which cannot be decoded in tiles. Leave vae_tile out; a smaller "
+            "decode_chunk_size takes less memory."
+        )
+    if request.decoder == TINY:
+        raise RequestError(
+            "The tiny decoder is not run in tiles: it takes little memory. Leave vae_tile or decoder out."
+        )
+    if tile % least:
+        nearest = max(least, round(tile / least) * least)
+        raise RequestError(f"vae_tile is {tile}, but this model needs a multiple of {least} pixels. Use {nearest}.")
+
+
 def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:
     """The default strength of a request with an image."""
     if not image or model.reads_image or request.strength is not None:
@@ -284,11 +315,23 @@ def notices(
             f"The {frames} frames were decoded {chunk} at a time (decode_chunk_size). That changes them, most at the "
             "borders of chunks, because the decoder mixes the frames that it decodes together."
         )
+    if request.vae_tile is not None:
+        remarks.append(_about_tile(request.vae_tile, width, height))
     if manifest.source.random:
         remarks.append("The weights of this checkpoint are random: the image is noise.")
     if manifest.standing.statement:
         remarks.append(manifest.standing.statement)
     return remarks
+
+
+def _about_tile(tile: int, width: int, height: int) -> str:
+    """A notice about the tiles of a request."""
+    if not is_tiled(height, width, tile):
+        return f"The image is not larger than a tile of {tile} pixels (vae_tile), so it was decoded as a whole."
+    return (
+        f"The image was decoded in blended tiles of {tile} pixels (vae_tile). That changes it a little, because "
+        "the decoder did not see the whole image."
+    )
 
 
 def _about_prompt(request: Request, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from ..core.engine import Engine
+from ..core.request import Request
 
 
 class EngineProvider(Protocol):
@@ -21,6 +22,10 @@ class EngineProvider(Protocol):
 
         Raises `ShapeError`, which says which sizes are built and what to do.
         """
+        ...
+
+    def check_room(self, request: Request) -> None:
+        """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
         ...
 
     def describe(self) -> dict[str, str]:

@@ -70,8 +70,8 @@ class Pipeline:
         CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
         affects loading only, not how engines are built. `sequential` loads each part only while it runs, so that memory
         must hold the largest one instead of all. Engines that this machine has not proved yet are proved first,
-        which `on_progress` reports. All engines are loaded, except those of denoiser variants and, for a model that
-        generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
+        which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder and,
+        for a model that generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
 
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
@@ -105,7 +105,9 @@ class Pipeline:
     def _used(self, request: Request) -> dict[str, str]:
         """The engine of each part that generates the images of a completed request."""
         encoder = self._host.encoder if request.encodes else None
-        return self._named([*self.bundle.drawing, *([encoder] if encoder else [])])
+        unused = {*self._host.decoders.values()} - {self._host.decoder(request)}
+        drawing = [name for name in self.bundle.drawing if name not in unused]
+        return self._named([*drawing, *([encoder] if encoder else [])])
 
     def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
         """A copy of the pipeline with its engines wrapped by `wrap`, for example to record their calls.
@@ -209,6 +211,7 @@ class Pipeline:
         """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
         _, _, seed = size_and_seed(asked)
         shape = latent_shape(self.bundle.manifest.model, asked)
+        self._engines.check_room(asked)
         try:
             return draw(
                 self._host,
@@ -285,6 +288,8 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=self._used(asked),
             notices=messages,
-            origin=origin(self.bundle, encodes=True) if asked.encodes else self._origin,
+            origin=origin(self.bundle, encodes=asked.encodes, decoder=asked.decoder)
+            if asked.encodes or asked.decoder is not None
+            else self._origin,
             writer=save,
         )

@@ -83,13 +83,15 @@ class Shown:
     """Fields that differ between the text and latentc's own record, from which `request` is taken."""
 
 
-def origin(bundle: Bundle, *, encodes: bool = False) -> Origin:
-    """What results and image files record about the bundle that generated them; for `encodes`, see `drawing_digest`."""
+def origin(bundle: Bundle, *, encodes: bool = False, decoder: str | None = None) -> Origin:
+    """What results and image files record about the bundle that generated them; for `encodes` and `decoder`, see
+    `drawing_digest`.
+    """
     manifest = bundle.manifest
     return Origin(
         model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
-        bundle=drawing_digest(bundle, encodes=encodes),
+        bundle=drawing_digest(bundle, encodes=encodes, decoder=decoder),
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
         standing=manifest.standing.word if manifest.standing.statement else None,
         embeddings={one.token: one.sha256 for one in manifest.embeddings},

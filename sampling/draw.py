@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
-from ..core.errors import BundleError, RequestError
+from ..core.errors import BundleError, RequestError, ShapeError
 from ..core.files import sha256_json
 from ..core.manifest import Model, Role, Task, TensorInfo
-from ..core.request import Request
+from ..core.request import TINY, Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from .control import control_images, residual_factors
@@ -29,6 +29,7 @@ from .prompt import Call, Tokens, encode, tokenize
 from .scaling import unscaled
 from .schedulers import Noise, Schedule, first_call, schedule
 from .schedulers.lcm import Lcm
+from .tiles import is_tiled, tile_shapes
 from .vocabulary import Vocabulary, load_vocabularies
 from .wires import uncomputed, wired
 
@@ -52,8 +53,8 @@ class Host:
     """Names of denoiser parts by variant; None is the key of the default one."""
     inputs: Mapping[str, tuple[TensorInfo, ...]]
     """Inputs of the denoisers, by name of the part."""
-    decoder: str
-    """Name of the decoder part."""
+    decoders: Mapping[str | None, str]
+    """Names of the decoder parts, keyed as in `Request.decoder`."""
     encoder: str | None = None
     """Name of the VAE's encoder, which reads images for image to image; None if the bundle has none."""
     roles: Mapping[str, Role] = field(default_factory=dict[str, Role])
@@ -62,6 +63,10 @@ class Host:
     def denoiser(self, request: Request) -> str:
         """The denoiser part for a request; see `denoiser_of`."""
         return denoiser_of(self.denoisers, request)
+
+    def decoder(self, request: Request) -> str:
+        """The decoder part for a request, which `complete` has checked."""
+        return self.decoders[request.decoder]
 
 
 def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
@@ -111,19 +116,22 @@ def host_files(model: Model) -> list[str]:
     return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
 
 
-def drawing_digest(bundle: Bundle, *, encodes: bool = False) -> str:
+def drawing_digest(bundle: Bundle, *, encodes: bool = False, decoder: str | None = None) -> str:
     """SHA-256 of everything in a bundle that determines its images: parts, host files and facts about the model.
 
-    With `encodes`, of images that are made from an image, which the VAE's encoder determines too.
+    With `encodes`, of images that are made from an image, which the VAE's encoder determines too. With the tiny
+    `decoder`, of images that it decodes.
     """
-    manifest = bundle.manifest
-    parts = manifest.parts if encodes else bundle.drawing
-    host = [path for path in host_files(manifest.model) if path in manifest.files]
+    manifest, model = bundle.manifest, bundle.manifest.model
+    unused = None if decoder == TINY else model.tiny_decoder
+    parts = [name for name in (manifest.parts if encodes else bundle.drawing) if name != unused]
+    host = [path for path in host_files(model) if path in manifest.files]
+    model = model.model_copy(update={"tiny_decoder": None}) if unused else model
     return sha256_json(
         {
             "parts": {name: manifest.parts[name].digest for name in parts},
             "files": {path: manifest.files[path].sha256 for path in host},
-            "model": manifest.model.model_dump(mode="json"),
+            "model": model.model_dump(mode="json"),
         }
     )
 
@@ -144,7 +152,7 @@ def load_host(bundle: Bundle) -> Host:
         scheduler=bundle.json(SCHEDULER),
         denoisers=denoisers,
         inputs={name: parts[name].inputs for name in denoisers.values()},
-        decoder=bundle.one("decoder"),
+        decoders=bundle.decoders,
         encoder=bundle.variants("encoder").get(None),
         roles={name: part.role for name, part in parts.items()},
     )
@@ -370,10 +378,19 @@ def find_engines(draft: Draft) -> None:
     shapes |= {name: array.shape[1:] for name, array in draft.walk.varying.items()}
     sample = sample_shape((rows, *draft.start.shape[1:]), beside)
     denoiser = draft.engine(draft.walk.part, {**shapes, draft.walk.latents: sample, TIMESTEP: (1,)})
-    decoders = {
-        shape: draft.engine(draft.host.decoder, {"latent_sample": shape})
-        for shape in decoded_shapes(draft.start.shape, draft.request.decode_chunk_size)
-    }
+    tile = tile_of(draft.host.model, draft.request)
+    shapes_decoded = decoded_shapes(draft.start.shape, draft.request.decode_chunk_size, tile)
+    part = draft.host.decoder(draft.request)
+    try:
+        decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
+    except ShapeError as exc:
+        if tile is None:
+            raise
+        scale = draft.host.model.downscale
+        sides = ", ".join(f"{shape[-1] * scale}x{shape[-2] * scale}" for shape in shapes_decoded)
+        raise ShapeError(
+            f"A vae_tile of {draft.request.vae_tile} pixels takes tiles of {sides} for this size. {exc}"
+        ) from exc
     draft.walk = replace(draft.walk, beside=beside)
     draft.denoiser = denoiser.bind(fixed)
     draft.decoder = _timed(
@@ -387,10 +404,17 @@ def sample_shape(latents: tuple[int, ...], beside: Array | None) -> tuple[int, .
     return (*latents[:-3], latents[-3] + more, *latents[-2:])
 
 
-def decoded_shapes(latents: tuple[int, ...], chunk: int | None) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the decoder's input for latents of this shape: one image, or one chunk of frames and what is left."""
+def tile_of(model: Model, request: Request) -> int | None:
+    """Side in latents of the tiles that a request is decoded in; None without tiles."""
+    return None if request.vae_tile is None else request.vae_tile // model.downscale
+
+
+def decoded_shapes(latents: tuple[int, ...], chunk: int | None, tile: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the decoder's input for latents of this shape: one image, its tiles if it is larger than `tile`, or one
+    chunk of frames and what is left.
+    """
     if len(latents) < 5:
-        return ((1, *latents[1:]),)
+        return tile_shapes(latents, tile) if tile and is_tiled(latents[-2], latents[-1], tile) else ((1, *latents[1:]),)
     chunks = frame_chunks(latents[1], chunk)
     return tuple((1, frames, *latents[2:]) for frames in dict.fromkeys(len(one) for one in chunks))
 
@@ -399,13 +423,20 @@ def walk_latents(draft: Draft) -> None:
     """Reads `walk`, `denoiser` and `initial`; writes `latents`, scaled for the decoder."""
     walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.initial, draft.on_step)
     draft.seconds["denoiser"] = sum(draft.step_seconds)
-    draft.latents = unscaled(draft.host.model, walked)
+    draft.latents = unscaled(draft.host.model, walked, draft.request.decoder)
 
 
 def decode_latents(draft: Draft) -> None:
     """Reads `latents` and `decoder`; writes `images`."""
-    part = draft.host.decoder
-    draft.images = decode(draft.decoder, draft.latents, part, draft.named(part), draft.request.decode_chunk_size)
+    part = draft.host.decoder(draft.request)
+    draft.images = decode(
+        draft.decoder,
+        draft.latents,
+        part,
+        draft.named(part),
+        draft.request.decode_chunk_size,
+        tile_of(draft.host.model, draft.request),
+    )
 
 
 def paste_kept(draft: Draft) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..core.engine import Run
 from ..core.tensors import check_finite
+from .tiles import decode_tiles, is_tiled
 
 
 def frame_chunks(frames: int, chunk: int | None) -> tuple[range, ...]:
@@ -18,12 +19,18 @@ def frame_chunks(frames: int, chunk: int | None) -> tuple[range, ...]:
 
 
 def decode(
-    run: Run, latents: NDArray[np.float32], part: str, engine: str, chunk: int | None = None
+    run: Run,
+    latents: NDArray[np.float32],
+    part: str,
+    engine: str,
+    chunk: int | None = None,
+    tile: int | None = None,
 ) -> NDArray[np.uint8]:
     """Decode latents [count, channels, height / 8, width / 8] into sRGB [count, height, width, 3].
 
     Latents with frames, [count, frames, ...], give [count, frames, height, width, 3]. The decoder runs on one image at
-    a time: its activations take far more memory than any other part's. `chunk` is the number of frames at a time.
+    a time: its activations take far more memory than any other part's. `chunk` is the number of frames at a time,
+    `tile` the side in latents of the tiles of a larger image (`tiles`).
     `part` and `engine` name the decoder and its engine, for errors.
     Raises `NotFiniteError` naming the image that contains NaN or infinity.
     """
@@ -34,6 +41,8 @@ def decode(
             chunks = frame_chunks(one.shape[1], chunk)
             frames = [run({"latent_sample": one[:, each.start : each.stop]})["sample"][0] for each in chunks]
             image = np.concatenate(frames)
+        elif tile is not None and is_tiled(one.shape[-2], one.shape[-1], tile):
+            image = decode_tiles(run, one, tile)
         else:
             image = run({"latent_sample": one})["sample"][0]
         check_finite(image, f"Image {index} of {len(latents)}, as decoded", part, engine)

@@ -6,10 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.manifest import Model
+from ..core.request import TINY
 
 
-def unscaled(model: Model, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents scaled for the decoder. Source: diffusers' pipelines, with their order of operations."""
+def unscaled(model: Model, latents: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.float32]:
+    """Latents scaled for the decoder of a request. Source: diffusers' pipelines, with their order of operations.
+
+    The tiny decoder takes them as they are.
+    """
+    if decoder == TINY:
+        return latents
     if model.latents_mean is None or model.latents_std is None:
         plain = latents / np.float32(model.scaling_factor)
         return plain + np.float32(model.shift_factor) if model.shift_factor else plain

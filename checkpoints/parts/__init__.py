@@ -13,7 +13,8 @@ from ...core.errors import CheckpointError
 from ...core.manifest import ControlNet, ImageReader, Model, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
-from . import clip, controlnet, mmdit, t5, unet, unet3d, vae, vae_temporal, vision
+from ..families import TINY_VAE
+from . import clip, controlnet, mmdit, t5, unet, unet3d, vae, vae_temporal, vae_tiny, vision
 from .part import ComponentClass, PartSpec
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ CLASSES: dict[str, ComponentClass] = {
     **controlnet.CLASSES,
     **mmdit.CLASSES,
     **vae.CLASSES,
+    **vae_tiny.CLASSES,
     **vision.CLASSES,
     **unet3d.CLASSES,
     **vae_temporal.CLASSES,
@@ -123,6 +125,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
             )
             for name in denoiser.also
         ),
+        tiny_decoder=next((spec.name for spec in specs if spec.component == TINY_VAE.name), None),
         tasks=family.tasks,
         wires=(*own, *(_wire(checkpoint, wire, denoiser) for wire in family.wires)),
     )

@@ -15,7 +15,6 @@ from latentc.compiler.targets import wanted
 from latentc.core.errors import CompileError, LatentcError, RequestError
 from latentc.core.limits import is_out_of_memory
 from latentc.core.request import Request
-from latentc.core.shapes import shape_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import onnxruntime as ort_adapter
@@ -157,12 +156,20 @@ def test_only_the_models_own_picture_is_passed_unseen(bundle, monkeypatch):
     opened, seen = bundle("sd1"), []
     model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
     wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
-    monkeypatch.setattr(room, "drawing_bytes", lambda *size, sequential: seen.append(size[2:]))
-    for height, width in ((8, 16), (16, 8), (16, 16)):
-        sizes = {"batch": 2, "height": height, "width": width, "length": model.length}
-        shapes = {one.name: shape_of(one.shape, sizes) for one in opened.part("unet").inputs}
-        room.check_room(wide, (), "unet", shapes, sequential=False)
-    assert seen == [(2, 16, 16)]
+    monkeypatch.setattr(room, "drawing_bytes", lambda *size, sequential, tile, decoder: seen.append((size[2:], tile)))
+    for more in ({}, {"guidance": 1.0, "count": 2}, {"width": 64, "height": 128}, {"height": 128, "vae_tile": 64}):
+        room.check_room(wide, (), Request(prompt="x", **more), sequential=False)
+    assert seen == [((2, 16, 16), 8)]
+
+
+@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32"])
+def test_tiles_take_less_memory(bundle, name):
+    opened = bundle("sd1")
+    _, engines = wanted(opened, load_profile(name), to_run=True)
+    whole, tiled = (drawing_bytes(opened, engines, 2, 64, 64, tile=tile) for tile in (None, 16))
+    decoder = [want for want in engines if want.part == "vae_decoder"]
+    decoded = [drawing_bytes(opened, decoder, 2, side, side) for side in (64, 16)]
+    assert whole - tiled == decoded[0] - decoded[1] > 0
 
 
 @pytest.mark.parametrize(("part", "scale"), [("unet", 8), ("vae_decoder", 8), ("vae_encoder", 1)])

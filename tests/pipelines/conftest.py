@@ -18,6 +18,7 @@ from latentc.checkpoints.tokenizer import complete, shipped_files
 from latentc.core.bundle import Bundle
 from latentc.core.errors import ShapeError
 from latentc.core.manifest import Manifest, Model, Part, Source, TensorInfo, TextEncoder
+from latentc.core.request import Request
 from latentc.core.wires import Wire
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -102,6 +103,9 @@ class NumpyEngines:
             if self.only and len(shape) == 4 and shape[2:] != self.only:
                 raise ShapeError(f"{part} isn't built for {shape}; built: {self.only}. Build for it.")
         return NumpyEngine(self.functions[part], self.feeds.setdefault(part, []), self.bound.setdefault(part, []))
+
+    def check_room(self, request: Request) -> None:
+        pass
 
     def describe(self) -> dict[str, str]:
         return dict.fromkeys(self.functions, "numpy CPU f32")
