@@ -132,6 +132,12 @@ def _check_hires(
             "hires enlarges what is generated from a prompt alone, and an image was passed in. Pass a larger --size to "
             "enlarge that image, or leave hires out."
         )
+    chosen = "timesteps" if request.timesteps is not None else "sigmas" if request.sigmas is not None else None
+    if chosen and request.hires_steps not in (None, request.steps):
+        raise RequestError(
+            f"hires_steps is {request.hires_steps}, but the {chosen} of this request are {request.steps} steps, in "
+            f"both passes. Leave hires_steps or {chosen} out."
+        )
     second = second_pass(request, model, 0)
     width, height, _ = size_and_seed(second)
     named = f"The second pass (hires={request.hires:g}) generates {width}x{height} pixels"

@@ -92,6 +92,10 @@ REFUSED = {
     "outpaint extends the image by 0 pixels": ({"outpaint": (0, 0, 0, 0)}, {"image": photo()}),
     "hires enlarges what is generated from a prompt alone": ({"hires": 2.0}, {"image": photo()}),
     "hires_steps 3, but no hires": ({"hires_steps": 3}, {}),
+    "hires_steps is 6, but the timesteps of this request are 4 steps": (
+        {"hires": 2.0, "hires_steps": 6, "timesteps": (900, 600, 300, 20), "steps": 4, "scheduler": "ddim"},
+        {},
+    ),
     "leaves no denoiser call": ({"hires": 2.0, "hires_strength": 0.1}, {}),
 }
 
