@@ -78,7 +78,8 @@ def draw(
         area = read_mask(asked, model, read, masked)
         digested(asked, controls)
         if read is not None:
-            lay_out(asked, model, read.pixels, None if area is None else area.pixels)
+            pixels, about = (None, ()) if area is None else (area.pixels, area.notices)
+            lay_out(asked, model, read.pixels, pixels, about)
     stream = not names
     records: list[dict[str, Any]] = []
     streamed: list[bytes] = []

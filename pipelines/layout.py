@@ -113,8 +113,11 @@ def _shown(request: Request) -> str:
     return ",".join(map(str, request.outpaint or ()))
 
 
-def lay_out(request: Request, model: Model, image: Pixels, mask: NDArray[np.uint8] | None) -> Layout:
-    """The layout of a completed request with an image. Raises `RequestError` for a mask that selects nothing.
+def lay_out(
+    request: Request, model: Model, image: Pixels, mask: NDArray[np.uint8] | None, about: Sequence[str] = ()
+) -> Layout:
+    """The layout of a completed request with an image. Raises `RequestError` for a mask that selects nothing, with the
+    notices `about` it.
 
     Source of the part that is drawn with `crop`: diffusers' `padding_mask_crop`.
     """
@@ -131,17 +134,17 @@ def lay_out(request: Request, model: Model, image: Pixels, mask: NDArray[np.uint
     if mask is None:
         return Layout(image, None, image)
     if request.crop is None:
-        notices += _check_area(mask, width, height, model.downscale)
+        notices += _check_area(mask, width, height, model.downscale, about)
         return Layout(image, mask, image, notices=tuple(notices))
     area = generated(mask, image.shape[1], image.shape[0])
     if not area.any():
-        raise RequestError(_nothing(model.downscale, width, height))
+        raise RequestError(_nothing(model.downscale, width, height, about))
     box = around(area, width, height, request.crop)
     left, top, right, bottom = box
     part, inner = framed(np.ascontiguousarray(image[top:bottom, left:right]), width, height)
     white = area[top:bottom, left:right].astype(np.uint8) * 255
     cut, _ = framed(np.ascontiguousarray(white), width, height)
-    notices += _check_area(cut, width, height, model.downscale)
+    notices += _check_area(cut, width, height, model.downscale, about)
     notices.append(
         f"Only {right - left}x{bottom - top} pixels around the mask, from ({left}, {top}), were drawn, at {width}x"
         f"{height}."
@@ -149,12 +152,12 @@ def lay_out(request: Request, model: Model, image: Pixels, mask: NDArray[np.uint
     return Layout(part, cut, image, area, box, inner, tuple(notices))
 
 
-def _check_area(mask: NDArray[np.uint8], width: int, height: int, downscale: int) -> list[str]:
+def _check_area(mask: NDArray[np.uint8], width: int, height: int, downscale: int, about: Sequence[str]) -> list[str]:
     """Notices about what a mask selects at this size; raises `RequestError` if it selects nothing."""
     area = generated(mask, width, height)
     latents = latent_mask(area, downscale)[0, 0] > 0
     if not latents.any():
-        raise RequestError(_nothing(downscale, width, height))
+        raise RequestError(_nothing(downscale, width, height, about))
     covered = latents.repeat(downscale, axis=0).repeat(downscale, axis=1)[:height, :width]
     near = Image.fromarray(covered.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * downscale + 1))
     if (area & (np.asarray(near) == 0)).any():
@@ -163,11 +166,12 @@ def _check_area(mask: NDArray[np.uint8], width: int, height: int, downscale: int
     return []
 
 
-def _nothing(downscale: int, width: int, height: int) -> str:
-    return (
+def _nothing(downscale: int, width: int, height: int, about: Sequence[str]) -> str:
+    message = (
         f"The mask selects nothing: it is black, or its white areas are thinner than {downscale} pixels at "
         f"{width}x{height}. White is generated, and black is kept."
     )
+    return " ".join([message, *about])
 
 
 def _extended(

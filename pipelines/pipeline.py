@@ -175,7 +175,8 @@ class Pipeline:
         masked = read_mask(asked, model, picture, mask)
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
-            layout = lay_out(asked, model, picture.pixels, None if masked is None else masked.pixels)
+            area, about = (None, ()) if masked is None else (masked.pixels, masked.notices)
+            layout = lay_out(asked, model, picture.pixels, area, about)
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
             noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
             given = Given(layout.image, noisy, layout.mask)
