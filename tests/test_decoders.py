@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from latentc.checkpoints.open import open_checkpoint
+from latentc.checkpoints.parts import as_part, model_facts, part_spec
 from latentc.compiler import trial
 from latentc.compiler.build import build
 from latentc.compiler.plan import drawing_bytes, plan
@@ -24,10 +26,10 @@ from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 from latentc.sampling.draw import drawing_digest, latent_shape, load_host, unscaled
+from latentc.sampling.pixels import quantized
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 REQUEST = Request(prompt="a lighthouse", negative_prompt="fog", width=144, height=80, steps=3, guidance=5.0, seed=3)
-PIPELINES = {"sd1": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline"}
 CHANNELS = {"sd1": 4, "sd3": 16}
 PART = "tiny_vae_decoder"
 
@@ -73,7 +75,7 @@ def decoding(shared, checkpoint, taesd, tmp_path_factory):
     return make
 
 
-def diffusers_images(folder, family, request, latents, tiny=None, tile=None):
+def diffusers_images(folder, request, latents, tiny=None, tile=None):
     """Images of diffusers' own pipeline, [count, height, width, 3] in 0 to 255."""
     import diffusers
     import torch
@@ -81,7 +83,7 @@ def diffusers_images(folder, family, request, latents, tiny=None, tile=None):
     more = {}
     if tiny is not None:
         more["vae"] = diffusers.AutoencoderTiny.from_pretrained(tiny, local_files_only=True)
-    pipeline = getattr(diffusers, PIPELINES[family]).from_pretrained(folder, local_files_only=True, **more)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, **more)
     pipeline.set_progress_bar_config(disable=True)
     if tile is not None:
         pipeline.vae.enable_tiling()
@@ -106,11 +108,10 @@ def start(opened, request=REQUEST):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
-@pytest.mark.parametrize("family", PIPELINES)
-def test_tiny_images_are_diffusers_own(decoding, taesd, checkpoint, tmp_path, family):
-    opened = decoding(family)
+def test_tiny_images_are_diffusers_own(decoding, taesd, checkpoint, tmp_path):
+    opened = decoding("sd1")
     latents = start(opened)
-    expected = diffusers_images(checkpoint(family), family, REQUEST, latents, tiny=taesd(family))
+    expected = diffusers_images(checkpoint("sd1"), REQUEST, latents, tiny=taesd("sd1"))
     request = REQUEST.model_copy(update={"decoder": "tiny"})
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         assert PART not in opened.plainly_drawing
@@ -125,12 +126,41 @@ def test_tiny_images_are_diffusers_own(decoding, taesd, checkpoint, tmp_path, fa
     assert "vae_decoder" not in found.engines
     (path,) = found.save(tmp_path / "tiny.png")
     assert read(path).request.decoder == "tiny"
-    if family == "sd1":
-        name = "cpu-openvino-f32"
-        build(opened, load_profile(name))
-        with Pipeline.open(opened, name) as pipeline:
-            other = pipeline(request, latents=latents)
-        assert psnr_db(expected, other.images.astype(np.float64)) >= 60
+    name = "cpu-openvino-f32"
+    build(opened, load_profile(name))
+    with Pipeline.open(opened, name) as pipeline:
+        other = pipeline(request, latents=latents)
+    assert psnr_db(expected, other.images.astype(np.float64)) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_the_shift_of_stable_diffusion_3_is_not_added(checkpoint, taesd):
+    """What diffusers' pipeline gives AutoencoderTiny: the latents after its last step."""
+    import diffusers
+    import torch
+
+    opened = open_checkpoint(str(checkpoint("sd3")), components={"tiny_vae": str(taesd("sd3"))})
+    model = model_facts(opened)
+    assert model.shift_factor
+    assert model.tiny_decoder == PART
+    tiny = diffusers.AutoencoderTiny.from_pretrained(taesd("sd3"), local_files_only=True)
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(checkpoint("sd3"), vae=tiny, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    seen, decode = [], tiny.decode
+    tiny.decode = lambda latents, **given: seen.append(latents.numpy()) or decode(latents, **given)
+    size = {"width": 128, "height": 64, "num_inference_steps": 2}
+
+    def run(**more):
+        return pipeline("a lighthouse", generator=torch.Generator().manual_seed(1), **size, **more).images
+
+    latents = run(output_type="latent").numpy()
+    (image,) = run(output_type="np")
+    np.testing.assert_array_equal(unscaled(model, latents, "tiny"), seen[0])
+    part = as_part(opened, part_spec(opened, PART))
+    with torch.no_grad():
+        (found,) = part(torch.from_numpy(unscaled(model, latents, "tiny")))
+    assert psnr_db((image * 255).round(), quantized(found.numpy())[0].astype(np.float64)) >= 60
 
 
 @pytest.mark.slow
@@ -139,7 +169,7 @@ def test_tiled_images_are_diffusers_own(bundle, checkpoint, tmp_path):
     opened, request = bundle("sd1"), REQUEST.model_copy(update={"vae_tile": 96, "count": 2})
     build(opened, ONNXRUNTIME)
     latents = start(opened, request)
-    expected = diffusers_images(checkpoint("sd1"), "sd1", request, latents, tile=96)
+    expected = diffusers_images(checkpoint("sd1"), request, latents, tile=96)
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         found = pipeline(request, latents=latents)
         whole = pipeline(request.model_copy(update={"vae_tile": None}), latents=latents)
@@ -178,7 +208,8 @@ def test_the_proof_sees_the_tiny_decoder(decoding, perturb, tmp_path, monkeypatc
         check_host(opened, host)
     monkeypatch.undo()
     folder = shutil.copytree(opened.folder, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
-    drawings = json.loads((folder / DRAWINGS).read_text())
+    stored = (folder / DRAWINGS).read_bytes()
+    drawings = json.loads(stored)
     for change in ("drop", "other decoder"):
         changed = [one for one in drawings["drawings"] if one["name"] != "tiny"]
         if change == "other decoder":
@@ -188,7 +219,7 @@ def test_the_proof_sees_the_tiny_decoder(decoding, perturb, tmp_path, monkeypatc
         copied = open_bundle(folder)
         with pytest.raises(BundleError, match="lacks the reference images tiny"):
             check_host(copied, load_host(copied))
-    (folder / DRAWINGS).write_text(json.dumps(drawings))
+    (folder / DRAWINGS).write_bytes(stored)
     perturb(open_bundle(folder), PART, "layers.0.weight", lambda values: values * 1.5)
     with pytest.raises(ParityError, match=PART):
         build(open_bundle(folder), ONNXRUNTIME)
@@ -202,8 +233,12 @@ def test_a_bundle_keeps_its_digest_for_images_of_the_vae(decoding, bundle):
     assert drawing_digest(one, decoder="tiny") != drawing_digest(one)
     held = [plan(each, ONNXRUNTIME).held_bytes for each in (one, plain)]
     assert held[0] == held[1], "an image has one decoder"
-    engines = wanted(one, ONNXRUNTIME, to_run=False)[1]
-    assert drawing_bytes(one, engines, 2, 64, 64, decoder="tiny") < drawing_bytes(one, engines, 2, 64, 64)
+    engines, others = (wanted(each, ONNXRUNTIME, to_run=False)[1] for each in (one, plain))
+    assert drawing_bytes(one, engines, 2, 64, 64) == drawing_bytes(plain, others, 2, 64, 64)
+    decoders = [want for want in engines if "decoder" in want.part]
+    alone = drawing_bytes(one, [want for want in decoders if want.part == PART], 2, 64, 64, decoder="tiny")
+    assert drawing_bytes(one, decoders, 2, 64, 64, decoder="tiny", sequential=True) == alone
+    assert drawing_bytes(one, decoders, 2, 64, 64, decoder="tiny") > alone, "the VAE's weights are loaded too"
 
 
 def test_what_a_bundle_lacks_is_refused(bundle):
