@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,6 +248,12 @@ def _check_tokens(found: Sequence[TextualInversion], facts: TokenizerFacts, toke
                     f"embedding. Pass another token, such as {one.file.name}:<{one.file.stem}>."
                 )
         known |= {name.lower() for name in names}
+    for one, other in permutations(found, 2):
+        if one.token.lower() in other.token.lower():
+            raise CheckpointError(
+                f"The token {shown(one.token)} is a part of {shown(other.token)}, so that prompts with the longer one "
+                f"would read both. Pass another token, such as {one.file.name}:<{one.file.stem}>."
+            )
 
 
 def _family_of(widths: Sequence[int]) -> str:

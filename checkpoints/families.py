@@ -462,6 +462,10 @@ _SDXL = Family(
 )
 
 
+INPAINTING = " Inpainting"
+"""End of the titles of models for inpainting, whose other parts, and adapters, are their family's."""
+
+
 def _inpainting(family: Family) -> Family:
     """The row of a family's models for inpainting, whose UNets also take the mask and the masked image.
 
@@ -472,7 +476,7 @@ def _inpainting(family: Family) -> Family:
     return replace(
         family,
         name=f"{family.name}_inpainting",
-        title=f"{family.title} Inpainting",
+        title=f"{family.title}{INPAINTING}",
         aliases=tuple(f"{alias}-inpainting" for alias in (family.name, *family.aliases)),
         pipelines=tuple(one.replace("Pipeline", "InpaintPipeline") for one in family.pipelines[:1]),
         wires=(

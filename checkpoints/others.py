@@ -137,7 +137,12 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
         added = any(name.removeprefix(UNET_PREFIX).startswith(_ADDED) for name in other.tensors)
         kind = family_of(config, other.component)
         if added != (family.pooled is not None) or (kind is not None and kind != family):
-            alike = [one for one in FAMILIES if (one.pooled is not None) == added and one.texts]
+            channels = config.get("in_channels", 4)
+            alike = [
+                one
+                for one in FAMILIES
+                if (one.pooled is not None) == added and one.texts and one.marks.get("in_channels", 4) == channels
+            ]
             kinds = [one.title for one in alike if kind == one or kind not in alike]
             raise CheckpointError(
                 f"{file} is a UNet of {' or '.join(kinds)}, but the checkpoint is {family.title}. "

@@ -63,11 +63,16 @@ STEPS = ("timesteps", "sigmas", "steps")
 """Fields that determine the steps: one of them replaces the others of a file or an image."""
 
 
+OWN_DECODER = "vae"
+
+
 def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `base` overridden by those of `more`."""
+    """The fields of `base` overridden by those of `more`; `vae` as the decoder stands for the VAE's own."""
     replaced = STEPS if any(more.get(name) is not None for name in STEPS) else ()
     if more.get("timesteps") is not None or more.get("sigmas") is not None:
         replaced = (*replaced, "timestep_spacing")
+    if more.get("decoder") == OWN_DECODER:
+        replaced, more = (*replaced, "decoder"), {name: value for name, value in more.items() if name != "decoder"}
     return {**{name: value for name, value in base.items() if name not in replaced}, **more}
 
 

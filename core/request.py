@@ -144,6 +144,7 @@ class Request(Record):
     `eta` is the randomness of DDIM, or TCD's gamma, from 0 (the default) to 1; other schedulers have none. `timesteps`
     or `sigmas` replace `steps` and any spacing, for schedulers whose class in diffusers accepts them: the timestep of
     each step, or the noise level of each step and 0 at the end, each lower than the one before.
+
     `prompt_syntax` is how both prompts are read: `plain` as text, `a1111` with weights in the syntax of AUTOMATIC1111's
     web UI, such as `(a small dog:1.2)`. `clip_skip` is the number of CLIP's last layers that are skipped for the
     prompt, as in diffusers: 1 is the web UI's "Clip skip: 2". The negative prompt is read with all layers.

@@ -88,6 +88,11 @@ def complete(
         _check_hires(filled, model, scheduler, sizes, request.scheduler, image=image is not None)
         filled = filled.model_copy(update={"hires_strength": filled.hires_strength or HIRES_STRENGTH})
     width, height, seed = size_and_seed(filled)
+    if not 64 <= min(width, height) <= max(width, height) <= MAX_SIDE:
+        raise RequestError(
+            f"{width}x{height} pixels would be generated, but each side has to be from 64 to {MAX_SIDE}. Pass a size "
+            "within these limits with --size, or another image."
+        )
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
     if seed + filled.count - 1 > MAX_SEED:
@@ -197,6 +202,7 @@ def _check_fields(request: Request, model: Model) -> None:
         )
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
+        kind = "a part of an image, which a mask selects" if model.inpaints else kind
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
     check_clip_skip(model, request)
@@ -209,7 +215,8 @@ def _check_decoder(request: Request, model: Model) -> None:
     if request.decoder == TINY and model.tiny_decoder is None:
         raise RequestError(
             "This bundle has no tiny decoder. Export the checkpoint with --tiny-vae (such as madebyollin/taesd for "
-            "Stable Diffusion 1 and 2, taesdxl for XL, taesd3 for 3), or leave decoder out."
+            "Stable Diffusion 1 and 2, taesdxl for XL, taesd3 for 3), or leave decoder out "
+            "(of an image of --from: --decoder vae)."
         )
 
 
@@ -322,7 +329,8 @@ def notices(
             "borders of chunks, because the decoder mixes the frames that it decodes together."
         )
     if request.vae_tile is not None:
-        remarks.append(_about_tile(request.vae_tile, width, height))
+        last = second_pass(request, manifest.model, 0) if request.hires is not None else request
+        remarks.append(_about_tile(request.vae_tile, *size_and_seed(last)[:2]))
     if manifest.source.random:
         remarks.append("The weights of this checkpoint are random: the image is noise.")
     if manifest.standing.statement:

@@ -83,7 +83,7 @@ def size_of(
     scale = math.sqrt(own[0] * own[1] / (width * height))
     scale = 1.0 if 1 / FAR <= scale**2 <= FAR else scale
     step = model.downscale * model.patch
-    most = math.inf if model.largest_side is None else model.largest_side * model.downscale
+    most = MAX_SIDE if model.largest_side is None else min(MAX_SIDE, model.largest_side * model.downscale)
     scale = min(scale, most / max(width, height))
     least = -(-64 // step) * step
     made = [max(least, int(side * scale + 1e-6) // step * step) for side in (width, height)]

@@ -154,6 +154,8 @@ class Pipeline:
         check_process(self._process, "This pipeline was")
         started = perf_counter()
         model = self.bundle.manifest.model
+        if noise is not None and request.hires is not None:
+            raise RequestError("noise was passed in, and hires generates two sizes. Leave one of them out.")
         picture = read_picture(request, self.bundle.manifest, image)
         controls = load_controls(control)
         asked = complete(
@@ -183,6 +185,8 @@ class Pipeline:
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
         shown = [one.pixels for one in controls]
+        if asked.hires is not None:
+            self._engines.check_room(second_pass(asked, model, 0))
         drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
         passed = {"initial latents": latents, "image's noise values": image_noise}
         remarks: list[str] = []

@@ -471,9 +471,8 @@ def draw(
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
     stochastic scheduler adds. `given` is the image of a request that has one, `controls` are those of ControlNets, as
-    many as the model has, or none. `engines` names the engine of each
-    part, for errors.
-    Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
+    many as the model has, or none. `engines` names the engine of each part,
+    for errors. Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
     draft = Draft(host, request, engine, engines, start, noise, on_step, given, controls)
     for stage in TASKS[host.model.tasks[0]]:

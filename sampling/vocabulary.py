@@ -168,6 +168,11 @@ def _converted(vocabulary: Vocabulary, prompt: str) -> Encoding:
         return encoded
     written = prompt
     for token in wide:
+        if prompt.count(token) != encoded.tokens.count(token):
+            raise RequestError(
+                f"The prompt writes the token {shown(token)} of a textual inversion with other letters, so that only "
+                "one of its vectors would be read. Write it exactly so."
+            )
         several = vocabulary.several[token]
         longer = len(written) + written.count(token) * (len(several) - len(token))
         if longer > MAX_CHARACTERS:

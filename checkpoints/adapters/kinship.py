@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..families import FAMILIES, UNET, Family
+from ..families import FAMILIES, INPAINTING, UNET, Family
 from .file import AdapterFile
 
 # Names of modules that only one kind of model has, first match wins.
@@ -64,6 +64,7 @@ def meant_for(file: AdapterFile, family: Family) -> str | None:
 
 def alike(title: str, other: str) -> bool:
     """Whether two titles are of one family, or of versions of one that a file's names don't tell apart."""
+    title, other = (one.removesuffix(INPAINTING) for one in (title, other))
     return title == other or any(all(one.startswith(mark) for one in (title, other)) for mark in _VERSIONS)
 
 
@@ -81,5 +82,5 @@ def _widths() -> dict[int, str]:
     return {
         int(one.config(one.denoiser)["cross_attention_dim"]): one.title
         for one in FAMILIES
-        if one.component(one.denoiser).cls == UNET
+        if one.component(one.denoiser).cls == UNET and not one.title.endswith(INPAINTING)
     }

@@ -83,6 +83,11 @@ def _check_sigmas(settings: Settings, steps: int, sigmas: Sequence[float], *, is
         raise RequestError(
             f"{len(sigmas)} sigmas are {len(sigmas) - 1} steps, and {steps} were given. Leave steps out."
         )
+    if is_flow and settings.ramp is not None:
+        raise RequestError(
+            f"Sigmas were given, and the scheduler has a ramp of noise levels, {settings.ramp}, that sets its own. "
+            "Leave one of them out, or choose a scheduler without a ramp, such as 'euler'."
+        )
     falling = all(before > after for before, after in pairwise(sigmas))
     if not falling or sigmas[-1] != 0:
         raise RequestError(

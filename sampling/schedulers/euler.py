@@ -84,7 +84,8 @@ def euler(settings: Settings, steps: int) -> Euler:
     """Return Euler's schedule."""
     table = training_sigmas(settings)
     sigmas, timesteps = graded(settings, steps, table)
-    levels = ended(sigmas, float(table[0]) if settings.final_sigmas_type == "sigma_min" else 0.0)
+    lowest = settings.final_sigmas_type == "sigma_min" and settings.sigmas is None  # chosen ones end at zero
+    levels = ended(sigmas, float(table[0]) if lowest else 0.0)
     if settings.timestep_type == "continuous" and settings.prediction_type == "v_prediction":
         timesteps = 0.25 * np.log(np.asarray(levels[:-1]))  # EDM's conditioning
     first = init_noise_sigma(settings.timestep_spacing, levels[0])

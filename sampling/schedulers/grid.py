@@ -80,7 +80,7 @@ def chosen(settings: Settings, steps: int, table: Array) -> tuple[Table, Table] 
         case "sgm-uniform":
             timesteps = np.linspace(last, 0, steps + 1)[:-1]
         case "simple":
-            timesteps = np.array([last - int(step * len(table) / steps) for step in range(steps)], np.float64)
+            timesteps = np.array([last - int(step * (len(table) / steps)) for step in range(steps)], np.float64)
         case "ays":
             sigmas = _aligned(settings, steps)
             return sigmas, timesteps_of(sigmas, table)

@@ -233,7 +233,7 @@ def test_other_components_are_refused_when_they_are_opened(component, make, matc
 @pytest.mark.parametrize(
     ("component", "name", "shape", "match"),
     [
-        ("unet", "conv_in.weight", (32, 9, 3, 3), "an inpainting checkpoint"),
+        ("unet", "conv_in.weight", (32, 9, 3, 3), "is a UNet of Stable Diffusion 1 Inpainting, but the checkpoint is"),
         ("vae", "decoder.conv_in.weight", (32, 16, 3, 3), "VAE decodes 16"),
         ("unet", "attn2.to_k.weight", (32, 48), "reads prompt embeddings of width 48 .* have width 32"),
     ],
