@@ -20,7 +20,7 @@ from ..core.files import sha256
 from ..core.reading import is_regular
 from ..core.record import shown
 from ..core.vocabulary import mapped
-from .families import FAMILIES, Family, TokenizerFacts
+from .families import FAMILIES, INPAINTING, Family, TokenizerFacts
 from .parts.clip import VOCABULARY
 from .source import path_of
 from .stored import StoredTensor, read_header, refuse_pickle, stored_bytes
@@ -258,7 +258,8 @@ def _check_tokens(found: Sequence[TextualInversion], facts: TokenizerFacts, toke
 
 def _family_of(widths: Sequence[int]) -> str:
     """The families whose text encoders have these widths, in brackets; empty if none has."""
-    titles = [one.title for one in FAMILIES if one.encoders and not one.flow_matching and _widths(one) == [*widths]]
+    plain = [one for one in FAMILIES if one.encoders and not one.flow_matching and not one.title.endswith(INPAINTING)]
+    titles = [one.title for one in plain if _widths(one) == [*widths]]
     return f" ({' or '.join(titles)})" if titles else ""
 
 

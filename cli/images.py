@@ -196,8 +196,8 @@ def run(
     decoder: Annotated[
         str | None,
         typer.Option(
-            help="tiny: decode with the bundle's tiny decoder, faster and less exactly; vae: with the VAE, whatever the "
-            "image of --from was decoded with. Default: the VAE."
+            help="tiny: decode with the bundle's tiny decoder, faster and less exactly; vae: with the VAE, whatever "
+            "the image of --from was decoded with. Default: the VAE."
         ),
     ] = None,
     vae_tile: Annotated[

@@ -10,7 +10,7 @@ import pytest
 from latentc.checkpoints import open_checkpoint
 from latentc.compiler.build import build
 from latentc.core.bundle import open_bundle
-from latentc.core.errors import CheckpointError
+from latentc.core.errors import CheckpointError, RequestError
 from latentc.core.files import sha256
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
@@ -230,3 +230,17 @@ def test_other_faults_are_refused(checkpoint, tmp_path):
         open_checkpoint(folder, embeddings=[str(damaged)]).check_modules()
     with pytest.raises(CheckpointError, match="Stable Diffusion 3.5 Medium takes no textual inversions"):
         open_checkpoint(checkpoint("sd35m"), embeddings=[str(path)])
+
+
+@pytest.mark.slow
+def test_a_token_in_other_letters_is_refused(enlarged):
+    vocabularies = load_vocabularies(enlarged)
+    assert tokenize(vocabularies, ("a <toy>",)).counts == (4,)
+    with pytest.raises(RequestError, match="writes the token '<toy>' of a textual inversion with other letters"):
+        tokenize(vocabularies, ("a <Toy>",))
+
+
+def test_tokens_that_contain_one_another_are_refused(checkpoint, tmp_path):
+    files = [save(tmp_path / f"{name}.safetensors", {name: vectors(2)}) for name in ("toy2", "Toy2shop")]
+    with pytest.raises(CheckpointError, match="The token 'toy2' is a part of 'Toy2shop'"):
+        open_checkpoint(str(checkpoint("sd1")), embeddings=files)

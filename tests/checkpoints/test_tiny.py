@@ -130,3 +130,8 @@ def test_other_latents_are_refused(checkpoint, tmp_path):
 def test_video_models_take_none(checkpoint, taesd):
     with pytest.raises(CheckpointError, match="Stable Video Diffusion|Tiny decoders of"):
         open_checkpoint(str(checkpoint("svd")), components={"tiny_vae": str(taesd)})
+
+
+def test_models_for_inpainting_take_none(checkpoint, taesd):
+    with pytest.raises(CheckpointError, match="Tiny decoders of models for inpainting are not supported yet"):
+        open_checkpoint(str(checkpoint("sd1_inpainting")), components={"tiny_vae": str(taesd)})

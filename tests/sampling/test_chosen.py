@@ -61,7 +61,7 @@ def web_ui(levels: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return k_sigma(timesteps), timesteps
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 61])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 38, 61])
 @pytest.mark.parametrize("levels", ["normal", "simple", "sgm-uniform"])
 @pytest.mark.parametrize("name", SPACED)
 def test_spacings_are_those_of_the_web_ui(name: str, levels: str, steps: int) -> None:
@@ -102,6 +102,7 @@ CUSTOM: dict[str, tuple[Config, str, dict[str, list[float]]]] = {
     "euler-v": (SD21, "euler", {"timesteps": [900, 400, 3, 0]}),
     "euler-sigmas": (SDXL, "euler", {"sigmas": [14.615, 6.475, 3.861, 0.7, 0.152, 0.0]}),
     "euler-trailing-sigmas": (TURBO, "euler", {"sigmas": [9.0, 0.4, 0.0]}),
+    "euler-ends-at-zero": (SDXL | {"final_sigmas_type": "sigma_min"}, "euler", {"sigmas": [14.6, 5.0, 0.0]}),
     "heun": (SDXL, "heun", {"timesteps": [999, 600, 300, 20]}),
     "ddpm": (SD15, "ddpm", {"timesteps": [999, 700, 699, 30, 0]}),
     "2m": (SD15, "dpm++2m", {"timesteps": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]}),
