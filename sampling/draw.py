@@ -414,7 +414,7 @@ def decoded_shapes(latents: tuple[int, ...], chunk: int | None, tile: int | None
     chunk of frames and what is left.
     """
     if len(latents) < 5:
-        *_, height, width = latents
+        height, width = (latents[axis] for axis in (-2, -1))
         return tile_shapes(latents, tile) if tile and is_tiled(height, width, tile) else ((1, *latents[1:]),)
     chunks = frame_chunks(latents[1], chunk)
     return tuple((1, frames, *latents[2:]) for frames in dict.fromkeys(len(one) for one in chunks))
