@@ -40,6 +40,9 @@ class Engines:
             )
         return self.made[part]
 
+    def check_room(self, request):
+        self.asked_room = request
+
     def describe(self):
         return {"unet": "x"}
 
