@@ -243,7 +243,7 @@ def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Co
     if given and family.texts == () and family.processor is not None:
         raise CheckpointError(
             f"{folder} is a {family.title} checkpoint, whose components cannot be replaced. Leave out "
-            f"{' and '.join(f'--{name}' for name in given)}."
+            f"{' and '.join(f'--{name}'.replace('_', '-') for name in given)}."
         )
     for component in family.components:
         if component.name in given:

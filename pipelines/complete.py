@@ -13,7 +13,7 @@ from ..sampling.draw import check_clip_skip, first_of, schedule_of
 from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
-from ..sampling.tiles import PARTS, is_tiled
+from ..sampling.tiles import PARTS, is_tiled, tiles
 from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
@@ -22,6 +22,9 @@ from .layout import FAR, size_of
 SEEDS = 1 << 32
 """Range of random seeds for requests without one, the same as in other tools."""
 MAX_SEED = (1 << 63) - 1
+
+LEAST_TILE = 64
+"""Smallest side of an image in pixels, and so of a tile: engines of free sizes take no less."""
 
 
 def complete(
@@ -95,6 +98,8 @@ def complete(
         )
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
+    if filled.vae_tile is not None:
+        _check_last_tiles(filled.vae_tile, width, height, model.downscale)
     if seed + filled.count - 1 > MAX_SEED:
         raise RequestError(
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
@@ -237,6 +242,23 @@ def _check_tile(request: Request, model: Model) -> None:
     if tile % least:
         nearest = max(least, round(tile / least) * least)
         raise RequestError(f"vae_tile is {tile}, but this model needs a multiple of {least} pixels. Use {nearest}.")
+
+
+def _check_last_tiles(tile: int, width: int, height: int, scale: int) -> None:
+    """Raise `RequestError` for tiles of which the last are smaller than any image, with one that isn't."""
+
+    def least(one: int) -> int:
+        return min(len(tiles(side // scale, one // scale)[-1]) * scale for side in (width, height))
+
+    if not is_tiled(height, width, tile) or (last := least(tile)) >= LEAST_TILE:
+        return
+    sides = range(LEAST_TILE, max(width, height), PARTS * scale)
+    able = [one for one in sides if one % (PARTS * scale) == 0 and least(one) >= LEAST_TILE]
+    advice = f"Use {min(able, key=lambda one: abs(one - tile))}" if able else "Leave vae_tile out"
+    raise RequestError(
+        f"With a vae_tile of {tile} pixels, the last tiles of {width}x{height} pixels would have {last} pixels, and engines "
+        f"take {LEAST_TILE} or more. {advice}."
+    )
 
 
 def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:

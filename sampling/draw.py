@@ -384,7 +384,7 @@ def find_engines(draft: Draft) -> None:
     try:
         decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
     except ShapeError as exc:
-        if tile is None:
+        if tile is None or not is_tiled(*draft.start.shape[-2:], tile):
             raise
         scale = draft.host.model.downscale
         sides = ", ".join(f"{shape[-1] * scale}x{shape[-2] * scale}" for shape in shapes_decoded)

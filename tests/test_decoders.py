@@ -166,7 +166,7 @@ def test_the_shift_of_stable_diffusion_3_is_not_added(checkpoint, taesd):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_tiled_images_are_diffusers_own(bundle, checkpoint, tmp_path):
-    opened, request = bundle("sd1"), REQUEST.model_copy(update={"vae_tile": 96, "count": 2})
+    opened, request = bundle("sd1"), REQUEST.model_copy(update={"vae_tile": 96, "height": 136})
     build(opened, ONNXRUNTIME)
     latents = start(opened, request)
     expected = diffusers_images(checkpoint("sd1"), request, latents, tile=96)
@@ -180,21 +180,21 @@ def test_tiled_images_are_diffusers_own(bundle, checkpoint, tmp_path):
     assert any("blended tiles of 96 pixels" in notice for notice in found.notices)
     assert any("was decoded as a whole" in notice for notice in large.notices)
     assert not any("tile" in notice for notice in whole.notices)
-    path, _ = found.save(tmp_path / "tiled.png")
+    (path,) = found.save(tmp_path / "tiled.png")
     assert read(path).request.vae_tile == 96
 
 
 @pytest.mark.slow
 def test_engines_of_fixed_sizes_refuse_other_tiles(bundle):
     opened = bundle("sd1")
-    fixed = ONNXRUNTIME.model_copy(update={"name": "fixed", "shapes": Shapes(sizes=("128x128", "64x64"))})
+    fixed = ONNXRUNTIME.model_copy(update={"name": "fixed", "shapes": Shapes(sizes=("136x136", "64x64"))})
     build(opened, fixed)
-    square, steps = REQUEST.model_copy(update={"width": 128, "height": 128}), []
+    square, steps = REQUEST.model_copy(update={"width": 136, "height": 136}), []
     with (
         Pipeline.open(opened, fixed) as pipeline,
-        pytest.raises(ShapeError, match="vae_tile of 64 pixels takes tiles"),
+        pytest.raises(ShapeError, match="vae_tile of 96 pixels takes tiles"),
     ):
-        pipeline(square.model_copy(update={"vae_tile": 64}), steps.append)
+        pipeline(square.model_copy(update={"vae_tile": 96}), steps.append)
     assert steps == []
 
 
@@ -248,6 +248,8 @@ def test_what_a_bundle_lacks_is_refused(bundle):
     videos = model.model_copy(update={"frames": 4})
     for one, more, words in (
         (model, {"decoder": "tiny"}, "no tiny decoder. Export the checkpoint with --tiny-vae"),
+        (model, {"vae_tile": 512, "width": 792, "height": 512}, "the last tiles .* would have 24 pixels.* Use 480"),
+        (model, {"vae_tile": 64, "width": 80, "height": 80}, "the last tiles .* 32 pixels.* Leave vae_tile out"),
         (model, {"vae_tile": 72}, "vae_tile is 72, but this model needs a multiple of 32 pixels. Use 64"),
         (tiny, {"decoder": "tiny", "vae_tile": 64}, "The tiny decoder is not run in tiles"),
         (videos, {"vae_tile": 64}, "cannot be decoded in tiles"),
