@@ -256,8 +256,8 @@ def _check_last_tiles(tile: int, width: int, height: int, scale: int) -> None:
     able = [one for one in sides if one % (PARTS * scale) == 0 and least(one) >= LEAST_TILE]
     advice = f"Use {min(able, key=lambda one: abs(one - tile))}" if able else "Leave vae_tile out"
     raise RequestError(
-        f"With a vae_tile of {tile} pixels, the last tiles of {width}x{height} pixels would have {last} pixels, and engines "
-        f"take {LEAST_TILE} or more. {advice}."
+        f"With a vae_tile of {tile} pixels, the last tiles of {width}x{height} pixels would have {last} pixels, and "
+        f"engines take {LEAST_TILE} or more. {advice}."
     )
 
 
