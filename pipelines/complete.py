@@ -250,7 +250,7 @@ def _check_last_tiles(tile: int, width: int, height: int, scale: int) -> None:
     def least(one: int) -> int:
         return min(len(tiles(side // scale, one // scale)[-1]) * scale for side in (width, height))
 
-    if not is_tiled(height, width, tile) or (last := least(tile)) >= LEAST_TILE:
+    if not is_tiled((height, width), tile) or (last := least(tile)) >= LEAST_TILE:
         return
     sides = range(LEAST_TILE, max(width, height), PARTS * scale)
     able = [one for one in sides if one % (PARTS * scale) == 0 and least(one) >= LEAST_TILE]
@@ -362,7 +362,7 @@ def notices(
 
 def _about_tile(tile: int, width: int, height: int) -> str:
     """A notice about the tiles of a request."""
-    if not is_tiled(height, width, tile):
+    if not is_tiled((height, width), tile):
         return f"The image is not larger than a tile of {tile} pixels (vae_tile), so it was decoded as a whole."
     return (
         f"The image was decoded in blended tiles of {tile} pixels (vae_tile). That changes it a little, because "

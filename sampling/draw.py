@@ -384,7 +384,7 @@ def find_engines(draft: Draft) -> None:
     try:
         decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
     except ShapeError as exc:
-        if tile is None or not is_tiled(*draft.start.shape[-2:], tile):
+        if tile is None or not is_tiled(draft.start.shape[-2:], tile):
             raise
         scale = draft.host.model.downscale
         sides = ", ".join(f"{shape[-1] * scale}x{shape[-2] * scale}" for shape in shapes_decoded)
@@ -414,8 +414,7 @@ def decoded_shapes(latents: tuple[int, ...], chunk: int | None, tile: int | None
     chunk of frames and what is left.
     """
     if len(latents) < 5:
-        height, width = (latents[axis] for axis in (-2, -1))
-        return tile_shapes(latents, tile) if tile and is_tiled(height, width, tile) else ((1, *latents[1:]),)
+        return tile_shapes(latents, tile) if tile and is_tiled(latents[-2:], tile) else ((1, *latents[1:]),)
     chunks = frame_chunks(latents[1], chunk)
     return tuple((1, frames, *latents[2:]) for frames in dict.fromkeys(len(one) for one in chunks))
 

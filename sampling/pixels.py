@@ -41,7 +41,7 @@ def decode(
             chunks = frame_chunks(one.shape[1], chunk)
             frames = [run({"latent_sample": one[:, each.start : each.stop]})["sample"][0] for each in chunks]
             image = np.concatenate(frames)
-        elif tile is not None and is_tiled(one.shape[-2], one.shape[-1], tile):
+        elif tile is not None and is_tiled(one.shape[-2:], tile):
             image = decode_tiles(run, one, tile)
         else:
             image = run({"latent_sample": one})["sample"][0]

@@ -5,6 +5,8 @@ Source: diffusers' `AutoencoderKL.tiled_decode`, whose blending changes a tile b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +22,9 @@ def tiles(side: int, tile: int) -> tuple[range, ...]:
     return tuple(range(first, min(first + tile, side)) for first in range(0, side, step))
 
 
-def is_tiled(height: int, width: int, tile: int | None) -> bool:
-    """Whether an image is decoded in tiles: in all of the same unit, where it is larger than a tile."""
-    return tile is not None and max(height, width) > tile
+def is_tiled(sides: Sequence[int], tile: int) -> bool:
+    """Whether an image of these sides is larger than a tile, and so decoded in tiles; all in pixels, or in latents."""
+    return max(sides) > tile
 
 
 def tile_shapes(latents: tuple[int, ...], tile: int) -> tuple[tuple[int, ...], ...]:

@@ -49,7 +49,6 @@ def test_tiles_are_blended_as_in_diffusers(vae, height, width, tile):
 
 
 def test_an_image_of_one_tile_is_decoded_as_a_whole():
-    assert not is_tiled(8, 8, 8)
-    assert not is_tiled(8, 8, None)
-    assert is_tiled(8, 9, 8)
+    assert not is_tiled((8, 8), 8)
+    assert is_tiled((8, 9), 8)
     assert decoded_shapes((2, 4, 8, 8), None, 8) == decoded_shapes((2, 4, 8, 8), None) == ((1, 4, 8, 8),)
