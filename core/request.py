@@ -74,7 +74,7 @@ _OTHER_NAMES = {
     "timesteps": "customtimesteps timestepslist",
     "sigmas": "customsigmas sigmaslist noiselevels",
     "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
-    "vae_tile": "tile tilesize vaetilesize vaetile vaetiling tilesampleminsize",
+    "vae_tile": "tile tilesize vaetilesize vaetiling tilesampleminsize",
     "decoder": "vaedecoder sdvaedecodemethod decodemethod vaetype",
     _NOT_YET: "vae tiling refiner prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",

@@ -50,8 +50,8 @@ def test_fields_of_a_request(name, field):
 def test_size_and_what_isnt_there_yet():
     with pytest.raises(RequestError, match="did you mean 'width' and 'height'"):
         Request.model_validate({"prompt": "a", "size": "512x512"})
-    with pytest.raises(RequestError, match="'eta': latentc does not support this setting yet; omit it"):
-        Request.model_validate({"prompt": "a", "eta": 2})
+    with pytest.raises(RequestError, match="'subseed': latentc does not support this setting yet; omit it"):
+        Request.model_validate({"prompt": "a", "subseed": 2})
     with pytest.raises(RequestError, match="'CLIP_stop_at_last_layers': use 'clip_skip', which is 1 less"):
         Request.model_validate({"prompt": "a", "CLIP_stop_at_last_layers": 2})
 
