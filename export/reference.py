@@ -64,11 +64,10 @@ references: with those of a UNet, an export of Stable Diffusion 3.5 Medium takes
 MAX_COSTLY_PIXELS = 128
 
 GUIDANCE = 7.5
-BROWNIAN = ("DPMSolverSDEScheduler",)
-"""Schedulers that take their noise from a Brownian tree of torchsde: references use `DRAWS_INSTEAD`."""
-
-COARSE = {"KDPM2AncestralDiscreteScheduler": 6}
-"""Schedulers whose noise levels diffusers rounds where a step spans many, and how many more than two steps avoid it."""
+BROWNIAN = ("DPMSolverSDEScheduler", "KDPM2AncestralDiscreteScheduler")
+"""Schedulers that references can't record, so that they use `DRAWS_INSTEAD`: one takes its noise from a Brownian tree of
+torchsde, and of the other diffusers rounds timesteps and noise levels in float32.
+"""
 
 WRONG_FROM_AN_IMAGE = ("PNDMScheduler", "LMSDiscreteScheduler")
 """Schedulers that diffusers starts wrongly in the middle, from an image: there, references use `DRAWS_INSTEAD`."""
@@ -392,8 +391,9 @@ class References:
         vae = getattr(pipeline, self.checkpoint.family.vae)
         hook = getattr(pipeline, spec.component).register_forward_hook(called, with_kwargs=True)
         decode, decoded = vae.decode, list[Case]()
-        encode, encoded = vae.encode, list[Case]()
-        prepare, begun = pipeline.prepare_latents, list[Array]()
+        reads = asked.strength is not None
+        encode, encoded = vae.encode if reads else None, list[Case]()
+        prepare, begun = pipeline.prepare_latents if reads else None, list[Array]()
 
         def recorded(latents: torch.Tensor, **given: Any) -> Any:
             answer = decode(latents, **given)
@@ -402,6 +402,7 @@ class References:
             return answer
 
         def encoding(image: torch.Tensor, **more: Any) -> Any:
+            assert encode is not None
             answer = encode(image, **more)
             found: Any = answer.latent_dist
             outputs = {"latent_parameters": found.parameters.detach().numpy()}
@@ -415,11 +416,14 @@ class References:
             return answer
 
         def prepared(*arguments: Any, **more: Any) -> Any:
+            assert prepare is not None
             answer = prepare(*arguments, **more)
             begun.append(_first(answer).detach().numpy().copy())
             return answer
 
-        vae.decode, vae.encode, pipeline.prepare_latents = recorded, encoding, prepared
+        vae.decode = recorded
+        if reads:
+            vae.encode, pipeline.prepare_latents = encoding, prepared
         more: dict[str, Any] = control.given(shown) if nets else {}
         with recorded_controls(nets) as controlled, _unhooked(hook, vae, pipeline):
             images = pipeline(
@@ -627,8 +631,6 @@ class References:
 
     def _more_steps(self) -> int:
         """How many more than two steps the scheduler needs: PNDM starts with three Runge-Kutta steps."""
-        if self._own in COARSE:
-            return COARSE[self._own]
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
 
 
@@ -639,7 +641,8 @@ def _unhooked(hook: Any, vae: Any, pipeline: Any) -> Generator[None]:
         yield
     finally:
         hook.remove()
-        del vae.decode, vae.encode, pipeline.prepare_latents
+        for owner, name in ((vae, "decode"), (vae, "encode"), (pipeline, "prepare_latents")):
+            vars(owner).pop(name, None)
 
 
 def _first(value: Any) -> Any:

@@ -208,7 +208,7 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
     info = PngInfo()
     info.add_text(
         "parameters",
-        "cat\nSteps: 9, Sampler: DPM++ 3M SDE, Schedule type: Karras, CFG scale: 3, Seed: 4, Size: 64x64, Model hash: "
+        "cat\nSteps: 9, Sampler: Restart, Schedule type: Karras, CFG scale: 3, Seed: 4, Size: 64x64, Model hash: "
         "31e35c80fc, Model: sd, Clip skip: 2, Hires upscale: 2\x1b[31m, Version: v1.9.4",
     )
     Image.new("RGB", (8, 8)).save("web.png", pnginfo=info)
@@ -219,9 +219,7 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
     assert (record["request"]["prompt_syntax"], record["request"]["clip_skip"]) == ("a1111", 1)
     foreign, left = record["notices"][:2]
     assert foreign.startswith("web.png was made by another tool")
-    assert left.startswith(
-        "web.png has settings that latentc ignores: Sampler: DPM++ 3M SDE, Schedule type: Karras, Hires"
-    )
+    assert left.startswith("web.png has settings that latentc ignores: Sampler: Restart, Schedule type: Karras, Hires")
     assert "\x1b" not in left
     assert "hash" not in left
     code, out, _ = run("--from", "web.png")

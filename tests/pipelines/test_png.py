@@ -263,9 +263,9 @@ FOREIGN = [
         },
     ),
     (  # a known sampler with an unknown schedule: both stay text, none is half applied
-        "cat\nSteps: 5, Sampler: Euler, Schedule type: SGM Uniform, Seed: 4",
+        "cat\nSteps: 5, Sampler: Euler, Schedule type: KL Optimal, Seed: 4",
         Request(prompt="cat", steps=5, seed=4),
-        {"Sampler": "Euler", "Schedule type": "SGM Uniform"},
+        {"Sampler": "Euler", "Schedule type": "KL Optimal"},
     ),
     (  # text behind the line of pairs, as some extensions leave it
         "cat\nSteps: 5, Sampler: Euler a, Seed: 4, Template: {a|b}\nNegative Template: {c}, Version: v1.6",
