@@ -65,8 +65,8 @@ MAX_COSTLY_PIXELS = 128
 
 GUIDANCE = 7.5
 BROWNIAN = ("DPMSolverSDEScheduler", "KDPM2AncestralDiscreteScheduler")
-"""Schedulers that references can't record, so that they use `DRAWS_INSTEAD`: one takes its noise from a Brownian tree of
-torchsde, and of the other diffusers rounds timesteps and noise levels in float32.
+"""Schedulers that references cannot record, so that they use `DRAWS_INSTEAD`: one takes its noise from a Brownian tree
+of torchsde, and of the other diffusers rounds timesteps and noise levels in float32.
 """
 
 WRONG_FROM_AN_IMAGE = ("PNDMScheduler", "LMSDiscreteScheduler")
