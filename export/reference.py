@@ -642,7 +642,8 @@ def _unhooked(hook: Any, vae: Any, pipeline: Any) -> Generator[None]:
     finally:
         hook.remove()
         for owner, name in ((vae, "decode"), (vae, "encode"), (pipeline, "prepare_latents")):
-            vars(owner).pop(name, None)
+            if name in vars(owner):
+                delattr(owner, name)
 
 
 def _first(value: Any) -> Any:
