@@ -295,7 +295,7 @@ class References:
         last = int(self.checkpoint.scheduler.get("num_train_timesteps", 1000)) - 1
         side, (low, broad) = self._square(), self._wide()
         latents = self.facts.latents_input
-        channels = like.feeds[latents].shape[1]  # with those beside the latents
+        more = like.feeds[latents].shape[1:-2]  # of what is beside the latents too
         once = {name: array[-1:] for name, array in like.feeds.items() if name not in (latents, TIMESTEP)}
         longer = once | {
             tensor.name: np.concatenate([once[tensor.name], long.feeds[tensor.name][-1:]], axis=1)
@@ -316,7 +316,7 @@ class References:
         for share, rows, size, fixed in wishes:
             feeds = {name: array.repeat(rows, axis=0) for name, array in fixed.items()}
             feeds |= {
-                latents: self.random.standard_normal((rows, channels, *size), dtype=np.float32),
+                latents: self.random.standard_normal((rows, *more, *size), dtype=np.float32),
                 TIMESTEP: np.array([exact(last * share) if share < 1 else last], np.float32),
             }
             if size != (side, side):

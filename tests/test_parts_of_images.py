@@ -96,7 +96,10 @@ REFUSED = {
         {"hires": 2.0, "hires_steps": 6, "timesteps": (900, 600, 300, 20), "steps": 4, "scheduler": "ddim"},
         {},
     ),
-    "each side has to be from 64 to 8192": ({"outpaint": (0, 8, 0, 0)}, {"image": photo()[:40, :64]}),
+    "each side has to be from 64 to 8192": (
+        {"width": None, "height": None, "outpaint": (0, 8, 0, 0)},
+        {"image": photo()[:40, :64]},
+    ),
     "leaves no denoiser call": ({"hires": 2.0, "hires_strength": 0.1}, {}),
 }
 
