@@ -586,9 +586,8 @@ class References:
 
         library: Any = diffusers
         family = self.checkpoint.family
-        cls = getattr(
-            import_module(family.library), family.controlled if nets and family.controlled else family.pipeline
-        )
+        name = family.controlled if nets and family.controlled else family.pipeline
+        cls = getattr(import_module(family.library), name)
         if nets:
             parts["controlnet"] = [*nets.values()] if len(nets) > 1 else next(iter(nets.values()))
         scheduler = self._new_scheduler()

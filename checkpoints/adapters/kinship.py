@@ -50,7 +50,7 @@ def meant_for(file: AdapterFile, family: Family) -> str | None:
     marks = [_SDXL_MARKS] if len(family.encoders) > 1 else [_SDXL_MARKS, _SECOND_TEXT]
     if any(mark.search(name) for name in names for mark in marks):
         return "Stable Diffusion XL"
-    width, widths = _width(file), _widths()
+    width, widths = _width(file), widths_of_prompts()
     if width and width == family.config(family.denoiser).get("cross_attention_dim"):
         return family.title
     if width in widths:
@@ -77,7 +77,7 @@ def _width(file: AdapterFile) -> int:
     return next((one.shape[1] for one in read if len(one.shape) > 1), 0)
 
 
-def _widths() -> dict[int, str]:
+def widths_of_prompts() -> dict[int, str]:
     """The published widths of prompt embeddings of families with a UNet."""
     return {
         int(one.config(one.denoiser)["cross_attention_dim"]): one.title

@@ -290,9 +290,9 @@ ENDS = {"dpm2": 0, "ipndm": 0, "deis": 1, "sa-solver": 1, "tcd": 1}
 @pytest.mark.parametrize("name", ENDS)
 def test_the_exact_noise_leads_back_to_the_original(name: str, steps: int, strength: float) -> None:
     config = {**SD15, "original_inference_steps": 50}
-    ours = schedule(config, steps, name)
+    ours: Any = schedule(config, steps, name)
     if name == "sa-solver":  # without noise, it is an ODE solver
-        ours = replace(ours, timesteps=ours.timesteps + 1000)  # type: ignore[type-var]
+        ours = replace(ours, timesteps=ours.timesteps + 1000)
     begin = first_call(config, ours, steps, strength)
     lowest = schedule(said(SD15, timestep_spacing="leading", steps_offset=0), 1, "ddim").level(0)
     kept, added = lowest if ENDS[name] else (1.0, 0.0)

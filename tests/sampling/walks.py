@@ -133,8 +133,8 @@ def their_class(class_name: str) -> Any:
     if class_name != "DPMSolverSDEScheduler":
         return getattr(importlib.import_module("diffusers"), class_name)
     sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
-    setattr(module, "BrownianTreeNoiseSampler", BrownianPath)  # noqa: B010 - it has no such attribute to type checkers
+    module: Any = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    module.BrownianTreeNoiseSampler = BrownianPath
     return module.DPMSolverSDEScheduler
 
 

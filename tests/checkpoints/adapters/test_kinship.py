@@ -2,7 +2,7 @@
 
 import pytest
 
-from latentc.checkpoints.adapters.kinship import _widths, alike  # pyright: ignore[reportPrivateUsage]
+from latentc.checkpoints.adapters.kinship import alike, widths_of_prompts
 from latentc.checkpoints.families import FAMILIES
 
 
@@ -17,4 +17,4 @@ def test_models_for_inpainting_take_what_their_family_takes(family):
 
 
 def test_the_widths_of_prompts_name_plain_families():
-    assert _widths() == {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+    assert widths_of_prompts() == {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
