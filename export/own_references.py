@@ -28,7 +28,7 @@ from ..sampling.draw import Host, Text, constants, latent_shape, load_host, read
 from ..sampling.pixels import quantized
 from ..sampling.scaling import unscaled
 from ..sampling.vocabulary import Vocabulary, ids_of
-from .reference import AT_SHARES, MAX_PIXELS, OTHER_TEXT_EACH, SEED, Asked, exact
+from .asked import AT_SHARES, MAX_PIXELS, OTHER_TEXT_EACH, SEED, Asked, exact
 from .scheduler import least_steps
 from .sessions import CpuSession
 from .texts import MOST_WORDS, ODD_TEXTS, WORLDS, Frame, full_chunk, spread

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,8 +25,6 @@ from ..core.images import pixels_sha256
 from ..core.references import (
     CONTROL_ARRAY,
     ENDS,
-    IDS,
-    MASK,
     TABLE,
     Case,
     Drawings,
@@ -36,11 +33,27 @@ from ..core.references import (
     pack,
     stated,
 )
-from ..core.request import TINY, Request
+from ..core.request import TINY
 from ..core.tensors import Array
 from ..core.wires import CONTROL, STEP, TIMESTEP
 from ..sampling.scaling import unscaled
+from .asked import (
+    AT_SHARES,
+    BROWNIAN,
+    COSTLY_PARAMETERS,
+    COSTLY_SHARES,
+    DRAWS_INSTEAD,
+    MAX_COSTLY_PIXELS,
+    MAX_PIXELS,
+    OTHER_TEXT_EACH,
+    SEED,
+    STRENGTH,
+    WRONG_FROM_AN_IMAGE,
+    Asked,
+    exact,
+)
 from .control import CONTROLS, AskedControl, drawn_image, recorded_controls
+from .hooks import arguments_of, calling, first, keeping, one_timestep, unhooked
 from .pictures import synthetic_image, synthetic_mask
 from .scheduler import least_steps
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
@@ -53,92 +66,9 @@ if TYPE_CHECKING:
 
     from ..checkpoints.open import Checkpoint
 
-SEED = 20261122
-MAX_PIXELS = 256
-"""Most references are generated at the model's native size, up to this side in pixels: larger ones take minutes."""
-
-COSTLY_PARAMETERS = 1_000_000_000
-"""A transformer of more parameters, each of which takes part in every token of text and image, has smaller and fewer
-references: with those of a UNet, an export of Stable Diffusion 3.5 Medium takes hours on two cores.
-"""
-MAX_COSTLY_PIXELS = 128
-
-GUIDANCE = 7.5
-BROWNIAN = ("DPMSolverSDEScheduler", "KDPM2AncestralDiscreteScheduler")
-"""Schedulers that references cannot record, so that they use `DRAWS_INSTEAD`: one takes its noise from a Brownian tree
-of torchsde, and of the other diffusers rounds timesteps and noise levels in float32.
-"""
-
-WRONG_FROM_AN_IMAGE = ("PNDMScheduler", "LMSDiscreteScheduler")
-"""Schedulers that diffusers starts wrongly in the middle, from an image: there, references use `DRAWS_INSTEAD`."""
-
-STRENGTH = 0.6
-"""Strength of the reference images of inpainting that begin from their image."""
-
-DRAWS_INSTEAD = "ddim"
-"""The scheduler of references where the checkpoint's own can't be used."""
 
 LOGGERS = ("diffusers", "transformers")
 """Loggers that are muted: they warn about long prompts, repaired configs and a missing torchvision."""
-
-AT_SHARES = (
-    *(1.0, 0.951, 0.907, 0.861, 0.818, 0.767, 0.722, 0.676, 0.631, 0.577, 0.532, 0.486, 0.441, 0.387, 0.342, 0.296),
-    *(0.251, 0.207, 0.161, 0.118, 0.083, 0.049, 0.021, 0.0),
-)
-"""Timesteps of the additional calls, as shares of the last timestep. Not round numbers, which steps fall on."""
-
-COSTLY_SHARES = (*AT_SHARES[:-1:3], AT_SHARES[-1])
-"""Those of a costly transformer."""
-
-OTHER_TEXT_EACH = 8
-"""One in this many of these calls is repeated with another text and nothing else changed."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A reference image to generate."""
-
-    name: str
-    prompts: tuple[str, ...]
-    """Chunks of the prompt; joined with spaces they are the request's prompt."""
-    negative: str
-    size: tuple[int, int]
-    """Height and width in latents."""
-    steps: int
-    count: int = 1
-    guidance: float = GUIDANCE
-    decoder: Literal["tiny"] | None = None
-    calls: int | None = None
-    """Number of denoiser calls to record; None records all of them and the image."""
-    strength: float | None = None
-    """Of inpainting; None without an image."""
-
-    def request(
-        self,
-        downscale: int,
-        *,
-        scheduler: str | None = None,
-        variant: str | None = None,
-        control: Mapping[str, Any] = {},
-    ) -> Request:
-        """The same as a request; `downscale` is the number of pixels per latent along each side, and `control` holds
-        the fields of ControlNets.
-        """
-        height, width = (side * downscale for side in self.size)
-        return Request(
-            prompt=" ".join(self.prompts),
-            negative_prompt=self.negative,
-            width=width,
-            height=height,
-            steps=self.steps,
-            guidance=self.guidance,
-            count=self.count,
-            scheduler=scheduler,
-            variant=variant,
-            strength=self.strength,
-            decoder=self.decoder,
-            **control,
-        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +202,7 @@ class References:
         vae, load = self.checkpoint.family.vae, beside(self.checkpoint, spec)
         nets = {name: load(name) for name in spec.also}
         with muted(*LOGGERS):
-            drawing = _calling(spec, denoiser) if at else denoiser
+            drawing = calling(spec, denoiser) if at else denoiser
             pipeline = self._pipeline(nets, **{spec.component: drawing, vae: computing(self.checkpoint, vae)})
             for asked in self._asked:
                 if asked.decoder == TINY:
@@ -373,8 +303,8 @@ class References:
         steps: list[Array] = []
 
         def called(module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-            fed = _arguments(module, arguments, given)
-            fed[TIMESTEP] = _one(fed[TIMESTEP])
+            fed = arguments_of(module, arguments, given)
+            fed[TIMESTEP] = one_timestep(fed[TIMESTEP])
             arrays = controlled(len(fed[self.facts.latents_input]))
             arrays |= {one.name: fed[one.name].detach().float().numpy() for one in spec.inputs if one.name in fed}
             answer = {spec.outputs[0].name: output[0].detach().numpy()}
@@ -418,14 +348,14 @@ class References:
         def prepared(*arguments: Any, **more: Any) -> Any:
             assert prepare is not None
             answer = prepare(*arguments, **more)
-            begun.append(_first(answer).detach().numpy().copy())
+            begun.append(first(answer).detach().numpy().copy())
             return answer
 
         vae.decode = recorded
         if reads:
             vae.encode, pipeline.prepare_latents = encoding, prepared
         more: dict[str, Any] = control.given(shown) if nets else {}
-        with recorded_controls(nets) as controlled, _unhooked(hook, vae, pipeline):
+        with recorded_controls(nets) as controlled, unhooked(hook, vae, pipeline):
             images = pipeline(
                 height=height * self.facts.downscale,
                 width=width * self.facts.downscale,
@@ -539,7 +469,7 @@ class References:
 
         embedded = Embedded({}, {name: [] for name in self.checkpoint.family.encoders})
         hooks = [
-            getattr(pipeline, name).register_forward_pre_hook(_keeping(rows), with_kwargs=True)
+            getattr(pipeline, name).register_forward_pre_hook(keeping(rows), with_kwargs=True)
             for name, rows in embedded.rows.items()
         ]
         guided = asked.guidance > 1
@@ -631,81 +561,3 @@ class References:
     def _more_steps(self) -> int:
         """How many more than two steps the scheduler needs: PNDM starts with three Runge-Kutta steps."""
         return max(0, least_steps(self.scheduler, None if self._own else DRAWS_INSTEAD) - 2)
-
-
-@contextmanager
-def _unhooked(hook: Any, vae: Any, pipeline: Any) -> Generator[None]:
-    """Remove the hook of the denoiser and the recorders of the VAE and of the pipeline's latents in the end."""
-    try:
-        yield
-    finally:
-        hook.remove()
-        for owner, name in ((vae, "decode"), (vae, "encode"), (pipeline, "prepare_latents")):
-            if name in vars(owner):
-                delattr(owner, name)
-
-
-def _first(value: Any) -> Any:
-    """The first of several values, or a value alone."""
-    return cast("tuple[Any, ...]", value)[0] if isinstance(value, tuple) else value
-
-
-def _calling(spec: PartSpec, component: torch.nn.Module) -> torch.nn.Module:
-    """A stand-in for the component whose calls go through a variant's own `call`."""
-    import torch
-
-    names = tuple(tensor.name for tensor in spec.outputs)
-
-    class Variant(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.whole = component
-            """The component, whose signature the calls have."""
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                return getattr(component, name)
-
-        def forward(self, *arguments: Any, **given: Any) -> Any:
-            fed = _arguments(component, arguments, given)
-            fed[TIMESTEP] = _one(fed[TIMESTEP])
-            return spec.call(component, names, *(fed[tensor.name] for tensor in spec.inputs))
-
-    return Variant().eval()
-
-
-def _arguments(module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by parameter name; the entries of a dict argument by their own keys."""
-    bound = inspect.signature(getattr(module, "whole", module).forward).bind(*arguments, **given).arguments
-    fed: dict[str, Any] = {}
-    for name, value in bound.items():
-        fed |= cast("dict[str, Any]", value) if isinstance(value, dict) else {name: value}
-    return fed
-
-
-def _one(timesteps: Any) -> torch.Tensor:
-    """The timestep of a call, [1]: some pipelines give it for every row."""
-    import torch
-
-    return torch.as_tensor(timesteps).float().reshape(-1)[:1]
-
-
-def exact(timestep: float) -> int:
-    """The nearest timestep that bf16 represents exactly. The last one, and the images, test rounded timesteps."""
-    unit = 4 if timestep > 512 else 2 if timestep > 256 else 1
-    return round(timestep / unit) * unit
-
-
-def _keeping(rows: list[dict[str, Array]]) -> Any:
-    """A hook that appends the inputs of a text encoder's calls to `rows`, row by row."""
-
-    def hook(_module: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
-        tensors = {IDS: arguments[0] if arguments else given[IDS], MASK: given.get(MASK)}
-        arrays = {
-            name: tensor.detach().numpy().astype(np.int64) for name, tensor in tensors.items() if tensor is not None
-        }
-        rows.extend(dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True))
-
-    return hook
