@@ -227,7 +227,7 @@ def _folder(component: str, folder: Path, source: CheckpointSource) -> Replaceme
     if not is_regular(place / "config.json"):
         single = [name for name in names_in(place) if name.endswith(".safetensors")]
         hint = f"Pass the file itself: {place / single[0]}." if single else "Pass a folder that has one, or a file."
-        raise CheckpointError(f"{place} has no config.json, so it is not the folder of a {facts.cls}. {hint}")
+        raise CheckpointError(f"{place} has no config.json, so it is not a folder of {facts.cls}. {hint}")
     config = read_json(place / "config.json")
     check_class(place, facts, config)
     tensors, _ = component_weights(place, facts, source.variant)

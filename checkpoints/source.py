@@ -54,8 +54,8 @@ def check_class(where: object, component: Component, config: Config) -> None:
     stated: Any = config.get("_class_name") or (cast("list[Any]", named)[0] if named and type(named) is list else named)
     if stated and not _is_class(component, stated):
         raise CheckpointError(
-            f"{where} holds a {str(stated)[:LONGEST]}, which is not supported yet; a {component.cls} was expected. "
-            "Use a checkpoint with the standard component."
+            f"{where} holds the class {str(stated)[:LONGEST]}, which is not supported here; {component.cls} was "
+            f"expected. Pass a {component.name} of that class."
         )
     for key, kind in CLASSES[component.cls].required.items():
         if type(config.get(key)) is not kind:

@@ -6,7 +6,7 @@ Packages are imported inside the functions, so that `latentc --help` stays fast.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -194,7 +194,7 @@ def run(
         ),
     ] = None,
     decoder: Annotated[
-        str | None,
+        Literal["tiny", "vae"] | None,
         typer.Option(
             help="tiny: decode with the bundle's tiny decoder, faster and less exactly; vae: with the VAE, whatever "
             "the image of --from was decoded with. Default: the VAE."

@@ -14,7 +14,8 @@ MAX_PIXELS = 256
 
 COSTLY_PARAMETERS = 1_000_000_000
 """A transformer of more parameters, each of which takes part in every token of text and image, has smaller and fewer
-references: with those of a UNet, an export of Stable Diffusion 3.5 Medium takes hours on two cores.
+references: with those of a UNet, the references of Stable Diffusion 3.5 Medium alone took over half an hour on two
+shared cores.
 """
 MAX_COSTLY_PIXELS = 128
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,13 @@ def test_a_single_file_checkpoint_takes_one(single_file, net):
     assert "controlnet" in again.configs
 
 
+def test_the_folder_of_a_whole_pipeline_holds_one(checkpoint, net, tmp_path):
+    shutil.copytree(net("sd1"), tmp_path / "whole" / "controlnet")
+    shutil.copyfile(checkpoint("sd1") / "model_index.json", tmp_path / "whole" / "model_index.json")
+    opened = open_checkpoint(checkpoint("sd1"), components=controls_of([str(tmp_path / "whole")]))
+    assert opened.others["controlnet"].where.endswith("whole/controlnet/config.json")
+
+
 def test_several_have_names_of_their_own(checkpoint, net):
     place = str(net("sd1"))
     opened = open_checkpoint(checkpoint("sd1"), components=controls_of([place, place, place]))
@@ -137,8 +145,6 @@ def test_other_kinds_are_refused_by_name(checkpoint, net, tmp_path, kind):
 
 
 def changed(net, tmp_path, **values):
-    import shutil
-
     folder = shutil.copytree(net("sd1"), tmp_path / "changed")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -148,7 +154,7 @@ def changed(net, tmp_path, **values):
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"_class_name": "ControlNetUnionModel"}, "holds a ControlNetUnionModel, which is not supported yet"),
+        ({"_class_name": "ControlNetUnionModel"}, "holds the class ControlNetUnionModel, which is not supported here"),
         ({"conditioning_channels": 6}, "reads images of 6 channels"),
         ({"class_embed_type": "timestep"}, "has class_embed_type = 'timestep'"),
         ({"block_out_channels": [32, 96]}, "for a UNet with block_out_channels"),
@@ -164,6 +170,6 @@ def test_configs_that_do_not_fit_are_refused(checkpoint, net, tmp_path, values, 
 def test_files_without_one_are_refused(checkpoint, tmp_path):
     save_file({"something.else": np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
     refused(checkpoint("sd1"), tmp_path / "x.safetensors", "holds no ControlNet that latentc recognizes")
-    refused(checkpoint("sd1"), checkpoint("sd1") / "unet", "holds a UNet2DConditionModel")
+    refused(checkpoint("sd1"), checkpoint("sd1") / "unet", "holds the class UNet2DConditionModel")
     (tmp_path / "net.pth").write_bytes(b"x")
     refused(checkpoint("sd1"), tmp_path / "net.pth", "pickle|never opened")

@@ -181,7 +181,7 @@ def test_a_component_of_another_class_can_be_replaced(form, other, own, checkpoi
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     shutil.rmtree(folder / "vae")
     AsymmetricAutoencoderKL(**small, **kinds, norm_num_groups=4).save_pretrained(folder / "vae")
-    with pytest.raises(CheckpointError, match="holds a AsymmetricAutoencoderKL"):
+    with pytest.raises(CheckpointError, match="holds the class AsymmetricAutoencoderKL"):
         open_checkpoint(str(folder))
     opened = open_checkpoint(str(folder), components={"vae": str(other("sd1")[form])})
     theirs = open_checkpoint(str(other("sd1")[0])).module("vae").state_dict()
@@ -213,7 +213,7 @@ def test_a_vae_of_unknown_scale_is_refused(other, own):
         ("unet", lambda other: other("sd2")[0], "is a UNet of Stable Diffusion 2, but the checkpoint is"),
         ("unet", lambda other: other("sd1")[0] / "vae" / WEIGHTS["vae"], "is a VAE alone"),
         ("vae", lambda other: other("sd1")[0] / "unet" / WEIGHTS["unet"], "is a UNet alone"),
-        ("vae", lambda other: other("sd1")[0] / "unet", "holds a UNet2DConditionModel"),
+        ("vae", lambda other: other("sd1")[0] / "unet", "holds the class UNet2DConditionModel"),
         ("vae", lambda other: other("sd1")[0] / "tokenizer", "no config.json"),
         ("vae", lambda _: "no/such-thing/here", "vae 'no/such-thing/here' was not found"),
         ("text_encoder", lambda other: other("sd1")[0], "is not a file. .*only unet and vae can be replaced"),

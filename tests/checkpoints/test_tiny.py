@@ -91,7 +91,10 @@ def changed_config(folder, place, **changes):
             {"upsampling_scaling_factor": 1},
             "makes 1 pixels of a latent along each side, but the checkpoint's VAE",
         ),
-        ({"_class_name": "AutoencoderKL"}, "holds a AutoencoderKL, which is not supported yet; a AutoencoderTiny was"),
+        (
+            {"_class_name": "AutoencoderKL"},
+            "holds the class AutoencoderKL, which is not supported here; AutoencoderTiny was",
+        ),
         ({"decoder_block_out_channels": 8}, "decoder_block_out_channels = 8, but a list"),
         ({"use_midblock_gn": True}, "a field 'use_midblock_gn' = True, which AutoencoderTiny does not know"),
         ({"num_decoder_blocks": [1, 1, 1, 1]}, "which AutoencoderTiny with this config does not have|has no tensor"),

@@ -18,7 +18,7 @@ def latentc(*arguments):
     ("options", "says"),
     [
         (lambda other: ["--unet", other], "is a UNet of Stable Diffusion XL"),
-        (lambda other: ["--vae", other / "unet"], "holds a UNet2DConditionModel"),
+        (lambda other: ["--vae", other / "unet"], "holds the class UNet2DConditionModel"),
         (lambda _: ["--variant", "ema"], "has no weights of the variant 'ema'"),
     ],
 )
