@@ -36,8 +36,8 @@ class Vocabulary:
     length: int
     size: int | None = None
     """Number of ids that the text encoder knows, as a tokenizer may have more; None for no limit."""
-    several: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Tokens that stand for several, and all of these, separated by spaces."""
+    several: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    """Ids of tokens that stand for several, and the tokens, the first one included."""
 
     @property
     def room(self) -> int:
@@ -75,13 +75,13 @@ def units_of(vocabulary: Vocabulary, text: str) -> list[list[int]]:
     if not vocabulary.several:
         return [[one] for one in encoded.ids]
     units: list[list[int]] = []
-    first = ""
-    for token, one in zip(encoded.tokens, encoded.ids, strict=True):
-        if first in vocabulary.several and token == f"{first}_{len(units[-1])}":
+    for one in encoded.ids:
+        tokens = vocabulary.several.get(units[-1][0], ()) if units else ()
+        read = len(units[-1]) if units else 0
+        if read < len(tokens) and one == vocabulary.tokenizer.token_to_id(tokens[read]):
             units[-1].append(one)
         else:
             units.append([one])
-            first = token
     return units
 
 
@@ -121,7 +121,7 @@ def _load(bundle: Bundle, encoder: TextEncoder) -> Vocabulary:
 
 
 @lru_cache(maxsize=4)
-def _parsed(content: bytes) -> tuple[Tokenizer, object, Mapping[str, str]]:
+def _parsed(content: bytes) -> tuple[Tokenizer, object, Mapping[int, tuple[str, ...]]]:
     """A tokenizer without truncation and padding, its file's padding settings, and tokens that stand for several.
 
     Loading takes 0.2 s and the result is immutable, so bundles and pipelines of one process share it.
@@ -133,15 +133,17 @@ def _parsed(content: bytes) -> tuple[Tokenizer, object, Mapping[str, str]]:
     return tokenizer, padding, _several(tokenizer)
 
 
-def _several(tokenizer: Tokenizer) -> dict[str, str]:
-    """Added tokens with numbered companions, `_1` and so on, each with the text of all of them."""
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    found: dict[str, str] = {}
+def _several(tokenizer: Tokenizer) -> dict[int, tuple[str, ...]]:
+    """The ids of added tokens with numbered companions, `_1` and so on, each with all of them.
+
+    By ids: a tokenizer that reads lower case gives the text of a token in lower case.
+    """
+    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    found: dict[int, tuple[str, ...]] = {}
     for token in sorted(added):
-        numbered = takewhile(added.__contains__, (f"{token}_{number}" for number in count(1)))
-        whole = " ".join([token, *numbered])
-        if whole != token:
-            found[token] = whole
+        numbered = tuple(takewhile(added.__contains__, (f"{token}_{number}" for number in count(1))))
+        if numbered:
+            found[added[token]] = (token, *numbered)
     return found
 
 
@@ -162,18 +164,18 @@ def _encoded(vocabulary: Vocabulary, prompt: str) -> Encoding:
 def _converted(vocabulary: Vocabulary, prompt: str) -> Encoding:
     """The encoding of a prompt with every vector of its textual inversions."""
     encoded = _encoded(vocabulary, prompt)
-    tokens = dict.fromkeys(encoded.tokens) if vocabulary.several else ()
-    wide = [token for token in tokens if token in vocabulary.several]
+    wide = [number for number in dict.fromkeys(encoded.ids) if number in vocabulary.several]
     if not wide:
         return encoded
     written = prompt
-    for token in wide:
-        if prompt.count(token) != encoded.tokens.count(token):
+    for number in wide:
+        token, *_ = tokens = vocabulary.several[number]
+        if prompt.count(token) != encoded.ids.count(number):
             raise RequestError(
                 f"The prompt writes the token {shown(token)} of a textual inversion with other letters, so that only "
                 "one of its vectors would be read. Write it exactly so."
             )
-        several = vocabulary.several[token]
+        several = " ".join(tokens)
         longer = len(written) + written.count(token) * (len(several) - len(token))
         if longer > MAX_CHARACTERS:
             raise RequestError(
