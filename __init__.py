@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .core.request import Request, Result
     from .core.version import __version__
     from .export.export import export
+    from .export.fused import fuse
     from .pipelines.pipeline import Pipeline
     from .pipelines.save import save
     from .profiles import Profile, load_profile
@@ -34,6 +35,7 @@ _PUBLIC = {
     "__version__": ".core.version",
     "build": ".compiler.build",
     "export": ".export",
+    "fuse": ".export.fused",
     "load_profile": ".profiles",
     "open_bundle": ".core.bundle",
     "save": ".pipelines.save",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "build",
     "export",
+    "fuse",
     "load_profile",
     "open_bundle",
     "save",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_ty
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import pip
 from ..core.record import in_a_line, shown
-from .adapters.fuse import Edit, apart, fuse
+from .adapters.fuse import Edit, apart, fuse, too_large
 from .bounds import flat
 from .families import Component, Config
 from .names import fit
@@ -231,11 +231,7 @@ def _fused(component: Component, plan: Plan, group: Sequence[Edit], dtype: torch
     for name, array in arrays.items():
         fused[name] = cast("Any", torch).from_numpy(array).to(dtype)
         if not torch.isfinite(fused[name]).all():
-            files = sorted({str(tensor.file) for edit in group for tensor in edit.slots.values()})
-            raise CheckpointError(
-                f"{name} of {component.name} is too large for {dtype} when it is fused with {' and '.join(files)}. "
-                "Use a smaller strength, or a checkpoint in F32 or BF16."
-            )
+            raise CheckpointError(too_large(f"{name} of {component.name}", str(dtype), group))
     return fused
 
 

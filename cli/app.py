@@ -40,6 +40,7 @@ def _options(
 
 app.command()(bundles.export)
 app.command()(bundles.adopt)
+app.command()(bundles.fuse)
 app.command()(bundles.build)
 app.command()(bundles.plan)
 app.command()(images.run)

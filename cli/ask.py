@@ -161,6 +161,12 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
         remarks.append(
             f"{picture} was made by another tool. The same seed gives different noise there, so the image will differ."
         )
+    elif shown.drawing.adapters != here.adapters:
+        made = " ".join(f"--lora {one.name}.safetensors:{one.strength:g}" for one in shown.drawing.adapters)
+        ask = (
+            f"was generated with adapters: pass {made}" if made else "was generated without adapters: leave out --lora"
+        )
+        remarks.append(f"{picture} {ask}. The image will differ.")
     elif shown.drawing.bundle != here.bundle:
         remarks.append(
             f"{picture} was generated from another bundle, of {shown.drawing.model}. This bundle is of {here.model}: "

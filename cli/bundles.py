@@ -176,6 +176,20 @@ def adopt(
     show.bundle(bundle, as_json)
 
 
+def fuse(bundle: Folder, output: NewBundle, lora: Loras = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Make a bundle whose weights are fused with adapters, without the checkpoint. No PyTorch reference stands behind
+    it; `latentc export --lora` makes one that is proved.
+    """
+    from ..checkpoints.adapters.open import strengths
+    from ..export.fused import fuse as run_fuse
+    from . import show
+    from .progress import shown
+
+    with shown(quiet or as_json) as tell:
+        made = run_fuse(bundle, output, strengths(lora or ()), on_progress=tell)
+    show.bundle(made, as_json)
+
+
 def build(
     bundle: Folder,
     profile: Profiles = None,

@@ -43,6 +43,7 @@ def draw(
     image: Path | None = None,
     mask: Path | None = None,
     control: Sequence[Path] = (),
+    adapters: Mapping[str, float] = {},
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -51,7 +52,7 @@ def draw(
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
     `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`,
-    `mask` and the images of ControlNets, `control`, are those of all requests.
+    `mask`, the images of ControlNets, `control`, and `adapters` are those of all requests.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
@@ -90,7 +91,7 @@ def draw(
             start = time.perf_counter()
             from ..pipelines.pipeline import Pipeline
 
-            with Pipeline.open(opened, profile, tell) as pipeline:
+            with Pipeline.open(opened, profile, tell, adapters=adapters) as pipeline:
                 load = time.perf_counter() - start
                 remarks = differences(*origin, pipeline.bundle) if origin else []
                 if not stream:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Folder, Json, ProfileName, Quiet, Sequential, Threads
+from .options import Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
 from .text import say
 
 
@@ -125,6 +125,7 @@ def run(
         bool,
         typer.Option("--guess-mode", help="ControlNets affect only the prompt's rows, and early layers less."),
     ] = False,
+    lora: Loras = None,
     profile: ProfileName = None,
     threads: Threads = None,
     sequential: Sequential = False,
@@ -226,6 +227,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Generate images from prompts, or a video from an image, with the engines of a profile."""
+    from ..checkpoints.adapters.open import strengths
     from ..pipelines.png import read
     from .ask import ask, numbers, parse_sides, parse_size
     from .choose import choose_one
@@ -275,6 +277,7 @@ def run(
         image=image,
         mask=mask,
         control=control or (),
+        adapters=strengths(lora or ()),
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

@@ -8,6 +8,7 @@
 <bundle>/README.md, LICENSE...      the checkpoint's model card and licence, unmodified
 <bundle>/reference/                 fixed inputs, and PyTorch's outputs for them (`core.references`)
 <bundle>/engines/<key>/             artifacts: the compiler's, not the export's
+<bundle>/adapters/<key>/            the bundle fused with adapters: the compiler's too
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ from .standing import Standing
 from .wires import complaint
 
 MANIFEST = "latentc.json"
+ADAPTERS = "adapters"
+"""The folder of the bundles that a bundle was fused to."""
 PLAIN = ".plain-"
 """Name prefix of a folder of plain files, for a bundle whose files are links."""
-PART_NAME = re.compile(r"(?!(engines|reference|scheduler)(@|$))[a-z][a-z0-9_]{0,31}(@[a-z][a-z0-9_]{0,31})?")
+PART_NAME = re.compile(r"(?!(adapters|engines|reference|scheduler)(@|$))[a-z][a-z0-9_]{0,31}(@[a-z][a-z0-9_]{0,31})?")
 """Valid part names. A part is in a folder of this name; a variant is in the folder of the part before the @."""
 
 GRAPHS = re.compile(r"/model(@[a-z0-9_]+)?\.onnx")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
-from .standing import PROVED, SELF_CONSISTENT, Standing
+from .standing import FUSED, PROVED, SELF_CONSISTENT, Standing
 from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire, skipped
 
 SCHEMA_VERSION = 4
@@ -81,12 +81,13 @@ class Part(Record):
     digest: str
     psnr_db: float
     """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references. For an
-    adopted part, against the graph that it was adopted from, run as it is; 0 where that cannot be run."""
+    adopted part, against the graph that it was adopted from, run as it is; 0 where that cannot be run. For a part of a
+    fused bundle, against itself."""
     proved: Annotated[str | None, Field(exclude_if=_unless(None))] = None
-    """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`. None for an adopted
-    part."""
+    """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`. None for a part of
+    an adopted or fused bundle."""
     compared: Annotated[str | None, Field(exclude_if=_unless(None))] = None
-    """The same digest for an adopted part, with which no PyTorch was compared."""
+    """The same digest for a part with which no PyTorch was compared."""
     bf16_db: Annotated[float, Field(ge=0, le=200)]
     """PSNR of PyTorch's own modules in bf16 against f32: what a correct bf16 engine can reach; 0 if not measured."""
     operators: Annotated[tuple[Operator, ...], Field(max_length=256, exclude_if=_unless(()))] = ()
@@ -299,8 +300,17 @@ class Adopted(Record):
     """Every file that was read, by its path in the folder."""
 
 
+class Fusion(Record):
+    """The bundle whose weights were fused with the last of `adapters`, without PyTorch."""
+
+    statement: str
+    """What does not stand behind the result, in sentences."""
+    base: str
+    """Digest of the bundle."""
+
+
 class AdapterSource(Record):
-    """A LoRA or another adapter that the weights were fused with at export."""
+    """A LoRA or another adapter that the weights were fused with."""
 
     name: str
     """Name of its file."""
@@ -338,6 +348,8 @@ class Source(Record):
     """Requested weight file variant: `fp16`, `ema` ..."""
     adopted: Annotated[Adopted | None, Field(exclude_if=_unless(None))] = None
     """Set if it was adopted from ONNX graphs, so that no PyTorch reference stands behind it."""
+    fused: Annotated[Fusion | None, Field(exclude_if=_unless(None))] = None
+    """Set if a bundle was fused with adapters, so that no PyTorch reference stands behind it."""
 
     adapters: Annotated[tuple[AdapterSource, ...], Field(max_length=64, exclude_if=_unless(()))] = ()
     """Adapters that the weights were fused with."""
@@ -430,7 +442,9 @@ class Manifest(Record):
     @property
     def standing(self) -> Standing:
         """What stands behind its figures, and the words for that."""
-        return PROVED if self.source.adopted is None else SELF_CONSISTENT
+        if self.source.adopted is not None:
+            return SELF_CONSISTENT
+        return PROVED if self.source.fused is None else FUSED
 
     @model_validator(mode="after")
     def _skipped_exist(self) -> Manifest:
@@ -442,7 +456,6 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _parts_stand_alike(self) -> Manifest:
-        adopted = self.source.adopted is not None
-        if any((part.compared is not None) != adopted for part in self.parts.values()):
-            raise ValueError("the parts of an adopted bundle, and of no other, should be compared instead of proved")
+        if any((part.proved is not None) != (self.standing is PROVED) for part in self.parts.values()):
+            raise ValueError("the parts of an adopted or fused bundle, and of no other, should be compared, not proved")
         return self

@@ -61,7 +61,7 @@ _OTHER_NAMES = {
     "outpaint": "outpainting expand extend padding",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
-    "LoRAs are fused at export: latentc export CHECKPOINT --lora FILE:0.8": "lora loras adapters",
+    "pass the adapters to Pipeline.open, or with --lora: a request has none": "lora loras adapters",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
     "control_scale": "controlnetconditioningscale controlweight controlnetscale controlstrength controlnetstrength",
     "control_start": "controlguidancestart controlnetstart guidancestart startingcontrolstep",

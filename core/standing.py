@@ -1,11 +1,11 @@
-"""What stands behind the figures of a bundle: PyTorch, or only the graphs that it was adopted from.
+"""What stands behind the figures of a bundle: PyTorch, or only its own graphs.
 
 Every output that names it takes its words from here, by `Manifest.standing`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,16 @@ SELF_CONSISTENT = Standing(
     statement=(
         "This bundle was adopted from ONNX graphs, and no PyTorch reference stands behind it. Its engines are "
         "self-consistent at best: they agree with these graphs, run without optimization."
+    ),
+)
+
+FUSED = replace(
+    SELF_CONSISTENT,
+    reference="the fused graph",
+    when="when adapters were fused",
+    again="Fuse the adapters again.",
+    statement=(
+        "The weights of this bundle were fused with adapters without PyTorch, and no PyTorch reference stands behind "
+        "it. Its engines are self-consistent at best: they agree with the fused graphs, run without optimization."
     ),
 )

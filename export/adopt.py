@@ -75,7 +75,7 @@ def adopt(
     Raises `CheckpointError` for what can't be mapped, before anything is run; `RuntimeMissing` without ONNX Runtime;
     `BundleError` if the folder exists or can't be written. Nothing is left behind after an error.
     """
-    _installed()
+    installed()
     choices = Choices(prediction, spacing, zero_snr, size)
     asked = {"family": family, "configs": None if configs is None else str(configs), "parts": dict(parts)}
     graphs, fits = _fitted(folder, choices, scheduler, **asked)
@@ -153,7 +153,7 @@ def adopt_apart(
 
     (place / "reference").mkdir()
     bundle = Bundle(place, manifest(facts, hashed))
-    references = OwnReferences(bundle, checkpoint, on_progress)
+    references = OwnReferences(bundle, on_progress)
     facts = references.measure_patch(facts)
     check_size(facts, str(graphs.folder))
     bundle = Bundle(place, manifest(facts, hashed))
@@ -177,11 +177,12 @@ def adopt_apart(
     return {}
 
 
-def _installed() -> None:
+def installed() -> None:
+    """Raise `RuntimeMissing` where graphs can't be read and run."""
     for name in NEEDED:
         if find_spec(name) is None:
             raise RuntimeMissing(
-                f"Adopting graphs needs {', '.join(NEEDED)}, but {name} is not installed. {install('onnxruntime')}"
+                f"Running graphs needs {', '.join(NEEDED)}, but {name} is not installed. {install('onnxruntime')}"
             )
 
 

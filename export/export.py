@@ -23,7 +23,7 @@ from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, pro
 from ..core.errors import BundleError, CheckpointError
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
-from ..core.manifest import Embedding, FileInfo, License, Manifest, Model, Other, Part, Source
+from ..core.manifest import AdapterSource, Embedding, FileInfo, License, Manifest, Model, Other, Part, Source
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember
@@ -293,7 +293,7 @@ def _write_manifest(
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,
-        source=Source.model_validate(asdict(source) | {"adapters": tuple(map(_adapter, checkpoint.adapters))}),
+        source=Source.model_validate(asdict(source) | {"adapters": tuple(map(adapter_source, checkpoint.adapters))}),
         components={
             name: Other.model_validate(asdict(other.source) | {"digest": checkpoint.digest(name)})
             for name, other in checkpoint.others.items()
@@ -314,16 +314,17 @@ def _write_manifest(
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
 
 
-def _adapter(adapter: Adapter) -> dict[str, Any]:
+def adapter_source(adapter: Adapter) -> AdapterSource:
+    """The record of an adapter in the manifest."""
     file = adapter.file
-    return {
-        "name": file.path.name,
-        "location": file.source.location,
-        "revision": file.source.revision,
-        "sha256": file.sha256,
-        "strength": adapter.strength,
-        "kind": file.kind,
-    }
+    return AdapterSource(
+        name=file.path.name,
+        location=file.source.location,
+        revision=file.source.revision,
+        sha256=file.sha256,
+        strength=adapter.strength,
+        kind=file.kind,
+    )
 
 
 def info_of(path: Path) -> FileInfo:

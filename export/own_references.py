@@ -1,4 +1,4 @@
-"""References of an adopted bundle: fixed inputs, and what its own graphs and latentc's own sampling make of them.
+"""References of an adopted or fused bundle: what its own graphs and latentc's own sampling make of fixed inputs.
 
 They have the form of those that PyTorch and diffusers compute (`reference`), so that every engine is compared in the
 same way. They show that engines compute what the graphs do. Whether graphs and sampling are right, they cannot show.
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.parts.clip import VOCABULARY
 from ..core.bundle import Bundle, checked_graph
 from ..core.errors import CheckpointError
@@ -55,11 +54,10 @@ class _Words:
 
 
 class OwnReferences:
-    """Computes the references of an adopted bundle, whose graphs, tokenizers and scheduler are written already."""
+    """Computes the references of a bundle whose graphs, tokenizers and scheduler are written already."""
 
-    def __init__(self, bundle: Bundle, checkpoint: Checkpoint, on_progress: Progress) -> None:
+    def __init__(self, bundle: Bundle, on_progress: Progress) -> None:
         self.bundle = bundle
-        self.checkpoint = checkpoint
         self.on_progress = on_progress
         self.random = np.random.default_rng(SEED)
         self.drawings: list[ReferenceDrawing] = []

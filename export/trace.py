@@ -10,11 +10,14 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from ..checkpoints.parts import PartSpec
 from ..core.errors import CompileError
 from ..core.manifest import TensorInfo
 from ..core.recipes import WIDE
 from ..core.shapes import shape_of
+from .weights import TRANSPOSED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,11 +74,35 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     model: ir.Model = program.model
     _label(model.graph.inputs, spec.inputs)
     _label(model.graph.outputs, spec.outputs)
+    _name_transposed(model, module)
     wide = _wide(model, spec)
     _forget_origin(model)
     for node in wide:
         node.metadata_props[WIDE] = "f32"
     return model
+
+
+def _name_transposed(model: ir.Model, module: torch.nn.Module) -> None:
+    """Name the weights of linear layers, which the exporter transposes into constants without a name."""
+    graph = model.graph
+    for node in graph:
+        if node.op_type != "MatMul":
+            continue
+        value, path = node.inputs[1], f"model.{_module_of(node)}"
+        tensor = None if value is None else value.const_value
+        if value is None or tensor is None or value.name not in graph.initializers or "." in str(value.name):
+            continue
+        layer: Any = _submodule(module, path)
+        weight = getattr(layer, "weight", None)
+        if weight is not None and np.array_equal(tensor.numpy(), weight.detach().float().T.numpy()):
+            value.name = f"{path}.weight{TRANSPOSED}"
+
+
+def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _wide(model: ir.Model, spec: PartSpec) -> list[ir.Node]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -22,6 +22,11 @@ DATA = "model.onnx_data"
 INLINE_BYTES = 1024
 """Initializers up to this size stay in the graph: shapes and small constants."""
 
+TRANSPOSED = ".T"
+"""Suffix of the name of a weight that is stored transposed."""
+
+_WRAPPER = "model."
+"""Prefix of the names of a part's weights: the module that is traced holds the checkpoint's as `model`."""
 
 Kept = Literal["f32", "f16", "bf16"]
 """Types of weights in a bundle; the graph casts them to f32 where it uses them."""
@@ -113,6 +118,13 @@ def write_variant(model: ir.Model, path: Path) -> None:
 
 def _content(tensor: ir.TensorProtocol) -> tuple[str, tuple[int, ...], str]:
     return tensor.dtype.name, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).hexdigest()
+
+
+def parameter_of(name: str) -> tuple[str, bool]:
+    """The parameter of the component that an initializer of this name holds, and whether it is transposed."""
+    for kept in get_args(Kept):
+        name = name.removesuffix(f".{kept}")
+    return name.removeprefix(_WRAPPER).removesuffix(TRANSPOSED), name.endswith(TRANSPOSED)
 
 
 def parameters(model: ir.Model) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from ..compiler.adapted import adapted
 from ..compiler.engines import load
 from ..compiler.targets import fixed_sizes, with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
@@ -63,6 +64,7 @@ class Pipeline:
         *,
         threads: int | None = None,
         sequential: bool = False,
+        adapters: Mapping[str, float] = {},
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
@@ -73,12 +75,16 @@ class Pipeline:
         which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder and,
         for a model that generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
 
+        `adapters` are LoRAs and their like, files and their strengths. At their first use, the bundle is fused with
+        them and built (`compiler.adapted`), which takes minutes for a large model; later uses only open it.
+
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
         """
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
         chosen = chosen.sequentially() if sequential else chosen
+        opened = adapted(opened, adapters, chosen, on_progress) if adapters else opened
         verify_files(opened, host_files(opened.manifest.model))
         return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen)
 

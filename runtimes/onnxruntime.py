@@ -123,6 +123,7 @@ takes any string for the switches, and most are false.
 """
 
 PLACEMENT_BYTES = 1 << 20
+UNPACKED = "session.disable_prepacking"
 UNFUSED = "optimization.disable_specified_optimizers"
 LEVEL = "graph_optimization_level"
 THREADS = "intra_op_num_threads"
@@ -150,7 +151,7 @@ CPU_COSTS = Costs(
     scores={"f32": 1, "f16": 1, "bf16": 1},
     maps=True,
     build_base=100_000_000,
-    build_per_weight=1.9,
+    build_per_weight=1.05,
     build_seconds=1.0,
     build_seconds_per_gb=10.0,
     flop_per_second={"f32": 0.17e12},
@@ -328,6 +329,7 @@ class ONNXRuntime(Runtime):
             if target.device == "CPU":
                 on_progress(f"{job.part}: optimize", None)
                 options.optimized_model_filepath = str(out / GRAPH)
+                options.add_session_config_entry(UNPACKED, "1")  # packed copies aren't written, and take as much again
                 options.add_session_config_entry("session.optimized_model_external_initializers_file_name", DATA)
                 options.add_session_config_entry(
                     "session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)

@@ -28,7 +28,7 @@ def test_dir_shows_only_what_is_public():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
         *("Bundle", "LatentcError", "Pipeline", "Profile", "Request", "Result", "__version__", "build", "export"),
-        *("load_profile", "open_bundle", "save"),
+        *("fuse", "load_profile", "open_bundle", "save"),
     ]
     assert all(hasattr(latentc, name) for name in latentc.__all__)
 

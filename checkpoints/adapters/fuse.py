@@ -52,6 +52,15 @@ def fuse(weights: Mapping[str, Array], edits: Sequence[Edit]) -> dict[str, Array
     return {name: stored[name] + one for name, one in changes.items()}
 
 
+def too_large(name: str, dtype: str, group: Sequence[Edit]) -> str:
+    """The message about a fused weight that its type has no room for."""
+    files = sorted({str(tensor.file) for edit in group for tensor in edit.slots.values()})
+    return (
+        f"{name} is too large for {dtype} when it is fused with {' and '.join(files)}. Use a smaller strength, or a "
+        "checkpoint in F32 or BF16."
+    )
+
+
 def apart(edits: Sequence[Edit]) -> list[tuple[Edit, ...]]:
     """The edits in groups that have no weight in common: fused one group at a time, they take the least memory."""
     groups: list[tuple[set[str], tuple[Edit, ...]]] = []

@@ -3,23 +3,29 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from latentc.checkpoints import new_checkpoint, open_checkpoint
+from latentc.checkpoints.families import find_family
 from latentc.cli.app import app
+from latentc.compiler import adapted as adapted_module
 from latentc.compiler.build import build
 from latentc.compiler.targets import job_of, wanted
-from latentc.core.errors import CheckpointError
+from latentc.core.errors import BundleError, CheckpointError
 from latentc.core.files import sha256
+from latentc.core.manifest import ControlNet
 from latentc.core.progress import quiet
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.export.export import export
+from latentc.export.fused import adapters_of, fuse, shapes_of
 from latentc.export.weights import computing
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
@@ -191,3 +197,131 @@ def test_the_command_refuses_what_is_no_adapter(checkpoint, tmp_path):
         app(["export", str(checkpoint("sd1")), "-o", str(tmp_path / "out"), "--lora", "nowhere.safetensors:0.5"],
             standalone_mode=False)  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def adapted_bundle(made, exported, tmp_path_factory):
+    """The plain bundle fused with the same adapters, without the checkpoint."""
+    _, loras, _ = made
+    return fuse(exported("sd1"), tmp_path_factory.mktemp("adapted") / "bundle", loras)
+
+
+@pytest.mark.slow
+def test_a_bundle_is_fused_to_the_weights_of_an_export(fused_bundle, adapted_bundle):
+    for name, part in fused_bundle.manifest.parts.items():
+        own = adapted_bundle.manifest.parts[name]
+        assert own.digest == part.digest, f"graph and weights of {name}, to the byte"
+        assert own.proved is None
+        assert own.compared is not None
+    assert adapted_bundle.standing.word == "self-consistent"
+    assert adapted_bundle.manifest.source.adapters == fused_bundle.manifest.source.adapters
+
+
+@pytest.mark.slow
+def test_a_fused_bundle_is_built_and_never_called_proved(made, adapted_bundle, fused_bundle, run, tmp_path):
+    profile = load_profile("cpu-onnxruntime")
+    built = build(adapted_bundle, profile)
+    assert built.standing.word == "self-consistent"
+    assert built.step_psnr_db > 90
+    for command in (("build", "--profile", "cpu-onnxruntime"), ("inspect",), ("why", "--profile", "cpu-onnxruntime")):
+        said = run(command[0], adapted_bundle.folder, *command[1:])
+        assert "proved" not in said.replace("never proved", ""), said
+    assert "no PyTorch reference stands behind" in run("inspect", adapted_bundle.folder).replace("\n", " ")
+    request = Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1)
+    build(fused_bundle, profile)
+    drawn = []
+    for bundle in (adapted_bundle, fused_bundle):
+        with Pipeline.open(bundle, profile) as pipeline:
+            drawn.append(pipeline(request).images)
+    assert np.array_equal(*drawn)
+
+
+@pytest.mark.slow
+def test_adapters_of_a_run_are_fused_once_and_kept(made, bundle, adapted_bundle, run, tmp_path, monkeypatch):
+    _, loras, _ = made
+    base, profile = bundle("sd1"), load_profile("cpu-onnxruntime")
+    build(base, profile)
+    with Pipeline.open(base, profile, adapters=loras) as pipeline:
+        request = Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1)
+        image = pipeline(request).images
+        place = pipeline.bundle.folder
+    assert place.parent == base.folder / "adapters"
+    with Pipeline.open(base, profile) as pipeline:
+        assert psnr_db(pipeline(request).images.astype(float), image.astype(float)) < 40
+    monkeypatch.setattr(adapted_module, "fuse", None)
+    given = [word for name, strength in loras.items() for word in ("--lora", f"{name}:{strength}")]
+    asked = ("--size", "72", "--steps", "2", "--seed", "1", "--profile", profile.name)
+    run("run", base.folder, "a lighthouse", *given, *asked, "-o", tmp_path / "a.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image[0])
+    assert [one.strength for one in read(tmp_path / "a.png").drawing.adapters] == [0.8, -0.5]
+    decoder = next((base.engines).glob("vae_decoder*/engine.data"))
+    kept = next((place / "engines").glob("vae_decoder*/engine.data"))
+    assert decoder.samefile(kept), "the engine of an unchanged part is shared"
+    again = run("run", base.folder, "--from", tmp_path / "a.png", "--profile", profile.name, "-o", tmp_path / "b.png")
+    assert "pass --lora style.safetensors:0.8 --lora mood.safetensors:-0.5" in again
+    again = run(
+        "run", base.folder, "--from", tmp_path / "a.png", *given, "--profile", profile.name, "-o", tmp_path / "c.png"
+    )
+    assert "differ" not in again
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "c.png")), image[0])
+    assert run("verify", base.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_graphs_name_every_weight_of_text_encoders_and_denoisers(exported, family):
+    opened = exported(family)
+    given = shapes_of(opened, find_family(opened.manifest.family))
+    wanted = open_checkpoint(opened.manifest.source.location).shapes()
+    for component, shapes in wanted.items():
+        bare = {name.removeprefix("text_model."): shape for name, shape in given[component].items()}
+        for name, shape in shapes.items():
+            if not name.endswith(("position_embedding.weight", "shared.weight")):
+                assert bare[name.removeprefix("text_model.")] == shape, f"{name} of {component}"
+
+
+@pytest.mark.slow
+def test_a_bundle_in_half_precision_is_fused_in_f32(made, tmp_path):
+    _, loras, _ = made
+    half = new_checkpoint("sd1", "tiny", 1, tmp_path / "half", dtype="f16")
+    bundles = [export(str(half), tmp_path / "plain"), export(str(half), tmp_path / "whole", loras=loras)]
+    adapted = fuse(bundles[0], tmp_path / "adapted", loras)
+    assert adapted.part("unet").weights == "f16"
+    for name in ("unet", "text_encoder"):
+        assert adapted.part(name).digest == bundles[1].part(name).digest
+
+
+def test_bundles_and_adapters_that_cannot_be_fused_are_refused(made, exported, bundle, tmp_path):
+    _, loras, _ = made
+    base = exported("sd1")
+    with pytest.raises(CheckpointError, match="No adapter was given"):
+        fuse(base, tmp_path / "new", {})
+    with pytest.raises(CheckpointError, match=r"'nothing.safetensors' was not found"):
+        fuse(base, tmp_path / "new", {"nothing.safetensors": 1.0})
+    other = tmp_path / "other.safetensors"
+    save_file({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(1, 8)}, other)
+    with pytest.raises(CheckpointError, match=r"no up beside it"):
+        fuse(base, tmp_path / "new", {str(other): 1.0})
+    table = tmp_path / "table.safetensors"
+    save_file({"lora_te_text_model_embeddings_position_embedding.diff": torch.zeros(77, 32)}, table)
+    with pytest.raises(CheckpointError, match="which graphs hold in another form. Export the checkpoint with --lora"):
+        fuse(base, tmp_path / "new", {str(table): 1.0})
+    with pytest.raises(BundleError, match="already exists"):
+        fuse(base, base.folder, loras)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("update", "match"),
+    [
+        ({"controls": (ControlNet(residuals=2),)}, "has ControlNets"),
+        ({"tiny_decoder": "tiny"}, "has a tiny decoder"),
+        ({"tasks": ("inpaint",)}, "is a model for inpainting"),
+        ({"tasks": ("image_to_video",)}, "is a model of videos"),
+    ],
+)
+def test_models_that_cannot_be_fused_are_refused(exported, update, match):
+    opened = exported("sd1")
+    manifest = opened.manifest.model_copy(update={"model": opened.manifest.model.model_copy(update=update)})
+    with pytest.raises(BundleError, match=f"{match}, and adapters cannot .* Export the checkpoint with --lora instead"):
+        adapters_of(replace(opened, manifest=manifest), {"x.safetensors": 1.0})

@@ -1,0 +1,32 @@
+"""A bundle with adapters, made and built when it is first asked for, and kept beside the base's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..core.bundle import ADAPTERS, MANIFEST, Bundle, open_bundle
+from ..core.files import sha256_json
+from ..core.progress import Progress, quiet
+from ..core.reading import is_regular
+from ..export.fused import adapters_of, fuse
+from ..profiles import Profile
+from .build import build
+from .cache import check_place
+
+
+def adapted(bundle: Bundle, loras: Mapping[str, float], profile: Profile, on_progress: Progress = quiet) -> Bundle:
+    """The bundle fused with adapters (`export.fused`), with its engines for a profile.
+
+    It is in a folder named by the bundle's digest, and the adapters' digests and strengths: the first use of a
+    combination takes as long as fusing and building, and later ones only open it. Engines of parts that no adapter
+    changes are the bundle's own. Raises what `fuse` and `build` raise.
+    """
+    adapters = adapters_of(bundle, loras)
+    chosen = sorted((one.file.sha256, one.strength) for one in adapters)
+    place = bundle.folder / ADAPTERS / sha256_json([bundle.digest, chosen])[:16]
+    if not is_regular(place / MANIFEST):
+        check_place(bundle)
+        fuse(bundle, place, loras, on_progress=on_progress)
+    made = open_bundle(place)
+    build(made, profile, on_progress, like=bundle)
+    return made

@@ -1,0 +1,281 @@
+"""Fusing adapters with a bundle's weights, without PyTorch and without the checkpoint.
+
+The result is a bundle of its own, with the same graphs and other weights, that any runtime builds. No PyTorch reference
+stands behind it (`core.standing`): as for an adopted bundle, references are computed from the graphs themselves, run by
+ONNX Runtime without optimization, and by latentc's own sampling. An export with the same adapters is proved.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..checkpoints.adapters.adapter import Adapter, Shapes, applied
+from ..checkpoints.adapters.fuse import Edit, apart, too_large
+from ..checkpoints.adapters.fuse import fuse as fused_weights
+from ..checkpoints.adapters.open import open_adapters
+from ..checkpoints.families import Family, find_family
+from ..core.bundle import MANIFEST, Bundle, checked_graph, digest, graph_path, open_bundle, proof_digest, verify_files
+from ..core.errors import BundleError, CheckpointError
+from ..core.external import map_values
+from ..core.files import fresh_folder, write_sealed
+from ..core.manifest import FileInfo, Fusion, Manifest, Part
+from ..core.progress import Progress, quiet
+from ..core.quarantine import quarantined
+from ..core.references import DRAWINGS, DRAWN, stored_at
+from ..core.standing import FUSED
+from ..core.tensors import PERFECT_DB, Array, Shape
+from ..core.version import __version__
+from .adopt import installed
+from .export import adapter_source, info_of, versions_of, write_json
+from .weights import DATA, parameter_of, write
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy", "tokenizers")
+LIMIT_SECONDS = 6 * 3600.0
+EXPORT = "Export the checkpoint with --lora instead."
+FOLDED = "embeddings_position_embedding"
+"""The end of the name, with underscores, of a table that is a constant of another shape in the graphs of CLIP."""
+
+
+def fuse(
+    bundle: Bundle | Path | str,
+    folder: Path | str,
+    loras: Mapping[str, float],
+    *,
+    on_progress: Progress = quiet,
+) -> Bundle:
+    """Make a bundle in `folder`, which must not exist, of another bundle and adapters.
+
+    `loras` are LoRAs and other adapters, files or files on the hub, and their strengths. The weights are fused in f32,
+    and then rounded to the type in which the bundle stores them. Neither PyTorch nor the checkpoint is needed, and
+    PyTorch stands not behind the result: see `core.standing`. Files that don't change are hard links where possible.
+
+    Raises `CheckpointError` for adapters that don't fit, before anything is written; `BundleError` for a bundle whose
+    weights can't be changed, and if the folder exists or can't be written; `RuntimeMissing` without ONNX Runtime.
+    Nothing is left behind after an error.
+    """
+    installed()
+    opened = open_bundle(bundle)
+    adapters = adapters_of(opened, loras)
+    changed = [name for name in opened.manifest.parts if any(name in one.edits for one in adapters)]
+    stored = sum(info.bytes for name in changed for info in opened.files(name).values())
+    with fresh_folder(Path(folder).resolve(), BundleError, stored) as fresh:
+        quarantined(
+            f"{__name__}:fuse_apart",
+            {"bundle": str(opened.folder), "fresh": str(fresh), "loras": dict(loras)},
+            seconds=LIMIT_SECONDS,
+            what="Fusing adapters",
+            advice=EXPORT,
+            on_progress=on_progress,
+        )
+    return open_bundle(folder)
+
+
+def fuse_apart(bundle: str, fresh: str, loras: Mapping[str, float], on_progress: Progress) -> dict[str, Any]:
+    """Run in a separate process: fill the folder `fresh`, manifest included."""
+    from .own_references import OwnReferences
+
+    base, place = open_bundle(bundle), Path(fresh)
+    manifest = base.manifest
+    adapters = adapters_of(base, loras)
+    changed = {name for one in adapters for name in one.edits}
+    verify_files(base, list(manifest.files))
+    hashed: dict[str, FileInfo] = {}
+    parts: dict[str, Part] = {}
+    for name, part in manifest.parts.items():
+        if name in changed:
+            on_progress(f"{name}: fuse", None)
+            edits = [edit for adapter in adapters for edit in adapter.edits.get(name, ())]
+            hashed |= _write_fused(base, name, edits, place)
+            own = digest({path: hashed[path] for path in base.files(name) if path in hashed})
+            parts[name] = part.model_copy(update={"digest": own})
+        else:
+            parts[name] = part
+    for name, info in manifest.files.items():
+        if name not in hashed and not name.startswith("reference/"):
+            _link(base.folder / name, place / name)
+            hashed[name] = info
+    source = manifest.source
+    update = {
+        "adapters": (*source.adapters, *map(adapter_source, adapters)),
+        "fused": Fusion(statement=str(FUSED.statement), base=base.digest),
+    }
+    made = manifest.model_copy(
+        update={
+            "latentc": __version__,
+            "source": source.model_copy(update=update),
+            "notices": (*manifest.notices, *(notice for one in adapters for notice in one.notices)),
+            "parts": parts,
+            "files": hashed,
+            "versions": {**manifest.versions, **versions_of(LIBRARIES)},
+        }
+    )
+    (place / "reference").mkdir()
+    references = OwnReferences(Bundle(place, made), on_progress)
+    stored = references.compute()
+    for name, arrays in stored.items():
+        np.savez(place / stored_at(name), allow_pickle=False, **arrays)
+    np.savez(place / DRAWN, allow_pickle=False, **references.drawn)
+    write_json(place / DRAWINGS, references.made().model_dump(mode="json"))
+    on_progress("digest", None)
+    files = hashed | {f"reference/{path.name}": info_of(path) for path in sorted((place / "reference").iterdir())}
+    for name, part in parts.items():
+        measured = {
+            "psnr_db": PERFECT_DB,
+            "proved": None,
+            "compared": proof_digest(part.digest, files[stored_at(name)].sha256),
+            "bf16_db": 0.0,
+        }
+        parts[name] = part.model_copy(update=measured)
+    whole = Manifest.model_validate(made.model_copy(update={"parts": parts, "files": files}).model_dump())
+    write_sealed(place / MANIFEST, whole.model_dump(mode="json"))
+    return {}
+
+
+def adapters_of(bundle: Bundle, loras: Mapping[str, float]) -> list[Adapter]:
+    """The adapters for a bundle's weights; only headers are read.
+
+    Raises `CheckpointError` for adapters that don't fit, and `BundleError` for a bundle whose weights can't be changed.
+    """
+    if not loras:
+        raise CheckpointError("No adapter was given. Pass one with --lora FILE:0.8.")
+    refuse(bundle)
+    family = find_family(bundle.manifest.family)
+    shapes = shapes_of(bundle, family)
+    known = {one.sha256: one.name for one in bundle.manifest.source.adapters}
+    found: list[Adapter] = []
+    for file, strength in open_adapters(loras):
+        if file.sha256 in known:
+            raise CheckpointError(
+                f"{file.path} was fused with the weights of {bundle.folder} already. Leave it out, or use a bundle "
+                "without it."
+            )
+        known[file.sha256] = file.name
+        if folded := next((one for one in file.modules if one.replace(".", "_").endswith(FOLDED)), None):
+            raise CheckpointError(f"{file.path} changes {folded}, which graphs hold in another form. {EXPORT}")
+        found.append(applied(file, strength, family, shapes, str(bundle.folder)))
+    return found
+
+
+def refuse(bundle: Bundle) -> None:
+    """Raise `BundleError` for a bundle with whose weights no adapter can be fused."""
+    manifest, where = bundle.manifest, bundle.folder
+    model = manifest.model
+    if manifest.source.adopted is not None:
+        raise BundleError(
+            f"{where} was adopted from ONNX graphs, whose weights have no known names. Fuse the adapter with the "
+            "checkpoint, and export it to ONNX again."
+        )
+    special = {
+        "has ControlNets": bool(model.controls),
+        "is a model for inpainting": model.inpaints,
+        "is a model of videos": model.reads_image,
+        "has a tiny decoder": model.tiny_decoder is not None,
+        "has variants of the denoiser": any("@" in name for name in manifest.parts),
+    }
+    if what := next((what for what, holds in special.items() if holds), None):
+        raise BundleError(f"{where} {what}, and adapters cannot be fused with such a bundle yet. {EXPORT}")
+
+
+def shapes_of(bundle: Bundle, family: Family) -> Shapes:
+    """Shapes of the weights of the denoiser and the text encoders. No weight is read."""
+    parts = [name for name in (family.denoiser, *family.encoders) if name in bundle.manifest.parts]
+    found = {name: _weights(_load(bundle, name)) for name in parts}
+    if not all(any(one.transposed for one in weights.values()) for weights in found.values()):
+        raise BundleError(
+            f"The graphs of {bundle.folder} do not name all weights, as those of earlier versions of latentc. Export "
+            "the checkpoint again."
+        )
+    return {name: {key: one.shape for key, one in weights.items()} for name, weights in found.items()}
+
+
+def _load(bundle: Bundle, part: str) -> ir.Model:
+    import onnx_ir as ir
+
+    return cast("Any", ir).load(checked_graph(bundle, part))
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight in a graph."""
+
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    transposed: bool
+
+    @property
+    def shape(self) -> Shape:
+        """In the checkpoint's layout."""
+        shape = tuple(int(size) for size in self.tensor.shape.numpy())
+        return shape[::-1] if self.transposed else shape
+
+    def values(self) -> Array:
+        """In f32, in the checkpoint's layout."""
+        values = self.tensor.numpy().astype(np.float32)
+        return values.T if self.transposed else values
+
+
+def _weights(model: ir.Model) -> dict[str, _Weight]:
+    """The weights of a graph, by the names of the parameters that they hold."""
+    found: dict[str, _Weight] = {}
+    for name, value in model.graph.initializers.items():
+        parameter, transposed = parameter_of(name)
+        if value.const_value is not None:
+            found[parameter] = _Weight(value, value.const_value, transposed)
+    return found
+
+
+def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -> dict[str, FileInfo]:
+    """Write a part's graph with fused weights; returns its files. The weights of one group are in memory at a time."""
+    import onnx_ir as ir
+
+    model = _load(base, part)
+    map_values(model)
+    weights = _weights(model)
+    for group in apart(edits):
+        for name in {name for edit in group for name in edit.names}:
+            own = weights[name]
+            own.value.const_value = cast("Any", ir).LazyTensor(
+                partial(_fused, weights, name, group),
+                dtype=own.tensor.dtype,
+                shape=own.tensor.shape,
+                name=own.value.name,
+                cache=False,
+            )
+    path = place / graph_path(part)
+    path.parent.mkdir(exist_ok=True)
+    write(model, path.parent)
+    written = (one for one in (path, path.with_name(DATA)) if one.exists())
+    return {str(one.relative_to(place)): info_of(one) for one in written}
+
+
+def _fused(weights: Mapping[str, _Weight], name: str, group: Sequence[Edit]) -> ir.TensorProtocol:
+    """One weight fused with a group of edits, in the type and layout of the graph."""
+    import onnx_ir as ir
+
+    own = weights[name]
+    array = fused_weights({one: weights[one].values() for edit in group for one in edit.names}, group)[name]
+    with np.errstate(over="ignore"):  # reported below
+        rounded = array.astype(own.tensor.dtype.numpy())
+    if not np.isfinite(rounded.astype(np.float32)).all():
+        raise CheckpointError(too_large(name, str(own.tensor.dtype.name), group))
+    return cast("Any", ir).tensor(np.ascontiguousarray(rounded.T) if own.transposed else rounded, name=own.value.name)
+
+
+def _link(path: Path, copy: Path) -> None:
+    """A file of the base in the new bundle: a hard link, or a copy where there are none."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path.resolve(), copy)
+    except OSError:
+        shutil.copyfile(path, copy)
