@@ -159,6 +159,10 @@ CPU_COSTS = Costs(
 """Costs with free sizes and without `PATTERN`, as in the shipped profiles."""
 HUNGRY = 2.7
 """`per_value` with `PATTERN`, and with fixed sizes."""
+UNFOLDED: Mapping[str, Any] = {"stores": True, "per_weight": 1.35, "build_per_weight": 1.35}
+"""Costs of a graph that isn't optimized: its weights stay as narrow as they are stored, and each is cast to f32 where
+it is used.
+"""
 
 
 class ONNXRuntime(Runtime):
@@ -309,7 +313,8 @@ class ONNXRuntime(Runtime):
         """Costs on a CPU; other devices were not measured."""
         if device != "CPU":
             return None
-        return CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
+        costs = CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
+        return replace(costs, **UNFOLDED) if options.get(LEVEL) == "off" else costs
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Optimize and write; for devices other than the CPU, write and call once. Memory peaks at about the weights.
