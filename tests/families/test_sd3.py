@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -282,21 +283,31 @@ def run(model, feeds):
         return ReferenceEvaluator(ir.to_proto(model)).run(None, feeds)[0]
 
 
-def planted(opened, name):
-    """A part whose values exceed f16 where those of published weights do: its spec and module."""
-    spec, module = part_spec(opened, name), opened.module(name)
-    with torch.no_grad():
-        if name == "text_encoder_3":
-            for block in module.encoder.block:
-                block.layer[1].DenseReluDense.wo.weight *= 1e5
-        else:  # inside one block; the published one is known by its number of layers
-            spec = replace(spec, wide=(r"transformer_blocks\.1(\..*)?",))
-            block = module.transformer_blocks[1]
-            block.ff.net[0].proj.weight *= 5e4
-            gate = slice(5 * 32, 6 * 32)
-            block.norm1.linear.weight[gate] *= 1e-6
-            block.norm1.linear.bias[gate] = 1e-6
-    return spec, as_part(opened, spec, module.eval())
+@pytest.fixture(scope="module")
+def planted(checkpoint):
+    """`planted(name)`: a part whose values exceed f16 where those of published weights do: its spec, module and graph.
+    Don't change them.
+    """
+
+    @cache
+    def plant(name):
+        opened = open_checkpoint(str(checkpoint("sd35l")))
+        spec, module = part_spec(opened, name), opened.module(name)
+        with torch.no_grad():
+            if name == "text_encoder_3":
+                for block in module.encoder.block:
+                    block.layer[1].DenseReluDense.wo.weight *= 1e5
+            else:  # inside one block; the published one is known by its number of layers
+                spec = replace(spec, wide=(r"transformer_blocks\.1(\..*)?",))
+                block = module.transformer_blocks[1]
+                block.ff.net[0].proj.weight *= 5e4
+                gate = slice(5 * 32, 6 * 32)
+                block.norm1.linear.weight[gate] *= 1e-6
+                block.norm1.linear.bias[gate] = 1e-6
+        part = as_part(opened, spec, module.eval())
+        return spec, part, trace(spec, part)
+
+    return plant
 
 
 def feeds_of(spec):
@@ -313,16 +324,16 @@ def feeds_of(spec):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["text_encoder_3", "transformer"])
 @pytest.mark.parametrize("opset", [18, 23])
-def test_what_exceeds_f16_stays_in_f32(name, opset, checkpoint):
+def test_what_exceeds_f16_stays_in_f32(name, opset, planted):
     """With magnitudes planted where published weights have them: without the marks, f16 gives infinity."""
-    spec, part = planted(open_checkpoint(str(checkpoint("sd35l"))), name)
+    spec, part, traced = planted(name)
     feeds = feeds_of(spec)
     with torch.no_grad():
         wanted = part(*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs))[0].numpy()
     assert np.isfinite(wanted).all()
     figures = {}
     for marked in (False, True):
-        model = trace(spec, part)
+        model = traced.clone()
         marks = [node for node in model.graph if WIDE in node.metadata_props]
         assert len(marks) > 2
         for node in () if marked else marks:
