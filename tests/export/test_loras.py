@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from latentc.cli.app import app
 from latentc.compiler import adapted as adapted_module
 from latentc.compiler.build import build
 from latentc.compiler.targets import job_of, wanted
+from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CheckpointError
 from latentc.core.files import sha256
 from latentc.core.manifest import ControlNet
@@ -325,3 +328,16 @@ def test_models_that_cannot_be_fused_are_refused(exported, update, match):
     manifest = opened.manifest.model_copy(update={"model": opened.manifest.model.model_copy(update=update)})
     with pytest.raises(BundleError, match=f"{match}, and adapters cannot .* Export the checkpoint with --lora instead"):
         adapters_of(replace(opened, manifest=manifest), {"x.safetensors": 1.0})
+
+
+@pytest.mark.slow
+def test_fusing_needs_no_torch(made, exported, adapted_bundle, tmp_path):
+    _, loras, _ = made
+    (tmp_path / "new").mkdir()
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'diffusers', 'transformers'));"
+        "from latentc.core.progress import quiet; from latentc.export.fused import fuse_apart;"
+        f"fuse_apart({str(exported('sd1').folder)!r}, {str(tmp_path / 'new')!r}, {loras!r}, quiet)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert open_bundle(tmp_path / "new").part("unet").digest == adapted_bundle.part("unet").digest
