@@ -11,7 +11,6 @@ from functools import partial
 from statistics import median
 from typing import Literal
 
-from ..core.standing import SELF_CONSISTENT
 from .reading import (
     UNKNOWN,
     Section,
@@ -334,7 +333,7 @@ def table(title: str, section: Section, rows: Sequence[Measurement] | None = Non
     single = title != ON_GPU and any(UNKNOWN in cell for line in lines for cell in line.cells or ())
     note = " ".join([*([NOTES[title]] if title in NOTES else []), *([SINGLE] if single else [])])
     if any(model.standing for model in section.models):
-        note = note.replace("against PyTorch", f"against {SELF_CONSISTENT.reference}")
+        note = note.replace("against PyTorch", "against the bundle's own graph")
     return FigureTable(title, tuple(list(reads)[index] for index in filled), tuple(lines), note)
 
 

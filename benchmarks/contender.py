@@ -146,7 +146,7 @@ def _checkpoint_folder(bundle: Bundle) -> str:
         if source.adapters:
             what = f"adapters ({', '.join(one.name for one in source.adapters)})"
         raise CheckpointError(
-            f"The bundle was exported with {what}, but this baseline opens {source.location} unmodified. Save the "
+            f"The bundle was made with {what}, but this baseline opens {source.location} unmodified. Save the "
             "combined pipeline as a folder with diffusers, and export that folder."
         )
     opened = open_checkpoint(source.location, revision=source.revision, family=bundle.manifest.family)

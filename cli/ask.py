@@ -161,12 +161,15 @@ def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
         remarks.append(
             f"{picture} was made by another tool. The same seed gives different noise there, so the image will differ."
         )
-    elif shown.drawing.adapters != here.adapters:
-        made = " ".join(f"--lora {one.name}.safetensors:{one.strength:g}" for one in shown.drawing.adapters)
-        ask = (
-            f"was generated with adapters: pass {made}" if made else "was generated without adapters: leave out --lora"
+    elif shown.drawing.model == here.model and shown.drawing.adapters != here.adapters:
+        made, own = (
+            ", ".join(f"{one.name}:{one.strength:g}" for one in adapters) or "none"
+            for adapters in (shown.drawing.adapters, here.adapters)
         )
-        remarks.append(f"{picture} {ask}. The image will differ.")
+        remarks.append(
+            f"{picture} was generated with other adapters ({made}) than those here ({own}), so the image will differ. "
+            "--lora adds adapters to a bundle."
+        )
     elif shown.drawing.bundle != here.bundle:
         remarks.append(
             f"{picture} was generated from another bundle, of {shown.drawing.model}. This bundle is of {here.model}: "

@@ -46,7 +46,7 @@ from .wires import complaint
 
 MANIFEST = "latentc.json"
 ADAPTERS = "adapters"
-"""The folder of the bundles that a bundle was fused to."""
+"""The folder of the bundles that were made by fusing adapters with this one."""
 PLAIN = ".plain-"
 """Name prefix of a folder of plain files, for a bundle whose files are links."""
 PART_NAME = re.compile(r"(?!(adapters|engines|reference|scheduler)(@|$))[a-z][a-z0-9_]{0,31}(@[a-z][a-z0-9_]{0,31})?")

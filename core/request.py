@@ -297,8 +297,8 @@ class Origin:
     versions: Mapping[str, str]
     """Versions of the libraries used for generation and for the export."""
     standing: str | None = None
-    """`self-consistent` for a bundle that was adopted from ONNX graphs; None where PyTorch's reference stands behind
-    it."""
+    """`self-consistent` for a bundle that was adopted from ONNX graphs or fused with adapters; None where PyTorch's
+    reference stands behind it."""
     embeddings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Textual inversions in the bundle: the SHA-256 of each file by its token."""
     adapters: tuple[Fused, ...] = ()

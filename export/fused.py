@@ -25,7 +25,7 @@ from ..checkpoints.families import Family, find_family
 from ..core.bundle import MANIFEST, Bundle, checked_graph, digest, graph_path, open_bundle, proof_digest, verify_files
 from ..core.errors import BundleError, CheckpointError
 from ..core.external import map_values
-from ..core.files import fresh_folder, write_sealed
+from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.manifest import FileInfo, Fusion, Manifest, Part
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
@@ -35,7 +35,7 @@ from ..core.tensors import PERFECT_DB, Array, Shape
 from ..core.version import __version__
 from .adopt import installed
 from .export import adapter_source, info_of, versions_of, write_json
-from .weights import DATA, parameter_of, write
+from .weights import DATA, INLINE_BYTES, Kept, kind_of, parameter_of, write
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,7 +58,8 @@ def fuse(
 
     `loras` are LoRAs and other adapters, files or files on the hub, and their strengths. The weights are fused in f32,
     and then rounded to the type in which the bundle stores them. Neither PyTorch nor the checkpoint is needed, and
-    PyTorch stands not behind the result: see `core.standing`. Files that don't change are hard links where possible.
+    PyTorch does not stand behind the result: see `core.standing`. Files that don't change are hard links where
+    possible.
 
     Raises `CheckpointError` for adapters that don't fit, before anything is written; `BundleError` for a bundle whose
     weights can't be changed, and if the folder exists or can't be written; `RuntimeMissing` without ONNX Runtime.
@@ -127,6 +128,9 @@ def fuse_apart(bundle: str, fresh: str, loras: Mapping[str, float], on_progress:
         np.savez(place / stored_at(name), allow_pickle=False, **arrays)
     np.savez(place / DRAWN, allow_pickle=False, **references.drawn)
     write_json(place / DRAWINGS, references.made().model_dump(mode="json"))
+    for one in adapters:
+        if sha256(one.file.path) != one.file.sha256:
+            raise CheckpointError(f"{one.file.path} was changed while it was fused. Fuse it again.")
     on_progress("digest", None)
     files = hashed | {f"reference/{path.name}": info_of(path) for path in sorted((place / "reference").iterdir())}
     for name, part in parts.items():
@@ -150,6 +154,7 @@ def adapters_of(bundle: Bundle, loras: Mapping[str, float]) -> list[Adapter]:
     if not loras:
         raise CheckpointError("No adapter was given. Pass one with --lora FILE:0.8.")
     refuse(bundle)
+    installed()
     family = find_family(bundle.manifest.family)
     shapes = shapes_of(bundle, family)
     known = {one.sha256: one.name for one in bundle.manifest.source.adapters}
@@ -163,7 +168,7 @@ def adapters_of(bundle: Bundle, loras: Mapping[str, float]) -> list[Adapter]:
         known[file.sha256] = file.name
         if folded := next((one for one in file.modules if one.replace(".", "_").endswith(FOLDED)), None):
             raise CheckpointError(f"{file.path} changes {folded}, which graphs hold in another form. {EXPORT}")
-        found.append(applied(file, strength, family, shapes, str(bundle.folder)))
+        found.append(applied(file, strength, family, shapes, str(bundle.folder), left_over=0))
     return found
 
 
@@ -190,13 +195,31 @@ def refuse(bundle: Bundle) -> None:
 def shapes_of(bundle: Bundle, family: Family) -> Shapes:
     """Shapes of the weights of the denoiser and the text encoders. No weight is read."""
     parts = [name for name in (family.denoiser, *family.encoders) if name in bundle.manifest.parts]
-    found = {name: _weights(_load(bundle, name)) for name in parts}
-    if not all(any(one.transposed for one in weights.values()) for weights in found.values()):
+    graphs = {name: _load(bundle, name) for name in parts}
+    if any(_has_unnamed(graph) for graph in graphs.values()):
         raise BundleError(
             f"The graphs of {bundle.folder} do not name all weights, as those of earlier versions of latentc. Export "
             "the checkpoint again."
         )
-    return {name: {key: one.shape for key, one in weights.items()} for name, weights in found.items()}
+    return {
+        name: {key: one.shape for key, one in _weights(graph).items() if one.uses == 1}
+        for name, graph in graphs.items()
+    }
+
+
+def _has_unnamed(model: ir.Model) -> bool:
+    """Whether a linear layer has a weight without a name."""
+    multiplied = (node.inputs[1] for node in model.graph if node.op_type == "MatMul")
+    return any(
+        value is not None and value.name in model.graph.initializers and "." not in str(value.name)
+        for value in multiplied
+    )
+
+
+def _uses(value: ir.Value) -> int:
+    """How many operators read a weight, also after a cast."""
+    nodes = [use.node for use in value.uses()]
+    return sum(_uses(node.outputs[0]) if node.op_type == "Cast" else 1 for node in nodes)
 
 
 def _load(bundle: Bundle, part: str) -> ir.Model:
@@ -212,6 +235,11 @@ class _Weight:
     value: ir.Value
     tensor: ir.TensorProtocol
     transposed: bool
+
+    @property
+    def uses(self) -> int:
+        """How many operators read it: equal small weights of several layers are one in a graph."""
+        return _uses(self.value)
 
     @property
     def shape(self) -> Shape:
@@ -242,11 +270,15 @@ def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) ->
     model = _load(base, part)
     map_values(model)
     weights = _weights(model)
+    kind = base.part(part).weights
     for group in apart(edits):
         for name in {name for edit in group for name in edit.names}:
             own = weights[name]
+            if own.tensor.nbytes <= INLINE_BYTES:
+                own.value.const_value = _fused(weights, name, group, kind)
+                continue
             own.value.const_value = cast("Any", ir).LazyTensor(
-                partial(_fused, weights, name, group),
+                partial(_fused, weights, name, group, kind),
                 dtype=own.tensor.dtype,
                 shape=own.tensor.shape,
                 name=own.value.name,
@@ -259,16 +291,17 @@ def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) ->
     return {str(one.relative_to(place)): info_of(one) for one in written}
 
 
-def _fused(weights: Mapping[str, _Weight], name: str, group: Sequence[Edit]) -> ir.TensorProtocol:
-    """One weight fused with a group of edits, in the type and layout of the graph."""
+def _fused(weights: Mapping[str, _Weight], name: str, group: Sequence[Edit], kept: Kept) -> ir.TensorProtocol:
+    """One weight fused with a group of edits, rounded to `kept`, in the type and layout of the graph."""
     import onnx_ir as ir
 
     own = weights[name]
     array = fused_weights({one: weights[one].values() for edit in group for one in edit.names}, group)[name]
     with np.errstate(over="ignore"):  # reported below
-        rounded = array.astype(own.tensor.dtype.numpy())
+        rounded = array if kept == "f32" else array.astype(kind_of(kept).numpy())
+        rounded = rounded.astype(own.tensor.dtype.numpy())
     if not np.isfinite(rounded.astype(np.float32)).all():
-        raise CheckpointError(too_large(name, str(own.tensor.dtype.name), group))
+        raise CheckpointError(too_large(name, kept, group))
     return cast("Any", ir).tensor(np.ascontiguousarray(rounded.T) if own.transposed else rounded, name=own.value.name)
 
 

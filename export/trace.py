@@ -74,7 +74,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     model: ir.Model = program.model
     _label(model.graph.inputs, spec.inputs)
     _label(model.graph.outputs, spec.outputs)
-    _name_transposed(model, module)
+    _name_folded(model, module)
     wide = _wide(model, spec)
     _forget_origin(model)
     for node in wide:
@@ -82,20 +82,22 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     return model
 
 
-def _name_transposed(model: ir.Model, module: torch.nn.Module) -> None:
-    """Name the weights of linear layers, which the exporter transposes into constants without a name."""
+def _name_folded(model: ir.Model, module: torch.nn.Module) -> None:
+    """Name the weights that the exporter transposes or casts into constants without a name."""
     graph = model.graph
     for node in graph:
-        if node.op_type != "MatMul":
-            continue
-        value, path = node.inputs[1], f"model.{_module_of(node)}"
-        tensor = None if value is None else value.const_value
-        if value is None or tensor is None or value.name not in graph.initializers or "." in str(value.name):
-            continue
-        layer: Any = _submodule(module, path)
-        weight = getattr(layer, "weight", None)
-        if weight is not None and np.array_equal(tensor.numpy(), weight.detach().float().T.numpy()):
-            value.name = f"{path}.weight{TRANSPOSED}"
+        path = f"model.{_module_of(node)}"
+        for value in node.inputs:
+            tensor = None if value is None else value.const_value
+            if value is None or tensor is None or value.name not in graph.initializers or "." in str(value.name):
+                continue
+            layer: Any = _submodule(module, path)
+            held = {leaf: getattr(layer, leaf, None) for leaf in ("weight", "bias")}
+            arrays = {leaf: one.detach().float().numpy() for leaf, one in held.items() if one is not None}
+            arrays |= {f"{leaf}{TRANSPOSED}": one.T for leaf, one in arrays.items() if one.ndim == 2}
+            same = [leaf for leaf, one in arrays.items() if np.array_equal(tensor.numpy(), one)]
+            if len(same) == 1 or (len(same) == 2 and node.op_type == "MatMul"):
+                value.name = f"{path}.{same[-1]}"
 
 
 def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:

@@ -50,7 +50,7 @@ def store_narrow(model: ir.Model, kept: Kept) -> None:
     """Store initializers that the exporter folded to f32 in `kept` again, where that is exact."""
     import onnx_ir as ir
 
-    graph, kind = model.graph, _kind(kept)
+    graph, kind = model.graph, kind_of(kept)
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes <= INLINE_BYTES:
@@ -69,7 +69,8 @@ def store_narrow(model: ir.Model, kept: Kept) -> None:
         graph.insert_before(graph[0], cast)
 
 
-def _kind(kept: Kept) -> ir.DataType:
+def kind_of(kept: Kept) -> ir.DataType:
+    """The type of f16 or bf16 weights."""
     import onnx_ir as ir
 
     return ir.DataType.BFLOAT16 if kept == "bf16" else ir.DataType.FLOAT16

@@ -35,11 +35,14 @@ class Adapter:
     """What was left out, in sentences."""
 
 
-def applied(file: AdapterFile, strength: float, family: Family, shapes: Shapes, where: str) -> Adapter:
+def applied(
+    file: AdapterFile, strength: float, family: Family, shapes: Shapes, where: str, *, left_over: int = LEFT_OVER
+) -> Adapter:
     """The adapter for a model; `shapes` are those of its weights, and `where` names the model in messages.
+    Up to `left_over` modules that the model doesn't have are left out with a notice.
 
     Raises CheckpointError for an adapter for another family, for tensors that are missing or don't fit, and for more
-    than `LEFT_OVER` modules that the model doesn't have.
+    of them.
     """
     if not math.isfinite(strength):
         raise CheckpointError(f"A strength of {strength} is not possible for {file.path}: use a number such as 0.8.")
@@ -71,7 +74,7 @@ def applied(file: AdapterFile, strength: float, family: Family, shapes: Shapes, 
         if other != module:
             raise CheckpointError(f"{file.path} holds two adapters for one module: {other!r} and {module!r}. {AGAIN}")
         edits[component] += _edits(file, module, slots, place, names[component], shapes[component], strength)
-    if len(unknown) > LEFT_OVER or not any(edits.values()):
+    if len(unknown) > left_over or not any(edits.values()):
         raise CheckpointError(_misfit(file, unknown, family, where, left_out))
     notices = [
         f"{file.path.name} also changes {owner} (modules: {count}), which is left out."

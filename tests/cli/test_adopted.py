@@ -72,7 +72,7 @@ def test_no_command_calls_it_proved(own, command, tmp_path):
     pages = [text for name, text in files.items() if name.endswith((".html", ".md"))]
     assert len(pages) >= 2
     assert all("(self-consistent)" in text for text in pages)
-    assert "against the adopted graph" in printed["bench"]
+    assert "against the bundle's own graph" in printed["bench"]
 
 
 REFUSED = {

@@ -106,7 +106,7 @@ def test_what_one_stream_cant_take(run, words, says):
 
 def test_several_prompts_are_drawn_for_one_load(run, monkeypatch):
     loads, real = [], Pipeline.open
-    monkeypatch.setattr(Pipeline, "open", lambda *args: loads.append(args) or real(*args))
+    monkeypatch.setattr(Pipeline, "open", lambda *args, **more: loads.append(args) or real(*args, **more))
     code, out, _ = run("a cat", "a dog", "a cow", "-o", "x.png", "--seed", 7, "--count", 2, "--json")
     assert (code, len(loads)) == (0, 1)
     records = json.loads(out)

@@ -261,7 +261,7 @@ def test_adapters_of_a_run_are_fused_once_and_kept(made, bundle, adapted_bundle,
     kept = next((place / "engines").glob("vae_decoder*/engine.data"))
     assert decoder.samefile(kept), "the engine of an unchanged part is shared"
     again = run("run", base.folder, "--from", tmp_path / "a.png", "--profile", profile.name, "-o", tmp_path / "b.png")
-    assert "pass --lora style.safetensors:0.8 --lora mood.safetensors:-0.5" in again
+    assert "with other adapters (style:0.8, mood:-0.5) than those here (none)" in again
     again = run(
         "run", base.folder, "--from", tmp_path / "a.png", *given, "--profile", profile.name, "-o", tmp_path / "c.png"
     )
@@ -289,6 +289,9 @@ def test_a_bundle_in_half_precision_is_fused_in_f32(made, tmp_path):
     half = new_checkpoint("sd1", "tiny", 1, tmp_path / "half", dtype="f16")
     bundles = [export(str(half), tmp_path / "plain"), export(str(half), tmp_path / "whole", loras=loras)]
     adapted = fuse(bundles[0], tmp_path / "adapted", loras)
+    given = shapes_of(bundles[0], find_family(bundles[0].manifest.family))
+    wanted = open_checkpoint(str(half)).shapes()["unet"]
+    assert given["unet"] == wanted, "norms and biases too"
     assert adapted.part("unet").weights == "f16"
     for name in ("unet", "text_encoder"):
         assert adapted.part(name).digest == bundles[1].part(name).digest
@@ -302,7 +305,7 @@ def test_bundles_and_adapters_that_cannot_be_fused_are_refused(made, exported, b
     with pytest.raises(CheckpointError, match=r"'nothing.safetensors' was not found"):
         fuse(base, tmp_path / "new", {"nothing.safetensors": 1.0})
     other = tmp_path / "other.safetensors"
-    save_file({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(1, 8)}, other)
+    save_file({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(1, 8)}, other)
     with pytest.raises(CheckpointError, match=r"no up beside it"):
         fuse(base, tmp_path / "new", {str(other): 1.0})
     table = tmp_path / "table.safetensors"
