@@ -29,7 +29,7 @@ from ..compiler.cache import HEADER, find
 from ..compiler.engines import load
 from ..compiler.make import compile_into
 from ..compiler.targets import wanted
-from ..core.bundle import MANIFEST, Bundle, digest, open_bundle
+from ..core.bundle import ADAPTERS, MANIFEST, Bundle, digest, open_bundle
 from ..core.engine import Engine
 from ..core.errors import BundleError, LatentcError, NotFiniteError
 from ..core.files import read_sealed, sha256, write_sealed, write_text
@@ -127,7 +127,7 @@ def planted_effect(sound: Bundle, engines: Mapping[str, Engine], fault: Fault, p
     """PSNR in dB between the images with and without a fault; -inf if they aren't finite."""
     request = request_of(fault)
     place = folder / "effect"
-    shutil.copytree(sound.folder, place, ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(sound.folder, place, ignore=shutil.ignore_patterns("engines", ADAPTERS))
     plant(fault, place)
     faulty = open_bundle(place)
     changed = {} if fault.part == HOST else ungated(faulty, profile, folder, fault.part)
@@ -139,7 +139,7 @@ def planted_effect(sound: Bundle, engines: Mapping[str, Engine], fault: Fault, p
 def caught(sound: Bundle, fault: Fault, profile: Profile, folder: Path) -> str:
     """The error that refuses a fault; empty if nothing does."""
     place = folder / "b"
-    shutil.copytree(sound.folder, place, ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(sound.folder, place, ignore=shutil.ignore_patterns("engines", ADAPTERS))
     try:
         if fault.engine:
             forge(open_bundle(place), fault, profile, folder)
@@ -157,7 +157,7 @@ def forge(bundle: Bundle, fault: Fault, profile: Profile, folder: Path) -> None:
     with state(folder / "elsewhere"):
         build(bundle, profile)
     faulty = folder / "faulty"
-    shutil.copytree(bundle.folder, faulty, ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(bundle.folder, faulty, ignore=shutil.ignore_patterns("engines", ADAPTERS))
     plant(fault, faulty)
     adapter, engines = wanted(bundle, profile, to_run=True)
     want = next(want for want in engines if want.part == fault.part)

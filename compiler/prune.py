@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.bundle import PART_NAME, PLAIN, Bundle
+from ..core.bundle import ADAPTERS, PART_NAME, PLAIN, Bundle
 from ..core.errors import BundleError, LatentcError
 from ..core.files import unwritable
 from ..core.locks import LockedError, held, is_held
@@ -34,9 +34,10 @@ NOTHING = "null"
 ENGINE = rf"({PART_NAME.pattern})-{KEY.pattern}"
 REFERENCE = rf"reference-{ENGINE}"
 REFUSED = re.compile(rf"{ENGINE}{re.escape(SUFFIX)}")
+ADAPTED = re.compile(r"\.[0-9a-f]{16}\.(tmp|lock)")
 FRESH = re.compile(rf"\.{ENGINE}\.tmp")
 PLAINS = re.compile(rf"{re.escape(PLAIN)}({PART_NAME.pattern}|{ENGINE})")
-LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE})(\.build)?\.lock")
+LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE}|{ADAPTERS}-[0-9a-f]{{16}})(\.build)?\.lock")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ def _leftovers(bundle: Bundle) -> Iterator[Leftover]:
     for path, why in ((folder.with_name(f".{folder.name}.tmp"), "an export that was stopped"), (lock, "its lock")):
         if path.exists():
             yield _leftover(path, why, lock)
+    for path in _entries(folder / ADAPTERS):
+        if ADAPTED.fullmatch(path.name):
+            what = "a bundle that was being fused" if path.suffix == ".tmp" else "a lock that nobody holds"
+            yield _leftover(path, what, path.with_suffix(".lock"))
     for path in _entries(bundle.engines):
         if FRESH.fullmatch(path.name):
             yield _leftover(path, "an engine that was being built", path.with_suffix(".lock"))

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy", "tokenizers")
 LIMIT_SECONDS = 6 * 3600.0
 EXPORT = "Export the checkpoint with --lora instead."
-FOLDED = "embeddings_position_embedding"
-"""The end of the name, with underscores, of a table that is a constant of another shape in the graphs of CLIP."""
 
 
 def fuse(
@@ -166,9 +164,13 @@ def adapters_of(bundle: Bundle, loras: Mapping[str, float]) -> list[Adapter]:
                 "without it."
             )
         known[file.sha256] = file.name
-        if folded := next((one for one in file.modules if one.replace(".", "_").endswith(FOLDED)), None):
-            raise CheckpointError(f"{file.path} changes {folded}, which graphs hold in another form. {EXPORT}")
-        found.append(applied(file, strength, family, shapes, str(bundle.folder), left_over=0))
+        adapter = applied(file, strength, family, shapes, str(bundle.folder))
+        if adapter.unknown:
+            raise CheckpointError(
+                f"{file.path} changes {', '.join(adapter.unknown)}, which the graphs of {bundle.folder} don't hold as "
+                f"weights of their own. {EXPORT}"
+            )
+        found.append(adapter)
     return found
 
 

@@ -337,7 +337,7 @@ def check_effects(session: CpuSession, part: str, feeds: Mapping[str, Array], ot
         if all(np.array_equal(outputs[key], changed[key]) for key in outputs):
             raise CheckpointError(
                 f"The graph of {part} does not depend on its input {name}: other values give the same outputs. Its "
-                "weights may be missing or zeros. Download the files again, or export the model to ONNX again."
+                "weights may be missing or zeros: check the files that the bundle is made of."
             )
 
 

@@ -74,7 +74,7 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     model: ir.Model = program.model
     _label(model.graph.inputs, spec.inputs)
     _label(model.graph.outputs, spec.outputs)
-    _name_folded(model, module)
+    _name_weights(model, module)
     wide = _wide(model, spec)
     _forget_origin(model)
     for node in wide:
@@ -82,29 +82,55 @@ def trace(spec: PartSpec, module: torch.nn.Module) -> ir.Model:
     return model
 
 
-def _name_folded(model: ir.Model, module: torch.nn.Module) -> None:
-    """Name the weights that the exporter transposes or casts into constants without a name."""
+def _name_weights(model: ir.Model, module: torch.nn.Module) -> None:
+    """Give each weight a value of its own with its name.
+
+    The exporter folds weights that are transposed or cast into constants without a name, and joins equal small ones of
+    several layers.
+    """
+    import onnx_ir as ir
+
     graph = model.graph
     for node in graph:
         path = f"model.{_module_of(node)}"
-        for value in node.inputs:
-            tensor = None if value is None else value.const_value
-            if value is None or tensor is None or value.name not in graph.initializers or "." in str(value.name):
+        for index, value in enumerate(node.inputs):
+            if value is None or value.name not in graph.initializers or str(value.name).startswith(f"{path}."):
                 continue
-            layer: Any = _submodule(module, path)
-            held = {leaf: getattr(layer, leaf, None) for leaf in ("weight", "bias")}
-            arrays = {leaf: one.detach().float().numpy() for leaf, one in held.items() if one is not None}
-            arrays |= {f"{leaf}{TRANSPOSED}": one.T for leaf, one in arrays.items() if one.ndim == 2}
-            same = [leaf for leaf, one in arrays.items() if np.array_equal(tensor.numpy(), one)]
-            if len(same) == 1 or (len(same) == 2 and node.op_type == "MatMul"):
-                value.name = f"{path}.{same[-1]}"
+            leaf = _leaf(module, path, node, index)
+            if leaf is None:
+                continue
+            name = f"{path}.{leaf}"
+            if len(value.uses()) == 1 and name not in graph.initializers:
+                value.name = name
+                continue
+            if name not in graph.initializers:
+                own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+                graph.register_initializer(own)
+            node.replace_input_with(index, graph.initializers[name])
 
 
-def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+def _leaf(module: torch.nn.Module, path: str, node: ir.Node, index: int) -> str | None:
+    """The weight of a layer that an input of its operator holds: `weight`, `weight.T` or `bias`; None for another."""
+    import torch
+
     try:
-        return module.get_submodule(path)
+        layer = module.get_submodule(path)
     except AttributeError:
         return None
+    value = node.inputs[index]
+    tensor = None if value is None else value.const_value
+    found: list[str] = []
+    for leaf in ("weight", "bias"):
+        own: object = getattr(layer, leaf, None)
+        if tensor is None or not isinstance(own, torch.Tensor):
+            continue
+        array = own.detach().float().numpy()
+        layouts = {leaf: array, f"{leaf}{TRANSPOSED}": array.T} if array.ndim == 2 else {leaf: array}
+        found += [name for name, one in layouts.items() if np.array_equal(tensor.numpy(), one)]
+    if len(found) > 1:  # equal values: the operator tells
+        likely = "bias" if index == 2 or node.op_type == "Add" else "weight"
+        found = [name for name in found if name == (f"weight{TRANSPOSED}" if node.op_type == "MatMul" else likely)]
+    return found[0] if found else None
 
 
 def _wide(model: ir.Model, spec: PartSpec) -> list[ir.Node]:

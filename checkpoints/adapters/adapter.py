@@ -33,16 +33,15 @@ class Adapter:
     """By component."""
     notices: tuple[str, ...] = ()
     """What was left out, in sentences."""
+    unknown: tuple[str, ...] = ()
+    """Modules that the model doesn't have."""
 
 
-def applied(
-    file: AdapterFile, strength: float, family: Family, shapes: Shapes, where: str, *, left_over: int = LEFT_OVER
-) -> Adapter:
+def applied(file: AdapterFile, strength: float, family: Family, shapes: Shapes, where: str) -> Adapter:
     """The adapter for a model; `shapes` are those of its weights, and `where` names the model in messages.
-    Up to `left_over` modules that the model doesn't have are left out with a notice.
 
     Raises CheckpointError for an adapter for another family, for tensors that are missing or don't fit, and for more
-    of them.
+    than `LEFT_OVER` modules that the model doesn't have.
     """
     if not math.isfinite(strength):
         raise CheckpointError(f"A strength of {strength} is not possible for {file.path}: use a number such as 0.8.")
@@ -74,7 +73,7 @@ def applied(
         if other != module:
             raise CheckpointError(f"{file.path} holds two adapters for one module: {other!r} and {module!r}. {AGAIN}")
         edits[component] += _edits(file, module, slots, place, names[component], shapes[component], strength)
-    if len(unknown) > left_over or not any(edits.values()):
+    if len(unknown) > LEFT_OVER or not any(edits.values()):
         raise CheckpointError(_misfit(file, unknown, family, where, left_out))
     notices = [
         f"{file.path.name} also changes {owner} (modules: {count}), which is left out."
@@ -85,7 +84,9 @@ def applied(
             f"{file.path.name} also changes modules that the checkpoint does not have, which are left out: "
             f"{', '.join(sorted(unknown))}."
         )
-    return Adapter(file, strength, {one: tuple(held) for one, held in edits.items() if held}, tuple(notices))
+    return Adapter(
+        file, strength, {one: tuple(held) for one, held in edits.items() if held}, tuple(notices), tuple(unknown)
+    )
 
 
 def _modules(weights: Mapping[str, Shape]) -> dict[str, str]:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from latentc.checkpoints import new_checkpoint, open_checkpoint
+from latentc.checkpoints import new_checkpoint, open_checkpoint, random
 from latentc.checkpoints.families import find_family
 from latentc.cli.app import app
 from latentc.compiler import adapted as adapted_module
@@ -29,7 +30,7 @@ from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.export.export import export
 from latentc.export.fused import adapters_of, fuse, shapes_of
-from latentc.export.weights import computing
+from latentc.export.weights import computing, parameter_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
@@ -270,17 +271,78 @@ def test_adapters_of_a_run_are_fused_once_and_kept(made, bundle, adapted_bundle,
     assert run("verify", base.folder)
 
 
+def weights_of(bundle, part):
+    """The weights in a part's graph, by the names of their parameters, in f32 and in the checkpoint's layout."""
+    found = {}
+    for tensor in onnx.load(bundle.graph(part)).graph.initializer:
+        parameter, transposed = parameter_of(tensor.name)
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+        found[parameter] = array.T if transposed else array
+    return found
+
+
+def adapter(path, shapes, ends):
+    """Write a LoRA of the modules with these ends, and differences of the biases that end so; returns what it holds."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for component, held in shapes.items():
+        for name, shape in held.items():
+            if name.endswith(tuple(f"{end}.weight" for end in ends)):
+                key = f"{component}.{name.removesuffix('.weight')}"
+                tensors[f"{key}.lora_A.weight"] = torch.randn(2, *shape[1:], generator=generator) * 0.1
+                tensors[f"{key}.lora_B.weight"] = torch.randn(shape[0], 2, generator=generator) * 0.1
+            elif name.endswith(tuple(end for end in ends if end.endswith(".bias"))):
+                key = f"{component}.{name.removesuffix('.bias')}"
+                tensors[f"{key}.diff_b"] = torch.randn(shape, generator=generator) * 0.1
+    save_file(tensors, path)
+    return tensors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
-def test_graphs_name_every_weight_of_text_encoders_and_denoisers(exported, family):
-    opened = exported(family)
-    given = shapes_of(opened, find_family(opened.manifest.family))
-    wanted = open_checkpoint(opened.manifest.source.location).shapes()
-    for component, shapes in wanted.items():
-        bare = {name.removeprefix("text_model."): shape for name, shape in given[component].items()}
-        for name, shape in shapes.items():
-            if not name.endswith(("position_embedding.weight", "shared.weight")):
-                assert bare[name.removeprefix("text_model.")] == shape, f"{name} of {component}"
+def test_other_families_are_fused_to_the_checkpoints_own_weights(exported, family, tmp_path):
+    base = exported(family)
+    location = base.manifest.source.location
+    shapes = open_checkpoint(location).shapes()
+    adapter(tmp_path / "x.safetensors", shapes, ("to_q", "q_proj", "layer.0.SelfAttention.k", "linear_1.bias"))
+    loras = {str(tmp_path / "x.safetensors"): 0.7}
+    fused = fuse(base, tmp_path / "fused", loras)
+    checkpoint = open_checkpoint(location, adapters=loras)
+    changed = 0
+    for component in shapes:
+        wanted = {name: tensor.numpy() for name, tensor in checkpoint.module(component).state_dict().items()}
+        found, before = weights_of(fused, component), weights_of(base, component)
+        for name, array in wanted.items():
+            if name.endswith(("position_embedding.weight", "shared.weight")):
+                continue
+            np.testing.assert_array_equal(found[name], array, name)
+            changed += not np.array_equal(before[name], array)
+    assert changed > 10
+
+
+@pytest.mark.slow
+def test_wide_layers_in_half_precision_and_equal_biases_keep_their_names(tmp_path, monkeypatch):
+    """The exporter folds casts of small weights alone, and joins equal small ones of several layers."""
+    real = random._config
+    wide = {"block_out_channels": [128, 160]}
+    monkeypatch.setattr(random, "_config", lambda *args: real(*args) | (wide if args[1].name == "unet" else {}))
+    folder = new_checkpoint("sd1", "tiny", 1, tmp_path / "wide", dtype="f16")
+    (path,) = (folder / "unet").glob("*.safetensors")
+    weights = load_file(path)
+    equal = [name for name in weights if name.endswith("to_out.0.bias")]
+    assert len(equal) > 3
+    save_file(weights | {name: torch.zeros_like(weights[name]) for name in equal}, path, {"format": "pt"})
+    base = export(str(folder), tmp_path / "base")
+    shapes = open_checkpoint(str(folder)).shapes()
+    assert shapes["unet"].items() <= shapes_of(base, find_family("sd1"))["unet"].items()
+    made = adapter(tmp_path / "x.safetensors", {"unet": shapes["unet"]}, ("to_q", equal[0], "norm1.bias"))
+    assert any(name.endswith("diff_b") for name in made)
+    loras = {str(tmp_path / "x.safetensors"): 1.0}
+    found = weights_of(fuse(base, tmp_path / "fused", loras), "unet")
+    module = open_checkpoint(str(folder), adapters=loras).module("unet", dtype=torch.float16)
+    for name, tensor in module.state_dict().items():
+        np.testing.assert_array_equal(found[name], tensor.float().numpy(), name)
+    assert found[equal[0]].any()
+    assert not any(found[name].any() for name in equal[1:]), "one of several equal biases is changed, and no other"
 
 
 @pytest.mark.slow
@@ -289,9 +351,6 @@ def test_a_bundle_in_half_precision_is_fused_in_f32(made, tmp_path):
     half = new_checkpoint("sd1", "tiny", 1, tmp_path / "half", dtype="f16")
     bundles = [export(str(half), tmp_path / "plain"), export(str(half), tmp_path / "whole", loras=loras)]
     adapted = fuse(bundles[0], tmp_path / "adapted", loras)
-    given = shapes_of(bundles[0], find_family(bundles[0].manifest.family))
-    wanted = open_checkpoint(str(half)).shapes()["unet"]
-    assert given["unet"] == wanted, "norms and biases too"
     assert adapted.part("unet").weights == "f16"
     for name in ("unet", "text_encoder"):
         assert adapted.part(name).digest == bundles[1].part(name).digest
@@ -309,8 +368,12 @@ def test_bundles_and_adapters_that_cannot_be_fused_are_refused(made, exported, b
     with pytest.raises(CheckpointError, match=r"no up beside it"):
         fuse(base, tmp_path / "new", {str(other): 1.0})
     table = tmp_path / "table.safetensors"
-    save_file({"lora_te_text_model_embeddings_position_embedding.diff": torch.zeros(77, 32)}, table)
-    with pytest.raises(CheckpointError, match="which graphs hold in another form. Export the checkpoint with --lora"):
+    known = load_file(next(iter(loras)))
+    save_file(known | {"lora_te_text_model_embeddings_position_embedding.diff": torch.zeros(77, 32)}, table)
+    with pytest.raises(
+        CheckpointError,
+        match="position_embedding, which the graphs of .* don't hold as weights of their own",
+    ):
         fuse(base, tmp_path / "new", {str(table): 1.0})
     with pytest.raises(BundleError, match="already exists"):
         fuse(base, base.folder, loras)
