@@ -23,7 +23,7 @@ from .names import folder_plan, original_plan, original_prefix
 from .others import Replacement
 from .parts import CLASSES
 from .source import CheckpointSource
-from .stored import stored_bytes
+from .stored import kept_as, stored_bytes
 from .tokenizer import complete, load_tokenizer, shipped_files, stored_files, tokenizer_class
 from .training import Choices
 from .views import Plan, Stored
@@ -123,13 +123,15 @@ class Checkpoint:
         """The component with its weights in `dtype` (float32 if None), in eval mode and without gradients.
 
         Memory is about the component's size in `dtype`; weights stored in `dtype` stay mapped from
-        the file. Its `adapters` are fused with the stored weights in f32, and then rounded.
+        the file. Its `adapters` are fused with the stored weights in f32, and then rounded to the type in which a
+        bundle keeps the component, whatever `dtype` is.
 
         Raises CheckpointError naming a tensor that is missing, unexpected, of a wrong shape, or holds NaN or Inf;
         RuntimeMissing without torch, diffusers or transformers.
         """
         module, plan = self._fitted(component)
-        filled = fill(module, self.family.component(component), plan, dtype, self.edits(component))
+        kept = kept_as(self.weights[component].values())
+        filled = fill(module, self.family.component(component), plan, dtype, self.edits(component), kept)
         if component in self.tables:
             append_rows(filled, component, self.embeddings)
         return filled

@@ -17,7 +17,7 @@ from .adapters.fuse import Edit, apart, fuse, too_large
 from .bounds import flat
 from .families import Component, Config
 from .names import fit
-from .stored import FLOATS, WIDER, StoredTensor
+from .stored import FLOATS, WIDER, Kept, StoredTensor
 from .views import Plan, View
 
 if TYPE_CHECKING:
@@ -118,10 +118,12 @@ def fill(
     plan: Plan,
     dtype: torch.dtype | None,
     edits: Sequence[Edit] = (),
+    kept: Kept = "f32",
 ) -> torch.nn.Module:
     """Load the weights of a `fitted` plan in `dtype` (float32 if None); sets eval mode, without gradients.
 
-    Adapters' `edits` are fused with the stored weights in f32, and then rounded. Raises CheckpointError naming a tensor
+    Adapters' `edits` are fused with the stored weights in f32, and then rounded to `kept`, whatever
+    `dtype` is. Raises CheckpointError naming a tensor
     that is not finite. Tensors stored in `dtype` stay mapped from their file, unless they are edited.
     """
     import torch
@@ -132,7 +134,7 @@ def fill(
     for batch in _batches({name: view for name, view in plan.items() if name not in edited}):
         weights |= _read(component, batch, kind)
     for group in apart(edits):
-        weights |= _fused(component, plan, group, kind)
+        weights |= _fused(component, plan, group, kept, kind)
     module.load_state_dict(weights, strict=True, assign=True)
     _restore_positions(module)
     return module.eval().requires_grad_(False)
@@ -218,8 +220,10 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
     return tensor
 
 
-def _fused(component: Component, plan: Plan, group: Sequence[Edit], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights of edits that share some, fused with them."""
+def _fused(
+    component: Component, plan: Plan, group: Sequence[Edit], kept: Kept, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The weights of edits that share some, fused with them and rounded to `kept`, in `dtype`."""
     import torch
 
     views = {name: plan[name] for edit in group for name in edit.names}
@@ -227,11 +231,12 @@ def _fused(component: Component, plan: Plan, group: Sequence[Edit], dtype: torch
     for batch in _batches(views):
         stored |= _read(component, batch, torch.float32)
     arrays = fuse({name: cast("Any", tensor).numpy() for name, tensor in stored.items()}, group)
+    rounded = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kept]
     fused: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
-        fused[name] = cast("Any", torch).from_numpy(array).to(dtype)
+        fused[name] = cast("Any", torch).from_numpy(array).to(rounded).to(dtype)
         if not torch.isfinite(fused[name]).all():
-            raise CheckpointError(too_large(f"{name} of {component.name}", str(dtype), group))
+            raise CheckpointError(too_large(f"{name} of {component.name}", kept, group))
     return fused
 
 

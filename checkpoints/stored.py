@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ..core.errors import CheckpointError
 from ..core.reading import parse_json, regular, unreadable
@@ -223,3 +223,21 @@ def _check_cover(path: Path, tensors: dict[str, StoredTensor], start: int, size:
         at, before = tensor.end, tensor.name
     if at != size:
         raise _damaged(path, f"{size - at} bytes follow the last tensor")
+
+
+Kept = Literal["f32", "f16", "bf16"]
+"""Types of weights in a bundle; the graph casts them to f32 where it uses them."""
+
+
+def kept_as(tensors: Iterable[StoredTensor]) -> Kept:
+    """The type in which a component's weights are kept.
+
+    f16 or bf16 if all of them are stored so; else f32, which holds each of them exactly. f16 holds fp8 exactly, unless
+    it is scaled.
+    """
+    floats = {
+        "F16" if one.dtype.startswith("F8") and one.scale is None else one.dtype
+        for one in tensors
+        if one.dtype.startswith(("F", "BF"))
+    }
+    return "f16" if floats == {"F16"} else "bf16" if floats == {"BF16"} else "f32"

@@ -14,6 +14,7 @@ from ..export.fused import fuse
 from ..profiles import Profile
 from .build import build
 from .cache import check_place, locked
+from .targets import wanted
 
 
 def adapted(bundle: Bundle, loras: Mapping[str, float], profile: Profile, on_progress: Progress = quiet) -> Bundle:
@@ -21,8 +22,9 @@ def adapted(bundle: Bundle, loras: Mapping[str, float], profile: Profile, on_pro
 
     It is in a folder named by the bundle's digest, and the adapters' digests and strengths: the first use of a
     combination takes as long as fusing and building, and later ones only open it. Engines of parts that no adapter
-    changes are the bundle's own. Raises what `fuse` and `build` raise.
+    changes are the bundle's own. Raises what `wanted`, `fuse` and `build` raise.
     """
+    wanted(bundle, profile, to_run=True)  # before minutes are spent for a device that isn't here
     chosen = sorted((file.sha256, strength + 0.0) for file, strength in open_adapters(loras))
     place = bundle.folder / ADAPTERS / sha256_json([bundle.digest, chosen])[:16]
     if not is_regular(place / MANIFEST):

@@ -95,8 +95,11 @@ def lowered(
         fix_shapes(model, shape)
     if opset < model.opset_imports[""]:  # adopted graphs may have an older one, which every runtime reads
         lower_opset(model)
-    if "fold" in passes and shape is not None:
-        fold(model)
+    if "fold" in passes:
+        if any(path.is_file() and path.stat().st_nlink > 1 for path in graph.parent.iterdir()):
+            map_values(model)  # weights with several hard links are refused: by the optimizer, and by IREE's importer
+        if shape is not None:
+            fold(model)
     if "half" in passes:
         to_half(model, norms="norms" not in passes)
     external = {str(value.const_value.location) for value in _initializers(model) if _is_external(value)}

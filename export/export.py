@@ -132,7 +132,7 @@ def _about_embeddings(opened: Checkpoint) -> Generator[str]:
     """Notices about textual inversions that are not kept exactly."""
     import torch
 
-    from .weights import kept_as
+    from ..checkpoints.stored import kept_as
 
     for component in opened.tables:
         kept = kept_as(opened.weights[component].values())
@@ -180,8 +180,9 @@ def _export_part(
     on_progress: Progress,
 ) -> Part:
     """Export a part; adds its graph, weights and references to `hashed`, by their paths in the bundle."""
+    from ..checkpoints.stored import kept_as
     from .trace import OPSET, trace
-    from .weights import DATA, beside, computing, kept_as, parameters, plain_names, store_narrow, write, write_variant
+    from .weights import DATA, beside, computing, parameters, plain_names, store_narrow, write, write_variant
 
     path = fresh / graph_path(spec.name)
     path.parent.mkdir(exist_ok=True)

@@ -22,6 +22,7 @@ from ..checkpoints.adapters.fuse import Edit, apart, too_large
 from ..checkpoints.adapters.fuse import fuse as fused_weights
 from ..checkpoints.adapters.open import open_adapters
 from ..checkpoints.families import Family, find_family
+from ..checkpoints.stored import Kept
 from ..core.bundle import MANIFEST, Bundle, checked_graph, digest, graph_path, open_bundle, proof_digest, verify_files
 from ..core.errors import BundleError, CheckpointError
 from ..core.external import map_values
@@ -35,7 +36,7 @@ from ..core.tensors import PERFECT_DB, Array, Shape
 from ..core.version import __version__
 from .adopt import installed
 from .export import adapter_source, info_of, versions_of, write_json
-from .weights import DATA, INLINE_BYTES, Kept, kind_of, parameter_of, write
+from .weights import DATA, INLINE_BYTES, kind_of, parameter_of, write
 
 if TYPE_CHECKING:
     import onnx_ir as ir

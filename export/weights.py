@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
+
+from ..checkpoints.stored import Kept, kept_as
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     from ..checkpoints.open import Checkpoint
     from ..checkpoints.parts import PartSpec
-    from ..checkpoints.stored import StoredTensor
 
 DATA = "model.onnx_data"
 INLINE_BYTES = 1024
@@ -27,23 +28,6 @@ TRANSPOSED = ".T"
 
 _WRAPPER = "model."
 """Prefix of the names of a part's weights: the module that is traced holds the checkpoint's as `model`."""
-
-Kept = Literal["f32", "f16", "bf16"]
-"""Types of weights in a bundle; the graph casts them to f32 where it uses them."""
-
-
-def kept_as(tensors: Iterable[StoredTensor]) -> Kept:
-    """The type in which a component's weights are kept.
-
-    f16 or bf16 if all of them are stored so; else f32, which holds each of them exactly. f16 holds fp8 exactly, unless
-    it is scaled.
-    """
-    floats = {
-        "F16" if one.dtype.startswith("F8") and one.scale is None else one.dtype
-        for one in tensors
-        if one.dtype.startswith(("F", "BF"))
-    }
-    return "f16" if floats == {"F16"} else "bf16" if floats == {"BF16"} else "f32"
 
 
 def store_narrow(model: ir.Model, kept: Kept) -> None:

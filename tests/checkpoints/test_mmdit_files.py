@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.original_mmdit import in_folder
+from latentc.checkpoints.stored import kept_as
 from latentc.core.errors import CheckpointError
-from latentc.export.weights import kept_as
 
 FAMILIES = ("sd3", "sd35m", "sd35l")
 UNTOLD = {"sample_size", "torch_dtype"}

@@ -17,6 +17,7 @@ from latentc.profiles.profile import Shapes
 
 OPENVINO = load_profile("cpu-openvino-f32")
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
+IREE = load_profile("cpu-iree").model_copy(update={"shapes": Shapes(sizes=("64x64",))})
 STATIC = ONNXRUNTIME.model_copy(update={"shapes": Shapes(sizes=("64x64",))})
 
 
@@ -58,7 +59,7 @@ def test_what_stands_in_for_a_link_is_that_file(own_bundle, in_the_hubs_cache, t
 def test_a_bundle_with_a_backup_of_hard_links_is_built(own_bundle, tmp_path):
     opened = own_bundle()
     shutil.copytree(opened.folder, tmp_path / "backup", copy_function=os.link)
-    for profile in (STATIC, OPENVINO):
+    for profile in (STATIC, OPENVINO, IREE):
         assert {one.how for one in build(open_bundle(opened.folder), profile).engines} == {"compiled"}
 
 

@@ -163,6 +163,7 @@ def test_half_weights_are_fused_in_f32(made, tmp_path):
     assert found.dtype == torch.float16
     spacing = torch.finfo(torch.float16).eps * wanted.abs()
     assert ((found.double() - wanted).abs() <= spacing * 0.5001 + 1e-7).all()
+    assert torch.equal(fused.module("unet").state_dict()[f"{name}.weight"], found.float()), "rounded for f32 too"
     assert computing(fused, "unet").state_dict().keys() == computing(plain, "unet").state_dict().keys()
 
 
@@ -172,7 +173,7 @@ def test_weights_that_f16_has_no_room_for_are_refused(tmp_path):
     tensors["lora_unet_conv_in.lora_up.weight"] = torch.full((32, 2, 1, 1), 1e3)
     save_file(tensors, tmp_path / "loud.safetensors")
     opened = open_checkpoint(str(folder), adapters={str(tmp_path / "loud.safetensors"): 1.0})
-    with pytest.raises(CheckpointError, match=r"conv_in.weight of unet is too large for torch.float16 .*loud"):
+    with pytest.raises(CheckpointError, match=r"conv_in.weight of unet is too large for f16 .*loud"):
         opened.module("unet", dtype=torch.float16)
 
 
