@@ -37,6 +37,7 @@ OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
 FIRST = (
     *("test_flops", "test_qnn", "test_tokenizer", "test_random", "test_others", "test_vocabulary", "test_kinds"),
     *("test_render", "test_schedulers", "test_single_file", "test_bench", "test_suite"),
+    *("test_videos", "test_controlnet", "test_nothing_is_sent", "test_adopt", "test_sd3", "test_refused"),
     *(
         "test_half",
         "test_export",
