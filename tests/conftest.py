@@ -37,6 +37,7 @@ OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
 FIRST = (
     *("test_flops", "test_qnn", "test_tokenizer", "test_random", "test_others", "test_vocabulary", "test_kinds"),
     *("test_render", "test_schedulers", "test_single_file", "test_bench", "test_suite"),
+    *("test_videos", "test_controlnet", "test_nothing_is_sent", "test_adopt", "test_sd3", "test_refused"),
     *(
         "test_half",
         "test_export",
@@ -88,13 +89,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def settled():
-    """Before each file, exempt what is there from garbage collection, the imported libraries above all: an export
-    collects garbage for each part, which took a tenth of all tests' time.
+def settle() -> None:
+    """Exempt what is there from garbage collection, the imported libraries above all: an export collects garbage for
+    each part, which took a tenth of all tests' time.
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled():
+    """Before each file."""
+    settle()
 
 
 def contents(folder: Path) -> dict[str, list]:
@@ -170,6 +176,7 @@ def traced_once(shared):
         state = module.state_dict()
         if sum(tensor.nbytes for tensor in state.values()) > LARGE:  # of full size, and all zeros
             return trace(spec, module)
+        settle()
         named = spec.role in ("denoiser", "encoder", "decoder")
         for name, tensor in state.items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
