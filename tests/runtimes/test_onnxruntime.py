@@ -22,7 +22,7 @@ from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.profiles import load_profile, profile_names
 from latentc.profiles.profile import Shapes
-from latentc.runtimes import Target, compiled_code, cuda, placement, providers
+from latentc.runtimes import Target, compiled_code, cuda, placement, provider_here, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
 from latentc.runtimes.machine import AmdGpu, Gpu
@@ -38,7 +38,7 @@ def case(make_case):
 def test_several_flavours_in_one_folder_are_named(monkeypatch):
     pytest.importorskip("onnxruntime")
     both = {"onnxruntime": "1.31.1", "onnxruntime-webgpu": "1.27.0"}
-    monkeypatch.setattr(module, "_flavours", lambda: both)
+    monkeypatch.setattr(provider_here, "flavours", lambda: both)
     reason = ONNXRuntime().missing("CPU")
     assert reason is not None
     assert "installed: onnxruntime 1.31.1, onnxruntime-webgpu 1.27.0." in reason
@@ -59,7 +59,7 @@ def test_flavours_are_found_by_the_folder_they_own(tmp_path, monkeypatch):
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2.3\n")
         (folder / "RECORD").write_text(record)
     monkeypatch.setattr("sys.path", [str(tmp_path)])
-    assert module._flavours.__wrapped__() == {"onnxruntime": "1.2.3", "onnxruntime-gpu": "1.2.3"}
+    assert provider_here.flavours.__wrapped__() == {"onnxruntime": "1.2.3", "onnxruntime-gpu": "1.2.3"}
 
 
 def test_a_folder_that_lost_its_files_is_named(monkeypatch):
@@ -78,7 +78,8 @@ def stand_in(monkeypatch, **changes):
     provider = replace(Provider("CPUExecutionProvider", "onnxruntime-dsp", precisions=("f32",)), **changes)
     for room in (module, placement, providers):
         monkeypatch.setitem(room.PROVIDERS, "DSP", provider)
-    monkeypatch.setattr(module, "fault", lambda device, precision: None)
+    for room in (module, provider_here):
+        monkeypatch.setattr(room, "fault", lambda device, precision: None)
 
 
 def test_a_provider_that_steps_in_is_refused(case, monkeypatch):
@@ -453,7 +454,7 @@ def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
     here = tuple(
         Gpu(name=gpu.name, vendor="AMD", architecture=gpu.architecture, driver="amdgpu") for gpu in gpus.values()
     )
-    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=here))
+    monkeypatch.setattr(provider_here, "machine", lambda: SimpleNamespace(gpus=here))
     monkeypatch.setattr(module.hip, "versions", dict)
     monkeypatch.setattr(module.hip, "loaded", lambda: {"migraphx": "libmigraphx.so.2019000.0"})
     monkeypatch.setenv("MIGRAPHX_DISABLE_MLIR", "1")
@@ -463,7 +464,7 @@ def test_the_amd_gpu_with_the_most_memory_is_opened(case, monkeypatch):
         assert adapter.device(device) == {"gpu": f"{architecture} amdgpu", **more}, "the opened one only"
     monkeypatch.setattr(module.hip, "denied", lambda _: None)
     monkeypatch.setattr(library, "get_available_providers", lambda: ["MIGraphXExecutionProvider"])
-    monkeypatch.setattr(module, "fault", lambda *_: None)
+    monkeypatch.setattr(provider_here, "fault", lambda *_: None)
     assert adapter.missing("MIGraphX-gfx1100:3") is None
     assert adapter.missing("MIGraphX-gfx1100:2") == (
         "GPU 2 is a gfx942, not a gfx1100. Write the number of a gfx1100, or leave it out."
@@ -487,7 +488,7 @@ def test_two_cards_of_directml_have_numbers(case, monkeypatch, tmp_path):
     monkeypatch.setattr(module.platform, "system", lambda: "Windows")
     monkeypatch.setattr(placement._library(), "get_available_providers", lambda: ["DmlExecutionProvider"])
     tried = []
-    monkeypatch.setattr(module, "fault", lambda *asked: tried.append(asked))
+    monkeypatch.setattr(provider_here, "fault", lambda *asked: tried.append(asked))
     assert ONNXRuntime().missing("DirectML:1") is None
     assert tried == [("DirectML:1", "f32")]
     assert ONNXRuntime().drivers("DirectML:1")["device_id"] == "1", "each card is proved by itself"
@@ -495,13 +496,13 @@ def test_two_cards_of_directml_have_numbers(case, monkeypatch, tmp_path):
 
 def test_a_gpu_of_webgpu_that_the_user_cannot_open_is_said(monkeypatch):
     monkeypatch.setattr(placement._library(), "get_available_providers", lambda: ["WebGpuExecutionProvider"])
-    monkeypatch.setattr(module, "fault", lambda *_: "no adapter")
+    monkeypatch.setattr(provider_here, "fault", lambda *_: "no adapter")
     closed = "this user cannot open /dev/dri/renderD128. Add the user"
-    monkeypatch.setattr(module, "shut", lambda pattern: closed)
+    monkeypatch.setattr(provider_here, "shut", lambda pattern: closed)
     assert ONNXRuntime().missing("WebGPU") == f"WebGpuExecutionProvider does not work: {closed}"
-    monkeypatch.setattr(module, "shut", lambda pattern: None)
+    monkeypatch.setattr(provider_here, "shut", lambda pattern: None)
     assert (ONNXRuntime().missing("WebGPU") or "").endswith("no adapter. It requires a GPU and its driver.")
-    monkeypatch.setattr(module, "fault", lambda *_: None)
+    monkeypatch.setattr(provider_here, "fault", lambda *_: None)
     monkeypatch.setattr(module.vulkan, "denied", lambda: closed)
     assert ONNXRuntime().missing("WebGPU") == f"WebGpuExecutionProvider finds only a software GPU: {closed}"
     monkeypatch.setattr(module.vulkan, "drivers", lambda: {"Arc A770": "Mesa 26.1.2"})
@@ -558,12 +559,12 @@ def test_a_library_for_another_system_is_not_advised():
 @pytest.mark.parametrize(("device", "vendor"), [("CUDA", "NVIDIA"), ("MIGraphX", "AMD")])
 def test_without_the_gpu_no_working_library_is_to_be_removed(monkeypatch, device, vendor):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=()))
+    monkeypatch.setattr(provider_here, "machine", lambda: SimpleNamespace(gpus=()))
     reason = ONNXRuntime().missing(device)
     assert reason is not None
     assert reason.startswith(f"This machine has no {vendor} GPU")
     assert "uninstall" not in reason
-    monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=(SimpleNamespace(vendor=vendor),)))
+    monkeypatch.setattr(provider_here, "machine", lambda: SimpleNamespace(gpus=(SimpleNamespace(vendor=vendor),)))
     assert "pip uninstall -y onnxruntime && pip install" in (ONNXRuntime().missing(device) or "")
 
 
@@ -575,14 +576,14 @@ def test_tf32_is_asked_for_as_a_precision(monkeypatch):
     assert providers.offered(cuda, tf32=False) == providers.offered(tensorrt, tf32=False) == ("f32", "f16")
     assert providers.offered(tensorrt, tf32=True) == ("tf32", "f16"), "its f32 is TF32, without an option against it"
     monkeypatch.setattr(module, "fault", lambda device, precision: None)
-    monkeypatch.setattr(module, "capabilities", lambda: ["sm90", "sm75"])
+    monkeypatch.setattr(provider_here, "capabilities", lambda: ["sm90", "sm75"])
     assert ONNXRuntime().precisions("TensorRT") == ("tf32", "f16")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert ONNXRuntime().precisions("TensorRT") == ONNXRuntime().precisions("CUDA") == ("f32", "f16")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     assert ONNXRuntime().precisions("CUDA") == ("tf32", "f16"), "cuBLAS and cuDNN would use TF32 against use_tf32=0"
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
-    monkeypatch.setattr(module, "capabilities", lambda: ["sm75"])
+    monkeypatch.setattr(provider_here, "capabilities", lambda: ["sm75"])
     assert ONNXRuntime().precisions("CUDA") == ("f32", "f16"), "Turing has no TF32"
 
 
@@ -630,7 +631,7 @@ def test_a_driver_that_is_too_old_for_the_wheel_is_named(monkeypatch, built_with
     library = placement._library()
     monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(library, "cuda_version", built_with)
-    monkeypatch.setattr(module, "fault", lambda device, precision: None)
+    monkeypatch.setattr(provider_here, "fault", lambda device, precision: None)
     monkeypatch.setattr(cuda, "driver_version", lambda: supported)
     assert ONNXRuntime().missing("CUDA") == (
         f"ONNX Runtime's wheels for CUDA {least} or later; this machine's supports CUDA {supported[0]}.{supported[1]} "
@@ -648,7 +649,9 @@ def test_a_driver_that_is_too_old_for_the_wheel_is_named(monkeypatch, built_with
 def test_tensorrt_of_another_version_is_named(monkeypatch):
     has = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(placement._library(), "get_available_providers", lambda: has)
-    monkeypatch.setattr(module, "fault", lambda device, precision: "libnvinfer.so.10: cannot open shared object file")
+    monkeypatch.setattr(
+        provider_here, "fault", lambda device, precision: "libnvinfer.so.10: cannot open shared object file"
+    )
     versions = {"11.4.0.106": True, "10.16.1.11": False}
     for version, named in versions.items():
         monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
@@ -657,8 +660,10 @@ def test_tensorrt_of_another_version_is_named(monkeypatch):
         assert "TensorRT 10 (pip:" in reason
         assert (f"Version {version} of tensorrt is installed, which the provider cannot use" in reason) == named
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # the import fails, as without libnvinfer.so.11
-    version = module.metadata.version
-    monkeypatch.setattr(module.metadata, "version", lambda name: "11.4.0" if name == "tensorrt" else version(name))
+    version = provider_here.metadata.version
+    monkeypatch.setattr(
+        provider_here.metadata, "version", lambda name: "11.4.0" if name == "tensorrt" else version(name)
+    )
     assert "Version 11.4.0 of tensorrt is installed" in ONNXRuntime().missing("TensorRT")
     monkeypatch.undo()
 
@@ -667,7 +672,7 @@ def test_one_of_several_nvidia_gpus_is_chosen_by_its_number(case, bundle, monkey
     stand_in(monkeypatch, vendor="NVIDIA")
     gpus = (SimpleNamespace(vendor="NVIDIA", driver="nvidia 580.65", architecture="sm_90", name="unused"),) * 2
     monkeypatch.setattr(module, "machine", lambda: SimpleNamespace(gpus=gpus))
-    monkeypatch.setattr(module, "capabilities", lambda: ["sm90", "sm75"])
+    monkeypatch.setattr(provider_here, "capabilities", lambda: ["sm90", "sm75"])
     monkeypatch.setattr(module, "gpu_name", lambda device: {"sm90:0": "H200", "sm75:1": "T4"}[device])
     keys = {}
     for device in ("DSP", "DSP:0", "DSP:1"):
@@ -753,7 +758,7 @@ def accelerator(monkeypatch):
     """A device with memory of its own and recorded calls, as CUDA is to the adapter; the CPU computes."""
     device = Provider("CPUExecutionProvider", "onnxruntime", precisions=("f32",), memory="cpu", captures="records")
     monkeypatch.setitem(PROVIDERS, "Accelerator", replace(device, options={"records": bool}))
-    for where in (module, placement):
+    for where in (module, placement, provider_here):
         monkeypatch.setattr(where, "fault", lambda device, precision: None)  # it asks that no CPU steps in
     return "Accelerator"
 
