@@ -6,21 +6,16 @@ matrix kernels can be saved too (`session.save_external_prepacked_constant_initi
 text encoder's first call. For other devices it is the lowered graph, which their providers optimize at load, with
 `cache`, the code that they compiled, and `placement.json`, where each node was run. QNN's provider compiles ahead of
 time, also for devices that this machine doesn't have: its graph has a few nodes, and their code is stored beside it.
-
-All flavours of the library (onnxruntime, onnxruntime-gpu...) are installed into one folder, where the last one wins;
-and a session whose provider can't be loaded silently runs on the CPU. Both are detected here.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,14 +25,11 @@ from ..core.engine import Engine
 from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissing
 from ..core.files import sha256_json
 from ..core.graph_rules import MICROSOFT, check_engine_graph
-from ..core.install import install, pip
 from ..core.kernels import cpu_kernels
 from ..core.limits import threads
 from ..core.progress import Progress
 from ..core.reading import read_json
 from ..core.recipes import Precision
-from ..core.record import suggest
-from ..core.telemetry import switch_off_events
 from ..core.tensors import Array
 from . import hip, vulkan
 from .base import (
@@ -54,11 +46,11 @@ from .base import (
     files_in,
     numbered,
 )
-from .border import ENOUGH, REBUILD, border, first_line, rebuild
+from .border import ENOUGH, REBUILD, border, rebuild
 from .compiled_code import CACHE, check_stored, lent, marks
-from .cuda import capabilities, forces_tf32, gpu_name, has_tf32, old_driver
+from .cuda import forces_tf32, gpu_name, has_tf32
 from .host import HostEngine
-from .machine import machine, processor, shut
+from .machine import machine, processor
 from .placement import (
     ALLOWED,
     SILENT,
@@ -69,9 +61,10 @@ from .placement import (
     fault,
     open_session,
     place,
-    plugged,
 )
-from .providers import DEVICE_ID, PROVIDERS, Provider, offered, settings
+from .provider_here import INSTALL, amd_gpu, capability_of, flavours, why_not
+from .provider_here import library as _library
+from .providers import DEVICE_ID, PROVIDERS, offered, settings
 from .replay import last_call
 from .weights import read_graph
 
@@ -84,8 +77,6 @@ WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 INLINE_BYTES = 1024
 """Weights below this size stay in the graph."""
-
-INSTALL = install("onnxruntime")
 
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -183,65 +174,12 @@ class ONNXRuntime(Runtime):
 
     def missing(self, device: str) -> str | None:
         """Report a missing or broken library, flavours that overwrote each other, and an unusable device."""
-        return self._why_not(device, elsewhere=False)
+        return why_not(device, elsewhere=False)
 
     def unbuildable(self, device: str) -> str | None:
         """The same as `missing`, except for providers that compile ahead of time, without the device."""
         provider = PROVIDERS.get(device)
-        return self._why_not(device, elsewhere=provider is not None and provider.ahead)
-
-    def _why_not(self, place: str, *, elsewhere: bool) -> str | None:
-        device, number = numbered(place)
-        try:
-            has: list[str] = _library().get_available_providers()
-        except ModuleNotFoundError as exc:
-            return f"ONNX Runtime is not installed ({first_line(exc)}). {INSTALL}"
-        except Exception as exc:  # a damaged installation may raise anything
-            return _damage(f"cannot be loaded ({first_line(exc)})")
-        if len(_flavours()) > 1:
-            return _damage("is installed in several flavours")
-        if device not in PROVIDERS:
-            known = suggest(device, list(PROVIDERS))
-            return f"latentc does not support device {device!r} through ONNX Runtime. {known}"
-        provider = PROVIDERS[device]
-        if number is not None and not provider.numbered:
-            return f"{provider.name} has no numbered devices. Write device = {device!r}."
-        if provider.system not in (None, platform.system()):
-            return f"{provider.name} is available on {provider.system} only, and this is {platform.system()}."
-        if provider.plugin:
-            try:
-                found = plugged(device, elsewhere=elsewhere)
-            except Exception as exc:  # an incompatible plugin may raise anything
-                return f"{provider.name} cannot be loaded ({first_line(exc)}). {install(provider.extra)}"
-            if not found:
-                return f"{provider.name} finds no {provider.hardware}. It requires {provider.needs}."
-        elif provider.name not in has:
-            if provider.vendor and not elsewhere and all(gpu.vendor != provider.vendor for gpu in machine().gpus):
-                return (
-                    f"This machine has no {provider.vendor} GPU, which {provider.name} requires. On a machine with "
-                    f"one, install the flavour of ONNX Runtime for it in a separate environment: {pip(provider.extra)}."
-                )
-            first = f"pip uninstall -y {' '.join(_flavours())} && " if _flavours() else ""
-            return (
-                f"The installed ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Only one flavour can be "
-                f"installed: {first}{pip(provider.extra)}."
-            )
-        if override := _override(provider):
-            return override
-        if provider.vendor == "AMD" and (reason := _no_amd(provider, number)):
-            return reason
-        if number is not None and provider.vendor == "NVIDIA" and _gpu(number) is None:
-            return f"This machine has no NVIDIA GPU with number {number}; they are numbered from 0 on."
-        if device != "CPU" and not elsewhere and (reason := _old_driver(provider)):
-            return reason
-        if device != "CPU" and not elsewhere and (reason := fault(place, provider.precisions[0])):
-            if provider.nodes and (denied := shut(provider.nodes)):
-                return f"{provider.name} does not work: {denied}"
-            why = f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
-            return f"{why} {_other_version(provider)}".rstrip()
-        if provider.nodes and (denied := vulkan.denied()):
-            return f"{provider.name} finds only a software GPU: {denied}"
-        return None
+        return why_not(device, elsewhere=provider is not None and provider.ahead)
 
     def unsupported(self, device: str, operators: Iterable[str]) -> tuple[str, ...]:
         """On the CPU, operators without a kernel, by the library's own list where it is installed. Other providers may
@@ -255,7 +193,7 @@ class ONNXRuntime(Runtime):
         """The library's version, and the flavour's name where it isn't the default one."""
         with border(RuntimeMissing, "ONNX Runtime cannot be loaded", INSTALL):
             version = str(_library().__version__)
-        flavour = next(iter(_flavours()), "onnxruntime")
+        flavour = next(iter(flavours()), "onnxruntime")
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
@@ -272,9 +210,9 @@ class ONNXRuntime(Runtime):
         if provider.system == "Darwin":  # one chip is both
             return {"gpu": machine().cpu}
         if provider.vendor == "AMD":
-            return {"gpu": _amd_gpu(provider, number)} | hip.versions() | hip.loaded() | hip.environment()
+            return {"gpu": amd_gpu(provider, number)} | hip.versions() | hip.loaded() | hip.environment()
         gpus = [gpu for gpu in machine().gpus if provider.vendor in (None, gpu.vendor)]
-        if provider.vendor == "NVIDIA" and (capability := _gpu(number or 0)):
+        if provider.vendor == "NVIDIA" and (capability := capability_of(number or 0)):
             driver = next((str(gpu.driver) for gpu in gpus), "")
             return {"gpu": f"{gpu_name(f'{capability}{NUMBERED}{number or 0}')} {capability} {driver}".strip()}
         found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
@@ -300,7 +238,7 @@ class ONNXRuntime(Runtime):
             return ()
         provider = PROVIDERS[name]
         known = name == "CPU" or provider.ahead
-        gpu = _gpu(number or 0) if provider.vendor == "NVIDIA" else None
+        gpu = capability_of(number or 0) if provider.vendor == "NVIDIA" else None
         tf32, forced = (has_tf32(gpu), forces_tf32(gpu)) if gpu else (False, False)
         return tuple(one for one in offered(provider, tf32=tf32, forced=forced) if known or fault(device, one) is None)
 
@@ -420,85 +358,6 @@ class ONNXRuntime(Runtime):
             )
 
 
-def _gpu(number: int) -> str | None:
-    """Compute capability of the NVIDIA GPU with a number, by the driver's order; None without one."""
-    try:
-        return capabilities()[number]
-    except (RuntimeMissing, IndexError):
-        return None
-
-
-def _no_amd(provider: Provider, number: int | None) -> str | None:
-    """Why a provider can't open its AMD GPU; None where it can."""
-    architecture = provider.architecture
-    has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD"]
-    if architecture and architecture not in has:
-        return f"This machine has no {architecture} GPU; AMD GPUs found: {', '.join(filter(None, has)) or 'none'}."
-    if reason := hip.denied(architecture):
-        return reason
-    if number is None:
-        return None
-    try:
-        found = hip.gpu_at(number).architecture
-    except RuntimeMissing as exc:
-        return str(exc)
-    if architecture in (None, found):
-        return None
-    return f"GPU {number} is a {found}, not a {architecture}. Write the number of a {architecture}, or leave it out."
-
-
-def _amd_gpu(provider: Provider, number: int | None) -> str:
-    """Architecture and driver of the AMD GPU that a provider opens, or of all where HIP can't be used."""
-    gpus = [gpu for gpu in machine().gpus if gpu.vendor == "AMD"]
-    try:
-        opened = hip.gpu_at(hip.number_of(provider.architecture) if number is None else number).architecture
-    except RuntimeMissing:
-        return "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "unknown"
-    return f"{opened} {next((gpu.driver for gpu in gpus), '')}".strip()
-
-
-def _old_driver(provider: Provider) -> str | None:
-    """Report a driver that is too old for the CUDA version that the library was built with."""
-    built_with = str(getattr(_library(), "cuda_version", ""))
-    if provider.vendor != "NVIDIA" or not built_with:
-        return None
-    try:
-        return old_driver("ONNX Runtime's wheels", built_with.partition(".")[0])
-    except RuntimeMissing as exc:
-        return str(exc)
-
-
-def _other_version(provider: Provider) -> str:
-    """A sentence on an installed library of another major version than the provider's; empty without one."""
-    if provider.loads is None:
-        return ""
-    name, major = provider.loads
-    try:
-        found = str(import_module(name).__version__)
-    except Exception:  # without its own libraries it may raise anything
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return ""
-    if found.partition(".")[0] == major:
-        return ""
-    return f"Version {found} of {name} is installed, which the provider cannot use; use a separate environment."
-
-
-def _override(provider: Provider) -> str | None:
-    """Why a provider wouldn't follow a profile: variables in the environment that take precedence; None without any."""
-    prefix = provider.environment
-    if prefix is None:
-        return None
-    found = sorted(name for name, text in os.environ.items() if text and name.startswith(prefix))
-    if not found:
-        return None
-    return (
-        f"{', '.join(found)} in the environment would override the options of {provider.name}, such as its precision "
-        f"and its cache. Remove it: unset {' '.join(found)}."
-    )
-
-
 def _check_placed(artifact: Path, target: Target) -> None:
     """Raise `CompileError` for an engine that was built before placements were refused as they are now."""
     advice = rebuild(artifact)
@@ -559,35 +418,3 @@ def _check_names(session: Any, target: Target, path: Path) -> None:
             f"{path} has the inputs {sorted(inputs)} and the outputs {sorted(outputs)}, but the bundle expects "
             f"{sorted(wanted)} and {[tensor.name for tensor in target.outputs]}. {REBUILD}"
         )
-
-
-def _damage(what: str) -> str:
-    """A message on what is installed in the folder that all flavours share, and how to repair it."""
-    has = ", ".join(f"{name} {version}" for name, version in _flavours().items()) or "none that pip reports"
-    names = " ".join(_flavours()) or "onnxruntime"
-    return (
-        f"ONNX Runtime {what}. All flavours are installed into the same folder and overwrite each other; installed: "
-        f"{has}. Reinstall one: pip uninstall -y {names} && {pip('onnxruntime')}."
-    )
-
-
-@cache
-def _flavours() -> dict[str, str]:
-    """Installed distributions that own the `onnxruntime` folder, and their versions."""
-    found: dict[str, str] = {}
-    for package in metadata.distributions(name=None):
-        name = cast("str | None", package.metadata["Name"])
-        if name and name.lower().replace("_", "-").startswith("onnxruntime"):
-            record = package.read_text("RECORD") or ""
-            if any(line.startswith("onnxruntime/__init__.py") for line in record.splitlines()):
-                found[name] = package.version
-    return found
-
-
-def _library() -> Any:
-    import onnxruntime
-
-    library: Any = onnxruntime
-    switch_off_events(library)
-    library.InferenceSession  # noqa: B018  the import succeeds even if files of the package are gone
-    return library
