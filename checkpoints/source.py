@@ -29,14 +29,28 @@ class CheckpointSource:
     """Which weight files were requested, where there are several: `fp16`, `ema` ..."""
 
 
+ADAPTERS = Path(__file__).parent.parent / "scenes" / "adapters"
+"""Adapters of the checkpoint `scenes`, which ship with the package."""
+
+SHIPPED_ADAPTERS: dict[str, Path] = {
+    "scenes/ember": ADAPTERS / "ember.safetensors",
+    "scenes/lcm": ADAPTERS / "lcm.safetensors",
+    "scenes/edges": ADAPTERS / "edges",
+    "scenes/tiny": ADAPTERS / "tiny",
+}
+"""LoRAs, a ControlNet and a tiny decoder of `scenes`, by the names that stand for them."""
+
+
 def path_of(name: str) -> Path:
-    """The path that a name stands for; raises CheckpointError if it can't be a path."""
+    """The path that a name stands for: of an adapter of `scenes`, unless there is a file of that name, or the name
+    itself. Raises CheckpointError if it can't be a path.
+    """
     try:
         path = Path(name).expanduser()
         path.resolve()
     except (OSError, RuntimeError, ValueError) as exc:  # no such user, a loop of links, a NUL
         raise CheckpointError(f"{name!r} cannot be opened ({exc}). Check the path.") from exc
-    return path
+    return SHIPPED_ADAPTERS.get(name, path) if not os.path.lexists(path) else path
 
 
 def read_json(path: Path) -> dict[str, Any]:

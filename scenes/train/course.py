@@ -99,8 +99,11 @@ class Optimizer:
         self._matrices = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self._kernels]
         others = [p for p in parameters if p.ndim < 2 or id(p) in embedded]
         muon = Muon(self._matrices, lr=course.matrix_rate, weight_decay=course.weight_decay)
-        adam = torch.optim.AdamW(others, lr=course.other_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        self._course, self._parts = course, {"muon": muon, "adam": adam}
+        self._course = course
+        self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon}
+        if others:  # a LoRA has none
+            adam = torch.optim.AdamW(others, lr=course.other_rate, betas=(0.9, 0.99), weight_decay=0.0)
+            self._parts["adam"] = adam
 
     def step(self, share: float) -> None:
         """Take one step at this share of the rates, and clear the gradients."""

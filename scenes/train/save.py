@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..judge import JUDGE
 from . import judge, unet, vae
 from .words import END, LENGTH, START, Words
 
@@ -31,6 +32,13 @@ INDEX: dict[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+
+
+def save_all(state: Path) -> None:
+    """Write the checkpoint, and the judge if it was trained, where they ship."""
+    save(state, CHECKPOINT)
+    if (state / "judge").exists():
+        save_judge(state, JUDGE)
 
 
 def save(state: Path, folder: Path) -> None:

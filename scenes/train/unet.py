@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def train(folder: Path, steps: int) -> nn.Module:
     latents, scale = latents_of(folder)
     words = Words(folder / "tokenizer")
     decoder = vae.load(folder)
-    kept = _kept()
+    kept = schedule().alphas_cumprod
     torch.manual_seed(0)
     model = Denoiser(text.load(folder, words), _quiet(UNet2DConditionModel(**CONFIG)))
 
@@ -148,7 +148,7 @@ def draw(
     model: Any, decoder: Any, words: Words, captions: list[str], scale: float, steps: int = 20
 ) -> list[NDArray[np.uint8]]:
     """Images for the captions, by DPM++ 2M with guidance."""
-    scheduler: Any = DPMSolverMultistepScheduler(**SCHEDULER)
+    scheduler = schedule()
     scheduler.set_timesteps(steps)
     ids = torch.tensor(words.ids([""] * len(captions) + captions))
     noise = torch.Generator().manual_seed(0)
@@ -160,10 +160,9 @@ def draw(
         return [vae.to_picture(image) for image in decoder.decode(latents / scale).sample]
 
 
-def _kept() -> Tensor:
-    """The share of signal power at each timestep."""
-    scheduler = DPMSolverMultistepScheduler(**SCHEDULER)
-    return scheduler.alphas_cumprod
+def schedule() -> Any:
+    """The scheduler of the checkpoint."""
+    return DPMSolverMultistepScheduler(**SCHEDULER)
 
 
 def _quiet(unet: Any) -> Any:
@@ -177,14 +176,20 @@ def _loss(model: Any, latents: Tensor, words: Words, kept: Tensor, step: int) ->
     numbers: list[int] = torch.randint(len(latents), (BATCH,)).tolist()
     chosen = zip(numbers, _by_chance(TOLD_WHOLE), _by_chance(UNCONDITIONAL), strict=True)
     captions = ["" if without else described(number, step + 1, whole).text for number, whole, without in chosen]
-    clean = latents[numbers].float()
-    noise = torch.randn_like(clean)
-    timesteps = (torch.arange(BATCH) * 1000 + torch.randint(1000, (BATCH,))) // BATCH
+    ids = torch.tensor(words.ids(captions))
+    return velocity_loss(lambda noisy, timesteps: model(noisy, timesteps, ids), latents[numbers].float(), kept)
+
+
+def velocity_loss(
+    predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, kept: Tensor
+) -> tuple[Tensor, Mapping[str, float]]:
+    """The weighted error of v that `predict` finds from noisy latents and timesteps, spread evenly over the rows."""
+    count, noise = len(clean), torch.randn_like(clean)
+    timesteps = (torch.arange(count) * 1000 + torch.randint(1000, (count,))) // count
     share = kept[timesteps].view(-1, 1, 1, 1)
     noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
     wanted = share.sqrt() * noise - (1 - share).sqrt() * clean
-    found = model(noisy, timesteps, torch.tensor(words.ids(captions)))
-    squared = (found - wanted).square().mean(dim=(1, 2, 3))
+    squared = (predict(noisy, timesteps) - wanted).square().mean(dim=(1, 2, 3))
     ratio = kept[timesteps] / (1 - kept[timesteps])
     return (squared * (SNR_LIMIT / (ratio + 1)).clamp(max=1)).mean(), {"squared": squared.mean().item()}
 
