@@ -1,34 +1,33 @@
-"""An IP-Adapter as a torch module; imported only when one is built."""
+"""An IP-Adapter as a torch module."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
-
-
-class _Layer(torch.nn.Module):
-    """Keys and values of image tokens, for one cross-attention of the UNet."""
-
-    def __init__(self, width: int, tokens_width: int) -> None:
-        super().__init__()
-        self.to_k_ip = torch.nn.Linear(tokens_width, width, bias=False)
-        self.to_v_ip = torch.nn.Linear(tokens_width, width, bias=False)
+if TYPE_CHECKING:
+    import torch
 
 
-class IPAdapter(torch.nn.Module):
-    """The projection of image embeddings to tokens, and a layer for each cross-attention of the UNet."""
+class IPAdapter:
+    """What builds it, as diffusers' classes do."""
 
-    def __init__(self, image_proj: torch.nn.Module, layers: list[_Layer]) -> None:
-        super().__init__()
-        self.image_proj = image_proj
-        self.layers = torch.nn.ModuleList(layers)
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> torch.nn.Module:
+        """The module of a config that `ip_adapter.styled` has derived.
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The module of a config that `ip_adapter.styled` has derived."""
+        `image_proj` projects image embeddings to tokens; `layers` have the keys and values, `to_k_ip` and `to_v_ip`, of
+        each cross-attention of the UNet.
+        """
+        import torch
+        from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
+
+        nn: Any = torch.nn
         projection: Any = IPAdapterPlusImageProjection if config["plus"] else ImageProjection
-        tokens_width = config["cross_attention_dim"]
-        return cls(projection(**config["projection"]), [_Layer(width, tokens_width) for width in config["widths"]])
+        read, names = config["cross_attention_dim"], ("to_k_ip", "to_v_ip")
+        layers = [
+            nn.ModuleDict({name: nn.Linear(read, width, bias=False) for name in names}) for width in config["widths"]
+        ]
+        module = nn.Module()
+        module.image_proj, module.layers = projection(**config["projection"]), nn.ModuleList(layers)
+        return module
