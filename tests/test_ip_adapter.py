@@ -199,9 +199,11 @@ def test_a_fault_in_one_weight_of_the_adapter_is_caught(styled, tmp_path, part, 
     with opened_graph(folder, part) as graph:
         found = [one for one in graph.model.graph.initializer if weight in one.name]
         assert len(found) == 1, [one.name for one in graph.model.graph.initializer if "ip" in one.name]
-        changed = numpy_helper.to_array(found[0]).copy()
+        name = found[0].name
+        changed = graph.weights[name] if name in graph.weights else numpy_helper.to_array(found[0]).copy()
         changed[..., : changed.shape[-1] // 4] *= 0.5
-        found[0].CopyFrom(numpy_helper.from_array(changed, found[0].name))
+        if name not in graph.weights:  # a small one is in the graph's own file
+            found[0].CopyFrom(numpy_helper.from_array(changed, name))
     with pytest.raises(ParityError, match=f"The graph of {part}, run in f32, differs"):
         build(open_bundle(folder), ONNXRUNTIME)
 
