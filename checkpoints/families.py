@@ -126,6 +126,8 @@ class Family:
     """The component that encodes and decodes latents."""
     controlled: str | None = None
     """The pipeline class of diffusers with ControlNets; None for a family whose ControlNets aren't supported."""
+    styled: bool = False
+    """Whether its IP-Adapters are supported."""
     library: str = "diffusers"
     """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
@@ -254,6 +256,10 @@ CONTROL = Component("controlnet", "diffusers", "ControlNetModel")
 TINY_VAE = Component("tiny_vae", "diffusers", "AutoencoderTiny")
 """The tiny decoder (taesd) that a checkpoint is exported with, beside its VAE."""
 
+IMAGE_ENCODER = Component("image_encoder", "transformers", "CLIPVisionModelWithProjection")
+IP_ADAPTER = Component("ip_adapter", f"{__package__}.ip_modules", "IPAdapter")
+"""The IP-Adapter that a checkpoint is exported with, and the image encoder that it was trained with."""
+
 _READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
 
 _TINY_UNET: Config = {
@@ -331,7 +337,7 @@ _SVD = Family(
     aliases=("svd14", "img2vid", "stable-video-diffusion-img2vid"),
     pipelines=("StableVideoDiffusionPipeline",),
     components=(
-        Component("image_encoder", "transformers", "CLIPVisionModelWithProjection"),
+        IMAGE_ENCODER,
         Component("unet", "diffusers", "UNetSpatioTemporalConditionModel"),
         Component("vae", "diffusers", "AutoencoderKLTemporalDecoder"),
     ),
@@ -387,6 +393,7 @@ _SD1 = Family(
     tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
     wires=(_READS,),
     controlled="StableDiffusionControlNetPipeline",
+    styled=True,
     masks_padding=True,
     pixels=512,
     align_your_steps=(14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
@@ -432,6 +439,7 @@ _SDXL = Family(
         Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
     ),
     controlled="StableDiffusionXLControlNetPipeline",
+    styled=True,
     pixels=1024,
     align_your_steps=(14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     latent_statistics=True,
@@ -489,6 +497,7 @@ def _inpainting(family: Family) -> Family:
         latent_statistics=False,
         tasks=("inpaint",),
         controlled=None,
+        styled=False,
         marks={**family.marks, "in_channels": INPAINTING_CHANNELS},
         shares=family.name,
     )

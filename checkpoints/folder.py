@@ -17,6 +17,7 @@ from .controls import controlled
 from .families import FAMILIES, UNET, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
+from .ip_adapter import styled
 from .names import text_layers
 from .others import Replacement, configured, refuse_texts, rescaled, start_of
 from .parts import CLASSES
@@ -97,6 +98,7 @@ def open_folder(
     scheduler |= {name: fact.value for name, fact in facts.items() if name != PIXELS}
     about = {notice: key for notice, key in repaired.items() if key not in facts}
     weights, notices = _weights(folder, family, variant, others)
+    family, configs = styled(family, configs, others, weights[family.denoiser])
     places: dict[str, object] = {name: folder / name / "config.json" for name in configs}
     places |= {name: other.where for name, other in others.items()}
     for name, config in configs.items():

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import CheckpointError
-from .families import CONTROL, MMDIT, TINY_VAE, UNET, Config, Family, TextLayout
+from .families import CONTROL, IP_ADAPTER, MMDIT, TINY_VAE, UNET, Config, Family, TextLayout
 from .mmdit_names import mmdit_plan
 from .stored import StoredTensor
 from .views import Plan, Stored, View, views
@@ -58,8 +58,12 @@ def folder_plan(tensors: Stored, cls: str, layers: int | None = None) -> Plan:
     """
     if cls == "T5EncoderModel":
         return _t5_plan(views(tensors))
+    if cls == IP_ADAPTER.cls:
+        return _ip_plan(views(tensors))
     plan: Plan = {}
     for name, view in views(tensors).items():
+        if cls.startswith("CLIPVision") and _SPARE_TEXT.search(name):
+            continue
         if cls.startswith("CLIPText") and (_spare_text(name, cls) or (layers and _text_layer(name) >= layers)):
             continue
         match = _OLD_ATTENTION.search(name)
@@ -74,6 +78,38 @@ def _t5_plan(named: Plan) -> Plan:
     """T5's embedding table under both of its names: files hold it under one, or twice."""
     table = named.get(T5_TABLES[0], named.get(T5_TABLES[1]))
     return named if table is None else named | dict.fromkeys(T5_TABLES, table)
+
+
+_RESAMPLER = (
+    (r"\.0\.norm1\.", ".ln0."),
+    (r"\.0\.norm2\.", ".ln1."),
+    (r"\.0\.to_q\.", ".attn.to_q."),
+    (r"\.0\.to_out\.", ".attn.to_out.0."),
+    (r"\.1\.0\.", ".ff.0."),
+    (r"\.1\.1\.", ".ff.1.net.0.proj."),
+    (r"\.1\.3\.", ".ff.1.net.2."),
+)
+"""Names in a layer of the published resampler, and in diffusers'."""
+
+
+def _ip_plan(named: Plan) -> Plan:
+    """The plan of an IP-Adapter in the published layout."""
+    plan: Plan = {}
+    for name, view in named.items():
+        if match := re.fullmatch(r"ip_adapter\.(\d{1,4})\.(to_[kv]_ip\.weight)", name):
+            plan[f"layers.{int(match[1]) // 2}.{match[2]}"] = view
+        elif match := re.fullmatch(r"image_proj\.proj\.(weight|bias)", name):
+            plan[f"image_proj.image_embeds.{match[1]}"] = view
+        elif match := re.fullmatch(r"(image_proj\.layers\.\d{1,3})\.0\.to_kv\.weight", name):
+            half = view.shape[0] // 2
+            plan[f"{match[1]}.attn.to_k.weight"] = view[:half]
+            plan[f"{match[1]}.attn.to_v.weight"] = view[half:]
+        else:
+            start = re.match(r"image_proj\.layers\.\d{1,3}", name)
+            for old, new in _RESAMPLER if start else ():
+                name = f"{start[0]}{re.sub(f'^{old}', new, name.removeprefix(start[0]))}" if start else name
+            plan[name] = view
+    return plan
 
 
 def text_layers(names: Iterable[str]) -> int:

@@ -15,6 +15,7 @@ from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors, zeros_instead
 from .controls import controlled
 from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
+from .ip_adapter import styled
 from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
 from .original_configs import TensorShapes, text_config, time_embed_width, unet_config, vae_config
 from .original_mmdit import MARK, beside, mmdit_family, t5_config
@@ -79,6 +80,7 @@ def open_file(
     family, configs = controlled(family, configs, others)
     family, configs = tiny_decoded(family, configs, others)
     weights |= {name: other.tensors for name, other in others.items()}
+    family, configs = styled(family, configs, others, weights["unet"])
     training = trained_for(path, tensors, metadata, family, choices)
     places = dict.fromkeys(configs, f"{path} (from its tensors' shapes)") | {
         name: one.where for name, one in others.items()
@@ -153,6 +155,7 @@ def _open_mmdit(
     configs[family.vae] = configured(others["vae"], family, None) if base is None else base
     family, configs = controlled(family, configs, others)
     family, configs = tiny_decoded(family, configs, others)
+    family, configs = styled(family, configs, others, {})
     for name, config in configs.items():
         where = others[name].where if name in others else f"{path} (from its tensors' shapes)"
         check_config(where, config, len(weights[name]))

@@ -1,5 +1,5 @@
 """Components from elsewhere: a VAE or UNet in place of the checkpoint's, text encoders that its file lacks,
-ControlNets, and a tiny decoder.
+ControlNets, an IP-Adapter, and a tiny decoder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
 from ..core.record import shown
 from ..core.wires import MAX_CONTROLS
-from .families import CONTROL, FAMILIES, TINY_VAE, Component, Config, Family, family_of
+from .families import CONTROL, FAMILIES, IMAGE_ENCODER, IP_ADAPTER, TINY_VAE, Component, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
@@ -52,15 +52,32 @@ def open_others(places: Mapping[str, str], variant: str | None) -> dict[str, Rep
     Raises CheckpointError for a component that can't be replaced, or a place that doesn't hold one.
     """
     check_variant(variant)
-    known = {*REPLACEABLE, *FILES, TINY_VAE.name}
+    known = {*REPLACEABLE, *FILES, TINY_VAE.name, IP_ADAPTER.name, IMAGE_ENCODER.name}
     unknown = sorted(name for name in set(places) - known if not is_control(name))
     if unknown:
         raise CheckpointError(
             f"The component {unknown[0]} cannot be replaced; only {' and '.join(REPLACEABLE)} can. Leave it out."
         )
-    return {
+    opened = {
         name: _text(name, place) if name in FILES else _open(name, place, variant) for name, place in places.items()
     }
+    return _with_encoder(opened)
+
+
+def _with_encoder(opened: dict[str, Replacement]) -> dict[str, Replacement]:
+    """The components, with the image encoder beside an IP-Adapter that was given without one."""
+    adapter = opened.get(IP_ADAPTER.name)
+    if adapter is None and IMAGE_ENCODER.name in opened:
+        raise CheckpointError("Only an IP-Adapter needs an image encoder. Pass --ip-adapter too, or leave it out.")
+    if adapter is None or IMAGE_ENCODER.name in opened:
+        return opened
+    beside = Path(adapter.source.location).parent / IMAGE_ENCODER.name
+    if adapter.source.kind != "file" or not is_folder(beside):
+        raise CheckpointError(
+            f"{adapter.source.location} has no folder {IMAGE_ENCODER.name} beside it. Pass the folder of the image "
+            "encoder that it was trained with by --image-encoder."
+        )
+    return opened | {IMAGE_ENCODER.name: _open(IMAGE_ENCODER.name, str(beside), None)}
 
 
 def is_control(name: str) -> bool:
@@ -183,7 +200,7 @@ _SEPARATE = "text_encoders."
 
 
 _PREFIXES = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, CONTROL.name: CONTROL_PREFIX, TINY_VAE.name: TINY_PREFIX}
-_WORDS = {"unet": "UNet", "vae": "VAE", CONTROL.name: "ControlNet"}
+_WORDS = {"unet": "UNet", "vae": "VAE", CONTROL.name: "ControlNet", IP_ADAPTER.name: "IP-Adapter"}
 
 
 def _kind(component: str) -> str:
@@ -192,16 +209,20 @@ def _kind(component: str) -> str:
 
 
 def _facts(component: str) -> Component:
-    added = {CONTROL.name: CONTROL, TINY_VAE.name: TINY_VAE}
+    added = {one.name: one for one in (CONTROL, TINY_VAE, IP_ADAPTER, IMAGE_ENCODER)}
     return added.get(_kind(component)) or FAMILIES[0].component(component)
 
 
 def _prefix(component: str) -> str:
-    return _PREFIXES[_kind(component)]
+    return _PREFIXES.get(_kind(component), "")
 
 
 def _open(component: str, name: str, variant: str | None) -> Replacement:
     path = path_of(name)
+    if component == IP_ADAPTER.name and is_folder(path):
+        path = _only(path)
+    if component == IMAGE_ENCODER.name and is_regular(path):
+        raise CheckpointError(f"{path} is a file. Pass the folder of the image encoder, which has its config.json too.")
     if is_folder(path):
         return _folder(component, path, CheckpointSource("folder", str(path.resolve()), variant=variant))
     if is_regular(path):
@@ -218,6 +239,15 @@ def _open(component: str, name: str, variant: str | None) -> Replacement:
         f"{component} {name!r} was not found: it is not a file or folder, and not a hub id (owner/name). "
         "Check the path."
     )
+
+
+def _only(folder: Path) -> Path:
+    """The only .safetensors file in a folder."""
+    found = [name for name in names_in(folder) if name.endswith(".safetensors")]
+    if len(found) == 1:
+        return folder / found[0]
+    what = f"{len(found)} .safetensors files ({', '.join(found[:3])} ...)" if found else "no .safetensors file"
+    raise CheckpointError(f"{folder} holds {what}. Pass the file of the IP-Adapter itself.")
 
 
 def _folder(component: str, folder: Path, source: CheckpointSource) -> Replacement:
@@ -243,14 +273,14 @@ def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
     if layout is None:
         if component == TINY_VAE.name:
             refuse_other_than_tiny(path, tensors)
-        if not is_control(component):
+        if not is_control(component) and component != IP_ADAPTER.name:
             refuse_names(path, tensors)
         raise CheckpointError(
             f"{path} holds no {_WORDS[_kind(component)]} that latentc recognizes (its first tensor is "
             f"{min(tensors, default='')!r}). Pass a {_kind(component)} file, or a whole checkpoint in the original "
             "layout."
         )
-    config = _beside(component, path)
+    config = None if component == IP_ADAPTER.name else _beside(component, path)
     where = source.location if config is None else f"{Path(source.location).parent}/config.json"
     if layout == "diffusers":
         return Replacement(component, source, tensors, "diffusers", config, where)
@@ -277,6 +307,7 @@ def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers"
         "vae": ("encoder.down_blocks.0.", "encoder.down.0."),
         CONTROL.name: ("controlnet_cond_embedding.", "input_hint_block.0."),
         TINY_VAE.name: ("decoder.layers.0.", "1.weight"),
+        IP_ADAPTER.name: ("image_proj.", "ip_adapter.0."),
     }
     named, original = marks[_kind(component)]
     prefix = _prefix(component)

@@ -81,7 +81,10 @@ _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
             *("hada_w1", "lokr_w1", "oft_blocks", "oft_diag", ".dora_scale", "lora_A.weight", "lora_B.weight"),
         ),
     ),
-    ("an IP-Adapter", _begins("image_proj.", "ip_adapter.")),
+    (
+        "an IP-Adapter, which belongs to a checkpoint (export CHECKPOINT --ip-adapter FILE)",
+        _begins("image_proj.", "ip_adapter."),
+    ),
     (
         "a ControlNet, which belongs to a checkpoint (export CHECKPOINT --controlnet FILE)",
         _has(

@@ -128,6 +128,7 @@ def check_all(
     image: tuple[int, int] | None = None,
     mask: bool = False,
     controls: int = 0,
+    style: bool = False,
     sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for the first request that this bundle does not support, before its engines are loaded.
@@ -138,7 +139,8 @@ def check_all(
     scheduler = bundle.json(SCHEDULER)
     for number, request in enumerate(requests, 1):
         with _of_many(number, len(requests)):
-            check(request, bundle.manifest.model, scheduler, image=image, mask=mask, controls=controls, sizes=sizes)
+            passed: dict[str, Any] = {"mask": mask, "controls": controls, "style": style, "sizes": sizes}
+            check(request, bundle.manifest.model, scheduler, image=image, **passed)
             denoiser_of(bundle.variants("denoiser"), request)
 
 

@@ -59,6 +59,19 @@ def export(
             "Give it once for each."
         ),
     ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="IP-Adapter of the same family, for `run --style`: a .safetensors file, a folder of one, or a file on "
+            "the Hub, such as h94/IP-Adapter/models/ip-adapter_sd15.safetensors."
+        ),
+    ] = None,
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Image encoder of --ip-adapter: a folder or Hub id. Default: the folder image_encoder beside its file."
+        ),
+    ] = None,
     tiny_vae: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +130,8 @@ def export(
             scheduler=scheduler,
             controlnets=controlnet or (),
             tiny_vae=tiny_vae,
+            ip_adapter=ip_adapter,
+            image_encoder=image_encoder,
             on_progress=tell,
         )
     show.bundle(bundle, as_json)

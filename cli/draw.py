@@ -17,9 +17,10 @@ from ..core.units import counted
 from ..pipelines.complete import complete
 from ..pipelines.control import digested
 from ..pipelines.layout import lay_out
-from ..pipelines.picture import load_controls, load_mask, load_picture, read_mask, read_picture, size_in
+from ..pipelines.picture import load_controls, load_mask, load_picture, load_style, read_mask, read_picture, size_in
 from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
+from ..pipelines.style import read_style
 from ..profiles import Profile
 from ..sampling.draw import ENCODE_STAGE, IMAGE_STAGE, SCHEDULER
 from . import BEFORE
@@ -43,6 +44,7 @@ def draw(
     image: Path | None = None,
     mask: Path | None = None,
     control: Sequence[Path] = (),
+    style: Path | None = None,
     adapters: Mapping[str, float] = {},
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
@@ -52,7 +54,7 @@ def draw(
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
     `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`,
-    `mask`, the images of ControlNets, `control`, and `adapters` are those of all requests.
+    `mask`, the images of ControlNets, `control`, the `style` image and `adapters` are those of all requests.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
@@ -69,15 +71,17 @@ def draw(
     picture = load_picture(image) if image is not None else None
     masked = load_mask(mask) if mask is not None else None
     controls = load_controls(list(control))
+    styled = load_style(style) if style is not None else None
     sizes = fixed_sizes(model, profile)
     passed: dict[str, Any] = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
+    passed["style"] = style is not None
     check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:
         read = read_picture(request, opened.manifest, picture)
         asked = complete(request, model, scheduler, image=size_in(read), **passed)
         area = read_mask(asked, model, read, masked)
-        digested(asked, controls)
+        read_style(digested(asked, controls), styled)
         if read is not None:
             pixels, about = (None, ()) if area is None else (area.pixels, area.notices)
             lay_out(asked, model, read.pixels, pixels, about)
@@ -103,7 +107,7 @@ def draw(
                         tell(what, step.index / step.total)
 
                     tell(what, 0.0)
-                    result = pipeline(request, on_step, image=picture, mask=masked, control=controls)
+                    result = pipeline(request, on_step, image=picture, mask=masked, control=controls, style=styled)
                     files: tuple[Path, ...] = ()
                     if stream:
                         streamed += [encoded(result.images[0], next(drawings(result)))]

@@ -125,6 +125,13 @@ def run(
         bool,
         typer.Option("--guess-mode", help="ControlNets affect only the prompt's rows, and early layers less."),
     ] = False,
+    style: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Image whose style is transferred, for a bundle with an IP-Adapter."),
+    ] = None,
+    style_strength: Annotated[
+        float | None, typer.Option(help="Factor of the effect of --style, 0 to 1. Default: 1.")
+    ] = None,
     lora: Loras = None,
     profile: ProfileName = None,
     threads: Threads = None,
@@ -266,6 +273,7 @@ def run(
         "control_start": control_start,
         "control_end": control_end,
         "guess_mode": guess_mode or None,
+        "style_strength": style_strength,
         "decode_chunk_size": decode_chunk_size,
     }
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
@@ -277,6 +285,7 @@ def run(
         image=image,
         mask=mask,
         control=control or (),
+        style=style,
         adapters=strengths(lora or ()),
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,

@@ -335,6 +335,7 @@ def picture(shown: Shown, as_json: bool) -> None:
     say(shown.text or (write(shown.request, {}) if shown.drawing else ""))
     controls = {f"control image {place}": one for place, one in enumerate(shown.request.control_sha256 or (), 1)}
     digests = {"image": shown.request.image_sha256, "mask": shown.request.mask_sha256, **controls}
+    digests["style image"] = shown.request.style_sha256
     for name, digest in digests.items():
         if digest:
             say(f"{name}: needed to run it again, SHA-256 of its pixels {digest}")

@@ -72,6 +72,9 @@ class Parity(Record):
     control_db: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
     control_share: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
     """The same figures of what the images of ControlNets change."""
+    style_db: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    style_share: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    """The same figures of what a style image changes."""
 
 
 class Artifact(Record):

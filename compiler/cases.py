@@ -25,9 +25,8 @@ from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
 from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
-from ..core.references import DRAWINGS, DRAWN, ENDS, Case, Drawings, changed, stored_at, text_pairs, unpack
+from ..core.references import CHANGES, DRAWINGS, DRAWN, ENDS, Case, Drawings, changed, stored_at, text_pairs, unpack
 from ..core.tensors import Array
-from ..core.wires import CONTROL_IMAGE
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from ..sampling.wires import resized
@@ -95,9 +94,9 @@ def _check_complete(bundle: Bundle, part: str, cases: tuple[Case, ...]) -> None:
 
 
 def _changes(info: Part, model: Model, cases: tuple[Case, ...]) -> bool:
-    """Whether cases show what the text changes in a denoiser's output, and what the images of ControlNets change."""
+    """Whether cases show what the text changes in a denoiser's output, and each image that it reads."""
     found = {changed(cases[one], cases[other]) for one, other in text_pairs(cases, model.latents_input)}
-    return found >= ({"text", "control"} if info.takes(CONTROL_IMAGE) else {"text"})
+    return found >= {"text", *(what for what, name in CHANGES.items() if info.takes(name))}
 
 
 def stored_drawings(bundle: Bundle) -> tuple[Drawings, Arrays]:

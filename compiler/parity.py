@@ -18,7 +18,7 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.recipes import Precision
 from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
-from ..core.references import IDS, TABLE, Case, changed, stored_at, text_pairs
+from ..core.references import CHANGES, IDS, TABLE, Case, changed, stored_at, text_pairs
 from ..core.tensors import Array, change_db, cosine, psnr_db
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
@@ -82,7 +82,7 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
             if not alike >= worst.cosine:
                 worst = worst.model_copy(update={"cosine": alike})
     wanted = {index: given[index].outputs[_answer(given[index])] for index in paired}
-    for what in ("text", "control"):
+    for what in ("text", *CHANGES):
         alike = [pair for pair in pairs if changed(given[pair[0]], given[pair[1]]) == what]
         if alike:
             asked, found = (np.concatenate([(of[b] - of[a]).ravel() for a, b in alike]) for of in (wanted, answers))

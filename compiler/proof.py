@@ -213,6 +213,8 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
             _check_change(want.part, profile, bundle.manifest.model.condition, parity.text_db, floor)
         if parity.control_db is not None and (parity.control_share or 0) >= want.target.recipe.rounding:
             _check_change(want.part, profile, "ControlNet image", parity.control_db, floor)
+        if parity.style_db is not None and (parity.style_share or 0) >= want.target.recipe.rounding:
+            _check_change(want.part, profile, "style image", parity.style_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
     advice = _advice(profile, want)

@@ -60,6 +60,7 @@ class Refusal(Record):
             return f"{refused}: it outputs NaN or infinity."
         if self.parity.psnr_db >= self.floor_db:
             figures = {"the text": self.parity.text_db, "a ControlNet's image": self.parity.control_db}
+            figures["a style image"] = self.parity.style_db
             known = {what: figure for what, figure in figures.items() if figure is not None}
             what = min(known, key=lambda one: known[one])
             return f"{refused}: what {what} changes in its output has an SNR of {known[what]:.1f} dB only."

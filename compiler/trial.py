@@ -23,7 +23,7 @@ from ..core.errors import BundleError, ParityError, ShapeError
 from ..core.images import pixels_sha256
 from ..core.manifest import Model
 from ..core.record import Record, shown
-from ..core.references import CONTROL_ARRAY, DRAWINGS, DRAWN, IDS, Case, Drawings, ReferenceDrawing
+from ..core.references import CONTROL_ARRAY, DRAWINGS, DRAWN, IDS, STYLE_ARRAY, Case, Drawings, ReferenceDrawing
 from ..core.request import TINY, Request
 from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
@@ -87,6 +87,8 @@ class StepTrial:
     """What is concatenated to the latents, where it isn't computed from the image."""
     controls: tuple[NDArray[np.uint8], ...] = ()
     """The images of the request's ControlNets."""
+    style: NDArray[np.uint8] | None = None
+    """The style image of the request."""
     shown: Mapping[str, Array] | None = None
     """What ControlNets read, where it isn't resized from their images: see `Text.controls`."""
 
@@ -180,6 +182,11 @@ def _check_host(bundle: Bundle, host: Host) -> float:
                 f"{by.again}"
             )
 
+        if (None if trial.style is None else pixels_sha256(trial.style)) != drawing.request.style_sha256:
+            raise ParityError(
+                f"The style image of the reference {drawing.name} is not the one that it was made from. {by.again}"
+            )
+
         def compared(part: str, given: Mapping[str, Array], drawing: ReferenceDrawing = drawing) -> dict[str, Array]:
             if part not in pictured:
                 return answer(part, given)
@@ -190,7 +197,7 @@ def _check_host(bundle: Bundle, host: Host) -> float:
 
         if trial.given is not None:
             _check_image(drawing, trial.given, by)
-        text = read_request(host, drawing.request, trial.given, compared, controls=trial.controls)
+        text = read_request(host, drawing.request, trial.given, compared, controls=trial.controls, style=trial.style)
         walk = _walk(host, trial)
         changing = (host.model.latents_input, TIMESTEP, *walk.varying)
         wanted = {name: array for name, array in cases[f"{drawing.name}.0"].feeds.items() if name not in changing}
@@ -317,7 +324,8 @@ def measure_steps(
 
 def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and relative size of what guidance adds, over all calls together."""
-    text = read_request(host, trial.request, trial.given, _through(engine), controls=trial.controls)
+    shown: dict[str, Any] = {"controls": trial.controls, "style": trial.style}
+    text = read_request(host, trial.request, trial.given, _through(engine), **shown)
     text = text if trial.shown is None else replace(text, controls=trial.shown)
     fixed = constants(host, trial.request, text)
     beside = beside_latents(host, trial.request, text) if trial.beside is None else trial.beside
@@ -363,6 +371,7 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
         noise=InTurn(trial.noise),
         given=trial.given,
         controls=trial.controls,
+        style=trial.style,
     )
     wanted, found = trial.images, drawn.images
     assert wanted is not None
@@ -439,6 +448,7 @@ def _trial(drawing: ReferenceDrawing, arrays: Mapping[str, Array], cases: Mappin
         noise=arrays[f"{name}/noise"],
         images=arrays.get(f"{name}/images"),
         given=_given(name, arrays),
+        style=arrays.get(f"{name}/{STYLE_ARRAY}"),
         controls=tuple(
             arrays[key] for key in sorted(key for key in arrays if key.startswith(f"{name}/{CONTROL_ARRAY}"))
         ),

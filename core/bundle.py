@@ -95,8 +95,10 @@ class Bundle:
 
     @property
     def plainly_drawing(self) -> tuple[str, ...]:
-        """The parts of `drawing` that are used if a request names no variant and no decoder."""
-        return tuple(name for name in self.drawing if "@" not in name and name != self.manifest.model.tiny_decoder)
+        """The parts of `drawing` that are used if a request names no variant and no decoder, and has no style image."""
+        model, parts = self.manifest.model, self.manifest.parts
+        spare = {name for name, part in parts.items() if model.takes_style and part.role == "image_encoder"}
+        return tuple(name for name in self.drawing if "@" not in name and name not in {*spare, model.tiny_decoder})
 
     def one(self, role: Role) -> str:
         """Name of the part with this role, not counting variants and the tiny decoder; raises `BundleError` if there is

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
 from .standing import FUSED, PROVED, SELF_CONSISTENT, Standing
-from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_CONTROLS, MAX_LENGTH, MOTION, TIMESTEP, Wire, skipped
+from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_CONTROLS, MAX_LENGTH, MOTION, STYLE, TIMESTEP, Wire, skipped
 
 SCHEMA_VERSION = 4
 
@@ -136,6 +136,9 @@ class ImageReader(Record):
 
     size: Annotated[int, Field(ge=8, le=4096)]
     """Side in pixels of the square that the image is resized to."""
+    method: Annotated[Literal["stretch", "crop"], Field(exclude_if=_unless("stretch"))] = "stretch"
+    """`stretch` resizes the whole image with antialiasing, as diffusers' StableVideoDiffusionPipeline does; `crop` its
+    shorter side, and takes the square in the middle, as transformers' CLIPImageProcessor does."""
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
     """Of red, green and blue, from 0 to 1: they are subtracted, and divided by."""
@@ -220,7 +223,8 @@ class Model(Record):
 
     def read_of(self, part: str) -> tuple[str, ...]:
         """Names of the outputs of a part that wires read."""
-        return tuple(dict.fromkeys(wire.output for wire in self.wires if wire.owner == part))
+        own = (wire for wire in self.wires if wire.owner == part)
+        return tuple(dict.fromkeys(name for wire in own for name in (wire.output, wire.negative) if name))
 
     def skipped_of(self, part: str) -> tuple[str, ...]:
         """Names of the outputs of a text encoder that replace those that wires read, for each `clip_skip`."""
@@ -252,6 +256,11 @@ class Model(Record):
         return self.tasks[0] == "image_to_video"
 
     @property
+    def takes_style(self) -> bool:
+        """Whether it has an IP-Adapter: a request may have a style image."""
+        return any(wire.source == STYLE for wire in self.wires)
+
+    @property
     def inpaints(self) -> bool:
         """Whether it always needs an image and a mask: its denoiser sees both beside the latents."""
         return self.tasks[0] == "inpaint"
@@ -275,6 +284,8 @@ class Model(Record):
             raise ValueError("tasks: the wires of the mask and of the masked image, and the task inpaint, go together")
         if self.reads_image and (self.frames is None or self.image_reader is None):
             raise ValueError("frames and image_reader are needed for the task image_to_video")
+        if self.takes_style and self.image_reader is None:
+            raise ValueError("image_reader is needed for style images")
         return self
 
     @model_validator(mode="after")

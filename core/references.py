@@ -20,7 +20,7 @@ from pydantic import Field
 from .record import Record
 from .request import Request
 from .tensors import Array
-from .wires import CONTROL_IMAGE, TIMESTEP
+from .wires import CONTROL_IMAGE, IMAGE_TOKENS, TIMESTEP
 
 if TYPE_CHECKING:
     from .manifest import Model
@@ -33,6 +33,9 @@ ENDS = "ends"
 
 CONTROL_ARRAY = "control_"
 """Start of the name of the array with the image of a drawing's ControlNet, such as `whole/control_1`."""
+
+STYLE_ARRAY = "style"
+"""Name of the array with the style image of a drawing, such as `whole/style`."""
 
 IN, OUT = "in.", "out."
 IDS, MASK = "input_ids", "attention_mask"
@@ -123,10 +126,21 @@ def text_pairs(cases: Sequence[Case], latents: str) -> list[tuple[int, int]]:
     return found
 
 
-def changed(one: Case, other: Case) -> Literal["text", "control"]:
-    """Which input two calls of a denoiser differ in: only images of ControlNets, or its text (or image) too."""
+Change = Literal["text", "control", "style"]
+"""What two calls of a denoiser differ in: only images of ControlNets, only what its IP-Adapter reads of a style image,
+or else its text (or image)."""
+
+CHANGES: dict[Change, str] = {"control": CONTROL_IMAGE, "style": IMAGE_TOKENS}
+"""Starts of the names of the inputs that stand for a change other than of the text."""
+
+
+def changed(one: Case, other: Case) -> Change:
+    """What two calls of a denoiser differ in."""
     names = [name for name in one.feeds if not np.array_equal(one.feeds[name], other.feeds[name])]
-    return "control" if names and all(name.startswith(CONTROL_IMAGE) for name in names) else "text"
+    for what, start in CHANGES.items():
+        if names and all(name.startswith(start) for name in names):
+            return what
+    return "text"
 
 
 def pack(cases: Iterable[Case], shared: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:

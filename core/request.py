@@ -69,6 +69,8 @@ _OTHER_NAMES = {
     "guess_mode": "guess controlmode guessmodecontrolnet",
     "pass the image to the pipeline, or with --control: a request has only its digest": "controlimage controlnetimage "
     "controlnet control",
+    "style_strength": "ipadapterscale stylescale styleweight ipadapterweight ipadapterstrength ipscale",
+    "pass the image to the pipeline, or with --style: a request has only its digest": "style styleimage ipadapterimage",
     "the number of frames is a fact of the checkpoint": "numframes frames videolength",
     "eta": "etaddim ddimeta gamma",
     "timesteps": "customtimesteps timestepslist",
@@ -77,11 +79,14 @@ _OTHER_NAMES = {
     "vae_tile": "tile tilesize vaetilesize vaetiling tilesampleminsize",
     "decoder": "vaedecoder sdvaedecodemethod decodemethod vaetype",
     _NOT_YET: "vae tiling refiner prompt2 negativeprompt2 promptembeds "
-    "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimage",
+    "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimageembeds",
 }
 
 STRENGTH, STRENGTH_MASKED = 0.8, 1.0
 """Default strengths of image to image, and of inpainting, as in diffusers' pipelines of Stable Diffusion 1."""
+
+STYLE_STRENGTH = 1.0
+"""Default strength of a style image, as in diffusers' `load_ip_adapter`."""
 
 HIRES_STRENGTH = 0.7
 """Default strength of the second pass of `hires`, as in the AUTOMATIC1111 web UI."""
@@ -165,6 +170,9 @@ class Request(Record):
     effect, and the shares of the steps at which it begins and ends. In `guess_mode`, ControlNets affect only the rows
     of the prompt, and early layers less. `control_sha256` are the digests of the images.
 
+    A model with an IP-Adapter takes a style image, which is passed to the pipeline. `style_strength`, from 0 to 1 (1),
+    is the factor of its effect, and `style_sha256` the digest of the image.
+
     A model that generates a video from an image takes no prompt, but these, with diffusers' names and defaults (None is
     the default): `fps` (7), `motion_bucket_id` (127) and `noise_aug_strength` (0.02, the deviation of the noise that is
     added to the image); `min_guidance` (1), the guidance scale of the first frame, where `guidance` (3) is that of the
@@ -219,6 +227,8 @@ class Request(Record):
     control_end: Annotated[tuple[Share, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
     guess_mode: bool | None = Field(default=None, exclude_if=_is_none)
     control_sha256: Annotated[tuple[Digest, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
+    style_strength: Share | None = Field(default=None, exclude_if=_is_none)
+    style_sha256: Digest | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -316,7 +326,7 @@ class Result:
     """The request with size, seed and scheduler filled in."""
     seconds: Mapping[str, float]
     """Wall time in seconds by stage: `text_encoder`, `denoiser` (all calls), `vae_decoder`, `host` (the rest), `total`;
-    with an image also `vae_encoder`, or `image_encoder` (of a video).
+    with an image also `vae_encoder`, with a style image (or of a video) `image_encoder`.
     """
     step_seconds: tuple[float, ...]
     """Wall time of each denoiser call, in seconds."""

@@ -57,8 +57,15 @@ CONTROL_IMAGE = "controlnet_cond"
 CONTROL, CONTROL_SCALE = "request.control_", "step.control_scale_"
 """Starts of the sources of a ControlNet's image and of its factors, which may differ between steps."""
 
+IMAGE_TOKENS, NEGATIVE_TOKENS = "image_tokens", "negative_image_tokens"
+"""The denoiser's input for what its IP-Adapter reads of a style image, and the outputs of the image encoder for
+positive and negative rows."""
+
 MOTION = "request.motion"
 """Frames per second less one, motion bucket and noise augmentation, as Stable Video Diffusion takes them."""
+
+STYLE = "request.style_strength"
+"""The share of an IP-Adapter's effect, 0 for a request without a style image, as its denoiser takes it for each row."""
 
 MASK = "request.mask"
 """What inpainting generates, as one channel: 1 where it does, and 0 where the image is kept."""
@@ -117,6 +124,10 @@ class Wire(Record):
     """Width to which the result so far is padded with zeros."""
     empty: Literal["encode", "zeros"] = "encode"
     """What replaces an empty negative prompt: its encoding, or zeros."""
+    negative: Annotated[
+        str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", exclude_if=lambda value: value is None)
+    ] = None
+    """The output of the same part, of the same shape, that negative rows take; None for `source` in all rows."""
 
     @property
     def owner(self) -> str:
@@ -168,6 +179,8 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
             output = next((one for one in part.outputs if one.name == wire.output), None) if part else None
             if output is None or (wire.output != wire.name and part is not None and part.role != "encoder"):
                 return f"wires {wire.source} to {wire.input}, but no part has this output"
+            if wire.negative is not None and not _alike(wire, output, part):
+                return f"wires {wire.source} to {wire.input}, but {shown(wire.negative)} has not the same shape"
             has = len(output.shape)
             for tensor in inputs[wire.input]:
                 axes = len(tensor.shape)
@@ -192,6 +205,11 @@ def complaint(wires: tuple[Wire, ...], parts: Mapping[str, Called]) -> str | Non
     if stepping and len(latents) != 1:
         return f"has {len(latents)} wires of {LATENTS}; expected one"
     return _unfilled(wires, parts, latents[0]) if latents else None
+
+
+def _alike(wire: Wire, output: TensorInfo, part: Called | None) -> bool:
+    """Whether a part has the output for negative rows, like the one for the others."""
+    return any(one.name == wire.negative and one.shape == output.shape for one in part.outputs) if part else False
 
 
 def _beside_latents(wire: Wire) -> bool:

@@ -72,10 +72,10 @@ class Asked:
         *,
         scheduler: str | None = None,
         variant: str | None = None,
-        control: Mapping[str, Any] = {},
+        more: Mapping[str, Any] = {},
     ) -> Request:
-        """The same as a request; `downscale` is the number of pixels per latent along each side, and `control` holds
-        the fields of ControlNets.
+        """The same as a request; `downscale` is the number of pixels per latent along each side, and `more` holds
+        the fields of ControlNets and of a style image.
         """
         height, width = (side * downscale for side in self.size)
         return Request(
@@ -90,7 +90,7 @@ class Asked:
             variant=variant,
             strength=self.strength,
             decoder=self.decoder,
-            **control,
+            **more,
         )
 
 

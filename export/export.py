@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoints.embeddings import rounded
-from ..checkpoints.families import PROCESSOR, TINY_VAE
+from ..checkpoints.families import IMAGE_ENCODER, IP_ADAPTER, PROCESSOR, TINY_VAE
 from ..checkpoints.open import Checkpoint, open_checkpoint
 from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
@@ -62,6 +62,8 @@ def export(
     embeddings: Collection[str | Path] = (),
     loras: Mapping[str, float] = {},
     tiny_vae: str | None = None,
+    ip_adapter: str | None = None,
+    image_encoder: str | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
@@ -72,7 +74,9 @@ def export(
     of the fused model. `scheduler`, such as `dpm++2m`, replaces the checkpoint's own in the bundle. `controlnets` are
     files, folders or hub ids of ControlNets of the checkpoint's family: they become part of the denoiser's graph, and
     each takes an image of a request. `tiny_vae` is the file, folder or hub id of a tiny decoder (taesd), which becomes
-    a part that requests may name. Each exported part is compared with PyTorch on fixed inputs.
+    a part that requests may name. `ip_adapter` is the file of an IP-Adapter, which becomes part of the denoiser's graph
+    and of that of its image encoder: `image_encoder`, a folder or hub id, by default the folder of that name beside it.
+    Each exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
     activations.
@@ -85,7 +89,8 @@ def export(
     `BundleError` if the folder exists or can't be written. Nothing is left behind after an error.
     """
     installed()
-    added = controls_of(controlnets) | ({} if tiny_vae is None else {TINY_VAE.name: tiny_vae})
+    given = {TINY_VAE.name: tiny_vae, IP_ADAPTER.name: ip_adapter, IMAGE_ENCODER.name: image_encoder}
+    added = controls_of(controlnets) | {name: place for name, place in given.items() if place is not None}
     on_progress = _logged(on_progress)
     opened = open_checkpoint(
         checkpoint,

@@ -186,6 +186,7 @@ def refuse(bundle: Bundle) -> None:
         )
     special = {
         "has ControlNets": bool(model.controls),
+        "has an IP-Adapter": model.takes_style,
         "is a model for inpainting": model.inpaints,
         "is a model of videos": model.reads_image,
         "has a tiny decoder": model.tiny_decoder is not None,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..checkpoints import SHIPPED
-from ..checkpoints.families import TINY_VAE
+from ..checkpoints.families import IMAGE_ENCODER, IP_ADAPTER, TINY_VAE
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
+from ..checkpoints.parts.ip_adapter import SCALE
 from ..core.errors import CompileError
 from ..core.images import pixels_sha256
 from ..core.references import (
     CONTROL_ARRAY,
     ENDS,
+    STYLE_ARRAY,
     TABLE,
     Case,
     Drawings,
@@ -35,7 +38,7 @@ from ..core.references import (
 )
 from ..core.request import TINY
 from ..core.tensors import Array
-from ..core.wires import CONTROL, STEP, TIMESTEP
+from ..core.wires import CONTROL, IMAGE_TOKENS, STEP, TIMESTEP
 from ..sampling.scaling import unscaled
 from .asked import (
     AT_SHARES,
@@ -56,6 +59,7 @@ from .control import CONTROLS, AskedControl, drawn_image, recorded_controls
 from .hooks import arguments_of, calling, first, keeping, one_timestep, unhooked
 from .pictures import synthetic_image, synthetic_mask
 from .scheduler import least_steps
+from .style import STYLES, USUAL, Styled, encoded, encoder_parts, recorded_style
 from .texts import WORLDS, Frame, full_chunk, read_tokens, spread
 from .trace import muted
 from .video import VideoReferences
@@ -114,6 +118,8 @@ class References:
         self._frames: dict[str, Frame] = {}
         self._tokens: dict[str, ReferenceTokens] = {}
         self._asked: tuple[Asked, ...] = ()
+        self._styles: dict[str, Styled] = {}
+        """The style image of each reference image, if the checkpoint has an IP-Adapter."""
         denoiser = checkpoint.weights[checkpoint.family.denoiser].values()
         parameters = sum(math.prod(tensor.shape) for tensor in denoiser)
         self._costly = self.facts.patch > 1 and parameters > COSTLY_PARAMETERS
@@ -134,6 +140,19 @@ class References:
             self._asked = self._wishes(pipeline.tokenizer)
             for asked in self._asked:
                 self._embedded[asked.name] = self._embed(pipeline, asked)
+        if self.facts.takes_style:
+            with muted(*LOGGERS):
+                self._read_styles()
+
+    def _read_styles(self) -> None:
+        """Encode the style image of each reference image with diffusers' `encode_image`."""
+        # The pipeline rounds the image to the stored type of the image encoder's first weight, so that is widened.
+        parts = encoder_parts(self.checkpoint.module(IMAGE_ENCODER.name))
+        pipeline, plus = self._pipeline(**parts), self.checkpoint.configs[IP_ADAPTER.name]["plus"]
+        for name in (asked.name for asked in self._asked):
+            style = STYLES.get(name, USUAL)
+            image = synthetic_image(self.random, style.size)
+            self._styles[name] = encoded(pipeline, image, style.strength, plus=plus)
 
     def take(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
         """The references of a part, as arrays to be stored. `component` is the module that `module` calls."""
@@ -141,6 +160,9 @@ class References:
             return self._text(spec, component, module)
         if spec.role == "denoiser":
             return self._draw(spec, component)
+        if spec.role == "image_encoder":
+            given = {name: {"pixel_values": one.pixel_values} for name, one in self._styles.items()}
+            return pack([Case(name, feeds, run(module, spec, feeds)) for name, feeds in given.items()], {})
         if spec.role == "decoder":
             cases = self.cases.setdefault(spec.name, [])
             decoder = TINY if spec.name == self.facts.tiny_decoder else None
@@ -200,7 +222,8 @@ class References:
         fixed = [tensor.name for tensor in spec.inputs if tensor.name not in varying]
         at = "".join(spec.name.partition("@")[1:])  # of a variant
         vae, load = self.checkpoint.family.vae, beside(self.checkpoint, spec)
-        nets = {name: load(name) for name in spec.also}
+        also = {name: load(name) for name in spec.also}
+        nets = {name: one for name, one in also.items() if name != IP_ADAPTER.name}
         with muted(*LOGGERS):
             drawing = calling(spec, denoiser) if at else denoiser
             pipeline = self._pipeline(nets, **{spec.component: drawing, vae: computing(self.checkpoint, vae)})
@@ -209,12 +232,14 @@ class References:
                     if at:  # the latents of any denoiser are decoded in the same way
                         continue
                     pipeline.register_modules(**{vae: computing(self.checkpoint, TINY_VAE.name)})
-                calls = self._record(pipeline, spec, nets, asked, f"{asked.name}{at}")
+                style = recorded_style(pipeline, also[IP_ADAPTER.name]) if self._styles else nullcontext(dict)
+                with style as styled:
+                    calls = self._record(pipeline, spec, nets, asked, f"{asked.name}{at}", styled)
                 shared[f"{asked.name}{at}"] = {name: calls[0].feeds[name] for name in fixed}
                 cases += calls
             long = next(case for case in cases if case.drawing == f"long{at}")
             other = next(case for case in cases if case.drawing == f"wide{at}")
-            module = as_part(self.checkpoint, spec, denoiser, nets.__getitem__)
+            module = as_part(self.checkpoint, spec, denoiser, also.__getitem__)
             cases += self._at_ends(spec, module, cases[0], other, long)
         return pack(cases, shared)
 
@@ -249,13 +274,17 @@ class References:
                 latents: self.random.standard_normal((rows, *more, *size), dtype=np.float32),
                 TIMESTEP: np.array([exact(last * share) if share < 1 else last], np.float32),
             }
+            if rows > 1 and SCALE in feeds:
+                feeds[SCALE] = np.linspace(0, 1, rows, dtype=np.float32)[:, None]
             if size != (side, side):
                 feeds |= {name: self._shown(rows, size) for name in shown}
             made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         for case in made[: len(shares) : OTHER_TEXT_EACH]:
             texts = {name: other.feeds[name][-1:] for name in self._texts() if name in other.feeds}
             pictures = {name: self._shown(1, (side, side)) for name in shown}
-            for changed in (texts, *({name: array} for name, array in pictures.items())):
+            tokens = {name: other.feeds[name][-1:] for name in (IMAGE_TOKENS,) if name in other.feeds}
+            changes = (texts, *({name: array} for name, array in (pictures | tokens).items()))
+            for changed in changes:
                 feeds = {**case.feeds, **changed}
                 made.append(Case(f"{ENDS}.{len(made)}", feeds, run(module, spec, feeds)))
         return made
@@ -273,7 +302,13 @@ class References:
         )
 
     def _record(
-        self, pipeline: Any, spec: PartSpec, nets: Mapping[str, torch.nn.Module], asked: Asked, name: str
+        self,
+        pipeline: Any,
+        spec: PartSpec,
+        nets: Mapping[str, torch.nn.Module],
+        asked: Asked,
+        name: str,
+        styled: Callable[[], dict[str, Array]],
     ) -> list[Case]:
         import torch
         from PIL import Image
@@ -305,7 +340,7 @@ class References:
         def called(module: Any, arguments: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
             fed = arguments_of(module, arguments, given)
             fed[TIMESTEP] = one_timestep(fed[TIMESTEP])
-            arrays = controlled(len(fed[self.facts.latents_input]))
+            arrays = controlled(len(fed[self.facts.latents_input])) | styled()
             arrays |= {one.name: fed[one.name].detach().float().numpy() for one in spec.inputs if one.name in fed}
             answer = {spec.outputs[0].name: output[0].detach().numpy()}
             calls.append(Case(f"{name}.{len(calls)}", arrays, answer))
@@ -355,6 +390,11 @@ class References:
         if reads:
             vae.encode, pipeline.prepare_latents = encoding, prepared
         more: dict[str, Any] = control.given(shown) if nets else {}
+        style = self._styles.get(asked.name)
+        if style is not None:
+            pipeline.set_ip_adapter_scale(style.strength)
+            more |= style.given(guided=asked.guidance > 1)
+            self.drawn[f"{name}/{STYLE_ARRAY}"] = style.image
         with recorded_controls(nets) as controlled, unhooked(hook, vae, pipeline):
             images = pipeline(
                 height=height * self.facts.downscale,
@@ -387,7 +427,7 @@ class References:
             self.facts.downscale,
             scheduler=scheduler,
             variant=spec.name.partition("@")[2] or None,
-            control=control.asked(shown) if nets else {},
+            more=(control.asked(shown) if nets else {}) | (style.asked() if style else {}),
         )
         digests = {f"{one}_sha256": pixels_sha256(pictures[one]) for one in ("image", "mask") if one in pictures}
         request = request.model_copy(update=digests)

@@ -93,7 +93,7 @@ def _name_weights(model: ir.Model, module: torch.nn.Module) -> None:
 
     graph = model.graph
     for node in graph:
-        path = f"model.{_module_of(node)}"
+        path = _path(module, _module_of(node))
         for index, value in enumerate(node.inputs):
             if value is None or value.name not in graph.initializers or str(value.name).startswith(f"{path}."):
                 continue
@@ -108,6 +108,12 @@ def _name_weights(model: ir.Model, module: torch.nn.Module) -> None:
                 own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
                 graph.register_initializer(own)
             node.replace_input_with(index, graph.initializers[name])
+
+
+def _path(module: torch.nn.Module, scope: str) -> str:
+    """The path in a part's module of one of the component's, or of one of a further component."""
+    own = scope.partition(".")[0]
+    return scope if own != "model" and hasattr(module, own) else f"model.{scope}"
 
 
 def _leaf(module: torch.nn.Module, path: str, node: ir.Node, index: int) -> str | None:

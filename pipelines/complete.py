@@ -18,6 +18,7 @@ from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
 from .layout import FAR, size_of
+from .style import with_style
 
 SEEDS = 1 << 32
 """Range of random seeds for requests without one, the same as in other tools."""
@@ -35,12 +36,14 @@ def complete(
     image: tuple[int, int] | None = None,
     mask: bool = False,
     controls: int = 0,
+    style: bool = False,
     sizes: Sequence[tuple[int, int]] = (),
 ) -> Request:
     """The request with width, height, seed and scheduler filled in, and the strength if it has an image.
 
     `scheduler` is the checkpoint's own `scheduler_config.json`. `image` is the size in pixels of the image that is
-    passed in, if any, and `mask` whether a mask is; `controls` is the number of images for ControlNets.
+    passed in, if any, `mask` and `style` whether a mask and a style image are; `controls` is the number of images for
+    ControlNets.
     `sizes` are those that engines were built for, if they are fixed.
     Raises `RequestError` for a size that the model can't generate, for a strength without an image, and if later
     images would have seeds above `MAX_SEED`.
@@ -48,7 +51,7 @@ def complete(
     _check_fields(request, model)
     _check_decoder(request, model)
     _check_tile(request, model)
-    request = with_controls(request, model, controls)
+    request = with_style(with_controls(request, model, controls), model, style=style)
     if controls and request.crop is not None:
         raise RequestError(
             "crop generates a part of the image at another size, to which the images of ControlNets do not belong. "
@@ -290,13 +293,14 @@ def check(
     image: tuple[int, int] | None = None,
     mask: bool = False,
     controls: int = 0,
+    style: bool = False,
     sizes: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Raise `RequestError` for a request that this model can't run; checks everything that doesn't need engines.
 
     The other arguments are those of `complete`.
     """
-    named = complete(request, model, scheduler, image=image, mask=mask, controls=controls, sizes=sizes)
+    named = complete(request, model, scheduler, image=image, mask=mask, controls=controls, style=style, sizes=sizes)
     asked = named.model_copy(update={"scheduler": request.scheduler})
     first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
 

@@ -108,6 +108,11 @@ def load_controls(control: ImageLike | Decoded | Sequence[ImageLike | Decoded] |
     return tuple(_loaded(each, "control image") for each in ([control] if one else control))
 
 
+def load_style(style: ImageLike | Decoded) -> Decoded:
+    """The decoded style image; raises `RequestError` as `load_picture` does."""
+    return _loaded(style, "style image")
+
+
 def load_mask(mask: ImageLike | Decoded) -> Decoded:
     """Decode a mask as `load_picture` does, or an array [height, width], also of bools: pixels [height, width], uint8.
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
 from ..sampling.draw import Drawn, draw, host_files, image_shape, latent_shape, load_host
 from ..sampling.given import Given
-from ..sampling.image import Pixels, resized
+from ..sampling.image import resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
@@ -42,6 +42,7 @@ from .layout import Layout, lay_out
 from .picture import Decoded, ImageLike, about_picture, load_controls, read_mask, read_picture, size_in
 from .png import origin
 from .save import save
+from .style import about_style, read_style
 
 
 class Pipeline:
@@ -72,8 +73,9 @@ class Pipeline:
         CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
         affects loading only, not how engines are built. `sequential` loads each part only while it runs, so that memory
         must hold the largest one instead of all. Engines that this machine has not proved yet are proved first,
-        which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder and,
-        for a model that generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
+        which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder, of
+        an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's encoder: they are
+        loaded when a request needs one.
 
         `adapters` are LoRAs and their like, files and their strengths. At their first use, the bundle is fused with
         them and built (`compiler.adapted`), which takes minutes for a large model; later uses only open it.
@@ -132,6 +134,7 @@ class Pipeline:
         image: ImageLike | Decoded | None = None,
         mask: ImageLike | Decoded | None = None,
         control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None = None,
+        style: ImageLike | Decoded | None = None,
         latents: Array | None = None,
         noise: Noise | None = None,
         image_noise: Array | None = None,
@@ -143,7 +146,8 @@ class Pipeline:
         whose default is that of the image, near the model's own. With a `mask`, also [height, width], only its white
         area is generated (inpainting), and the other pixels stay. With `request.outpaint`, the image is extended; with
         `request.crop`, the result has the size of the image.
-        `control` holds the images of the bundle's ControlNets, one for each.
+        `control` holds the images of the bundle's ControlNets, one for each; `style` is the image that its IP-Adapter
+        reads.
         `image_noise` is used instead of noise from the seed: float32 standard normal values. A model of videos adds it
         to the image, [count, 3, height, width]; image to image draws the image's latents with it, of the shape of
         `latents`.
@@ -171,9 +175,10 @@ class Pipeline:
             image=size_in(picture),
             mask=mask is not None,
             controls=len(controls),
+            style=style is not None,
             sizes=fixed_sizes(model, self.profile),
         )
-        asked = digested(asked, controls)
+        asked, styled = read_style(digested(asked, controls), style)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
         given: Given | None = None
@@ -190,7 +195,8 @@ class Pipeline:
             given = Given(layout.image, noisy, layout.mask)
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
-        shown = [one.pixels for one in controls]
+        shown: dict[str, Any] = {"controls": tuple(one.pixels for one in controls)}
+        shown["style"] = None if styled is None else styled.pixels
         if asked.hires is not None:
             self._engines.check_room(second_pass(asked, model, 0))
         drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
@@ -203,7 +209,7 @@ class Pipeline:
             drawn = replace(drawn, images=layout.placed(drawn.images))
             remarks += about_picture(picture, masked, asked, len(drawn.step_seconds), drawn.calls)
             remarks += layout.notices
-        remarks += about_controls(model, controls, asked)
+        remarks += [*about_controls(model, controls, asked), *about_style(model, styled)]
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )
@@ -217,9 +223,11 @@ class Pipeline:
         latents: Array | None,
         noise: Noise | None,
         given: Given | None,
-        controls: Sequence[Pixels],
+        shown: Mapping[str, Any],
     ) -> Drawn:
-        """Generate a request's images; `asked` is the completed request. Uses its seed unless latents are passed in."""
+        """Generate a request's images; `asked` is the completed request, and `shown` the arguments of
+        `sampling.draw.draw` with images of ControlNets and of style. Uses its seed unless latents are passed in.
+        """
         _, _, seed = size_and_seed(asked)
         shape = latent_shape(self.bundle.manifest.model, asked)
         self._engines.check_room(asked)
@@ -231,7 +239,7 @@ class Pipeline:
                 start=initial_noise(seed, shape) if latents is None else checked_latents(latents, shape),
                 noise=added_noise(seed, shape) if noise is None else checked_noise(noise, shape),
                 given=given,
-                controls=tuple(controls),
+                **shown,
                 on_step=on_step,
                 engines=self._used(asked),
             )
@@ -245,7 +253,7 @@ class Pipeline:
         drawn: Drawn,
         on_step: OnStep | None,
         noise: Noise | None,
-        controls: Sequence[Pixels],
+        shown: Mapping[str, Any],
     ) -> tuple[Drawn, str]:
         """The second pass of a completed request with `hires`: each image is enlarged, and generated again."""
         model, made, seconds = self.bundle.manifest.model, list[Drawn](), dict(drawn.seconds)
@@ -254,7 +262,7 @@ class Pipeline:
             second = second_pass(asked, model, index)
             width, height, seed = size_and_seed(second)
             given = Given(resized(image, width, height), core_image_noise(seed, image_shape(model, second)))
-            one = self._draw(request, second, on_step, None, noise, given, controls)
+            one = self._draw(request, second, on_step, None, noise, given, shown)
             for stage, more in one.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + more
             steps += one.step_seconds

@@ -29,6 +29,7 @@ from .prompt import Call, Tokens, encode, tokenize
 from .scaling import unscaled
 from .schedulers import Noise, Schedule, first_call, schedule
 from .schedulers.lcm import Lcm
+from .style import read_style
 from .tiles import is_tiled, tile_shapes
 from .vocabulary import Vocabulary, load_vocabularies
 from .wires import uncomputed, wired
@@ -184,16 +185,22 @@ def read_request(
     call: Call,
     engines: Mapping[str, str] = {},
     controls: Sequence[Pixels] = (),
+    style: Pixels | None = None,
 ) -> Text:
     """Run the parts that read the prompts of a request with width and height, and the image of a model that needs one.
 
-    `engines` names the engine of each part, for errors; `controls` are the images of ControlNets.
+    `engines` names the engine of each part, for errors; `controls` are the images of ControlNets, and `style` is that
+    of an IP-Adapter.
     """
     if host.model.reads_image:
         assert given is not None
         return read_given(host, request, given, call, engines)
     text = read_text(host, request, call, engines, controls)
-    return replace(text, pictured=read_masked(host, request, given, call, engines)) if host.model.inpaints else text
+    pictured = dict(read_masked(host, request, given, call, engines)) if host.model.inpaints else {}
+    if host.model.takes_style:
+        inputs = {one.name: one.shape[1:] for one in host.inputs[host.denoiser(request)]}
+        pictured |= read_style(host.model, host.roles, inputs, style, request.count, call, engines)
+    return replace(text, pictured=pictured)
 
 
 def read_text(
@@ -327,6 +334,8 @@ class Draft:
     """The request's image; None for a request without one."""
     controls: tuple[Pixels, ...] = ()
     """The images of ControlNets; empty for a request without any."""
+    style: Pixels | None = None
+    """The style image; None for a request without one."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     step_seconds: tuple[float, ...] = ()
     walk: Walk = field(init=False)
@@ -355,7 +364,8 @@ def plan_walk(draft: Draft) -> None:
 
 def read_inputs(draft: Draft) -> None:
     """Reads the prompts, and the image of a model that needs one; writes `text`."""
-    draft.text = read_request(draft.host, draft.request, draft.given, _calls(draft), draft.engines, draft.controls)
+    shown = (draft.engines, draft.controls, draft.style)
+    draft.text = read_request(draft.host, draft.request, draft.given, _calls(draft), *shown)
 
 
 def encode_start(draft: Draft) -> None:
@@ -463,6 +473,7 @@ def draw(
     noise: Noise,
     given: Given | None = None,
     controls: tuple[Pixels, ...] = (),
+    style: Pixels | None = None,
     on_step: OnStep | None = None,
     engines: Mapping[str, str] = {},
 ) -> Drawn:
@@ -470,10 +481,10 @@ def draw(
 
     `start` holds standard normal values, [count, channels, height / 8, width / 8]; `noise` returns the noise that a
     stochastic scheduler adds. `given` is the image of a request that has one, `controls` are those of ControlNets, as
-    many as the model has, or none. `engines` names the engine of each part,
-    for errors. Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
+    many as the model has, or none; `style` is the style image. `engines` names the engine of each part, for errors.
+    Raises `RequestError`, `ShapeError`, `CancelledError` and `NotFiniteError`.
     """
-    draft = Draft(host, request, engine, engines, start, noise, on_step, given, controls)
+    draft = Draft(host, request, engine, engines, start, noise, on_step, given, controls, style)
     for stage in TASKS[host.model.tasks[0]]:
         stage(draft)
     calls = len(draft.walk.schedule.timesteps)
@@ -486,7 +497,8 @@ def _calls(draft: Draft) -> Call:
 
     def call(part: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         one = draft.engine(part, {name: array.shape for name, array in feeds.items()})
-        stage = "text_encoder" if draft.host.roles[part] == "text_encoder" else image
+        stages = {"text_encoder": "text_encoder", "image_encoder": IMAGE_STAGE}
+        stage = stages.get(draft.host.roles[part], image)
         return _timed(draft.seconds, stage, one.run)(feeds)
 
     return call

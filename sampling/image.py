@@ -39,12 +39,33 @@ def fitted(image: Pixels, width: int, height: int) -> NDArray[np.float32]:
 
 
 def for_encoder(image: Pixels, reader: ImageReader) -> NDArray[np.float32]:
-    """The image as the image encoder reads it, [1, 3, size, size]: resized with antialiasing, and normalized."""
+    """The image as the image encoder reads it, [1, 3, size, size]: resized by the reader's method, and normalized."""
+    if reader.method == "crop":
+        shares = np.moveaxis(cropped(image, reader.size).astype(np.float64) / 255, -1, 0)
+        return _normalized(shares, reader)
     size = (reader.size, reader.size)
     colours = (image[..., index] for index in range(3))  # one at a time, as an image may have 50 million pixels
     shares = np.stack([(antialiased(one.astype(np.float64) / 255 * 2 - 1, size) + 1) / 2 for one in colours])
+    return _normalized(shares, reader)
+
+
+def _normalized(shares: NDArray[np.float64], reader: ImageReader) -> NDArray[np.float32]:
+    """An image from 0 to 1, [3, size, size], less the mean and divided by the deviation, [1, 3, size, size]."""
     mean, std = (np.array(one, np.float64)[:, None, None] for one in (reader.mean, reader.std))
     return ((shares - mean) / std).astype(np.float32)[None]
+
+
+def cropped(image: Pixels, side: int) -> Pixels:
+    """The square in the middle of an image whose shorter side was resized to `side` pixels: [side, side, 3].
+
+    Source: transformers' `CLIPImageProcessor`, which resizes by Pillow (bicubic).
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    size = (int(side * width / short), int(side * height / short))
+    found = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) if short != side else image
+    top, left = ((has - side) // 2 for has in found.shape[:2])
+    return found[top : top + side, left : left + side]
 
 
 def antialiased(image: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:

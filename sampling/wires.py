@@ -11,7 +11,21 @@ from ..core.manifest import Model, TensorInfo
 from ..core.request import Request
 from ..core.shapes import rows_of
 from ..core.tensors import Array
-from ..core.wires import AXES, CONTROL, CONTROL_SCALE, DERIVED, GUIDANCE, LATENTS, MASK, MOTION, SIZE, STEP, ZEROS, Wire
+from ..core.wires import (
+    AXES,
+    CONTROL,
+    CONTROL_SCALE,
+    DERIVED,
+    GUIDANCE,
+    LATENTS,
+    MASK,
+    MOTION,
+    SIZE,
+    STEP,
+    STYLE,
+    ZEROS,
+    Wire,
+)
 from .guidance import guidance_embedding
 
 if TYPE_CHECKING:
@@ -41,7 +55,17 @@ def motion_row(request: Request, _width: int) -> Array:
     return np.array([request.fps - 1, request.motion_bucket_id, request.noise_aug_strength], np.float32)
 
 
-SOURCES: dict[str, Callable[[Request, int], Array]] = {SIZE: size_row, GUIDANCE: guidance_row, MOTION: motion_row}
+def style_row(request: Request, _width: int) -> Array:
+    """The share of the IP-Adapter's effect, 0 for a request without a style image: f32 [1]."""
+    return np.array([request.style_strength if request.style_sha256 is not None else 0], np.float32)
+
+
+SOURCES: dict[str, Callable[[Request, int], Array]] = {
+    SIZE: size_row,
+    GUIDANCE: guidance_row,
+    MOTION: motion_row,
+    STYLE: style_row,
+}
 """Functions from a request with width and height, and an input's width, to a row f32 [width]. Families may add some."""
 
 
@@ -84,7 +108,7 @@ def wired(
     """The inputs that are the same at every step, by name: f32, negative rows first if guided.
 
     `encoded` holds the text encoders' outputs by part and name, with a row for each prompt; rows are repeated for
-    every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's image, and
+    every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's images, and
     under `request` its mask, with a row for each image that is generated, and `controls` the images of ControlNets, one
     row each. What belongs beside the latents is under their name.
     """
@@ -99,7 +123,7 @@ def wired(
         elif wire.source.startswith(CONTROL):
             array = np.repeat(controls[wire.name], request.count * (2 if guided else 1), axis=0)
         elif wire.name in pictured.get(wire.owner, {}):
-            array = _of_image(wire, pictured[wire.owner][wire.name], guided=guided)
+            array = _of_image(wire, pictured[wire.owner], guided=guided)
         else:
             array = _known(wire, request, encoded, shape[-1], guided=guided)
             array = np.repeat(array, request.count, axis=0)
@@ -135,10 +159,13 @@ def _zeros(model: Model, length: int, before: Array) -> Array:
     return np.zeros((before.shape[0], rows * length, before.shape[2]), np.float32)
 
 
-def _of_image(wire: Wire, rows: Array, *, guided: bool) -> Array:
-    """The value of a wire that reads the image, with negative rows first if guided."""
+def _of_image(wire: Wire, outputs: Mapping[str, Array], *, guided: bool) -> Array:
+    """The value of a wire that reads an image, with negative rows first if guided."""
+    rows = outputs[wire.name]
     if not guided:
         return rows
+    if wire.negative is not None:
+        return np.concatenate([outputs[wire.negative], rows])
     return np.concatenate([np.zeros_like(rows) if wire.empty == "zeros" else rows, rows])
 
 

@@ -14,7 +14,7 @@ from ...core.manifest import ControlNet, ImageReader, Model, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
 from ..families import TINY_VAE
-from . import clip, controlnet, mmdit, t5, unet, unet3d, vae, vae_temporal, vae_tiny, vision
+from . import clip, controlnet, ip_adapter, mmdit, t5, unet, unet3d, vae, vae_temporal, vae_tiny, vision
 from .part import ComponentClass, PartSpec
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ CLASSES: dict[str, ComponentClass] = {
     **t5.CLASSES,
     **unet.CLASSES,
     **controlnet.CLASSES,
+    **ip_adapter.CLASSES,
     **mmdit.CLASSES,
     **vae.CLASSES,
     **vae_tiny.CLASSES,
@@ -124,6 +125,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
                 pooled=bool(checkpoint.configs[name].get("global_pool_conditions")),
             )
             for name in denoiser.also
+            if checkpoint.family.component(name).cls == controlnet.CONTROLNET
         ),
         tiny_decoder=next((spec.name for spec in specs if spec.component == TINY_VAE.name), None),
         tasks=family.tasks,
@@ -138,6 +140,9 @@ def _image_reader(checkpoint: Checkpoint) -> ImageReader | None:
     if found is None:
         return None
     config = checkpoint.processor
+    if found.also:  # diffusers' pipelines read style images by the defaults of transformers' processor
+        side = checkpoint.configs[found.component]["image_size"]
+        return ImageReader(size=side, method="crop", mean=vision.MEAN, std=vision.STD)
     return ImageReader(
         size=checkpoint.configs[found.component]["image_size"], mean=config["image_mean"], std=config["image_std"]
     )

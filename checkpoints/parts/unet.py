@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...core.wires import GUIDANCE, LATENTS, SIZE, TIMESTEP, Wire
+from . import ip_adapter
 from .controlnet import CONTROLNET, added, inputs_of
+from .ip_adapter import IP_ADAPTER
 from .part import ComponentClass, PartSpec, floats
 
 if TYPE_CHECKING:
@@ -50,7 +52,19 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
         inputs += more
         wires += sources
 
-    def call(model: Any, _outputs: tuple[str, ...], *tensors: Any, also: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    adapters = tuple(one.name for one in family.components if one.cls == IP_ADAPTER)
+    for name in adapters:
+        more, sources = ip_adapter.inputs_of(checkpoint.configs[name])
+        inputs += more
+        wires += sources
+
+    def call(model: Any, outputs: tuple[str, ...], *tensors: Any, also: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+        if not adapters:
+            return called(model, outputs, *tensors, also=also)
+        with ip_adapter.attending(model, also[-1], *tensors[-2:]):
+            return called(model, outputs, *tensors[:-2], also=also[:-1])
+
+    def called(model: Any, _outputs: tuple[str, ...], *tensors: Any, also: tuple[Any, ...]) -> tuple[Any, ...]:
         feeds = dict(zip(names, tensors[: len(names)], strict=True))
         conditions = {name: feeds.pop(name) for name in ADDED if name in feeds}
         given: dict[str, Any] = {"added_cond_kwargs": conditions or None, "return_dict": False}
@@ -61,8 +75,9 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
             given |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return model(**feeds, **given)
 
+    also = (*controls, *adapters)
     name, out = component.name, floats("out_sample", "batch", config.get("out_channels", 4), "height", "width")
-    return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing, also=controls),)
+    return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing, also=also),)
 
 
 @contextmanager
