@@ -5,6 +5,7 @@ Packages are imported inside the functions, so that `latentc --help` stays fast.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -268,6 +269,9 @@ def run(
         "guess_mode": guess_mode or None,
         "decode_chunk_size": decode_chunk_size,
     }
+    given = strengths(lora or ())
+    if given and stored:  # as any option, it replaces what the image states
+        stored = replace(stored, request=stored.request.model_copy(update={"adapters": None}))
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
@@ -277,7 +281,7 @@ def run(
         image=image,
         mask=mask,
         control=control or (),
-        adapters=strengths(lora or ()),
+        adapters=given,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,
