@@ -43,8 +43,8 @@ def with_strengths(request: Request, adapters: Sequence[Fused], *, swaps: bool =
     if unknown := [name for name, strength in request.adapters.items() if strength and name not in own]:
         words = " ".join(f"--lora {name}{SUFFIX}:{request.adapters[name]:g}" for name in unknown)
         raise RequestError(
-            f"The request uses the adapter {', '.join(unknown)}, but this pipeline has {', '.join(own) or 'none'}. Pass "
-            f"the file ({words}; in Python: Pipeline.open(adapters=...))."
+            f"The request uses the adapter {', '.join(unknown)}, but this pipeline has {', '.join(own) or 'none'}. "
+            f"Pass the file ({words}; in Python: Pipeline.open(adapters=...))."
         )
     asked = {name: request.adapters.get(name, 0.0) for name in own}
     if not swaps and asked != own:

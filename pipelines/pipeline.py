@@ -214,11 +214,20 @@ class Pipeline:
         """
         check_process(self._process, "This pipeline was")
         asked = with_strengths(request, self._adapters, swaps=self._swaps is not None)
-        passed = {"image": image, "mask": mask, "control": control, "latents": latents, "image_noise": image_noise}
         started = perf_counter()
         with self._swapped(asked) as pipeline:
             seconds = perf_counter() - started
-            return pipeline._generate(asked, on_step, noise=noise, swap_seconds=seconds, **passed)
+            return pipeline._generate(
+                asked,
+                on_step,
+                image=image,
+                mask=mask,
+                control=control,
+                latents=latents,
+                noise=noise,
+                image_noise=image_noise,
+                swap_seconds=seconds,
+            )
 
     def _generate(
         self,
