@@ -64,13 +64,13 @@ def main(bundle, profile, lora, strength):
             seconds[what] = ours(pipeline, adapters).seconds["adapters"]
         seconds["step with the adapter"], swapped = called(pipeline, used)
     for what, value in seconds.items():
-        print(f"{what}: {value:.4f} s")
+        sys.stdout.write(f"{what}: {value:.4f} s\n")
     for what, one, other in (
         ("plain", plain, without.images),
         ("with the adapter", fused, swapped.images),
         ("the adapter's own effect", plain, fused),
     ):
-        print(f"{what}: {psnr_db(one.astype(float), other.astype(float)):.1f} dB")
+        sys.stdout.write(f"{what}: {psnr_db(one.astype(float), other.astype(float)):.1f} dB\n")
 
 
 if __name__ == "__main__":
