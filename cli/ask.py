@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import RequestError
 from ..core.reading import parse_json, read_small
-from ..core.request import Request
+from ..core.request import Fused, Request
 from ..pipelines.complete import check
 from ..pipelines.png import TI_HASHES, Shown, origin
 from ..sampling.draw import SCHEDULER, denoiser_of
@@ -155,9 +156,10 @@ def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
         raise RequestError(f"{place or f'Prompt {number} of {count}'}: {exc}") from exc
 
 
-def differences(picture: Path, shown: Shown, bundle: Bundle) -> list[str]:
-    """Sentences about what `run --from` cannot reproduce of an image with this bundle."""
+def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[Fused] = ()) -> list[str]:
+    """Sentences about what `run --from` cannot reproduce of an image with this bundle, and adapters swapped in."""
     here = origin(bundle, encodes=shown.request.encodes, decoder=shown.request.decoder)
+    here = replace(here, adapters=(*here.adapters, *(one for one in adapters if one.strength)))
     remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
         remarks.append(

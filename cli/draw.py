@@ -14,6 +14,8 @@ from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
+from ..pipelines.adapters import opened as opened_adapters
+from ..pipelines.adapters import with_strengths
 from ..pipelines.complete import complete
 from ..pipelines.control import digested
 from ..pipelines.layout import lay_out
@@ -75,6 +77,8 @@ def draw(
     sizes = fixed_sizes(model, profile)
     passed: dict[str, Any] = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
     passed["style"] = style is not None
+    named = opened_adapters(adapters)
+    requests = [with_strengths(request, named) for request in requests]
     check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:
@@ -97,7 +101,8 @@ def draw(
 
             with Pipeline.open(opened, profile, tell, adapters=adapters) as pipeline:
                 load = time.perf_counter() - start
-                remarks = differences(*origin, pipeline.bundle) if origin else []
+                own = pipeline.bundle.manifest.source.adapters
+                remarks = differences(*origin, pipeline.bundle, () if own else named) if origin else []
                 if not stream:
                     make_place(names[0])
                 for number, request in enumerate(requests, 1):

@@ -5,6 +5,7 @@ Packages are imported inside the functions, so that `latentc --help` stays fast.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -276,6 +277,9 @@ def run(
         "style_strength": style_strength,
         "decode_chunk_size": decode_chunk_size,
     }
+    given = strengths(lora or ())
+    if given and stored:  # as any option, it replaces what the image states
+        stored = replace(stored, request=stored.request.model_copy(update={"adapters": None}))
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
@@ -286,7 +290,7 @@ def run(
         mask=mask,
         control=control or (),
         style=style,
-        adapters=strengths(lora or ()),
+        adapters=given,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

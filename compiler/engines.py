@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,20 @@ class Engines:
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
     _process: int = field(default_factory=os.getpid, init=False, repr=False)
 
+    @property
+    def adapter(self) -> Runtime:
+        """The profile's runtime."""
+        return self._adapter
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """The engines that the profile requires."""
+        return self._wanted
+
+    def proof_key(self, want: Wanted) -> str:
+        """The key of the stored figures of an engine."""
+        return self._engine_key(self._artifact(want))
+
     def __post_init__(self) -> None:
         self._adapter, self._wanted = self.asked or wanted(self.bundle, self.profile, to_run=True)
 
@@ -71,6 +85,14 @@ class Engines:
         Raises `BundleError` where the profile wasn't built or an artifact is damaged, and `ShapeError` where it was
         built for other sizes.
         """
+        chosen = self.fitting(part, shapes)
+        if self.profile.sequential:
+            self._artifact(chosen)  # one that isn't built is reported before the work begins
+            return Sequential(lambda: self._load(chosen), self._lock)
+        return self._load(chosen)
+
+    def fitting(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Wanted:
+        """Which engine takes these input shapes; raises `ShapeError` where none does."""
         check_process(self._process, "These engines were")
         candidates = [want for want in self._wanted if want.part == part]
         fitting = [one for one in candidates if one.target.shape is None or dict(one.target.shape) == dict(shapes)]
@@ -85,11 +107,33 @@ class Engines:
                 "prompts of one chunk (75 tokens). Request that (--size, --count, --guidance), or build with your own "
                 "profile that sets other [shapes]."
             )
-        chosen = max(fitting, key=lambda want: want.target.shape is not None)
+        return max(fitting, key=lambda want: want.target.shape is not None)
+
+    def served(self, key: str, load: Callable[[], Engine]) -> Engine:
+        """An engine that is not among the bundle's, such as one with other weights; `key` is its name here.
+
+        It is loaded, and freed, as the others are.
+        """
         if self.profile.sequential:
-            self._artifact(chosen)  # one that isn't built is reported before the work begins
-            return Sequential(lambda: self._load(chosen), self._lock)
-        return self._load(chosen)
+            return Sequential(lambda: self.held(key, load), self._lock)
+        return self.held(key, load)
+
+    def held(self, key: str, load: Callable[[], Engine]) -> Engine:
+        """The engine of this name, loaded unless it is; in a sequential profile, all others are freed first."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeMissing("These engines are closed and their memory is freed. Open the bundle again.")
+            if key not in self._loaded:
+                if self.profile.sequential:
+                    self._free()
+                self._loaded[key] = load()
+            return self._loaded[key]
+
+    def release(self, key: str) -> None:
+        """Free an engine's memory, if it is loaded. It is loaded again when it is next needed."""
+        with self._lock:
+            if key in self._loaded:
+                self._loaded.pop(key).close()
 
     def check_room(self, request: Request) -> None:
         """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
@@ -177,23 +221,18 @@ class Engines:
 
     def _load(self, want: Wanted) -> Engine:
         with self._lock:
-            if self._closed:
-                raise RuntimeMissing("These engines are closed and their memory is freed. Open the bundle again.")
-            if want.key not in self._loaded:
-                artifact = self._artifact(want)
-                proved = self._proved.get(want.key)
-                if proved is not None and proved != self._engine_key(artifact):
-                    place = self.bundle.engines / artifact.name
-                    raise BundleError(
-                        f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again."
-                    )
-                marks = _marks(self.bundle, artifact)
-                if self.profile.sequential:
-                    self._free()
-                self._loaded[want.key] = load_engine(self.bundle, artifact, self._adapter, want)
-                self._files[want.key] = artifact, marks
+            engine = self.held(want.key, lambda: self._opened(want))
             self._check_files(want.key)
-            return self._loaded[want.key]
+            return engine
+
+    def _opened(self, want: Wanted) -> Engine:
+        artifact = self._artifact(want)
+        proved = self._proved.get(want.key)
+        if proved is not None and proved != self._engine_key(artifact):
+            place = self.bundle.engines / artifact.name
+            raise BundleError(f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again.")
+        self._files[want.key] = artifact, _marks(self.bundle, artifact)
+        return load_engine(self.bundle, artifact, self._adapter, want)
 
     def _check_files(self, key: str) -> None:
         """Raise `BundleError` where a loaded file was written to; a file that was replaced by rename is unchanged."""

@@ -7,7 +7,8 @@ didn't export the graph, this work runs in a separate process.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..profiles import Profile
-from ..runtimes import Refits, Runtime
+from ..runtimes import Job, Refits, Runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import reference
@@ -130,10 +131,22 @@ def compile_into(
     refitted: Path | None = None,
 ) -> None:
     """Lower a part's graph and compile it into a folder; nothing is compared."""
-    graph, target = checked_graph(bundle, want.part), want.target
+    graph = checked_graph(bundle, want.part)
     if not adapter.facts.reads_onnx:
-        adapter.compile(job_of(bundle, want.part, graph, target), folder, on_progress)
+        adapter.compile(job_of(bundle, want.part, graph, want.target), folder, on_progress)
         return
+    with lowered_job(bundle, profile, adapter, want, graph) as job:
+        if refitted:
+            assert isinstance(adapter, Refits)
+            adapter.refit(job, refitted, folder)
+        else:
+            adapter.compile(job, folder, on_progress)
+
+
+@contextmanager
+def lowered_job(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, graph: Path) -> Generator[Job]:
+    """Yield the job of a part whose graph is lowered for a target: its own graph, or one with other weights."""
+    target = want.target
     with lowered(
         graph,
         want.key,
@@ -143,9 +156,4 @@ def compile_into(
         lacks=adapter.facts.lacks.get(target.device, ()),
         scratch=bundle.engines,
     ) as path:
-        job = job_of(bundle, want.part, path, target)
-        if refitted:
-            assert isinstance(adapter, Refits)
-            adapter.refit(job, refitted, folder)
-        else:
-            adapter.compile(job, folder, on_progress)
+        yield job_of(bundle, want.part, path, target)

@@ -210,11 +210,11 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
     floor, precision = floor_db(bundle, profile, want, parity), want.target.precision
     if parity.psnr_db >= floor:
         if parity.text_db is not None and parity.text_share >= want.target.recipe.rounding:
-            _check_change(want.part, profile, bundle.manifest.model.condition, parity.text_db, floor)
+            check_change(want.part, profile, bundle.manifest.model.condition, parity.text_db, floor)
         if parity.control_db is not None and (parity.control_share or 0) >= want.target.recipe.rounding:
-            _check_change(want.part, profile, "ControlNet image", parity.control_db, floor)
+            check_change(want.part, profile, "ControlNet image", parity.control_db, floor)
         if parity.style_db is not None and (parity.style_share or 0) >= want.target.recipe.rounding:
-            _check_change(want.part, profile, "style image", parity.style_db, floor)
+            check_change(want.part, profile, "style image", parity.style_db, floor)
         return
     what = f"{want.part} in {precision} through {profile.runtime}"
     advice = _advice(profile, want)
@@ -278,7 +278,7 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
         )
     rounding = max(want.target.recipe.rounding for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
-        _check_change(denoiser, profile, bundle.manifest.model.condition, figure, floor)
+        check_change(denoiser, profile, bundle.manifest.model.condition, figure, floor)
     for name, picture_db in ((None, steps.picture_db), (TINY, steps.tiny_db)):
         if picture_db is None:
             continue
@@ -296,7 +296,7 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
             )
 
 
-def _check_change(part: str, profile: Profile, what: str, figure: float, floor: float) -> None:
+def check_change(part: str, profile: Profile, what: str, figure: float, floor: float) -> None:
     """Raise `ParityError` where the prompt, or an image, changes a denoiser's output otherwise than PyTorch's."""
     least = max(floor - DIFFERENCE_LOSS_DB, LEAST_DIFFERENCE_DB) if floor > 0 else floor
     if not figure >= least:

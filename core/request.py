@@ -61,7 +61,7 @@ _OTHER_NAMES = {
     "outpaint": "outpainting expand extend padding",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
-    "pass the adapters to Pipeline.open, or with --lora: a request has none": "lora loras adapters",
+    "adapters": "lora loras adapterstrengths loraweights crossattentionkwargs",
     "pass the mask to the pipeline, or with --mask: a request has only its digest": "mask maskimage",
     "control_scale": "controlnetconditioningscale controlweight controlnetscale controlstrength controlnetstrength",
     "control_start": "controlguidancestart controlnetstart guidancestart startingcontrolstep",
@@ -100,6 +100,7 @@ Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
 
 Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
+AdapterStrength = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -178,6 +179,9 @@ class Request(Record):
     added to the image); `min_guidance` (1), the guidance scale of the first frame, where `guidance` (3) is that of the
     last; `decode_chunk_size`, the number of frames that are decoded at once (all). `image_sha256` and `mask_sha256` are
     digests of the pixels of image and mask, which are themselves passed to the pipeline: others are then errors.
+
+    `adapters` are the strengths of the adapters that the pipeline was opened with, by name (the file's, without
+    `.safetensors`). One that isn't listed has strength 0; None uses the strengths of the pipeline.
     """
 
     other_names: ClassVar[Mapping[str, str]] = {
@@ -226,6 +230,9 @@ class Request(Record):
     control_start: Annotated[tuple[Share, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
     control_end: Annotated[tuple[Share, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
     guess_mode: bool | None = Field(default=None, exclude_if=_is_none)
+    adapters: Mapping[Annotated[str, Field(min_length=1, max_length=255)], AdapterStrength] | None = Field(
+        default=None, exclude_if=_is_none, max_length=64
+    )
     control_sha256: Annotated[tuple[Digest, ...], _EACH] | None = Field(default=None, exclude_if=_is_none)
     style_strength: Share | None = Field(default=None, exclude_if=_is_none)
     style_sha256: Digest | None = Field(default=None, exclude_if=_is_none)

@@ -64,3 +64,9 @@ FUSED = replace(
         "it. Its engines are self-consistent at best: they agree with the fused graphs, run without optimization."
     ),
 )
+
+SWAPPED_STATEMENT = (
+    "Adapters were swapped in at run time, and no PyTorch reference stands behind the changed engines. They are "
+    "self-consistent: they agree with the fused graphs, run without optimization."
+)
+"""A sentence for everyone who uses an image of engines with swapped adapters."""

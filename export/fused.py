@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("onnx", "onnx-ir", "onnxruntime", "numpy", "tokenizers")
 LIMIT_SECONDS = 6 * 3600.0
+CHANGED = "changed.onnx_data"
+"""The file of the fused weights beside a part's own."""
+
+ALIGNED = 4096
+"""Boundary in bytes at which each of them begins: a file is mapped in pages."""
+
 EXPORT = "Export the checkpoint with --lora instead."
 
 
@@ -293,6 +300,42 @@ def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) ->
     write(model, path.parent)
     written = (one for one in (path, path.with_name(DATA)) if one.exists())
     return {str(one.relative_to(place)): info_of(one) for one in written}
+
+
+def write_changed(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -> Path:
+    """Write a part's graph with fused weights into the folder `place`; returns the graph's path.
+
+    Changed weights are in a file of their own, beside a hard link to the bundle's, or a copy where there are none. The
+    caller has checked the digests of the part's files. Raises `CheckpointError` as `fuse` does.
+    """
+    onnx: Any = import_module("onnx")
+    model = _load(base, part)
+    map_values(model)
+    weights, kind = _weights(model), base.part(part).weights
+    proto = onnx.load(str(checked_graph(base, part)), load_external_data=False)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    with (place / CHANGED).open("wb") as file:
+        for group in apart(edits):
+            for name in sorted({name for edit in group for name in edit.names}):
+                content = _fused(weights, name, group, kind).tobytes()
+                tensor = tensors[str(weights[name].value.name)]
+                del tensor.external_data[:], tensor.float_data[:], tensor.int32_data[:]
+                if len(content) <= INLINE_BYTES:
+                    tensor.data_location, tensor.raw_data = onnx.TensorProto.DEFAULT, content
+                    continue
+                file.write(bytes(-file.tell() % ALIGNED))
+                about = {"location": CHANGED, "offset": file.tell(), "length": len(content)}
+                file.write(content)
+                tensor.ClearField("raw_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in about.items():
+                    tensor.external_data.add(key=key, value=str(value))
+    for name in base.files(part):
+        if name != graph_path(part):
+            _link(base.folder / name, place / Path(name).name)
+    path = place / Path(graph_path(part)).name
+    path.write_bytes(proto.SerializeToString())
+    return path
 
 
 def _fused(weights: Mapping[str, _Weight], name: str, group: Sequence[Edit], kept: Kept) -> ir.TensorProtocol:

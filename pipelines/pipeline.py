@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
 from ..compiler.adapted import adapted
 from ..compiler.engines import load
+from ..compiler.swap import Swaps, swaps
 from ..compiler.targets import fixed_sizes, with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import RequestError
@@ -22,9 +25,11 @@ from ..core.images import pixels_sha256
 from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
-from ..core.request import Request, Result
+from ..core.request import Fused, Origin, Request, Result
+from ..core.standing import SELF_CONSISTENT, SWAPPED_STATEMENT
 from ..core.tensors import Array
 from ..core.units import counted
+from ..export.fused import adapters_of
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
@@ -35,6 +40,8 @@ from ..sampling.noise import added_noise, checked_image_noise, checked_latents, 
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
+from .adapters import given, with_strengths
+from .adapters import opened as opened_adapters
 from .complete import complete, notices, second_pass, size_and_seed
 from .control import about_controls, digested
 from .engines import EngineProvider
@@ -44,14 +51,28 @@ from .png import origin
 from .save import save
 from .style import about_style, read_style
 
+ADAPTERS = "adapters"
+"""The stage of a result in which adapters are swapped."""
+
 
 class Pipeline:
     """A bundle that is ready to generate images under a profile. It keeps no state of requests and is thread-safe."""
 
-    def __init__(self, bundle: Bundle, engines: EngineProvider, profile: Profile) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: EngineProvider,
+        profile: Profile,
+        *,
+        adapters: tuple[Fused, ...] = (),
+        swaps: Swaps | None = None,
+    ) -> None:
+        """`adapters` are those that it was opened with. Without `swaps`, the bundle's weights are fused with them."""
         self.bundle = bundle
         self.profile = profile
         self._engines = engines
+        self._adapters, self._swaps = adapters, swaps
+        self._wraps: tuple[Callable[[EngineProvider], EngineProvider], ...] = ()
         self._host = load_host(bundle)
         self._process = os.getpid()
         self._origin = origin(bundle)
@@ -65,7 +86,7 @@ class Pipeline:
         *,
         threads: int | None = None,
         sequential: bool = False,
-        adapters: Mapping[str, float] = {},
+        adapters: Mapping[str, float] | Sequence[str] = (),
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
@@ -77,8 +98,10 @@ class Pipeline:
         an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's encoder: they are
         loaded when a request needs one.
 
-        `adapters` are LoRAs and their like, files and their strengths. At their first use, the bundle is fused with
-        them and built (`compiler.adapted`), which takes minutes for a large model; later uses only open it.
+        `adapters` are LoRAs and their like: files, and their strengths for requests that state none (1 in a list).
+        Where the runtime can swap weights in seconds, each request may have its own strengths (`Request.adapters`), and
+        engines with swapped weights are compared with their graphs first (`compiler.swap`). On other runtimes, the
+        bundle is fused with them and built at their first use (`compiler.adapted`), and requests can't change them.
 
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
@@ -86,9 +109,25 @@ class Pipeline:
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
         chosen = chosen.sequentially() if sequential else chosen
-        opened = adapted(opened, adapters, chosen, on_progress) if adapters else opened
+        strengths = given(adapters)
+        named = opened_adapters(strengths)
+        fitting = adapters_of(opened, strengths) if strengths else []
+        swapping = bool(fitting) and swaps(chosen)
+        if fitting and not swapping:
+            opened = adapted(opened, strengths, chosen, on_progress)
         verify_files(opened, host_files(opened.manifest.model))
-        return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen)
+        if not swapping:
+            return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen, adapters=named)
+        changed = {part for one in fitting if one.strength for part in one.edits}
+        parts = [part for part in opened.plainly_drawing if part not in changed]
+        engines = load(opened, chosen, parts, on_progress)
+        try:
+            swapped = Swaps(engines, fitting)
+            with swapped.at({one.name: one.strength for one in named}, on_progress):
+                return cls(opened, engines, chosen, adapters=named, swaps=swapped)
+        except BaseException:
+            engines.close()
+            raise
 
     def __enter__(self) -> Pipeline:
         return self
@@ -101,6 +140,8 @@ class Pipeline:
     def close(self) -> None:
         """Release the engines' memory. The pipeline can't be used afterwards."""
         self._engines.close()
+        if self._swaps is not None:
+            self._swaps.close()
 
     def describe(self) -> dict[str, str]:
         """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""
@@ -123,8 +164,22 @@ class Pipeline:
         Both share the engines' memory: closing one closes the other.
         """
         other = copy(self)
-        other._engines = wrap(self._engines)
+        other._engines, other._wraps = wrap(self._engines), (*self._wraps, wrap)
         return other
+
+    @contextmanager
+    def _swapped(self, request: Request) -> Generator[Pipeline]:
+        """Yield the pipeline with the engines for a request's strengths of adapters."""
+        if self._swaps is None:
+            yield self
+            return
+        with self._swaps.at(request.adapters or {}) as engines:
+            other, own = (
+                copy(self),
+                reduce(lambda inner, wrap: wrap(inner), self._wraps, cast("EngineProvider", engines)),
+            )
+            other._engines = own
+            yield other
 
     def __call__(
         self,
@@ -162,7 +217,37 @@ class Pipeline:
         a fork of the process that opened the pipeline.
         """
         check_process(self._process, "This pipeline was")
+        asked = with_strengths(request, self._adapters, swaps=self._swaps is not None)
         started = perf_counter()
+        with self._swapped(asked) as pipeline:
+            seconds = perf_counter() - started
+            return pipeline._generate(
+                asked,
+                on_step,
+                image=image,
+                mask=mask,
+                control=control,
+                latents=latents,
+                noise=noise,
+                image_noise=image_noise,
+                swap_seconds=seconds,
+            )
+
+    def _generate(
+        self,
+        request: Request,
+        on_step: OnStep | None,
+        *,
+        image: ImageLike | Decoded | None,
+        mask: ImageLike | Decoded | None,
+        control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None,
+        latents: Array | None,
+        noise: Noise | None,
+        image_noise: Array | None,
+        swap_seconds: float,
+    ) -> Result:
+        """Generate the images of a request whose adapters are swapped in."""
+        started = perf_counter() - swap_seconds
         model = self.bundle.manifest.model
         if noise is not None and request.hires is not None:
             raise RequestError("noise was passed in, and hires generates two sizes. Leave one of them out.")
@@ -213,6 +298,8 @@ class Pipeline:
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )
+        if self._swaps is not None:
+            drawn = replace(drawn, seconds={**drawn.seconds, ADAPTERS: swap_seconds})
         return self._result(asked, drawn, messages, perf_counter() - started)
 
     def _draw(
@@ -296,7 +383,33 @@ class Pipeline:
             messages.append(
                 f"The {' and the '.join(passed_in)} were passed in: the seed alone does not reproduce this image."
             )
+        if self._active(asked):
+            messages.append(SWAPPED_STATEMENT)
+        elif self._adapters and self._swaps is None:
+            messages.append(
+                f"The runtime cannot swap adapters: they are fused in a bundle of its own, {self.bundle.folder}."
+            )
         return (*messages, *self._engines.notices)
+
+    def _active(self, asked: Request) -> tuple[Fused, ...]:
+        """The adapters that are swapped in for a request."""
+        if self._swaps is None:
+            return ()
+        strengths = asked.adapters or {}
+        return tuple(
+            one.model_copy(update={"strength": strengths[one.name]})
+            for one in self._adapters
+            if strengths.get(one.name)
+        )
+
+    def _from(self, asked: Request) -> Origin:
+        """What results record about the bundle, and the adapters that were swapped in."""
+        own = self._origin
+        if asked.encodes or asked.decoder is not None:
+            own = origin(self.bundle, encodes=asked.encodes, decoder=asked.decoder)
+        if active := self._active(asked):
+            own = replace(own, adapters=(*own.adapters, *active), standing=SELF_CONSISTENT.word)
+        return own
 
     def _result(self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float) -> Result:
         return Result(
@@ -307,8 +420,6 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=self._used(asked),
             notices=messages,
-            origin=origin(self.bundle, encodes=asked.encodes, decoder=asked.decoder)
-            if asked.encodes or asked.decoder is not None
-            else self._origin,
+            origin=self._from(asked),
             writer=save,
         )

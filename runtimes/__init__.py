@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import in_a_line, suggest
-from .base import CheckpointOrigin, Costs, Facts, Job, Refits, Runtime, Target
+from .base import CheckpointOrigin, Costs, Facts, Job, Opens, Refits, Runtime, Target
 from .host import HostEngine
 
 RUNTIMES = {
@@ -65,6 +65,7 @@ __all__ = [
     "Facts",
     "HostEngine",
     "Job",
+    "Opens",
     "Refits",
     "Runtime",
     "Target",

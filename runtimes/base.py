@@ -346,6 +346,23 @@ class Inspects(Protocol):
 
 
 @runtime_checkable
+class Opens(Protocol):
+    """An adapter that can also make an engine of a graph in seconds, without storing it: for weights that change."""
+
+    def opens(self, device: str) -> bool:
+        """Whether it can for this device."""
+        ...
+
+    def open(self, job: Job) -> Engine:
+        """The engine that `load` returns for what `compile` makes of the job. Nothing is written.
+
+        The files of the job's weights must exist for as long as the engine does. Raises `RuntimeMissing` or
+        `CompileError`.
+        """
+        ...
+
+
+@runtime_checkable
 class Refits(Protocol):
     """An adapter that can also replace the weights of an artifact of the same graph."""
 

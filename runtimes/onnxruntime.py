@@ -49,7 +49,7 @@ from .base import (
 from .border import ENOUGH, REBUILD, border, rebuild
 from .compiled_code import CACHE, check_stored, lent, marks
 from .cuda import forces_tf32, gpu_name, has_tf32
-from .host import HostEngine
+from .host import Call, HostEngine
 from .machine import machine, processor
 from .placement import (
     ALLOWED,
@@ -261,11 +261,7 @@ class ONNXRuntime(Runtime):
         """
         target = job.target
         self._require(target, self.unbuildable(target.place))
-        with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
-            options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
-        in_place = target.device == "CPU" or PROVIDERS[target.device].ahead
-        if in_place and job.weights != job.graph.parent:  # for others the weights are written beside the graph
-            options.add_session_config_entry(WEIGHTS, str(job.weights))
+        options = _building(job)
         chosen = settings(target, out / CACHE)
         advice = f"Check that {out.parent} has space left, or try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
@@ -320,19 +316,25 @@ class ONNXRuntime(Runtime):
                     f"{', '.join(fresh)}, which is not proved. {rebuild(artifact)}"
                 )
             kept = opening.pop_all()
-        names = [tensor.name for tensor in target.outputs]
         if memory := provider.memory:
             call = DeviceCall(session, target, memory)
             kept.callback(call.release)
             return HostEngine(target, call, kept.close)
+        return HostEngine(target, _on_host(session, target), kept.close)
 
-        def call_on_host(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-            del sizes
-            with border(CompileError, "ONNX Runtime failed while computing", ENOUGH):
-                outputs: list[Array] = session.run(names, dict(feeds))
-            return {name: output.astype(np.float32, copy=False) for name, output in zip(names, outputs, strict=True)}
+    def opens(self, device: str) -> bool:
+        """On the CPU, where optimizing a graph takes little longer than loading an optimized one."""
+        return device == "CPU"
 
-        return HostEngine(target, call_on_host, kept.close)
+    def open(self, job: Job) -> Engine:
+        """Optimize the graph as `compile` does, in memory."""
+        target = job.target
+        self._require(target, self.missing(target.place))
+        options = _building(job)
+        with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", ENOUGH):
+            session = open_session(str(job.graph), options, target.device, {})
+        _check_names(session, target, job.graph)
+        return HostEngine(target, _on_host(session, target))
 
     def inspect(self, artifact: Path, job: Job) -> dict[str, Any]:
         """The nodes that were run one by one in the last call, by provider and operator; none where it was replayed."""
@@ -356,6 +358,30 @@ class ONNXRuntime(Runtime):
                 f"ONNX Runtime does not compute in {target.precision} on {target.device}; it supports: {has}. "
                 "Set one of them under [precision]."
             )
+
+
+def _building(job: Job) -> Any:
+    """Options of the session that optimizes a job's graph."""
+    target = job.target
+    with border(ProfileError, f"ONNX Runtime refuses the options of {job.part}", "Correct them under [options]."):
+        options = _options(target, LEVELS[str(target.options.get(LEVEL, "all"))])
+    in_place = target.device == "CPU" or PROVIDERS[target.device].ahead
+    if in_place and job.weights != job.graph.parent:  # for others the weights are written beside the graph
+        options.add_session_config_entry(WEIGHTS, str(job.weights))
+    return options
+
+
+def _on_host(session: Any, target: Target) -> Call:
+    """A session's call with tensors in the host's memory."""
+    names = [tensor.name for tensor in target.outputs]
+
+    def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        del sizes
+        with border(CompileError, "ONNX Runtime failed while computing", ENOUGH):
+            outputs: list[Array] = session.run(names, dict(feeds))
+        return {name: output.astype(np.float32, copy=False) for name, output in zip(names, outputs, strict=True)}
+
+    return call
 
 
 def _check_placed(artifact: Path, target: Target) -> None:

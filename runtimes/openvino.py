@@ -207,11 +207,7 @@ class OpenVINO(Runtime):
         """Compile, check the precision, and stream the blob to its file, without a second copy in memory."""
         target = job.target
         self._require(target.device)
-        advice = "Try opset = 18 in the profile."
-        with border(CompileError, f"OpenVINO refuses {job.part} on {target.device}", advice, LIMITS):
-            model, _mapped = _read(job)
-            compiled = _core().compile_model(model, _opened(target.device), _config(target))
-        _check_precision(compiled, target, job.part)
+        compiled, _mapped = _compiled(job)
         on_progress(f"{job.part}: write", None)
         with (
             border(CompileError, f"{out / BLOB} cannot be written", "Free space there, or choose another folder."),
@@ -226,8 +222,24 @@ class OpenVINO(Runtime):
         """Map the blob and set its precision again. Weights that the plugin doesn't repack stay in the file."""
         del files
         self._require(target.device)
-        loaded = _Loaded(artifact / BLOB, target)
-        return HostEngine(target, loaded.call, loaded.release)
+        path = artifact / BLOB
+        with border(CompileError, f"OpenVINO cannot load {path}", rebuild(artifact), LIMITS):
+            # Private pages: the library accepts writable memory only, and never writes.
+            blob = np.memmap(path, dtype=np.uint8, mode="c")
+            tensor = _library().Tensor(blob, shared_memory=True)
+            compiled = _core().import_model(tensor, _opened(target.device), _config(target))
+        _check_precision(compiled, target, str(path))
+        return _engine(compiled, (tensor, blob), target, path)
+
+    def opens(self, device: str) -> bool:
+        """On the CPU, where compiling takes seconds."""
+        return device == "CPU"
+
+    def open(self, job: Job) -> Engine:
+        """Compile as `compile` does, without writing the blob."""
+        self._require(job.target.device)
+        compiled, mapped = _compiled(job)
+        return _engine(compiled, mapped, job.target, job.graph)
 
     def _require(self, device: str) -> None:
         if reason := self.missing(device):
@@ -263,17 +275,10 @@ class _Pipe(io.BytesIO):
 class _Loaded:
     """The state of one engine. The order of the fields is the order in which Python frees them."""
 
-    def __init__(self, path: Path, target: Target) -> None:
-        with border(CompileError, f"OpenVINO cannot load {path}", rebuild(path.parent), LIMITS):
-            # Private pages: the library accepts writable memory only, and never writes.
-            blob = np.memmap(path, dtype=np.uint8, mode="c")
-            tensor = _library().Tensor(blob, shared_memory=True)
-            compiled = _core().import_model(tensor, _opened(target.device), _config(target))
-            self.request: Any = compiled.create_infer_request()
-            self.compiled: Any = compiled
-            self.blob: object = (tensor, blob)
-        _check_precision(compiled, target, str(path))
-        _check_names(compiled, target, path)
+    def __init__(self, compiled: Any, mapped: object, target: Target) -> None:
+        self.request: Any = compiled.create_infer_request()
+        self.compiled: Any = compiled
+        self.mapped = mapped
         self.outputs = tuple(tensor.name for tensor in target.outputs)
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -287,7 +292,27 @@ class _Loaded:
         """Free everything, the mapped weights last."""
         self.request = None
         self.compiled = None
-        self.blob = None
+        self.mapped = None
+
+
+def _engine(compiled: Any, mapped: object, target: Target, path: Path) -> Engine:
+    """The engine of a compiled model; `mapped` is the memory that it refers to."""
+    _check_names(compiled, target, path)
+    with border(CompileError, f"OpenVINO cannot load {path}", ENOUGH, LIMITS):
+        loaded = _Loaded(compiled, mapped, target)
+    return HostEngine(target, loaded.call, loaded.release)
+
+
+def _compiled(job: Job) -> tuple[Any, list[mmap]]:
+    """A job's model, compiled in the target's precision, and the mapped weights that it refers to."""
+    target = job.target
+    with border(
+        CompileError, f"OpenVINO refuses {job.part} on {target.device}", "Try opset = 18 in the profile.", LIMITS
+    ):
+        model, mapped = _read(job)
+        compiled = _core().compile_model(model, _opened(target.device), _config(target))
+    _check_precision(compiled, target, job.part)
+    return compiled, mapped
 
 
 def _config(target: Target) -> dict[str, Any]:

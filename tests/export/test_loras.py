@@ -22,7 +22,7 @@ from latentc.compiler import adapted as adapted_module
 from latentc.compiler.build import build
 from latentc.compiler.targets import job_of, wanted
 from latentc.core.bundle import open_bundle
-from latentc.core.errors import BundleError, CheckpointError
+from latentc.core.errors import BundleError, CheckpointError, RequestError
 from latentc.core.files import sha256
 from latentc.core.manifest import ControlNet
 from latentc.core.progress import quiet
@@ -34,6 +34,7 @@ from latentc.export.weights import computing, parameter_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
+from latentc.runtimes.onnxruntime import ONNXRuntime
 
 STRENGTHS = {"style": 0.8, "mood": -0.5}
 
@@ -242,34 +243,52 @@ def test_a_fused_bundle_is_built_and_never_called_proved(made, adapted_bundle, f
 
 
 @pytest.mark.slow
-def test_adapters_of_a_run_are_fused_once_and_kept(made, bundle, adapted_bundle, run, tmp_path, monkeypatch):
+def test_a_run_swaps_adapters_and_its_images_are_generated_again(made, bundle, run, tmp_path):
     _, loras, _ = made
     base, profile = bundle("sd1"), load_profile("cpu-onnxruntime")
     build(base, profile)
     with Pipeline.open(base, profile, adapters=loras) as pipeline:
         request = Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1)
         image = pipeline(request).images
-        place = pipeline.bundle.folder
-    assert place.parent == base.folder / "adapters"
+    assert not (base.folder / "adapters").exists()
     with Pipeline.open(base, profile) as pipeline:
         assert psnr_db(pipeline(request).images.astype(float), image.astype(float)) < 40
-    monkeypatch.setattr(adapted_module, "fuse", None)
     given = [word for name, strength in loras.items() for word in ("--lora", f"{name}:{strength}")]
     asked = ("--size", "72", "--steps", "2", "--seed", "1", "--profile", profile.name)
     run("run", base.folder, "a lighthouse", *given, *asked, "-o", tmp_path / "a.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image[0])
     assert [one.strength for one in read(tmp_path / "a.png").drawing.adapters] == [0.8, -0.5]
-    decoder = next((base.engines).glob("vae_decoder*/engine.data"))
-    kept = next((place / "engines").glob("vae_decoder*/engine.data"))
-    assert decoder.samefile(kept), "the engine of an unchanged part is shared"
-    again = run("run", base.folder, "--from", tmp_path / "a.png", "--profile", profile.name, "-o", tmp_path / "b.png")
-    assert "with other adapters (style:0.8, mood:-0.5) than those here (none)" in again
+    with pytest.raises(RequestError, match=r"--lora style.safetensors:0.8 --lora mood.safetensors:-0.5"):
+        run("run", base.folder, "--from", tmp_path / "a.png", "--profile", profile.name, "-o", tmp_path / "b.png")
     again = run(
         "run", base.folder, "--from", tmp_path / "a.png", *given, "--profile", profile.name, "-o", tmp_path / "c.png"
     )
     assert "differ" not in again
     assert np.array_equal(np.asarray(Image.open(tmp_path / "c.png")), image[0])
     assert run("verify", base.folder)
+
+
+@pytest.mark.slow
+def test_runtimes_that_cannot_swap_build_a_bundle_of_its_own_and_keep_it(made, bundle, tmp_path, monkeypatch):
+    _, loras, _ = made
+    base, profile = bundle("sd1"), load_profile("cpu-onnxruntime")
+    build(base, profile)
+    monkeypatch.setattr(ONNXRuntime, "opens", lambda *_: False)
+    request = Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1)
+    with Pipeline.open(base, profile, adapters=loras) as pipeline:
+        result = pipeline(request)
+        place = pipeline.bundle.folder
+        with pytest.raises(RequestError, match="cannot swap adapters, and the pipeline was opened with .*style:0.8"):
+            pipeline(request.model_copy(update={"adapters": {"style": 0.1}}))
+    assert place.parent == base.folder / "adapters"
+    assert any("cannot swap adapters" in notice for notice in result.notices)
+    assert result.request.adapters == {"style": 0.8, "mood": -0.5}
+    monkeypatch.setattr(adapted_module, "fuse", None)
+    with Pipeline.open(base, profile, adapters=loras) as pipeline:
+        assert np.array_equal(pipeline(request).images, result.images)
+    decoder = next((base.engines).glob("vae_decoder*/engine.data"))
+    kept = next((place / "engines").glob("vae_decoder*/engine.data"))
+    assert decoder.samefile(kept), "the engine of an unchanged part is shared"
 
 
 def weights_of(bundle, part):

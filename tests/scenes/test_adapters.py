@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -72,7 +74,7 @@ def test_lcm_draws_in_four_steps_what_the_checkpoint_draws_in_twenty(plain, fuse
 def ink_distance(image):
     """The mean distance of pixels' tones from the nearest blend of two neighbouring inks, in 8 bits."""
     shares = np.linspace(0, 1, 9, dtype=np.float32)[:, None]
-    blends = np.concatenate([low * (1 - shares) + high * shares for low, high in zip(INKS, INKS[1:], strict=False)])
+    blends = np.concatenate([low * (1 - shares) + high * shares for low, high in itertools.pairwise(INKS)])
     pixels = image.reshape(-1, 3).astype(np.float32)
     return float(np.sqrt(((pixels[:, None] - blends) ** 2).sum(-1)).min(1).mean())
 

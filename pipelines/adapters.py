@@ -1,0 +1,56 @@
+"""Adapters of a pipeline: their strengths in a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..checkpoints.adapters.open import open_adapters
+from ..core.errors import CheckpointError, RequestError
+from ..core.request import Fused, Request
+
+SUFFIX = ".safetensors"
+
+
+def given(adapters: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """Strengths by file; 1 for files without."""
+    if isinstance(adapters, str | Path):
+        raise CheckpointError(f"adapters is {str(adapters)!r}; it must be a list of files, or a dict of strengths.")
+    return dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+
+
+def opened(adapters: Mapping[str, float]) -> tuple[Fused, ...]:
+    """The names, digests and strengths of adapters' files; raises `CheckpointError`, also for two of one name."""
+    found = tuple(
+        Fused(name=file.name.removesuffix(SUFFIX), sha256=file.sha256, strength=strength)
+        for file, strength in open_adapters(adapters)
+    )
+    names = [one.name for one in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CheckpointError(f"Two adapters are called {twice!r}. Rename one of the files.")
+    return found
+
+
+def with_strengths(request: Request, adapters: Sequence[Fused], *, swaps: bool = True) -> Request:
+    """The request with the strength of each adapter, which are those of the pipeline where it states none.
+
+    An adapter that the request doesn't list has strength 0. `swaps` is whether the pipeline's strengths can change.
+    Raises `RequestError` for an adapter that the pipeline does not have, and for strengths that it can't have.
+    """
+    own = {one.name: one.strength for one in adapters}
+    if request.adapters is None:
+        return request.model_copy(update={"adapters": own}) if own else request
+    if unknown := [name for name, strength in request.adapters.items() if strength and name not in own]:
+        words = " ".join(f"--lora {name}{SUFFIX}:{request.adapters[name]:g}" for name in unknown)
+        raise RequestError(
+            f"The request uses the adapter {', '.join(unknown)}, but this pipeline has {', '.join(own) or 'none'}. "
+            f"Pass the file ({words}; in Python: Pipeline.open(adapters=...))."
+        )
+    asked = {name: request.adapters.get(name, 0.0) for name in own}
+    if not swaps and asked != own:
+        raise RequestError(
+            "The profile's runtime cannot swap adapters, and the pipeline was opened with the strengths "
+            f"{', '.join(f'{name}:{strength:g}' for name, strength in own.items())}. Open it with the ones that the "
+            "request states."
+        )
+    return request.model_copy(update={"adapters": asked or None})

@@ -1,0 +1,225 @@
+"""Adapters that are swapped at run time: engines of each request's strengths, and what is recorded about them."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latentc.checkpoints.families import find_family
+from latentc.compiler import swap
+from latentc.compiler.build import build
+from latentc.core.errors import CheckpointError, ParityError, RequestError
+from latentc.core.request import Request
+from latentc.core.tensors import psnr_db
+from latentc.export.fused import fuse, shapes_of
+from latentc.pipelines.pipeline import Pipeline
+from latentc.pipelines.png import read
+from latentc.profiles import load_profile
+
+ENDS = ("to_q.weight", "conv1.weight", "q_proj.weight", "fc1.weight")
+
+
+@pytest.fixture(scope="module")
+def base(bundle):
+    return bundle("sd1")
+
+
+@pytest.fixture(scope="module")
+def loras(base, tmp_path_factory):
+    """Two LoRAs of linear layers and convolutions; both change the same weights."""
+    place, generator = tmp_path_factory.mktemp("loras"), torch.Generator().manual_seed(0)
+    for name in ("style", "mood"):
+        tensors = {}
+        for part, held in shapes_of(base, find_family("sd1")).items():
+            for weight, shape in held.items():
+                if weight.endswith(ENDS):
+                    key = f"{part}.{weight.removesuffix('.weight')}"
+                    tensors[f"{key}.lora_A.weight"] = torch.randn(2, *shape[1:], generator=generator) * 0.2
+                    ones = [1] * (len(shape) - 2)
+                    tensors[f"{key}.lora_B.weight"] = torch.randn(shape[0], 2, *ones, generator=generator) * 0.2
+        save_file(tensors, place / f"{name}.safetensors")
+    return [str(place / f"{name}.safetensors") for name in ("style", "mood")]
+
+
+def asked(**more):
+    return Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1, **more)
+
+
+def leftovers(bundle):
+    return list(bundle.engines.glob(".latentc-scratch-*"))
+
+
+@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32"])
+def test_each_request_has_its_strengths(base, loras, tmp_path, name):
+    """Images are those of a bundle that is fused and built; without adapters they are the plain ones, to the byte."""
+    profile = load_profile(name)
+    build(base, profile)
+    with Pipeline.open(base, profile) as pipeline:
+        plain = pipeline(asked())
+    strengths = {loras[0]: 0.8, loras[1]: -0.5}
+    fused = fuse(base, tmp_path / "fused", strengths)
+    build(fused, profile)
+    with Pipeline.open(fused, profile) as pipeline:
+        wanted = pipeline(asked()).images
+    with Pipeline.open(base, profile, adapters=strengths) as pipeline:
+        first, none, zero, again = (
+            pipeline(asked(adapters=one)) for one in (None, {}, {"style": 0.0}, {"mood": -0.5, "style": 0.8})
+        )
+        (path,) = again.save(tmp_path / "a.png")
+    assert np.array_equal(first.images, wanted)
+    assert np.array_equal(again.images, wanted)
+    assert psnr_db(wanted.astype(float), plain.images.astype(float)) < 40
+    for one in (none, zero):
+        assert np.array_equal(one.images, plain.images)
+        assert np.array_equal(one.latents, plain.latents)
+        assert one.engines == plain.engines
+        assert one.origin.standing is None
+        assert one.origin.adapters == ()
+    assert first.origin.standing == "self-consistent"
+    assert any("no PyTorch reference stands behind" in notice for notice in first.notices)
+    assert first.engines["unet"].endswith("adapters swapped in")
+    assert first.engines["vae_decoder"] == plain.engines["vae_decoder"]
+    assert first.seconds["adapters"] >= 0
+    drawing = read(path).drawing
+    assert drawing.request.adapters == {"style": 0.8, "mood": -0.5}
+    assert [(one.name, one.strength) for one in drawing.adapters] == [("style", 0.8), ("mood", -0.5)]
+    assert drawing.standing == "self-consistent"
+    assert not leftovers(base)
+
+
+def test_parts_in_turn_and_threads_give_the_same_images(base, loras):
+    profile = load_profile("cpu-onnxruntime")
+    build(base, profile)
+    requests = [asked(adapters=one) for one in ({"style": 0.8}, {}, {"mood": 1.5}, {"style": 0.8})]
+    with Pipeline.open(base, profile, adapters=loras) as pipeline:
+        wanted = [pipeline(request).images for request in requests]
+        found: list = [None] * len(requests)
+
+        def draw(index):
+            found[index] = pipeline(requests[index]).images
+
+        threads = [threading.Thread(target=draw, args=(index,)) for index in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(np.array_equal(*pair) for pair in zip(wanted, found, strict=True))
+    with Pipeline.open(base, profile, adapters=loras, sequential=True) as pipeline:
+        for request, images in zip(requests, wanted, strict=True):
+            assert np.array_equal(pipeline(request).images, images)
+            assert len(pipeline._engines._loaded) == 1
+    assert not leftovers(base)
+
+
+@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32"])
+def test_engines_that_keep_a_weight_are_refused(base, loras, monkeypatch, tmp_path, name):
+    """One layer whose weight was not replaced, or all of them, at a strength whose effect is below the part's floor."""
+    profile = load_profile(name)
+    build(base, profile)
+    real, ways = swap._open, []
+
+    def kept(engines, want, graph):
+        if want.part != "unet":
+            return real(engines, want, graph)
+        ways.append(graph)
+        return real(engines, want, other)
+
+    with Pipeline.open(base, profile, adapters=dict.fromkeys(loras, 0.0)) as pipeline:
+        swaps = pipeline._swaps
+        monkeypatch.setattr(swap, "recall", lambda *_: None)
+        for number, (weak, drop) in enumerate(((5e-5, lambda edits: []), (2e-3, lambda edits: edits[1:]))):
+            edits = swaps._edits("unet", (("style", weak),))
+            assert len(edits) > 3
+            place = tmp_path / str(number)
+            place.mkdir()
+            other = swap.write_changed(base, "unet", drop(edits), place)
+            monkeypatch.setattr(swap, "_open", kept)
+            with pytest.raises(
+                ParityError,
+                match=r"unet's output has an SNR|unet in f32 .* agrees with the reference",
+            ):
+                pipeline(asked(adapters={"style": weak}))
+            monkeypatch.setattr(swap, "_open", real)
+            assert set(swaps._kept) == {()}, "nothing is left of the failed swap"
+            assert leftovers(base) == []
+        assert ways
+        assert pipeline(asked(adapters={"style": 5e-5})).origin.standing == "self-consistent"
+
+
+def test_a_failed_swap_leaves_the_pipeline_as_it_was(base, loras, monkeypatch):
+    profile = load_profile("cpu-onnxruntime")
+    build(base, profile)
+    with Pipeline.open(base, profile, adapters=loras) as pipeline:
+        before = pipeline(asked(adapters={"style": 0.7})).images
+        real = swap.write_changed
+
+        def fails(bundle, part, edits, place):
+            if part == "unet":
+                raise CheckpointError("planted")
+            return real(bundle, part, edits, place)
+
+        monkeypatch.setattr(swap, "write_changed", fails)
+        with pytest.raises(CheckpointError, match="planted"):
+            pipeline(asked(adapters={"mood": 0.7}))
+        assert np.array_equal(pipeline(asked(adapters={"style": 0.7})).images, before)
+        monkeypatch.setattr(swap, "write_changed", real)
+        content = Path(loras[1]).read_bytes()
+        try:
+            Path(loras[1]).write_bytes(content[:-4] + bytes(4))
+            with pytest.raises(CheckpointError, match="was changed"):
+                pipeline(asked(adapters={"mood": 0.6}))
+        finally:
+            Path(loras[1]).write_bytes(content)
+        assert np.array_equal(pipeline(asked(adapters={"style": 0.7})).images, before)
+    assert not leftovers(base)
+
+
+def test_adapters_are_refused_before_anything_is_loaded(base, loras, tmp_path):
+    profile = load_profile("cpu-onnxruntime")
+    with pytest.raises(CheckpointError, match="was not found"):
+        Pipeline.open(base, profile, adapters=["nowhere.safetensors"])
+    with pytest.raises(CheckpointError, match="must be a list of files"):
+        Pipeline.open(base, profile, adapters=loras[0])
+    same = tmp_path / "style.safetensors"
+    save_file({"unet.nothing.lora_A.weight": torch.zeros(1, 2), "unet.nothing.lora_B.weight": torch.zeros(2, 1)}, same)
+    with pytest.raises(CheckpointError, match="Two adapters are called 'style'"):
+        Pipeline.open(base, profile, adapters=[loras[0], str(same)])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Pipeline.open(base, profile, adapters=[str(same)])
+    build(base, profile)
+    opened = Pipeline.open(base, profile, adapters=loras[:1])
+    with opened as pipeline, pytest.raises(RequestError, match=r"uses the adapter mood, but this pipeline has style"):
+        pipeline(asked(adapters={"mood": 1.0}))
+    with Pipeline.open(base, profile) as pipeline:
+        with pytest.raises(RequestError, match=r"--lora mood.safetensors:1"):
+            pipeline(asked(adapters={"mood": 1.0}))
+        assert pipeline(asked(adapters={})).request.adapters is None
+    with pytest.raises(RequestError, match="adapters"):
+        asked(adapters={"style": float("nan")})
+
+
+def test_graphs_of_other_machines_are_compared_in_a_process_of_their_own(base, loras, monkeypatch):
+    profile = load_profile("cpu-onnxruntime")
+    build(base, profile)
+    monkeypatch.setattr(swap, "is_exported_here", lambda *_: False)
+    called = []
+    real = swap.quarantined
+    monkeypatch.setattr(swap, "quarantined", lambda *args, **more: called.append(args[1]["key"]) or real(*args, **more))
+    with Pipeline.open(base, profile, adapters={loras[0]: 0.33}) as pipeline:
+        assert pipeline(asked()).origin.standing == "self-consistent"
+        assert len(called) == len(set(called)) == 2
+
+
+def test_figures_are_remembered_by_adapter_and_strength(base, loras, monkeypatch):
+    profile = load_profile("cpu-onnxruntime")
+    build(base, profile)
+    compared = []
+    real = swap.compare
+    monkeypatch.setattr(swap, "compare", lambda *args: compared.append(args[1].part) or real(*args))
+    for strength, count in ((0.41, 2), (0.41, 2), (0.42, 4)):
+        with Pipeline.open(base, profile, adapters={loras[0]: strength}) as pipeline:
+            pipeline(asked())
+        assert len(compared) == count
