@@ -44,6 +44,7 @@ def draw(
     mask: Path | None = None,
     control: Sequence[Path] = (),
     adapters: Mapping[str, float] = {},
+    memory_gb: float | None = None,
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -91,7 +92,7 @@ def draw(
             start = time.perf_counter()
             from ..pipelines.pipeline import Pipeline
 
-            with Pipeline.open(opened, profile, tell, adapters=adapters) as pipeline:
+            with Pipeline.open(opened, profile, tell, memory_gb=memory_gb, adapters=adapters) as pipeline:
                 load = time.perf_counter() - start
                 remarks = differences(*origin, pipeline.bundle) if origin else []
                 if not stream:
@@ -166,6 +167,7 @@ def _record(
         "step_seconds": [round(value, 6) for value in result.step_seconds],
         "peak_bytes": peak_bytes(),
         "engines": dict(result.engines),
+        **({"memory": result.memory.model_dump()} if result.memory else {}),
         "notices": [*remarks, *result.notices],
     }
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
+from .options import Budget, Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
 from .text import say
 
 
@@ -129,6 +129,7 @@ def run(
     profile: ProfileName = None,
     threads: Threads = None,
     sequential: Sequential = False,
+    memory: Budget = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     prompt_syntax: Annotated[
         str | None,
@@ -278,6 +279,7 @@ def run(
         mask=mask,
         control=control or (),
         adapters=strengths(lora or ()),
+        memory_gb=memory,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

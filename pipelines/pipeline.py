@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from ..compiler.adapted import adapted
+from ..compiler.budget import budget_bytes
 from ..compiler.engines import load
 from ..compiler.targets import fixed_sizes, with_threads
 from ..core.bundle import Bundle, open_bundle, verify_files
@@ -22,7 +23,7 @@ from ..core.images import pixels_sha256
 from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
-from ..core.request import Request, Result
+from ..core.request import Memory, Request, Result
 from ..core.tensors import Array
 from ..core.units import counted
 from ..profiles import Profile, load_profile
@@ -35,7 +36,7 @@ from ..sampling.noise import added_noise, checked_image_noise, checked_latents, 
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
-from .complete import complete, notices, second_pass, size_and_seed
+from .complete import about_memory, complete, notices, second_pass, size_and_seed
 from .control import about_controls, digested
 from .engines import EngineProvider
 from .layout import Layout, lay_out
@@ -64,6 +65,7 @@ class Pipeline:
         *,
         threads: int | None = None,
         sequential: bool = False,
+        memory_gb: float | None = None,
         adapters: Mapping[str, float] = {},
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
@@ -75,18 +77,23 @@ class Pipeline:
         which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder and,
         for a model that generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
 
+        `memory_gb` is a budget in GB of 10^9 bytes, of the device that the engines run on. Each request is then
+        computed in the first way that is predicted to fit: all parts in memory, one at a time, the denoiser row by row,
+        decoding in tiles, or by the tiny decoder; `Result.memory` says which. Parts are loaded by the first request.
+
         `adapters` are LoRAs and their like, files and their strengths. At their first use, the bundle is fused with
         them and built (`compiler.adapted`), which takes minutes for a large model; later uses only open it.
 
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
         """
+        budget = None if memory_gb is None else budget_bytes(memory_gb)
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
         chosen = chosen.sequentially() if sequential else chosen
         opened = adapted(opened, adapters, chosen, on_progress) if adapters else opened
         verify_files(opened, host_files(opened.manifest.model))
-        return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen)
+        return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress, budget=budget), chosen)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -191,11 +198,15 @@ class Pipeline:
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
         shown = [one.pixels for one in controls]
+        passes = [asked, *([second_pass(asked, model, 0)] if asked.hires is not None else [])]
+        memory = self._engines.fit(passes)
+        if memory is not None and (memory.vae_tile, memory.decoder) != (asked.vae_tile, asked.decoder):
+            asked = asked.model_copy(update={"vae_tile": memory.vae_tile, "decoder": memory.decoder})
         if asked.hires is not None:
             self._engines.check_room(second_pass(asked, model, 0))
         drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
         passed = {"initial latents": latents, "image's noise values": image_noise}
-        remarks: list[str] = []
+        remarks = [] if memory is None else about_memory(memory)
         if asked.hires is not None:
             drawn, notice = self._enlarged(request, asked, drawn, on_step, noise, shown)
             remarks.append(notice)
@@ -207,7 +218,7 @@ class Pipeline:
         messages = self._notices(
             request, asked, drawn, remarks, [name for name, one in passed.items() if one is not None]
         )
-        return self._result(asked, drawn, messages, perf_counter() - started)
+        return self._result(asked, drawn, messages, perf_counter() - started, memory)
 
     def _draw(
         self,
@@ -290,7 +301,9 @@ class Pipeline:
             )
         return (*messages, *self._engines.notices)
 
-    def _result(self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float) -> Result:
+    def _result(
+        self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float, memory: Memory | None
+    ) -> Result:
         return Result(
             images=drawn.images,
             latents=drawn.latents,
@@ -299,6 +312,7 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=self._used(asked),
             notices=messages,
+            memory=memory,
             origin=origin(self.bundle, encodes=asked.encodes, decoder=asked.decoder)
             if asked.encodes or asked.decoder is not None
             else self._origin,
