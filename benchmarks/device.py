@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..core.bundle import Bundle
 from ..core.engine import Clocked, DeviceUse, Engine, Run
 from ..core.manifest import Role
-from ..core.request import Memory, Request
+from ..core.request import Fitted, Request
 from ..core.tensors import Array
 from ..pipelines.engines import EngineProvider
 
@@ -68,7 +68,7 @@ class ClockedEngines:
             return engine
         return _NotedEngine(engine, use, lambda before, after: self.log.add(part, before, after))
 
-    def fit(self, passes: Sequence[Request]) -> Memory | None:
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
         """As `EngineProvider.fit`."""
         return self.engines.fit(passes)
 

@@ -19,7 +19,7 @@ import numpy as np
 from ..compiler.cases import Arrays
 from ..core.engine import Engine, Run
 from ..core.errors import ParityError
-from ..core.request import Memory, Request
+from ..core.request import Fitted, Request
 from ..core.tensors import Array, psnr_db
 from ..pipelines.engines import EngineProvider
 from ..pipelines.pipeline import Pipeline
@@ -75,7 +75,7 @@ class Tapped:
         """As `EngineProvider.engine`."""
         return _TappedEngine(part, self.engines.engine(part, shapes), self.tap)
 
-    def fit(self, passes: Sequence[Request]) -> Memory | None:
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
         """As `EngineProvider.fit`."""
         return self.engines.fit(passes)
 

@@ -10,7 +10,7 @@ from ..compiler.budget import budget_bytes, plan_budget
 from ..compiler.plan import BuildPlan, EnginePlan
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.request import Memory, Request
+from ..core.request import Fitted, Request
 from ..core.shapes import size_complaint
 from ..pipelines.complete import about_memory
 from ..profiles import Profile
@@ -30,7 +30,7 @@ LEGEND = {
 """Explanations of the columns, keyed by name."""
 
 
-def budget_answer(bundle: Bundle, profile: Profile, memory_gb: float | None, size: str | None) -> Memory | str | None:
+def budget_answer(bundle: Bundle, profile: Profile, memory_gb: float | None, size: str | None) -> Fitted | str | None:
     """How an image of this size is fitted into a budget in GB, or why it isn't; None without a budget.
 
     Raises `RequestError` for a budget or a size that is not valid, and for a size without a budget.
@@ -51,7 +51,7 @@ def budget_answer(bundle: Bundle, profile: Profile, memory_gb: float | None, siz
     return found or f"Profile {profile.name} builds no engine for {given[0]}x{given[1]} pixels."
 
 
-def show(plans: Sequence[BuildPlan], as_json: bool, fitted: Sequence[Memory | str | None]) -> None:
+def show(plans: Sequence[BuildPlan], as_json: bool, fitted: Sequence[Fitted | str | None]) -> None:
     """Print predictions, figures of existing engines, what does not fit, and how an image fits into a budget."""
     if as_json:
         emit([_plain(one) | _plain_budget(memory) for one, memory in zip(plans, fitted, strict=True)])
@@ -118,7 +118,7 @@ def _summary(one: BuildPlan) -> str:
     return " ".join(summary)
 
 
-def _plain_budget(memory: Memory | str | None) -> dict[str, Any]:
+def _plain_budget(memory: Fitted | str | None) -> dict[str, Any]:
     """The answer to a budget as a field of a JSON object."""
     if memory is None:
         return {}

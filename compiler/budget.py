@@ -12,7 +12,7 @@ from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.manifest import Model
 from ..core.recipes import RECIPES
-from ..core.request import TINY, Memory, Request
+from ..core.request import TINY, Fitted, Request
 from ..core.shapes import GUIDED_ROWS, size_complaint
 from ..core.units import sized
 from ..profiles import Profile
@@ -47,7 +47,7 @@ class _Choice:
 
 def fit(
     bundle: Bundle, asked: Sequence[Asked], passes: Sequence[Request], budget: int, *, sequential: bool, profile: str
-) -> Memory | None:
+) -> Fitted | None:
     """The first way to generate images that is predicted to fit into a budget in bytes.
 
     `passes` are completed requests, with width and height: a request, and its second pass if it has one. A tile or a
@@ -55,13 +55,13 @@ def fit(
     changes the image least comes first. None where no engine takes the size, which is reported elsewhere. Raises
     `RequestError` where nothing fits, with the smallest budget that does.
     """
-    found: list[tuple[int, Memory]] = []
+    found: list[tuple[int, Fitted]] = []
     for choice in _choices(bundle, asked, passes, sequential=sequential):
         each = [_predicted(bundle, asked, one, choice) for one in passes]
         known = [one for one in each if one is not None]
         if len(known) < len(each):
             continue
-        memory = Memory(
+        memory = Fitted(
             budget_bytes=budget,
             planned_bytes=max(one.bytes for one in known),
             measured=all(one.measured for one in known),
@@ -84,7 +84,7 @@ def fit(
     )
 
 
-def plan_budget(bundle: Bundle, profile: Profile, budget: int, request: Request) -> Memory | None:
+def plan_budget(bundle: Bundle, profile: Profile, budget: int, request: Request) -> Fitted | None:
     """`fit` for a completed request under a profile, on this machine or elsewhere, without loading anything."""
     adapter = runtime(profile.runtime)
     if adapter.unbuildable(profile.device):

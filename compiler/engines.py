@@ -19,7 +19,7 @@ from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
-from ..core.request import Memory, Request
+from ..core.request import Fitted, Request
 from ..core.units import counted
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime
@@ -107,7 +107,7 @@ class Engines:
     def _by_row(self) -> bool:
         return getattr(self._here, "row_by_row", False)
 
-    def fit(self, passes: Sequence[Request]) -> Memory | None:
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
         """Choose how a completed request, and its second pass if it has one, is computed within the budget.
 
         It holds for this thread's next calls of `engine`. Engines that it doesn't use are freed. None without a budget,

@@ -276,7 +276,7 @@ class Step:
     """[count, channels, height / 8, width / 8], in the scheduler's scale."""
 
 
-class Memory(Record):
+class Fitted(Record):
     """How a request was fitted into a memory budget, in bytes: what is done, and what that was predicted to take."""
 
     budget_bytes: int
@@ -354,7 +354,7 @@ class Result:
     """Notices for the user, such as a prompt that needed several chunks, or a size the model was not trained for."""
     origin: Origin | None = None
     """The bundle that generated the images; None for a result that no pipeline made."""
-    memory: Memory | None = None
+    memory: Fitted | None = None
     """How the request was fitted into the pipeline's memory budget; None without one."""
     writer: Callable[..., tuple[Path, ...]] | None = field(default=None, repr=False, compare=False)
     """Called by `save`: image formats are the concern of the layers above."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, TINY, Memory, Request
+from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, TINY, Request
 from ..core.shapes import size_complaint
 from ..core.units import sized
 from ..sampling.draw import check_clip_skip, first_of, schedule_of
@@ -358,7 +358,7 @@ def notices(
     return remarks
 
 
-def about_memory(memory: Memory) -> list[str]:
+def about_memory(memory: Fitted) -> list[str]:
     """A notice about how a request was fitted into a memory budget."""
     planned = f"{'' if memory.measured else 'at least '}{sized(memory.planned_bytes)} planned"
     return [f"To fit in {sized(memory.budget_bytes)} of memory ({planned}): {memory.how}."]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..core.engine import Engine
-from ..core.request import Memory, Request
+from ..core.request import Fitted, Request
 
 
 class EngineProvider(Protocol):
@@ -28,7 +28,7 @@ class EngineProvider(Protocol):
         """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
         ...
 
-    def fit(self, passes: Sequence[Request]) -> Memory | None:
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
         """Choose how a completed request, and its second pass if it has one, is computed within a memory budget; None
         without a budget. Raises `RequestError` where nothing fits.
         """

@@ -23,7 +23,7 @@ from ..core.images import pixels_sha256
 from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
-from ..core.request import Memory, Request, Result
+from ..core.request import Fitted, Request, Result
 from ..core.tensors import Array
 from ..core.units import counted
 from ..profiles import Profile, load_profile
@@ -302,7 +302,7 @@ class Pipeline:
         return (*messages, *self._engines.notices)
 
     def _result(
-        self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float, memory: Memory | None
+        self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float, memory: Fitted | None
     ) -> Result:
         return Result(
             images=drawn.images,
