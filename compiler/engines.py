@@ -123,7 +123,9 @@ class Engines:
             decoders = self.bundle.decoders
             unused = {*decoders.values()} - {decoders[found.decoder]}
             with self._lock:
-                self._alone = self._alone or found.sequential
+                if found.sequential and not self._alone:
+                    self._alone = True
+                    self._free(self._wanted)
                 self._free([one for one in self._wanted if one.part in unused or one.part not in drawing])
         return found
 

@@ -30,7 +30,7 @@ def main(folder: str, names: list[str]) -> None:
                     row["fitted"] = fitted and fitted.model_dump()
                 except RequestError as exc:
                     row["refused"] = str(exc)
-                print(json.dumps(row))
+                sys.stdout.write(f"{json.dumps(row)}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Write the tables of README.md and docs/ from result files and profiles: `make readme`.
 
 A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is the name of a table of
-`benchmarks/columns.py` and FILE a file of `benchmarks/results`; or WHAT is `memory` and FILE one of `tests/memory.py`, or it is `targets` or `profiles`.
+`benchmarks/columns.py` and FILE a file of `benchmarks/results`; or WHAT is `memory` and FILE is made by
+`tests/memory.py`; or it is `targets` or `profiles`.
 """
 
 import json

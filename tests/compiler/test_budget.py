@@ -6,10 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from latentc.compiler.budget import budget_bytes, plan_budget
+from latentc.compiler.budget import _choices, budget_bytes, plan_budget
 from latentc.compiler.build import build
 from latentc.compiler.plan import plan
 from latentc.compiler.rows import RowByRow
+from latentc.compiler.targets import wanted
 from latentc.core.errors import RequestError
 from latentc.core.manifest import TensorInfo
 from latentc.core.request import Request
@@ -19,6 +20,7 @@ from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 
 PROFILE = load_profile("cpu-onnxruntime")
+OPENVINO = load_profile("cpu-openvino-f32")
 REQUEST = Request(prompt="a lighthouse", width=256, height=256, steps=2, seed=5)
 
 
@@ -56,15 +58,21 @@ def test_gb_are_a_thousand_millions():
 
 
 def test_what_keeps_the_image_is_chosen_first(bundle):
-    found = ways(bundle("sd1"))
-    told = [(one.sequential, one.row_by_row, one.vae_tile, one.decoder) for one in found]
-    assert told[0] == (False, False, None, None)
-    assert told[1][2:] == (None, None), "before tiles, parts in turn or row by row"
-    tiles = [tile for _, _, tile, _ in told if tile]
-    assert tiles == sorted(tiles, reverse=True)
-    assert tiles
-    assert all(tile < 256 for tile in tiles)
+    opened = bundle("sd1")
+    asked = [(want.part, want.target, None) for want in wanted(opened, PROFILE, to_run=False)[1]]
+    told = [
+        (one.vae_tile, one.row_by_row, one.sequential) for one in _choices(opened, asked, [REQUEST], sequential=False)
+    ]
+    four = [(False, False), (False, True), (True, False), (True, True)]
+    assert told == [(tile, *more) for tile in (None, 192, 128) for more in four], "64 leaves tiles that are too small"
+    found = ways(opened)
+    assert not found[0].sequential
     assert all(one.planned_bytes > other.planned_bytes for one, other in pairwise(found))
+
+
+def test_tiles_are_chosen_where_decoding_takes_the_most(bundle):
+    found = ways(bundle("sd1"), Request(prompt="x", width=512, height=512, guidance=1.0), OPENVINO)
+    assert any(one.vae_tile for one in found)
 
 
 def test_the_whole_takes_what_the_plan_says(bundle):
