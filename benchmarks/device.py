@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.bundle import Bundle
 from ..core.engine import Clocked, DeviceUse, Engine, Run
 from ..core.manifest import Role
-from ..core.request import Request
+from ..core.request import Fitted, Request
 from ..core.tensors import Array
 from ..pipelines.engines import EngineProvider
 
@@ -67,6 +67,10 @@ class ClockedEngines:
         if not isinstance(engine, Clocked) or (use := engine.device_use) is None:
             return engine
         return _NotedEngine(engine, use, lambda before, after: self.log.add(part, before, after))
+
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
+        """As `EngineProvider.fit`."""
+        return self.engines.fit(passes)
 
     def check_room(self, request: Request) -> None:
         """As `EngineProvider.check_room`."""

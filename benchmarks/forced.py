@@ -11,7 +11,7 @@ finished images, a guidance of 7.0 instead of 7.5 has less effect than bf16; her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from ..compiler.cases import Arrays
 from ..core.engine import Engine, Run
 from ..core.errors import ParityError
-from ..core.request import Request
+from ..core.request import Fitted, Request
 from ..core.tensors import Array, psnr_db
 from ..pipelines.engines import EngineProvider
 from ..pipelines.pipeline import Pipeline
@@ -74,6 +74,10 @@ class Tapped:
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
         """As `EngineProvider.engine`."""
         return _TappedEngine(part, self.engines.engine(part, shapes), self.tap)
+
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
+        """As `EngineProvider.fit`."""
+        return self.engines.fit(passes)
 
     def check_room(self, request: Request) -> None:
         """As `EngineProvider.check_room`."""

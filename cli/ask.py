@@ -73,7 +73,7 @@ def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     if more.get("timesteps") is not None or more.get("sigmas") is not None:
         replaced = (*replaced, "timestep_spacing")
     if more.get("decoder") == OWN_DECODER:
-        replaced, more = (*replaced, "decoder"), {name: value for name, value in more.items() if name != "decoder"}
+        more = {**more, "decoder": None}  # stated, so that a memory budget keeps it
     return {**{name: value for name, value in base.items() if name not in replaced}, **more}
 
 

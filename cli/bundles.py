@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from .options import (
+    Budget,
     Folder,
     Json,
     Loras,
@@ -250,15 +251,26 @@ def build(
     show.builds(builds, as_json)
 
 
-def plan(bundle: Folder, profile: Profiles = None, sequential: Sequential = False, as_json: Json = False) -> None:
+def plan(
+    bundle: Folder,
+    profile: Profiles = None,
+    sequential: Sequential = False,
+    memory: Budget = None,
+    size: Annotated[
+        str | None, typer.Option(help="Size of the image for --memory, such as 768x512. Default: the model's own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Predict the build time, disk space and memory that a profile needs, and whether it fits."""
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
     from .choose import choose
-    from .plan import show
+    from .plan import budget_answer, show
 
     opened = open_bundle(bundle)
-    show([run_plan(opened, one) for one in choose(profile, sequential=sequential)], as_json)
+    chosen = choose(profile, sequential=sequential)
+    fitted = [budget_answer(opened, one, memory, size) for one in chosen]
+    show([run_plan(opened, one) for one in chosen], as_json, fitted)
 
 
 def why(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None:

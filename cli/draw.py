@@ -48,6 +48,7 @@ def draw(
     control: Sequence[Path] = (),
     style: Path | None = None,
     adapters: Mapping[str, float] = {},
+    memory_gb: float | None = None,
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
     quiet: bool = False,
@@ -99,7 +100,7 @@ def draw(
             start = time.perf_counter()
             from ..pipelines.pipeline import Pipeline
 
-            with Pipeline.open(opened, profile, tell, adapters=adapters) as pipeline:
+            with Pipeline.open(opened, profile, tell, memory_gb=memory_gb, adapters=adapters) as pipeline:
                 load = time.perf_counter() - start
                 own = pipeline.bundle.manifest.source.adapters
                 remarks = differences(*origin, pipeline.bundle, () if own else named) if origin else []
@@ -175,6 +176,7 @@ def _record(
         "step_seconds": [round(value, 6) for value in result.step_seconds],
         "peak_bytes": peak_bytes(),
         "engines": dict(result.engines),
+        **({"memory": result.memory.model_dump()} if result.memory else {}),
         "notices": [*remarks, *result.notices],
     }
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
+from .options import Budget, Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
 from .text import say
 
 
@@ -137,6 +137,7 @@ def run(
     profile: ProfileName = None,
     threads: Threads = None,
     sequential: Sequential = False,
+    memory: Budget = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     prompt_syntax: Annotated[
         str | None,
@@ -291,6 +292,7 @@ def run(
         control=control or (),
         style=style,
         adapters=given,
+        memory_gb=memory,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,
         quiet=quiet,

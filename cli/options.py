@@ -34,6 +34,15 @@ Sequential = Annotated[
         help="Load each part only while it runs, so that the largest one must fit in memory instead of all. Slower.",
     ),
 ]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        metavar="GB",
+        help="Memory budget in GB of 10^9 bytes. An image that doesn't fit is generated with one part in memory at a "
+        "time, the denoiser row by row, decoding in tiles, or the tiny decoder; the first that fits.",
+    ),
+]
 ProfileName = Annotated[
     str | None,
     typer.Option(

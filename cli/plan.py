@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..compiler.budget import budget_bytes, plan_budget
 from ..compiler.plan import BuildPlan, EnginePlan
+from ..core.bundle import Bundle
+from ..core.errors import RequestError
+from ..core.request import Fitted, Request
+from ..core.shapes import size_complaint
+from ..pipelines.complete import about_memory
+from ..profiles import Profile
+from .ask import parse_size
 from .show import emit, shape, size, table
 from .text import Screen
 
@@ -22,21 +30,43 @@ LEGEND = {
 """Explanations of the columns, keyed by name."""
 
 
-def show(plans: Sequence[BuildPlan], as_json: bool) -> None:
-    """Print predictions, figures of existing engines, and what does not fit."""
+def budget_answer(bundle: Bundle, profile: Profile, memory_gb: float | None, size: str | None) -> Fitted | str | None:
+    """How an image of this size is fitted into a budget in GB, or why it isn't; None without a budget.
+
+    Raises `RequestError` for a budget or a size that is not valid, and for a size without a budget.
+    """
+    if memory_gb is None:
+        if size is not None:
+            raise RequestError("--size is the size that is fitted into --memory. Pass --memory, or leave --size out.")
+        return None
+    budget, sides = budget_bytes(memory_gb), parse_size(size)
+    given = (sides.get("width", 0), sides.get("height", 0)) if sides else bundle.manifest.model.own_size
+    request = Request(prompt="", width=given[0], height=given[1])
+    if wrong := size_complaint(bundle.manifest.model, *given):
+        raise RequestError(wrong)
+    try:
+        found = plan_budget(bundle, profile, budget, request)
+    except RequestError as exc:
+        return str(exc)
+    return found or f"Profile {profile.name} builds no engine for {given[0]}x{given[1]} pixels."
+
+
+def show(plans: Sequence[BuildPlan], as_json: bool, fitted: Sequence[Fitted | str | None]) -> None:
+    """Print predictions, figures of existing engines, what does not fit, and how an image fits into a budget."""
     if as_json:
-        emit([_plain(one) for one in plans])
+        emit([_plain(one) | _plain_budget(memory) for one, memory in zip(plans, fitted, strict=True)])
         return
     console = Screen(highlight=False)
     shown: set[str] = set()
-    for one in plans:
+    for one, memory in zip(plans, fitted, strict=True):
         lines = [_figures(engine) for engine in one.engines]
         figures = [name for name in LEGEND if any(line[name] for line in lines)]
         rows = table(one.profile, "part", "type", *figures, right=figures)
         for engine, line in zip(one.engines, lines, strict=True):
             rows.add_row(_name(engine, one.engines), engine.precision, *(line[name] for name in figures))
         console.print(rows)
-        console.print(_summary(one), "", markup=False, sep="\n")
+        said = [memory] if isinstance(memory, str) else about_memory(memory) if memory else []
+        console.print(_summary(one), *said, "", markup=False, sep="\n")
         shown.update(figures)
     legend = "; ".join(LEGEND[name] for name in LEGEND if name in shown)
     console.print(f"{legend[:1].upper()}{legend[1:]}.")
@@ -86,6 +116,13 @@ def _summary(one: BuildPlan) -> str:
     if one.statement:
         summary.append(one.statement)
     return " ".join(summary)
+
+
+def _plain_budget(memory: Fitted | str | None) -> dict[str, Any]:
+    """The answer to a budget as a field of a JSON object."""
+    if memory is None:
+        return {}
+    return {"memory": None, "refused": memory} if isinstance(memory, str) else {"memory": memory.model_dump()}
 
 
 def _plain(one: BuildPlan) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 from ..core.bundle import Bundle
@@ -19,16 +19,19 @@ from ..core.process import check_process
 from ..core.progress import Progress, quiet
 from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
-from ..core.request import Request
+from ..core.request import Fitted, Request
 from ..core.units import counted
 from ..profiles import OWN, Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
+from .budget import fit
 from .cache import Artifact, Parity, built_profiles, damage, find, is_whole, load_engine
 from .faults import broken
+from .plan import drawing_parts
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
+from .rows import RowByRow
 from .sequential import Sequential
 from .targets import Wanted, wanted
 
@@ -48,6 +51,12 @@ class Engines:
     """The result of `wanted` for this bundle and profile, where it is known."""
     built: Mapping[str, Artifact] = field(default_factory=dict[str, Artifact], repr=False)
     """Known artifacts, keyed by `Artifact.key`; others are looked up."""
+    budget: int | None = None
+    """Memory in bytes that a request may take, on the device; `fit` then chooses how each is computed."""
+    _alone: bool = field(default=False, init=False, repr=False)
+    """Whether an engine that is loaded replaces the one that was; once a request needed that, it stays so."""
+    _here: local = field(default_factory=local, init=False, repr=False)
+    """`row_by_row`: whether the request of this thread is denoised row by row."""
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
@@ -77,6 +86,7 @@ class Engines:
         return self._engine_key(self._artifact(want))
 
     def __post_init__(self) -> None:
+        self._alone = self.profile.sequential
         self._adapter, self._wanted = self.asked or wanted(self.bundle, self.profile, to_run=True)
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
@@ -86,10 +96,12 @@ class Engines:
         built for other sizes.
         """
         chosen = self.fitting(part, shapes)
-        if self.profile.sequential:
-            self._artifact(chosen)  # one that isn't built is reported before the work begins
-            return Sequential(lambda: self._load(chosen), self._lock)
-        return self._load(chosen)
+        if not self._alone and self.budget is None:
+            return self._load(chosen)
+        self._artifact(chosen)  # one that isn't built is reported before the work begins
+        found = Sequential(lambda: self._load(chosen), self._lock)
+        info = self.bundle.part(part)
+        return RowByRow(found, info.inputs) if info.role == "denoiser" and self._by_row else found
 
     def fitting(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Wanted:
         """Which engine takes these input shapes; raises `ShapeError` where none does."""
@@ -114,30 +126,57 @@ class Engines:
 
         It is loaded, and freed, as the others are.
         """
-        if self.profile.sequential:
+        if self._alone:
             return Sequential(lambda: self.held(key, load), self._lock)
         return self.held(key, load)
 
     def held(self, key: str, load: Callable[[], Engine]) -> Engine:
-        """The engine of this name, loaded unless it is; in a sequential profile, all others are freed first."""
+        """The engine of this name, loaded unless it is; if engines are loaded one at a time, all others are freed
+        first.
+        """
         with self._lock:
             if self._closed:
                 raise RuntimeMissing("These engines are closed and their memory is freed. Open the bundle again.")
             if key not in self._loaded:
-                if self.profile.sequential:
-                    self._free()
+                if self._alone:
+                    self._free(tuple(self._loaded))
                 self._loaded[key] = load()
             return self._loaded[key]
 
     def release(self, key: str) -> None:
         """Free an engine's memory, if it is loaded. It is loaded again when it is next needed."""
         with self._lock:
-            if key in self._loaded:
-                self._loaded.pop(key).close()
+            self._free([key])
+
+    @property
+    def _by_row(self) -> bool:
+        return getattr(self._here, "row_by_row", False)
+
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
+        """Choose how a completed request, and its second pass if it has one, is computed within the budget.
+
+        It holds for this thread's next calls of `engine`. Engines that it doesn't use are freed. None without a budget,
+        and where no engine takes the size. Raises `RequestError` where nothing fits.
+        """
+        if self.budget is None:
+            return None
+        asked = [(want.part, want.target, find(self.bundle, want.part, want.key)) for want in self._wanted]
+        found = fit(self.bundle, asked, passes, self.budget, sequential=self._alone, profile=self.profile.name)
+        self._here.row_by_row = found is not None and found.row_by_row
+        if found is not None:
+            drawing = drawing_parts(self.bundle, encodes=any(one.encodes for one in passes))
+            decoders = self.bundle.decoders
+            unused = {*decoders.values()} - {decoders[found.decoder]}
+            with self._lock:
+                if found.sequential and not self._alone:
+                    self._alone = True
+                    self._free(tuple(self._loaded))
+                self._free([one.key for one in self._wanted if one.part in unused or one.part not in drawing])
+        return found
 
     def check_room(self, request: Request) -> None:
         """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
-        check_room(self.bundle, self._wanted, request, sequential=self.profile.sequential)
+        check_room(self.bundle, self._wanted, request, sequential=self._alone)
 
     def check(self, on_progress: Progress = quiet) -> None:
         """Prove the engines that this machine hasn't proved yet, and compare all of them with the profile's floors.
@@ -214,7 +253,7 @@ class Engines:
 
     def preload(self, parts: Collection[str]) -> None:
         """Load parts now instead of on first use, except those that have engines of several sizes."""
-        for part in () if self.profile.sequential else parts:
+        for part in () if self._alone or self.budget is not None else parts:
             candidates = [want for want in self._wanted if want.part == part]
             if len(candidates) == 1:
                 self._load(candidates[0])
@@ -272,12 +311,12 @@ class Engines:
             return
         with self._lock:
             self._closed = True
-            self._free()
+            self._free(tuple(self._loaded))
 
-    def _free(self) -> None:
-        for engine in self._loaded.values():
-            engine.close()
-        self._loaded.clear()
+    def _free(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if (engine := self._loaded.pop(key, None)) is not None:
+                engine.close()
 
     def __enter__(self) -> Engines:
         return self
@@ -286,14 +325,22 @@ class Engines:
         self.close()
 
 
-def load(bundle: Bundle, profile: Profile, parts: Collection[str] = (), on_progress: Progress = quiet) -> Engines:
-    """Open a bundle's engines for a profile; those of `parts` are loaded now instead of on first use.
+def load(
+    bundle: Bundle,
+    profile: Profile,
+    parts: Collection[str] = (),
+    on_progress: Progress = quiet,
+    *,
+    budget: int | None = None,
+) -> Engines:
+    """Open a bundle's engines for a profile; those of `parts` are loaded now instead of on first use, unless there is a
+    memory `budget` in bytes.
 
     Engines that this machine didn't prove yet, such as those of a copied bundle, are proved first.
     Raises the errors of `wanted`, `BundleError` where an engine isn't built or is damaged, and `ParityError` where one
     is below the profile's floors.
     """
-    engines = Engines(bundle, profile)
+    engines = Engines(bundle, profile, budget=budget)
     engines.check(on_progress)
     try:
         engines.preload(parts)

@@ -24,6 +24,7 @@ from ..profiles import Profile
 from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY, TOGETHER, numbered
 from ..runtimes.machine import Machine, machine
+from ..sampling.draw import decoded_shapes
 from .cache import Artifact, artifacts, find
 from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
 from .flops import count_flops
@@ -182,6 +183,91 @@ def _room(profile: Profile, here: Machine, *, absent: bool, on_host: bool) -> in
     return (sizes.pop() if len(sizes) == 1 else None) or stated  # GPUs differ: which one will be used is unknown
 
 
+Asked = tuple[str, Target, Artifact | None]
+"""A part, its target, and the artifact where one exists."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Memory that generating an image takes, on the device of the engines."""
+
+    bytes: int
+    measured: bool
+    """Whether the runtime was measured; if not, the bytes are a lower bound."""
+    on_host: bool
+
+
+def predict(
+    bundle: Bundle,
+    asked: Iterable[Asked],
+    rows: int,
+    height: int,
+    width: int,
+    *,
+    sequential: bool = False,
+    tile: int | None = None,
+    decoder: str | None = None,
+    encodes: bool = False,
+    spare: bool = False,
+) -> Predicted | None:
+    """Predict the memory that generation takes, with all engines loaded, or if `sequential` the largest one; None where
+    a part has no engine for these sizes.
+
+    `rows`, `height` and `width` are those of the denoiser's sample, in latents; `tile` is the side in latents of the
+    tiles that the VAE decodes, and `decoder` that of the request, which `encodes` an image or not. With `spare`, the
+    VAE's decoder is loaded although another decodes.
+    """
+    asked, model = list(asked), bundle.manifest.model
+    used = bundle.decoders[decoder]
+    base, more, measured, on_host, held = 0, 0, True, True, dict[str, int]()
+    for part in drawing_parts(bundle, encodes=encodes):
+        role = bundle.part(part).role
+        latents = (1, model.latent_channels, height, width)
+        cut = [shape[-2:] for shape in decoded_shapes(latents, None, tile)] if role == "decoder" else [(height, width)]
+        mine = [one for one in asked if one[0] == part]
+        needed: list[int] = []
+        for tall, wide in cut:
+            free = sizes(model, role, Setting(wide * model.downscale, tall * model.downscale))
+            free |= {"batch": rows} if role in ("denoiser", "control") else {}
+            found = _fitting(mine, free)
+            if found is None and role in ("text_encoder", "image_encoder") and mine:  # for other numbers of rows
+                found = mine[-1], dict(mine[-1][1].shape or {})
+            if found is None:
+                return None
+            (_, target, artifact), shape = found
+            adapter = runtime(target.runtime)
+            costs = adapter.costs(target.device, target.options, free=target.shape is None)
+            measured, on_host = measured and costs is not None, on_host and costs is not None and costs.on_host
+            base = max(base, costs.base if costs else 0)
+            priced = _Priced(bundle, part, adapter, costs or Costs(), target.precision, shape)
+            reported = _reported(bundle, artifact) if target.shape is not None else None
+            needed.append(reported or priced.held)
+            if role == "decoder" and part != used:  # the VAE's own is loaded all the same, but not called
+                more += priced.held - priced.alive if spare and part != model.tiny_decoder and not sequential else 0
+                needed.clear()
+            if target.shape is None:  # one engine serves all, and the first is the largest
+                break
+        if needed:
+            held[part] = max(needed) if sequential else sum(needed)
+    return Predicted(base + more + _at_once(bundle, held, sequential=sequential), measured, on_host)
+
+
+def drawing_parts(bundle: Bundle, *, encodes: bool) -> tuple[str, ...]:
+    """The parts that generate an image, with the VAE's encoder if an image is encoded."""
+    encoder = bundle.variants("encoder").get(None) if encodes else None
+    return tuple(dict.fromkeys([*bundle.drawing, *([encoder] if encoder else [])]))
+
+
+def _fitting(asked: Sequence[Asked], free: Mapping[str, int]) -> tuple[Asked, dict[str, Shape]] | None:
+    """The engine for these sizes, of fixed sizes if there is one, with its input shapes."""
+    for one in sorted(asked, key=lambda one: one[1].shape is None):
+        target = one[1]
+        shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
+        if target.shape is None or dict(target.shape) == shape:
+            return one, shape
+    return None
+
+
 def drawing_bytes(
     bundle: Bundle,
     wanted_: Iterable[Wanted],
@@ -192,38 +278,15 @@ def drawing_bytes(
     sequential: bool = False,
     tile: int | None = None,
     decoder: str | None = None,
+    encodes: bool = False,
 ) -> int | None:
-    """Bytes of the machine's own memory that generation takes, with all engines loaded, or if `sequential` the largest
-    one, for engines of free sizes.
-
-    `rows`, `height` and `width` are those of the denoiser's sample, in latents; `tile` is the side in latents of the
-    tiles that the VAE decodes, and `decoder` that of the request. None where a device has memory of its
-    own, or the runtime was never measured.
+    """`predict` for engines of free sizes in the machine's own memory; None where a device has memory of its own, or
+    the runtime was never measured.
     """
-    base, spare, held, model = 0, 0, dict[str, int](), bundle.manifest.model
-    drawn = Setting(width * model.downscale, height * model.downscale)
-    sides = (min(width, tile or width), min(height, tile or height))
-    tiled = Setting(sides[0] * model.downscale, sides[1] * model.downscale)
-    used = bundle.decoders[decoder]
-    for want in wanted_:
-        if want.part not in bundle.drawing or want.target.shape is not None:
-            continue
-        adapter, target = runtime(want.target.runtime), want.target
-        costs = adapter.costs(target.device, target.options, free=True)
-        if costs is None or not costs.on_host:
-            return None
-        role = bundle.part(want.part).role
-        free = sizes(model, role, tiled if role == "decoder" else drawn) | (
-            {"batch": rows} if role == "denoiser" else {}
-        )
-        shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
-        base = max(base, costs.base)
-        priced = _Priced(bundle, want.part, adapter, costs, target.precision, shape)
-        if role == "decoder" and want.part != used:  # the VAE's own is loaded all the same, but not called
-            spare += 0 if want.part == model.tiny_decoder else priced.held - priced.alive
-            continue
-        held[want.part] = priced.held
-    return base + (0 if sequential else spare) + _at_once(bundle, held, sequential=sequential) or None
+    asked = [(want.part, want.target, None) for want in wanted_ if want.target.shape is None]
+    about = {"sequential": sequential, "tile": tile, "decoder": decoder, "encodes": encodes}
+    found = predict(bundle, asked, rows, height, width, spare=True, **about)  # pyright: ignore[reportArgumentType]
+    return found.bytes or None if found and found.measured and found.on_host else None
 
 
 @dataclass(frozen=True)

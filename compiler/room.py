@@ -43,6 +43,7 @@ def check_room(bundle: Bundle, wanted: Sequence[Wanted], request: Request, *, se
             sequential=sequential,
             tile=tile_of(model, request),
             decoder=request.decoder,
+            encodes=request.encodes,
         )
     room = _room()
     if needed is not None and room is not None and needed > room:

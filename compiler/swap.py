@@ -33,7 +33,7 @@ from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..core.records import recall, record_key, remember
 from ..core.references import Case, changed, stored_at, text_pairs
-from ..core.request import Request
+from ..core.request import Fitted, Request
 from ..core.tensors import Array, change_db
 from ..core.version import __version__
 from ..export.fused import write_changed
@@ -267,6 +267,10 @@ class SwappedEngines:
     def check_room(self, request: Request) -> None:
         """See `Engines.check_room`."""
         self._engines.check_room(request)
+
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
+        """See `Engines.fit`."""
+        return self._engines.fit(passes)
 
     def describe(self) -> dict[str, str]:
         """See `Engines.describe`; changed parts are marked."""

@@ -293,6 +293,34 @@ class Step:
     """[count, channels, height / 8, width / 8], in the scheduler's scale."""
 
 
+class Fitted(Record):
+    """How a request was fitted into a memory budget, in bytes: what is done, and what that was predicted to take."""
+
+    budget_bytes: int
+    planned_bytes: int
+    measured: bool = True
+    """Whether the runtime was measured; if not, `planned_bytes` counts weights and values only, a lower bound."""
+    sequential: bool = False
+    """Whether each part is in memory only while it runs."""
+    row_by_row: bool = False
+    """Whether the denoiser computes one row of its batch at a time."""
+    vae_tile: int | None = None
+    """Side in pixels of the tiles that the image is decoded in, the request's own or chosen."""
+    decoder: Literal["tiny"] | None = None
+    """The decoder, the request's own or chosen."""
+
+    @property
+    def how(self) -> str:
+        """What is done, as a phrase."""
+        done = [
+            "each part loaded only while it runs" if self.sequential else "all parts in memory",
+            *(["the denoiser run row by row"] if self.row_by_row else []),
+            *([f"the image decoded in tiles of {self.vae_tile} pixels"] if self.vae_tile else []),
+            *(["the image decoded by the tiny decoder"] if self.decoder else []),
+        ]
+        return ", ".join(done)
+
+
 class Fused(Record):
     """An adapter that the weights of a bundle were fused with."""
 
@@ -343,6 +371,8 @@ class Result:
     """Notices for the user, such as a prompt that needed several chunks, or a size the model was not trained for."""
     origin: Origin | None = None
     """The bundle that generated the images; None for a result that no pipeline made."""
+    memory: Fitted | None = None
+    """How the request was fitted into the pipeline's memory budget; None without one."""
     writer: Callable[..., tuple[Path, ...]] | None = field(default=None, repr=False, compare=False)
     """Called by `save`: image formats are the concern of the layers above."""
 

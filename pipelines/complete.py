@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError
 from ..core.manifest import Manifest, Model
-from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, TINY, Request
+from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, TINY, Fitted, Request
 from ..core.shapes import size_complaint
+from ..core.units import sized
 from ..sampling.draw import check_clip_skip, first_of, schedule_of
 from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
-from ..sampling.tiles import PARTS, is_tiled, tiles
+from ..sampling.tiles import LEAST_TILE, PARTS, is_tiled, smallest_side
 from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
@@ -23,9 +24,6 @@ from .style import with_style
 SEEDS = 1 << 32
 """Range of random seeds for requests without one, the same as in other tools."""
 MAX_SEED = (1 << 63) - 1
-
-LEAST_TILE = 64
-"""Smallest side of an image in pixels, and so of a tile: engines of free sizes take no less."""
 
 
 def complete(
@@ -251,7 +249,7 @@ def _check_last_tiles(tile: int, width: int, height: int, scale: int) -> None:
     """Raise `RequestError` for tiles of which the last are smaller than any image, with one that isn't."""
 
     def least(one: int) -> int:
-        return min(len(tiles(side // scale, one // scale)[-1]) * scale for side in (width, height))
+        return smallest_side((width, height), one, scale)
 
     if not is_tiled((height, width), tile) or (last := least(tile)) >= LEAST_TILE:
         return
@@ -362,6 +360,12 @@ def notices(
     if manifest.standing.statement:
         remarks.append(manifest.standing.statement)
     return remarks
+
+
+def about_memory(memory: Fitted) -> list[str]:
+    """A notice about how a request was fitted into a memory budget."""
+    planned = f"{'' if memory.measured else 'at least '}{sized(memory.planned_bytes)} planned"
+    return [f"To fit in {sized(memory.budget_bytes)} of memory ({planned}): {memory.how}."]
 
 
 def _about_tile(tile: int, width: int, height: int) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..core.engine import Engine
-from ..core.request import Request
+from ..core.request import Fitted, Request
 
 
 class EngineProvider(Protocol):
@@ -26,6 +26,12 @@ class EngineProvider(Protocol):
 
     def check_room(self, request: Request) -> None:
         """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
+        ...
+
+    def fit(self, passes: Sequence[Request]) -> Fitted | None:
+        """Choose how a completed request, and its second pass if it has one, is computed within a memory budget; None
+        without a budget. Raises `RequestError` where nothing fits.
+        """
         ...
 
     def describe(self) -> dict[str, str]:

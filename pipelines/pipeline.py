@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ..compiler.adapted import adapted
+from ..compiler.budget import budget_bytes
 from ..compiler.engines import load
 from ..compiler.swap import Swaps, swaps
 from ..compiler.targets import fixed_sizes, with_threads
@@ -25,7 +26,7 @@ from ..core.images import pixels_sha256
 from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
-from ..core.request import Fused, Origin, Request, Result
+from ..core.request import Fitted, Fused, Origin, Request, Result
 from ..core.standing import SELF_CONSISTENT, SWAPPED_STATEMENT
 from ..core.tensors import Array
 from ..core.units import counted
@@ -42,7 +43,7 @@ from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
 from .adapters import given, with_strengths
 from .adapters import opened as opened_adapters
-from .complete import complete, notices, second_pass, size_and_seed
+from .complete import about_memory, complete, notices, second_pass, size_and_seed
 from .control import about_controls, digested
 from .engines import EngineProvider
 from .layout import Layout, lay_out
@@ -86,6 +87,7 @@ class Pipeline:
         *,
         threads: int | None = None,
         sequential: bool = False,
+        memory_gb: float | None = None,
         adapters: Mapping[str, float] | Sequence[str] = (),
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
@@ -98,26 +100,33 @@ class Pipeline:
         an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's encoder: they are
         loaded when a request needs one.
 
+        `memory_gb` is a budget in GB of 10^9 bytes, of the device that the engines run on. Each request is then
+        computed in the first way that is predicted to fit: all parts in memory, one at a time, the denoiser row by row,
+        decoding in tiles, or by the tiny decoder; `Result.memory` says which. Parts are loaded by the first request.
+
         `adapters` are LoRAs and their like: files, and their strengths for requests that state none (1 in a list).
         Where the runtime can swap weights in seconds, each request may have its own strengths (`Request.adapters`), and
-        engines with swapped weights are compared with their graphs first (`compiler.swap`). On other runtimes, the
-        bundle is fused with them and built at their first use (`compiler.adapted`), and requests can't change them.
+        engines with swapped weights are compared with their graphs first (`compiler.swap`). On other runtimes, and
+        within a memory budget, the bundle is fused with them and built at their first use (`compiler.adapted`), and
+        requests can't change them.
 
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
         """
+        budget = None if memory_gb is None else budget_bytes(memory_gb)
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
         chosen = chosen.sequentially() if sequential else chosen
         strengths = given(adapters)
         named = opened_adapters(strengths)
         fitting = adapters_of(opened, strengths) if strengths else []
-        swapping = bool(fitting) and swaps(chosen)
+        swapping = bool(fitting) and budget is None and swaps(chosen)
         if fitting and not swapping:
             opened = adapted(opened, strengths, chosen, on_progress)
         verify_files(opened, host_files(opened.manifest.model))
         if not swapping:
-            return cls(opened, load(opened, chosen, opened.plainly_drawing, on_progress), chosen, adapters=named)
+            engines = load(opened, chosen, opened.plainly_drawing, on_progress, budget=budget)
+            return cls(opened, engines, chosen, adapters=named)
         changed = {part for one in fitting if one.strength for part in one.edits}
         parts = [part for part in opened.plainly_drawing if part not in changed]
         engines = load(opened, chosen, parts, on_progress)
@@ -174,11 +183,8 @@ class Pipeline:
             yield self
             return
         with self._swaps.at(request.adapters or {}) as engines:
-            other, own = (
-                copy(self),
-                reduce(lambda inner, wrap: wrap(inner), self._wraps, cast("EngineProvider", engines)),
-            )
-            other._engines = own
+            other = copy(self)
+            other._engines = reduce(lambda inner, wrap: wrap(inner), self._wraps, cast("EngineProvider", engines))
             yield other
 
     def __call__(
@@ -227,6 +233,7 @@ class Pipeline:
                 image=image,
                 mask=mask,
                 control=control,
+                style=style,
                 latents=latents,
                 noise=noise,
                 image_noise=image_noise,
@@ -241,6 +248,7 @@ class Pipeline:
         image: ImageLike | Decoded | None,
         mask: ImageLike | Decoded | None,
         control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None,
+        style: ImageLike | Decoded | None,
         latents: Array | None,
         noise: Noise | None,
         image_noise: Array | None,
@@ -282,11 +290,15 @@ class Pipeline:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
         shown: dict[str, Any] = {"controls": tuple(one.pixels for one in controls)}
         shown["style"] = None if styled is None else styled.pixels
+        passes = [asked, *([second_pass(asked, model, 0)] if asked.hires is not None else [])]
+        memory = self._engines.fit(passes)
+        if memory is not None and (memory.vae_tile, memory.decoder) != (asked.vae_tile, asked.decoder):
+            asked = asked.model_copy(update={"vae_tile": memory.vae_tile, "decoder": memory.decoder})
         if asked.hires is not None:
             self._engines.check_room(second_pass(asked, model, 0))
         drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
         passed = {"initial latents": latents, "image's noise values": image_noise}
-        remarks: list[str] = []
+        remarks = [] if memory is None else about_memory(memory)
         if asked.hires is not None:
             drawn, notice = self._enlarged(request, asked, drawn, on_step, noise, shown)
             remarks.append(notice)
@@ -300,7 +312,7 @@ class Pipeline:
         )
         if self._swaps is not None:
             drawn = replace(drawn, seconds={**drawn.seconds, ADAPTERS: swap_seconds})
-        return self._result(asked, drawn, messages, perf_counter() - started)
+        return self._result(asked, drawn, messages, perf_counter() - started, memory)
 
     def _draw(
         self,
@@ -411,7 +423,9 @@ class Pipeline:
             own = replace(own, adapters=(*own.adapters, *active), standing=SELF_CONSISTENT.word)
         return own
 
-    def _result(self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float) -> Result:
+    def _result(
+        self, asked: Request, drawn: Drawn, messages: tuple[str, ...], total: float, memory: Fitted | None
+    ) -> Result:
         return Result(
             images=drawn.images,
             latents=drawn.latents,
@@ -420,6 +434,7 @@ class Pipeline:
             step_seconds=drawn.step_seconds,
             engines=self._used(asked),
             notices=messages,
+            memory=memory,
             origin=self._from(asked),
             writer=save,
         )

@@ -19,7 +19,7 @@ from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
-from ..core.request import Fused, Origin, Request, Result
+from ..core.request import Fitted, Fused, Origin, Request, Result
 from ..core.version import __version__
 from ..sampling.draw import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, parse, write
@@ -62,6 +62,8 @@ class Drawing(Record):
     """Textual inversions in the prompts: the SHA-256 of each file by its token."""
     adapters: Annotated[tuple[Fused, ...], Field(exclude_if=lambda value: not value)] = ()
     """LoRAs and other adapters that the weights were fused with."""
+    memory: Annotated[Fitted | None, Field(exclude_if=lambda value: value is None)] = None
+    """How the request was fitted into a memory budget, if there was one."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def drawings(result: Result) -> Iterator[Drawing]:
             standing=made.standing,
             embeddings=used,
             adapters=made.adapters,
+            memory=result.memory,
         )
 
 

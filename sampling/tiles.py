@@ -15,6 +15,9 @@ from ..core.engine import Run
 PARTS = 4
 """A tile's overlap with the next is this part of its side, so that its side in latents must be a multiple."""
 
+LEAST_TILE = 64
+"""Smallest side of an image in pixels, and so of a tile: engines of free sizes take no less."""
+
 
 def tiles(side: int, tile: int) -> tuple[range, ...]:
     """The tiles along a side, all in latents; those at the end may be smaller."""
@@ -25,6 +28,11 @@ def tiles(side: int, tile: int) -> tuple[range, ...]:
 def is_tiled(sides: Sequence[int], tile: int) -> bool:
     """Whether an image of these sides is larger than a tile, and so decoded in tiles; all in pixels, or in latents."""
     return max(sides) > tile
+
+
+def smallest_side(sides: Sequence[int], tile: int, scale: int) -> int:
+    """The smallest side of the tiles of an image; all in pixels, of which a latent has `scale`."""
+    return min(len(tiles(side // scale, tile // scale)[-1]) * scale for side in sides)
 
 
 def tile_shapes(latents: tuple[int, ...], tile: int) -> tuple[tuple[int, ...], ...]:

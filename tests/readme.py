@@ -1,18 +1,22 @@
 """Write the tables of README.md and docs/ from result files and profiles: `make readme`.
 
 A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is the name of a table of
-`benchmarks/columns.py` and FILE a file of `benchmarks/results`, or it is `targets` or `profiles`.
+`benchmarks/columns.py` and FILE a file of `benchmarks/results`; or WHAT is `memory` and FILE is made by
+`tests/memory.py`; or it is `targets` or `profiles`.
 """
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from latentc.benchmarks.columns import table
 from latentc.benchmarks.markdown import markdown_table
 from latentc.benchmarks.reading import Section, machine_title, sections, setting_title
 from latentc.benchmarks.records import read_records
+from latentc.core.units import sized
 from latentc.profiles import Profile, load_profile, profile_names
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +36,8 @@ def written(text: str) -> str:
 
 
 def block(what: str, file: str = "") -> str:
+    if what == "memory":
+        return memory(file)
     if what in PROFILES:
         return PROFILES[what]()
     rows = read_records(RESULTS / file)
@@ -40,6 +46,35 @@ def block(what: str, file: str = "") -> str:
     assert found is not None
     legend = textwrap.fill(f"{where(section)} {found.note}", 120, break_on_hyphens=False, break_long_words=False)
     return f"{markdown_table(found)}\n\n{legend}"
+
+
+def memory(file: str) -> str:
+    """A table of what `plan --memory` answers by profile, size and budget, from the rows of `tests/memory.py`."""
+    rows = [json.loads(line) for line in (RESULTS / file).read_text(encoding="utf-8").splitlines()]
+    budgets = list(dict.fromkeys(row["budget_gb"] for row in rows))
+    lines = [
+        f"| family, profile, size | {' | '.join(f'{one:g} GB' for one in budgets)} |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        name = f"{row['family']}, `{row['profile']}`, {row['side']}x{row['side']}"
+        cells.setdefault(name, []).append(way(row.get("fitted")))
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(each)} |" for name, each in cells.items())])
+
+
+def way(fitted: dict[str, Any] | None) -> str:
+    """What is done to fit, in a word or two, and the memory that is planned."""
+    if fitted is None:
+        return "no"
+    tile = fitted["vae_tile"]
+    done = [
+        *(["in turn"] if fitted["sequential"] else []),
+        *(["by row"] if fitted["row_by_row"] else []),
+        *([f"tiles {tile}"] if tile else []),
+        *(["tiny"] if fitted["decoder"] else []),
+    ]
+    return f"{' + '.join(done) or 'whole'}, {sized(fitted['planned_bytes'])}"
 
 
 def where(section: Section) -> str:

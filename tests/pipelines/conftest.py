@@ -104,6 +104,9 @@ class NumpyEngines:
                 raise ShapeError(f"{part} isn't built for {shape}; built: {self.only}. Build for it.")
         return NumpyEngine(self.functions[part], self.feeds.setdefault(part, []), self.bound.setdefault(part, []))
 
+    def fit(self, passes):
+        return None
+
     def check_room(self, request: Request) -> None:
         pass
 
