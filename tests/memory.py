@@ -1,6 +1,6 @@
 """Write the planned rows of docs/memory.md: `python tests/memory.py BUNDLE PROFILE > benchmarks/results/FILE`.
 
-Each line is the answer of `latentc plan --memory GB --size SIDExSIDE` to one size and budget. Nothing is built or
+Each row is the answer of `latentc plan --memory GB --size SIDExSIDE` to one size and budget. Nothing is built or
 loaded, so a bundle of random weights at full size does.
 """
 
@@ -19,6 +19,7 @@ BUDGETS_GB = (4, 4.5, 6, 8, 10, 12, 24)
 
 def main(folder: str, names: list[str]) -> None:
     bundle = open_bundle(folder)
+    rows: list[str] = []
     for name in names:
         profile = load_profile(name)
         for side in SIDES:
@@ -30,7 +31,8 @@ def main(folder: str, names: list[str]) -> None:
                     row["fitted"] = fitted and fitted.model_dump()
                 except RequestError as exc:
                     row["refused"] = str(exc)
-                sys.stdout.write(f"{json.dumps(row)}\n")
+                rows.append(json.dumps(row))
+    sys.stdout.write("[\n" + ",\n".join(rows) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def block(what: str, file: str = "") -> str:
 
 def memory(file: str) -> str:
     """A table of what `plan --memory` answers by profile, size and budget, from the rows of `tests/memory.py`."""
-    rows = [json.loads(line) for line in (RESULTS / file).read_text(encoding="utf-8").splitlines()]
+    rows: list[dict[str, Any]] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     budgets = list(dict.fromkeys(row["budget_gb"] for row in rows))
     lines = [
         f"| family, profile, size | {' | '.join(f'{one:g} GB' for one in budgets)} |",
