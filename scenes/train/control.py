@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "block_out_channels": CONFIG["block_out_channels"],
     "layers_per_block": CONFIG["layers_per_block"],
     "norm_num_groups": CONFIG["norm_num_groups"],
+    "cross_attention_dim": CONFIG["cross_attention_dim"],
     "conditioning_embedding_out_channels": [8, 12, 16, 24],
 }
 """Without attention, which takes half of the parameters: the edges are where they act."""
