@@ -58,11 +58,12 @@ def main(folder: Path) -> None:
         rows.append([one(pipeline, text, **few) for text in texts])
     with opened(folder, "equipped", controlnets=["scenes/edges"], tiny_vae="scenes/tiny") as pipeline:
         rows.append([one(pipeline, text, decoder="tiny") for text in texts])
-        edges = canny(render(ASKED[0].scene, 128, ASKED[0].number))
-        places = ("a meadow", "a beach", "the desert", "snowy mountains")
+        edges = canny(render(ASKED[1].scene, 128, ASKED[1].number))
+        places = ("a meadow", "the desert", "snowy mountains", "a lavender field")
         skies = ("by day", "at sunset", "at night", "at dawn")
-        rows.append([render(ASKED[0].scene, 128, ASKED[0].number), edges])
-        rows[-1] += [one(pipeline, f"{place} {sky}", control=edges) for place, sky in zip(places, skies, strict=True)]
+        rows.append([render(ASKED[1].scene, 128, ASKED[1].number), edges])
+        prompts = [f"windmills and a house in {place} {sky}" for place, sky in zip(places, skies, strict=True)]
+        rows[-1] += [one(pipeline, prompt, control=edges) for prompt in prompts]
     sheet = np.concatenate([np.concatenate(row, axis=1) for row in rows])
     Image.fromarray(sheet).save("docs/adapters.webp", quality=80, method=6)
 
