@@ -49,7 +49,8 @@ def with_strengths(request: Request, adapters: Sequence[Fused], *, swaps: bool =
     asked = {name: request.adapters.get(name, 0.0) for name in own}
     if not swaps and asked != own:
         raise RequestError(
-            "The profile's runtime cannot swap adapters, and the pipeline was opened with the strengths "
+            "Adapters are not swapped by this runtime, or within a memory budget, and the pipeline was opened with the "
+            "strengths "
             f"{', '.join(f'{name}:{strength:g}' for name, strength in own.items())}. Open it with the ones that the "
             "request states."
         )

@@ -399,7 +399,8 @@ class Pipeline:
             messages.append(SWAPPED_STATEMENT)
         elif self._adapters and self._swaps is None:
             messages.append(
-                f"The runtime cannot swap adapters: they are fused in a bundle of its own, {self.bundle.folder}."
+                "Adapters are not swapped by this runtime, or within a memory budget: they are fused in a bundle of "
+                f"their own, {self.bundle.folder}."
             )
         return (*messages, *self._engines.notices)
 
