@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarks.memory import peak_bytes
+from ..compiler.swap import swaps
 from ..compiler.targets import fixed_sizes
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
@@ -79,7 +80,7 @@ def draw(
     passed: dict[str, Any] = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
     passed["style"] = style is not None
     named = opened_adapters(adapters)
-    requests = [with_strengths(request, named) for request in requests]
+    requests = [with_strengths(request, named, swaps=memory_gb is None and swaps(profile)) for request in requests]
     check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:

@@ -56,7 +56,9 @@ class Engines:
     _alone: bool = field(default=False, init=False, repr=False)
     """Whether an engine that is loaded replaces the one that was; once a request needed that, it stays so."""
     _here: local = field(default_factory=local, init=False, repr=False)
-    """`row_by_row`: whether the request of this thread is denoised row by row."""
+    """Of the request of this thread: `fitted`, whether it was fitted into the budget; `row_by_row`, whether it is
+    denoised row by row.
+    """
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
@@ -163,6 +165,7 @@ class Engines:
         asked = [(want.part, want.target, find(self.bundle, want.part, want.key)) for want in self._wanted]
         found = fit(self.bundle, asked, passes, self.budget, sequential=self._alone, profile=self.profile.name)
         self._here.row_by_row = found is not None and found.row_by_row
+        self._here.fitted = found is not None
         if found is not None:
             drawing = drawing_parts(self.bundle, encodes=any(one.encodes for one in passes))
             decoders = self.bundle.decoders
@@ -176,6 +179,8 @@ class Engines:
 
     def check_room(self, request: Request) -> None:
         """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
+        if getattr(self._here, "fitted", False):  # the budget decided, with rows, tiles and decoder
+            return
         check_room(self.bundle, self._wanted, request, sequential=self._alone)
 
     def check(self, on_progress: Progress = quiet) -> None:

@@ -172,6 +172,7 @@ class Swaps:
             for part in self.parts:
                 if edits := self._edits(part, key):
                     on_progress(f"{part}: fuse", None)
+                    verify_files(self.bundle, list(self.bundle.files(part)))
                     folder = place / part
                     folder.mkdir()
                     made.graphs[part] = write_changed(self.bundle, part, edits, folder)

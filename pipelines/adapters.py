@@ -10,6 +10,8 @@ from ..core.errors import CheckpointError, RequestError
 from ..core.request import Fused, Request
 
 SUFFIX = ".safetensors"
+STRONGEST = 100
+"""Of `Request.adapters`."""
 
 
 def given(adapters: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
@@ -25,6 +27,11 @@ def opened(adapters: Mapping[str, float]) -> tuple[Fused, ...]:
         Fused(name=file.name.removesuffix(SUFFIX), sha256=file.sha256, strength=strength)
         for file, strength in open_adapters(adapters)
     )
+    if beyond := [one for one in found if not abs(one.strength) <= STRONGEST]:
+        raise CheckpointError(
+            f"The adapter {beyond[0].name} has the strength {beyond[0].strength:g}. Use one from -{STRONGEST} to "
+            f"{STRONGEST}."
+        )
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise CheckpointError(f"Two adapters are called {twice!r}. Rename one of the files.")
