@@ -226,12 +226,14 @@ def predict(
         cut = [shape[-2:] for shape in decoded_shapes(latents, None, tile)] if role == "decoder" else [(height, width)]
         mine = [one for one in asked if one[0] == part]
         needed: list[int] = []
-        for tall, wide in cut:
+        for tall, wide in cut if mine else ():
             free = sizes(model, role, Setting(wide * model.downscale, tall * model.downscale))
             free |= {"batch": rows} if role in ("denoiser", "control") else {}
             found = _fitting(mine, free)
             if found is None and role in ("text_encoder", "image_encoder") and mine:  # for other numbers of rows
                 found = mine[-1], dict(mine[-1][1].shape or {})
+            if found is None and role == "decoder" and part != used:  # not called
+                break
             if found is None:
                 return None
             (_, target, artifact), shape = found

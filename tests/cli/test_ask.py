@@ -11,5 +11,5 @@ def test_steps_replace_one_another():
 
 
 def test_the_decoder_of_an_image_can_be_left():
-    assert over({"decoder": "tiny", "seed": 1}, {"decoder": "vae"}) == {"seed": 1}
+    assert over({"decoder": "tiny", "seed": 1}, {"decoder": "vae"}) == {"decoder": None, "seed": 1}
     assert over({"seed": 1}, {"decoder": "tiny"}) == {"seed": 1, "decoder": "tiny"}

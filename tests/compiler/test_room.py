@@ -156,7 +156,7 @@ def test_only_the_models_own_picture_is_passed_unseen(bundle, monkeypatch):
     opened, seen = bundle("sd1"), []
     model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
     wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
-    monkeypatch.setattr(room, "drawing_bytes", lambda *size, sequential, tile, decoder: seen.append((size[2:], tile)))
+    monkeypatch.setattr(room, "drawing_bytes", lambda *size, tile, **_: seen.append((size[2:], tile)))
     for more in ({}, {"guidance": 1.0, "count": 2}, {"width": 64, "height": 128}, {"height": 128, "vae_tile": 64}):
         room.check_room(wide, (), Request(prompt="x", **more), sequential=False)
     assert seen == [((2, 16, 16), 8)]
