@@ -286,8 +286,18 @@ def drawing_bytes(
     the runtime was never measured.
     """
     asked = [(want.part, want.target, None) for want in wanted_ if want.target.shape is None]
-    about = {"sequential": sequential, "tile": tile, "decoder": decoder, "encodes": encodes}
-    found = predict(bundle, asked, rows, height, width, spare=True, **about)  # pyright: ignore[reportArgumentType]
+    found = predict(
+        bundle,
+        asked,
+        rows,
+        height,
+        width,
+        sequential=sequential,
+        tile=tile,
+        decoder=decoder,
+        encodes=encodes,
+        spare=True,
+    )
     return found.bytes or None if found and found.measured and found.on_host else None
 
 

@@ -53,7 +53,7 @@ class Base:
         with torch.no_grad():
             return self.encoder(torch.tensor(self.words.ids(captions))).last_hidden_state
 
-    def told(self, numbers: Sequence[int], step: int) -> Tensor:
+    def captioned(self, numbers: Sequence[int], step: int) -> Tensor:
         """Encodings of the scenes' captions for training; their wording depends on the step."""
         whole = (torch.rand(len(numbers)) < TOLD_WHOLE).tolist()
         return self.encode([described(n, step + 1, all_).text for n, all_ in zip(numbers, whole, strict=True)])
@@ -115,13 +115,13 @@ class Exam:
 def exam(count: int = 64, chance: Mapping[str, float] = CHANCE) -> Exam:
     """The first scenes of the evaluation; `chance` is how often a caption names each attribute."""
     numbers = range(EXAMINED, EXAMINED + count)
-    told = [describe(sample(number, "any"), number, chance) for number in numbers]
+    captions = [describe(sample(number, "any"), number, chance) for number in numbers]
     said = [
         {key: value for key, value in attributes(sample(number, "any")).items() if key in caption.said}
-        for number, caption in zip(numbers, told, strict=True)
+        for number, caption in zip(numbers, captions, strict=True)
     ]
     noise = torch.randn((count, 4, vae.SIDE // 8, vae.SIDE // 8), generator=torch.Generator().manual_seed(0))
-    return Exam(numbers, [caption.text for caption in told], said, noise)
+    return Exam(numbers, [caption.text for caption in captions], said, noise)
 
 
 def judged(pictures: Sequence[Picture], said: Sequence[Mapping[str, str]]) -> dict[str, float]:
@@ -142,7 +142,7 @@ def guided(base: Base, unet: Any, scheduler: Any, steps: int, guidance: float, n
     for timestep in scheduler.timesteps:
         found = unet(latents.repeat(2, 1, 1, 1) if both else latents, timestep, rows)
         if both:
-            plain, told = found.chunk(2)
-            found = plain + guidance * (told - plain)
+            plain, prompted = found.chunk(2)
+            found = plain + guidance * (prompted - plain)
         latents = scheduler.step(found, timestep, latents).prev_sample
     return latents

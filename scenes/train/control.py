@@ -80,7 +80,7 @@ def train(folder: Path, steps: int) -> nn.Module:
 
     def loss(control: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         numbers = torch.randint(COUNT, (BATCH,)).tolist()
-        states = base.told(numbers, step)
+        states = base.captioned(numbers, step)
         states[torch.rand(BATCH) < 0.3] = base.encode([""])
         seen = edges[numbers].float().repeat(1, 3, 1, 1)
         return velocity_loss(

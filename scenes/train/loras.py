@@ -74,7 +74,7 @@ def train_style(folder: Path, steps: int) -> nn.Module:
 
     def loss(unet: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         numbers = torch.randint(COUNT, (BATCH,)).tolist()
-        states = base.told(numbers, step)
+        states = base.captioned(numbers, step)
         states[torch.rand(BATCH) < 0.1] = base.encode([""])
         return velocity_loss(lambda noisy, t: unet(noisy, t, states).sample, latents[numbers].float(), base.kept)
 
@@ -99,7 +99,7 @@ def train_lcm(folder: Path, steps: int) -> nn.Module:
 
     def loss(unet: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
         numbers = torch.randint(COUNT, (BATCH,)).tolist()
-        return _consistency(base, teacher, unet, latents[numbers].float(), base.told(numbers, step))
+        return _consistency(base, teacher, unet, latents[numbers].float(), base.captioned(numbers, step))
 
     def show(unet: Any, step: int) -> Mapping[str, float]:
         asked = exam()
@@ -135,9 +135,9 @@ def _consistency(base: Base, teacher: Any, unet: Any, clean: Tensor, states: Ten
     with torch.no_grad():
         empty = base.encode([""]).expand(count, -1, -1)
         v = teacher(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([empty, states])).sample
-        plain, told = v.chunk(2)
+        plain, prompted = v.chunk(2)
         low, high = GUIDANCE
-        v = plain + (low + (high - low) * torch.rand(count, 1, 1, 1)) * (told - plain)
+        v = plain + (low + (high - low) * torch.rand(count, 1, 1, 1)) * (prompted - plain)
         x0 = share.sqrt() * noisy - (1 - share).sqrt() * v
         noise = (1 - share).sqrt() * noisy + share.sqrt() * v
         there = base.share(before)
